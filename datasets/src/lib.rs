@@ -1,0 +1,1 @@
+//! The packed dataset format shared by dlm-prep and dlm-train.

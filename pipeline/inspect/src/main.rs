@@ -1,0 +1,2 @@
+//! dlm-inspect.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Conversations to packed Arrow rows.

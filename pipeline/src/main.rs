@@ -1,0 +1,2 @@
+//! dlm-prep.
+fn main() {}

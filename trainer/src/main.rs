@@ -1,0 +1,2 @@
+//! dlm-train.
+fn main() {}
