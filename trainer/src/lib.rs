@@ -1,1 +1,2 @@
 //! Training, export and decoding.
+pub mod config;
