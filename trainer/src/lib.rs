@@ -4,6 +4,7 @@
 //! → `optim` → `train` (the loop) → `checkpoint` → `export` → `decode`. `commands` are the subcommands of `dlm-train`.
 
 pub mod commands;
+pub mod config;
 pub mod device;
 pub mod diffusion;
 pub mod error;
