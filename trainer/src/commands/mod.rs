@@ -1,0 +1,3 @@
+//! The subcommands of `dlm-train`, one file each.
+
+pub mod parity;
