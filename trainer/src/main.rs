@@ -9,10 +9,12 @@ use dlm_train::{Result, commands};
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[derive(Parser)]
-#[command(name = "dlm-train", version, about = "Fine-tune an autoregressive model into a block-diffusion one, and use it")]
+#[command(name = "dlm-train", version, args_conflicts_with_subcommands = true, arg_required_else_help = true, about = "Fine-tune an autoregressive model into a block-diffusion one, and use it")]
 struct Cli {
+    #[command(flatten)]
+    train: commands::train::TrainArgs,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Subcommand)]
@@ -24,7 +26,8 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result: Result<bool> = match &cli.command {
-        Command::Parity(args) => commands::parity::run(args),
+        None => commands::train::run(&cli.train),
+        Some(Command::Parity(args)) => commands::parity::run(args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
