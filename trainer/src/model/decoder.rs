@@ -6,6 +6,8 @@
 //!
 //! Shape legend: B rows, S stream length, T = B·S, H query heads, K key/value heads, D head_dim.
 
+use std::sync::Arc;
+
 use burn::prelude::*;
 use burn::tensor::DType;
 use burn::tensor::activation::silu;
@@ -13,6 +15,7 @@ use burn::tensor::activation::silu;
 use super::config::{Activation, ModelConfig};
 use super::ops;
 use super::params::{LayerIndex, LinearIndex, Params, Weights};
+use super::tiles::{self, TilePlan};
 
 /// Architecture and parameter table; the weights come separately, so that the same code runs tracked and untracked.
 #[derive(Clone, Debug)]
@@ -47,6 +50,8 @@ pub struct Context {
 pub enum AttentionPlan {
     /// `[B, 1, S, S]`, true = hidden; scores are materialised.
     Dense(Tensor<4, Bool>),
+    /// Key ranges per run of queries over the flattened stream, `B · S` positions (CPU, fp32).
+    Tiles(Arc<TilePlan>),
 }
 
 impl Context {
@@ -59,6 +64,7 @@ impl Context {
             sin: self.sin.clone().autodiff(),
             mask: match &self.mask {
                 AttentionPlan::Dense(m) => AttentionPlan::Dense(m.clone().autodiff()),
+                AttentionPlan::Tiles(plan) => AttentionPlan::Tiles(plan.clone()),
             },
             dtype: self.dtype,
         }
@@ -86,34 +92,55 @@ impl Decoder {
 
     /// Queries, keys and values after norm and RoPE: `[B, H, S, D]`, `[B, K, S, D]`, `[B, K, S, D]`.
     pub fn qkv(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, cx: &Context) -> (Tensor<4>, Tensor<4>, Tensor<4>) {
+        let (q, k, v) = self.qkv_flat(w, l, x, cx);
+        let rows = |t: Tensor<3>| {
+            let [_, n, d] = t.dims();
+            t.reshape([cx.batch, cx.len, n, d]).swap_dims(1, 2)
+        };
+        (rows(q), rows(k), rows(v))
+    }
+
+    /// Queries, keys and values after norm and RoPE, in stream order: `[T, H, D]`, `[T, K, D]`, `[T, K, D]`.
+    fn qkv_flat(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, cx: &Context) -> (Tensor<3>, Tensor<3>, Tensor<3>) {
         let c = &self.cfg;
-        let (b, s, d) = (cx.batch, cx.len, c.head_dim);
+        let (t, d) = (cx.batch * cx.len, c.head_dim);
         let h = ops::rms_norm(x, &w[l.input_layernorm], c.rms_norm_eps);
+        let (cos, sin) = (cx.cos.clone().reshape([t, 1, d]), cx.sin.clone().reshape([t, 1, d]));
         let heads = |y: Tensor<2>, n: usize, norm: Option<usize>| {
             let y = match norm {
-                Some(p) => ops::rms_norm(y.reshape([b * s * n, d]), &w[p], c.rms_norm_eps),
+                Some(p) => ops::rms_norm(y.reshape([t * n, d]), &w[p], c.rms_norm_eps),
                 None => y,
             };
-            y.reshape([b, s, n, d]).swap_dims(1, 2)
+            y.reshape([t, n, d])
         };
         let q = heads(self.project(w, &l.q_proj, h.clone()), c.num_attention_heads, l.q_norm);
         let k = heads(self.project(w, &l.k_proj, h.clone()), c.num_key_value_heads, l.k_norm);
         let v = heads(self.project(w, &l.v_proj, h), c.num_key_value_heads, None);
-        (ops::rope(q, &cx.cos, &cx.sin), ops::rope(k, &cx.cos, &cx.sin), v)
+        (ops::rope(q, &cos, &sin), ops::rope(k, &cos, &sin), v)
     }
 
     fn attention_block(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, cx: &Context) -> Tensor<2> {
-        let (q, k, v) = self.qkv(w, l, x, cx);
-        let a = match &cx.mask {
-            AttentionPlan::Dense(hidden) => ops::attention(q, k, v, hidden),
-        };
-        self.attention_out(w, l, a)
+        match &cx.mask {
+            AttentionPlan::Dense(hidden) => {
+                let (q, k, v) = self.qkv(w, l, x, cx);
+                self.attention_out(w, l, ops::attention(q, k, v, hidden))
+            }
+            AttentionPlan::Tiles(plan) => {
+                let (q, k, v) = self.qkv_flat(w, l, x, cx);
+                let a = tiles::attention(q, k, v, plan);
+                let [t, h, d] = a.dims();
+                self.attention_out_flat(w, l, a.reshape([t, h * d]))
+            }
+        }
     }
 
     /// Output projection of attention, `[B, H, S, D]` → `[T, hidden_size]`.
     pub fn attention_out(&self, w: &Weights, l: &LayerIndex, a: Tensor<4>) -> Tensor<2> {
         let [b, h, s, d] = a.dims();
-        let a = a.swap_dims(1, 2).reshape([b * s, h * d]);
+        self.attention_out_flat(w, l, a.swap_dims(1, 2).reshape([b * s, h * d]))
+    }
+
+    fn attention_out_flat(&self, w: &Weights, l: &LayerIndex, a: Tensor<2>) -> Tensor<2> {
         let a = match l.attn_sub_norm {
             Some(p) => ops::rms_norm(a, &w[p], self.cfg.rms_norm_eps),
             None => a,

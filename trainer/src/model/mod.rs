@@ -7,6 +7,8 @@ pub mod config;
 pub mod decoder;
 pub mod ops;
 pub mod params;
+pub mod tiles;
+mod tiles_cpu;
 pub mod weights;
 
 pub use config::ModelConfig;

@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, bounded};
 use dlm_datasets::{Dataset, RowOrder, Split};
 
 use crate::diffusion::objective::{self, Objective};
-use crate::diffusion::{Batch, PackedRow, Spec, noise};
+use crate::diffusion::{Batch, PackedRow, Shape, Spec, noise};
 use crate::error::{Error, Result};
 
 /// The epoch number whose masks the evaluation uses; training never gets there.
@@ -32,8 +32,8 @@ pub struct Plan {
     pub spec: Spec,
     /// Smallest share hidden.
     pub noise_eps: f64,
-    /// Stream lengths are rounded up to a multiple of this.
-    pub multiple: usize,
+    /// How the streams of a micro-batch lie.
+    pub shape: Shape,
     /// Rows of the embedding table; ids must be below.
     pub vocab_size: usize,
 }
@@ -122,7 +122,7 @@ pub fn build_step(data: &Dataset, plan: &Plan, cursor: u64, pad_token_id: i32) -
     step.micro = rows
         .chunks(plan.micro_rows)
         .zip(masks.chunks(plan.micro_rows))
-        .map(|(r, m)| objective::build_batch(plan.objective, r, m, &plan.spec, plan.multiple))
+        .map(|(r, m)| objective::build_batch(plan.objective, r, m, &plan.spec, plan.shape))
         .collect();
     Ok(step)
 }

@@ -17,7 +17,7 @@ use crate::checkpoint::{self, Identity, RunState, Store};
 use crate::config::{self, Config, Recompute};
 use crate::device::Chosen;
 use crate::diffusion::objective::{self, Gradients, Objective, PassOptions};
-use crate::diffusion::{DocumentMask, Layout, Spec, noise};
+use crate::diffusion::{Attention, DocumentMask, Layout, Shape, Spec, noise};
 use crate::error::{Error, Result};
 use crate::export::{self, ExportInfo};
 use crate::model::{Decoder, Weights};
@@ -102,6 +102,8 @@ impl<'a> Trainer<'a> {
         }
         let Prepared { decoder, weights, source, folder } = source::prepare(cfg, manifest, &chosen.device)?;
         let objective = objective_of(cfg);
+        let dtype = compute_dtype(cfg, chosen);
+        let attention = Attention::best(&chosen.device, dtype);
         let plan = Plan {
             seed: cfg.train.seed,
             batch_rows: cfg.train.batch_rows,
@@ -117,11 +119,12 @@ impl<'a> Trainer<'a> {
                 },
             },
             noise_eps: cfg.conversion.noise_eps,
-            multiple: 1,
+            shape: if attention == Attention::Tiles { Shape::Flat } else { Shape::Rectangular { multiple: 32 } },
             vocab_size: decoder.cfg.vocab_size,
         };
         let pass = PassOptions {
-            dtype: compute_dtype(cfg, chosen),
+            dtype,
+            attention,
             recompute: cfg.train.recompute == Recompute::Layer,
             loss_chunk: cfg.train.loss_chunk,
         };
@@ -268,7 +271,7 @@ impl<'a> Trainer<'a> {
         if batch.counted > 0 {
             let scale = 1.0 / batch.counted as f64;
             for micro in &batch.micro {
-                let inputs = objective::upload(&self.decoder, micro, self.pass.dtype, &self.chosen.device);
+                let inputs = objective::upload(&self.decoder, micro, self.pass.dtype, self.pass.attention, &self.chosen.device);
                 sum += objective::loss_and_gradients(&self.decoder, &self.weights, &inputs, &self.pass, scale, &mut grads)?;
                 useful += flops::useful(&self.decoder, micro);
                 processed += micro.processed;
@@ -405,8 +408,8 @@ pub fn evaluate(
             packed.push(row);
             masks.push(mask);
         }
-        let batch = objective::build_batch(plan.objective, &packed, &masks, &plan.spec, plan.multiple);
-        let inputs = objective::upload(decoder, &batch, pass.dtype, &chosen.device);
+        let batch = objective::build_batch(plan.objective, &packed, &masks, &plan.spec, plan.shape);
+        let inputs = objective::upload(decoder, &batch, pass.dtype, pass.attention, &chosen.device);
         sum += objective::loss_sum(decoder, weights, &inputs, pass)?;
     }
     Ok((counted > 0).then(|| sum / counted as f64))
