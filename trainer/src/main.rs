@@ -21,6 +21,12 @@ struct Cli {
 enum Command {
     /// Hold this implementation against reference tensors.
     Parity(commands::parity::ParityArgs),
+    /// Measure throughput.
+    Bench {
+        /// What to measure.
+        #[command(subcommand)]
+        what: commands::bench::BenchCommand,
+    },
 }
 
 fn main() -> ExitCode {
@@ -28,6 +34,7 @@ fn main() -> ExitCode {
     let result: Result<bool> = match &cli.command {
         None => commands::train::run(&cli.train),
         Some(Command::Parity(args)) => commands::parity::run(args),
+        Some(Command::Bench { what }) => commands::bench::run(what),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -1,4 +1,6 @@
 //! The subcommands of `dlm-train`, one file each.
 
+pub mod bench;
 pub mod parity;
+pub mod presets;
 pub mod train;
