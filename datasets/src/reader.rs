@@ -164,7 +164,7 @@ impl Dataset {
         let s = self.manifest.seq_len;
         let ids = |column: usize| -> &[i32] {
             let list = batch.column(column).as_fixed_size_list();
-            let from = list.value_offset(at) as usize;
+            let from = list.value_offset_at(at);
             &list.values().as_primitive::<Int32Type>().values()[from..from + s]
         };
         let list = batch.column(2).as_list::<i32>();

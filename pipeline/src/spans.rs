@@ -1,0 +1,470 @@
+//! The assistant's part of a rendered conversation.
+//!
+//! In: a conversation and its template. Out: the text, byte-equal to the template's own render, and the byte spans the
+//! assistant speaks, end-of-turn token included.
+//!
+//! How: the template is rendered once more with a mark in place of every message's content, which gives its *skeleton*: the
+//! literal text between contents. Laid over the real render it says where each content stands; a conversation whose render is
+//! not its skeleton filled in (a template that deletes reasoning, say) is found out by that. Skeletons depend only on the
+//! order of roles and are kept. Where the skeleton does not fit, the start of a turn is sought by rendering what precedes it
+//! with `add_generation_prompt`. Nothing is assumed about a template; what cannot be established is a named reason.
+
+use crate::control::{ControlText, Found, mark, read_mark};
+use crate::conversation::{Conversation, Drop, Message};
+use crate::python::{GENERATION_END, GENERATION_START, is_space};
+use crate::template::ChatTemplate;
+use serde_json::Value;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+const SLOT: char = '\u{FDD0}';
+const SLOT_END: char = '\u{FDD1}';
+/// Skeletons kept per worker.
+const CACHE: usize = 1024;
+
+/// What to do with an assistant turn whose text the template does not show as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LostText {
+    /// Leave the conversation out.
+    #[default]
+    Drop,
+    /// Keep the turn as context, without loss.
+    Mask,
+    /// Take loss on what the template made of it.
+    Keep,
+}
+
+/// What to do with control-token strings in content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SpecialText {
+    /// They are text.
+    #[default]
+    Text,
+    /// They are control tokens, as in Python tools.
+    AsSpecial,
+    /// Leave the conversation out.
+    Reject,
+}
+
+/// A stretch of the text the assistant speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// First byte.
+    pub start: usize,
+    /// One past the last byte, end-of-turn token included.
+    pub end: usize,
+    /// Whether it may carry loss.
+    pub loss: bool,
+}
+
+/// A rendered conversation.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rendered {
+    /// The text; control-token strings of the content are marks if `marked`.
+    pub text: String,
+    /// In order, not overlapping.
+    pub spans: Vec<Span>,
+    /// Whether the text holds marks.
+    pub marked: bool,
+    /// Turns of which the template changed the white space only.
+    pub respaced: u64,
+    /// Turns of which it changed more (policies `mask` and `keep`).
+    pub rewritten: u64,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Piece {
+    Literal(String),
+    /// The content of message number …
+    Slot(usize),
+}
+
+#[derive(Debug, Default)]
+struct Skeleton {
+    pieces: Vec<Piece>,
+    /// `{% generation %}` marks: (piece, offset in it, is start).
+    generation: Vec<(usize, usize, bool)>,
+    /// Per assistant message with a slot: white space before it that is the response's, bytes after it up to the end of turn.
+    reach: HashMap<usize, (usize, usize)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fit {
+    Verbatim,
+    Respaced,
+    Lost,
+}
+
+/// Finds the spans; one per worker, for its cache.
+pub struct SpanFinder<'a> {
+    template: &'a ChatTemplate,
+    control: &'a ControlText,
+    special_text: SpecialText,
+    lost_text: LostText,
+    uses_generation: bool,
+    cache: HashMap<String, Option<Rc<Skeleton>>>,
+}
+
+impl<'a> SpanFinder<'a> {
+    /// For a template and a tokenizer's control tokens.
+    pub fn new(template: &'a ChatTemplate, control: &'a ControlText, special_text: SpecialText, lost_text: LostText) -> Self {
+        SpanFinder { template, control, special_text, lost_text, uses_generation: template.has_generation(), cache: HashMap::new() }
+    }
+
+    /// Renders a conversation and finds its spans.
+    pub fn render(&mut self, c: &Conversation) -> Result<Rendered, Drop> {
+        let found = self.look(c);
+        match (found, self.special_text) {
+            (Found::Reserved, _) => return Err(Drop::ReservedCharacters),
+            (Found::Control, SpecialText::Reject) => return Err(Drop::SpecialText),
+            (Found::Control, SpecialText::Text) => return self.render_marked(c),
+            _ => {}
+        }
+        self.render_plain(&c.messages, c.tools.as_ref())
+    }
+
+    /// What the contents hold.
+    fn look(&self, c: &Conversation) -> Found {
+        let mut control = false;
+        let json = c.messages.iter().filter_map(|m| m.tool_calls.as_ref()).chain(&c.tools).map(|v| self.control.look_json(v));
+        for f in c.messages.iter().map(|m| self.control.look(&m.content)).chain(json) {
+            match f {
+                Found::Reserved => return Found::Reserved,
+                Found::Control => control = true,
+                Found::Nothing => {}
+            }
+        }
+        if control { Found::Control } else { Found::Nothing }
+    }
+
+    /// The rare row with control-token strings in its text.
+    fn render_marked(&mut self, c: &Conversation) -> Result<Rendered, Drop> {
+        let mut messages = c.messages.clone();
+        for m in &mut messages {
+            m.content = self.control.mark(&m.content);
+            m.tool_calls.iter_mut().for_each(|v| self.control.mark_json(v));
+        }
+        let mut tools = c.tools.clone();
+        tools.iter_mut().for_each(|v| self.control.mark_json(v));
+        let mut out = self.render_plain(&messages, tools.as_ref())?;
+        // A template that looks at the text itself could treat a mark otherwise than the string it stands for.
+        let truth = self.template.render_with(&c.messages, c.tools.as_ref(), false, false).map_err(|_| Drop::TemplateRefused)?;
+        if self.control.unmark(&out.text) != truth {
+            return Err(Drop::SpecialText);
+        }
+        out.marked = true;
+        Ok(out)
+    }
+
+    fn render_plain(&mut self, messages: &[Message], tools: Option<&Value>) -> Result<Rendered, Drop> {
+        let text = self.template.render_with(messages, tools, false, false).map_err(|_| Drop::TemplateRefused)?;
+        let mut out = Rendered { text, ..Default::default() };
+        let skeleton = self.skeleton(messages, tools);
+        let places = skeleton.as_deref().and_then(|s| align(s, &out.text, messages).map(|p| (s, p)));
+        if let (Some((s, (_, starts, _))), true) = (&places, self.uses_generation) {
+            out.spans = self.generation_spans(s, starts, &out.text);
+        }
+        for (k, m) in messages.iter().enumerate().filter(|(_, m)| m.is_assistant()) {
+            let placed = places.as_ref().and_then(|(s, (slots, ..))| slots.iter().find(|p| p.0 == k).map(|p| (*s, *p)));
+            let (span, fit) = match placed {
+                Some((s, (_, start, end, fit))) => {
+                    let (back, forward) = s.reach.get(&k).copied().unwrap_or((0, 0));
+                    ((start - back, end + forward), fit)
+                }
+                None if m.content.is_empty() && m.tool_calls.is_none() => continue,
+                None => match self.by_prefix(messages, tools, k, &out.text) {
+                    Some(found) => found,
+                    None if places.is_some() && self.lost_text != LostText::Drop => {
+                        out.rewritten += 1;
+                        continue; // the template shows nothing of this turn
+                    }
+                    None if places.is_some() => return Err(Drop::AssistantTextLost),
+                    None => return Err(Drop::NoAssistantSpan),
+                },
+            };
+            let mut loss = true;
+            match fit {
+                Fit::Verbatim => {}
+                Fit::Respaced => out.respaced += 1,
+                Fit::Lost => {
+                    out.rewritten += 1;
+                    match self.lost_text {
+                        LostText::Drop => return Err(Drop::AssistantTextLost),
+                        LostText::Mask => loss = false,
+                        LostText::Keep => {}
+                    }
+                }
+            }
+            if self.uses_generation {
+                // The template's own marks are the spans; ours only say what became of the text.
+                for g in out.spans.iter_mut().filter(|g| g.start < span.1 && span.0 < g.end) {
+                    g.loss &= loss;
+                }
+            } else {
+                out.spans.push(Span { start: span.0, end: span.1, loss });
+            }
+        }
+        out.spans.sort_by_key(|s| s.start);
+        if out.spans.windows(2).any(|w| w[0].end > w[1].start) || out.spans.iter().any(|s| s.end > out.text.len()) {
+            return Err(Drop::NoAssistantSpan);
+        }
+        Ok(out)
+    }
+
+    /// The skeleton for this order of roles; none if the template refuses it.
+    fn skeleton(&mut self, messages: &[Message], tools: Option<&Value>) -> Option<Rc<Skeleton>> {
+        let plain = tools.is_none() && messages.iter().all(|m| m.tool_calls.is_none() && m.name.is_none() && m.tool_call_id.is_none());
+        let mut key = String::new();
+        if plain {
+            for m in messages {
+                key.push_str(&m.role);
+                key.push(if m.content.is_empty() { '0' } else { '1' });
+            }
+            if let Some(s) = self.cache.get(&key) {
+                return s.clone();
+            }
+        }
+        let made = self.make_skeleton(messages, tools).map(Rc::new);
+        if plain {
+            if self.cache.len() >= CACHE {
+                self.cache.clear();
+            }
+            self.cache.insert(key, made.clone());
+        }
+        made
+    }
+
+    fn make_skeleton(&self, messages: &[Message], tools: Option<&Value>) -> Option<Skeleton> {
+        if messages.len() > 0xFFFF {
+            return None;
+        }
+        let mut marked = messages.to_vec();
+        for (k, m) in marked.iter_mut().enumerate().filter(|(_, m)| !m.content.is_empty()) {
+            m.content.clear();
+            mark(SLOT, k, SLOT_END, &mut m.content);
+        }
+        let text = self.template.render_with(&marked, tools, false, self.uses_generation).ok()?;
+        let mut s = parse_skeleton(&text)?;
+        for (i, piece) in s.pieces.iter().enumerate() {
+            let &Piece::Slot(k) = piece else { continue };
+            if !messages[k].is_assistant() {
+                continue;
+            }
+            let literal = |i: Option<usize>| match i.and_then(|i| s.pieces.get(i)) {
+                Some(Piece::Literal(l)) => l.as_str(),
+                _ => "",
+            };
+            let (before, after) = (literal(i.checked_sub(1)), literal(Some(i + 1)));
+            let forward = self.end_of_turn(after, messages[k].tool_calls.is_some());
+            let mut back = 0;
+            if before.ends_with(is_space) && !before.ends_with('\n') {
+                // White space the generation prompt does not give is the model's to write.
+                let upto = text.find(&slot_text(k))?;
+                let prompt = self.template.render_with(&marked[..k], tools, true, self.uses_generation).unwrap_or_default();
+                if let Some(rest) = text[..upto].strip_prefix(prompt.as_str())
+                    && !prompt.is_empty()
+                    && rest.chars().all(is_space)
+                {
+                    back = rest.len().min(before.len());
+                }
+            }
+            s.reach.insert(k, (back, forward));
+        }
+        Some(s)
+    }
+
+    /// Bytes of the literal after a turn's content that belong to the turn: up to its end-of-turn token.
+    fn end_of_turn(&self, after: &str, calls: bool) -> usize {
+        match self.control.first(after) {
+            // Between content and end of turn stands white space at most, or the calls.
+            Some((at, len, _)) if calls || after[..at].chars().all(is_space) => at + len,
+            _ => 0,
+        }
+    }
+
+    fn generation_spans(&self, s: &Skeleton, starts: &[usize], text: &str) -> Vec<Span> {
+        let mut out = Vec::new();
+        let mut open = None;
+        for &(piece, offset, start) in &s.generation {
+            let at = starts.get(piece).map_or(text.len(), |a| a + offset);
+            let at = if start { at } else { at.min(starts.get(piece + 1).copied().unwrap_or(text.len())) };
+            match (start, open.take()) {
+                (true, _) => open = Some(at),
+                (false, Some(from)) if from < at && text.is_char_boundary(from) && text.is_char_boundary(at) => {
+                    // A block that ends just before the end-of-turn token takes it in.
+                    let closed = self.control.tokens().iter().any(|(t, _)| text[from..at].trim_end().ends_with(t.as_str()));
+                    let more = if closed { 0 } else { self.end_of_turn(&text[at..], false) };
+                    out.push(Span { start: from, end: at + more, loss: true });
+                }
+                _ => {}
+            }
+        }
+        out
+    }
+
+    /// Where turn `k` stands, found by rendering what precedes it.
+    fn by_prefix(&self, messages: &[Message], tools: Option<&Value>, k: usize, text: &str) -> Option<((usize, usize), Fit)> {
+        let prompt = self.template.render_with(&messages[..k], tools, true, false).ok()?;
+        let mut rest = text.strip_prefix(prompt.as_str()).filter(|_| !prompt.is_empty())?;
+        let content = messages[k].content.as_str();
+        if !content.trim_start().starts_with("<think>") {
+            rest = &rest[empty_thought(rest)..];
+        }
+        let start = text.len() - rest.len();
+        let (end, fit) = if rest.starts_with(content) { (content.len(), Fit::Verbatim) } else {
+            match loose(rest, content) {
+                Some(n) => (n, Fit::Respaced),
+                None => (0, Fit::Lost),
+            }
+        };
+        let tail = &rest[end..];
+        let calls = messages[k].tool_calls.is_some();
+        let end = match self.control.first(tail) {
+            Some((at, len, _)) if calls || fit == Fit::Lost || tail[..at].chars().all(is_space) => end + at + len,
+            _ if fit == Fit::Lost || calls => return None,
+            _ => end,
+        };
+        Some(((start, start + end), fit))
+    }
+
+    /// The ids of the tokens that end an assistant's turn.
+    pub fn end_of_turn_ids(&mut self) -> Vec<i32> {
+        let talk = [Message::new("user", "a"), Message::new("assistant", "b"), Message::new("user", "c"), Message::new("assistant", "d")];
+        let mut ids = Vec::new();
+        for n in [2, 4] {
+            let Some(s) = self.skeleton(&talk[..n], None) else { continue };
+            for (i, p) in s.pieces.iter().enumerate() {
+                if let (Piece::Slot(k), Some(Piece::Literal(after))) = (p, s.pieces.get(i + 1))
+                    && talk[*k].is_assistant()
+                    && self.end_of_turn(after, false) > 0
+                    && let Some((_, _, id)) = self.control.first(after)
+                    && !ids.contains(&id)
+                {
+                    ids.push(id);
+                }
+            }
+        }
+        ids
+    }
+}
+
+fn slot_text(k: usize) -> String {
+    let mut s = String::new();
+    mark(SLOT, k, SLOT_END, &mut s);
+    s
+}
+
+/// Cuts a render of marks into literals and slots. None if a slot occurs twice.
+fn parse_skeleton(text: &str) -> Option<Skeleton> {
+    let mut s = Skeleton::default();
+    let mut seen = Vec::new();
+    let mut literal = String::new();
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let after = &rest[c.len_utf8()..];
+        match c {
+            SLOT => {
+                let (k, tail) = read_mark(after, SLOT_END)?;
+                if seen.contains(&k) {
+                    return None;
+                }
+                seen.push(k);
+                s.pieces.push(Piece::Literal(std::mem::take(&mut literal)));
+                s.pieces.push(Piece::Slot(k));
+                rest = tail;
+            }
+            GENERATION_START | GENERATION_END => {
+                s.generation.push((s.pieces.len(), literal.len(), c == GENERATION_START));
+                rest = after;
+            }
+            _ => {
+                let n = rest.find([SLOT, GENERATION_START, GENERATION_END]).unwrap_or(rest.len());
+                literal.push_str(&rest[..n]);
+                rest = &rest[n..];
+            }
+        }
+    }
+    s.pieces.push(Piece::Literal(literal));
+    Some(s)
+}
+
+/// Slots with their place and fit; the start of every piece; whether all is verbatim.
+type Places = (Vec<(usize, usize, usize, Fit)>, Vec<usize>, bool);
+
+/// Lays a skeleton over a text.
+fn align(s: &Skeleton, text: &str, messages: &[Message]) -> Option<Places> {
+    let mut at = 0;
+    let (mut slots, mut starts, mut verbatim) = (Vec::new(), Vec::with_capacity(s.pieces.len()), true);
+    for (i, piece) in s.pieces.iter().enumerate() {
+        starts.push(at);
+        let rest = &text[at..];
+        match piece {
+            Piece::Literal(l) => {
+                if rest.starts_with(l.as_str()) {
+                    at += l.len();
+                } else {
+                    // An empty thought that the template writes for answers without one.
+                    let shell = l.trim_end_matches(is_space).strip_suffix("</think>").map(|x| x.trim_end_matches(is_space));
+                    let bare = shell.and_then(|x| x.strip_suffix("<think>")).filter(|x| rest.starts_with(x))?;
+                    at += bare.len();
+                    verbatim = false;
+                }
+            }
+            Piece::Slot(k) => {
+                let content = messages.get(*k)?.content.as_str();
+                let next = match s.pieces.get(i + 1) {
+                    Some(Piece::Literal(l)) => l.as_str(),
+                    _ => "",
+                };
+                let last = i + 2 >= s.pieces.len();
+                // The literal that follows, or (it may hold a thought's shell) as much of it as is certain.
+                let sure = match next.find("<think>") {
+                    Some(at) => &next[..at],
+                    None => next,
+                };
+                let follows = |tail: &str| if last { tail == next } else { tail.starts_with(sure) };
+                let (n, fit) = if rest.strip_prefix(content).is_some_and(follows) {
+                    (content.len(), Fit::Verbatim)
+                } else if let Some(n) = loose(rest, content).and_then(|n| {
+                    let spaces = rest[n..].len() - rest[n..].trim_start_matches(is_space).len();
+                    (n..=n + spaces).find(|&p| rest.is_char_boundary(p) && follows(&rest[p..]))
+                }) {
+                    (n, Fit::Respaced)
+                } else if last {
+                    (rest.len().checked_sub(next.len()).filter(|&n| rest.is_char_boundary(n) && &rest[n..] == next)?, Fit::Lost)
+                } else {
+                    (rest.find(sure).filter(|_| sure.len() > 1)?, Fit::Lost)
+                };
+                verbatim &= fit == Fit::Verbatim;
+                slots.push((*k, at, at + n, fit));
+                at += n;
+            }
+        }
+    }
+    (at == text.len()).then_some((slots, starts, verbatim))
+}
+
+/// How far `content` reaches in `rest` when white space does not count.
+fn loose(rest: &str, content: &str) -> Option<usize> {
+    let mut found = rest.char_indices().filter(|(_, c)| !is_space(*c));
+    let mut end = 0;
+    for c in content.chars().filter(|c| !is_space(*c)) {
+        let (at, d) = found.next()?;
+        if c != d {
+            return None;
+        }
+        end = at + c.len_utf8();
+    }
+    (end > 0 || content.chars().all(is_space)).then_some(end)
+}
+
+/// Length of an empty thought at the start of `text`.
+fn empty_thought(text: &str) -> usize {
+    let inside = text.strip_prefix("<think>").map(|t| t.trim_start_matches(is_space));
+    match inside.and_then(|t| t.strip_prefix("</think>")) {
+        Some(after) => text.len() - after.trim_start_matches(is_space).len(),
+        None => 0,
+    }
+}

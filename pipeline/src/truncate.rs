@@ -1,0 +1,137 @@
+//! Conversations longer than a row.
+//!
+//! In: ids and labels of any length. Out: token ranges of at most S, each a document, with how much of its start is context
+//! that carries no loss; or a reason to leave the conversation out. What is cut away is counted.
+
+use crate::conversation::Drop;
+use crate::supervise::Sample;
+use dlm_datasets::IGNORE;
+
+/// What to do with a conversation longer than a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OverLong {
+    /// Keep its start.
+    #[default]
+    Truncate,
+    /// Leave it out.
+    Drop,
+    /// Keep as many whole turns as fit.
+    Turns,
+    /// Go on in further documents, each opening with the end of what came before, without loss.
+    Split,
+}
+
+impl OverLong {
+    /// The name in the manifest.
+    pub fn name(self) -> &'static str {
+        match self {
+            OverLong::Truncate => "truncate",
+            OverLong::Drop => "drop",
+            OverLong::Turns => "turns",
+            OverLong::Split => "split",
+        }
+    }
+}
+
+/// A document to be: `start..end` of the sample, of which the first `context` tokens carry no loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut {
+    /// First token.
+    pub start: usize,
+    /// One past the last.
+    pub end: usize,
+    /// Tokens at the start that only give context.
+    pub context: usize,
+}
+
+/// Cuts a sample to rows of `seq_len`; `context` tokens are repeated under `split`. Gives the cuts and the tokens lost.
+pub fn cut(s: &Sample, policy: OverLong, seq_len: usize, bd_size: usize, context: usize) -> Result<(Vec<Cut>, usize), Drop> {
+    let n = s.ids.len();
+    let labelled = |from: usize, to: usize| s.labels[from..to].iter().any(|&l| l != IGNORE);
+    let whole = |end: usize| vec![Cut { start: 0, end, context: 0 }];
+    if n <= seq_len {
+        return if labelled(0, n) { Ok((whole(n), 0)) } else { Err(Drop::NoLabel) };
+    }
+    match policy {
+        OverLong::Drop => Err(Drop::TooLong),
+        OverLong::Truncate if labelled(0, seq_len) => Ok((whole(seq_len), n - seq_len)),
+        OverLong::Truncate => Err(Drop::PromptTooLong),
+        OverLong::Turns => {
+            let end = s.turns.iter().map(|t| t.1).take_while(|&e| e <= seq_len).last();
+            match end {
+                Some(end) if labelled(0, end) => Ok((whole(end), n - end)),
+                _ => Err(Drop::FirstTurnTooLong),
+            }
+        }
+        OverLong::Split => {
+            let context = (context / bd_size * bd_size).min(seq_len - bd_size);
+            let (mut cuts, mut covered, mut lost) = (Vec::new(), 0, 0);
+            while covered < n {
+                let start = if covered == 0 { 0 } else { covered - context };
+                let end = (start + seq_len).min(n);
+                if labelled(covered, end) {
+                    cuts.push(Cut { start, end, context: covered - start });
+                } else {
+                    lost += end - covered; // a stretch of prompt that fills a row, or the tail behind the last label
+                }
+                covered = end;
+            }
+            if cuts.is_empty() { Err(Drop::NoLabel) } else { Ok((cuts, lost)) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sample(turns: &[(usize, usize)]) -> Sample {
+        let mut s = Sample::default();
+        for &(prompt, response) in turns {
+            s.ids.extend(0..prompt as i32);
+            s.labels.resize(s.ids.len(), IGNORE);
+            let from = s.ids.len();
+            s.ids.extend(0..response as i32);
+            s.labels.extend(0..response as i32);
+            s.turns.push((from, s.ids.len()));
+        }
+        s
+    }
+
+    #[test]
+    fn policies() {
+        let s = sample(&[(10, 30), (10, 30)]);
+        assert_eq!(cut(&s, OverLong::Drop, 96, 16, 32), Ok((vec![Cut { start: 0, end: 80, context: 0 }], 0)));
+        assert_eq!(cut(&s, OverLong::Drop, 64, 16, 32), Err(Drop::TooLong));
+        assert_eq!(cut(&s, OverLong::Truncate, 64, 16, 32), Ok((vec![Cut { start: 0, end: 64, context: 0 }], 16)));
+        assert_eq!(cut(&s, OverLong::Turns, 64, 16, 32), Ok((vec![Cut { start: 0, end: 40, context: 0 }], 40)));
+        assert_eq!(cut(&s, OverLong::Turns, 32, 16, 16), Err(Drop::FirstTurnTooLong));
+        assert_eq!(cut(&sample(&[(90, 10)]), OverLong::Truncate, 64, 16, 32), Err(Drop::PromptTooLong));
+        let (cuts, lost) = cut(&s, OverLong::Split, 64, 16, 32).unwrap();
+        assert_eq!(cuts, [Cut { start: 0, end: 64, context: 0 }, Cut { start: 32, end: 80, context: 32 }]);
+        assert_eq!(lost, 0);
+    }
+
+    proptest! {
+        /// Under `split` every label is kept exactly once, and every cut fits and stays on the block grid.
+        #[test]
+        fn split_keeps_every_label_once(turns in prop::collection::vec((0usize..100, 0usize..100), 1..6), context in 0usize..200) {
+            let s = sample(&turns);
+            if let Ok((cuts, _)) = cut(&s, OverLong::Split, 64, 16, context) {
+                let mut seen = vec![0; s.ids.len()];
+                for c in &cuts {
+                    prop_assert!(c.end - c.start <= 64 && c.start % 16 == 0);
+                    (c.start + c.context..c.end).for_each(|i| seen[i] += 1);
+                }
+                for (i, &l) in s.labels.iter().enumerate() {
+                    prop_assert!(seen[i] <= 1);
+                    prop_assert!(l == IGNORE || seen[i] == 1);
+                }
+            } else {
+                prop_assert!(s.labels.iter().all(|&l| l == IGNORE));
+            }
+        }
+    }
+}
