@@ -1,4 +1,5 @@
 //! The subcommands of `dlm-train`, one file each.
 
+pub mod generate;
 pub mod parity;
 pub mod train;
