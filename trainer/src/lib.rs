@@ -6,6 +6,7 @@
 pub mod checkpoint;
 pub mod commands;
 pub mod config;
+pub mod decode;
 pub mod device;
 pub mod diffusion;
 pub mod error;

@@ -19,6 +19,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Complete prompts, in diffusion blocks or one token at a time.
+    Generate(commands::generate::GenerateArgs),
     /// Hold this implementation against reference tensors.
     Parity(commands::parity::ParityArgs),
     /// Measure throughput.
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result: Result<bool> = match &cli.command {
         None => commands::train::run(&cli.train),
+        Some(Command::Generate(args)) => commands::generate::run(args),
         Some(Command::Parity(args)) => commands::parity::run(args),
         Some(Command::Bench { what }) => commands::bench::run(what),
     };

@@ -1,6 +1,7 @@
 //! The subcommands of `dlm-train`, one file each.
 
 pub mod bench;
+pub mod generate;
 pub mod parity;
 pub mod presets;
 pub mod train;

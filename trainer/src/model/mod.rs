@@ -3,6 +3,7 @@
 //! `config` reads `config.json`; `params` lays out the parameters; `weights` moves them between safetensors and the
 //! device; `ops` and `decoder` compute.
 
+pub mod cached;
 pub mod config;
 pub mod decoder;
 pub mod ops;
