@@ -1,0 +1,279 @@
+//! Rows in, Arrow IPC files and a manifest out.
+//!
+//! A file is written under a temporary name, flushed to disk and renamed when whole; its sha256 is taken on the way.
+//! The manifest comes last. [`ShardWriter`] writes one file, [`DatasetWriter`] a whole folder.
+
+use crate::hash::HashWriter;
+use crate::manifest::{self, FileEntry, Manifest, Split};
+use crate::reader::Document;
+use crate::{Error, schema, verify};
+use arrow::array::{ArrayRef, FixedSizeListArray, Int32Array, ListArray, RecordBatch, StructArray};
+use arrow::buffer::{OffsetBuffer, ScalarBuffer};
+use arrow::ipc::MetadataVersion;
+use arrow::ipc::writer::{FileWriter, IpcWriteOptions};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Rows per record batch.
+pub const BATCH_ROWS: usize = 1024;
+/// Suffix of files that are not whole yet.
+pub const PARTIAL: &str = ".partial";
+
+/// The name of shard `index` of a split: `train-00000.arrow`.
+pub fn shard_name(split: Split, index: usize) -> String {
+    format!("{}-{index:05}.arrow", split.name())
+}
+
+/// Writes one data file.
+pub struct ShardWriter {
+    dir: PathBuf,
+    name: String,
+    split: Split,
+    seq_len: usize,
+    file: FileWriter<HashWriter<BufWriter<File>>>,
+    rows: usize,
+    ids: Vec<i32>,
+    labels: Vec<i32>,
+    documents: [Vec<i32>; 3],
+    offsets: Vec<i32>,
+}
+
+impl ShardWriter {
+    /// Starts `dir/name` (as `name.partial` until [`finish`](Self::finish)).
+    pub fn create(dir: &Path, name: &str, split: Split, seq_len: usize) -> Result<Self, Error> {
+        let path = dir.join(format!("{name}{PARTIAL}"));
+        let file = File::create(&path).map_err(Error::io("creating", &path))?;
+        let options = IpcWriteOptions::try_new(64, false, MetadataVersion::V5)
+            .map_err(Error::arrow(&path))?;
+        let sink = HashWriter::new(BufWriter::with_capacity(1 << 20, file));
+        let file = FileWriter::try_new_with_options(sink, &schema::schema(seq_len), options)
+            .map_err(Error::arrow(&path))?;
+        let capacity = BATCH_ROWS * seq_len;
+        Ok(ShardWriter {
+            dir: dir.to_path_buf(),
+            name: name.to_string(),
+            split,
+            seq_len,
+            file,
+            rows: 0,
+            ids: Vec::with_capacity(capacity),
+            labels: Vec::with_capacity(capacity),
+            documents: Default::default(),
+            offsets: vec![0],
+        })
+    }
+
+    /// Rows so far.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Adds a row of `seq_len` ids and labels.
+    pub fn push(
+        &mut self,
+        input_ids: &[i32],
+        labels: &[i32],
+        documents: &[Document],
+    ) -> Result<(), Error> {
+        if input_ids.len() != self.seq_len || labels.len() != self.seq_len {
+            let reason = format!(
+                "{} ids and {} labels for a row of {}",
+                input_ids.len(),
+                labels.len(),
+                self.seq_len
+            );
+            return Err(Error::WriteRow { reason });
+        }
+        self.ids.extend_from_slice(input_ids);
+        self.labels.extend_from_slice(labels);
+        for d in documents {
+            for (column, value) in self.documents.iter_mut().zip([d.start, d.length, d.source]) {
+                column.push(i32::try_from(value).map_err(|_| Error::WriteRow {
+                    reason: format!("document field {value}"),
+                })?);
+            }
+        }
+        self.offsets.push(self.documents[0].len() as i32);
+        self.rows += 1;
+        if self.offsets.len() > BATCH_ROWS {
+            self.write_batch()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn write_batch(&mut self) -> Result<(), Error> {
+        let rows = self.offsets.len() - 1;
+        if rows == 0 {
+            return Ok(());
+        }
+        let path = self.dir.join(format!("{}{PARTIAL}", self.name));
+        let capacity = BATCH_ROWS * self.seq_len;
+        let take = |column: &mut Vec<i32>| -> Result<ArrayRef, Error> {
+            let values = Arc::new(Int32Array::from(std::mem::replace(
+                column,
+                Vec::with_capacity(capacity),
+            )));
+            let list =
+                FixedSizeListArray::try_new(schema::id_item(), self.seq_len as i32, values, None);
+            Ok(Arc::new(list.map_err(Error::arrow(&path))?))
+        };
+        let (ids, labels) = (take(&mut self.ids)?, take(&mut self.labels)?);
+        let fields: Vec<ArrayRef> = self
+            .documents
+            .iter_mut()
+            .map(|c| Arc::new(Int32Array::from(std::mem::take(c))) as ArrayRef)
+            .collect();
+        let structs = StructArray::try_new(schema::document_fields(), fields, None)
+            .map_err(Error::arrow(&path))?;
+        let offsets = OffsetBuffer::new(ScalarBuffer::from(std::mem::replace(
+            &mut self.offsets,
+            vec![0],
+        )));
+        let documents =
+            ListArray::try_new(schema::document_item(), offsets, Arc::new(structs), None)
+                .map_err(Error::arrow(&path))?;
+        let batch = RecordBatch::try_new(
+            schema::schema(self.seq_len),
+            vec![ids, labels, Arc::new(documents)],
+        );
+        self.file
+            .write(&batch.map_err(Error::arrow(&path))?)
+            .map_err(Error::arrow(&path))
+    }
+
+    /// Completes the file: footer, fsync, rename.
+    pub fn finish(mut self) -> Result<FileEntry, Error> {
+        self.write_batch()?;
+        let path = self.dir.join(format!("{}{PARTIAL}", self.name));
+        self.file.finish().map_err(Error::arrow(&path))?;
+        let sink = self.file.into_inner().map_err(Error::arrow(&path))?;
+        let (buffered, bytes, sha256) = sink.finish();
+        let file = buffered
+            .into_inner()
+            .map_err(|e| Error::io("writing", &path)(e.into_error()))?;
+        file.sync_all().map_err(Error::io("flushing", &path))?;
+        drop(file);
+        rename(&path, &self.dir.join(&self.name))?;
+        Ok(FileEntry {
+            path: self.name,
+            split: self.split,
+            rows: self.rows,
+            bytes,
+            sha256,
+        })
+    }
+}
+
+/// Renames within a folder and flushes the folder, so that the new name survives a power cut.
+pub fn rename(from: &Path, to: &Path) -> Result<(), Error> {
+    std::fs::rename(from, to).map_err(Error::io("renaming to", to))?;
+    if let Some(dir) = to.parent().filter(|d| !d.as_os_str().is_empty()) {
+        // Not every file system can flush a folder; the rename itself is atomic either way.
+        let _ = File::open(dir).and_then(|d| d.sync_all());
+    }
+    Ok(())
+}
+
+/// Writes `bytes` to `path` so that it is there whole or not at all.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(PARTIAL);
+    let temporary = path.with_file_name(name);
+    let mut file = File::create(&temporary).map_err(Error::io("creating", &temporary))?;
+    file.write_all(bytes)
+        .map_err(Error::io("writing", &temporary))?;
+    file.sync_all().map_err(Error::io("flushing", &temporary))?;
+    drop(file);
+    rename(&temporary, path)
+}
+
+/// Writes `dir/manifest.json`. Everything it names must be in place.
+pub fn write_manifest(dir: &Path, manifest: &Manifest) -> Result<(), Error> {
+    let path = dir.join(manifest::FILE_NAME);
+    let bad = |e: serde_json::Error| Error::BadManifest {
+        path: path.clone(),
+        expected: manifest::FORMAT_VERSION,
+        reason: e.to_string(),
+    };
+    let mut text = serde_json::to_vec_pretty(manifest).map_err(bad)?;
+    text.push(b'\n');
+    write_atomic(&path, &text)
+}
+
+/// Writes a whole dataset: rows of one split after another, one file per split. For small sets and tests; dlm-prep, which
+/// resumes and writes many files, uses [`ShardWriter`] itself.
+pub struct DatasetWriter {
+    dir: PathBuf,
+    manifest: Manifest,
+    open: Option<ShardWriter>,
+}
+
+impl DatasetWriter {
+    /// Starts a dataset in `dir` (made if missing). `manifest` gives shape, ids and sources; files and counts are filled in.
+    pub fn create(dir: &Path, manifest: Manifest) -> Result<Self, Error> {
+        std::fs::create_dir_all(dir).map_err(Error::io("making", dir))?;
+        Ok(DatasetWriter {
+            dir: dir.to_path_buf(),
+            manifest,
+            open: None,
+        })
+    }
+
+    /// Adds a row to a split.
+    pub fn push(
+        &mut self,
+        split: Split,
+        input_ids: &[i32],
+        labels: &[i32],
+        documents: &[Document],
+    ) -> Result<(), Error> {
+        if self.open.as_ref().is_some_and(|w| w.split != split) {
+            self.close()?;
+        }
+        let summary = verify::check_row(input_ids, labels, documents, &self.manifest)
+            .map_err(|reason| Error::WriteRow { reason })?;
+        let index = self
+            .manifest
+            .files
+            .iter()
+            .filter(|f| f.split == split)
+            .count();
+        let writer = match &mut self.open {
+            Some(w) => w,
+            none => none.insert(ShardWriter::create(
+                &self.dir,
+                &shard_name(split, index),
+                split,
+                self.manifest.seq_len,
+            )?),
+        };
+        writer.push(input_ids, labels, documents)?;
+        let (c, p) = (&mut self.manifest.counts, &mut self.manifest.packing);
+        c.rows_read += documents.len() as u64;
+        c.rows_kept += documents.len() as u64;
+        summary.add_to(c);
+        p.row_padding += summary.row_padding;
+        match split {
+            Split::Train => p.train_rows += 1,
+            Split::Eval => p.eval_rows += 1,
+        }
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<(), Error> {
+        if let Some(w) = self.open.take() {
+            self.manifest.files.push(w.finish()?);
+        }
+        Ok(())
+    }
+
+    /// Closes the last file and writes the manifest.
+    pub fn finish(mut self) -> Result<Manifest, Error> {
+        self.close()?;
+        write_manifest(&self.dir, &self.manifest)?;
+        Ok(self.manifest)
+    }
+}

@@ -1,0 +1,4 @@
+//! The subcommands of `dlm-train`, one file each.
+
+pub mod parity;
+pub mod train;

@@ -1,0 +1,356 @@
+//! `dlm-train parity`: this implementation against tensors made elsewhere.
+//!
+//! In: a model folder and a case file (safetensors) with `input_ids`, `labels`, optional `attention_mask`, `mask`, `doc_ids`,
+//! `position_ids`, and expected `logits` and/or `loss`; optionally a file of gradients by parameter name. Out: the largest
+//! differences, as text or JSON; exit 1 when out of tolerance. With `mask` the block-diffusion objective is checked,
+//! without it the causal one.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::DType;
+use clap::Args;
+use safetensors::{Dtype, SafeTensors};
+
+use crate::device;
+use crate::diffusion::layout::IGNORE;
+use crate::diffusion::objective::{self, Gradients, PassOptions};
+use crate::diffusion::{DocumentMask, Layout, Objective, PackedRow, Spec};
+use crate::error::{Error, Result};
+use crate::model::config::Quantization;
+use crate::model::{Decoder, ModelConfig, ops, weights};
+
+/// Options of `dlm-train parity`.
+#[derive(Args, Debug)]
+pub struct ParityArgs {
+    /// Hugging Face model folder.
+    #[arg(long)]
+    pub model: PathBuf,
+    /// Case file (safetensors).
+    #[arg(long)]
+    pub case: PathBuf,
+    /// Expected gradients by parameter name (safetensors).
+    #[arg(long)]
+    pub grads: Option<PathBuf>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+    /// Tokens per block, for cases with a mask.
+    #[arg(long, default_value_t = 32)]
+    pub bd_size: usize,
+    /// Id of the mask token; default: what config.json says, else the last id of the vocabulary.
+    #[arg(long)]
+    pub mask_token_id: Option<i32>,
+    /// Stream layout for cases with a mask.
+    #[arg(long, default_value = "saving", value_parser = ["reference", "saving"])]
+    pub layout: String,
+    /// Compute dtype.
+    #[arg(long, default_value = "fp32", value_parser = ["fp32", "bf16"])]
+    pub dtype: String,
+    /// auto, cpu, cuda[:N].
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Quantise linears online (BitNet) whatever config.json says.
+    #[arg(long)]
+    pub bitlinear: bool,
+    /// Run each layer again in the backward pass.
+    #[arg(long)]
+    pub recompute: bool,
+    /// Logits rows per chunk.
+    #[arg(long, default_value_t = 1024)]
+    pub loss_chunk: usize,
+    /// Largest absolute difference of logits.
+    #[arg(long, default_value_t = 2e-4)]
+    pub tol_logits: f64,
+    /// Largest relative difference of the loss.
+    #[arg(long, default_value_t = 2e-5)]
+    pub tol_loss: f64,
+    /// Largest difference of a gradient over the tensor's own largest entry.
+    #[arg(long, default_value_t = 1e-4)]
+    pub tol_grads: f64,
+    /// Which share of positions must be within --tol-logits; 1 = all. Quantised models round chaotically: use 0.25.
+    #[arg(long, default_value_t = 1.0)]
+    pub logits_quantile: f64,
+    /// With --logits-quantile below 1: no position may be off by more than this.
+    #[arg(long, default_value_t = 0.5)]
+    pub tol_logits_worst: f64,
+    /// Compare gradients by relative L2 norm per tensor instead of by the largest entry.
+    #[arg(long)]
+    pub grads_l2: bool,
+    /// Write the logits of every position to this file (safetensors, `logits` [rows, len, vocab]).
+    #[arg(long)]
+    pub dump_logits: Option<PathBuf>,
+}
+
+/// What was found.
+#[derive(Debug, Default, serde::Serialize)]
+pub struct Report {
+    /// Largest absolute difference of logits over counted positions.
+    pub logits_max_abs: Option<f64>,
+    /// Difference of the loss.
+    pub loss_abs: Option<f64>,
+    /// Over tensors: largest difference over the tensor's own largest entry.
+    pub grads_max_rel: Option<f64>,
+    /// Within tolerance.
+    pub ok: bool,
+    /// Our loss.
+    pub loss: Option<f64>,
+    /// The logits difference at the asked quantile of positions.
+    pub logits_at_quantile: Option<f64>,
+    /// Over tensors: largest relative L2 difference.
+    pub grads_max_l2: Option<f64>,
+    /// The tensor with the worst gradient.
+    pub worst_grad: Option<String>,
+    /// Tokens the decoder ran on.
+    pub processed_tokens: usize,
+}
+
+struct Case {
+    rows: usize,
+    len: usize,
+    packed: Vec<PackedRow>,
+    valid: Vec<bool>,
+    mask: Option<Vec<bool>>,
+    labelled: bool,
+    logits: Option<Vec<f32>>,
+    loss: Option<f64>,
+}
+
+/// Run and print; `Ok(false)` means out of tolerance.
+pub fn run(args: &ParityArgs) -> Result<bool> {
+    let report = check(args)?;
+    if args.json {
+        println!("{}", serde_json::to_string(&report).map_err(|e| Error::Usage(e.to_string()))?);
+    } else {
+        let show = |v: Option<f64>| v.map_or("-".to_string(), |v| format!("{v:.3e}"));
+        println!(
+            "logits {} (tolerance {:.0e}) | loss {} (relative {:.0e}) | gradients {} (relative {:.0e}, worst {}) | {}",
+            show(report.logits_max_abs),
+            args.tol_logits,
+            show(report.loss_abs),
+            args.tol_loss,
+            show(report.grads_max_rel),
+            args.tol_grads,
+            report.worst_grad.as_deref().unwrap_or("-"),
+            if report.ok { "ok" } else { "OUT OF TOLERANCE" },
+        );
+    }
+    Ok(report.ok)
+}
+
+/// Compute the differences.
+pub fn check(args: &ParityArgs) -> Result<Report> {
+    let chosen = device::choose(&args.device)?;
+    let device = &chosen.device;
+    let mut cfg = ModelConfig::read(&args.model)?;
+    let params = crate::model::Params::new(&cfg);
+    let host = weights::read_host(&args.model, &mut cfg, &params)?;
+    if args.bitlinear {
+        cfg.quantization = Some(Quantization::Online);
+    }
+    let mask_token_id = args.mask_token_id.or(cfg.mask_token_id.map(|m| m as i32)).unwrap_or(cfg.vocab_size as i32 - 1);
+    let decoder = Decoder::new(cfg);
+    let w = weights::upload(host, &decoder.params, device);
+    let case = read_case(&args.case, decoder.cfg.vocab_size)?;
+
+    let layout = if args.layout == "reference" { Layout::Reference } else { Layout::Saving };
+    let objective = if case.mask.is_some() { Objective::BlockDiffusion(layout) } else { Objective::Sft };
+    let spec = Spec { bd_size: args.bd_size.max(1), mask_token_id, complementary: true, document_mask: DocumentMask::Document };
+    let hidden: Vec<Vec<bool>> = match &case.mask {
+        Some(m) => m.chunks(case.len).map(<[bool]>::to_vec).collect(),
+        None => vec![Vec::new(); case.rows],
+    };
+    let dtype = if args.dtype == "bf16" { DType::BF16 } else { DType::F32 };
+    let opts = PassOptions { dtype, recompute: args.recompute, loss_chunk: args.loss_chunk };
+    let batch = objective::build_batch(objective, &case.packed, &hidden, &spec, 1);
+    let inputs = objective::upload(&decoder, &batch, dtype, device);
+    let count: usize = case.packed.iter().map(|r| objective::counted(r, &spec, objective, None)).sum();
+    let mut report = Report { ok: true, processed_tokens: batch.processed, ..Report::default() };
+
+    // Logits: every position of the causal case; the noised half of both views in the reference layout.
+    let comparable = case.mask.is_none() || layout == Layout::Reference;
+    if (case.logits.is_some() || args.dump_logits.is_some()) && comparable {
+        let v = decoder.cfg.vocab_size;
+        let ours = weights::download(&objective::all_logits(&decoder, &w, &inputs))?;
+        // stream rows are `batch.len` long; the first `case.len` entries are the ones to compare
+        let ours: Vec<f32> = ours.chunks(batch.len * v).flat_map(|r| r[..case.len * v].iter().copied()).collect();
+        if let Some(path) = &args.dump_logits {
+            dump(path, &ours, [batch.rows, case.len, v])?;
+        }
+        if let Some(expected) = &case.logits {
+            if expected.len() != ours.len() {
+                return Err(Error::format(&args.case, format!("logits have {} values, expected {}", expected.len(), ours.len())));
+            }
+            let mut per_position: Vec<f64> = ours
+                .chunks(v)
+                .zip(expected.chunks(v))
+                .enumerate()
+                .filter(|(t, _)| case.valid[t % (case.rows * case.len)])
+                .map(|(_, (a, b))| a.iter().zip(b).map(|(x, y)| f64::from((x - y).abs())).fold(0.0, nan_max))
+                .collect();
+            per_position.sort_by(f64::total_cmp);
+            let worst = per_position.last().copied().unwrap_or(0.0);
+            let rank = ((per_position.len() as f64 * args.logits_quantile.clamp(0.0, 1.0)).ceil() as usize).clamp(1, per_position.len().max(1));
+            let at = per_position.get(rank - 1).copied().unwrap_or(0.0);
+            report.logits_max_abs = Some(worst);
+            report.logits_at_quantile = Some(at);
+            report.ok &= at <= args.tol_logits && (args.logits_quantile >= 1.0 || worst <= args.tol_logits_worst);
+        }
+    }
+    if case.labelled && count > 0 {
+        let mut grads = Gradients::new(w.0.len());
+        let sum = if args.grads.is_some() {
+            objective::loss_and_gradients(&decoder, &w, &inputs, &opts, 1.0 / count as f64, &mut grads)?
+        } else {
+            objective::loss_sum(&decoder, &w, &inputs, &opts)?
+        };
+        let loss = sum / count as f64;
+        report.loss = Some(loss);
+        if let Some(expected) = case.loss {
+            let diff = (loss - expected).abs();
+            report.loss_abs = Some(diff);
+            report.ok &= diff <= args.tol_loss * expected.abs().max(1e-12);
+        }
+        if let Some(path) = &args.grads {
+            compare_gradients(path, &decoder, &grads, args, &mut report)?;
+        }
+    }
+    Ok(report)
+}
+
+fn nan_max(a: f64, b: f64) -> f64 {
+    if b.is_nan() { f64::INFINITY } else { a.max(b) }
+}
+
+fn compare_gradients(path: &Path, decoder: &Decoder, grads: &Gradients, args: &ParityArgs, report: &mut Report) -> Result<()> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, "reading the gradients", e))?;
+    let st = SafeTensors::deserialize(&bytes).map_err(|e| Error::format(path, e.to_string()))?;
+    let (mut worst, mut worst_l2) = (0f64, 0f64);
+    for (spec, g) in decoder.params.specs.iter().zip(&grads.0) {
+        let view = st.tensor(&spec.name).map_err(|_| Error::format(path, format!("no gradient named {}", spec.name)))?;
+        let expected = weights::decode_floats(view.dtype(), view.data())
+            .ok_or_else(|| Error::format(path, format!("{} is {:?}; expected floats", spec.name, view.dtype())))?;
+        let ours = match g {
+            Some(g) => weights::download(&ops::to_f32(g.clone()))?,
+            None => vec![0.0; spec.numel()],
+        };
+        if ours.len() != expected.len() {
+            return Err(Error::format(path, format!("{} has {} values, expected {}", spec.name, expected.len(), ours.len())));
+        }
+        let largest = expected.iter().fold(0f64, |m, v| m.max(f64::from(v.abs())));
+        let diff = ours.iter().zip(&expected).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, nan_max);
+        // "within 1e-4 of its own largest entry (plus 1e-6)"
+        let rel = (diff - 1e-6).max(0.0) / largest.max(1e-30);
+        let sq = |it: &mut dyn Iterator<Item = f64>| it.map(|v| v * v).sum::<f64>().sqrt();
+        let l2 = sq(&mut ours.iter().zip(&expected).map(|(a, b)| f64::from(a - b))) / sq(&mut expected.iter().map(|v| f64::from(*v))).max(1e-30);
+        worst_l2 = nan_max(worst_l2, l2);
+        if rel >= worst {
+            worst = rel;
+            report.worst_grad = Some(spec.name.clone());
+        }
+    }
+    report.grads_max_rel = Some(worst);
+    report.grads_max_l2 = Some(worst_l2);
+    report.ok &= if args.grads_l2 { worst_l2 <= args.tol_grads } else { worst <= args.tol_grads };
+    Ok(())
+}
+
+fn dump(path: &Path, values: &[f32], shape: [usize; 3]) -> Result<()> {
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let view = safetensors::tensor::TensorView::new(Dtype::F32, shape.to_vec(), &bytes).map_err(|e| Error::format(path, e.to_string()))?;
+    safetensors::serialize_to_file([("logits", view)], None, path).map_err(|e| Error::format(path, format!("writing logits failed: {e}")))
+}
+
+fn read_case(path: &Path, vocab: usize) -> Result<Case> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, "reading the case", e))?;
+    let st = SafeTensors::deserialize(&bytes).map_err(|e| Error::format(path, format!("not a whole safetensors file: {e}")))?;
+    let ints = |name: &str| -> Result<Option<(Vec<usize>, Vec<i64>)>> {
+        let Ok(v) = st.tensor(name) else { return Ok(None) };
+        let d = v.data();
+        let values = match v.dtype() {
+            Dtype::I64 => d.chunks_exact(8).map(|b| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]])).collect(),
+            Dtype::I32 => d.chunks_exact(4).map(|b| i64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect(),
+            Dtype::U8 | Dtype::BOOL => d.iter().map(|b| i64::from(*b)).collect(),
+            other => return Err(Error::format(path, format!("{name} is {other:?}; expected I64, I32, U8 or BOOL"))),
+        };
+        Ok(Some((v.shape().to_vec(), values)))
+    };
+    let floats = |name: &str| st.tensor(name).ok().and_then(|v| weights::decode_floats(v.dtype(), v.data()));
+    let (shape, ids) = ints("input_ids")?.ok_or_else(|| Error::format(path, "no input_ids"))?;
+    let [rows, len] = shape[..] else {
+        return Err(Error::format(path, format!("input_ids has shape {shape:?}; expected [rows, len]")));
+    };
+    if let Some(bad) = ids.iter().find(|i| **i < 0 || **i >= vocab as i64) {
+        return Err(Error::format(path, format!("input_ids holds {bad}; the model's vocabulary is 0..{vocab}")));
+    }
+    let same = |name: &str| -> Result<Option<Vec<i64>>> {
+        match ints(name)? {
+            Some((s, v)) if s == shape => Ok(Some(v)),
+            Some((s, _)) => Err(Error::format(path, format!("{name} has shape {s:?}; expected {shape:?} as input_ids"))),
+            None => Ok(None),
+        }
+    };
+    let labels = same("labels")?;
+    if let Some(bad) = labels.iter().flatten().find(|l| **l != i64::from(IGNORE) && (**l < 0 || **l >= vocab as i64)) {
+        return Err(Error::format(path, format!("labels holds {bad}; expected -100 or an id in 0..{vocab}")));
+    }
+    let attention = same("attention_mask")?;
+    let doc_ids = same("doc_ids")?;
+    let mask = same("mask")?.map(|m| m.iter().map(|v| *v != 0).collect::<Vec<bool>>());
+    let positions = same("position_ids")?;
+    let mut packed = Vec::with_capacity(rows);
+    for r in 0..rows {
+        let span = r * len..(r + 1) * len;
+        let documents = match (&doc_ids, &attention) {
+            (Some(d), _) => runs(&d[span.clone()]),
+            (None, Some(a)) => {
+                let n = a[span.clone()].iter().take_while(|v| **v != 0).count();
+                vec![(0, n)]
+            }
+            (None, None) => vec![(0, len)],
+        };
+        if let Some(p) = &positions {
+            for &(start, n) in &documents {
+                if (0..n).any(|j| p[r * len + start + j] != j as i64) {
+                    return Err(Error::format(path, format!("row {r}: position_ids do not restart at 0 in the document at {start}")));
+                }
+            }
+        }
+        packed.push(PackedRow {
+            input_ids: ids[span.clone()].iter().map(|v| *v as i32).collect(),
+            labels: match &labels {
+                Some(l) => l[span].iter().map(|v| *v as i32).collect(),
+                None => vec![IGNORE; len],
+            },
+            documents,
+        });
+    }
+    let valid = match &attention {
+        Some(a) => a.iter().map(|v| *v != 0).collect(),
+        None => vec![true; rows * len],
+    };
+    Ok(Case {
+        rows,
+        len,
+        packed,
+        valid,
+        mask,
+        labelled: labels.is_some(),
+        logits: floats("logits"),
+        loss: floats("loss").and_then(|v| v.first().map(|x| f64::from(*x))),
+    })
+}
+
+/// Runs of equal document ids as (start, length); -1 is padding.
+fn runs(ids: &[i64]) -> Vec<(usize, usize)> {
+    let mut out: Vec<(usize, usize)> = Vec::new();
+    let mut start = 0;
+    for i in 1..=ids.len() {
+        if i == ids.len() || ids[i] != ids[start] {
+            if ids[start] >= 0 {
+                out.push((start, i - start));
+            }
+            start = i;
+        }
+    }
+    out
+}

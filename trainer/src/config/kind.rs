@@ -1,0 +1,195 @@
+//! What kinds of values the configuration accepts, and the macros that declare a section.
+//!
+//! In: the declarations in `schema.rs`. Out: typed structs (serde) and, from the same declaration, a [`Kind`] tree that
+//! says which keys exist, what each may hold and what it is for. Composition checks values against the tree before serde
+//! sees them, so that an error can name the file, the key and its nearest neighbour.
+
+use std::path::PathBuf;
+
+/// What a key may hold.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Kind {
+    /// `true` or `false`.
+    Bool,
+    /// A whole number, 0 or more. `1e9` is accepted where it is whole.
+    Int,
+    /// A finite number.
+    Float,
+    /// Text: names, paths, addresses.
+    Text,
+    /// One of a few names.
+    Choice(&'static [&'static str]),
+    /// The inner kind, or `null` for "not set".
+    Optional(Box<Kind>),
+    /// A mapping with these keys and no others.
+    Section(Vec<Field>),
+}
+
+/// One key of a section.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Field {
+    /// Its name, without the sections above it.
+    pub name: &'static str,
+    /// Its documentation, one entry for each line.
+    pub doc: &'static [&'static str],
+    /// What it may hold.
+    pub kind: Kind,
+}
+
+/// A type that may stand in the configuration.
+pub trait Schema {
+    /// What values of this type look like.
+    fn kind() -> Kind;
+}
+
+macro_rules! leaf {
+    ($($ty:ty => $kind:expr),* $(,)?) => {
+        $(impl Schema for $ty {
+            fn kind() -> Kind {
+                $kind
+            }
+        })*
+    };
+}
+
+leaf! {
+    bool => Kind::Bool,
+    u64 => Kind::Int,
+    usize => Kind::Int,
+    f64 => Kind::Float,
+    String => Kind::Text,
+    PathBuf => Kind::Text,
+}
+
+impl<T: Schema> Schema for Option<T> {
+    fn kind() -> Kind {
+        Kind::Optional(Box::new(T::kind()))
+    }
+}
+
+impl Kind {
+    /// In words, for errors: "expected {this}".
+    pub fn describe(&self) -> String {
+        match self {
+            Kind::Bool => "true or false".into(),
+            Kind::Int => "a whole number, 0 or more".into(),
+            Kind::Float => "a number".into(),
+            Kind::Text => "text".into(),
+            Kind::Choice(names) => format!("one of {}", names.join(", ")),
+            Kind::Optional(inner) => format!("{}, or null", inner.describe()),
+            Kind::Section(fields) => {
+                let names: Vec<_> = fields.iter().map(|field| field.name).collect();
+                format!("a mapping with the keys {}", names.join(", "))
+            }
+        }
+    }
+
+    /// The kind behind `Optional`.
+    pub fn required(&self) -> &Kind {
+        match self {
+            Kind::Optional(inner) => inner.required(),
+            other => other,
+        }
+    }
+
+    /// The kind at a dotted path below this one; the empty path is this one.
+    pub fn at(&self, path: &[&str]) -> Option<&Kind> {
+        let Some((first, rest)) = path.split_first() else {
+            return Some(self);
+        };
+        match self.required() {
+            Kind::Section(fields) => fields
+                .iter()
+                .find(|field| field.name == *first)?
+                .kind
+                .at(rest),
+            _ => None,
+        }
+    }
+
+    /// Every dotted key below this kind that holds a value, in declaration order, with its documentation.
+    pub fn keys(&self) -> Vec<(String, &Field)> {
+        let mut found = Vec::new();
+        self.collect("", &mut found);
+        found
+    }
+
+    fn collect<'a>(&'a self, prefix: &str, found: &mut Vec<(String, &'a Field)>) {
+        if let Kind::Section(fields) = self.required() {
+            for field in fields {
+                let key = if prefix.is_empty() {
+                    field.name.to_string()
+                } else {
+                    format!("{prefix}.{}", field.name)
+                };
+                if matches!(field.kind.required(), Kind::Section(_)) {
+                    field.kind.collect(&key, found);
+                } else {
+                    found.push((key, field));
+                }
+            }
+        }
+    }
+}
+
+/// Declares a section: a serde struct that refuses unknown fields, and its [`Kind`].
+macro_rules! section {
+    ($(#[doc = $section_doc:literal])* $name:ident {
+        $($(#[doc = $doc:literal])* $field:ident: $ty:ty,)*
+    }) => {
+        $(#[doc = $section_doc])*
+        #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct $name {
+            $($(#[doc = $doc])* pub $field: $ty,)*
+        }
+
+        impl $crate::config::kind::Schema for $name {
+            fn kind() -> $crate::config::kind::Kind {
+                $crate::config::kind::Kind::Section(vec![
+                    $($crate::config::kind::Field {
+                        name: stringify!($field),
+                        doc: &[$($doc),*],
+                        kind: <$ty as $crate::config::kind::Schema>::kind(),
+                    },)*
+                ])
+            }
+        }
+    };
+}
+
+/// Declares a choice: an enum written in YAML by the given names.
+macro_rules! choice {
+    ($(#[doc = $choice_doc:literal])* $name:ident {
+        $($(#[doc = $doc:literal])* $variant:ident = $text:literal,)*
+    }) => {
+        $(#[doc = $choice_doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+        pub enum $name {
+            $($(#[doc = $doc])* #[serde(rename = $text)] $variant,)*
+        }
+
+        impl $name {
+            /// The name used in YAML.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $($name::$variant => $text,)*
+                }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl $crate::config::kind::Schema for $name {
+            fn kind() -> $crate::config::kind::Kind {
+                $crate::config::kind::Kind::Choice(&[$($text),*])
+            }
+        }
+    };
+}
+
+pub(crate) use {choice, section};

@@ -1,0 +1,132 @@
+//! Several streams as one batch for the decoder: rectangular (dense mask) or flat (tiles).
+//!
+//! In: [`Stream`]s. Out: [`Batch`] with ids, positions, tiles and targets in flat coordinates, T = rows · len.
+
+use super::layout::{Copy, Stream, Target, Tile, Token, sees};
+
+/// Streams laid side by side.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Rows B: streams when rectangular, 1 when flat.
+    pub rows: usize,
+    /// Stream length S, padding included.
+    pub len: usize,
+    /// All entries, `[B · S]`.
+    pub tokens: Vec<Token>,
+    /// Tiles; `query`, `prefix` and `own` are flat indices.
+    pub tiles: Vec<Tile>,
+    /// Targets; `at` is a flat index.
+    pub targets: Vec<Target>,
+    /// Entries that are not padding.
+    pub processed: usize,
+    causal: bool,
+}
+
+const PAD: Token = Token { id: 0, position: 0, document: -1, block: 0, copy: Copy::Pad };
+
+impl Batch {
+    /// One stream per row, each padded to the longest, rounded up to `multiple`.
+    pub fn rectangular(streams: &[Stream], multiple: usize, causal: bool) -> Batch {
+        let longest = streams.iter().map(|s| s.tokens.len()).max().unwrap_or(0).max(1);
+        let len = longest.next_multiple_of(multiple.max(1));
+        let mut b = Batch::empty(streams.len(), len, causal);
+        for (row, s) in streams.iter().enumerate() {
+            b.push(s);
+            b.pad_to((row + 1) * len);
+        }
+        b
+    }
+
+    /// All streams end to end in one row, padded to a multiple of `multiple`.
+    pub fn flat(streams: &[Stream], multiple: usize, causal: bool) -> Batch {
+        let total: usize = streams.iter().map(|s| s.tokens.len()).sum();
+        let len = total.max(1).next_multiple_of(multiple.max(1));
+        let mut b = Batch::empty(1, len, causal);
+        for s in streams {
+            b.push(s);
+        }
+        b.pad_to(len);
+        b
+    }
+
+    fn empty(rows: usize, len: usize, causal: bool) -> Batch {
+        Batch {
+            rows,
+            len,
+            tokens: Vec::with_capacity(rows * len),
+            tiles: Vec::new(),
+            targets: Vec::new(),
+            processed: 0,
+            causal,
+        }
+    }
+
+    fn push(&mut self, s: &Stream) {
+        let at = self.tokens.len();
+        self.tokens.extend_from_slice(&s.tokens);
+        self.processed += s.tokens.len();
+        self.tiles.extend(s.tiles.iter().map(|t| Tile {
+            query: t.query + at,
+            prefix: (t.prefix.0 + at, t.prefix.1),
+            own: (t.own.0 + at, t.own.1),
+            ..*t
+        }));
+        self.targets.extend(s.targets.iter().map(|t| Target { at: t.at + at, id: t.id }));
+    }
+
+    fn pad_to(&mut self, end: usize) {
+        let at = self.tokens.len();
+        if at < end {
+            // padding attends to itself
+            self.tiles.push(Tile { query: at, len: end - at, prefix: (at, 0), own: (at, end - at), causal: false });
+        }
+        self.tokens.resize(end, PAD);
+    }
+
+    /// Token ids, `[B · S]`.
+    pub fn ids(&self) -> Vec<i32> {
+        self.tokens.iter().map(|t| t.id).collect()
+    }
+
+    /// Positions, `[B · S]`.
+    pub fn positions(&self) -> Vec<i32> {
+        self.tokens.iter().map(|t| t.position).collect()
+    }
+
+    /// The dense mask `[B, S, S]`, true = hidden, from the predicate alone (tiles are not consulted).
+    pub fn dense_mask(&self) -> Vec<bool> {
+        let s = self.len;
+        let mut out = vec![true; self.rows * s * s];
+        for r in 0..self.rows {
+            let row = &self.tokens[r * s..(r + 1) * s];
+            for (i, q) in row.iter().enumerate() {
+                for (j, k) in row.iter().enumerate() {
+                    let seen = if self.causal {
+                        q.document == k.document && q.copy == k.copy && (j <= i || q.copy == Copy::Pad)
+                    } else {
+                        sees(q, k)
+                    };
+                    out[(r * s + i) * s + j] = !seen;
+                }
+            }
+        }
+        out
+    }
+
+    /// The dense mask as the tiles say it; the test that both agree is what makes tiles trustworthy.
+    pub fn dense_mask_from_tiles(&self) -> Vec<bool> {
+        let s = self.len;
+        let mut out = vec![true; self.rows * s * s];
+        for t in &self.tiles {
+            for i in 0..t.len {
+                let q = t.query + i;
+                let row = q / s;
+                let mut see = |k: usize| out[q * s + (k - row * s)] = false;
+                (t.prefix.0..t.prefix.0 + t.prefix.1).for_each(&mut see);
+                let own = if t.causal { i + 1 } else { t.own.1 };
+                (t.own.0..t.own.0 + own).for_each(&mut see);
+            }
+        }
+        out
+    }
+}

@@ -1,0 +1,295 @@
+//! From a packed row and a mask to the token stream that the decoder runs on.
+//!
+//! In: [`PackedRow`] (ids, labels, documents) and `hidden[L]`. Out: [`Stream`]s: tokens with position, document, block and
+//! copy; *tiles* that say which key ranges each group of queries sees; *targets* that say which stream position predicts
+//! which token.
+//!
+//! Three layouts of the same objective:
+//! - [`reference`]: per view one stream `[x_t ; x_0]` of 2L tokens, 4L together (the published formulation);
+//! - [`saving`]: one stream with the clean copy shared by both views, noised blocks that predict nothing counted left out,
+//!   clean blocks that nothing needs left out, and unhidden noised blocks read from the clean copy;
+//! - [`causal`]: the row itself under a causal mask (`objective=sft`).
+//!
+//! Rules (Fast-dLLM v2 section 3.2 and appendix A.2; DESIGN section 5): a noised token sees its own noised block in both
+//! directions and the clean tokens of strictly earlier blocks; a clean token sees clean tokens of its own and earlier
+//! blocks; nothing sees another document. By the token shift the logits at position i-1 predict token i.
+
+/// Label that carries no loss.
+pub const IGNORE: i32 = -100;
+
+/// One row of a packed dataset.
+#[derive(Clone, Debug, Default)]
+pub struct PackedRow {
+    /// Token ids, `[L]`.
+    pub input_ids: Vec<i32>,
+    /// Labels, `[L]`; [`IGNORE`] where no loss is taken.
+    pub labels: Vec<i32>,
+    /// Documents as (start, length); positions outside every document are row padding.
+    pub documents: Vec<(usize, usize)>,
+}
+
+/// Which copy of a token a stream entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copy {
+    /// The clean token.
+    Clean,
+    /// The noised token of view 0 (A) or 1 (B).
+    Noised(u8),
+    /// Filler without meaning.
+    Pad,
+}
+
+/// One entry of a stream.
+#[derive(Clone, Copy, Debug)]
+pub struct Token {
+    /// Token id, the mask id where hidden.
+    pub id: i32,
+    /// Position within the document.
+    pub position: i32,
+    /// Document within the row, -1 for row padding.
+    pub document: i32,
+    /// Block within the document.
+    pub block: i32,
+    /// Which copy.
+    pub copy: Copy,
+}
+
+/// A run of queries that see the same keys: at most two contiguous ranges of the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tile {
+    /// First query.
+    pub query: usize,
+    /// Number of queries.
+    pub len: usize,
+    /// First range of keys (start, length): the clean prefix; may be empty.
+    pub prefix: (usize, usize),
+    /// Second range of keys (start, length): the tile's own tokens.
+    pub own: (usize, usize),
+    /// Within `own`, query j sees keys 0..=j only.
+    pub causal: bool,
+}
+
+/// "The logits at stream position `at` are to predict `id`."
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Stream position.
+    pub at: usize,
+    /// Token id.
+    pub id: i32,
+}
+
+/// A sequence of tokens that attend among themselves.
+#[derive(Clone, Debug, Default)]
+pub struct Stream {
+    /// Entries.
+    pub tokens: Vec<Token>,
+    /// Query groups; together they cover every token once.
+    pub tiles: Vec<Tile>,
+    /// What is predicted where.
+    pub targets: Vec<Target>,
+}
+
+/// How documents bound attention and positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DocumentMask {
+    /// Attention stays inside a document; positions restart (default).
+    Document,
+    /// As the published hub code: the row is one sequence, documents see each other.
+    Hub,
+}
+
+/// What the layouts need to know besides the row.
+#[derive(Clone, Copy, Debug)]
+pub struct Spec {
+    /// Tokens per block.
+    pub bd_size: usize,
+    /// Id of the mask token.
+    pub mask_token_id: i32,
+    /// Both complementary views (true) or view A alone.
+    pub complementary: bool,
+    /// Document isolation.
+    pub document_mask: DocumentMask,
+}
+
+impl Spec {
+    fn views(&self) -> std::ops::Range<u8> {
+        0..if self.complementary { 2 } else { 1 }
+    }
+
+    /// Documents of a row under this spec, and the row padding as (start, length) pairs with its document id.
+    fn documents(&self, row: &PackedRow) -> Vec<(i32, usize, usize)> {
+        let len = row.input_ids.len();
+        match self.document_mask {
+            DocumentMask::Hub => vec![(0, 0, len)],
+            DocumentMask::Document => {
+                let mut out = Vec::with_capacity(row.documents.len() + 1);
+                let mut end = 0;
+                for (i, &(start, n)) in row.documents.iter().enumerate() {
+                    if start > end {
+                        out.push((-1, end, start - end));
+                    }
+                    out.push((i as i32, start, n));
+                    end = start + n;
+                }
+                if end < len {
+                    out.push((-1, end, len - end));
+                }
+                out
+            }
+        }
+    }
+}
+
+/// Whether the token at `i` is hidden in `view`.
+fn is_hidden(row: &PackedRow, hidden: &[bool], view: u8, i: usize) -> bool {
+    row.labels[i] != IGNORE && (hidden[i] == (view == 0))
+}
+
+/// Whether a query sees a key, for the two diffusion layouts: the obvious predicate that tiles are held against.
+pub fn sees(q: &Token, k: &Token) -> bool {
+    q.document == k.document
+        && match (q.copy, k.copy) {
+            (Copy::Clean, Copy::Clean) => k.block <= q.block,
+            (Copy::Noised(a), Copy::Noised(b)) => a == b && k.block == q.block,
+            (Copy::Noised(_), Copy::Clean) => k.block < q.block,
+            (Copy::Pad, Copy::Pad) => true,
+            _ => false,
+        }
+}
+
+/// The published formulation: for each view one stream `[x_t ; x_0]`, every position kept.
+pub fn reference(row: &PackedRow, hidden: &[bool], spec: &Spec) -> Vec<Stream> {
+    let len = row.input_ids.len();
+    let documents = spec.documents(row);
+    spec.views()
+        .map(|view| {
+            let mut s = Stream::default();
+            for copy in [Copy::Noised(view), Copy::Clean] {
+                let noised = copy != Copy::Clean;
+                for &(doc, start, n) in &documents {
+                    for j in 0..n {
+                        let i = start + j;
+                        let mask = noised && is_hidden(row, hidden, view, i);
+                        s.tokens.push(Token {
+                            id: if mask { spec.mask_token_id } else { row.input_ids[i] },
+                            position: j as i32,
+                            document: doc,
+                            block: (j / spec.bd_size) as i32,
+                            copy,
+                        });
+                        if mask && j > 0 && doc >= 0 {
+                            s.targets.push(Target { at: i - 1, id: row.input_ids[i] });
+                        }
+                    }
+                    for b in 0..n.div_ceil(spec.bd_size) {
+                        let first = b * spec.bd_size;
+                        let in_block = spec.bd_size.min(n - first);
+                        let clean = len + start;
+                        s.tiles.push(if noised {
+                            Tile { query: start + first, len: in_block, prefix: (clean, first), own: (start + first, in_block), causal: false }
+                        } else {
+                            Tile { query: clean + first, len: in_block, prefix: (clean, first), own: (clean + first, in_block), causal: false }
+                        });
+                    }
+                }
+            }
+            s
+        })
+        .collect()
+}
+
+/// The same objective on fewer tokens; equal to [`reference`] in loss and gradients.
+///
+/// A view's noised block is needed when one of its positions predicts a counted token. If nothing in it is hidden in that
+/// view, its hidden states are those of the clean block, and the logits are read there. A clean block is needed when a
+/// later noised block is kept or its own logits are read.
+pub fn saving(row: &PackedRow, hidden: &[bool], spec: &Spec) -> Stream {
+    let bd = spec.bd_size;
+    let mut s = Stream::default();
+    for (doc, start, n) in spec.documents(row) {
+        if doc < 0 {
+            continue;
+        }
+        let blocks = n.div_ceil(bd);
+        let span = |b: usize| (b * bd, bd.min(n - b * bd));
+        // (view, block) pairs to keep noised, and how many clean blocks are needed
+        let mut noised: Vec<(u8, usize)> = Vec::new();
+        let mut read_clean: Vec<(u8, usize)> = Vec::new();
+        let mut clean_blocks = 0;
+        for view in spec.views() {
+            for b in 0..blocks {
+                let (first, len) = span(b);
+                let counted = |j: usize| j > 0 && j < n && is_hidden(row, hidden, view, start + j);
+                if !(first..first + len).any(|j| counted(j + 1)) {
+                    continue;
+                }
+                if (first..first + len).any(|j| is_hidden(row, hidden, view, start + j)) {
+                    noised.push((view, b));
+                    clean_blocks = clean_blocks.max(b);
+                } else {
+                    read_clean.push((view, b));
+                    clean_blocks = clean_blocks.max(b + 1);
+                }
+            }
+        }
+        let clean = s.tokens.len();
+        for b in 0..clean_blocks {
+            let (first, len) = span(b);
+            s.tiles.push(Tile { query: clean + first, len, prefix: (clean, first), own: (clean + first, len), causal: false });
+            for j in first..first + len {
+                s.tokens.push(Token {
+                    id: row.input_ids[start + j],
+                    position: j as i32,
+                    document: doc,
+                    block: b as i32,
+                    copy: Copy::Clean,
+                });
+            }
+        }
+        let predict = |s: &mut Stream, view: u8, b: usize, at: usize| {
+            let (first, len) = span(b);
+            for j in first..first + len {
+                let next = j + 1;
+                if next < n && is_hidden(row, hidden, view, start + next) {
+                    s.targets.push(Target { at: at + j - first, id: row.input_ids[start + next] });
+                }
+            }
+        };
+        for &(view, b) in &read_clean {
+            predict(&mut s, view, b, clean + b * bd);
+        }
+        for &(view, b) in &noised {
+            let (first, len) = span(b);
+            let at = s.tokens.len();
+            s.tiles.push(Tile { query: at, len, prefix: (clean, first), own: (at, len), causal: false });
+            for j in first..first + len {
+                let i = start + j;
+                s.tokens.push(Token {
+                    id: if is_hidden(row, hidden, view, i) { spec.mask_token_id } else { row.input_ids[i] },
+                    position: j as i32,
+                    document: doc,
+                    block: b as i32,
+                    copy: Copy::Noised(view),
+                });
+            }
+            predict(&mut s, view, b, at);
+        }
+    }
+    s
+}
+
+/// The row under a causal mask, with response-only loss: `objective=sft`.
+pub fn causal(row: &PackedRow, spec: &Spec) -> Stream {
+    let mut s = Stream::default();
+    for (doc, start, n) in spec.documents(row) {
+        s.tiles.push(Tile { query: start, len: n, prefix: (start, 0), own: (start, n), causal: true });
+        for j in 0..n {
+            let i = start + j;
+            s.tokens.push(Token { id: row.input_ids[i], position: j as i32, document: doc, block: 0, copy: Copy::Clean });
+            if j > 0 && doc >= 0 && row.labels[i] != IGNORE {
+                s.targets.push(Target { at: i - 1, id: row.labels[i] });
+            }
+        }
+    }
+    s
+}

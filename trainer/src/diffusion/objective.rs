@@ -1,0 +1,244 @@
+//! The objective: which loss is taken, and its gradient. **This is the file that makes the model a diffusion model.**
+//!
+//! In: packed rows with masks, weights. Out: the *sum* of cross-entropies over counted targets and, where asked, its
+//! gradient; the caller divides by the number of counted targets of the whole optimizer step (both views, all
+//! micro-batches), as Fast-dLLM v2 does (no 1/t weight).
+//!
+//! Masking happens here, in the training forward pass, not in the data: see `docs/objective.md`. Formal definition:
+//! DESIGN section 5; layouts in [`super::layout`]; noise in [`super::noise`].
+
+use burn::prelude::*;
+use burn::tensor::DType;
+use burn::tensor::activation::log_softmax;
+
+use super::batch::Batch;
+use super::layout::{self, PackedRow, Spec};
+use crate::error::{Error, Result};
+use crate::model::{AttentionPlan, Context, Decoder, Weights, ops};
+
+/// Which objective is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Objective {
+    /// Noised copies next to clean ones, complementary views (the default).
+    BlockDiffusion(Layout),
+    /// Plain causal next-token loss on responses.
+    Sft,
+}
+
+/// How the block-diffusion streams are laid out; both give the same loss and gradients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Per view `[x_t ; x_0]`: 4L tokens a row.
+    Reference,
+    /// Shared clean copy, nothing that is not needed.
+    Saving,
+}
+
+/// Build the decoder's batch for rows with their masks (`hidden[row][position]`, unused for [`Objective::Sft`]).
+pub fn build_batch(objective: Objective, rows: &[PackedRow], hidden: &[Vec<bool>], spec: &Spec, multiple: usize) -> Batch {
+    let mut streams = Vec::with_capacity(rows.len() * 2);
+    for (i, row) in rows.iter().enumerate() {
+        match objective {
+            Objective::BlockDiffusion(Layout::Reference) => streams.extend(layout::reference(row, &hidden[i], spec)),
+            Objective::BlockDiffusion(Layout::Saving) => streams.push(layout::saving(row, &hidden[i], spec)),
+            Objective::Sft => streams.push(layout::causal(row, spec)),
+        }
+    }
+    let causal = objective == Objective::Sft;
+    if objective == Objective::BlockDiffusion(Layout::Reference) {
+        // view A rows first, then view B, as in the reference implementation
+        let views = streams.len() / rows.len().max(1);
+        let streams: Vec<_> = (0..views).flat_map(|v| streams.iter().skip(v).step_by(views).cloned().collect::<Vec<_>>()).collect();
+        return Batch::rectangular(&streams, 1, causal);
+    }
+    Batch::rectangular(&streams, multiple, causal)
+}
+
+/// Number of targets a row contributes, without building its layout: every labelled token that is not the first of its
+/// document, once over both views.
+pub fn counted(row: &PackedRow, spec: &Spec, objective: Objective, hidden: Option<&[bool]>) -> usize {
+    let one_view = matches!(objective, Objective::BlockDiffusion(_)) && !spec.complementary;
+    let whole = [(0, row.input_ids.len())];
+    let documents: &[(usize, usize)] = match spec.document_mask {
+        layout::DocumentMask::Document => &row.documents,
+        layout::DocumentMask::Hub => &whole,
+    };
+    documents
+        .iter()
+        .flat_map(|&(start, n)| start + 1..start + n)
+        .filter(|&i| row.labels[i] != layout::IGNORE && (!one_view || hidden.is_some_and(|h| h[i])))
+        .count()
+}
+
+/// How a forward and backward pass is run.
+#[derive(Clone, Copy, Debug)]
+pub struct PassOptions {
+    /// Compute dtype; weights are fp32 masters.
+    pub dtype: DType,
+    /// Keep only layer inputs and run each layer again in the backward pass.
+    pub recompute: bool,
+    /// Rows of logits computed at a time; bounds the `[rows, vocab_size]` buffers.
+    pub loss_chunk: usize,
+}
+
+/// Prepared inputs of one micro-batch on the device.
+pub struct Inputs {
+    ids: Tensor<1, Int>,
+    cx: Context,
+    at: Vec<i32>,
+    targets: Vec<i32>,
+}
+
+/// Move a batch to the device.
+pub fn upload(decoder: &Decoder, batch: &Batch, dtype: DType, device: &Device) -> Inputs {
+    let (cos, sin) = decoder.rope_tables(&batch.positions(), batch.rows, batch.len, dtype, device);
+    let mask = Tensor::<4, Bool>::from_data(TensorData::new(batch.dense_mask(), [batch.rows, 1, batch.len, batch.len]), device);
+    let n = batch.tokens.len();
+    Inputs {
+        ids: Tensor::<1, Int>::from_data(TensorData::new(batch.ids(), [n]), device),
+        cx: Context { batch: batch.rows, len: batch.len, cos, sin, mask: AttentionPlan::Dense(mask), dtype },
+        at: batch.targets.iter().map(|t| t.at as i32).collect(),
+        targets: batch.targets.iter().map(|t| t.id).collect(),
+    }
+}
+
+/// Sum of cross-entropies of logits `[N, V]` (fp32) against `targets` `[N]`.
+fn cross_entropy_sum(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
+    let [n, _] = logits.dims();
+    log_softmax(logits, 1).gather(1, targets.reshape([n, 1])).sum().neg()
+}
+
+fn int_tensor(values: &[i32], device: &Device) -> Tensor<1, Int> {
+    Tensor::<1, Int>::from_data(TensorData::new(values.to_vec(), [values.len()]), device)
+}
+
+fn scalar(t: Tensor<1>) -> Result<f64> {
+    let v: f32 = t
+        .try_into_scalar::<f32>()
+        .map_err(|e| Error::Device(format!("reading the loss back failed: {e}")))?;
+    Ok(f64::from(v))
+}
+
+/// Loss sum without gradients.
+pub fn loss_sum(decoder: &Decoder, w: &Weights, inputs: &Inputs, opts: &PassOptions) -> Result<f64> {
+    if inputs.at.is_empty() {
+        return Ok(0.0);
+    }
+    let device = inputs.ids.device();
+    let h = decoder.hidden(w, inputs.ids.clone(), &inputs.cx);
+    let h = h.select(0, int_tensor(&inputs.at, &device));
+    let mut total = 0.0;
+    for first in (0..inputs.at.len()).step_by(opts.loss_chunk.max(1)) {
+        let end = (first + opts.loss_chunk.max(1)).min(inputs.at.len());
+        let logits = decoder.logits(w, h.clone().slice([first..end]));
+        total += scalar(cross_entropy_sum(logits, int_tensor(&inputs.targets[first..end], &device)))?;
+    }
+    Ok(total)
+}
+
+/// Gradients per parameter, `None` where a parameter took no part yet.
+pub struct Gradients(pub Vec<Option<Tensor<2>>>);
+
+impl Gradients {
+    /// No gradients yet for `n` parameters.
+    pub fn new(n: usize) -> Self {
+        Gradients((0..n).map(|_| None).collect())
+    }
+
+    fn add(&mut self, i: usize, g: Tensor<2>) {
+        self.0[i] = Some(match self.0[i].take() {
+            Some(old) => old + g,
+            None => g,
+        });
+    }
+
+    fn take_from(&mut self, w: &Weights, grads: &mut burn::tensor::Gradients, which: impl Iterator<Item = usize>) {
+        for i in which {
+            if let Some(g) = w[i].grad_remove(grads) {
+                self.add(i, g);
+            }
+        }
+    }
+}
+
+/// Loss sum, with `scale ·` its gradient added to `into` (`scale` = 1 / counted targets of the optimizer step).
+pub fn loss_and_gradients(
+    decoder: &Decoder,
+    w: &Weights,
+    inputs: &Inputs,
+    opts: &PassOptions,
+    scale: f64,
+    into: &mut Gradients,
+) -> Result<f64> {
+    if inputs.at.is_empty() {
+        return Ok(0.0);
+    }
+    let device = inputs.ids.device();
+    let layers = decoder.params.layers.len();
+    let cx = inputs.cx.tracked();
+    let at = int_tensor(&inputs.at, &device);
+
+    // Forward to the hidden states that predict something. With recomputation only the layer inputs are kept.
+    let mut layer_inputs: Vec<Tensor<2>> = Vec::new();
+    let tracked = w.tracked();
+    let body: Option<Tensor<2>>; // tracked hidden states, when the whole tape is kept
+    let hidden = if opts.recompute {
+        let mut x = decoder.embed(w, inputs.ids.clone(), opts.dtype);
+        for i in 0..layers {
+            let y = decoder.layer(w, i, x.clone(), &inputs.cx);
+            layer_inputs.push(x);
+            x = y;
+        }
+        body = None;
+        x
+    } else {
+        let h = decoder.hidden(&tracked, inputs.ids.clone().autodiff(), &cx);
+        let inner = h.clone().inner();
+        body = Some(h);
+        inner
+    };
+    let [tokens, width] = hidden.dims();
+    let picked = hidden.select(0, at.clone());
+
+    // Head and loss in chunks; their gradient with respect to the picked states.
+    let mut total = 0.0;
+    let mut d_picked: Vec<Tensor<2>> = Vec::new();
+    for first in (0..inputs.at.len()).step_by(opts.loss_chunk.max(1)) {
+        let end = (first + opts.loss_chunk.max(1)).min(inputs.at.len());
+        let leaf = picked.clone().slice([first..end]).autodiff().require_grad();
+        let logits = decoder.logits(&tracked, leaf.clone());
+        let ce = cross_entropy_sum(logits, int_tensor(&inputs.targets[first..end], &device).autodiff());
+        total += scalar(ce.clone().inner())?;
+        let mut g = (ce * scale).backward();
+        let d = leaf.grad_remove(&mut g).ok_or_else(|| Error::Numeric("no gradient reached the hidden states".into()))?;
+        d_picked.push(d);
+        into.take_from(&tracked, &mut g, [decoder.params.norm, decoder.params.lm_head].into_iter());
+    }
+    let d_picked = Tensor::cat(d_picked, 0);
+    // A stream position can predict for both views, so gradients of equal positions add up.
+    let mut upstream = Tensor::<2>::zeros([tokens, width], (&device, d_picked.dtype())).select_assign(0, at, d_picked, burn::tensor::IndexingUpdateOp::Add);
+
+    if let Some(h) = body {
+        let mut g = (h * upstream.autodiff()).sum().backward();
+        into.take_from(&tracked, &mut g, 0..w.0.len());
+        return Ok(total);
+    }
+    for i in (0..layers).rev() {
+        let Some(x) = layer_inputs.pop() else { break };
+        let x = x.autodiff().require_grad();
+        let y = decoder.layer(&tracked, i, x.clone(), &cx);
+        let mut g = (y * upstream.autodiff()).sum().backward();
+        upstream = x.grad_remove(&mut g).ok_or_else(|| Error::Numeric(format!("no gradient reached the input of layer {i}")))?;
+        into.take_from(&tracked, &mut g, decoder.params.layers[i].range.clone());
+    }
+    let e = decoder.embed(&tracked, inputs.ids.clone().autodiff(), opts.dtype);
+    let mut g = (e * upstream.autodiff()).sum().backward();
+    into.take_from(&tracked, &mut g, std::iter::once(decoder.params.embed_tokens));
+    Ok(total)
+}
+
+/// fp32 logits of every stream position, `[rows · len, vocab_size]`; for parity checks, not for training.
+pub fn all_logits(decoder: &Decoder, w: &Weights, inputs: &Inputs) -> Tensor<2> {
+    let h = decoder.hidden(w, inputs.ids.clone(), &inputs.cx);
+    ops::to_f32(decoder.logits(w, h))
+}

@@ -1,0 +1,190 @@
+//! One decoder for every family: embedding, layers, final norm, head, on explicit weights and an explicit attention plan.
+//!
+//! In: token ids of a *stream* (for the diffusion objective: clean and noised copies side by side), positions, and what
+//! each token may see. Out: hidden states `[T, hidden_size]`, logits only where asked for. Nothing here knows about
+//! noise or blocks; that is `diffusion`'s business.
+//!
+//! Shape legend: B rows, S stream length, T = B·S, H query heads, K key/value heads, D head_dim.
+
+use burn::prelude::*;
+use burn::tensor::DType;
+use burn::tensor::activation::silu;
+
+use super::config::{Activation, ModelConfig};
+use super::ops;
+use super::params::{LayerIndex, LinearIndex, Params, Weights};
+
+/// Architecture and parameter table; the weights come separately, so that the same code runs tracked and untracked.
+#[derive(Clone, Debug)]
+pub struct Decoder {
+    /// Shapes and switches.
+    pub cfg: ModelConfig,
+    /// Parameter table.
+    pub params: Params,
+    /// Blend of BitLinear quantisation: 0 off, 1 full. Ignored unless the config asks for BitNet quantisation.
+    pub quant_lambda: f64,
+}
+
+/// What is the same for every layer of one forward pass.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Rows.
+    pub batch: usize,
+    /// Stream length.
+    pub len: usize,
+    /// Cosines, `[B, 1, S, D]`, compute dtype.
+    pub cos: Tensor<4>,
+    /// Sines, `[B, 1, S, D]`.
+    pub sin: Tensor<4>,
+    /// What a token must not see.
+    pub mask: AttentionPlan,
+    /// Compute dtype of activations and matmuls.
+    pub dtype: DType,
+}
+
+/// How attention knows who sees whom.
+#[derive(Clone, Debug)]
+pub enum AttentionPlan {
+    /// `[B, 1, S, S]`, true = hidden; scores are materialised.
+    Dense(Tensor<4, Bool>),
+}
+
+impl Context {
+    /// The same context for tensors on a gradient tape.
+    pub fn tracked(&self) -> Context {
+        Context {
+            batch: self.batch,
+            len: self.len,
+            cos: self.cos.clone().autodiff(),
+            sin: self.sin.clone().autodiff(),
+            mask: match &self.mask {
+                AttentionPlan::Dense(m) => AttentionPlan::Dense(m.clone().autodiff()),
+            },
+            dtype: self.dtype,
+        }
+    }
+}
+
+impl Decoder {
+    /// The decoder of a configuration.
+    pub fn new(cfg: ModelConfig) -> Self {
+        let params = Params::new(&cfg);
+        Decoder { cfg, params, quant_lambda: 1.0 }
+    }
+
+    /// Embed token ids `[T]` → `[T, hidden_size]` in the compute dtype.
+    pub fn embed(&self, w: &Weights, ids: Tensor<1, Int>, dtype: DType) -> Tensor<2> {
+        ops::cast_to(w[self.params.embed_tokens].clone().select(0, ids), dtype)
+    }
+
+    /// One decoder layer, `[T, hidden_size]` → `[T, hidden_size]`.
+    pub fn layer(&self, w: &Weights, i: usize, x: Tensor<2>, cx: &Context) -> Tensor<2> {
+        let l = &self.params.layers[i];
+        let x = x.clone() + self.attention_block(w, l, x, cx);
+        x.clone() + self.mlp_block(w, l, x)
+    }
+
+    /// Queries, keys and values after norm and RoPE: `[B, H, S, D]`, `[B, K, S, D]`, `[B, K, S, D]`.
+    pub fn qkv(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, cx: &Context) -> (Tensor<4>, Tensor<4>, Tensor<4>) {
+        let c = &self.cfg;
+        let (b, s, d) = (cx.batch, cx.len, c.head_dim);
+        let h = ops::rms_norm(x, &w[l.input_layernorm], c.rms_norm_eps);
+        let heads = |y: Tensor<2>, n: usize, norm: Option<usize>| {
+            let y = match norm {
+                Some(p) => ops::rms_norm(y.reshape([b * s * n, d]), &w[p], c.rms_norm_eps),
+                None => y,
+            };
+            y.reshape([b, s, n, d]).swap_dims(1, 2)
+        };
+        let q = heads(self.project(w, &l.q_proj, h.clone()), c.num_attention_heads, l.q_norm);
+        let k = heads(self.project(w, &l.k_proj, h.clone()), c.num_key_value_heads, l.k_norm);
+        let v = heads(self.project(w, &l.v_proj, h), c.num_key_value_heads, None);
+        (ops::rope(q, &cx.cos, &cx.sin), ops::rope(k, &cx.cos, &cx.sin), v)
+    }
+
+    fn attention_block(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, cx: &Context) -> Tensor<2> {
+        let (q, k, v) = self.qkv(w, l, x, cx);
+        let a = match &cx.mask {
+            AttentionPlan::Dense(hidden) => ops::attention(q, k, v, hidden),
+        };
+        self.attention_out(w, l, a)
+    }
+
+    /// Output projection of attention, `[B, H, S, D]` → `[T, hidden_size]`.
+    pub fn attention_out(&self, w: &Weights, l: &LayerIndex, a: Tensor<4>) -> Tensor<2> {
+        let [b, h, s, d] = a.dims();
+        let a = a.swap_dims(1, 2).reshape([b * s, h * d]);
+        let a = match l.attn_sub_norm {
+            Some(p) => ops::rms_norm(a, &w[p], self.cfg.rms_norm_eps),
+            None => a,
+        };
+        self.project(w, &l.o_proj, a)
+    }
+
+    /// The gated MLP behind its norm, `[T, hidden_size]` → `[T, hidden_size]`.
+    pub fn mlp_block(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>) -> Tensor<2> {
+        let h = ops::rms_norm(x, &w[l.post_attention_layernorm], self.cfg.rms_norm_eps);
+        let gate = self.project(w, &l.gate_proj, h.clone());
+        let up = self.project(w, &l.up_proj, h);
+        let a = match self.cfg.activation {
+            Activation::Silu => silu(gate) * up,
+            Activation::Relu2 => burn::tensor::activation::relu(gate).square() * up,
+        };
+        let a = match l.ffn_sub_norm {
+            Some(p) => ops::rms_norm(a, &w[p], self.cfg.rms_norm_eps),
+            None => a,
+        };
+        self.project(w, &l.down_proj, a)
+    }
+
+    fn project(&self, w: &Weights, l: &LinearIndex, x: Tensor<2>) -> Tensor<2> {
+        let bias = l.bias.map(|b| &w[b]);
+        if self.cfg.quantization.is_some() {
+            ops::bit_linear(x, &w[l.weight], bias, self.quant_lambda)
+        } else {
+            ops::linear(x, &w[l.weight], bias)
+        }
+    }
+
+    /// Final norm and head on the rows given, `[N, hidden_size]` → fp32 logits `[N, vocab_size]`.
+    pub fn logits(&self, w: &Weights, h: Tensor<2>) -> Tensor<2> {
+        let h = ops::rms_norm(h, &w[self.params.norm], self.cfg.rms_norm_eps);
+        ops::to_f32(ops::linear(h, &w[self.params.lm_head], None))
+    }
+
+    /// All layers in order, `[T, hidden_size]` → `[T, hidden_size]` (before the final norm).
+    pub fn hidden(&self, w: &Weights, ids: Tensor<1, Int>, cx: &Context) -> Tensor<2> {
+        let mut x = self.embed(w, ids, cx.dtype);
+        for i in 0..self.params.layers.len() {
+            x = self.layer(w, i, x, cx);
+        }
+        x
+    }
+
+    /// Cosine and sine tables for positions given per stream token.
+    ///
+    /// `positions` has `batch · len` entries; returns two `[B, 1, S, D]` tensors in `dtype`.
+    pub fn rope_tables(&self, positions: &[i32], batch: usize, len: usize, dtype: DType, device: &Device) -> (Tensor<4>, Tensor<4>) {
+        let d = self.cfg.head_dim;
+        let half = d / 2;
+        let inv: Vec<f32> = self.cfg.inv_freq().iter().map(|f| *f as f32).collect();
+        let (mut cos, mut sin) = (vec![0f32; positions.len() * d], vec![0f32; positions.len() * d]);
+        for (t, &p) in positions.iter().enumerate() {
+            let (c, s) = (&mut cos[t * d..(t + 1) * d], &mut sin[t * d..(t + 1) * d]);
+            for i in 0..half {
+                // fp32 product as in transformers, so that long positions round the same way
+                let angle = p as f32 * inv[i];
+                let (sn, cs) = (angle as f64).sin_cos();
+                c[i] = cs as f32;
+                s[i] = sn as f32;
+            }
+            c.copy_within(0..half, half);
+            s.copy_within(0..half, half);
+        }
+        let up = |v: Vec<f32>| {
+            let t = Tensor::<4>::from_data(TensorData::new(v, [batch, 1, len, d]), (device, DType::F32));
+            if dtype == DType::F32 { t } else { t.cast(dtype) }
+        };
+        (up(cos), up(sin))
+    }
+}

@@ -1,0 +1,195 @@
+//! The parameters of a decoder as a flat list under their Hugging Face names, and the layer table that points into it.
+//!
+//! Every parameter is a rank-2 tensor on the device; vectors (norms, biases) are `[1, n]`. The flat list is what the
+//! optimizer, the checkpoint and the export walk over; its order is the order of [`Params::specs`], which depends on the
+//! configuration alone.
+
+use burn::prelude::*;
+
+use super::config::ModelConfig;
+
+/// What a parameter is, which decides initialisation, weight decay and the optimizer that moves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ParamKind {
+    /// Embedding table or output head, `[vocab_size, hidden_size]`.
+    Embedding,
+    /// Linear weight, `[out, in]`.
+    Matrix,
+    /// RMSNorm weight, `[n]`.
+    Norm,
+    /// Bias, `[n]`.
+    Bias,
+}
+
+/// Name and shape of a parameter as a checkpoint holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParamSpec {
+    /// Hugging Face tensor name.
+    pub name: String,
+    /// Shape in the file: one or two dimensions.
+    pub shape: Vec<usize>,
+    /// Role.
+    pub kind: ParamKind,
+}
+
+impl ParamSpec {
+    /// Shape on the device: vectors are `[1, n]`.
+    pub fn shape2(&self) -> [usize; 2] {
+        match self.shape[..] {
+            [n] => [1, n],
+            [r, c] => [r, c],
+            _ => unreachable!("specs are rank 1 or 2"),
+        }
+    }
+
+    /// Number of elements.
+    pub fn numel(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// Index of a parameter in the flat list.
+pub type ParamIndex = usize;
+
+/// A linear map: weight `[out, in]` and perhaps a bias `[out]`.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearIndex {
+    /// Weight.
+    pub weight: ParamIndex,
+    /// Bias.
+    pub bias: Option<ParamIndex>,
+}
+
+/// Where the parameters of one decoder layer are.
+#[derive(Clone, Debug)]
+pub struct LayerIndex {
+    /// Norm before attention.
+    pub input_layernorm: ParamIndex,
+    /// Query projection.
+    pub q_proj: LinearIndex,
+    /// Key projection.
+    pub k_proj: LinearIndex,
+    /// Value projection.
+    pub v_proj: LinearIndex,
+    /// Output projection.
+    pub o_proj: LinearIndex,
+    /// Per-head norm of queries (Qwen3).
+    pub q_norm: Option<ParamIndex>,
+    /// Per-head norm of keys (Qwen3).
+    pub k_norm: Option<ParamIndex>,
+    /// Norm before o_proj (BitNet).
+    pub attn_sub_norm: Option<ParamIndex>,
+    /// Norm before the MLP.
+    pub post_attention_layernorm: ParamIndex,
+    /// Gate projection.
+    pub gate_proj: LinearIndex,
+    /// Up projection.
+    pub up_proj: LinearIndex,
+    /// Down projection.
+    pub down_proj: LinearIndex,
+    /// Norm before down_proj (BitNet).
+    pub ffn_sub_norm: Option<ParamIndex>,
+    /// All parameters of the layer, as a range of the flat list.
+    pub range: std::ops::Range<ParamIndex>,
+}
+
+/// The parameter table of an architecture.
+#[derive(Clone, Debug)]
+pub struct Params {
+    /// Flat list, in order.
+    pub specs: Vec<ParamSpec>,
+    /// `model.embed_tokens.weight`.
+    pub embed_tokens: ParamIndex,
+    /// Decoder layers.
+    pub layers: Vec<LayerIndex>,
+    /// `model.norm.weight`.
+    pub norm: ParamIndex,
+    /// `lm_head.weight`, or the embedding table where the head is tied.
+    pub lm_head: ParamIndex,
+}
+
+impl Params {
+    /// Lay out the parameters of `cfg`.
+    pub fn new(cfg: &ModelConfig) -> Self {
+        let mut specs: Vec<ParamSpec> = Vec::new();
+        let mut add = |name: String, shape: Vec<usize>, kind: ParamKind| -> ParamIndex {
+            specs.push(ParamSpec { name, shape, kind });
+            specs.len() - 1
+        };
+        let d = cfg.hidden_size;
+        let f = cfg.intermediate_size;
+        let q = cfg.num_attention_heads * cfg.head_dim;
+        let kv = cfg.num_key_value_heads * cfg.head_dim;
+        let embed_tokens = add("model.embed_tokens.weight".into(), vec![cfg.vocab_size, d], ParamKind::Embedding);
+        let mut layers = Vec::with_capacity(cfg.num_hidden_layers);
+        for i in 0..cfg.num_hidden_layers {
+            let p = format!("model.layers.{i}.");
+            let first = add(format!("{p}input_layernorm.weight"), vec![d], ParamKind::Norm);
+            let mut linear = |name: &str, out: usize, inp: usize, bias: bool| -> LinearIndex {
+                let weight = add(format!("{p}{name}.weight"), vec![out, inp], ParamKind::Matrix);
+                let bias = bias.then(|| add(format!("{p}{name}.bias"), vec![out], ParamKind::Bias));
+                LinearIndex { weight, bias }
+            };
+            let q_proj = linear("self_attn.q_proj", q, d, cfg.qkv_bias);
+            let k_proj = linear("self_attn.k_proj", kv, d, cfg.qkv_bias);
+            let v_proj = linear("self_attn.v_proj", kv, d, cfg.qkv_bias);
+            let o_proj = linear("self_attn.o_proj", d, q, cfg.o_bias);
+            let gate_proj = linear("mlp.gate_proj", f, d, cfg.mlp_bias);
+            let up_proj = linear("mlp.up_proj", f, d, cfg.mlp_bias);
+            let down_proj = linear("mlp.down_proj", d, f, cfg.mlp_bias);
+            let mut norm = |name: &str, n: usize| add(format!("{p}{name}.weight"), vec![n], ParamKind::Norm);
+            let q_norm = cfg.qk_norm.then(|| norm("self_attn.q_norm", cfg.head_dim));
+            let k_norm = cfg.qk_norm.then(|| norm("self_attn.k_norm", cfg.head_dim));
+            let attn_sub_norm = cfg.sub_norms.then(|| norm("self_attn.attn_sub_norm", q));
+            let ffn_sub_norm = cfg.sub_norms.then(|| norm("mlp.ffn_sub_norm", f));
+            let post_attention_layernorm = norm("post_attention_layernorm", d);
+            layers.push(LayerIndex {
+                input_layernorm: first,
+                q_proj,
+                k_proj,
+                v_proj,
+                o_proj,
+                q_norm,
+                k_norm,
+                attn_sub_norm,
+                post_attention_layernorm,
+                gate_proj,
+                up_proj,
+                down_proj,
+                ffn_sub_norm,
+                range: first..post_attention_layernorm + 1,
+            });
+        }
+        let norm = add("model.norm.weight".into(), vec![d], ParamKind::Norm);
+        let lm_head = if cfg.tie_word_embeddings {
+            embed_tokens
+        } else {
+            add("lm_head.weight".into(), vec![cfg.vocab_size, d], ParamKind::Embedding)
+        };
+        Params { specs, embed_tokens, layers, norm, lm_head }
+    }
+
+    /// Total number of elements.
+    pub fn numel(&self) -> usize {
+        self.specs.iter().map(ParamSpec::numel).sum()
+    }
+}
+
+/// Values for every entry of [`Params::specs`], each `[rows, cols]`.
+#[derive(Clone, Debug)]
+pub struct Weights(pub Vec<Tensor<2>>);
+
+impl Weights {
+    /// The same values as leaves of a gradient tape.
+    pub fn tracked(&self) -> Weights {
+        Weights(self.0.iter().map(|t| t.clone().autodiff().require_grad()).collect())
+    }
+}
+
+impl std::ops::Index<ParamIndex> for Weights {
+    type Output = Tensor<2>;
+
+    fn index(&self, i: ParamIndex) -> &Tensor<2> {
+        &self.0[i]
+    }
+}

@@ -1,0 +1,459 @@
+//! The loop: steps through the token budget, saves, evaluates, stops cleanly, resumes exactly.
+//!
+//! In: configuration and dataset. Out: checkpoints, metrics and, at the end, the exported folder. One optimizer step =
+//! `train.batch_rows` rows in micro-batches; the loss is the mean over all counted targets of the whole step.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use burn::tensor::DType;
+use dlm_datasets::{Dataset, Split};
+use safetensors::Dtype as FileDtype;
+use serde_json::json;
+
+use crate::checkpoint::{self, Identity, RunState, Store};
+use crate::config::{self, Config, Recompute};
+use crate::device::Chosen;
+use crate::diffusion::objective::{self, Gradients, Objective, PassOptions};
+use crate::diffusion::{DocumentMask, Layout, Spec, noise};
+use crate::error::{Error, Result};
+use crate::export::{self, ExportInfo};
+use crate::model::{Decoder, Weights};
+use crate::optim::{Optimizer, adamw, clip, schedule};
+use crate::train::data::{self, EVAL_EPOCH, Plan, Prefetch, StepBatch};
+use crate::train::flops;
+use crate::train::report::{Reporter, StepRecord, resident_mib};
+use crate::train::source::{self, Prepared};
+
+/// What to do with a checkpoint that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Resume {
+    /// Go on from it, or start anew where there is none.
+    Auto,
+    /// Start anew; refused while checkpoints are there, unless told to overwrite.
+    Never,
+    /// Go on from it; an error where there is none.
+    Must,
+}
+
+/// How a run treats what it finds.
+#[derive(Clone, Copy, Debug)]
+pub struct RunOptions {
+    /// See [`Resume`].
+    pub resume: Resume,
+    /// Remove an earlier run's checkpoints.
+    pub overwrite: bool,
+    /// Resume although config, data or model differ from the checkpoint's.
+    pub allow_changes: bool,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Final state.
+    pub state: RunState,
+    /// The exported folder.
+    pub export: PathBuf,
+}
+
+struct Trainer<'a> {
+    cfg: &'a Config,
+    chosen: &'a Chosen,
+    data: Arc<Dataset>,
+    decoder: Decoder,
+    weights: Weights,
+    optimizer: Optimizer,
+    state: RunState,
+    plan: Plan,
+    pass: PassOptions,
+    identity: Identity,
+    source: String,
+    source_folder: Option<PathBuf>,
+    saved_step: Option<u64>,
+}
+
+/// Train by `cfg` on the dataset in `data_dir` and export the result.
+pub fn run(cfg: &Config, data_dir: &Path, chosen: &Chosen, options: RunOptions) -> Result<Outcome> {
+    let data = Arc::new(Dataset::open(data_dir)?);
+    let out = &cfg.output.dir;
+    let store = Store::new(out, cfg.train.keep_checkpoints);
+    let mut trainer = Trainer::new(cfg, chosen, data)?;
+    trainer.begin(&store, options)?;
+    checkpoint::files::create_dir(out)?;
+    checkpoint::files::write_atomic(&out.join("config.yaml"), cfg.to_yaml()?.as_bytes())?;
+    if !trainer.state.finished {
+        trainer.steps(&store)?;
+    }
+    trainer.export()?;
+    Ok(Outcome { state: trainer.state, export: out.clone() })
+}
+
+impl<'a> Trainer<'a> {
+    fn new(cfg: &'a Config, chosen: &'a Chosen, data: Arc<Dataset>) -> Result<Self> {
+        let manifest = data.manifest();
+        if let Some(bd) = cfg.conversion.bd_size.filter(|bd| *bd != manifest.bd_size) {
+            return Err(Error::Mismatch(format!(
+                "conversion.bd_size is {bd}, the dataset {} was packed with bd_size {}; prepare it again with --bd-size {bd} or leave conversion.bd_size null",
+                data.dir().display(),
+                manifest.bd_size
+            )));
+        }
+        let Prepared { decoder, weights, source, folder } = source::prepare(cfg, manifest, &chosen.device)?;
+        let objective = objective_of(cfg);
+        let plan = Plan {
+            seed: cfg.train.seed,
+            batch_rows: cfg.train.batch_rows,
+            micro_rows: micro_rows(cfg),
+            objective,
+            spec: Spec {
+                bd_size: manifest.bd_size,
+                mask_token_id: manifest.mask_token_id,
+                complementary: cfg.conversion.complementary,
+                document_mask: match cfg.conversion.document_mask {
+                    config::DocumentMask::Document => DocumentMask::Document,
+                    config::DocumentMask::Hub => DocumentMask::Hub,
+                },
+            },
+            noise_eps: cfg.conversion.noise_eps,
+            multiple: 1,
+            vocab_size: decoder.cfg.vocab_size,
+        };
+        let pass = PassOptions {
+            dtype: compute_dtype(cfg, chosen),
+            recompute: cfg.train.recompute == Recompute::Layer,
+            loss_chunk: cfg.train.loss_chunk,
+        };
+        let optimizer = Optimizer::new(&cfg.optim, &decoder.params, &chosen.device);
+        let identity = identity(cfg, &data, &source, &decoder)?;
+        Ok(Trainer {
+            cfg,
+            chosen,
+            data,
+            decoder,
+            weights,
+            optimizer,
+            state: RunState::default(),
+            plan,
+            pass,
+            identity,
+            source,
+            source_folder: folder,
+            saved_step: None,
+        })
+    }
+
+    /// Start anew or take up a checkpoint.
+    fn begin(&mut self, store: &Store, options: RunOptions) -> Result<()> {
+        let latest = store.latest()?;
+        let out = self.cfg.output.dir.display();
+        match (latest, options.resume) {
+            (None, Resume::Must) => Err(Error::Usage(format!("--resume must: there is no checkpoint in {out}/checkpoints"))),
+            (None, _) => Ok(()),
+            (Some(_), Resume::Never) if options.overwrite => store.clear(),
+            (Some(at), Resume::Never) => Err(Error::Usage(format!(
+                "--resume never: {} is there; add --overwrite to discard it, or choose another output.dir",
+                at.display()
+            ))),
+            (Some(at), Resume::Auto | Resume::Must) => {
+                let muon: Vec<bool> = self.decoder.params.specs.iter().map(|s| adamw::uses_muon(&self.cfg.optim, s.kind)).collect();
+                let restored = checkpoint::restore(&at, &self.decoder.params, &muon, &self.chosen.device)?;
+                let changed: Vec<String> = self
+                    .identity
+                    .iter()
+                    .filter(|(k, v)| restored.identity.get(*k) != Some(v))
+                    .map(|(k, v)| format!("{k}: was {}, is {v}", restored.identity.get(k).map_or("absent", String::as_str)))
+                    .collect();
+                if !changed.is_empty() && !options.allow_changes {
+                    return Err(Error::Mismatch(format!(
+                        "{} belongs to a run that differs from this call; {}. Give the same settings, choose another output.dir, or add --allow-changes",
+                        at.display(),
+                        changed.join("; ")
+                    )));
+                }
+                self.weights = restored.weights;
+                self.optimizer.state = restored.optimizer;
+                self.optimizer.updates = restored.state.updates;
+                self.saved_step = Some(restored.state.step);
+                self.state = restored.state;
+                eprintln!(
+                    "resumed {}: step {}, {} tokens{}",
+                    at.display(),
+                    self.state.step,
+                    self.state.tokens,
+                    if self.state.finished { "; the run is complete" } else { "" }
+                );
+                Ok(())
+            }
+        }
+    }
+
+    fn done(&self) -> bool {
+        self.state.tokens >= self.cfg.conversion.total_tokens || self.cfg.train.max_steps.is_some_and(|m| self.state.step >= m)
+    }
+
+    fn steps(&mut self, store: &Store) -> Result<()> {
+        let stop = Arc::new(AtomicBool::new(false));
+        for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+            // the second signal ends the process at once, the first asks for a checkpoint
+            let registered = signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())
+                .and_then(|_| signal_hook::flag::register(signal, stop.clone()));
+            registered.map_err(|e| Error::Device(format!("installing a signal handler failed: {e}")))?;
+        }
+        let pad = self.data.manifest().pad_token_id;
+        let feed = Prefetch::start(self.data.clone(), self.plan, self.state.cursor, pad, self.cfg.train.prefetch);
+        let mut reporter = Reporter::open(&self.cfg.output.dir, self.state.step, self.cfg.conversion.total_tokens)?;
+        reporter.say(&self.headline());
+        while !self.done() {
+            let (batch, wait) = feed.next()?;
+            let mut record = self.step(&batch, wait.as_secs_f64())?;
+            let last = self.done();
+            let every = |n: u64| n > 0 && self.state.step % n == 0;
+            if every(self.cfg.train.eval_every) || (last && self.cfg.train.eval_every > 0) {
+                record.eval_loss = self.evaluate()?;
+                self.state.eval_loss = record.eval_loss.or(self.state.eval_loss);
+            }
+            let print = every(self.cfg.train.log_every.max(1)) || last || record.eval_loss.is_some() || self.state.step == 1;
+            reporter.step(&record, print)?;
+            let interrupted = stop.load(Ordering::Relaxed);
+            if every(self.cfg.train.save_every) || last || interrupted {
+                self.state.finished = last;
+                reporter.sync()?;
+                let at = self.save(store)?;
+                if interrupted && !last {
+                    return Err(Error::Interrupted(format!(
+                        "interrupted at step {} ({} tokens); state saved in {}; the same command goes on from there",
+                        self.state.step,
+                        self.state.tokens,
+                        at.display()
+                    )));
+                }
+            }
+        }
+        reporter.say(&format!(
+            "budget reached: {} of {} tokens in {} steps{}, {:.0} s",
+            self.state.tokens,
+            self.cfg.conversion.total_tokens,
+            self.state.step,
+            if self.state.skipped > 0 { format!(" ({} skipped by the spike guard)", self.state.skipped) } else { String::new() },
+            self.state.seconds
+        ));
+        Ok(())
+    }
+
+    fn headline(&self) -> String {
+        let m = self.data.manifest();
+        let rows = self.data.rows(Split::Train);
+        format!(
+            "{} ({:?}, {:.2} M parameters) from {} on {}; {rows} rows of {} (bd_size {}), {} rows a step in micro-batches of {}, {} tokens to go",
+            self.cfg.model.name,
+            self.decoder.cfg.family,
+            self.decoder.params.numel() as f64 / 1e6,
+            self.source,
+            self.chosen.name,
+            m.seq_len,
+            m.bd_size,
+            self.plan.batch_rows,
+            self.plan.micro_rows,
+            self.cfg.conversion.total_tokens.saturating_sub(self.state.tokens),
+        )
+    }
+
+    /// One optimizer step.
+    fn step(&mut self, batch: &StepBatch, data_wait: f64) -> Result<StepRecord> {
+        let t = Instant::now();
+        let mut grads = Gradients::new(self.weights.0.len());
+        let (mut sum, mut useful, mut processed) = (0.0, 0.0, 0);
+        if batch.counted > 0 {
+            let scale = 1.0 / batch.counted as f64;
+            for micro in &batch.micro {
+                let inputs = objective::upload(&self.decoder, micro, self.pass.dtype, &self.chosen.device);
+                sum += objective::loss_and_gradients(&self.decoder, &self.weights, &inputs, &self.pass, scale, &mut grads)?;
+                useful += flops::useful(&self.decoder, micro);
+                processed += micro.processed;
+            }
+        }
+        let loss = if batch.counted > 0 { sum / batch.counted as f64 } else { 0.0 };
+        let norm = clip::global_norm(&grads)?;
+        if !loss.is_finite() || !norm.is_finite() {
+            let rows: Vec<String> = batch.rows.iter().map(|(e, r)| format!("{r} (epoch {e})")).collect();
+            return Err(Error::Numeric(format!(
+                "step {}: loss {loss}, gradient norm {norm}; the weights were not touched. Rows of this step: {}. The last checkpoint is whole; look at these rows with `dlm-prep inspect`, lower optim.lr, or skip them",
+                self.state.step + 1,
+                rows.join(", ")
+            )));
+        }
+        let spike = match (self.cfg.train.spike_factor, self.state.loss_mean) {
+            (Some(f), Some(mean)) => loss > f * mean,
+            _ => false,
+        };
+        self.state.step += 1;
+        self.state.cursor = batch.cursor;
+        self.state.tokens += batch.tokens;
+        self.state.loss_tokens += batch.counted as u64;
+        let progress = (self.state.tokens as f64 / self.cfg.conversion.total_tokens.max(1) as f64)
+            .max(self.cfg.train.max_steps.map_or(0.0, |m| self.state.step as f64 / m.max(1) as f64));
+        let lr_factor = schedule::factor(&self.cfg.optim, progress);
+        let mut clip = 1.0;
+        if spike {
+            self.state.skipped += 1;
+        } else {
+            clip = clip::factor(&self.cfg.optim, norm, &mut self.state.zclip);
+            self.optimizer.step(&self.cfg.optim, &self.decoder.params, &mut self.weights, grads, lr_factor, clip);
+            self.state.updates = self.optimizer.updates;
+            self.state.loss_mean = Some(self.state.loss_mean.map_or(loss, |m| 0.98 * m + 0.02 * loss));
+        }
+        self.state.last_loss = Some(loss);
+        let seconds = t.elapsed().as_secs_f64() + data_wait;
+        self.state.seconds += seconds;
+        Ok(StepRecord {
+            step: self.state.step,
+            tokens: self.state.tokens,
+            loss,
+            lr: self.cfg.optim.lr * lr_factor,
+            grad_norm: norm,
+            clip,
+            counted: batch.counted,
+            processed,
+            tok_s: batch.tokens as f64 / seconds,
+            seconds,
+            data_wait,
+            mfu: self.chosen.peak_flops().map(|p| useful / seconds / p),
+            rss_mib: resident_mib(),
+            skipped: spike,
+            eval_loss: None,
+        })
+    }
+
+    /// Mean loss over the first `train.eval_rows` rows of the eval split under fixed masks.
+    fn evaluate(&self) -> Result<Option<f64>> {
+        let rows = self.data.rows(Split::Eval).min(self.cfg.train.eval_rows);
+        evaluate(&self.decoder, &self.weights, &self.data, &self.plan, &self.pass, self.chosen, rows)
+    }
+
+    fn save(&mut self, store: &Store) -> Result<PathBuf> {
+        if self.saved_step == Some(self.state.step) && !self.state.finished
+            && let Some(at) = store.latest()?
+        {
+            return Ok(at);
+        }
+        let at = store.save(&self.decoder.params, &self.weights, &self.optimizer.state, &self.state, &self.identity)?;
+        self.saved_step = Some(self.state.step);
+        Ok(at)
+    }
+
+    fn export(&self) -> Result<()> {
+        let m = self.data.manifest();
+        let mut eos: Vec<i32> = self.decoder.cfg.eos_token_ids.iter().map(|e| *e as i32).collect();
+        if eos.is_empty() {
+            eos.push(m.eos_token_id);
+        }
+        for id in &m.end_of_turn_ids {
+            if !eos.contains(id) {
+                eos.push(*id);
+            }
+        }
+        let block = self.cfg.conversion.objective == config::Objective::BlockDiffusion;
+        let info = ExportInfo {
+            bd_size: m.bd_size,
+            mask_token: m.mask_token.clone(),
+            mask_token_id: m.mask_token_id,
+            eos_token_ids: eos,
+            pad_token_id: m.pad_token_id,
+            tokenizer: self.data.dir().join("tokenizer"),
+            source_folder: self.source_folder.clone(),
+            record: json!({
+                "training_method": if block { "fast-dllm-v2-sft" } else { "sft" },
+                "objective": if block { "block_diffusion" } else { "sft" },
+                "total_tokens_trained": self.state.tokens,
+                "loss_tokens_trained": self.state.loss_tokens,
+                "steps": self.state.step,
+                "training_loss": self.state.loss_mean,
+                "eval_loss": self.state.eval_loss,
+                "max_seq_length": m.seq_len,
+                "source_checkpoint": self.source,
+                "data_fingerprint": self.data.fingerprint(),
+                "seed": self.cfg.train.seed,
+                "code_version": env!("CARGO_PKG_VERSION"),
+            }),
+        };
+        let dtype = if self.cfg.export.dtype == config::Dtype::Bf16 { FileDtype::BF16 } else { FileDtype::F32 };
+        export::export(&self.cfg.output.dir, &self.decoder, &self.weights, dtype, &info)?;
+        eprintln!("exported to {}", self.cfg.output.dir.display());
+        Ok(())
+    }
+}
+
+/// Mean loss over the first `rows` rows of the eval split under fixed masks; `None` where there are none.
+pub fn evaluate(
+    decoder: &Decoder,
+    weights: &Weights,
+    data: &Dataset,
+    plan: &Plan,
+    pass: &PassOptions,
+    chosen: &Chosen,
+    rows: usize,
+) -> Result<Option<f64>> {
+    let (mut sum, mut counted) = (0.0, 0usize);
+    for first in (0..rows).step_by(plan.micro_rows.max(1)) {
+        let (mut packed, mut masks) = (Vec::new(), Vec::new());
+        for i in first..(first + plan.micro_rows).min(rows) {
+            let row = data::packed_row(data, Split::Eval, i, plan.vocab_size)?;
+            let mask = noise::row_mask(plan.seed, EVAL_EPOCH, i as u64, row.input_ids.len(), plan.spec.bd_size, plan.noise_eps);
+            counted += objective::counted(&row, &plan.spec, plan.objective, Some(&mask));
+            packed.push(row);
+            masks.push(mask);
+        }
+        let batch = objective::build_batch(plan.objective, &packed, &masks, &plan.spec, plan.multiple);
+        let inputs = objective::upload(decoder, &batch, pass.dtype, &chosen.device);
+        sum += objective::loss_sum(decoder, weights, &inputs, pass)?;
+    }
+    Ok((counted > 0).then(|| sum / counted as f64))
+}
+
+/// The objective a configuration asks for.
+pub fn objective_of(cfg: &Config) -> Objective {
+    match (cfg.conversion.objective, cfg.conversion.layout) {
+        (config::Objective::Sft, _) => Objective::Sft,
+        (config::Objective::BlockDiffusion, config::Layout::Saving) => Objective::BlockDiffusion(Layout::Saving),
+        (config::Objective::BlockDiffusion, config::Layout::Reference) => Objective::BlockDiffusion(Layout::Reference),
+    }
+}
+
+fn compute_dtype(cfg: &Config, chosen: &Chosen) -> DType {
+    match cfg.train.dtype {
+        Some(config::Dtype::Bf16) => DType::BF16,
+        Some(config::Dtype::Fp32) => DType::F32,
+        None if chosen.name.starts_with("cuda") => DType::BF16,
+        None => DType::F32,
+    }
+}
+
+/// Rows a forward pass: what was asked for, else the largest divisor of the step up to 8.
+fn micro_rows(cfg: &Config) -> usize {
+    let batch = cfg.train.batch_rows.max(1);
+    cfg.train.micro_rows.unwrap_or_else(|| (1..=batch.min(8)).rev().find(|m| batch % m == 0).unwrap_or(1))
+}
+
+/// What must be the same for a resume to be exact.
+fn identity(cfg: &Config, data: &Dataset, source: &str, decoder: &Decoder) -> Result<Identity> {
+    let mut id = Identity::new();
+    id.insert("data".into(), data.fingerprint());
+    id.insert("source".into(), source.into());
+    id.insert("parameters".into(), decoder.params.numel().to_string());
+    let yaml = cfg.to_yaml()?;
+    let tree: serde_json::Value = serde_saphyr::from_str(&yaml).map_err(|e| Error::Usage(format!("the configuration cannot be recorded: {e}")))?;
+    // what only decides where, when and how much is told may change between sessions
+    let free = ["train.log_every", "train.eval_every", "train.eval_rows", "train.save_every", "train.keep_checkpoints", "train.prefetch"];
+    for section in ["conversion", "optim", "train"] {
+        let Some(map) = tree.get(section).and_then(|v| v.as_object()) else { continue };
+        for (k, v) in map {
+            let key = format!("{section}.{k}");
+            if !free.contains(&key.as_str()) {
+                id.insert(key, v.to_string());
+            }
+        }
+    }
+    Ok(id)
+}
