@@ -176,7 +176,7 @@ impl ChatTemplate {
         if mark {
             context.insert(python::MARK_VARIABLE, Value::from(true));
         }
-        self.render_context(Value::from_iter(context), tools.is_some())
+        self.render_context(Value::from(context), tools.is_some())
     }
 
     /// Renders any context: what `dlm-prep render` does with a line of its input.

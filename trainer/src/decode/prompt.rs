@@ -24,8 +24,8 @@ pub enum Prompt {
     Ids(Vec<i64>),
 }
 
+/// One input line; other keys (an expected answer, a task name) are the caller's own and are left alone.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Line {
     messages: Option<Vec<Message>>,
     prompt: Option<String>,
