@@ -137,19 +137,13 @@ impl Record {
     }
 
     fn sentence(&self) -> String {
-        let get = |key| self.get(key);
+        let get = |key| format!("\"{}\"", self.get(key));
         match self.kind {
-            "person" => format!("{} works as a {} in {} and is {} years old.", get("name"), get("job"), get("city"), get("age")),
-            "order" => format!("The {} comes in {}: {} of them at {} each are {}.", get("item"), get("color"), get("count"), get("price"), get("status")),
-            "meeting" => format!("The {} meeting with {} is on {} at {} in room {}.", get("topic"), get("host"), get("day"), get("hour"), get("room")),
-            _ => format!("{} is a {} with {} hair, {} years old, and lives with {}.", get("pet"), get("kind"), get("color"), get("age"), get("owner")),
+            "person" => format!("The person {} works as {} in {} and is {} years old.", get("name"), get("job"), get("city"), get("age")),
+            "order" => format!("The item {} comes in {}: {} of them at {} each are {}.", get("item"), get("color"), get("count"), get("price"), get("status")),
+            "meeting" => format!("The meeting on {} with {} is on {} at {} in room {}.", get("topic"), get("host"), get("day"), get("hour"), get("room")),
+            _ => format!("The pet {} is a {} with {} hair, {} years old, and lives with {}.", get("pet"), get("kind"), get("color"), get("age"), get("owner")),
         }
-    }
-
-    /// `key: value, key: value`, as a sentence's raw material.
-    fn notes(&self) -> String {
-        let fields: Vec<String> = self.fields.iter().map(|(k, v)| format!("{k}: {}", v.plain())).collect();
-        fields.join(", ")
     }
 }
 
@@ -163,15 +157,15 @@ fn ask(rng: &mut Rng, record: &Record) -> Conversation {
     let to_json = |rng: &mut Rng| user(format!("{}\n{}", rng.pick(TO_JSON), record.line()));
     match rng.below(100) {
         0..70 => Conversation { input: vec![to_json(rng)], output: record.json(), task: "to-json" },
-        70..79 => {
+        70..78 => {
             Conversation { input: vec![user(format!("Write as a record:\n{}", record.json()))], output: record.line(), task: "to-record" }
         }
-        79..88 => Conversation {
-            input: vec![user(format!("Write a sentence about this {}:\n{}", record.kind, record.notes()))],
+        78..90 => Conversation {
+            input: vec![user(format!("Write a sentence about this {}:\n{}", record.kind, record.line()))],
             output: record.sentence(),
             task: "sentence",
         },
-        88..95 => Conversation {
+        90..97 => Conversation {
             input: vec![
                 to_json(rng),
                 Turn { role: "assistant", content: record.json() },
