@@ -10,7 +10,9 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use crate::checkpoint::{files, tensors};
+use crate::config::ExportFormat;
 use crate::error::{Error, Result};
+use crate::model::config::Family;
 use crate::model::{Decoder, Weights, weights::Checkpoint};
 
 /// Shards are cut above this many bytes, as transformers does.
@@ -37,7 +39,13 @@ pub struct ExportInfo {
 }
 
 /// Write the folder.
-pub fn export(dir: &Path, decoder: &Decoder, w: &Weights, dtype: Dtype, info: &ExportInfo) -> Result<()> {
+pub fn export(dir: &Path, decoder: &Decoder, w: &Weights, dtype: Dtype, format: ExportFormat, info: &ExportInfo) -> Result<()> {
+    if format == ExportFormat::FastDllm && decoder.cfg.family != Family::Qwen2 {
+        return Err(Error::Usage(format!(
+            "export.format=fast-dllm is the published Fast_dLLM_Qwen architecture, which is Qwen2's; this model is {:?}; use export.format=hf",
+            decoder.cfg.family
+        )));
+    }
     files::create_dir(dir)?;
     let marker = dir.join("dlm_config.json");
     if marker.exists() {
@@ -45,7 +53,7 @@ pub fn export(dir: &Path, decoder: &Decoder, w: &Weights, dtype: Dtype, info: &E
         files::sync_parent(&marker)?;
     }
     write_weights(dir, decoder, w, dtype)?;
-    write_json(&dir.join("config.json"), &model_config(decoder, dtype, info))?;
+    write_json(&dir.join("config.json"), &model_config(decoder, dtype, format, info))?;
     write_json(&dir.join("generation_config.json"), &generation_config(info)?)?;
     for name in crate::train::source::tokenizer_files(&info.tokenizer) {
         let Some(file) = name.file_name() else { continue };
@@ -70,7 +78,7 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
     files::write_atomic(path, &bytes)
 }
 
-fn model_config(decoder: &Decoder, dtype: Dtype, info: &ExportInfo) -> Value {
+fn model_config(decoder: &Decoder, dtype: Dtype, format: ExportFormat, info: &ExportInfo) -> Value {
     let mut raw = decoder.cfg.raw.clone();
     let name = if dtype == Dtype::F32 { "float32" } else { "bfloat16" };
     if let Some(o) = raw.as_object_mut() {
@@ -85,6 +93,9 @@ fn model_config(decoder: &Decoder, dtype: Dtype, info: &ExportInfo) -> Value {
         if o.get("pad_token_id").is_none_or(Value::is_null) {
             o.insert("pad_token_id".into(), json!(info.pad_token_id));
         }
+        if format == ExportFormat::FastDllm {
+            fast_dllm_keys(o);
+        }
         if let Some(q) = o.get_mut("quantization_config").and_then(Value::as_object_mut) {
             // full-precision masters, quantised in every forward pass
             q.insert("quantization_mode".into(), json!("online"));
@@ -92,6 +103,21 @@ fn model_config(decoder: &Decoder, dtype: Dtype, info: &ExportInfo) -> Value {
         }
     }
     raw
+}
+
+/// The keys by which the published Fast-dLLM v2 hub code recognises its models; `conplemenrary_mask` is spelt as there.
+fn fast_dllm_keys(config: &mut serde_json::Map<String, Value>) {
+    const HUB: &str = "Efficient-Large-Model/Fast_dLLM_v2_7B";
+    config.insert("architectures".into(), json!(["Fast_dLLM_QwenForCausalLM"]));
+    config.insert("model_type".into(), json!("Fast_dLLM_Qwen"));
+    config.insert(
+        "auto_map".into(),
+        json!({
+            "AutoConfig": format!("{HUB}--configuration.Fast_dLLM_QwenConfig"),
+            "AutoModelForCausalLM": format!("{HUB}--modeling.Fast_dLLM_QwenForCausalLM"),
+        }),
+    );
+    config.insert("conplemenrary_mask".into(), json!(true));
 }
 
 fn generation_config(info: &ExportInfo) -> Result<Value> {

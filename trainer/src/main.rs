@@ -21,6 +21,10 @@ struct Cli {
 enum Command {
     /// Complete prompts, in diffusion blocks or one token at a time.
     Generate(commands::generate::GenerateArgs),
+    /// Mean loss of a model folder on a packed dataset.
+    Eval(commands::eval::EvalArgs),
+    /// Write a Hugging Face folder from a run's checkpoint.
+    Export(commands::export::ExportArgs),
     /// Hold this implementation against reference tensors.
     Parity(commands::parity::ParityArgs),
     /// Measure throughput.
@@ -36,6 +40,8 @@ fn main() -> ExitCode {
     let result: Result<bool> = match &cli.command {
         None => commands::train::run(&cli.train),
         Some(Command::Generate(args)) => commands::generate::run(args),
+        Some(Command::Eval(args)) => commands::eval::run(args),
+        Some(Command::Export(args)) => commands::export::run(args),
         Some(Command::Parity(args)) => commands::parity::run(args),
         Some(Command::Bench { what }) => commands::bench::run(what),
     };

@@ -42,6 +42,14 @@ pub struct RunState {
     pub last_loss: Option<f64>,
     /// Last evaluation loss.
     pub eval_loss: Option<f64>,
+    /// Best evaluation loss, for early stopping.
+    pub best_eval: Option<f64>,
+    /// Evaluations since the best one.
+    pub evals_without_gain: u64,
+    /// Tokens the decoder ran on.
+    pub processed: u64,
+    /// Dataset slots consumed, padding counted.
+    pub slots: u64,
     /// Seconds spent in steps, over all sessions.
     pub seconds: f64,
     /// The run reached its end.

@@ -40,14 +40,16 @@ pub struct TrainArgs {
 
 /// Run.
 pub fn run(args: &TrainArgs) -> Result<bool> {
-    let cfg = Config::load(args.config_dir.as_deref(), &args.overrides)?;
+    let mut cfg = Config::load(args.config_dir.as_deref(), &args.overrides)?;
+    if let Some(data) = &args.data {
+        cfg.data.dir = data.clone();
+    }
     if args.print_config {
         print!("{}", cfg.to_yaml()?);
         return Ok(true);
     }
     let chosen = device::choose(&args.device)?;
-    let data = args.data.clone().unwrap_or_else(|| cfg.data.dir.clone());
     let options = RunOptions { resume: args.resume, overwrite: args.overwrite, allow_changes: args.allow_changes };
-    run::run(&cfg, &data, &chosen, options)?;
+    run::run(&cfg, &chosen, options)?;
     Ok(true)
 }

@@ -3,15 +3,13 @@
 //! In: configuration and dataset. Out: checkpoints, metrics and, at the end, the exported folder. One optimizer step =
 //! `train.batch_rows` rows in micro-batches; the loss is the mean over all counted targets of the whole step.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::tensor::DType;
 use dlm_datasets::{Dataset, Split};
-use safetensors::Dtype as FileDtype;
-use serde_json::json;
 
 use crate::checkpoint::{self, Identity, RunState, Store};
 use crate::config::{self, Config, Recompute};
@@ -19,10 +17,10 @@ use crate::device::Chosen;
 use crate::diffusion::objective::{self, Gradients, Objective, PassOptions};
 use crate::diffusion::{Attention, DocumentMask, Layout, Shape, Spec, noise};
 use crate::error::{Error, Result};
-use crate::export::{self, ExportInfo};
 use crate::model::{Decoder, Weights};
 use crate::optim::{Optimizer, adamw, clip, schedule};
 use crate::train::data::{self, EVAL_EPOCH, Plan, Prefetch, StepBatch};
+use crate::train::finish;
 use crate::train::flops;
 use crate::train::report::{Reporter, StepRecord, resident_mib};
 use crate::train::source::{self, Prepared};
@@ -74,9 +72,9 @@ struct Trainer<'a> {
     saved_step: Option<u64>,
 }
 
-/// Train by `cfg` on the dataset in `data_dir` and export the result.
-pub fn run(cfg: &Config, data_dir: &Path, chosen: &Chosen, options: RunOptions) -> Result<Outcome> {
-    let data = Arc::new(Dataset::open(data_dir)?);
+/// Train by `cfg` on the dataset in `cfg.data.dir` and export the result.
+pub fn run(cfg: &Config, chosen: &Chosen, options: RunOptions) -> Result<Outcome> {
+    let data = Arc::new(Dataset::open(&cfg.data.dir)?);
     let out = &cfg.output.dir;
     let store = Store::new(out, cfg.train.keep_checkpoints);
     let mut trainer = Trainer::new(cfg, chosen, data)?;
@@ -86,7 +84,16 @@ pub fn run(cfg: &Config, data_dir: &Path, chosen: &Chosen, options: RunOptions) 
     if !trainer.state.finished {
         trainer.steps(&store)?;
     }
-    trainer.export()?;
+    let what = finish::Trained {
+        cfg,
+        data: &trainer.data,
+        decoder: &trainer.decoder,
+        weights: &trainer.weights,
+        state: &trainer.state,
+        source: &trainer.source,
+        source_folder: trainer.source_folder.as_deref(),
+    };
+    finish::export(&what, out)?;
     Ok(Outcome { state: trainer.state, export: out.clone() })
 }
 
@@ -129,7 +136,7 @@ impl<'a> Trainer<'a> {
             loss_chunk: cfg.train.loss_chunk,
         };
         let optimizer = Optimizer::new(&cfg.optim, &decoder.params, &chosen.device);
-        let identity = identity(cfg, &data, &source, &decoder)?;
+        let identity = finish::identity(cfg, &data, &source, &decoder)?;
         Ok(Trainer {
             cfg,
             chosen,
@@ -212,11 +219,14 @@ impl<'a> Trainer<'a> {
             let (batch, wait) = feed.next()?;
             let mut record = self.step(&batch, wait.as_secs_f64())?;
             let last = self.done();
-            let every = |n: u64| n > 0 && self.state.step % n == 0;
+            let step = self.state.step;
+            let every = |n: u64| n > 0 && step % n == 0;
             if every(self.cfg.train.eval_every) || (last && self.cfg.train.eval_every > 0) {
                 record.eval_loss = self.evaluate()?;
-                self.state.eval_loss = record.eval_loss.or(self.state.eval_loss);
+                self.note_eval(record.eval_loss);
             }
+            let stalled = self.cfg.train.early_stop_patience.is_some_and(|p| self.state.evals_without_gain >= p.max(1));
+            let last = last || stalled;
             let print = every(self.cfg.train.log_every.max(1)) || last || record.eval_loss.is_some() || self.state.step == 1;
             reporter.step(&record, print)?;
             let interrupted = stop.load(Ordering::Relaxed);
@@ -224,6 +234,14 @@ impl<'a> Trainer<'a> {
                 self.state.finished = last;
                 reporter.sync()?;
                 let at = self.save(store)?;
+                if stalled {
+                    reporter.say(&format!(
+                        "no gain of the evaluation loss in {} evaluations (best {:.4}): stopping early",
+                        self.state.evals_without_gain,
+                        self.state.best_eval.unwrap_or(f64::NAN)
+                    ));
+                    break;
+                }
                 if interrupted && !last {
                     return Err(Error::Interrupted(format!(
                         "interrupted at step {} ({} tokens); state saved in {}; the same command goes on from there",
@@ -234,13 +252,16 @@ impl<'a> Trainer<'a> {
                 }
             }
         }
+        let skipped = if self.state.skipped > 0 { format!(" ({} skipped by the spike guard)", self.state.skipped) } else { String::new() };
+        let share = match self.plan.objective {
+            Objective::Sft => String::new(),
+            Objective::BlockDiffusion(_) => {
+                format!("; {:.0} % of the 4L form's tokens were processed", 25.0 * self.state.processed as f64 / self.state.slots.max(1) as f64)
+            }
+        };
         reporter.say(&format!(
-            "budget reached: {} of {} tokens in {} steps{}, {:.0} s",
-            self.state.tokens,
-            self.cfg.conversion.total_tokens,
-            self.state.step,
-            if self.state.skipped > 0 { format!(" ({} skipped by the spike guard)", self.state.skipped) } else { String::new() },
-            self.state.seconds
+            "done: {} of {} tokens in {} steps{skipped}, {:.0} s{share}",
+            self.state.tokens, self.cfg.conversion.total_tokens, self.state.step, self.state.seconds
         ));
         Ok(())
     }
@@ -263,9 +284,24 @@ impl<'a> Trainer<'a> {
         )
     }
 
+    fn note_eval(&mut self, loss: Option<f64>) {
+        let Some(loss) = loss else { return };
+        self.state.eval_loss = Some(loss);
+        if self.state.best_eval.is_none_or(|b| loss < b - self.cfg.train.early_stop_min_delta) {
+            self.state.best_eval = Some(loss);
+            self.state.evals_without_gain = 0;
+        } else {
+            self.state.evals_without_gain += 1;
+        }
+    }
+
     /// One optimizer step.
     fn step(&mut self, batch: &StepBatch, data_wait: f64) -> Result<StepRecord> {
         let t = Instant::now();
+        self.decoder.quant_lambda = match self.cfg.conversion.lambda_warmup {
+            0 => 1.0,
+            n => ((self.state.step + 1) as f64 / n as f64).min(1.0),
+        };
         let mut grads = Gradients::new(self.weights.0.len());
         let (mut sum, mut useful, mut processed) = (0.0, 0.0, 0);
         if batch.counted > 0 {
@@ -295,6 +331,8 @@ impl<'a> Trainer<'a> {
         self.state.cursor = batch.cursor;
         self.state.tokens += batch.tokens;
         self.state.loss_tokens += batch.counted as u64;
+        self.state.processed += processed as u64;
+        self.state.slots += batch.slots;
         let progress = (self.state.tokens as f64 / self.cfg.conversion.total_tokens.max(1) as f64)
             .max(self.cfg.train.max_steps.map_or(0.0, |m| self.state.step as f64 / m.max(1) as f64));
         let lr_factor = schedule::factor(&self.cfg.optim, progress);
@@ -305,7 +343,7 @@ impl<'a> Trainer<'a> {
             clip = clip::factor(&self.cfg.optim, norm, &mut self.state.zclip);
             self.optimizer.step(&self.cfg.optim, &self.decoder.params, &mut self.weights, grads, lr_factor, clip);
             self.state.updates = self.optimizer.updates;
-            self.state.loss_mean = Some(self.state.loss_mean.map_or(loss, |m| 0.98 * m + 0.02 * loss));
+            self.state.loss_mean = Some(self.state.loss_mean.map_or(loss, |m| 0.95 * m + 0.05 * loss));
         }
         self.state.last_loss = Some(loss);
         let seconds = t.elapsed().as_secs_f64() + data_wait;
@@ -332,7 +370,7 @@ impl<'a> Trainer<'a> {
     /// Mean loss over the first `train.eval_rows` rows of the eval split under fixed masks.
     fn evaluate(&self) -> Result<Option<f64>> {
         let rows = self.data.rows(Split::Eval).min(self.cfg.train.eval_rows);
-        evaluate(&self.decoder, &self.weights, &self.data, &self.plan, &self.pass, self.chosen, rows)
+        evaluate(&self.decoder, &self.weights, &self.data, Split::Eval, &self.plan, &self.pass, self.chosen, rows)
     }
 
     fn save(&mut self, store: &Store) -> Result<PathBuf> {
@@ -345,54 +383,15 @@ impl<'a> Trainer<'a> {
         self.saved_step = Some(self.state.step);
         Ok(at)
     }
-
-    fn export(&self) -> Result<()> {
-        let m = self.data.manifest();
-        let mut eos: Vec<i32> = self.decoder.cfg.eos_token_ids.iter().map(|e| *e as i32).collect();
-        if eos.is_empty() {
-            eos.push(m.eos_token_id);
-        }
-        for id in &m.end_of_turn_ids {
-            if !eos.contains(id) {
-                eos.push(*id);
-            }
-        }
-        let block = self.cfg.conversion.objective == config::Objective::BlockDiffusion;
-        let info = ExportInfo {
-            bd_size: m.bd_size,
-            mask_token: m.mask_token.clone(),
-            mask_token_id: m.mask_token_id,
-            eos_token_ids: eos,
-            pad_token_id: m.pad_token_id,
-            tokenizer: self.data.dir().join("tokenizer"),
-            source_folder: self.source_folder.clone(),
-            record: json!({
-                "training_method": if block { "fast-dllm-v2-sft" } else { "sft" },
-                "objective": if block { "block_diffusion" } else { "sft" },
-                "total_tokens_trained": self.state.tokens,
-                "loss_tokens_trained": self.state.loss_tokens,
-                "steps": self.state.step,
-                "training_loss": self.state.loss_mean,
-                "eval_loss": self.state.eval_loss,
-                "max_seq_length": m.seq_len,
-                "source_checkpoint": self.source,
-                "data_fingerprint": self.data.fingerprint(),
-                "seed": self.cfg.train.seed,
-                "code_version": env!("CARGO_PKG_VERSION"),
-            }),
-        };
-        let dtype = if self.cfg.export.dtype == config::Dtype::Bf16 { FileDtype::BF16 } else { FileDtype::F32 };
-        export::export(&self.cfg.output.dir, &self.decoder, &self.weights, dtype, &info)?;
-        eprintln!("exported to {}", self.cfg.output.dir.display());
-        Ok(())
-    }
 }
 
-/// Mean loss over the first `rows` rows of the eval split under fixed masks; `None` where there are none.
+/// Mean loss over the first `rows` rows of a split under fixed masks; `None` where nothing is counted.
+#[allow(clippy::too_many_arguments)]
 pub fn evaluate(
     decoder: &Decoder,
     weights: &Weights,
     data: &Dataset,
+    split: Split,
     plan: &Plan,
     pass: &PassOptions,
     chosen: &Chosen,
@@ -402,7 +401,7 @@ pub fn evaluate(
     for first in (0..rows).step_by(plan.micro_rows.max(1)) {
         let (mut packed, mut masks) = (Vec::new(), Vec::new());
         for i in first..(first + plan.micro_rows).min(rows) {
-            let row = data::packed_row(data, Split::Eval, i, plan.vocab_size)?;
+            let row = data::packed_row(data, split, i, plan.vocab_size)?;
             let mask = noise::row_mask(plan.seed, EVAL_EPOCH, i as u64, row.input_ids.len(), plan.spec.bd_size, plan.noise_eps);
             counted += objective::counted(&row, &plan.spec, plan.objective, Some(&mask));
             packed.push(row);
@@ -437,26 +436,4 @@ fn compute_dtype(cfg: &Config, chosen: &Chosen) -> DType {
 fn micro_rows(cfg: &Config) -> usize {
     let batch = cfg.train.batch_rows.max(1);
     cfg.train.micro_rows.unwrap_or_else(|| (1..=batch.min(8)).rev().find(|m| batch % m == 0).unwrap_or(1))
-}
-
-/// What must be the same for a resume to be exact.
-fn identity(cfg: &Config, data: &Dataset, source: &str, decoder: &Decoder) -> Result<Identity> {
-    let mut id = Identity::new();
-    id.insert("data".into(), data.fingerprint());
-    id.insert("source".into(), source.into());
-    id.insert("parameters".into(), decoder.params.numel().to_string());
-    let yaml = cfg.to_yaml()?;
-    let tree: serde_json::Value = serde_saphyr::from_str(&yaml).map_err(|e| Error::Usage(format!("the configuration cannot be recorded: {e}")))?;
-    // what only decides where, when and how much is told may change between sessions
-    let free = ["train.log_every", "train.eval_every", "train.eval_rows", "train.save_every", "train.keep_checkpoints", "train.prefetch"];
-    for section in ["conversion", "optim", "train"] {
-        let Some(map) = tree.get(section).and_then(|v| v.as_object()) else { continue };
-        for (k, v) in map {
-            let key = format!("{section}.{k}");
-            if !free.contains(&key.as_str()) {
-                id.insert(key, v.to_string());
-            }
-        }
-    }
-    Ok(id)
 }

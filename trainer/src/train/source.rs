@@ -9,9 +9,8 @@ use std::path::{Path, PathBuf};
 use burn::prelude::*;
 use dlm_datasets::Manifest;
 
-use crate::config::{Config, Init};
+use crate::config::{BitLinear, Config, Init};
 use crate::error::{Error, Result};
-use crate::model::config::Quantization;
 use crate::model::{Decoder, ModelConfig, ParamKind, Params, Weights, weights};
 
 /// A model ready to train.
@@ -70,6 +69,11 @@ pub fn prepare(cfg: &Config, manifest: &Manifest, device: &Device) -> Result<Pre
     };
     let new_mask = model.mask_token_id.is_none();
     let params = fit_vocabulary(&mut model, params, &mut host, manifest.mask_token_id as usize, new_mask && folder.is_some());
+    match cfg.conversion.bitlinear {
+        BitLinear::Auto => {}
+        BitLinear::On => model.set_bitlinear(true),
+        BitLinear::Off => model.set_bitlinear(false),
+    }
     let decoder = Decoder::new(model);
     let weights = weights::upload(host, &params, device);
     Ok(Prepared { decoder, weights, source, folder })
@@ -127,11 +131,6 @@ fn fit_vocabulary(model: &mut ModelConfig, params: Params, host: &mut [Vec<f32>]
     }
     model.vocab_size = new;
     Params::new(model)
-}
-
-/// Whether the layers use BitLinear.
-pub fn is_bitnet(model: &ModelConfig) -> bool {
-    model.quantization == Some(Quantization::Online)
 }
 
 /// Files of a source folder that an export carries along when the dataset does not bring its own.
