@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use burn::prelude::*;
 use burn::tensor::DType;
 use dlm_train::decode::{ArOptions, BlockOptions, Engine};
-use dlm_train::model::{Decoder, ModelConfig, Params, weights};
+use dlm_train::model::cached::{KvCache, Own, Pass};
+use dlm_train::model::config::Quantization;
+use dlm_train::model::{Decoder, ModelConfig, ParamKind, Params, ops, weights};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -104,7 +106,7 @@ fn check(model: &str) {
     let mut engine = engine(&dir.join(model));
     let mut wrong = Vec::new();
     for (i, case) in file.cases.iter().enumerate() {
-        let done = engine.block(&[case.prompt.clone()], &options(case, file.mask_id)).unwrap().remove(0);
+        let done = engine.block(std::slice::from_ref(&case.prompt), &options(case, file.mask_id)).unwrap().remove(0);
         let p = done.passes;
         let counts = Counts { prefill: p.prefill, block: p.block, small: p.small, commit: p.commit, total: p.total() };
         if done.ids != case.expected || counts != case.passes {
@@ -205,11 +207,40 @@ fn autoregressive_equals_full_passes() {
             assert_eq!(done.ids, ids, "{model}, prompt of {}", prompt.len());
             assert_eq!((done.passes.prefill, done.passes.block), (1, 69));
             let stop = done.generated()[40];
-            let cut = engine.autoregressive(&[prompt.clone()], &step(vec![stop], 70)).unwrap().remove(0);
+            let cut = engine.autoregressive(std::slice::from_ref(prompt), &step(vec![stop], 70)).unwrap().remove(0);
             let first = done.generated().iter().position(|id| *id == stop).unwrap();
             assert_eq!((cut.generated(), cut.stopped), (&done.generated()[..=first], true));
         }
     }
+}
+
+/// Making BitNet's matrices ternary once, before decoding, gives what quantising them in each pass gives.
+#[test]
+fn ternary_weights_once() {
+    let Some(dir) = fixtures() else { return };
+    let device = Device::flex();
+    let mut cfg = ModelConfig::read(&dir.join("bitnet_tiny")).unwrap();
+    let params = Params::new(&cfg);
+    let host = weights::read_host(&dir.join("bitnet_tiny"), &mut cfg, &params).unwrap();
+    cfg.quantization = Some(Quantization::Online);
+    let decode = |ternary_weights: bool| {
+        let mut decoder = Decoder::new(cfg.clone());
+        let mut weights = weights::upload(host.clone(), &params, &device);
+        if ternary_weights {
+            decoder.ternary_weights = true;
+            for (spec, tensor) in params.specs.iter().zip(&mut weights.0).filter(|(spec, _)| spec.kind == ParamKind::Matrix) {
+                assert_eq!(spec.shape.len(), 2);
+                *tensor = ops::ternary_weight(tensor.clone());
+            }
+        }
+        let ids = Tensor::<1, Int>::from_data(TensorData::new((5..45i64).collect::<Vec<_>>(), [40]), &device);
+        let positions: Vec<i32> = (0..40).collect();
+        let (cos, sin) = decoder.rope_tables(&positions, 1, 40, DType::F32, &device);
+        let pass = Pass { batch: 1, len: 40, cos, sin };
+        let (hidden, _) = decoder.forward_cached(&weights, ids, &pass, &KvCache::new(1), &Own::All);
+        decoder.logits(&weights, hidden).into_data().try_into_vec::<f32>().unwrap()
+    };
+    assert_eq!(decode(false), decode(true));
 }
 
 #[test]
@@ -245,7 +276,7 @@ fn odd_limits() {
     let mut options = options(case, file.mask_id);
     for limit in [0, 1, 20, 33, 50] {
         options.max_new_tokens = limit;
-        let done = engine.block(&[case.prompt.clone()], &options).unwrap().remove(0);
+        let done = engine.block(std::slice::from_ref(&case.prompt), &options).unwrap().remove(0);
         assert_eq!(done.ids, case.expected[..case.prompt.len() + limit], "limit {limit}");
     }
 }

@@ -9,7 +9,8 @@ use burn::tensor::DType;
 
 use crate::error::{Error, Result};
 use crate::model::cached::{Fresh, KvCache, Own, Pass};
-use crate::model::{Decoder, ParamKind, Weights};
+use crate::model::params::ParamSpec;
+use crate::model::{Decoder, ParamKind, Weights, ops};
 
 /// Prompt tokens a prefill pass takes at most; bounds the memory of its scores.
 const PREFILL: usize = 512;
@@ -35,14 +36,16 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Takes over a model; matrices are brought to `dtype` once (norms stay as they are).
-    pub fn new(decoder: Decoder, weights: Weights, device: Device, dtype: DType) -> Self {
-        let bring = |(tensor, spec): (Tensor<2>, &crate::model::params::ParamSpec)| match spec.kind {
+    /// Takes over a model; matrices are brought to `dtype` once, those of a BitNet model made ternary before (norms stay).
+    pub fn new(mut decoder: Decoder, weights: Weights, device: Device, dtype: DType) -> Self {
+        let ternary = decoder.cfg.quantization.is_some() && decoder.quant_lambda >= 1.0 && !decoder.ternary_weights;
+        let bring = |(tensor, spec): (Tensor<2>, &ParamSpec)| match spec.kind {
             ParamKind::Norm => tensor,
-            _ if tensor.dtype() == dtype => tensor,
-            _ => tensor.cast(dtype),
+            ParamKind::Matrix if ternary => ops::cast_to(ops::ternary_weight(tensor), dtype),
+            _ => ops::cast_to(tensor, dtype),
         };
         let weights = Weights(weights.0.into_iter().zip(&decoder.params.specs).map(bring).collect());
+        decoder.ternary_weights |= ternary;
         Engine {
             decoder,
             weights,

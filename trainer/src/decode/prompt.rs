@@ -6,6 +6,7 @@
 
 use std::path::Path;
 
+use dlm_prep::control::{ControlText, Found};
 use dlm_prep::conversation::Message;
 use dlm_prep::template::ChatTemplate;
 use dlm_prep::tokenize::Tokenizer;
@@ -66,28 +67,59 @@ pub fn read_jsonl(path: &Path) -> Result<Vec<Prompt>> {
 /// A folder's tokenizer and, where it has one, its chat template.
 pub struct Text {
     tokenizer: Tokenizer,
+    control: ControlText,
     template: std::result::Result<ChatTemplate, String>,
 }
 
 impl Text {
     /// Reads `tokenizer.json` and the template of a folder.
     pub fn load(dir: &Path) -> Result<Self> {
-        let tokenizer = Tokenizer::load(dir).map_err(|error| Error::Usage(error.to_string()))?;
+        let tokenizer = Tokenizer::load(dir).map_err(usage)?;
+        let control = ControlText::new(tokenizer.added_tokens(), tokenizer.eos_token()).map_err(usage)?;
         let template = ChatTemplate::load(dir).map_err(|error| error.to_string());
-        Ok(Text { tokenizer, template })
+        Ok(Text { tokenizer, control, template })
     }
 
-    /// Token ids of a prompt; `raw` encodes text as it is.
+    /// Token ids of a prompt. With `raw`, text is encoded as it is, control tokens in it included; in messages such strings
+    /// are text, as dlm-prep has them by default.
     pub fn encode(&self, prompt: &Prompt, raw: bool) -> Result<Vec<i64>> {
-        let text = match prompt {
-            Prompt::Ids(ids) => return Ok(ids.clone()),
-            Prompt::Text(text) if raw => text.clone(),
-            Prompt::Text(text) => self.render(&[Message::new("user", text)])?,
-            Prompt::Messages(messages) => self.render(messages)?,
-        };
         let mut ids = Vec::new();
-        self.tokenizer.encode(&text, &mut ids).map_err(|error| Error::Usage(error.to_string()))?;
+        match prompt {
+            Prompt::Ids(ids) => return Ok(ids.clone()),
+            Prompt::Text(text) if raw => self.tokenizer.encode(text, &mut ids).map_err(usage)?,
+            Prompt::Text(text) => self.chat(&[Message::new("user", text)], &mut ids)?,
+            Prompt::Messages(messages) => self.chat(messages, &mut ids)?,
+        }
         Ok(ids.into_iter().map(i64::from).collect())
+    }
+
+    /// Ids of a conversation with the assistant's turn opened.
+    fn chat(&self, messages: &[Message], ids: &mut Vec<i32>) -> Result<()> {
+        let no_template = |error: &String| Error::Usage(format!("{error}; or give text as it is with --raw"));
+        let template = self.template.as_ref().map_err(no_template)?;
+        let plain = template.render(messages, true).map_err(usage)?;
+        let found: Vec<Found> = messages.iter().map(|message| self.control.look(&message.content)).collect();
+        if found.contains(&Found::Reserved) {
+            return Err(Error::Usage("a message holds Unicode noncharacters (U+FDD0 to U+FDEF), which are no text".into()));
+        }
+        if !found.contains(&Found::Control) {
+            return self.tokenizer.encode(&plain, ids).map_err(usage);
+        }
+        let mut marked = messages.to_vec();
+        for message in &mut marked {
+            message.content = self.control.mark(&message.content);
+        }
+        let marked = template.render(&marked, true).map_err(usage)?;
+        if self.control.unmark(&marked) != plain {
+            return Err(Error::Usage("a message holds the text of a control token, and the chat template treats it specially; remove it".into()));
+        }
+        for (text, control) in self.control.split(&marked) {
+            if !text.is_empty() {
+                self.tokenizer.encode_plain(&self.control.unmark(text), ids).map_err(usage)?;
+            }
+            ids.extend(control);
+        }
+        Ok(())
     }
 
     /// Text of a completion, without control tokens.
@@ -95,12 +127,10 @@ impl Text {
         let ids: Vec<u32> = ids.iter().filter_map(|id| u32::try_from(*id).ok()).collect();
         self.tokenizer.decode(&ids, true).map_err(|error| Error::Model(error.to_string()))
     }
+}
 
-    fn render(&self, messages: &[Message]) -> Result<String> {
-        let no_template = |error: &String| Error::Usage(format!("{error}; or give text as it is with --raw"));
-        let template = self.template.as_ref().map_err(no_template)?;
-        template.render(messages, true).map_err(|error| Error::Usage(error.to_string()))
-    }
+fn usage(error: dlm_prep::Error) -> Error {
+    Error::Usage(error.to_string())
 }
 
 #[cfg(test)]

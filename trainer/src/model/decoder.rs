@@ -26,6 +26,8 @@ pub struct Decoder {
     pub params: Params,
     /// Blend of BitLinear quantisation: 0 off, 1 full. Ignored unless the config asks for BitNet quantisation.
     pub quant_lambda: f64,
+    /// The layers' matrices are ternary already (decoding quantises them once): only activations are quantised.
+    pub ternary_weights: bool,
 }
 
 /// What is the same for every layer of one forward pass.
@@ -75,7 +77,7 @@ impl Decoder {
     /// The decoder of a configuration.
     pub fn new(cfg: ModelConfig) -> Self {
         let params = Params::new(&cfg);
-        Decoder { cfg, params, quant_lambda: 1.0 }
+        Decoder { cfg, params, quant_lambda: 1.0, ternary_weights: false }
     }
 
     /// Embed token ids `[T]` → `[T, hidden_size]` in the compute dtype.
@@ -166,7 +168,9 @@ impl Decoder {
 
     fn project(&self, w: &Weights, l: &LinearIndex, x: Tensor<2>) -> Tensor<2> {
         let bias = l.bias.map(|b| &w[b]);
-        if self.cfg.quantization.is_some() {
+        if self.cfg.quantization.is_some() && self.ternary_weights {
+            ops::linear(ops::int8_activation(x), &w[l.weight], bias)
+        } else if self.cfg.quantization.is_some() {
             ops::bit_linear(x, &w[l.weight], bias, self.quant_lambda)
         } else {
             ops::linear(x, &w[l.weight], bias)
