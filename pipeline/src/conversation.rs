@@ -157,16 +157,41 @@ pub struct Conversation {
     pub messages: Vec<Message>,
     /// Tool declarations, as templates expect them.
     pub tools: Option<Value>,
-    /// The row's category.
-    pub category: Option<String>,
-    /// The row's licence.
-    pub licence: Option<String>,
+}
+
+/// Hash of what is said, for the eval split and for finding duplicates: the first 16 bytes of a sha256 over roles, contents and
+/// calls.
+pub fn fingerprint(c: &Conversation) -> u128 {
+    use sha2::Digest;
+    let mut h = sha2::Sha256::new();
+    for m in &c.messages {
+        for part in [m.role.as_bytes(), m.content.as_bytes()] {
+            h.update((part.len() as u64).to_le_bytes());
+            h.update(part);
+        }
+        if let Some(calls) = &m.tool_calls {
+            h.update(calls.to_string());
+        }
+    }
+    let digest = h.finalize();
+    digest.iter().take(16).fold(0, |n, b| (n << 8) | u128::from(*b))
 }
 
 type Row = Map<String, Value>;
 
-/// The conversation in a row.
-pub fn from_row(mut row: Row) -> Result<Conversation, Drop> {
+/// The conversation in a row. Category and licence are those of a dropped row too.
+pub fn from_row(mut row: Row) -> (Option<String>, Option<String>, Result<Conversation, Drop>) {
+    let mut text = |keys: &[&str]| -> Option<String> {
+        keys.iter().find_map(|k| match row.remove(*k) {
+            Some(Value::String(s)) if !s.is_empty() => Some(s),
+            _ => None,
+        })
+    };
+    let (category, licence) = (text(&["category"]), text(&["license", "licence"]));
+    (category, licence, read(row))
+}
+
+fn read(mut row: Row) -> Result<Conversation, Drop> {
     let messages = messages(&mut row)?;
     let tools = match row.remove("tools") {
         Some(Value::String(s)) if !s.trim().is_empty() => Some(serde_json::from_str(&s).map_err(|_| Drop::BadJson)?),
@@ -175,13 +200,7 @@ pub fn from_row(mut row: Row) -> Result<Conversation, Drop> {
     };
     let tools = tools.filter(|t: &Value| t.as_array().is_some_and(|a| !a.is_empty()));
     validate(&messages)?;
-    let mut text = |keys: &[&str]| -> Option<String> {
-        keys.iter().find_map(|k| match row.remove(*k) {
-            Some(Value::String(s)) if !s.is_empty() => Some(s),
-            _ => None,
-        })
-    };
-    Ok(Conversation { messages, tools, category: text(&["category"]), licence: text(&["license", "licence"]) })
+    Ok(Conversation { messages, tools })
 }
 
 fn messages(row: &mut Row) -> Result<Vec<Message>, Drop> {
@@ -344,7 +363,7 @@ mod tests {
 
     fn read(v: Value) -> Result<Conversation, Drop> {
         match v {
-            Value::Object(m) => from_row(m),
+            Value::Object(m) => from_row(m).2,
             _ => Err(Drop::BadJson),
         }
     }

@@ -1,21 +1,32 @@
 //! Conversations to packed Arrow rows: the stages of dlm-prep, one file each, in the order of the data flow.
 //!
 //! ```text
-//! source ─ conversation ─ template ─ spans ─ tokenize ─ supervise ─ truncate ─ block ─ pack ─ shard
-//! files    row→messages   Jinja      who     text→ids   labels      long rows  grid    rows   Arrow + manifest
-//!          (python: its environment) (control: token strings in text)        workers: threads around it all
+//! source ─ conversation ─ template ─ spans ─ supervise ─ truncate ─ block ─ pack ─ shard
+//! files    row→messages   Jinja      who     ids, labels long rows  grid    rows   Arrow + manifest
+//! (table)  (control)      (python)           (tokenize)                     settings → plan; workers: threads around it all
 //! ```
 
+pub mod args;
 pub mod block;
+pub mod commands;
 pub mod control;
 pub mod conversation;
 pub mod error;
+pub mod html;
 pub mod pack;
+pub mod plan;
+pub mod progress;
 pub mod python;
+pub mod settings;
+pub mod shard;
+pub mod signals;
+pub mod source;
 pub mod spans;
 pub mod supervise;
+pub mod table;
 pub mod template;
 pub mod tokenize;
 pub mod truncate;
+pub mod workers;
 
 pub use error::{Error, Result};

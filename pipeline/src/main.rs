@@ -1,2 +1,27 @@
-//! dlm-prep.
-fn main() {}
+//! dlm-prep: parse, run, exit code.
+
+use clap::Parser;
+use dlm_prep::args::{Cli, Command};
+use dlm_prep::commands;
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match &cli.command {
+        None => commands::build::run(&cli.build),
+        Some(Command::Inspect(a)) => commands::inspect::run(a),
+        Some(Command::Stats(a)) => commands::stats::run(a),
+        Some(Command::Verify { dir, json }) => commands::verify::run(dir, *json),
+        Some(Command::Render(a)) => commands::render::run(a),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::from(e.exit_code())
+        }
+    }
+}

@@ -208,6 +208,11 @@ impl TokenizerSource {
         Ok(id)
     }
 
+    /// Tokens matched before the model.
+    pub fn added_tokens(&self) -> &[AddedToken] {
+        &self.added
+    }
+
     /// The tokenizer on the fast engine, or why not.
     pub fn fast(&self) -> std::result::Result<Tokenizer, String> {
         let mut v: Value = serde_json::from_str(&self.json).map_err(|e| e.to_string())?;

@@ -1,0 +1,7 @@
+//! What the program can be told to do, one file each.
+
+pub mod build;
+pub mod inspect;
+pub mod render;
+pub mod stats;
+pub mod verify;

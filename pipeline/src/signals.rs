@@ -1,0 +1,17 @@
+//! SIGINT and SIGTERM: the first asks the run to stop, the second ends it at once.
+
+/// Calls `stop` at the first signal.
+pub fn on_interrupt(stop: impl Fn() + Send + 'static) -> std::io::Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
+    std::thread::spawn(move || {
+        for (k, _) in signals.forever().enumerate() {
+            if k > 0 {
+                std::process::exit(130);
+            }
+            eprintln!("stopping; run the same command again to go on");
+            stop();
+        }
+    });
+    Ok(())
+}

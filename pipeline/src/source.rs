@@ -1,0 +1,421 @@
+//! Files to raw rows.
+//!
+//! In: local files and folders: parquet, JSONL (`.jsonl`, `.json`, `.ndjson`, plain, `.gz` or `.zst`), Arrow IPC files and
+//! streams. Out: batches of about a megabyte, in order, each knowing which row of which file it starts at, so that a run can
+//! go on anywhere. Memory: a batch is bounded by bytes, a line by [`MAX_LINE`]; a parquet file is read page by page.
+
+use crate::error::{Error, Result};
+use arrow::array::RecordBatch;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+/// The longest line read; longer ones are dropped by name.
+pub const MAX_LINE: usize = 64 << 20;
+/// Bytes a batch aims at.
+const BATCH_BYTES: usize = 1 << 20;
+/// Rows a batch has at most.
+const BATCH_ROWS: usize = 1024;
+/// Columns a conversation can be made of; others are not read.
+const COLUMNS: [&str; 20] = [
+    "messages", "conversations", "conversation", "input", "output", "system_prompt", "system", "instruction", "prompt", "completion", "response",
+    "chosen", "question", "answer", "tools", "category", "license", "licence", "text", "id",
+];
+
+/// One input file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Input {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What the manifest calls it.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// What a file is, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Parquet.
+    Parquet,
+    /// One JSON object a line, or one array of objects.
+    Json,
+    /// Arrow IPC, file or stream.
+    Arrow,
+}
+
+/// The kind of a file, by its name without `.gz` or `.zst`.
+pub fn kind(path: &Path) -> Option<Kind> {
+    let name = path.file_name()?.to_str()?.to_ascii_lowercase();
+    let bare = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(&name);
+    match bare.rsplit_once('.')?.1 {
+        "parquet" if bare == name => Some(Kind::Parquet),
+        "arrow" | "feather" if bare == name => Some(Kind::Arrow),
+        "jsonl" | "json" | "ndjson" => Some(Kind::Json),
+        _ => None,
+    }
+}
+
+/// The files meant by `--input` arguments: files as they are, folders searched through, sorted by name.
+pub fn expand(arguments: &[PathBuf]) -> Result<Vec<Input>> {
+    let mut out: Vec<Input> = Vec::new();
+    for a in arguments {
+        let meta = std::fs::metadata(a).map_err(Error::io("reading", a))?;
+        if meta.is_dir() {
+            let mut files = Vec::new();
+            walk(a, 0, &mut files)?;
+            files.sort();
+            if files.is_empty() {
+                return Err(Error::Usage(format!("{}: no parquet, JSONL or Arrow file in this folder", a.display())));
+            }
+            for path in files {
+                let name = path.strip_prefix(a).unwrap_or(&path).to_string_lossy().replace('\\', "/");
+                let bytes = std::fs::metadata(&path).map_err(Error::io("reading", &path))?.len();
+                out.push(Input { path, name, bytes });
+            }
+        } else {
+            if kind(a).is_none() {
+                let reason = "unknown kind of file; expected .parquet, .jsonl, .json, .ndjson (also .gz, .zst) or .arrow";
+                return Err(Error::Usage(format!("{}: {reason}", a.display())));
+            }
+            let name = a.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            out.push(Input { path: a.clone(), name, bytes: meta.len() });
+        }
+    }
+    // Two files of one name are told apart by where they are.
+    for i in 0..out.len() {
+        if out.iter().enumerate().any(|(j, o)| j != i && o.name == out[i].name) {
+            out[i].name = out[i].path.to_string_lossy().replace('\\', "/");
+        }
+    }
+    Ok(out)
+}
+
+fn walk(dir: &Path, depth: usize, out: &mut Vec<PathBuf>) -> Result<()> {
+    if depth > 8 {
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(dir).map_err(Error::io("listing", dir))? {
+        let path = entry.map_err(Error::io("listing", dir))?.path();
+        let hidden = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(['.', '_']));
+        if hidden {
+            continue;
+        }
+        if path.is_dir() {
+            walk(&path, depth + 1, out)?;
+        } else if kind(&path).is_some() {
+            out.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// Rows as they come from a file.
+#[derive(Debug)]
+pub enum RawRows {
+    /// Lines of JSON: all their bytes, and where each ends. A line that was too long is empty.
+    Lines {
+        /// The lines, one after another.
+        bytes: Vec<u8>,
+        /// One past each line's last byte.
+        ends: Vec<usize>,
+    },
+    /// A piece of a table.
+    Table(RecordBatch),
+}
+
+impl RawRows {
+    /// How many rows.
+    pub fn len(&self) -> usize {
+        match self {
+            RawRows::Lines { ends, .. } => ends.len(),
+            RawRows::Table(b) => b.num_rows(),
+        }
+    }
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// About how many bytes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            RawRows::Lines { bytes, .. } => bytes.len(),
+            RawRows::Table(b) => b.get_array_memory_size(),
+        }
+    }
+}
+
+/// A file's batches, from row `skip` on.
+pub fn open(input: &Input, skip: u64) -> Result<Box<dyn Iterator<Item = Result<RawRows>> + Send>> {
+    let bad = |reason: String| Error::Input { path: input.path.display().to_string(), reason };
+    match kind(&input.path) {
+        Some(Kind::Parquet) => parquet(input, skip),
+        Some(Kind::Json) => Ok(Box::new(JsonRows::open(&input.path, skip)?)),
+        Some(Kind::Arrow) => arrow_file(input, skip),
+        None => Err(bad("unknown kind of file".to_string())),
+    }
+}
+
+fn parquet(input: &Input, skip: u64) -> Result<Box<dyn Iterator<Item = Result<RawRows>> + Send>> {
+    let path = input.path.clone();
+    let file = File::open(&path).map_err(Error::io("opening", &path))?;
+    let bad = {
+        let path = path.display().to_string();
+        move |e: String| Error::Input { path: path.clone(), reason: format!("not readable as parquet: {e}") }
+    };
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| bad(e.to_string()))?;
+    let meta = builder.metadata();
+    let rows = meta.file_metadata().num_rows().max(0) as u64;
+    let size: i64 = meta.row_groups().iter().map(|g| g.total_byte_size()).sum();
+    let per_row = (size.max(0) as u64 / rows.max(1)).max(1) as usize;
+    let batch = (BATCH_BYTES / per_row).clamp(1, BATCH_ROWS);
+    let schema = builder.parquet_schema();
+    let wanted: Vec<usize> = (0..schema.num_columns()).filter(|&c| COLUMNS.contains(&schema.get_column_root(c).name())).collect();
+    if wanted.is_empty() {
+        let found: Vec<&str> = schema.root_schema().get_fields().iter().map(|f| f.name()).collect();
+        return Err(bad(format!("none of its columns {found:?} can hold a conversation; expected one of messages, conversations, input, instruction, prompt, question")));
+    }
+    let mask = ProjectionMask::leaves(schema, wanted);
+    if skip >= rows {
+        return Ok(Box::new(std::iter::empty()));
+    }
+    let reader = builder.with_batch_size(batch).with_projection(mask).with_offset(skip as usize).build().map_err(|e| bad(e.to_string()))?;
+    Ok(Box::new(reader.map(move |b| b.map(RawRows::Table).map_err(|e| bad(e.to_string())))))
+}
+
+fn arrow_file(input: &Input, skip: u64) -> Result<Box<dyn Iterator<Item = Result<RawRows>> + Send>> {
+    let path = &input.path;
+    let display = path.display().to_string();
+    let bad = move |e: arrow::error::ArrowError| Error::Input { path: display.clone(), reason: format!("not readable as Arrow IPC: {e}") };
+    let mut magic = [0u8; 6];
+    let mut file = File::open(path).map_err(Error::io("opening", path))?;
+    let _ = file.read(&mut magic).map_err(Error::io("reading", path))?;
+    let file = BufReader::with_capacity(1 << 20, File::open(path).map_err(Error::io("opening", path))?);
+    let batches: Box<dyn Iterator<Item = std::result::Result<RecordBatch, arrow::error::ArrowError>> + Send> = if &magic == b"ARROW1" {
+        Box::new(arrow::ipc::reader::FileReader::try_new(file, None).map_err(&bad)?)
+    } else {
+        Box::new(arrow::ipc::reader::StreamReader::try_new(file, None).map_err(&bad)?)
+    };
+    let mut left = skip as usize;
+    let pieces = batches.flat_map(move |b| -> Vec<Result<RawRows>> {
+        let b = match b {
+            Ok(b) => b,
+            Err(e) => return vec![Err(bad(e))],
+        };
+        let from = left.min(b.num_rows());
+        left -= from;
+        let step = BATCH_ROWS.min((BATCH_BYTES * b.num_rows().max(1) / b.get_array_memory_size().max(1)).max(1));
+        (from..b.num_rows()).step_by(step).map(|at| Ok(RawRows::Table(b.slice(at, step.min(b.num_rows() - at))))).collect()
+    });
+    Ok(Box::new(pieces))
+}
+
+/// JSON objects, one a line or in one array.
+struct JsonRows {
+    reader: Box<dyn BufRead + Send>,
+    path: PathBuf,
+    array: bool,
+    skip: u64,
+    done: bool,
+}
+
+impl JsonRows {
+    fn open(path: &Path, skip: u64) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io("opening", path))?;
+        let name = path.to_string_lossy().to_ascii_lowercase();
+        let mut reader: Box<dyn BufRead + Send> = if name.ends_with(".gz") {
+            Box::new(BufReader::with_capacity(1 << 18, flate2::read::MultiGzDecoder::new(BufReader::with_capacity(1 << 18, file))))
+        } else if name.ends_with(".zst") {
+            let decoder = zstd::stream::read::Decoder::new(file).map_err(Error::io("reading", path))?;
+            Box::new(BufReader::with_capacity(1 << 18, decoder))
+        } else {
+            Box::new(BufReader::with_capacity(1 << 18, file))
+        };
+        let head = reader.fill_buf().map_err(|e| unreadable(path, e))?;
+        if head.starts_with(&[0xEF, 0xBB, 0xBF]) {
+            reader.consume(3);
+        }
+        let head = reader.fill_buf().map_err(|e| unreadable(path, e))?;
+        let first = head.iter().position(|b| !b.is_ascii_whitespace());
+        let array = first.is_some_and(|at| head[at] == b'[');
+        if let (true, Some(at)) = (array, first) {
+            reader.consume(at + 1);
+        }
+        Ok(JsonRows { reader, path: path.to_path_buf(), array, skip, done: false })
+    }
+
+    /// Appends the next row's bytes; false at the end. A row past [`MAX_LINE`] leaves nothing behind.
+    fn next_row(&mut self, out: &mut Vec<u8>) -> std::io::Result<bool> {
+        if self.array { self.next_element(out) } else { self.next_line(out) }
+    }
+
+    fn next_line(&mut self, out: &mut Vec<u8>) -> std::io::Result<bool> {
+        let start = out.len();
+        loop {
+            let (mut any, mut over, mut ended) = (false, false, false);
+            while !ended {
+                let buffer = self.reader.fill_buf()?;
+                if buffer.is_empty() {
+                    break;
+                }
+                any = true;
+                let newline = memchr::memchr(b'\n', buffer);
+                ended = newline.is_some();
+                let take = newline.unwrap_or(buffer.len());
+                if !over && out.len() - start + take > MAX_LINE {
+                    over = true;
+                    out.truncate(start);
+                }
+                if !over {
+                    out.extend_from_slice(&buffer[..take]);
+                }
+                self.reader.consume(take + usize::from(ended));
+            }
+            if !any || over || !out[start..].iter().all(u8::is_ascii_whitespace) {
+                return Ok(any);
+            }
+            out.truncate(start); // an empty line is no row
+        }
+    }
+
+    /// The next element of a JSON array: brackets and strings are followed, nothing else.
+    fn next_element(&mut self, out: &mut Vec<u8>) -> std::io::Result<bool> {
+        let start = out.len();
+        let (mut depth, mut string, mut escaped, mut begun, mut over) = (0usize, false, false, false, false);
+        loop {
+            let buffer = self.reader.fill_buf()?;
+            if buffer.is_empty() {
+                return Ok(begun);
+            }
+            let mut used = 0;
+            let mut finished = false;
+            for &b in buffer {
+                used += 1;
+                if !begun {
+                    match b {
+                        b']' => {
+                            self.reader.consume(used);
+                            self.done = true;
+                            return Ok(false);
+                        }
+                        b',' => continue,
+                        b if b.is_ascii_whitespace() => continue,
+                        _ => begun = true,
+                    }
+                }
+                if string {
+                    string = escaped || b != b'"';
+                    escaped = !escaped && b == b'\\';
+                } else {
+                    match b {
+                        b'"' => string = true,
+                        b'{' | b'[' => depth += 1,
+                        b'}' | b']' if depth > 0 => depth -= 1,
+                        b',' | b']' if depth == 0 => {
+                            used -= usize::from(b == b']');
+                            finished = true;
+                            break;
+                        }
+                        _ => {}
+                    }
+                }
+                over |= out.len() - start >= MAX_LINE;
+                if !over {
+                    out.push(b);
+                }
+            }
+            self.reader.consume(used);
+            if finished {
+                break;
+            }
+        }
+        if over {
+            out.truncate(start);
+        }
+        Ok(true)
+    }
+}
+
+impl Iterator for JsonRows {
+    type Item = Result<RawRows>;
+
+    fn next(&mut self) -> Option<Result<RawRows>> {
+        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
+        while !self.done && ends.len() < BATCH_ROWS && bytes.len() < BATCH_BYTES {
+            match self.next_row(&mut bytes) {
+                Ok(true) if self.skip > 0 => {
+                    self.skip -= 1;
+                    bytes.clear();
+                }
+                Ok(true) => ends.push(bytes.len()),
+                Ok(false) => self.done = true,
+                Err(e) => {
+                    self.done = true;
+                    return Some(Err(unreadable(&self.path, e)));
+                }
+            }
+        }
+        (!ends.is_empty()).then_some(Ok(RawRows::Lines { bytes, ends }))
+    }
+}
+
+fn unreadable(path: &Path, e: std::io::Error) -> Error {
+    let reason = format!("cannot be read to its end: {e}; the file is damaged or its name does not say how it is compressed");
+    Error::Input { path: path.display().to_string(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn rows(name: &str, content: &[u8], skip: u64) -> Vec<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        let input = Input { path, name: name.to_string(), bytes: 0 };
+        let mut out = Vec::new();
+        for b in open(&input, skip).unwrap() {
+            let RawRows::Lines { bytes, ends } = b.unwrap() else { panic!() };
+            let mut from = 0;
+            for e in ends {
+                out.push(String::from_utf8(bytes[from..e].to_vec()).unwrap());
+                from = e;
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn lines_and_arrays() {
+        assert_eq!(rows("a.jsonl", b"\xEF\xBB\xBF{\"a\":1}\r\n\n  \n{\"b\":2}", 0), ["{\"a\":1}\r", "{\"b\":2}"]);
+        assert_eq!(rows("a.jsonl", b"1\n2\n3\n", 1), ["2", "3"]);
+        assert_eq!(rows("a.json", b" [ {\"a\": \"],\\\"}\"} ,\n{\"b\": [1, {}]}, 3 ] ", 0), ["{\"a\": \"],\\\"}\"} ", "{\"b\": [1, {}]}", "3 "]);
+        assert_eq!(rows("a.json", b"[]", 0), [] as [&str; 0]);
+        assert_eq!(rows("a.json", b"", 0), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn compressed() {
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gz.write_all(b"1\n2\n").unwrap();
+        let mut gz = gz.finish().unwrap();
+        assert_eq!(rows("a.jsonl.gz", &gz, 0), ["1", "2"]);
+        assert_eq!(rows("a.jsonl.zst", &zstd::encode_all(&b"1\n2\n"[..], 1).unwrap(), 0), ["1", "2"]);
+        gz.truncate(gz.len() - 5);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.jsonl.gz");
+        std::fs::write(&path, &gz).unwrap();
+        let input = Input { path, name: String::new(), bytes: 0 };
+        assert!(open(&input, 0).unwrap().any(|b| b.is_err_and(|e| e.to_string().contains("damaged"))));
+    }
+
+    #[test]
+    fn kinds() {
+        for (name, k) in [("a.parquet", Some(Kind::Parquet)), ("a.JSONL.gz", Some(Kind::Json)), ("a.parquet.gz", None), ("a.txt", None), ("a.arrow", Some(Kind::Arrow))] {
+            assert_eq!(kind(Path::new(name)), k, "{name}");
+        }
+    }
+}
