@@ -163,10 +163,10 @@ pub struct Source {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Packing {
-    /// `"best-fit"`.
+    /// How documents were put into rows.
     pub strategy: String,
-    /// Rows open at a time.
-    pub open_rows: usize,
+    /// Documents chosen among.
+    pub window: usize,
     /// Rows of the train split.
     pub train_rows: usize,
     /// Rows of the eval split.

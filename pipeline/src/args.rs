@@ -106,9 +106,9 @@ pub struct Build {
     /// Fail when more than this share of conversations has no token to learn from.
     #[arg(long, default_value_t = 0.05)]
     pub max_unsupervised: f64,
-    /// Rows the packer keeps open.
-    #[arg(long, default_value_t = 256)]
-    pub open_rows: usize,
+    /// Documents the packer chooses among.
+    #[arg(long, default_value_t = 1024)]
+    pub pack_window: usize,
     /// Rows per data file; also how often a run can be resumed.
     #[arg(long, default_value_t = 16384)]
     pub shard_rows: usize,

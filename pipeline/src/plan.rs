@@ -69,7 +69,7 @@ pub fn settings(b: &Build) -> Result<Settings> {
         lost_text: b.lost_text.into(),
         mask_token: b.mask_token.clone(),
         now: time(b.now.as_deref())?.to_string(),
-        open_rows: b.open_rows,
+        pack_window: b.pack_window,
         shard_rows: b.shard_rows,
         eval_fraction: b.eval_fraction,
         dedup: b.dedup,

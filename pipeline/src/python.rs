@@ -44,9 +44,21 @@ pub fn environment(source: &str, now: jiff::civil::DateTime) -> Result<Environme
             None => text.trim_matches(is_space).to_string(),
         }))
     });
+    env.add_filter("indent", indent);
+    env.add_filter("string", |v: Value| -> Value { if v.as_str().is_some() { v } else { Value::from(text_of(&v)) } });
+    env.add_filter("__iter", |v: Value| -> Result<Value, Error> {
+        match v.kind() {
+            ValueKind::None | ValueKind::Bool | ValueKind::Number => Err(Error::new(ErrorKind::InvalidOperation, format!("a value of kind {} is not iterable", v.kind()))),
+            _ => Ok(v),
+        }
+    });
+    env.add_test("iterable", |v: &Value| -> bool { !matches!(v.kind(), ValueKind::None | ValueKind::Bool | ValueKind::Number) });
+    env.set_formatter(|out, state, v| match v.kind() {
+        ValueKind::Number | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable if has_float(v, 0) => out.write_str(&text_of(v)).map_err(Error::from),
+        _ => minijinja::escape_formatter(out, state, v),
+    });
     // jinja2 normalises the line ends of template source (not of values).
-    let source = rewrite_generation(&source.replace("\r\n", "\n").replace('\r', "\n"));
-    // … and removes one newline at its end (keep_trailing_newline is off).
+    let source = rewrite(&source.replace("\r\n", "\n").replace('\r', "\n"));
     env.add_template_owned("chat", source)?;
     Ok(env)
 }
@@ -69,21 +81,33 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
 }
 
-/// `{% generation %}` … `{% endgeneration %}` as a call block; whitespace marks are kept.
-fn rewrite_generation(template: &str) -> String {
+/// What minijinja lacks, put into its words: `{% generation %}` … `{% endgeneration %}` becomes a call block, and `{% for x in y %}`
+/// refuses a `y` that Python cannot iterate over. White space marks are kept.
+fn rewrite(template: &str) -> String {
     let mut out = String::with_capacity(template.len());
     let mut rest = template;
     while let Some(at) = rest.find("{%") {
-        let Some(len) = rest[at..].find("%}") else { break };
-        let end = at + len + 2;
+        // A comment may hold anything.
+        if let Some(comment) = rest[..at].find("{#") {
+            let end = rest[comment..].find("#}").map_or(rest.len(), |n| comment + n + 2);
+            out.push_str(&rest[..end]);
+            rest = &rest[end..];
+            continue;
+        }
+        let Some(len) = tag_end(&rest[at..]) else { break };
+        let end = at + len;
         let inner = rest.get(at + 2..end - 2).unwrap_or("");
         out.push_str(&rest[..at]);
         let mark = |c: Option<char>| c.filter(|&c| c == '-' || c == '+').map(String::from).unwrap_or_default();
         let (open, close) = (mark(inner.chars().next()), mark(inner.chars().last()));
-        match inner.trim_matches(['-', '+']).trim() {
+        let body = inner.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
+        match body {
             "generation" => out.push_str(&format!("{{%{open} call __generation() {close}%}}")),
             "endgeneration" => out.push_str(&format!("{{%{open} endcall {close}%}}")),
-            _ => out.push_str(&rest[at..end]),
+            _ => match body.strip_prefix("for ").and_then(guard_for) {
+                Some(guarded) => out.push_str(&format!("{{%{open} for {guarded} {close}%}}")),
+                None => out.push_str(&rest[at..end]),
+            },
         }
         rest = &rest[end..];
     }
@@ -91,9 +115,61 @@ fn rewrite_generation(template: &str) -> String {
     out
 }
 
+/// Length of a `{% … %}` tag, strings in it respected.
+fn tag_end(tag: &str) -> Option<usize> {
+    let mut quote = None;
+    let bytes = tag.as_bytes();
+    let mut i = 2;
+    while i < bytes.len() {
+        match (bytes[i], quote) {
+            (b'\\', Some(_)) => i += 1,
+            (c, Some(q)) if c == q => quote = None,
+            (_, Some(_)) => {}
+            (c @ (b'"' | b'\''), None) => quote = Some(c),
+            (b'%', None) if bytes.get(i + 1) == Some(&b'}') => return Some(i + 2),
+            _ => {}
+        }
+        i += 1;
+    }
+    None
+}
+
+/// `x in y if z` with `y` guarded.
+fn guard_for(body: &str) -> Option<String> {
+    let word = |w: &str, from: usize| -> Option<usize> {
+        let (mut depth, mut quote) = (0i32, None);
+        let bytes = body.as_bytes();
+        let mut i = 0;
+        while i < bytes.len() {
+            match (bytes[i], quote) {
+                (b'\\', Some(_)) => i += 1,
+                (c, Some(q)) if c == q => quote = None,
+                (_, Some(_)) => {}
+                (c @ (b'"' | b'\''), None) => quote = Some(c),
+                (b'(' | b'[' | b'{', None) => depth += 1,
+                (b')' | b']' | b'}', None) => depth -= 1,
+                (b' ' | b'\n' | b'\t', None) if depth == 0 && i >= from => {
+                    let tail = body.get(i + 1..)?;
+                    if tail.strip_prefix(w).is_some_and(|t| t.is_empty() || t.starts_with([' ', '\n', '\t', '(', '['])) {
+                        return Some(i);
+                    }
+                }
+                _ => {}
+            }
+            i += 1;
+        }
+        None
+    };
+    let at = word("in", 0)?;
+    let after = at + 3;
+    let end = [word("if", after), word("recursive", after)].into_iter().flatten().min().unwrap_or(body.len());
+    let (target, iter, tail) = (body.get(..at)?, body.get(after..end)?, body.get(end..)?);
+    Some(format!("{target} in ({}) | __iter{tail}", iter.trim()))
+}
+
 /// Whether a template marks the assistant's part itself.
 pub fn has_generation(template: &str) -> bool {
-    rewrite_generation(template).contains("call __generation()")
+    rewrite(template).contains("call __generation()")
 }
 
 /// json.dumps as transformers binds it: ensure_ascii off, insertion order, `indent`, `separators`, `sort_keys`.
@@ -205,6 +281,104 @@ impl Json {
             }
         }
         out.push('"');
+    }
+}
+
+/// jinja2's `indent` filter.
+fn indent(text: String, width: Option<Value>, kwargs: Kwargs) -> Result<String, Error> {
+    let width = match width {
+        Some(w) => Some(w),
+        None => kwargs.get("width")?,
+    };
+    let pad = match width {
+        None => "    ".to_string(),
+        Some(w) => w.as_str().map_or_else(|| " ".repeat(w.as_usize().unwrap_or(4).min(1000)), String::from),
+    };
+    let first = kwargs.get::<Option<bool>>("first")?.unwrap_or(false);
+    let blank = kwargs.get::<Option<bool>>("blank")?.unwrap_or(false);
+    kwargs.assert_all_used()?;
+    let mut out = if first { pad.clone() } else { String::new() };
+    for (i, line) in text.split('\n').enumerate() {
+        if i > 0 {
+            out.push('\n');
+            if blank || !line.is_empty() {
+                out.push_str(&pad);
+            }
+        }
+        out.push_str(line);
+    }
+    Ok(out)
+}
+
+fn has_float(v: &Value, depth: usize) -> bool {
+    match v.kind() {
+        ValueKind::Number => !v.is_integer(),
+        ValueKind::Seq if depth < 64 => v.try_iter().is_ok_and(|mut i| i.any(|x| has_float(&x, depth + 1))),
+        ValueKind::Map if depth < 64 => v.try_iter().is_ok_and(|mut i| i.any(|k| v.get_item(&k).is_ok_and(|x| has_float(&x, depth + 1)))),
+        _ => false,
+    }
+}
+
+/// Python's `str(value)`.
+fn text_of(v: &Value) -> String {
+    match v.as_str() {
+        Some(s) => s.to_string(),
+        None => {
+            let mut out = String::new();
+            repr(v, 0, &mut out);
+            out
+        }
+    }
+}
+
+/// Python's `repr(value)`.
+fn repr(v: &Value, depth: usize, out: &mut String) {
+    match v.kind() {
+        _ if depth > 64 => out.push_str("..."),
+        ValueKind::Number if !v.is_integer() => match f64::try_from(v.clone()) {
+            Ok(f) => out.push_str(&float_repr(f).replace("Infinity", "inf").replace("NaN", "nan")),
+            Err(_) => out.push_str(&v.to_string()),
+        },
+        ValueKind::String => {
+            let s = v.as_str().unwrap_or("");
+            let quote = if s.contains('\'') && !s.contains('"') { '"' } else { '\'' };
+            out.push(quote);
+            for c in s.chars() {
+                match c {
+                    '\\' => out.push_str("\\\\"),
+                    '\n' => out.push_str("\\n"),
+                    '\r' => out.push_str("\\r"),
+                    '\t' => out.push_str("\\t"),
+                    c if c == quote => out.extend(['\\', c]),
+                    c if (c as u32) < 0x20 || c as u32 == 0x7f => out.push_str(&format!("\\x{:02x}", c as u32)),
+                    c => out.push(c),
+                }
+            }
+            out.push(quote);
+        }
+        ValueKind::Seq | ValueKind::Iterable => {
+            out.push('[');
+            for (i, x) in v.try_iter().into_iter().flatten().enumerate() {
+                if i > 0 {
+                    out.push_str(", ");
+                }
+                repr(&x, depth + 1, out);
+            }
+            out.push(']');
+        }
+        ValueKind::Map => {
+            out.push('{');
+            for (i, k) in v.try_iter().into_iter().flatten().enumerate() {
+                if i > 0 {
+                    out.push_str(", ");
+                }
+                repr(&k, depth + 1, out);
+                out.push_str(": ");
+                repr(&v.get_item(&k).unwrap_or_default(), depth + 1, out);
+            }
+            out.push('}');
+        }
+        _ => out.push_str(&v.to_string()),
     }
 }
 

@@ -33,8 +33,8 @@ pub struct Settings {
     pub mask_token: String,
     /// What `strftime_now` tells templates.
     pub now: String,
-    /// Open rows of the packer.
-    pub open_rows: usize,
+    /// Documents the packer chooses among.
+    pub pack_window: usize,
     /// Rows per data file.
     pub shard_rows: usize,
     /// Share of conversations held out.
@@ -69,7 +69,7 @@ impl Default for Settings {
             lost_text: LostText::Drop,
             mask_token: crate::tokenize::MASK_TOKEN.to_string(),
             now: crate::template::default_now().to_string(),
-            open_rows: 256,
+            pack_window: 1024,
             shard_rows: 16384,
             eval_fraction: 0.0,
             dedup: false,
@@ -101,8 +101,8 @@ impl Settings {
         {
             return usage(format!("--shard {i}/{n}: the index counts from 0 and must be below {n}"));
         }
-        if self.shard_rows == 0 || self.open_rows == 0 {
-            return usage("--shard-rows and --open-rows must be positive".to_string());
+        if self.shard_rows == 0 || self.pack_window == 0 {
+            return usage("--shard-rows and --pack-window must be positive".to_string());
         }
         Ok(())
     }

@@ -1,17 +1,16 @@
 //! Processed rows into files, with a memory of where the run stands.
 //!
 //! In: batches in order. Out: `train-*.arrow`, `eval-*.arrow`, at the end the manifest. After every file the state (position in
-//! the inputs, open rows, counts, files) is written to `prep-state.json`; a killed run goes on from there and, since a file's end
+//! the inputs, documents waiting for a row, counts, files) is written to `prep-state.json`; a killed run goes on from there and, since a file's end
 //! depends only on rows, yields the same bytes. The state file goes when the manifest comes.
 
 use crate::conversation::Drop;
 use crate::error::{Error, Result};
-use crate::pack::{OpenRow, Packer};
+use crate::pack::{PackedRow, Packer, Waiting};
 use crate::settings::Settings;
 use crate::source::Input;
 use crate::workers::{Cursor, OutBatch, OutRow};
 use dlm_datasets::manifest::{Counts, Manifest, Source, Split};
-use dlm_datasets::reader::Document;
 use dlm_datasets::writer::{PARTIAL, ShardWriter, shard_name, write_atomic, write_manifest};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
@@ -32,8 +31,8 @@ struct State {
     cursor: Cursor,
     rows_seen: u64,
     manifest: Manifest,
-    age: [u64; 2],
-    open: [Vec<OpenRow>; 2],
+    numbers: [u64; 2],
+    waiting: [Vec<Waiting>; 2],
     unsupervised: u64,
     /// Fingerprints of what was seen, under `--dedup`.
     seen: Vec<u128>,
@@ -79,7 +78,7 @@ impl<'a> Output<'a> {
             let path = dir.join(dlm_datasets::manifest::FILE_NAME);
             std::fs::remove_file(&path).map_err(Error::io("removing", &path))?;
         }
-        let new = |m: &Manifest| Packer::new(m.seq_len, m.bd_size, m.pad_token_id, settings.open_rows);
+        let new = |m: &Manifest| Packer::new(m.seq_len, m.bd_size, m.pad_token_id, settings.pack_window);
         let mut out = Output {
             dir: dir.to_path_buf(),
             settings,
@@ -138,8 +137,8 @@ impl<'a> Output<'a> {
                 return Err(format!("{} has {found} bytes, the unfinished run wrote {}; {again}", f.path, f.bytes));
             }
         }
-        let [train, eval] = s.open;
-        if !self.packers[0].restore(s.age[0], train) || !self.packers[1].restore(s.age[1], eval) {
+        let [train, eval] = s.waiting;
+        if !self.packers[0].restore(s.numbers[0], train) || !self.packers[1].restore(s.numbers[1], eval) {
             return Err(format!("{STATE} is damaged; {again}"));
         }
         self.manifest = s.manifest;
@@ -176,8 +175,8 @@ impl<'a> Output<'a> {
             cursor: self.cursor,
             rows_seen: self.rows_seen,
             manifest: self.manifest.clone(),
-            age: [train.0, eval.0],
-            open: [train.1, eval.1],
+            numbers: [train.0, eval.0],
+            waiting: [train.1, eval.1],
             unsupervised: self.unsupervised,
             seen,
         };
@@ -332,8 +331,8 @@ impl<'a> Output<'a> {
             packers[side(split)].finish(|row| write_row(dir, manifest, &mut writers[side(split)], split, row))?;
         }
         self.close()?;
-        self.manifest.packing.strategy = "best-fit".to_string();
-        self.manifest.packing.open_rows = self.settings.open_rows;
+        self.manifest.packing.strategy = "exact-fit, larger first".to_string();
+        self.manifest.packing.window = self.settings.pack_window;
         extra(&mut self.manifest);
         write_manifest(&self.dir, &self.manifest)?;
         let state = self.dir.join(STATE);
@@ -342,7 +341,7 @@ impl<'a> Output<'a> {
     }
 }
 
-fn write_row(dir: &Path, manifest: &mut Manifest, writer: &mut Option<ShardWriter>, split: Split, row: &OpenRow) -> Result<()> {
+fn write_row(dir: &Path, manifest: &mut Manifest, writer: &mut Option<ShardWriter>, split: Split, row: &PackedRow) -> Result<()> {
     let w = match writer {
         Some(w) => w,
         None => {
@@ -350,9 +349,8 @@ fn write_row(dir: &Path, manifest: &mut Manifest, writer: &mut Option<ShardWrite
             writer.insert(ShardWriter::create(dir, &shard_name(split, index), split, manifest.seq_len)?)
         }
     };
-    let documents: Vec<Document> = row.documents().collect();
-    w.push(&row.ids, &row.labels, &documents)?;
-    let end = documents.last().map_or(0, |d| d.start + d.length);
+    w.push(&row.ids, &row.labels, &row.documents)?;
+    let end = row.documents.last().map_or(0, |d| d.start + d.length);
     manifest.packing.row_padding += (manifest.seq_len - end) as u64;
     match split {
         Split::Train => manifest.packing.train_rows += 1,

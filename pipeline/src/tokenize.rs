@@ -5,7 +5,8 @@
 //! ids as the stable one on a sample of the run's own rows ([`Tokenizer::choose`]).
 //!
 //! Repair for byte-level vocabularies that lack some of the 256 bytes (SmolLM2): the stable engine drops such bytes, the fast
-//! one refuses to load. The missing symbols are given ids past the vocabulary and dropped again after encoding.
+//! one refuses to load. The missing symbols are given ids of their own, between the model's and the tokens added behind it, and
+//! are dropped again after encoding.
 
 use crate::error::{Error, Result};
 use serde_json::{Value, json};
@@ -39,6 +40,8 @@ pub struct Tokenizer {
     json: String,
     added: Vec<AddedToken>,
     vocab_size: usize,
+    /// Ids from `.0` on stand `.1` higher in the fast engine; what lies between is a byte the vocabulary lacks.
+    shift: (u32, u32),
     eos: Option<String>,
     engine_note: String,
 }
@@ -75,8 +78,14 @@ impl Tokenizer {
                 SCRATCH.with_borrow_mut(|scratch| {
                     scratch.clear();
                     t.encode_into(text, &options, scratch).map_err(|e| failed(e.to_string()))?;
-                    let limit = self.vocab_size as u32;
-                    out.extend(scratch.iter().map(|t| t.id()).filter(|&id| id < limit).map(|id| id as i32));
+                    let ids = fast::pipeline::PipelineToken::cast_slice(scratch);
+                    let (from, by) = self.shift;
+                    if by == 0 {
+                        out.extend(ids.iter().map(|&id| id as i32));
+                    } else {
+                        let known = ids.iter().filter(|&&id| id < from || id >= from + by);
+                        out.extend(known.map(|&id| if id < from { id as i32 } else { (id - by) as i32 }));
+                    }
                     Ok(())
                 })
             }
@@ -92,7 +101,11 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         let ids: Vec<u32> = ids.iter().copied().filter(|&i| (i as usize) < self.vocab_size).collect();
         match &self.engine {
-            Engine::Fast(t) => t.decode(&ids, skip_special).map_err(|e| Error::Render(e.to_string())),
+            Engine::Fast(t) => {
+                let (from, by) = self.shift;
+                let ids: Vec<u32> = ids.iter().map(|&i| if i < from { i } else { i + by }).collect();
+                t.decode(&ids, skip_special).map_err(|e| Error::Render(e.to_string()))
+            }
             Engine::Stable(t) => t[0].decode(&ids, skip_special).map_err(|e| Error::Render(e.to_string())),
         }
     }
@@ -147,6 +160,8 @@ pub struct TokenizerSource {
     json: String,
     added: Vec<AddedToken>,
     vocab_size: usize,
+    /// Ids below this are the model's.
+    model_size: usize,
     missing_bytes: Vec<char>,
     eos: Option<String>,
 }
@@ -163,7 +178,7 @@ impl TokenizerSource {
             }
         })?;
         let eos = if dir.is_dir() { crate::template::special_tokens(dir)?.remove("eos_token") } else { None };
-        let mut s = TokenizerSource { path, json, added: Vec::new(), vocab_size: 0, missing_bytes: Vec::new(), eos };
+        let mut s = TokenizerSource { path, json, added: Vec::new(), vocab_size: 0, model_size: 0, missing_bytes: Vec::new(), eos };
         s.look()?;
         Ok(s)
     }
@@ -176,6 +191,7 @@ impl TokenizerSource {
     fn look(&mut self) -> Result<()> {
         let v: Head = serde_json::from_str(&self.json).map_err(|e| self.bad(format!("not a tokenizer.json: {e}")))?;
         let mut size = v.model.vocab.size;
+        self.model_size = size;
         self.added.clear();
         for t in v.added_tokens {
             size = size.max(t.id as usize + 1);
@@ -224,7 +240,12 @@ impl TokenizerSource {
             let vocab = v.get_mut("model").and_then(|m| m.get_mut("vocab")).and_then(Value::as_object_mut);
             let vocab = vocab.ok_or("its vocabulary is no map")?;
             for (k, c) in self.missing_bytes.iter().enumerate() {
-                vocab.insert(c.to_string(), json!(self.vocab_size + k));
+                vocab.insert(c.to_string(), json!(self.model_size + k));
+            }
+            for t in v.get_mut("added_tokens").and_then(Value::as_array_mut).into_iter().flatten() {
+                if let Some(id) = t.get("id").and_then(Value::as_u64).filter(|&id| id >= self.model_size as u64) {
+                    t["id"] = json!(id + self.missing_bytes.len() as u64);
+                }
             }
             note.push_str(&format!(", {} missing byte symbols mended", self.missing_bytes.len()));
         }
@@ -246,7 +267,8 @@ impl TokenizerSource {
     }
 
     fn tokenizer(&self, engine: Engine, engine_note: String) -> Tokenizer {
-        Tokenizer { engine, json: self.json.clone(), added: self.added.clone(), vocab_size: self.vocab_size, eos: self.eos.clone(), engine_note }
+        let shift = (self.model_size as u32, self.missing_bytes.len() as u32);
+        Tokenizer { engine, json: self.json.clone(), added: self.added.clone(), vocab_size: self.vocab_size, shift, eos: self.eos.clone(), engine_note }
     }
 
     /// The fast engine if it gives the stable engine's ids on every text of `sample`, else the stable one; the note says which

@@ -22,11 +22,12 @@ pub fn profile_dir() -> Result<PathBuf> {
 /// Builds `dlm-prep` and `dlm-train` with the running profile, once; the folder they are in.
 pub fn build() -> Result<&'static Path> {
     static BUILT: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
-    let built = BUILT.get_or_init(|| build_now().map_err(|e| format!("{e:#}")));
+    let built = BUILT.get_or_init(|| build_now(false).map_err(|e| format!("{e:#}")));
     built.as_deref().map_err(|e| anyhow::anyhow!("{e}"))
 }
 
-fn build_now() -> Result<PathBuf> {
+/// Builds them now; `loud` shows what cargo says.
+pub fn build_now(loud: bool) -> Result<PathBuf> {
     let dir = profile_dir()?;
     let target = dir.parent().context("no target folder")?;
     let profile = match dir.file_name().and_then(|n| n.to_str()) {
@@ -37,9 +38,9 @@ fn build_now() -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
     // No -p: the default members together, so that features come out as in the user's own build.
     let mut command = Command::new(cargo);
-    command.current_dir(crate::repository()).args(["build", "--locked", "--bins", "--quiet", "--profile", profile, "--target-dir"]).arg(target);
-    // The demo shows what cargo says; tests keep it for the error.
-    let output = command.stdin(Stdio::null()).output().context("running cargo build")?;
+    command.current_dir(crate::repository()).args(["build", "--locked", "--bins", "--profile", profile, "--target-dir"]).arg(target);
+    let output = if loud { command.stderr(Stdio::inherit()) } else { &mut command };
+    let output = output.stdin(Stdio::null()).output().context("running cargo build")?;
     ensure!(output.status.success(), "cargo build failed:\n{}", String::from_utf8_lossy(&output.stderr));
     Ok(dir)
 }

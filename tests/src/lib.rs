@@ -6,6 +6,7 @@
 pub mod binaries;
 pub mod python;
 pub mod sample;
+pub mod samples;
 
 use std::path::{Path, PathBuf};
 

@@ -114,6 +114,7 @@ fn fast_dllm_keys(config: &mut serde_json::Map<String, Value>) {
         "auto_map".into(),
         json!({
             "AutoConfig": format!("{HUB}--configuration.Fast_dLLM_QwenConfig"),
+            "AutoModel": format!("{HUB}--modeling.Fast_dLLM_QwenModel"),
             "AutoModelForCausalLM": format!("{HUB}--modeling.Fast_dLLM_QwenForCausalLM"),
         }),
     );

@@ -1,6 +1,6 @@
 //! Writes the sample's files.
 //!
-//! In: a folder. Out: `train.parquet` (Nemotron schema), `heldout.jsonl`, `tokenizer/`, `model/config.json`, `README.md`, each by
+//! In: a folder. Out: `train.parquet` (Nemotron schema), `heldout.jsonl`, `tokenizer/`, `README.md`, each by
 //! temporary file and rename.
 
 use std::fs;
@@ -52,13 +52,11 @@ pub fn write(dir: &Path) -> Result<Written> {
     let written = Written { train: train.len(), held_out: held_out.len(), tokens, answer_tokens, longest, ids };
 
     fs::create_dir_all(dir.join("tokenizer")).with_context(|| format!("creating {}", dir.display()))?;
-    fs::create_dir_all(dir.join("model")).with_context(|| format!("creating {}", dir.display()))?;
     put(&dir.join("train.parquet"), &parquet_bytes(&train)?)?;
     put(&dir.join("heldout.jsonl"), held_out_lines(&held_out).as_bytes())?;
     let json = tok.to_string(false).map_err(anyhow::Error::msg)?;
     put(&dir.join("tokenizer/tokenizer.json"), (json + "\n").as_bytes())?;
     put(&dir.join("tokenizer/tokenizer_config.json"), pretty(&tokenizer::config())?.as_bytes())?;
-    put(&dir.join("model/config.json"), pretty(&model_config())?.as_bytes())?;
     put(&dir.join("README.md"), readme(&written).as_bytes())?;
     Ok(written)
 }
@@ -128,35 +126,6 @@ fn held_out_lines(rows: &[Conversation]) -> String {
     out
 }
 
-/// A Llama of about a million parameters, shaped for two CPU cores.
-fn model_config() -> serde_json::Value {
-    json!({
-        "architectures": ["LlamaForCausalLM"],
-        "attention_bias": false,
-        "attention_dropout": 0.0,
-        "bos_token_id": null,
-        "eos_token_id": 2,
-        "head_dim": 32,
-        "hidden_act": "silu",
-        "hidden_size": 128,
-        "initializer_range": 0.08,
-        "intermediate_size": 384,
-        "max_position_embeddings": 512,
-        "mlp_bias": false,
-        "model_type": "llama",
-        "num_attention_heads": 4,
-        "num_hidden_layers": 4,
-        "num_key_value_heads": 4,
-        "pad_token_id": 0,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": true,
-        "torch_dtype": "float32",
-        "use_cache": true,
-        "vocab_size": MODEL_VOCAB
-    })
-}
-
 fn readme(w: &Written) -> String {
     format!(
         "# Sample data
@@ -169,10 +138,10 @@ Small records and what one asks about them, written by `cargo run --release -p d
 |---|---|
 | `train.parquet` | {} conversations in the Nemotron schema, {} tokens, of which {} in answers; the longest has {} |
 | `heldout.jsonl` | {} prompts with the expected answer: records whose two leading values never occur together in training |
-| `tokenizer/` | byte-level BPE with {} ids trained on the conversations, ChatML template; the mask token is not in it |
-| `model/config.json` | a Llama of about a million parameters for `init=random` |
+| `tokenizer/` | byte-level BPE with {} ids trained on the conversations, ChatML template; dlm-prep appends the mask token |
 
 Tasks (`category`): `to-json` (about 70 %), `to-record`, `sentence`, `two-turns`, `lookup`. Every answer follows from its prompt alone.
+The model that learns it is `configs/model/sample.yaml`.
 ",
         w.train, w.tokens, w.answer_tokens, w.longest, w.held_out, w.ids
     )
