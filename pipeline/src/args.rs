@@ -121,6 +121,10 @@ pub struct Build {
     /// Which tokenizer engine: auto checks the fast one against the stable one on a sample.
     #[arg(long, value_enum, default_value_t = EngineArg::Auto)]
     pub engine: EngineArg,
+    /// Whether every row is rendered, or only those the template does not plainly copy (found by experiment, checked on one
+    /// row in 61).
+    #[arg(long, value_enum, default_value_t = RenderArg::Auto)]
+    pub render: RenderArg,
     /// Say what would be done and stop.
     #[arg(long)]
     pub dry_run: bool,
@@ -199,6 +203,15 @@ pub enum EngineArg {
     Fast,
     /// The stable one.
     Stable,
+}
+
+/// Rendering.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RenderArg {
+    /// Where needed.
+    Auto,
+    /// Every row.
+    Each,
 }
 
 /// Showing rows.
