@@ -7,7 +7,7 @@
 
 use crate::error::{Error, Result};
 use crate::tokenize::AddedToken;
-use aho_corasick::{AhoCorasick, MatchKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 use serde_json::Value;
 
 const OPEN: char = '\u{FDEE}';
@@ -69,10 +69,10 @@ impl ControlText {
         let tokens: Vec<(String, i32)> = added.iter().filter(wanted).map(|t| (t.content.clone(), t.id as i32)).collect();
         let failed = |e: aho_corasick::BuildError| Error::Internal(format!("searching for control tokens: {e}"));
         let mut patterns: Vec<&[u8]> = tokens.iter().map(|(s, _)| s.as_bytes()).collect();
-        let finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(&patterns).map_err(failed)?;
+        let finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).kind(Some(AhoCorasickKind::DFA)).build(&patterns).map_err(failed)?;
         patterns.extend(triggers.iter().map(String::as_bytes));
         patterns.push(&[0xEF, 0xB7]);
-        let looker = AhoCorasick::builder().match_kind(MatchKind::Standard).build(&patterns).map_err(failed)?;
+        let looker = AhoCorasick::builder().match_kind(MatchKind::Standard).kind(Some(AhoCorasickKind::DFA)).build(&patterns).map_err(failed)?;
         Ok(ControlText { finder, looker, tokens, triggers: triggers.len() })
     }
 

@@ -229,6 +229,9 @@ impl<'a> Worker<'a> {
     pub fn process(&mut self, number: u64, from: Cursor, raw: RawRows) -> Result<OutBatch> {
         let n = raw.len();
         let mut out = OutBatch { number, from, rows: Vec::with_capacity(n), raw_bytes: raw.bytes() as u64, ..Default::default() };
+        let tokens = raw.bytes() / 3;
+        out.ids.reserve(tokens);
+        out.labels.reserve(tokens);
         for i in 0..n {
             if let Some((index, of)) = self.settings.shard
                 && (from.row + i as u64) % of != index
