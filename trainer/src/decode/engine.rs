@@ -8,7 +8,7 @@ use burn::prelude::*;
 use burn::tensor::DType;
 
 use crate::error::{Error, Result};
-use crate::model::cached::{KvCache, Order, Pass, Span};
+use crate::model::cached::{Compute, KvCache, Order, Pass, Span};
 use crate::model::{Decoder, ParamKind, Weights, ops};
 
 /// Prompt tokens a prefill pass takes at most; bounds the memory of its scores.
@@ -30,8 +30,7 @@ pub struct Engine {
     weights: Weights,
     /// The output head, `[vocab_size, hidden_size]`.
     head: Tensor<2>,
-    device: Device,
-    dtype: DType,
+    compute: Compute,
     /// The last pass: a block is run many times.
     last: Option<Pass>,
 }
@@ -65,10 +64,16 @@ impl Engine {
             decoder,
             weights: Weights(ready),
             head,
-            device,
-            dtype,
+            compute: Compute { dtype, device, by_tiles: by_columns },
             last: None,
         })
+    }
+
+    /// Attention by one masked product, as on devices without tiles, even where there are tiles.
+    pub fn without_tiles(mut self) -> Self {
+        self.compute.by_tiles = false;
+        self.last = None;
+        self
     }
 
     /// The model.
@@ -81,9 +86,9 @@ impl Engine {
         let len = ids.len() / spans.len().max(1);
         let pass = match self.last.take() {
             Some(last) if last.is(spans, len, order) => last,
-            _ => Pass::new(&self.decoder, spans.to_vec(), len, order, cache, self.dtype, &self.device),
+            _ => Pass::new(&self.decoder, spans.to_vec(), len, order, cache, &self.compute),
         };
-        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids.to_vec(), [ids.len()]), &self.device);
+        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids.to_vec(), [ids.len()]), &self.compute.device);
         let hidden = self.decoder.forward_cached(&self.weights, ids, &pass, cache);
         self.last = Some(pass);
         hidden
@@ -101,13 +106,13 @@ impl Engine {
             return Ok(Vec::new());
         }
         let rows: Vec<i64> = at.iter().map(|&row| row as i64).collect();
-        let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [at.len()]), &self.device);
+        let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [at.len()]), &self.compute.device);
         let norm = &self.weights[self.decoder.params.norm];
         let hidden = ops::rms_norm(hidden.select(0, rows), norm, self.decoder.cfg.rms_norm_eps);
         let mut logits = ops::to_f32(ops::linear(hidden, &self.head, None));
         let [count, vocab] = logits.dims();
         if let Some(id) = never.and_then(|id| usize::try_from(id).ok()).filter(|id| *id < vocab) {
-            let floor = Tensor::full([count, 1], -1e30, (&self.device, logits.dtype()));
+            let floor = Tensor::full([count, 1], -1e30, (&self.compute.device, logits.dtype()));
             logits = logits.slice_assign([0..count, id..id + 1], floor);
         }
         let (best, token) = logits.clone().max_dim_with_indices(1);

@@ -61,6 +61,17 @@ pub enum Order {
     Blocks(usize),
 }
 
+/// Where and how passes are computed.
+#[derive(Debug, Clone)]
+pub struct Compute {
+    /// Of activations and matrix products.
+    pub dtype: DType,
+    /// Where the weights are.
+    pub device: Device,
+    /// Attention by tiles, over the cache in place (CPU and fp32 only); else by a masked product.
+    pub by_tiles: bool,
+}
+
 /// One pass: its rows, and what depends on positions alone.
 #[derive(Debug, Clone)]
 pub struct Pass {
@@ -71,10 +82,11 @@ pub struct Pass {
 
 impl Pass {
     /// `len` new tokens in each of `spans`.
-    pub fn new(decoder: &Decoder, spans: Vec<Span>, len: usize, order: Order, cache: &KvCache, dtype: DType, device: &Device) -> Self {
+    pub fn new(decoder: &Decoder, spans: Vec<Span>, len: usize, order: Order, cache: &KvCache, compute: &Compute) -> Self {
+        let (dtype, device) = (compute.dtype, &compute.device);
         let positions: Vec<i32> = spans.iter().flat_map(|span| (span.start..span.start + len).map(|position| position as i32)).collect();
         let (cos, sin) = decoder.rope_tables(&positions, spans.len(), len, dtype, device);
-        let mask = if dtype == DType::F32 && *device == Device::flex() {
+        let mask = if compute.by_tiles {
             let groups = spans.iter().enumerate().map(|(i, span)| tiles_of(i * len, len, span, order, cache.positions)).collect();
             AttentionPlan::Tiles(Arc::new(TilePlan { groups, tokens: spans.len() * len }))
         } else {
