@@ -35,6 +35,8 @@ pub enum Command {
     },
     /// Show what a chat template makes of conversations.
     Render(Render),
+    /// Measure every stage, and the whole against the bare tokenizer engine.
+    Bench(Bench),
 }
 
 /// Preparing a dataset.
@@ -121,6 +123,10 @@ pub struct Build {
     /// Which tokenizer engine: auto checks the fast one against the stable one on a sample.
     #[arg(long, value_enum, default_value_t = EngineArg::Auto)]
     pub engine: EngineArg,
+    /// Whether every row is rendered, or only those the template does not plainly copy (found by experiment, checked on one
+    /// row in 61).
+    #[arg(long, value_enum, default_value_t = RenderArg::Auto)]
+    pub render: RenderArg,
     /// Say what would be done and stop.
     #[arg(long)]
     pub dry_run: bool,
@@ -201,6 +207,15 @@ pub enum EngineArg {
     Stable,
 }
 
+/// Rendering.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RenderArg {
+    /// Where needed.
+    Auto,
+    /// Every row.
+    Each,
+}
+
 /// Showing rows.
 #[derive(Args, Debug)]
 pub struct Inspect {
@@ -234,6 +249,29 @@ pub struct Stats {
     /// Write a page with plots.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+}
+
+/// Measuring.
+#[derive(Args, Debug)]
+pub struct Bench {
+    /// Files or folders.
+    #[arg(long, num_args = 1.., required = true)]
+    pub input: Vec<PathBuf>,
+    /// Tokenizer folder.
+    #[arg(long)]
+    pub tokenizer: PathBuf,
+    /// Threads.
+    #[arg(long, default_value_t = 2)]
+    pub workers: usize,
+    /// Runs of each measurement; the best counts.
+    #[arg(long, default_value_t = 3)]
+    pub repeat: usize,
+    /// Where to write the files measured; removed afterwards.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Rendering.

@@ -2,9 +2,10 @@
 //!
 //! In: [`args::Build`](crate::args::Build). Out: [`Plan`], all a run needs, with the manifest's head filled in.
 
-use crate::args::{Build, EngineArg};
+use crate::args::{Build, EngineArg, RenderArg};
 use crate::control::ControlText;
 use crate::error::{Error, Result};
+use crate::linear::{self, Linear};
 use crate::settings::Settings;
 use crate::source::{self, Input};
 use crate::spans::SpanFinder;
@@ -44,6 +45,8 @@ pub struct Plan {
     pub tokenizer: Tokenizer,
     /// Control tokens.
     pub control: ControlText,
+    /// When rows need no render.
+    pub linear: Option<Linear>,
     /// Head of the manifest.
     pub manifest: Manifest,
     /// `tokenizer_config.json` for the dataset.
@@ -118,7 +121,15 @@ pub fn plan(b: &Build) -> Result<Plan> {
     let pad = pad.filter(|p| *p != settings.mask_token).unwrap_or_else(|| eos.clone());
     specials.insert("eos_token".to_string(), eos.clone());
     specials.insert("pad_token".to_string(), pad.clone());
-    let control = ControlText::new(tok.added_tokens(), Some(&eos))?;
+    let mut control = ControlText::new(tok.added_tokens(), Some(&eos))?;
+    let mut linear = None;
+    if b.render == RenderArg::Auto && !template.has_generation() {
+        let mut spans = SpanFinder::new(&template, &control, settings.special_text, settings.lost_text);
+        linear = linear::probe(&template, &mut |m| spans.fill(m));
+    }
+    if let Some(l) = &linear {
+        control = ControlText::with_triggers(tok.added_tokens(), Some(&eos), &l.triggers)?;
+    }
     let tokenizer = match b.engine {
         EngineArg::Auto => tok.choose(&sample(&inputs, &template, &control, &settings))?,
         EngineArg::Fast => tok.fast().map_err(|e| bad(format!("the fast engine refuses it: {e}; use --engine auto")))?,
@@ -151,7 +162,7 @@ pub fn plan(b: &Build) -> Result<Plan> {
     let identity = json!([m.recipe, m.tokenizer_sha256, m.template_sha256, m.code_version, dlm_datasets::manifest::FORMAT_VERSION, files]);
     m.recipe_fingerprint = sha256(identity.to_string().as_bytes());
     let tokenizer_config = config(dir, &specials, template.source(), &settings.mask_token, mask_id)?;
-    Ok(Plan { settings, inputs, template, tokenizer, control, manifest: m, tokenizer_config })
+    Ok(Plan { settings, inputs, template, tokenizer, control, linear, manifest: m, tokenizer_config })
 }
 
 /// Rendered texts of the first rows of the inputs, for comparing engines.
@@ -167,10 +178,9 @@ fn sample(inputs: &[Input], template: &ChatTemplate, control: &ControlText, sett
         for i in 0..batch.len().min(each) {
             let Ok(c) = workers::decode(&batch, i).2 else { continue };
             let Ok(r) = spans.render(&c) else { continue };
-            let text = control.unmark(&r.text);
-            if bytes + text.len() <= SAMPLE_BYTES {
-                bytes += text.len();
-                out.push(text);
+            if bytes + r.text.len() <= SAMPLE_BYTES {
+                bytes += r.text.len();
+                out.push(r.text);
             }
         }
     }

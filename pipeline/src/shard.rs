@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 pub const STATE: &str = "prep-state.json";
 /// Conversations after which a hopeless run is stopped early.
 const EARLY: u64 = 2000;
+/// Below so many rows, prompts that fill a row do not make a run fail.
+const FEW: u64 = 200;
 
 /// Everything a resumed run needs besides its inputs.
 #[derive(Serialize, Deserialize)]
@@ -317,7 +319,10 @@ impl<'a> Output<'a> {
         if c.rows_read == 0 {
             return Err(Error::Unfit("the inputs hold no rows".to_string()));
         }
-        if self.unsupervised as f64 > self.settings.max_unsupervised * c.rows_read as f64 {
+        // A handful of rows says little about prompts in general; a template without labels shows at once.
+        let too_long = c.dropped.get(Drop::PromptTooLong.name()).copied().unwrap_or(0);
+        let counted = if c.rows_read < FEW { self.unsupervised - too_long } else { self.unsupervised };
+        if counted as f64 > self.settings.max_unsupervised * c.rows_read as f64 {
             return Err(self.unfit());
         }
         if c.rows_kept == 0 {

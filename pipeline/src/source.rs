@@ -1,7 +1,7 @@
 //! Files to raw rows.
 //!
 //! In: local files and folders: parquet, JSONL (`.jsonl`, `.json`, `.ndjson`, plain, `.gz` or `.zst`), Arrow IPC files and
-//! streams. Out: batches of about a megabyte, in order, each knowing which row of which file it starts at, so that a run can
+//! streams. Out: batches of about a quarter of a megabyte, in order, each knowing which row of which file it starts at, so that a run can
 //! go on anywhere. Memory: a batch is bounded by bytes, a line by [`MAX_LINE`]; a parquet file is read page by page.
 
 use crate::error::{Error, Result};
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 /// The longest line read; longer ones are dropped by name.
 pub const MAX_LINE: usize = 64 << 20;
 /// Bytes a batch aims at.
-const BATCH_BYTES: usize = 1 << 20;
+const BATCH_BYTES: usize = 256 << 10;
 /// Rows a batch has at most.
 const BATCH_ROWS: usize = 1024;
 /// Columns a conversation can be made of; others are not read.

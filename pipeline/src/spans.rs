@@ -11,6 +11,7 @@
 
 use crate::control::{ControlText, Found, mark, read_mark};
 use crate::conversation::{Conversation, Drop, Message};
+use crate::linear::Linear;
 use crate::python::{GENERATION_END, GENERATION_START, is_space};
 use crate::template::ChatTemplate;
 use serde_json::Value;
@@ -62,16 +63,27 @@ pub struct Span {
 /// A rendered conversation.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rendered {
-    /// The text; control-token strings of the content are marks if `marked`.
+    /// The text.
     pub text: String,
     /// In order, not overlapping.
     pub spans: Vec<Span>,
-    /// Whether the text holds marks.
-    pub marked: bool,
+    /// Where content holds control-token strings: the control tokens the template wrote (place, length, id), in order. All
+    /// other text is text.
+    pub control: Option<Vec<(usize, usize, i32)>>,
     /// Turns of which the template changed the white space only.
     pub respaced: u64,
     /// Turns of which it changed more (policies `mask` and `keep`).
     pub rewritten: u64,
+}
+
+impl Rendered {
+    /// Empties it, keeping its memory.
+    fn clear(&mut self) {
+        self.text.clear();
+        self.spans.clear();
+        self.control = None;
+        (self.respaced, self.rewritten) = (0, 0);
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -83,7 +95,12 @@ enum Piece {
 
 #[derive(Debug, Default)]
 struct Skeleton {
+    /// Literals and slots by turns, a literal first and last.
     pieces: Vec<Piece>,
+    /// Control tokens in literals: (piece, offset in it, length, id).
+    control: Vec<(usize, usize, usize, i32)>,
+    /// Whether filling it in may stand for rendering.
+    linear: bool,
     /// `{% generation %}` marks: (piece, offset in it, is start).
     generation: Vec<(usize, usize, bool)>,
     /// Per assistant message with a slot: white space before it that is the response's, bytes after it up to the end of turn.
@@ -104,39 +121,96 @@ pub struct SpanFinder<'a> {
     special_text: SpecialText,
     lost_text: LostText,
     uses_generation: bool,
+    linear: Option<&'a Linear>,
     cache: HashMap<String, Option<Rc<Skeleton>>>,
+}
+
+/// Why there is no rendering.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The row is left out.
+    Drop(Drop),
+    /// The template turned out not to be what experiment said (see [`crate::linear`]).
+    NotLinear,
+}
+
+impl From<Drop> for Fault {
+    fn from(d: Drop) -> Self {
+        Fault::Drop(d)
+    }
 }
 
 impl<'a> SpanFinder<'a> {
     /// For a template and a tokenizer's control tokens.
     pub fn new(template: &'a ChatTemplate, control: &'a ControlText, special_text: SpecialText, lost_text: LostText) -> Self {
-        SpanFinder { template, control, special_text, lost_text, uses_generation: template.has_generation(), cache: HashMap::new() }
+        SpanFinder { template, control, special_text, lost_text, uses_generation: template.has_generation(), linear: None, cache: HashMap::new() }
+    }
+
+    /// Lets rows without triggers be filled into skeletons instead of rendered. `control` must have been made with its triggers.
+    pub fn with_linear(mut self, linear: Option<&'a Linear>) -> Self {
+        self.linear = linear.filter(|_| !self.uses_generation);
+        self
+    }
+
+    /// The conversation filled into its skeleton, for [`crate::linear::probe`].
+    pub fn fill(&mut self, messages: &[Message]) -> Option<String> {
+        let s = self.skeleton(messages, None)?;
+        let mut text = String::new();
+        for p in &s.pieces {
+            text.push_str(match p {
+                Piece::Literal(l) => l,
+                Piece::Slot(k) => messages.get(*k)?.content.as_str(),
+            });
+        }
+        Some(text)
     }
 
     /// Renders a conversation and finds its spans.
     pub fn render(&mut self, c: &Conversation) -> Result<Rendered, Drop> {
-        let found = self.look(c);
-        match (found, self.special_text) {
-            (Found::Reserved, _) => return Err(Drop::ReservedCharacters),
-            (Found::Control, SpecialText::Reject) => return Err(Drop::SpecialText),
-            (Found::Control, SpecialText::Text) => return self.render_marked(c),
-            _ => {}
+        let mut out = Rendered::default();
+        match self.render_into(c, false, &mut out) {
+            Ok(()) => Ok(out),
+            Err(Fault::Drop(d)) => Err(d),
+            Err(Fault::NotLinear) => Err(Drop::TemplateRefused), // only where `check` is asked for
         }
-        self.render_plain(&c.messages, c.tools.as_ref())
+    }
+
+    /// Renders a conversation into `out`; with `check`, a row that was filled into a skeleton is rendered too and compared.
+    pub fn render_into(&mut self, c: &Conversation, check: bool, out: &mut Rendered) -> Result<(), Fault> {
+        out.clear();
+        let found = self.look(c);
+        if found.reserved {
+            return Err(Drop::ReservedCharacters.into());
+        }
+        if found.control && self.special_text == SpecialText::Reject {
+            return Err(Drop::SpecialText.into());
+        }
+        let control = found.control && self.special_text == SpecialText::Text;
+        if let Some(linear) = self.linear
+            && !found.trigger
+            && c.tools.is_none()
+            && !(linear.edge_space && c.messages.iter().any(|m| m.content.starts_with(is_space) || m.content.ends_with(is_space)))
+            && let Some(s) = self.skeleton(&c.messages, None).filter(|s| s.linear)
+        {
+            fill_in(&s, &c.messages, control, out);
+            if check && self.template.render(&c.messages, false).ok().as_deref() != Some(out.text.as_str()) {
+                return Err(Fault::NotLinear);
+            }
+            return Ok(());
+        }
+        *out = if control { self.render_marked(c)? } else { self.render_plain(&c.messages, c.tools.as_ref())? };
+        Ok(())
     }
 
     /// What the contents hold.
     fn look(&self, c: &Conversation) -> Found {
-        let mut control = false;
-        let json = c.messages.iter().filter_map(|m| m.tool_calls.as_ref()).chain(&c.tools).map(|v| self.control.look_json(v));
-        for f in c.messages.iter().map(|m| self.control.look(&m.content)).chain(json) {
-            match f {
-                Found::Reserved => return Found::Reserved,
-                Found::Control => control = true,
-                Found::Nothing => {}
-            }
+        let mut found = Found::default();
+        for m in &c.messages {
+            self.control.look(&m.content, &mut found);
+            m.tool_calls.iter().for_each(|v| self.control.look_json(v, &mut found));
         }
-        if control { Found::Control } else { Found::Nothing }
+        c.tools.iter().for_each(|v| self.control.look_json(v, &mut found));
+        found
     }
 
     /// The rare row with control-token strings in its text.
@@ -151,10 +225,40 @@ impl<'a> SpanFinder<'a> {
         let mut out = self.render_plain(&messages, tools.as_ref())?;
         // A template that looks at the text itself could treat a mark otherwise than the string it stands for.
         let truth = self.template.render_with(&c.messages, c.tools.as_ref(), false, false).map_err(|_| Drop::TemplateRefused)?;
-        if self.control.unmark(&out.text) != truth {
+        // Marks out, places moved along.
+        let marked = std::mem::take(&mut out.text);
+        let mut control = Vec::new();
+        let mut edges: Vec<usize> = out.spans.iter().flat_map(|s| [s.start, s.end]).collect();
+        edges.sort_unstable();
+        let mut moved = HashMap::new();
+        let (mut from, mut edge) = (0, 0);
+        let mut at = 0;
+        for (part, token) in self.control.split(&marked) {
+            let end = at + part.len();
+            while edge < edges.len() && edges[edge] <= end {
+                let Some(piece) = marked.get(from..edges[edge]) else { return Err(Drop::NoAssistantSpan) };
+                out.text.push_str(&self.control.unmark(piece));
+                moved.insert(edges[edge], out.text.len());
+                from = edges[edge];
+                edge += 1;
+            }
+            out.text.push_str(&self.control.unmark(&marked[from..end]));
+            at = end;
+            if let Some((id, len)) = token {
+                control.push((out.text.len(), len, id));
+                out.text.push_str(&marked[at..at + len]);
+                at += len;
+            }
+            from = at;
+        }
+        for s in &mut out.spans {
+            let (Some(&start), Some(&end)) = (moved.get(&s.start), moved.get(&s.end)) else { return Err(Drop::NoAssistantSpan) };
+            (s.start, s.end) = (start, end);
+        }
+        if out.text != truth {
             return Err(Drop::SpecialText);
         }
-        out.marked = true;
+        out.control = Some(control);
         Ok(out)
     }
 
@@ -272,7 +376,38 @@ impl<'a> SpanFinder<'a> {
             }
             s.reach.insert(k, (back, forward));
         }
+        for (i, piece) in s.pieces.iter().enumerate() {
+            if let Piece::Literal(l) = piece {
+                let mut at = 0;
+                for (part, token) in self.control.split(l) {
+                    at += part.len();
+                    if let Some((id, len)) = token {
+                        s.control.push((i, at, len, id));
+                        at += len;
+                    }
+                }
+            }
+        }
+        // Every content has its slot, in order, and the shape behaves as the shapes that were tried out.
+        let order = s.pieces.iter().filter_map(|p| if let Piece::Slot(k) = p { Some(*k) } else { None });
+        let whole = order.eq((0..messages.len()).filter(|&k| !messages[k].content.is_empty()));
+        let answers = messages.iter().all(|m| !m.is_assistant() || !m.content.is_empty());
+        s.linear = self.linear.is_some() && whole && answers && tools.is_none() && self.tried(&s, messages);
         Some(s)
+    }
+
+    /// Whether a skeleton filled in with a few texts equals the render.
+    fn tried(&self, s: &Skeleton, messages: &[Message]) -> bool {
+        let texts: [fn(usize) -> String; 2] = [|k| format!("text {k},\n\nnumber {}", k * k), |k| "word ".repeat(200 * (k % 3) + 1) + "end"];
+        texts.iter().all(|text| {
+            let mut trial = messages.to_vec();
+            for (k, m) in trial.iter_mut().enumerate().filter(|(_, m)| !m.content.is_empty()) {
+                m.content = text(k);
+            }
+            let mut out = Rendered::default();
+            fill_in(s, &trial, false, &mut out);
+            self.template.render(&trial, false).is_ok_and(|t| t == out.text)
+        })
     }
 
     /// Bytes of the literal after a turn's content that belong to the turn: up to its end-of-turn token.
@@ -348,6 +483,37 @@ impl<'a> SpanFinder<'a> {
         }
         ids
     }
+}
+
+/// Fills contents into a skeleton.
+fn fill_in(s: &Skeleton, messages: &[Message], control: bool, out: &mut Rendered) {
+    let mut controls = control.then(Vec::new);
+    let mut next = s.control.iter().peekable();
+    for (i, piece) in s.pieces.iter().enumerate() {
+        match piece {
+            Piece::Literal(l) => {
+                if let Some(list) = &mut controls {
+                    while let Some(&&(p, offset, len, id)) = next.peek()
+                        && p == i
+                    {
+                        list.push((out.text.len() + offset, len, id));
+                        next.next();
+                    }
+                }
+                out.text.push_str(l);
+            }
+            Piece::Slot(k) => {
+                let Some(m) = messages.get(*k) else { continue };
+                let start = out.text.len();
+                out.text.push_str(&m.content);
+                if m.is_assistant() {
+                    let (back, forward) = s.reach.get(k).copied().unwrap_or((0, 0));
+                    out.spans.push(Span { start: start - back, end: out.text.len() + forward, loss: true });
+                }
+            }
+        }
+    }
+    out.control = controls;
 }
 
 fn slot_text(k: usize) -> String {

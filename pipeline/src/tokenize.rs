@@ -29,8 +29,8 @@ pub struct AddedToken {
 
 enum Engine {
     Fast(Box<fast::pipeline::PipelineTokenizer>),
-    /// With control tokens recognised, and with their strings as text.
-    Stable(Box<[tokenizers::Tokenizer; 2]>),
+    /// With control tokens recognised, and (made only if it is to be used) with their strings as text.
+    Stable(Box<(tokenizers::Tokenizer, Option<tokenizers::Tokenizer>)>),
 }
 
 /// A tokenizer.
@@ -90,7 +90,8 @@ impl Tokenizer {
                 })
             }
             Engine::Stable(t) => {
-                let encoding = t[usize::from(plain)].encode_fast(text, false).map_err(|e| failed(e.to_string()))?;
+                let t = if plain { t.1.as_ref().unwrap_or(&t.0) } else { &t.0 };
+                let encoding = t.encode_fast(text, false).map_err(|e| failed(e.to_string()))?;
                 out.extend(encoding.get_ids().iter().map(|&id| id as i32));
                 Ok(())
             }
@@ -106,7 +107,7 @@ impl Tokenizer {
                 let ids: Vec<u32> = ids.iter().map(|&i| if i < from { i } else { i + by }).collect();
                 t.decode(&ids, skip_special).map_err(|e| Error::Render(e.to_string()))
             }
-            Engine::Stable(t) => t[0].decode(&ids, skip_special).map_err(|e| Error::Render(e.to_string())),
+            Engine::Stable(t) => t.0.decode(&ids, skip_special).map_err(|e| Error::Render(e.to_string())),
         }
     }
 
@@ -211,14 +212,17 @@ impl TokenizerSource {
         if let Some(t) = self.added.iter().find(|t| t.content == token) {
             return Ok(t.id);
         }
-        let mut v: Value = serde_json::from_str(&self.json).map_err(|e| self.bad(e.to_string()))?;
         let id = self.vocab_size as u32;
-        let entry = json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
-        match v.get_mut("added_tokens") {
-            Some(Value::Array(a)) => a.push(entry),
-            _ => v["added_tokens"] = json!([entry]),
+        let entry = json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}).to_string();
+        // The file is left as it is but for the new entry at the end of its list.
+        match added_tokens_end(&self.json) {
+            Some((at, empty)) => self.json.insert_str(at, &if empty { entry } else { format!(",{entry}") }),
+            None => {
+                let mut v: Value = serde_json::from_str(&self.json).map_err(|e| self.bad(e.to_string()))?;
+                v["added_tokens"] = json!([serde_json::from_str::<Value>(&entry).unwrap_or_default()]);
+                self.json = serde_json::to_string(&v).map_err(|e| self.bad(e.to_string()))?;
+            }
         }
-        self.json = serde_json::to_string(&v).map_err(|e| self.bad(e.to_string()))?;
         self.added.push(AddedToken { content: token.to_string(), id, special: true });
         self.vocab_size = id as usize + 1;
         Ok(id)
@@ -258,12 +262,17 @@ impl TokenizerSource {
 
     /// The tokenizer on the stable engine.
     pub fn stable(&self, note: String) -> Result<Tokenizer> {
+        let t = self.stable_engine()?;
+        let mut plain = t.clone();
+        plain.set_encode_special_tokens(true);
+        Ok(self.tokenizer(Engine::Stable(Box::new((t, Some(plain)))), note))
+    }
+
+    fn stable_engine(&self) -> Result<tokenizers::Tokenizer> {
         let mut t = tokenizers::Tokenizer::from_bytes(self.json.as_bytes()).map_err(|e| self.bad(e.to_string()))?;
         let _ = t.with_truncation(None);
         t.with_padding(None);
-        let mut plain = t.clone();
-        plain.set_encode_special_tokens(true);
-        Ok(self.tokenizer(Engine::Stable(Box::new([t, plain])), note))
+        Ok(t)
     }
 
     fn tokenizer(&self, engine: Engine, engine_note: String) -> Tokenizer {
@@ -275,39 +284,78 @@ impl TokenizerSource {
     /// and why.
     pub fn choose(&self, sample: &[String]) -> Result<Tokenizer> {
         let (fast, stable) = std::thread::scope(|s| {
-            let stable = s.spawn(|| self.stable(String::new()));
+            let stable = s.spawn(|| self.stable_engine());
             (self.fast(), stable.join())
         });
         let mut stable = stable.map_err(|_| Error::Internal("loading the tokenizer".to_string()))??;
         let mut fast = match fast {
             Ok(f) => f,
-            Err(reason) => {
-                stable.engine_note = format!("stable (tokenizers 0.23.2): the fast engine refuses this tokenizer: {reason}");
-                return Ok(stable);
-            }
+            Err(reason) => return self.stable(format!("stable (tokenizers 0.23.2): the fast engine refuses this tokenizer: {reason}")),
         };
-        let (mut a, mut b) = (Vec::new(), Vec::new());
+        let mut ids = Vec::new();
         let mut compared = 0;
-        for text in sample {
-            for plain in [false, true] {
-                a.clear();
-                b.clear();
-                fast.encode_into(text, plain, &mut a)?;
-                stable.encode_into(text, plain, &mut b)?;
-                if a != b {
-                    let at = a.iter().zip(&b).take_while(|(x, y)| x == y).count();
-                    stable.engine_note = format!(
+        for plain in [false, true] {
+            stable.set_encode_special_tokens(plain);
+            for text in sample {
+                ids.clear();
+                fast.encode_into(text, plain, &mut ids)?;
+                let truth = stable.encode_fast(text.as_str(), false).map_err(|e| self.bad(e.to_string()))?;
+                let truth = truth.get_ids();
+                if !truth.iter().map(|&i| i as i32).eq(ids.iter().copied()) {
+                    let at = ids.iter().zip(truth).take_while(|(x, y)| **x == **y as i32).count();
+                    return self.stable(format!(
                         "stable (tokenizers 0.23.2): the fast engine gives other ids on a sample row (token {at}: {:?} instead of {:?})",
-                        a.get(at), b.get(at)
-                    );
-                    return Ok(stable);
+                        ids.get(at),
+                        truth.get(at)
+                    ));
                 }
-                compared += a.len();
+                compared += ids.len();
             }
         }
         fast.engine_note.push_str(&format!(", equal to 0.23.2 on {} sample texts, {compared} tokens", sample.len()));
         Ok(fast)
     }
+}
+
+/// Where the top-level `added_tokens` list of a JSON object ends (after its last entry), and whether it is empty.
+fn added_tokens_end(json: &str) -> Option<(usize, bool)> {
+    let bytes = json.as_bytes();
+    let (mut depth, mut i, mut key_at, mut list) = (0usize, 0, None, None);
+    let mut last = 0;
+    while i < bytes.len() {
+        match bytes[i] {
+            b'"' => {
+                let start = i + 1;
+                i = start;
+                while i < bytes.len() && bytes[i] != b'"' {
+                    i += 1 + usize::from(bytes[i] == b'\\');
+                }
+                if depth == 1 {
+                    key_at = json.get(start..i).filter(|k| *k == "added_tokens").map(|_| i);
+                }
+                last = i + 1;
+            }
+            b'[' | b'{' => {
+                depth += 1;
+                if depth == 2 && bytes[i] == b'[' && key_at.is_some() {
+                    list = Some(i + 1);
+                    last = i + 1;
+                }
+            }
+            b']' | b'}' => {
+                if depth == 2 && let Some(from) = list {
+                    return Some((last, last == from));
+                }
+                depth = depth.checked_sub(1)?;
+                last = i + 1;
+            }
+            b if b.is_ascii_whitespace() || b == b':' => {}
+            b',' if depth == 1 => key_at = None,
+            _ => last = i + 1,
+        }
+        i += 1;
+    }
+    None
 }
 
 /// The 256 characters that stand for bytes in a byte-level vocabulary (GPT-2's table).
@@ -378,5 +426,33 @@ impl<'de> serde::Deserialize<'de> for Vocab {
             }
         }
         d.deserialize_any(Visit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entry_goes_to_the_end_of_the_list() {
+        for (json, want) in [
+            (r#"{"a": "added_tokens", "added_tokens": [ {"id": 1, "content": "]"} ], "z": []}"#, r#"{"a": "added_tokens", "added_tokens": [ {"id": 1, "content": "]"}X ], "z": []}"#),
+            (r#"{"added_tokens":[]}"#, r#"{"added_tokens":[X]}"#),
+            (r#"{"m": {"added_tokens": [1]}, "added_tokens": [ ]}"#, r#"{"m": {"added_tokens": [1]}, "added_tokens": [X ]}"#),
+        ] {
+            let (at, empty) = added_tokens_end(json).unwrap();
+            let mut s = json.to_string();
+            s.insert(at, 'X');
+            assert_eq!(s, want);
+            assert_eq!(empty, !json.contains("\"id\""), "{json}");
+        }
+        assert_eq!(added_tokens_end("{\"b\": 1}"), None);
+    }
+
+    #[test]
+    fn byte_table() {
+        let t = byte_symbols();
+        assert_eq!(t.len(), 256);
+        assert_eq!((t[b'a' as usize], t[b' ' as usize], t[b'\n' as usize]), ('a', 'Ġ', 'Ċ'));
     }
 }

@@ -13,7 +13,8 @@ use crate::conversation::{self, Conversation, Drop};
 use crate::error::{Error, Result};
 use crate::settings::Settings;
 use crate::source::{self, Input, RawRows};
-use crate::spans::SpanFinder;
+use crate::linear::{CHECK_EVERY, Linear};
+use crate::spans::{Fault, Rendered, SpanFinder};
 use crate::supervise::{Sample, Supervisor};
 use crate::table;
 use crate::template::ChatTemplate;
@@ -35,6 +36,8 @@ pub struct Stages<'a> {
     pub control: &'a ControlText,
     /// Template.
     pub template: &'a ChatTemplate,
+    /// When rows need no render.
+    pub linear: Option<&'a Linear>,
     /// Ids and policies, for counting.
     pub manifest: &'a Manifest,
 }
@@ -129,7 +132,7 @@ pub fn run(stages: &Stages, inputs: &[Input], from: Cursor, workers: usize, mete
                 let mut worker = Worker::new(stages);
                 for (number, from, raw) in raw_out {
                     let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.process(number, from, raw)));
-                    let done = done.map_err(|_| Error::Internal(format!("a worker failed on the rows after row {} of input {}", from.row, from.file)));
+                    let done = done.unwrap_or_else(|_| Err(Error::Internal(format!("a worker failed on the rows after row {} of input {}", from.row, from.file))));
                     if done_in.send(done).is_err() {
                         return;
                     }
@@ -197,6 +200,7 @@ pub struct Worker<'a> {
     spans: SpanFinder<'a>,
     supervisor: Supervisor<'a>,
     grid: Grid,
+    rendered: Rendered,
     sample: Sample,
     wants_fingerprint: bool,
 }
@@ -212,18 +216,22 @@ impl<'a> Worker<'a> {
         Worker {
             settings: s,
             manifest: m,
-            spans: SpanFinder::new(stages.template, stages.control, s.special_text, s.lost_text),
-            supervisor: Supervisor { tokenizer: stages.tokenizer, control: stages.control, loss_on: s.loss_on, mask_id: m.mask_token_id },
+            spans: SpanFinder::new(stages.template, stages.control, s.special_text, s.lost_text).with_linear(stages.linear),
+            supervisor: Supervisor { tokenizer: stages.tokenizer, loss_on: s.loss_on, mask_id: m.mask_token_id },
             grid: Grid { bd_size: s.bd_size, seq_len: s.seq_len, alignment: s.alignment, fill_id, pad_id: m.pad_token_id },
+            rendered: Rendered::default(),
             sample: Sample::default(),
             wants_fingerprint: s.dedup || s.eval_fraction > 0.0,
         }
     }
 
     /// All rows of a batch.
-    pub fn process(&mut self, number: u64, from: Cursor, raw: RawRows) -> OutBatch {
+    pub fn process(&mut self, number: u64, from: Cursor, raw: RawRows) -> Result<OutBatch> {
         let n = raw.len();
         let mut out = OutBatch { number, from, rows: Vec::with_capacity(n), raw_bytes: raw.bytes() as u64, ..Default::default() };
+        let tokens = raw.bytes() / 3;
+        out.ids.reserve(tokens);
+        out.labels.reserve(tokens);
         for i in 0..n {
             if let Some((index, of)) = self.settings.shard
                 && (from.row + i as u64) % of != index
@@ -240,8 +248,16 @@ impl<'a> Worker<'a> {
                 out.keys.len() - 1
             });
             let (ids, labels) = (out.ids.len(), out.labels.len());
-            let done = conversation.and_then(|c| self.conversation(&c, &mut row, &mut out));
-            if let Err(why) = done {
+            let check = (from.row + i as u64) % CHECK_EVERY == 0;
+            let done = conversation.map_err(Fault::from).and_then(|c| self.conversation(&c, check, &mut row, &mut out));
+            if let Err(fault) = done {
+                let Fault::Drop(why) = fault else {
+                    return Err(Error::Unfit(format!(
+                        "row {} of input {}: the template treats its text in a way that trying it out did not show; run again with --render each",
+                        from.row + i as u64,
+                        from.file
+                    )));
+                };
                 out.ids.truncate(ids);
                 out.labels.truncate(labels);
                 row.documents.clear();
@@ -250,20 +266,21 @@ impl<'a> Worker<'a> {
             }
             out.rows.push(row);
         }
-        out
+        Ok(out)
     }
 
-    fn conversation(&mut self, c: &Conversation, row: &mut OutRow, out: &mut OutBatch) -> std::result::Result<(), Drop> {
+    fn conversation(&mut self, c: &Conversation, check: bool, row: &mut OutRow, out: &mut OutBatch) -> std::result::Result<(), Fault> {
         let s = self.settings;
         if self.wants_fingerprint {
             row.fingerprint = conversation::fingerprint(c);
         }
-        let rendered = self.spans.render(c)?;
+        let rendered = &mut self.rendered;
+        self.spans.render_into(c, check, rendered)?;
         out.text_bytes += rendered.text.len() as u64;
-        row.marked = rendered.marked;
+        row.marked = rendered.control.is_some();
         row.respaced = rendered.respaced;
         row.rewritten = rendered.rewritten;
-        self.supervisor.encode(&rendered, &mut self.sample)?;
+        self.supervisor.encode(rendered, &mut self.sample)?;
         row.over_long = self.sample.ids.len() > s.seq_len;
         let (cuts, lost) = truncate::cut(&self.sample, s.over_long, s.seq_len, s.bd_size, s.split_context)?;
         row.cut = lost as u64;
@@ -284,7 +301,7 @@ impl<'a> Worker<'a> {
             }
             row.documents.push((out.ids.len() - from, summary));
         }
-        if row.documents.is_empty() { Err(Drop::NoLabel) } else { Ok(()) }
+        if row.documents.is_empty() { Err(Drop::NoLabel.into()) } else { Ok(()) }
     }
 }
 

@@ -81,7 +81,7 @@ fn engine(dir: &Path) -> Engine {
     let params = Params::new(&cfg);
     let host = weights::read_host(dir, &mut cfg, &params).unwrap();
     let weights = weights::upload(host, &params, &device);
-    Engine::new(Decoder::new(cfg), weights, device, DType::F32)
+    Engine::new(Decoder::new(cfg), weights, device, DType::F32).unwrap()
 }
 
 fn read<T: for<'a> Deserialize<'a>>(path: PathBuf) -> T {

@@ -38,7 +38,7 @@ pub fn run(b: &Build) -> Result<()> {
     let loaded = begin.elapsed();
     // A signal stops the reader; what is on disk is enough to go on from.
     let _ = crate::signals::on_interrupt(move || stop.stop.store(true, Ordering::Relaxed));
-    let stages = Stages { settings: &plan.settings, tokenizer: &plan.tokenizer, control: &plan.control, template: &plan.template, manifest: &plan.manifest };
+    let stages = Stages { settings: &plan.settings, tokenizer: &plan.tokenizer, control: &plan.control, template: &plan.template, linear: plan.linear.as_ref(), manifest: &plan.manifest };
     progress::watch(&meter, || workers::run(&stages, &plan.inputs, from, workers, &meter, |batch| output.batch(batch)))?;
     let manifest = output.finish(|_| {})?;
     let (all, text) = (begin.elapsed().as_secs_f64(), meter.text_bytes.load(Ordering::Relaxed) as f64);
@@ -59,7 +59,11 @@ fn describe(plan: &Plan, b: &Build, workers: usize) {
     let m = &plan.manifest;
     let bytes: u64 = plan.inputs.iter().map(|i| i.bytes).sum();
     eprintln!("inputs     {} files, {:.1} MB", plan.inputs.len(), bytes as f64 / 1e6);
-    eprintln!("template   {}", m.template_source);
+    let how = match &plan.linear {
+        None => "rendered row by row".to_string(),
+        Some(l) => format!("copies content, but for {} strings{}", l.triggers.len(), if l.edge_space { " and white space at its edges" } else { "" }),
+    };
+    eprintln!("template   {}; {how}", m.template_source);
     eprintln!("tokenizer  {} ids; mask {} = {}, pad {} = {}, eos {} = {}", m.vocab_size, m.mask_token, m.mask_token_id, m.pad_token, m.pad_token_id, m.eos_token, m.eos_token_id);
     eprintln!("engine     {}", plan.tokenizer.engine());
     eprintln!("rows       {} tokens in blocks of {}; {workers} workers; to {}", m.seq_len, m.bd_size, b.out.display());

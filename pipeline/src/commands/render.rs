@@ -99,11 +99,10 @@ impl Renderer {
         let row: Map<String, Json> = ["messages", "tools"].iter().filter_map(|k| Some((k.to_string(), context.get(*k)?.clone()))).collect();
         let Ok(c) = conversation::from_row(row).2 else { return Vec::new() };
         let Some(r) = self.rendered(&c) else { return Vec::new() };
-        let plain = self.control.unmark(&r.text);
-        if !(plain == text || generating && text.starts_with(&plain)) {
+        if !(r.text == text || generating && text.starts_with(&r.text)) {
             return Vec::new();
         }
-        let at = |byte: usize| self.control.unmark(&r.text[..byte]).chars().count();
+        let at = |byte: usize| r.text.get(..byte).map_or(0, |t| t.chars().count());
         r.spans.iter().map(|s| [at(s.start), at(s.end)]).collect()
     }
 

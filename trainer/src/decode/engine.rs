@@ -9,7 +9,6 @@ use burn::tensor::DType;
 
 use crate::error::{Error, Result};
 use crate::model::cached::{Fresh, KvCache, Own, Pass};
-use crate::model::params::ParamSpec;
 use crate::model::{Decoder, ParamKind, Weights, ops};
 
 /// Prompt tokens a prefill pass takes at most; bounds the memory of its scores.
@@ -29,6 +28,8 @@ pub struct Verdict {
 pub struct Engine {
     decoder: Decoder,
     weights: Weights,
+    /// The output head, `[vocab_size, hidden_size]`.
+    head: Tensor<2>,
     device: Device,
     dtype: DType,
     /// Rotary tables of the last positions; a block is run many times.
@@ -37,22 +38,37 @@ pub struct Engine {
 
 impl Engine {
     /// Takes over a model; matrices are brought to `dtype` once, those of a BitNet model made ternary before (norms stay).
-    pub fn new(mut decoder: Decoder, weights: Weights, device: Device, dtype: DType) -> Self {
+    pub fn new(mut decoder: Decoder, weights: Weights, device: Device, dtype: DType) -> Result<Self> {
         let ternary = decoder.cfg.quantization.is_some() && decoder.quant_lambda >= 1.0 && !decoder.ternary_weights;
-        let bring = |(tensor, spec): (Tensor<2>, &ParamSpec)| match spec.kind {
-            ParamKind::Norm => tensor,
-            ParamKind::Matrix if ternary => ops::cast_to(ops::ternary_weight(tensor), dtype),
-            _ => ops::cast_to(tensor, dtype),
-        };
-        let weights = Weights(weights.0.into_iter().zip(&decoder.params.specs).map(bring).collect());
+        let by_columns = device == Device::flex() && dtype == DType::F32;
+        let params = &decoder.params;
+        let mut ready = Vec::with_capacity(params.specs.len());
+        let mut head = None;
+        for (i, (mut tensor, spec)) in weights.0.into_iter().zip(&params.specs).enumerate() {
+            if spec.kind == ParamKind::Matrix && ternary {
+                tensor = ops::ternary_weight(tensor);
+            }
+            if spec.kind != ParamKind::Norm {
+                tensor = ops::cast_to(tensor, dtype);
+            }
+            if i == params.lm_head {
+                head = Some(if by_columns { column_major(&tensor, &device)? } else { tensor.clone() });
+            }
+            if by_columns && spec.kind == ParamKind::Matrix {
+                tensor = column_major(&tensor, &device)?;
+            }
+            ready.push(tensor);
+        }
+        let head = head.ok_or_else(|| Error::Model("the model has no output head".into()))?;
         decoder.ternary_weights |= ternary;
-        Engine {
+        Ok(Engine {
             decoder,
-            weights,
+            weights: Weights(ready),
+            head,
             device,
             dtype,
             rope: None,
-        }
+        })
     }
 
     /// The model.
@@ -83,7 +99,9 @@ impl Engine {
         }
         let rows: Vec<i64> = at.iter().map(|&row| row as i64).collect();
         let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [at.len()]), &self.device);
-        let mut logits = self.decoder.logits(&self.weights, hidden.select(0, rows));
+        let norm = &self.weights[self.decoder.params.norm];
+        let hidden = ops::rms_norm(hidden.select(0, rows), norm, self.decoder.cfg.rms_norm_eps);
+        let mut logits = ops::to_f32(ops::linear(hidden, &self.head, None));
         let [count, vocab] = logits.dims();
         if let Some(id) = never.and_then(|id| usize::try_from(id).ok()).filter(|id| *id < vocab) {
             let floor = Tensor::full([count, 1], -1e30, (&self.device, logits.dtype()));
@@ -150,4 +168,23 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// The same matrix with its columns contiguous: what the CPU's matrix product reads without packing it anew for each of the
+/// few rows of a decoding pass.
+fn column_major(tensor: &Tensor<2>, device: &Device) -> Result<Tensor<2>> {
+    const TILE: usize = 32;
+    let [rows, columns] = tensor.dims();
+    let values = crate::model::weights::download(tensor)?;
+    let mut turned = vec![0f32; values.len()];
+    for top in (0..rows).step_by(TILE) {
+        for left in (0..columns).step_by(TILE) {
+            for row in top..rows.min(top + TILE) {
+                for column in left..columns.min(left + TILE) {
+                    turned[column * rows + row] = values[row * columns + column];
+                }
+            }
+        }
+    }
+    Ok(Tensor::from_data(TensorData::new(turned, [columns, rows]), (device, DType::F32)).transpose())
 }

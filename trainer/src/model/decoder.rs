@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 use burn::tensor::DType;
-use burn::tensor::activation::silu;
 
-use super::config::{Activation, ModelConfig};
+use super::config::ModelConfig;
+use super::fused;
 use super::ops;
 use super::params::{LayerIndex, LinearIndex, Params, Weights};
 use super::tiles::{self, TilePlan};
@@ -73,6 +73,13 @@ impl Context {
     }
 }
 
+impl Context {
+    /// Whether the single-pass operations of [`fused`] can run: they go with tiles (CPU, fp32).
+    fn fused(&self) -> bool {
+        matches!(self.mask, AttentionPlan::Tiles(_))
+    }
+}
+
 impl Decoder {
     /// The decoder of a configuration.
     pub fn new(cfg: ModelConfig) -> Self {
@@ -89,7 +96,7 @@ impl Decoder {
     pub fn layer(&self, w: &Weights, i: usize, x: Tensor<2>, cx: &Context) -> Tensor<2> {
         let l = &self.params.layers[i];
         let x = x.clone() + self.attention_block(w, l, x, cx);
-        x.clone() + self.mlp_block(w, l, x)
+        x.clone() + self.mlp(w, l, x, cx.fused())
     }
 
     /// Queries, keys and values after norm and RoPE: `[B, H, S, D]`, `[B, K, S, D]`, `[B, K, S, D]`.
@@ -106,11 +113,12 @@ impl Decoder {
     fn qkv_flat(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, cx: &Context) -> (Tensor<3>, Tensor<3>, Tensor<3>) {
         let c = &self.cfg;
         let (t, d) = (cx.batch * cx.len, c.head_dim);
-        let h = ops::rms_norm(x, &w[l.input_layernorm], c.rms_norm_eps);
+        let fused = cx.fused();
+        let h = self.norm(x, &w[l.input_layernorm], fused);
         let (cos, sin) = (cx.cos.clone().reshape([t, 1, d]), cx.sin.clone().reshape([t, 1, d]));
         let heads = |y: Tensor<2>, n: usize, norm: Option<usize>| {
             let y = match norm {
-                Some(p) => ops::rms_norm(y.reshape([t * n, d]), &w[p], c.rms_norm_eps),
+                Some(p) => self.norm(y.reshape([t * n, d]), &w[p], fused),
                 None => y,
             };
             y.reshape([t, n, d])
@@ -118,7 +126,8 @@ impl Decoder {
         let q = heads(self.project(w, &l.q_proj, h.clone()), c.num_attention_heads, l.q_norm);
         let k = heads(self.project(w, &l.k_proj, h.clone()), c.num_key_value_heads, l.k_norm);
         let v = heads(self.project(w, &l.v_proj, h), c.num_key_value_heads, None);
-        (ops::rope(q, &cos, &sin), ops::rope(k, &cos, &sin), v)
+        let rope = |x| if fused { fused::rope(x, &cos, &sin) } else { ops::rope(x, &cos, &sin) };
+        (rope(q), rope(k), v)
     }
 
     fn attention_block(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, cx: &Context) -> Tensor<2> {
@@ -152,15 +161,21 @@ impl Decoder {
 
     /// The gated MLP behind its norm, `[T, hidden_size]` → `[T, hidden_size]`.
     pub fn mlp_block(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>) -> Tensor<2> {
-        let h = ops::rms_norm(x, &w[l.post_attention_layernorm], self.cfg.rms_norm_eps);
+        self.mlp(w, l, x, false)
+    }
+
+    fn norm(&self, x: Tensor<2>, weight: &Tensor<2>, fused: bool) -> Tensor<2> {
+        let eps = self.cfg.rms_norm_eps;
+        if fused { fused::rms_norm(x, weight, eps) } else { ops::rms_norm(x, weight, eps) }
+    }
+
+    fn mlp(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, fused: bool) -> Tensor<2> {
+        let h = self.norm(x, &w[l.post_attention_layernorm], fused);
         let gate = self.project(w, &l.gate_proj, h.clone());
         let up = self.project(w, &l.up_proj, h);
-        let a = match self.cfg.activation {
-            Activation::Silu => silu(gate) * up,
-            Activation::Relu2 => burn::tensor::activation::relu(gate).square() * up,
-        };
+        let a = if fused { fused::gate(gate, up, self.cfg.activation) } else { ops::gate(gate, up, self.cfg.activation) };
         let a = match l.ffn_sub_norm {
-            Some(p) => ops::rms_norm(a, &w[p], self.cfg.rms_norm_eps),
+            Some(p) => self.norm(a, &w[p], fused),
             None => a,
         };
         self.project(w, &l.down_proj, a)

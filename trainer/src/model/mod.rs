@@ -6,6 +6,8 @@
 pub mod cached;
 pub mod config;
 pub mod decoder;
+pub mod fused;
+mod fused_cpu;
 pub mod ops;
 pub mod params;
 pub mod tiles;

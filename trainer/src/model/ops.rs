@@ -5,7 +5,9 @@
 
 use burn::prelude::*;
 use burn::tensor::DType;
-use burn::tensor::activation::softmax;
+use burn::tensor::activation::{relu, silu, softmax};
+
+use super::config::Activation;
 
 /// RMSNorm over the last dimension: `x / sqrt(mean(x²) + eps) * weight`.
 ///
@@ -69,6 +71,14 @@ fn straight_through(x: Tensor<2>, quantise: impl Fn(Tensor<2>) -> Tensor<2>, lam
     let q = if lambda >= 1.0 { q } else { inner.clone() + (q - inner.clone()) * lambda };
     // (x - x₀) is exactly zero in value and carries the gradient.
     (x - inner.autodiff()) + q.autodiff()
+}
+
+/// The MLP's gate, `act(gate) * up`, all `[T, n]`.
+pub fn gate(gate: Tensor<2>, up: Tensor<2>, activation: Activation) -> Tensor<2> {
+    match activation {
+        Activation::Silu => silu(gate) * up,
+        Activation::Relu2 => relu(gate).square() * up,
+    }
 }
 
 /// Rotary embedding, rotate-half form, over the last dimension D of `x`; `cos` and `sin` broadcast against it.

@@ -154,7 +154,7 @@ fn softmax_row(row: &mut [f32]) {
 
 /// e^x for x ≤ 0, to about 2 ulp: range reduction by ln 2 and a polynomial, free of branches so that it vectorises.
 #[inline]
-fn exp(x: f32) -> f32 {
+pub(super) fn exp(x: f32) -> f32 {
     let x = x.max(-87.0);
     let n = (x * std::f32::consts::LOG2_E + 0.5).floor();
     // ln 2 in two parts, so that the product with n is exact
