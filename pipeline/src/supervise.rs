@@ -2,7 +2,7 @@
 //!
 //! In: a rendered conversation. Out: ids, and labels that equal the id inside a span that carries loss and -100 elsewhere.
 //! The text is cut at the span boundaries and the pieces encoded in order, so that no token straddles prompt and response: at
-//! decode time the prompt is encoded alone.
+//! decode time the prompt is encoded alone. A sample ends with its last supervised token.
 
 use crate::conversation::Drop;
 use crate::spans::{Rendered, Span};
@@ -62,9 +62,15 @@ impl Supervisor<'_> {
         if out.ids.contains(&self.mask_id) {
             return Err(Drop::MaskInText);
         }
-        if out.labels.iter().all(|&l| l == IGNORE) {
-            return Err(Drop::NoLabel);
-        }
+        let Some(last) = out.labels.iter().rposition(|&l| l != IGNORE) else { return Err(Drop::NoLabel) };
+        // What a template writes after the last end-of-turn token (ChatML: a newline) would stand unmasked in the noised block
+        // and tell the model where its answer ends; decoding has nothing there.
+        out.ids.truncate(last + 1);
+        out.labels.truncate(last + 1);
+        out.turns.retain_mut(|turn| {
+            turn.1 = turn.1.min(last + 1);
+            turn.0 < turn.1
+        });
         Ok(())
     }
 
