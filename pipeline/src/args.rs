@@ -152,49 +152,49 @@ macro_rules! choice {
 }
 
 choice!(
-    /// Block padding.
-    PaddingArg => dlm_datasets::manifest::Padding {
-        /// The mask token.
-        Mask,
-        /// The end-of-text token.
-        Eos
-    });
+/// Block padding.
+PaddingArg => dlm_datasets::manifest::Padding {
+    /// The mask token.
+    Mask,
+    /// The end-of-text token.
+    Eos
+});
 choice!(
-    /// Block grid.
-    AlignmentArg => dlm_datasets::manifest::Alignment {
-        /// Counted from the document's start, as in decoding.
-        Sample,
-        /// The last response alone is a multiple of the block size.
-        Response
-    });
+/// Block grid.
+AlignmentArg => dlm_datasets::manifest::Alignment {
+    /// Counted from the document's start, as in decoding.
+    Sample,
+    /// The last response alone is a multiple of the block size.
+    Response
+});
 choice!(
-    /// Loss policy.
-    LossOnArg => dlm_datasets::manifest::LossOn {
-        /// Every assistant turn.
-        All,
-        /// The last one.
-        Last
-    });
+/// Loss policy.
+LossOnArg => dlm_datasets::manifest::LossOn {
+    /// Every assistant turn.
+    All,
+    /// The last one.
+    Last
+});
 choice!(
-    /// Control-token strings.
-    SpecialTextArg => crate::spans::SpecialText {
-        /// They are text.
-        Text,
-        /// They are control tokens, as in Python tools.
-        AsSpecial,
-        /// The conversation is left out.
-        Reject
-    });
+/// Control-token strings.
+SpecialTextArg => crate::spans::SpecialText {
+    /// They are text.
+    Text,
+    /// They are control tokens, as in Python tools.
+    AsSpecial,
+    /// The conversation is left out.
+    Reject
+});
 choice!(
-    /// Assistant text the template changes.
-    LostTextArg => crate::spans::LostText {
-        /// The conversation is left out.
-        Drop,
-        /// The turn stays as context, without loss.
-        Mask,
-        /// Loss on what the template made of it.
-        Keep
-    });
+/// Assistant text the template changes.
+LostTextArg => crate::spans::LostText {
+    /// The conversation is left out.
+    Drop,
+    /// The turn stays as context, without loss.
+    Mask,
+    /// Loss on what the template made of it.
+    Keep
+});
 
 /// Tokenizer engine.
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
@@ -278,7 +278,12 @@ pub struct Bench {
 #[derive(Args, Debug)]
 pub struct Render {
     /// Tokenizer folder.
-    #[arg(long, value_name = "DIR", conflicts_with = "template", required_unless_present = "template")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        conflicts_with = "template",
+        required_unless_present = "template"
+    )]
     pub tokenizer: Option<PathBuf>,
     /// A Jinja file, chatml or llama3.
     #[arg(long, value_name = "NAME|FILE")]
