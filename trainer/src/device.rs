@@ -16,6 +16,14 @@ pub struct Chosen {
     pub name: String,
 }
 
+impl Chosen {
+    /// Dense bf16 peak of the device in FLOP/s, where it is known; MFU is told against it.
+    pub fn peak_flops(&self) -> Option<f64> {
+        // H100 SXM and H200: 989.4 TFLOP/s dense bf16 (NVIDIA data sheet)
+        self.name.starts_with("cuda").then_some(989.4e12)
+    }
+}
+
 /// Resolve `auto | cpu | cuda | cuda:N`.
 pub fn choose(spec: &str) -> Result<Chosen> {
     match spec {

@@ -35,6 +35,12 @@ pub enum Error {
     /// Data and model do not fit each other.
     #[error("{0}")]
     Mismatch(String),
+    /// The dataset could not be read.
+    #[error(transparent)]
+    Data(#[from] dlm_datasets::Error),
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(Box<crate::config::ConfigError>),
     /// The computation left the numbers (NaN, inf, a runaway loss).
     #[error("{0}")]
     Numeric(String),
@@ -44,6 +50,12 @@ pub enum Error {
     /// A signal asked the run to stop; state was saved (exit code 130).
     #[error("{0}")]
     Interrupted(String),
+}
+
+impl From<crate::config::ConfigError> for Error {
+    fn from(error: crate::config::ConfigError) -> Self {
+        Error::Config(Box::new(error))
+    }
 }
 
 impl Error {
@@ -60,7 +72,7 @@ impl Error {
     /// Process exit code: 2 for a wrong call or config, 130 for an interruption, 1 otherwise.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Usage(_) => 2,
+            Error::Usage(_) | Error::Config(_) => 2,
             Error::Interrupted(_) => 130,
             _ => 1,
         }

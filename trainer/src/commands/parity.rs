@@ -14,7 +14,7 @@ use safetensors::{Dtype, SafeTensors};
 use crate::device;
 use crate::diffusion::layout::IGNORE;
 use crate::diffusion::objective::{self, Gradients, PassOptions};
-use crate::diffusion::{DocumentMask, Layout, Objective, PackedRow, Spec};
+use crate::diffusion::{Attention, DocumentMask, Layout, Objective, PackedRow, Shape, Spec};
 use crate::error::{Error, Result};
 use crate::model::config::Quantization;
 use crate::model::{Decoder, ModelConfig, ops, weights};
@@ -49,6 +49,9 @@ pub struct ParityArgs {
     /// auto, cpu, cuda[:N].
     #[arg(long, default_value = "auto")]
     pub device: String,
+    /// Attention: dense (materialised scores), tiles (CPU, fp32) or auto.
+    #[arg(long, default_value = "auto", value_parser = ["auto", "dense", "tiles"])]
+    pub attention: String,
     /// Quantise linears online (BitNet) whatever config.json says.
     #[arg(long)]
     pub bitlinear: bool,
@@ -160,9 +163,15 @@ pub fn check(args: &ParityArgs) -> Result<Report> {
         None => vec![Vec::new(); case.rows],
     };
     let dtype = if args.dtype == "bf16" { DType::BF16 } else { DType::F32 };
-    let opts = PassOptions { dtype, recompute: args.recompute, loss_chunk: args.loss_chunk };
-    let batch = objective::build_batch(objective, &case.packed, &hidden, &spec, 1);
-    let inputs = objective::upload(&decoder, &batch, dtype, device);
+    let attention = match args.attention.as_str() {
+        "dense" => Attention::Dense,
+        "tiles" => Attention::Tiles,
+        _ => Attention::best(device, dtype),
+    };
+    let opts = PassOptions { dtype, attention, recompute: args.recompute, loss_chunk: args.loss_chunk };
+    let shape = if attention == Attention::Tiles && case.mask.is_some() { Shape::Flat } else { Shape::Rectangular { multiple: 1 } };
+    let batch = objective::build_batch(objective, &case.packed, &hidden, &spec, shape);
+    let inputs = objective::upload(&decoder, &batch, dtype, attention, device);
     let count: usize = case.packed.iter().map(|r| objective::counted(r, &spec, objective, None)).sum();
     let mut report = Report { ok: true, processed_tokens: batch.processed, ..Report::default() };
 

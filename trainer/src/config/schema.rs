@@ -47,8 +47,6 @@ section! {
         init: Init,
         /// config.json with the shapes for `init: random`; a path below `configs/` is also found among the built-in files.
         config: Option<PathBuf>,
-        /// Folder with tokenizer.json, where the source folder's own is not wanted.
-        tokenizer: Option<PathBuf>,
     }
 }
 
@@ -78,6 +76,10 @@ section! {
         noise_eps: f64,
         /// Train on both views of each row: the drawn mask and its complement.
         complementary: bool,
+        /// BitLinear (ternary weights, int8 activations) in the layers: `auto` as the source's quantization_config says, `on`, `off`.
+        bitlinear: BitLinear,
+        /// Steps over which BitLinear's quantisation is blended in, from none to full; 0: full from the first step.
+        lambda_warmup: u64,
     }
 }
 
@@ -156,6 +158,10 @@ section! {
         keep_checkpoints: usize,
         /// A step whose loss is above this many times the running mean is skipped and counted; null: off.
         spike_factor: Option<f64>,
+        /// Evaluations without improvement after which to end early; null: never.
+        early_stop_patience: Option<u64>,
+        /// What counts as improvement of the evaluation loss, nats.
+        early_stop_min_delta: f64,
         /// Batches read ahead.
         prefetch: usize,
     }
@@ -206,6 +212,18 @@ choice! {
         Saving = "saving",
         /// Two rows of noised and clean copy for each row.
         Reference = "reference",
+    }
+}
+
+choice! {
+    /// Ternary linears.
+    BitLinear {
+        /// As the source says.
+        Auto = "auto",
+        /// Always.
+        On = "on",
+        /// Never.
+        Off = "off",
     }
 }
 

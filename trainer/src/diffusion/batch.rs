@@ -2,7 +2,8 @@
 //!
 //! In: [`Stream`]s. Out: [`Batch`] with ids, positions, tiles and targets in flat coordinates, T = rows · len.
 
-use super::layout::{Copy, Stream, Target, Tile, Token, sees};
+use super::layout::{Copy, Stream, Target, Token, sees};
+use crate::model::tiles::Tile;
 
 /// Streams laid side by side.
 #[derive(Clone, Debug)]

@@ -14,6 +14,8 @@
 //! directions and the clean tokens of strictly earlier blocks; a clean token sees clean tokens of its own and earlier
 //! blocks; nothing sees another document. By the token shift the logits at position i-1 predict token i.
 
+use crate::model::tiles::Tile;
+
 /// Label that carries no loss.
 pub const IGNORE: i32 = -100;
 
@@ -52,21 +54,6 @@ pub struct Token {
     pub block: i32,
     /// Which copy.
     pub copy: Copy,
-}
-
-/// A run of queries that see the same keys: at most two contiguous ranges of the stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tile {
-    /// First query.
-    pub query: usize,
-    /// Number of queries.
-    pub len: usize,
-    /// First range of keys (start, length): the clean prefix; may be empty.
-    pub prefix: (usize, usize),
-    /// Second range of keys (start, length): the tile's own tokens.
-    pub own: (usize, usize),
-    /// Within `own`, query j sees keys 0..=j only.
-    pub causal: bool,
 }
 
 /// "The logits at stream position `at` are to predict `id`."

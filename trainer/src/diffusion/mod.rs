@@ -7,4 +7,4 @@ pub mod objective;
 
 pub use batch::Batch;
 pub use layout::{DocumentMask, PackedRow, Spec};
-pub use objective::{Layout, Objective, PassOptions};
+pub use objective::{Attention, Layout, Objective, PassOptions, Shape};

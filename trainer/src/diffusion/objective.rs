@@ -7,6 +7,8 @@
 //! Masking happens here, in the training forward pass, not in the data: see `docs/objective.md`. Formal definition:
 //! DESIGN section 5; layouts in [`super::layout`]; noise in [`super::noise`].
 
+use std::sync::Arc;
+
 use burn::prelude::*;
 use burn::tensor::DType;
 use burn::tensor::activation::log_softmax;
@@ -14,6 +16,7 @@ use burn::tensor::activation::log_softmax;
 use super::batch::Batch;
 use super::layout::{self, PackedRow, Spec};
 use crate::error::{Error, Result};
+use crate::model::tiles::TilePlan;
 use crate::model::{AttentionPlan, Context, Decoder, Weights, ops};
 
 /// Which objective is trained.
@@ -34,8 +37,36 @@ pub enum Layout {
     Saving,
 }
 
+/// How the streams of a micro-batch lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// End to end in one row, no padding: for attention by tiles.
+    Flat,
+    /// One stream a row, lengths rounded up to a multiple: for dense masks and static shapes.
+    Rectangular {
+        /// Of the stream length.
+        multiple: usize,
+    },
+}
+
+/// Who computes attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attention {
+    /// Materialised scores under a dense mask, any device and dtype.
+    Dense,
+    /// By tiles, without a mask (CPU, fp32).
+    Tiles,
+}
+
+impl Attention {
+    /// The fastest that a device and dtype have.
+    pub fn best(device: &Device, dtype: DType) -> Self {
+        if *device == Device::flex() && dtype == DType::F32 { Attention::Tiles } else { Attention::Dense }
+    }
+}
+
 /// Build the decoder's batch for rows with their masks (`hidden[row][position]`, unused for [`Objective::Sft`]).
-pub fn build_batch(objective: Objective, rows: &[PackedRow], hidden: &[Vec<bool>], spec: &Spec, multiple: usize) -> Batch {
+pub fn build_batch(objective: Objective, rows: &[PackedRow], hidden: &[Vec<bool>], spec: &Spec, shape: Shape) -> Batch {
     let mut streams = Vec::with_capacity(rows.len() * 2);
     for (i, row) in rows.iter().enumerate() {
         match objective {
@@ -51,7 +82,10 @@ pub fn build_batch(objective: Objective, rows: &[PackedRow], hidden: &[Vec<bool>
         let streams: Vec<_> = (0..views).flat_map(|v| streams.iter().skip(v).step_by(views).cloned().collect::<Vec<_>>()).collect();
         return Batch::rectangular(&streams, 1, causal);
     }
-    Batch::rectangular(&streams, multiple, causal)
+    match shape {
+        Shape::Flat => Batch::flat(&streams, 1, causal),
+        Shape::Rectangular { multiple } => Batch::rectangular(&streams, multiple, causal),
+    }
 }
 
 /// Number of targets a row contributes, without building its layout: every labelled token that is not the first of its
@@ -75,6 +109,8 @@ pub fn counted(row: &PackedRow, spec: &Spec, objective: Objective, hidden: Optio
 pub struct PassOptions {
     /// Compute dtype; weights are fp32 masters.
     pub dtype: DType,
+    /// Who computes attention.
+    pub attention: Attention,
     /// Keep only layer inputs and run each layer again in the backward pass.
     pub recompute: bool,
     /// Rows of logits computed at a time; bounds the `[rows, vocab_size]` buffers.
@@ -90,13 +126,19 @@ pub struct Inputs {
 }
 
 /// Move a batch to the device.
-pub fn upload(decoder: &Decoder, batch: &Batch, dtype: DType, device: &Device) -> Inputs {
+pub fn upload(decoder: &Decoder, batch: &Batch, dtype: DType, attention: Attention, device: &Device) -> Inputs {
     let (cos, sin) = decoder.rope_tables(&batch.positions(), batch.rows, batch.len, dtype, device);
-    let mask = Tensor::<4, Bool>::from_data(TensorData::new(batch.dense_mask(), [batch.rows, 1, batch.len, batch.len]), device);
+    let mask = match attention {
+        Attention::Dense => AttentionPlan::Dense(Tensor::<4, Bool>::from_data(
+            TensorData::new(batch.dense_mask(), [batch.rows, 1, batch.len, batch.len]),
+            device,
+        )),
+        Attention::Tiles => AttentionPlan::Tiles(Arc::new(TilePlan::new(&batch.tiles, batch.tokens.len()))),
+    };
     let n = batch.tokens.len();
     Inputs {
         ids: Tensor::<1, Int>::from_data(TensorData::new(batch.ids(), [n]), device),
-        cx: Context { batch: batch.rows, len: batch.len, cos, sin, mask: AttentionPlan::Dense(mask), dtype },
+        cx: Context { batch: batch.rows, len: batch.len, cos, sin, mask, dtype },
         at: batch.targets.iter().map(|t| t.at as i32).collect(),
         targets: batch.targets.iter().map(|t| t.id).collect(),
     }

@@ -189,6 +189,20 @@ impl ModelConfig {
         })
     }
 
+    /// Switch BitLinear on or off, in the raw config too, so that an export says what was trained.
+    pub fn set_bitlinear(&mut self, on: bool) {
+        self.quantization = on.then_some(Quantization::Online);
+        let Some(raw) = self.raw.as_object_mut() else { return };
+        if on {
+            raw.insert(
+                "quantization_config".into(),
+                serde_json::json!({"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}),
+            );
+        } else {
+            raw.remove("quantization_config");
+        }
+    }
+
     /// Query heads per key/value head.
     pub fn group(&self) -> usize {
         self.num_attention_heads / self.num_key_value_heads

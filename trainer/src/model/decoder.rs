@@ -6,13 +6,16 @@
 //!
 //! Shape legend: B rows, S stream length, T = B·S, H query heads, K key/value heads, D head_dim.
 
+use std::sync::Arc;
+
 use burn::prelude::*;
 use burn::tensor::DType;
-use burn::tensor::activation::silu;
 
-use super::config::{Activation, ModelConfig};
+use super::config::ModelConfig;
+use super::fused;
 use super::ops;
 use super::params::{LayerIndex, LinearIndex, Params, Weights};
+use super::tiles::{self, TilePlan};
 
 /// Architecture and parameter table; the weights come separately, so that the same code runs tracked and untracked.
 #[derive(Clone, Debug)]
@@ -23,6 +26,8 @@ pub struct Decoder {
     pub params: Params,
     /// Blend of BitLinear quantisation: 0 off, 1 full. Ignored unless the config asks for BitNet quantisation.
     pub quant_lambda: f64,
+    /// The layers' matrices are ternary already (decoding quantises them once): only activations are quantised.
+    pub ternary_weights: bool,
 }
 
 /// What is the same for every layer of one forward pass.
@@ -47,6 +52,8 @@ pub struct Context {
 pub enum AttentionPlan {
     /// `[B, 1, S, S]`, true = hidden; scores are materialised.
     Dense(Tensor<4, Bool>),
+    /// Key ranges per run of queries over the flattened stream, `B · S` positions (CPU, fp32).
+    Tiles(Arc<TilePlan>),
 }
 
 impl Context {
@@ -59,9 +66,17 @@ impl Context {
             sin: self.sin.clone().autodiff(),
             mask: match &self.mask {
                 AttentionPlan::Dense(m) => AttentionPlan::Dense(m.clone().autodiff()),
+                AttentionPlan::Tiles(plan) => AttentionPlan::Tiles(plan.clone()),
             },
             dtype: self.dtype,
         }
+    }
+}
+
+impl Context {
+    /// Whether the single-pass operations of [`fused`] can run: they go with tiles (CPU, fp32).
+    fn fused(&self) -> bool {
+        matches!(self.mask, AttentionPlan::Tiles(_))
     }
 }
 
@@ -69,7 +84,7 @@ impl Decoder {
     /// The decoder of a configuration.
     pub fn new(cfg: ModelConfig) -> Self {
         let params = Params::new(&cfg);
-        Decoder { cfg, params, quant_lambda: 1.0 }
+        Decoder { cfg, params, quant_lambda: 1.0, ternary_weights: false }
     }
 
     /// Embed token ids `[T]` → `[T, hidden_size]` in the compute dtype.
@@ -81,39 +96,62 @@ impl Decoder {
     pub fn layer(&self, w: &Weights, i: usize, x: Tensor<2>, cx: &Context) -> Tensor<2> {
         let l = &self.params.layers[i];
         let x = x.clone() + self.attention_block(w, l, x, cx);
-        x.clone() + self.mlp_block(w, l, x)
+        x.clone() + self.mlp(w, l, x, cx.fused())
     }
 
     /// Queries, keys and values after norm and RoPE: `[B, H, S, D]`, `[B, K, S, D]`, `[B, K, S, D]`.
     pub fn qkv(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, cx: &Context) -> (Tensor<4>, Tensor<4>, Tensor<4>) {
+        let (q, k, v) = self.qkv_flat(w, l, x, cx);
+        let rows = |t: Tensor<3>| {
+            let [_, n, d] = t.dims();
+            t.reshape([cx.batch, cx.len, n, d]).swap_dims(1, 2)
+        };
+        (rows(q), rows(k), rows(v))
+    }
+
+    /// Queries, keys and values after norm and RoPE, in stream order: `[T, H, D]`, `[T, K, D]`, `[T, K, D]`.
+    fn qkv_flat(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, cx: &Context) -> (Tensor<3>, Tensor<3>, Tensor<3>) {
         let c = &self.cfg;
-        let (b, s, d) = (cx.batch, cx.len, c.head_dim);
-        let h = ops::rms_norm(x, &w[l.input_layernorm], c.rms_norm_eps);
+        let (t, d) = (cx.batch * cx.len, c.head_dim);
+        let fused = cx.fused();
+        let h = self.norm(x, &w[l.input_layernorm], fused);
+        let (cos, sin) = (cx.cos.clone().reshape([t, 1, d]), cx.sin.clone().reshape([t, 1, d]));
         let heads = |y: Tensor<2>, n: usize, norm: Option<usize>| {
             let y = match norm {
-                Some(p) => ops::rms_norm(y.reshape([b * s * n, d]), &w[p], c.rms_norm_eps),
+                Some(p) => self.norm(y.reshape([t * n, d]), &w[p], fused),
                 None => y,
             };
-            y.reshape([b, s, n, d]).swap_dims(1, 2)
+            y.reshape([t, n, d])
         };
         let q = heads(self.project(w, &l.q_proj, h.clone()), c.num_attention_heads, l.q_norm);
         let k = heads(self.project(w, &l.k_proj, h.clone()), c.num_key_value_heads, l.k_norm);
         let v = heads(self.project(w, &l.v_proj, h), c.num_key_value_heads, None);
-        (ops::rope(q, &cx.cos, &cx.sin), ops::rope(k, &cx.cos, &cx.sin), v)
+        let rope = |x| if fused { fused::rope(x, &cos, &sin) } else { ops::rope(x, &cos, &sin) };
+        (rope(q), rope(k), v)
     }
 
     fn attention_block(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, cx: &Context) -> Tensor<2> {
-        let (q, k, v) = self.qkv(w, l, x, cx);
-        let a = match &cx.mask {
-            AttentionPlan::Dense(hidden) => ops::attention(q, k, v, hidden),
-        };
-        self.attention_out(w, l, a)
+        match &cx.mask {
+            AttentionPlan::Dense(hidden) => {
+                let (q, k, v) = self.qkv(w, l, x, cx);
+                self.attention_out(w, l, ops::attention(q, k, v, hidden))
+            }
+            AttentionPlan::Tiles(plan) => {
+                let (q, k, v) = self.qkv_flat(w, l, x, cx);
+                let a = tiles::attention(q, k, v, plan);
+                let [t, h, d] = a.dims();
+                self.attention_out_flat(w, l, a.reshape([t, h * d]))
+            }
+        }
     }
 
     /// Output projection of attention, `[B, H, S, D]` → `[T, hidden_size]`.
     pub fn attention_out(&self, w: &Weights, l: &LayerIndex, a: Tensor<4>) -> Tensor<2> {
         let [b, h, s, d] = a.dims();
-        let a = a.swap_dims(1, 2).reshape([b * s, h * d]);
+        self.attention_out_flat(w, l, a.swap_dims(1, 2).reshape([b * s, h * d]))
+    }
+
+    fn attention_out_flat(&self, w: &Weights, l: &LayerIndex, a: Tensor<2>) -> Tensor<2> {
         let a = match l.attn_sub_norm {
             Some(p) => ops::rms_norm(a, &w[p], self.cfg.rms_norm_eps),
             None => a,
@@ -123,15 +161,21 @@ impl Decoder {
 
     /// The gated MLP behind its norm, `[T, hidden_size]` → `[T, hidden_size]`.
     pub fn mlp_block(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>) -> Tensor<2> {
-        let h = ops::rms_norm(x, &w[l.post_attention_layernorm], self.cfg.rms_norm_eps);
+        self.mlp(w, l, x, false)
+    }
+
+    fn norm(&self, x: Tensor<2>, weight: &Tensor<2>, fused: bool) -> Tensor<2> {
+        let eps = self.cfg.rms_norm_eps;
+        if fused { fused::rms_norm(x, weight, eps) } else { ops::rms_norm(x, weight, eps) }
+    }
+
+    fn mlp(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, fused: bool) -> Tensor<2> {
+        let h = self.norm(x, &w[l.post_attention_layernorm], fused);
         let gate = self.project(w, &l.gate_proj, h.clone());
         let up = self.project(w, &l.up_proj, h);
-        let a = match self.cfg.activation {
-            Activation::Silu => silu(gate) * up,
-            Activation::Relu2 => burn::tensor::activation::relu(gate).square() * up,
-        };
+        let a = if fused { fused::gate(gate, up, self.cfg.activation) } else { ops::gate(gate, up, self.cfg.activation) };
         let a = match l.ffn_sub_norm {
-            Some(p) => ops::rms_norm(a, &w[p], self.cfg.rms_norm_eps),
+            Some(p) => self.norm(a, &w[p], fused),
             None => a,
         };
         self.project(w, &l.down_proj, a)
@@ -139,7 +183,9 @@ impl Decoder {
 
     fn project(&self, w: &Weights, l: &LinearIndex, x: Tensor<2>) -> Tensor<2> {
         let bias = l.bias.map(|b| &w[b]);
-        if self.cfg.quantization.is_some() {
+        if self.cfg.quantization.is_some() && self.ternary_weights {
+            ops::linear(ops::int8_activation(x), &w[l.weight], bias)
+        } else if self.cfg.quantization.is_some() {
             ops::bit_linear(x, &w[l.weight], bias, self.quant_lambda)
         } else {
             ops::linear(x, &w[l.weight], bias)

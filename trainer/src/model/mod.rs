@@ -3,10 +3,15 @@
 //! `config` reads `config.json`; `params` lays out the parameters; `weights` moves them between safetensors and the
 //! device; `ops` and `decoder` compute.
 
+pub mod cached;
 pub mod config;
 pub mod decoder;
+pub mod fused;
+mod fused_cpu;
 pub mod ops;
 pub mod params;
+pub mod tiles;
+mod tiles_cpu;
 pub mod weights;
 
 pub use config::ModelConfig;

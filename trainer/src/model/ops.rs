@@ -5,7 +5,9 @@
 
 use burn::prelude::*;
 use burn::tensor::DType;
-use burn::tensor::activation::softmax;
+use burn::tensor::activation::{relu, silu, softmax};
+
+use super::config::Activation;
 
 /// RMSNorm over the last dimension: `x / sqrt(mean(x²) + eps) * weight`.
 ///
@@ -71,12 +73,20 @@ fn straight_through(x: Tensor<2>, quantise: impl Fn(Tensor<2>) -> Tensor<2>, lam
     (x - inner.autodiff()) + q.autodiff()
 }
 
-/// Rotary embedding, rotate-half form, on `x` `[B, H, S, D]` with `cos`, `sin` `[B, 1, S, D]`.
-pub fn rope(x: Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>) -> Tensor<4> {
-    let [b, h, s, d] = x.dims();
-    let first = x.clone().slice([0..b, 0..h, 0..s, 0..d / 2]);
-    let second = x.clone().slice([0..b, 0..h, 0..s, d / 2..d]);
-    let rotated = Tensor::cat(vec![second.neg(), first], 3);
+/// The MLP's gate, `act(gate) * up`, all `[T, n]`.
+pub fn gate(gate: Tensor<2>, up: Tensor<2>, activation: Activation) -> Tensor<2> {
+    match activation {
+        Activation::Silu => silu(gate) * up,
+        Activation::Relu2 => relu(gate).square() * up,
+    }
+}
+
+/// Rotary embedding, rotate-half form, over the last dimension D of `x`; `cos` and `sin` broadcast against it.
+pub fn rope<const N: usize>(x: Tensor<N>, cos: &Tensor<N>, sin: &Tensor<N>) -> Tensor<N> {
+    let half = x.dims()[N - 1] / 2;
+    let first = x.clone().narrow(N - 1, 0, half);
+    let second = x.clone().narrow(N - 1, half, half);
+    let rotated = Tensor::cat(vec![second.neg(), first], N - 1);
     x * cos.clone() + rotated * sin.clone()
 }
 

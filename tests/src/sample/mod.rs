@@ -1,0 +1,19 @@
+//! The sample data set: small records and what one asks about them, written by a seeded program.
+//!
+//! In: a seed. Out: the files of `datasets/sample`, the same bytes every time. `make-sample` writes them; a test holds the
+//! shipped files against a fresh run. Flow: [`words`] → [`text`] (conversations) → [`tokenizer`] (trained on them) → [`files`].
+
+pub mod files;
+pub mod rng;
+pub mod text;
+pub mod tokenizer;
+pub mod words;
+
+/// Seed of the shipped files.
+pub const SEED: u64 = 42;
+/// Training conversations.
+pub const TRAIN_ROWS: usize = 8_000;
+/// Held-out prompts.
+pub const HELD_OUT_ROWS: usize = 128;
+/// `vocab_size` of the model config: a multiple of 64 with room for the mask token.
+pub const MODEL_VOCAB: usize = 960;

@@ -1,0 +1,58 @@
+//! The checks under tests/python: packed files in pyarrow and polars, an exported folder in transformers.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use dlm_tests::binaries::capture;
+use dlm_tests::{python, repository, run, samples};
+
+fn script(python: &std::path::Path, name: &str, arguments: &[&str]) -> Result<dlm_tests::Run> {
+    let mut command = Command::new(python);
+    command.arg(repository().join("tests/python").join(name)).args(arguments);
+    command.env("CUDA_VISIBLE_DEVICES", "").env("HF_HUB_OFFLINE", "1");
+    capture(&mut command)
+}
+
+#[test]
+fn packed_files_open_without_copying_in_pyarrow_and_polars() -> Result<()> {
+    let Some(python) = python::with(&["numpy", "polars", "pyarrow"]) else { return Ok(()) };
+    let dir = tempfile::tempdir()?;
+    let data = samples::pack(dir.path(), "data", &["--seq-len", "512", "--eval-fraction", "0.05"])?;
+    let totals = script(&python, "check_packed.py", &[&data])?.ok()?.json()?;
+    ensure!(totals["documents"].as_u64() == Some(8000), "{totals}");
+
+    // the check must be able to fail: one changed byte in a data file
+    let file = std::path::Path::new(&data).join("train-00000.arrow");
+    let mut bytes = std::fs::read(&file)?;
+    let middle = bytes.len() / 2;
+    *bytes.get_mut(middle).context("an empty file")? ^= 1;
+    std::fs::write(&file, bytes)?;
+    script(&python, "check_packed.py", &[&data])?.expect(1)?;
+    Ok(())
+}
+
+#[test]
+fn an_export_loads_in_transformers_with_the_same_logits() -> Result<()> {
+    let Some(python) = python::with(&["torch", "transformers", "safetensors", "jinja2"]) else { return Ok(()) };
+    let dir = tempfile::tempdir()?;
+    let data = samples::pack(dir.path(), "data", &["--max-rows", "200", "--seq-len", "128"])?;
+    for (dtype, tolerance) in [("fp32", "1e-3"), ("bf16", "1e-3")] {
+        let out = dir.path().join(format!("model-{dtype}"));
+        let out = out.to_str().context("path")?;
+        samples::train(&data, out, &["conversion.total_tokens=4000", "train.batch_rows=4", &format!("export.dtype={dtype}")])?.ok()?;
+        let case = dir.path().join(format!("case-{dtype}.safetensors"));
+        let case = case.to_str().context("path")?;
+        let said = script(&python, "check_export.py", &[out, case])?.ok()?.json()?;
+        let stored = said["stored_dtype"].as_str().unwrap_or("");
+        ensure!(stored == if dtype == "fp32" { "torch.float32" } else { "torch.bfloat16" }, "{said}");
+        ensure!(said["logits_spread"].as_f64().unwrap_or(0.0) > 0.05, "logits too flat to show anything: {said}");
+        let parity = ["parity", "--device", "cpu", "--json", "--model", out, "--case", case, "--tol-logits", tolerance, "--tol-loss", "1e-4"];
+        let report = run("dlm-train", &repository(), &parity)?.ok()?.json()?;
+        ensure!(report["ok"] == true, "{report}");
+        // the prompt that generate encodes is the one transformers encodes
+        let text = said["text"].as_str().context("text")?;
+        let generated = run("dlm-train", &repository(), &["generate", "--model", out, "--prompt", text, "--mode", "ar", "--max-new-tokens", "2", "--json"])?;
+        ensure!(generated.ok()?.json()?["prompt_ids"] == said["prompt_ids"], "transformers encodes the prompt as {}", said["prompt_ids"]);
+    }
+    Ok(())
+}

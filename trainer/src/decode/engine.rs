@@ -1,0 +1,190 @@
+//! One model, ready to decode: runs passes behind a cache and says what the model thinks of single positions.
+//!
+//! In: token ids and positions of a few new tokens a row. Out: hidden states, and for positions asked for the likeliest
+//! token with its probability ([`Verdict`]). Only those positions go through the output head, and only two numbers for
+//! each come back to the host.
+
+use burn::prelude::*;
+use burn::tensor::DType;
+
+use crate::error::{Error, Result};
+use crate::model::cached::{Fresh, KvCache, Own, Pass};
+use crate::model::{Decoder, ParamKind, Weights, ops};
+
+/// Prompt tokens a prefill pass takes at most; bounds the memory of its scores.
+const PREFILL: usize = 512;
+
+/// The likeliest token of a position.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Verdict {
+    /// Its id.
+    pub token: i64,
+    /// Its probability under softmax.
+    pub probability: f32,
+}
+
+/// Weights in compute precision with what decoding keeps between passes.
+#[derive(Debug)]
+pub struct Engine {
+    decoder: Decoder,
+    weights: Weights,
+    /// The output head, `[vocab_size, hidden_size]`.
+    head: Tensor<2>,
+    device: Device,
+    dtype: DType,
+    /// Rotary tables of the last positions; a block is run many times.
+    rope: Option<(Vec<i32>, Pass)>,
+}
+
+impl Engine {
+    /// Takes over a model; matrices are brought to `dtype` once, those of a BitNet model made ternary before (norms stay).
+    pub fn new(mut decoder: Decoder, weights: Weights, device: Device, dtype: DType) -> Result<Self> {
+        let ternary = decoder.cfg.quantization.is_some() && decoder.quant_lambda >= 1.0 && !decoder.ternary_weights;
+        let by_columns = device == Device::flex() && dtype == DType::F32;
+        let params = &decoder.params;
+        let mut ready = Vec::with_capacity(params.specs.len());
+        let mut head = None;
+        for (i, (mut tensor, spec)) in weights.0.into_iter().zip(&params.specs).enumerate() {
+            if spec.kind == ParamKind::Matrix && ternary {
+                tensor = ops::ternary_weight(tensor);
+            }
+            if spec.kind != ParamKind::Norm {
+                tensor = ops::cast_to(tensor, dtype);
+            }
+            if i == params.lm_head {
+                head = Some(if by_columns { column_major(&tensor, &device)? } else { tensor.clone() });
+            }
+            if by_columns && spec.kind == ParamKind::Matrix {
+                tensor = column_major(&tensor, &device)?;
+            }
+            ready.push(tensor);
+        }
+        let head = head.ok_or_else(|| Error::Model("the model has no output head".into()))?;
+        decoder.ternary_weights |= ternary;
+        Ok(Engine {
+            decoder,
+            weights: Weights(ready),
+            head,
+            device,
+            dtype,
+            rope: None,
+        })
+    }
+
+    /// The model.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// Runs `ids` `[B·S]` at `positions` `[B·S]`: hidden states `[B·S, hidden_size]` and keys and values.
+    pub(super) fn pass(&mut self, ids: &[i64], positions: &[i32], batch: usize, cache: &KvCache, own: &Own) -> (Tensor<2>, Fresh) {
+        let len = ids.len() / batch.max(1);
+        let pass = match self.rope.take() {
+            Some((known, pass)) if known == positions && pass.batch == batch => pass,
+            _ => {
+                let (cos, sin) = self.decoder.rope_tables(positions, batch, len, self.dtype, &self.device);
+                Pass { batch, len, cos, sin }
+            }
+        };
+        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids.to_vec(), [ids.len()]), &self.device);
+        let out = self.decoder.forward_cached(&self.weights, ids, &pass, cache, own);
+        self.rope = Some((positions.to_vec(), pass));
+        out
+    }
+
+    /// What the model thinks at the rows `at` of `hidden`; `never` is a token it may not name.
+    pub(super) fn judge(&self, hidden: Tensor<2>, at: &[usize], never: Option<i64>) -> Result<Vec<Verdict>> {
+        if at.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows: Vec<i64> = at.iter().map(|&row| row as i64).collect();
+        let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [at.len()]), &self.device);
+        let norm = &self.weights[self.decoder.params.norm];
+        let hidden = ops::rms_norm(hidden.select(0, rows), norm, self.decoder.cfg.rms_norm_eps);
+        let mut logits = ops::to_f32(ops::linear(hidden, &self.head, None));
+        let [count, vocab] = logits.dims();
+        if let Some(id) = never.and_then(|id| usize::try_from(id).ok()).filter(|id| *id < vocab) {
+            let floor = Tensor::full([count, 1], -1e30, (&self.device, logits.dtype()));
+            logits = logits.slice_assign([0..count, id..id + 1], floor);
+        }
+        let (best, token) = logits.clone().max_dim_with_indices(1);
+        let probability = (logits - best).exp().sum_dim(1).recip();
+        let read = |error: String| Error::Device(format!("reading the decoded tokens back failed: {error}"));
+        let tokens = token.try_into_data().map_err(|error| read(error.to_string()))?;
+        let shares = probability.try_into_data().map_err(|error| read(error.to_string()))?;
+        let verdicts: Vec<Verdict> = tokens
+            .iter::<i64>()
+            .zip(shares.iter::<f32>())
+            .map(|(token, probability)| Verdict { token, probability })
+            .collect();
+        if verdicts.iter().any(|verdict| verdict.probability.is_nan()) {
+            return Err(Error::Numeric("the model's logits hold NaN or inf; its weights are damaged or overflow in this precision".into()));
+        }
+        Ok(verdicts)
+    }
+
+    /// Puts the first `len` tokens of `ids` into row `row` of `cache`; a token sees those before it, and those of its own
+    /// block of `block` tokens (1: causal). Returns the verdict on what follows them.
+    pub(super) fn prefill(&mut self, ids: &[i64], len: usize, block: usize, cache: &mut KvCache, row: usize, never: Option<i64>) -> Result<Verdict> {
+        let chunk = PREFILL.next_multiple_of(block);
+        let mut alone = KvCache::new(1);
+        let mut verdict = Verdict { token: 0, probability: 0.0 };
+        let mut start = 0;
+        while start < len {
+            let end = len.min(start + chunk);
+            let size = end - start;
+            let flags: Vec<bool> = (0..size).flat_map(|q| (0..size).map(move |k| k / block > q / block)).collect();
+            let mask = Tensor::from_data(TensorData::new(flags, [1, 1, size, size]), &self.device);
+            let positions: Vec<i32> = (start..end).map(|position| position as i32).collect();
+            let new = ids.get(start..end).unwrap_or_default();
+            let (hidden, fresh) = self.pass(new, &positions, 1, &alone, &Own::Masked(&mask));
+            if end == len {
+                verdict = *self.judge(hidden, &[size - 1], never)?.first().unwrap_or(&verdict);
+            }
+            cache.append(&[row], &fresh);
+            alone.append(&[0], &fresh);
+            start = end;
+        }
+        Ok(verdict)
+    }
+
+    /// Refuses prompts that cannot be decoded: empty, or with ids the model has no row for, or with the mask token.
+    pub(super) fn check(&self, prompts: &[Vec<i64>], mask: Option<i64>) -> Result<()> {
+        let vocab = self.decoder.cfg.vocab_size;
+        let known = |id: i64| usize::try_from(id).is_ok_and(|id| id < vocab);
+        if let Some(mask) = mask.filter(|mask| !known(*mask)) {
+            return Err(Error::Usage(format!("the mask token id is {mask}, but the model has {vocab} token ids (0 to {})", vocab - 1)));
+        }
+        for (i, prompt) in prompts.iter().enumerate() {
+            if prompt.is_empty() {
+                return Err(Error::Usage(format!("prompt {i} has no tokens; decoding needs at least one to start from")));
+            }
+            if let Some((at, id)) = prompt.iter().enumerate().find(|(_, id)| !known(**id)) {
+                return Err(Error::Usage(format!("prompt {i}, token {at} is id {id}, but the model has {vocab} token ids (0 to {})", vocab - 1)));
+            }
+            if let Some(at) = prompt.iter().position(|id| Some(*id) == mask) {
+                return Err(Error::Usage(format!("prompt {i}, token {at} is the mask token ({}); a prompt must be plain text", prompt[at])));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The same matrix with its columns contiguous: what the CPU's matrix product reads without packing it anew for each of the
+/// few rows of a decoding pass.
+fn column_major(tensor: &Tensor<2>, device: &Device) -> Result<Tensor<2>> {
+    const TILE: usize = 32;
+    let [rows, columns] = tensor.dims();
+    let values = crate::model::weights::download(tensor)?;
+    let mut turned = vec![0f32; values.len()];
+    for top in (0..rows).step_by(TILE) {
+        for left in (0..columns).step_by(TILE) {
+            for row in top..rows.min(top + TILE) {
+                for column in left..columns.min(left + TILE) {
+                    turned[column * rows + row] = values[row * columns + column];
+                }
+            }
+        }
+    }
+    Ok(Tensor::from_data(TensorData::new(turned, [columns, rows]), (device, DType::F32)).transpose())
+}

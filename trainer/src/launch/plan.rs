@@ -1,0 +1,244 @@
+//! What `wf dlm` is going to launch: checked arguments, before anything is written or rented.
+//!
+//! In: [`DlmArgs`], the environment (`GCS_BUCKET`, `HF_TOKEN`), the folder it is called in. Out: a [`Plan`] and warnings: what
+//! would be refused without `--dry-run`.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+
+/// How much machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Scale {
+    /// 1 GPU.
+    Dev,
+    /// 1 GPU.
+    Small,
+    /// 2 GPUs.
+    Medium,
+    /// 4 GPUs.
+    Large,
+    /// 8 GPUs.
+    Xlarge,
+}
+
+impl Scale {
+    /// GPUs of the machine.
+    pub fn gpus(self) -> usize {
+        match self {
+            Scale::Dev | Scale::Small => 1,
+            Scale::Medium => 2,
+            Scale::Large => 4,
+            Scale::Xlarge => 8,
+        }
+    }
+}
+
+/// Options of `wf dlm`.
+#[derive(Args, Debug, Clone)]
+pub struct DlmArgs {
+    /// Model: a choice of configs/model (qwen3_4b, smollm2_135m …).
+    #[arg(short, long)]
+    pub model: String,
+    /// Its source: folder, hf://org/name[@rev], org/name, gs://bucket/folder or s3://bucket/folder.
+    #[arg(short, long)]
+    pub source: Option<String>,
+    /// Size of the machine.
+    #[arg(long, value_enum, default_value_t = Scale::Dev)]
+    pub scale: Scale,
+    /// GPU model, as SkyPilot calls it.
+    #[arg(long, default_value = "H100")]
+    pub gpu: String,
+    /// Cloud, or cloud/region[/zone]: nebius, gcp, aws … [default: the cheapest that SkyPilot may use].
+    #[arg(short, long)]
+    pub cloud: Option<String>,
+    /// Rent a machine that may be taken away; the run continues on the next one.
+    #[arg(long)]
+    pub spot: bool,
+    /// Where checkpoints and the result go: gs://bucket or s3://bucket [default: gs://$GCS_BUCKET].
+    #[arg(long)]
+    pub bucket: Option<String>,
+    /// Name of the run; the same name continues it [default: model and time].
+    #[arg(short, long)]
+    pub name: Option<String>,
+    /// A dlm-train built with --features cuda, to be sent along [default: the one beside wf, if it was; else it is built there].
+    #[arg(long)]
+    pub binary: Option<PathBuf>,
+    /// Return once the run is submitted; do not follow its log.
+    #[arg(long)]
+    pub detach: bool,
+    /// Print the SkyPilot task and the command; launch nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// group=choice and section.key=value for dlm-train; data.dir may be a local folder, gs:// or s3://.
+    #[arg(value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+/// Something the machine needs and where it comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A local file or folder, sent along.
+    Local(PathBuf),
+    /// A bucket, read by the machine.
+    Bucket(String),
+    /// A name the trainer resolves itself.
+    Hub(String),
+}
+
+/// A run that can be launched.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Name of the job and last part of its folder in the bucket.
+    pub name: String,
+    /// Model name: part of its folder in the bucket, and MODEL.
+    pub model: String,
+    /// Source, where it is not the model's own.
+    pub source: Option<Place>,
+    /// Packed dataset.
+    pub data: Place,
+    /// Bucket for checkpoints and result, with scheme, without a slash at the end.
+    pub bucket: Option<String>,
+    /// `H100:1`.
+    pub accelerators: String,
+    /// Cloud, or cloud/region.
+    pub infra: Option<String>,
+    /// Whether the machine may be taken away.
+    pub spot: bool,
+    /// The program to send; none: the repository is sent and built there.
+    pub binary: Option<PathBuf>,
+    /// The repository, where no program is sent.
+    pub repository: Option<PathBuf>,
+    /// What dlm-train is given besides model, source and output.dir.
+    pub overrides: Vec<String>,
+    /// Do not follow the log.
+    pub detach: bool,
+    /// What keeps this plan from being launched.
+    pub obstacles: Vec<String>,
+}
+
+impl Plan {
+    /// Checks the arguments; `stamp` makes a name unique, `bucket` is the default one, `here` the folder wf is called in.
+    pub fn new(args: &DlmArgs, stamp: &str, bucket: Option<&str>, here: &Path) -> Result<Plan> {
+        if args.scale.gpus() > 1 {
+            return Err(Error::Usage(format!(
+                "--scale {} rents {} GPUs, but dlm-train uses one; take --scale small (1 GPU), with --gpu H200 for more memory",
+                format!("{:?}", args.scale).to_lowercase(),
+                args.scale.gpus()
+            )));
+        }
+        let mut obstacles = Vec::new();
+        let mut overrides = Vec::new();
+        let mut checked = vec![format!("model={}", args.model)];
+        let mut data = None;
+        for text in &args.overrides {
+            match text.split_once('=') {
+                Some(("data.dir", dir)) => data = Some(dir.to_string()),
+                Some((key @ ("output.dir" | "model" | "source.path"), _)) => {
+                    let instead = match key {
+                        "output.dir" => "--bucket and --name",
+                        "model" => "-m",
+                        _ => "-s",
+                    };
+                    return Err(Error::Usage(format!("{text}: wf sets {key} itself; use {instead}")));
+                }
+                _ => overrides.push(text.clone()),
+            }
+        }
+        checked.extend(overrides.iter().cloned());
+        let source = args.source.as_deref().map(|source| place(source, here, true)).transpose()?;
+        checked.extend(args.source.iter().map(|source| format!("source.path={source}")));
+        let config = Config::load(None, &checked)?;
+        let data_text = data.unwrap_or_else(|| config.data.dir.display().to_string());
+        let data = place(&data_text, here, false).unwrap_or_else(|error| {
+            obstacles.push(error.to_string());
+            Place::Local(here.join(&data_text))
+        });
+        if let Place::Local(dir) = &data
+            && dir.is_dir()
+            && !dir.join("manifest.json").is_file()
+        {
+            obstacles.push(format!("data.dir={data_text} has no manifest.json; expected a folder written by dlm-prep"));
+        }
+        let bucket = args.bucket.clone().or(bucket.filter(|name| !name.is_empty()).map(|name| format!("gs://{name}")));
+        let bucket = bucket.map(|bucket| bucket.trim_end_matches('/').to_string());
+        match &bucket {
+            None => obstacles.push("no bucket: checkpoints and the result would be lost with the machine; give --bucket gs://NAME or set GCS_BUCKET".into()),
+            Some(bucket) if !is_bucket(bucket) => return Err(Error::Usage(format!("--bucket {bucket}: expected gs://NAME or s3://NAME"))),
+            Some(_) => {}
+        }
+        let (binary, repository) = program(args.binary.clone(), here, &mut obstacles)?;
+        let name = args.name.clone().unwrap_or_else(|| format!("dlm-{}-{stamp}", args.model.replace('_', "-")));
+        check_name(&name)?;
+        Ok(Plan {
+            name,
+            model: args.model.clone(),
+            source,
+            data,
+            bucket,
+            accelerators: format!("{}:{}", args.gpu, args.scale.gpus()),
+            infra: args.cloud.clone(),
+            spot: args.spot,
+            binary,
+            repository,
+            overrides,
+            detach: args.detach,
+            obstacles,
+        })
+    }
+}
+
+fn is_bucket(text: &str) -> bool {
+    ["gs://", "s3://"].iter().any(|scheme| text.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()))
+}
+
+/// Where `text` points: a bucket, an existing local path, or (`hub`) a name for the trainer.
+fn place(text: &str, here: &Path, hub: bool) -> Result<Place> {
+    if is_bucket(text) {
+        return Ok(Place::Bucket(text.trim_end_matches('/').into()));
+    }
+    let path = here.join(text);
+    if path.is_dir() {
+        return Ok(Place::Local(path));
+    }
+    let named = text.strip_prefix("hf://").unwrap_or(text);
+    let parts: Vec<&str> = named.split('/').collect();
+    let plain = |part: &&str| !part.is_empty() && !part.starts_with(['.', '~']);
+    if hub && parts.len() == 2 && parts.iter().all(plain) {
+        return Ok(Place::Hub(text.into()));
+    }
+    let expected = if hub { "a folder, hf://org/name, org/name, gs:// or s3://" } else { "a folder written by dlm-prep, gs:// or s3://" };
+    let what = if hub { "--source " } else { "data.dir=" };
+    Err(Error::Usage(format!("{what}{text}: no such folder here; expected {expected}")))
+}
+
+/// The program to send, or the repository to build there.
+fn program(given: Option<PathBuf>, here: &Path, obstacles: &mut Vec<String>) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
+    if let Some(path) = given {
+        return match path.is_file() {
+            true => Ok((Some(path), None)),
+            false => Err(Error::Usage(format!("--binary {}: no such file", path.display()))),
+        };
+    }
+    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("dlm-train")));
+    if let Some(beside) = beside.filter(|path| cfg!(feature = "cuda") && path.is_file()) {
+        return Ok((Some(beside), None));
+    }
+    let repository = here.ancestors().find(|dir| dir.join("trainer/Cargo.toml").is_file() && dir.join("configs").is_dir());
+    if repository.is_none() {
+        obstacles.push("no dlm-train to send: call wf in the repository (it is then built on the machine), or give --binary FILE".into());
+    }
+    Ok((None, repository.map(Into::into)))
+}
+
+/// What SkyPilot takes as a job's name, and what is safe in a path.
+fn check_name(name: &str) -> Result<()> {
+    let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+    match plain && name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.ends_with(|c: char| c.is_ascii_alphanumeric()) {
+        true => Ok(()),
+        false => Err(Error::Usage(format!("name {name:?}: expected letters, digits, - and _, a letter or digit at both ends"))),
+    }
+}

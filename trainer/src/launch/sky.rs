@@ -1,0 +1,96 @@
+//! Running `sky`: launch, logs, cancel, list.
+//!
+//! In: a [`Plan`] or a job's name. Out: what `sky` prints; its failure is ours (exit code 1).
+
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+use std::process::Command;
+
+use crate::error::{Error, Result};
+
+use super::plan::{DlmArgs, Plan};
+use super::task::shell_words;
+
+/// Variables passed on as secrets where they are set.
+const SECRETS: [&str; 1] = ["HF_TOKEN"];
+
+/// `wf dlm`.
+pub fn launch(args: &DlmArgs) -> Result<()> {
+    let here = std::env::current_dir().map_err(|error| Error::io(".", "reading the current folder", error))?;
+    let bucket = std::env::var("GCS_BUCKET").ok();
+    let plan = Plan::new(args, &stamp(), bucket.as_deref(), &here)?;
+    let secrets: Vec<&str> = SECRETS.into_iter().filter(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty())).collect();
+    let yaml = plan.yaml()?;
+    let file = std::env::temp_dir().join(format!("{}.yaml", plan.name));
+    let command = plan.command(&file.display().to_string(), &secrets);
+    if args.dry_run {
+        let shown = format!("{yaml}# {}\n", shell_words(&command));
+        for obstacle in &plan.obstacles {
+            eprintln!("wf: would be refused: {obstacle}");
+        }
+        return print(&shown);
+    }
+    if !plan.obstacles.is_empty() {
+        return Err(Error::Usage(plan.obstacles.join("\nwf: ")));
+    }
+    std::fs::write(&file, yaml).map_err(|error| Error::io(&file, "writing the task", error))?;
+    eprintln!("wf: {}", shell_words(&command));
+    let place = plan.bucket.as_deref().unwrap_or_default();
+    let done = run(&command);
+    let kept = std::fs::remove_file(&file);
+    done?;
+    if let Err(error) = kept {
+        eprintln!("wf: {} was left behind: {error}", file.display());
+    }
+    eprintln!("wf: {} in {place}/dlm/{}/{}; `wf logs {} -f`, `wf cancel {}`", plan.name, plan.model, plan.name, plan.name, plan.name);
+    Ok(())
+}
+
+/// `wf logs NAME [-f]`.
+pub fn logs(name: &str, follow: bool) -> Result<()> {
+    let follow = if follow { "--follow" } else { "--no-follow" };
+    run(&["sky", "jobs", "logs", "--name", name, follow].map(Into::into))
+}
+
+/// `wf cancel NAME`.
+pub fn cancel(name: &str) -> Result<()> {
+    run(&["sky", "jobs", "cancel", "--yes", "--name", name].map(Into::into))
+}
+
+/// `wf runs`: the newest `limit` jobs.
+pub fn runs(limit: usize) -> Result<()> {
+    run(&["sky".into(), "jobs".into(), "queue".into(), "--limit".into(), limit.to_string()])
+}
+
+fn run(command: &[String]) -> Result<()> {
+    let Some((program, arguments)) = command.split_first() else {
+        return Ok(());
+    };
+    let status = Command::new(program).args(arguments).status().map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Error::Device(format!("`{program}` is not installed; wf needs SkyPilot (pip install \"skypilot[gcp]\" or with another cloud's name)")),
+        _ => Error::io(Path::new(program), "starting", error),
+    })?;
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(code) => Err(Error::Device(format!("`{}` failed with exit code {code}; its own message is above", shell_words(command)))),
+        None => Err(Error::Interrupted(format!("`{}` was ended by a signal", shell_words(command)))),
+    }
+}
+
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Error::io("stdout", "writing", error)),
+        _ => Ok(()),
+    }
+}
+
+/// Seconds since 1970 in base 36: short, and later names sort later.
+fn stamp() -> String {
+    let mut rest = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let mut digits = Vec::new();
+    while rest > 0 {
+        digits.push(char::from_digit((rest % 36) as u32, 36).unwrap_or('0'));
+        rest /= 36;
+    }
+    digits.iter().rev().collect()
+}

@@ -1,0 +1,450 @@
+//! The loop: steps through the token budget, saves, evaluates, stops cleanly, resumes exactly.
+//!
+//! In: configuration and dataset. Out: checkpoints, metrics and, at the end, the exported folder. One optimizer step =
+//! `train.batch_rows` rows in micro-batches; the loss is the mean over all counted targets of the whole step.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use burn::tensor::DType;
+use dlm_datasets::{Dataset, Split};
+
+use crate::checkpoint::{self, Identity, RunState, Store};
+use crate::config::{self, Config, Recompute};
+use crate::device::Chosen;
+use crate::diffusion::objective::{self, Gradients, Objective, PassOptions};
+use crate::diffusion::{Attention, DocumentMask, Layout, Shape, Spec, noise};
+use crate::error::{Error, Result};
+use crate::model::{Decoder, Weights};
+use crate::optim::{Optimizer, adamw, clip, schedule};
+use crate::train::data::{self, EVAL_EPOCH, Plan, Prefetch, StepBatch};
+use crate::train::finish;
+use crate::train::micro;
+use crate::train::flops;
+use crate::train::report::{Reporter, StepRecord, resident_mib};
+use crate::train::source::{self, Prepared};
+
+/// What to do with a checkpoint that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Resume {
+    /// Go on from it, or start anew where there is none.
+    Auto,
+    /// Start anew; refused while checkpoints are there, unless told to overwrite.
+    Never,
+    /// Go on from it; an error where there is none.
+    Must,
+}
+
+/// How a run treats what it finds.
+#[derive(Clone, Copy, Debug)]
+pub struct RunOptions {
+    /// See [`Resume`].
+    pub resume: Resume,
+    /// Remove an earlier run's checkpoints.
+    pub overwrite: bool,
+    /// Resume although config, data or model differ from the checkpoint's.
+    pub allow_changes: bool,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Final state.
+    pub state: RunState,
+    /// The exported folder.
+    pub export: PathBuf,
+}
+
+struct Trainer<'a> {
+    cfg: &'a Config,
+    chosen: &'a Chosen,
+    data: Arc<Dataset>,
+    decoder: Decoder,
+    weights: Weights,
+    optimizer: Optimizer,
+    state: RunState,
+    plan: Plan,
+    pass: PassOptions,
+    identity: Identity,
+    source: String,
+    source_folder: Option<PathBuf>,
+    saved_step: Option<u64>,
+}
+
+/// Train by `cfg` on the dataset in `cfg.data.dir` and export the result.
+pub fn run(cfg: &Config, chosen: &Chosen, options: RunOptions) -> Result<Outcome> {
+    let data = Arc::new(Dataset::open(&cfg.data.dir)?);
+    let out = &cfg.output.dir;
+    let store = Store::new(out, cfg.train.keep_checkpoints);
+    let mut trainer = Trainer::new(cfg, chosen, data)?;
+    trainer.begin(&store, options)?;
+    checkpoint::files::create_dir(out)?;
+    checkpoint::files::write_atomic(&out.join("config.yaml"), cfg.to_yaml()?.as_bytes())?;
+    if !trainer.state.finished {
+        trainer.steps(&store)?;
+    }
+    let what = finish::Trained {
+        cfg,
+        data: &trainer.data,
+        decoder: &trainer.decoder,
+        weights: &trainer.weights,
+        state: &trainer.state,
+        source: &trainer.source,
+        source_folder: trainer.source_folder.as_deref(),
+    };
+    finish::export(&what, out)?;
+    Ok(Outcome { state: trainer.state, export: out.clone() })
+}
+
+impl<'a> Trainer<'a> {
+    fn new(cfg: &'a Config, chosen: &'a Chosen, data: Arc<Dataset>) -> Result<Self> {
+        let manifest = data.manifest();
+        if let Some(bd) = cfg.conversion.bd_size.filter(|bd| *bd != manifest.bd_size) {
+            return Err(Error::Mismatch(format!(
+                "conversion.bd_size is {bd}, the dataset {} was packed with bd_size {}; prepare it again with --bd-size {bd} or leave conversion.bd_size null",
+                data.dir().display(),
+                manifest.bd_size
+            )));
+        }
+        let Prepared { decoder, weights, source, folder } = source::prepare(cfg, manifest, &chosen.device)?;
+        let objective = objective_of(cfg);
+        let dtype = compute_dtype(cfg, chosen);
+        let attention = Attention::best(&chosen.device, dtype);
+        let plan = Plan {
+            seed: cfg.train.seed,
+            batch_rows: cfg.train.batch_rows,
+            micro_rows: micro_rows(cfg, &decoder, objective, manifest.seq_len, dtype),
+            objective,
+            spec: Spec {
+                bd_size: manifest.bd_size,
+                mask_token_id: manifest.mask_token_id,
+                complementary: cfg.conversion.complementary,
+                document_mask: match cfg.conversion.document_mask {
+                    config::DocumentMask::Document => DocumentMask::Document,
+                    config::DocumentMask::Hub => DocumentMask::Hub,
+                },
+            },
+            noise_eps: cfg.conversion.noise_eps,
+            shape: if attention == Attention::Tiles { Shape::Flat } else { Shape::Rectangular { multiple: 32 } },
+            vocab_size: decoder.cfg.vocab_size,
+        };
+        let pass = PassOptions {
+            dtype,
+            attention,
+            recompute: cfg.train.recompute == Recompute::Layer,
+            loss_chunk: cfg.train.loss_chunk,
+        };
+        let optimizer = Optimizer::new(&cfg.optim, &decoder.params, &chosen.device);
+        let identity = finish::identity(cfg, &data, &source, &decoder)?;
+        Ok(Trainer {
+            cfg,
+            chosen,
+            data,
+            decoder,
+            weights,
+            optimizer,
+            state: RunState::default(),
+            plan,
+            pass,
+            identity,
+            source,
+            source_folder: folder,
+            saved_step: None,
+        })
+    }
+
+    /// Start anew or take up a checkpoint.
+    fn begin(&mut self, store: &Store, options: RunOptions) -> Result<()> {
+        let latest = store.latest()?;
+        let out = self.cfg.output.dir.display();
+        match (latest, options.resume) {
+            (None, Resume::Must) => Err(Error::Usage(format!("--resume must: there is no checkpoint in {out}/checkpoints"))),
+            (None, _) => {
+                self.state.micro_rows = self.plan.micro_rows;
+                Ok(())
+            }
+            (Some(_), Resume::Never) if options.overwrite => {
+                self.state.micro_rows = self.plan.micro_rows;
+                store.clear()
+            }
+            (Some(at), Resume::Never) => Err(Error::Usage(format!(
+                "--resume never: {} is there; add --overwrite to discard it, or choose another output.dir",
+                at.display()
+            ))),
+            (Some(at), Resume::Auto | Resume::Must) => {
+                let muon: Vec<bool> = self.decoder.params.specs.iter().map(|s| adamw::uses_muon(&self.cfg.optim, s.kind)).collect();
+                let restored = checkpoint::restore(&at, &self.decoder.params, &muon, &self.chosen.device)?;
+                let changed: Vec<String> = self
+                    .identity
+                    .iter()
+                    .filter(|(k, v)| restored.identity.get(*k) != Some(v))
+                    .map(|(k, v)| format!("{k}: was {}, is {v}", restored.identity.get(k).map_or("absent", String::as_str)))
+                    .collect();
+                if !changed.is_empty() && !options.allow_changes {
+                    return Err(Error::Mismatch(format!(
+                        "{} belongs to a run that differs from this call; {}. Give the same settings, choose another output.dir, or add --allow-changes",
+                        at.display(),
+                        changed.join("; ")
+                    )));
+                }
+                self.weights = restored.weights;
+                self.optimizer.state = restored.optimizer;
+                self.optimizer.updates = restored.state.updates;
+                self.saved_step = Some(restored.state.step);
+                self.state = restored.state;
+                self.plan.micro_rows = self.state.micro_rows.max(1);
+                eprintln!(
+                    "resumed {}: step {}, {} tokens{}",
+                    at.display(),
+                    self.state.step,
+                    self.state.tokens,
+                    if self.state.finished { "; the run is complete" } else { "" }
+                );
+                Ok(())
+            }
+        }
+    }
+
+    fn done(&self) -> bool {
+        self.state.tokens >= self.cfg.conversion.total_tokens || self.cfg.train.max_steps.is_some_and(|m| self.state.step >= m)
+    }
+
+    fn steps(&mut self, store: &Store) -> Result<()> {
+        let stop = Arc::new(AtomicBool::new(false));
+        for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+            // the second signal ends the process at once, the first asks for a checkpoint
+            let registered = signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())
+                .and_then(|_| signal_hook::flag::register(signal, stop.clone()));
+            registered.map_err(|e| Error::Device(format!("installing a signal handler failed: {e}")))?;
+        }
+        let pad = self.data.manifest().pad_token_id;
+        let feed = Prefetch::start(self.data.clone(), self.plan, self.state.cursor, pad, self.cfg.train.prefetch);
+        let mut reporter = Reporter::open(&self.cfg.output.dir, self.state.step, self.cfg.conversion.total_tokens)?;
+        reporter.say(&self.headline());
+        while !self.done() {
+            let (batch, wait) = feed.next()?;
+            let mut record = self.step(&batch, wait.as_secs_f64())?;
+            let last = self.done();
+            let step = self.state.step;
+            let every = |n: u64| n > 0 && step % n == 0;
+            if every(self.cfg.train.eval_every) || (last && self.cfg.train.eval_every > 0) {
+                record.eval_loss = self.evaluate()?;
+                self.note_eval(record.eval_loss);
+            }
+            let stalled = self.cfg.train.early_stop_patience.is_some_and(|p| self.state.evals_without_gain >= p.max(1));
+            let last = last || stalled;
+            let print = every(self.cfg.train.log_every.max(1)) || last || record.eval_loss.is_some() || self.state.step == 1;
+            reporter.step(&record, print)?;
+            let interrupted = stop.load(Ordering::Relaxed);
+            if every(self.cfg.train.save_every) || last || interrupted {
+                self.state.finished = last;
+                reporter.sync()?;
+                let at = self.save(store)?;
+                if stalled {
+                    reporter.say(&format!(
+                        "no gain of the evaluation loss in {} evaluations (best {:.4}): stopping early",
+                        self.state.evals_without_gain,
+                        self.state.best_eval.unwrap_or(f64::NAN)
+                    ));
+                    break;
+                }
+                if interrupted && !last {
+                    return Err(Error::Interrupted(format!(
+                        "interrupted at step {} ({} tokens); state saved in {}; the same command goes on from there",
+                        self.state.step,
+                        self.state.tokens,
+                        at.display()
+                    )));
+                }
+            }
+        }
+        let skipped = if self.state.skipped > 0 { format!(" ({} skipped by the spike guard)", self.state.skipped) } else { String::new() };
+        let share = match self.plan.objective {
+            Objective::Sft => String::new(),
+            Objective::BlockDiffusion(_) => {
+                format!("; {:.0} % of the 4L form's tokens were processed", 25.0 * self.state.processed as f64 / self.state.slots.max(1) as f64)
+            }
+        };
+        reporter.say(&format!(
+            "done: {} of {} tokens in {} steps{skipped}, {:.0} s{share}",
+            self.state.tokens, self.cfg.conversion.total_tokens, self.state.step, self.state.seconds
+        ));
+        Ok(())
+    }
+
+    fn headline(&self) -> String {
+        let m = self.data.manifest();
+        let rows = self.data.rows(Split::Train);
+        format!(
+            "{} ({:?}, {:.2} M parameters) from {} on {}; {rows} rows of {} (bd_size {}), {} rows a step in micro-batches of {}, {} tokens to go",
+            self.cfg.model.name,
+            self.decoder.cfg.family,
+            self.decoder.params.numel() as f64 / 1e6,
+            self.source,
+            self.chosen.name,
+            m.seq_len,
+            m.bd_size,
+            self.plan.batch_rows,
+            self.plan.micro_rows,
+            self.cfg.conversion.total_tokens.saturating_sub(self.state.tokens),
+        )
+    }
+
+    fn note_eval(&mut self, loss: Option<f64>) {
+        let Some(loss) = loss else { return };
+        self.state.eval_loss = Some(loss);
+        if self.state.best_eval.is_none_or(|b| loss < b - self.cfg.train.early_stop_min_delta) {
+            self.state.best_eval = Some(loss);
+            self.state.evals_without_gain = 0;
+        } else {
+            self.state.evals_without_gain += 1;
+        }
+    }
+
+    /// One optimizer step.
+    fn step(&mut self, batch: &StepBatch, data_wait: f64) -> Result<StepRecord> {
+        let t = Instant::now();
+        self.decoder.quant_lambda = match self.cfg.conversion.lambda_warmup {
+            0 => 1.0,
+            n => ((self.state.step + 1) as f64 / n as f64).min(1.0),
+        };
+        let mut grads = Gradients::new(self.weights.0.len());
+        let (mut sum, mut useful, mut processed) = (0.0, 0.0, 0);
+        if batch.counted > 0 {
+            let scale = 1.0 / batch.counted as f64;
+            for micro in &batch.micro {
+                let inputs = objective::upload(&self.decoder, micro, self.pass.dtype, self.pass.attention, &self.chosen.device);
+                sum += objective::loss_and_gradients(&self.decoder, &self.weights, &inputs, &self.pass, scale, &mut grads)?;
+                useful += flops::useful(&self.decoder, micro);
+                processed += micro.processed;
+            }
+        }
+        let loss = if batch.counted > 0 { sum / batch.counted as f64 } else { 0.0 };
+        let norm = clip::global_norm(&grads)?;
+        if !loss.is_finite() || !norm.is_finite() {
+            let rows: Vec<String> = batch.rows.iter().map(|(e, r)| format!("{r} (epoch {e})")).collect();
+            return Err(Error::Numeric(format!(
+                "step {}: loss {loss}, gradient norm {norm}; the weights were not touched. Rows of this step: {}. The last checkpoint is whole; look at these rows with `dlm-prep inspect`, lower optim.lr, or skip them",
+                self.state.step + 1,
+                rows.join(", ")
+            )));
+        }
+        let spike = match (self.cfg.train.spike_factor, self.state.loss_mean) {
+            (Some(f), Some(mean)) => loss > f * mean,
+            _ => false,
+        };
+        self.state.step += 1;
+        self.state.cursor = batch.cursor;
+        self.state.tokens += batch.tokens;
+        self.state.loss_tokens += batch.counted as u64;
+        self.state.processed += processed as u64;
+        self.state.slots += batch.slots;
+        let progress = (self.state.tokens as f64 / self.cfg.conversion.total_tokens.max(1) as f64)
+            .max(self.cfg.train.max_steps.map_or(0.0, |m| self.state.step as f64 / m.max(1) as f64));
+        let lr_factor = schedule::factor(&self.cfg.optim, progress);
+        let mut clip = 1.0;
+        if spike {
+            self.state.skipped += 1;
+        } else {
+            clip = clip::factor(&self.cfg.optim, norm, &mut self.state.zclip);
+            self.optimizer.step(&self.cfg.optim, &self.decoder.params, &mut self.weights, grads, lr_factor, clip);
+            self.state.updates = self.optimizer.updates;
+            self.state.loss_mean = Some(self.state.loss_mean.map_or(loss, |m| 0.95 * m + 0.05 * loss));
+        }
+        self.state.last_loss = Some(loss);
+        let seconds = t.elapsed().as_secs_f64() + data_wait;
+        self.state.seconds += seconds;
+        Ok(StepRecord {
+            step: self.state.step,
+            tokens: self.state.tokens,
+            loss,
+            lr: self.cfg.optim.lr * lr_factor,
+            grad_norm: norm,
+            clip,
+            counted: batch.counted,
+            processed,
+            tok_s: batch.tokens as f64 / seconds,
+            seconds,
+            data_wait,
+            mfu: self.chosen.peak_flops().map(|p| useful / seconds / p),
+            rss_mib: resident_mib(),
+            skipped: spike,
+            eval_loss: None,
+        })
+    }
+
+    /// Mean loss over the first `train.eval_rows` rows of the eval split under fixed masks.
+    fn evaluate(&self) -> Result<Option<f64>> {
+        let rows = self.data.rows(Split::Eval).min(self.cfg.train.eval_rows);
+        evaluate(&self.decoder, &self.weights, &self.data, Split::Eval, &self.plan, &self.pass, self.chosen, rows)
+    }
+
+    fn save(&mut self, store: &Store) -> Result<PathBuf> {
+        if self.saved_step == Some(self.state.step) && !self.state.finished
+            && let Some(at) = store.latest()?
+        {
+            return Ok(at);
+        }
+        let at = store.save(&self.decoder.params, &self.weights, &self.optimizer.state, &self.state, &self.identity)?;
+        self.saved_step = Some(self.state.step);
+        Ok(at)
+    }
+}
+
+/// Mean loss over the first `rows` rows of a split under fixed masks; `None` where nothing is counted.
+#[allow(clippy::too_many_arguments)]
+pub fn evaluate(
+    decoder: &Decoder,
+    weights: &Weights,
+    data: &Dataset,
+    split: Split,
+    plan: &Plan,
+    pass: &PassOptions,
+    chosen: &Chosen,
+    rows: usize,
+) -> Result<Option<f64>> {
+    let (mut sum, mut counted) = (0.0, 0usize);
+    for first in (0..rows).step_by(plan.micro_rows.max(1)) {
+        let (mut packed, mut masks) = (Vec::new(), Vec::new());
+        for i in first..(first + plan.micro_rows).min(rows) {
+            let row = data::packed_row(data, split, i, plan.vocab_size)?;
+            let mask = noise::row_mask(plan.seed, EVAL_EPOCH, i as u64, row.input_ids.len(), plan.spec.bd_size, plan.noise_eps);
+            counted += objective::counted(&row, &plan.spec, plan.objective, Some(&mask));
+            packed.push(row);
+            masks.push(mask);
+        }
+        let batch = objective::build_batch(plan.objective, &packed, &masks, &plan.spec, plan.shape);
+        let inputs = objective::upload(decoder, &batch, pass.dtype, pass.attention, &chosen.device);
+        sum += objective::loss_sum(decoder, weights, &inputs, pass)?;
+    }
+    Ok((counted > 0).then(|| sum / counted as f64))
+}
+
+/// The objective a configuration asks for.
+pub fn objective_of(cfg: &Config) -> Objective {
+    match (cfg.conversion.objective, cfg.conversion.layout) {
+        (config::Objective::Sft, _) => Objective::Sft,
+        (config::Objective::BlockDiffusion, config::Layout::Saving) => Objective::BlockDiffusion(Layout::Saving),
+        (config::Objective::BlockDiffusion, config::Layout::Reference) => Objective::BlockDiffusion(Layout::Reference),
+    }
+}
+
+fn compute_dtype(cfg: &Config, chosen: &Chosen) -> DType {
+    match cfg.train.dtype {
+        Some(config::Dtype::Bf16) => DType::BF16,
+        Some(config::Dtype::Fp32) => DType::F32,
+        None if chosen.name.starts_with("cuda") => DType::BF16,
+        None => DType::F32,
+    }
+}
+
+/// Rows a forward pass: what was asked for, else what fits.
+fn micro_rows(cfg: &Config, decoder: &Decoder, objective: Objective, seq_len: usize, dtype: DType) -> usize {
+    let element = if dtype == DType::F32 { 4 } else { 2 };
+    let recompute = cfg.train.recompute == Recompute::Layer;
+    cfg.train
+        .micro_rows
+        .unwrap_or_else(|| micro::for_cpu(cfg.train.batch_rows.max(1), micro::row_bytes(decoder, objective, seq_len, element, recompute)))
+}

@@ -1,0 +1,143 @@
+//! From `source.*` and the dataset's manifest to a decoder with weights that knows the mask token.
+//!
+//! In: configuration, manifest. Out: [`Prepared`]. The dataset must fit the model: block size and mask id agree with an
+//! already converted source, every token has a row. Spare rows of the embedding table are used first; a table only
+//! ever grows. A mask row that is new starts as the mean of the rows of ordinary tokens.
+
+use std::path::{Path, PathBuf};
+
+use burn::prelude::*;
+use dlm_datasets::Manifest;
+
+use crate::config::{BitLinear, Config, Init};
+use crate::error::{Error, Result};
+use crate::model::{Decoder, ModelConfig, ParamKind, Params, Weights, weights};
+
+/// A model ready to train.
+pub struct Prepared {
+    /// Architecture.
+    pub decoder: Decoder,
+    /// fp32 masters.
+    pub weights: Weights,
+    /// Where the weights came from, for the record.
+    pub source: String,
+    /// Local folder of the source, where there is one.
+    pub folder: Option<PathBuf>,
+}
+
+/// Rows are added in multiples of this, so that matrix shapes stay friendly.
+const VOCAB_MULTIPLE: usize = 64;
+
+/// Resolve `source.path` to a local folder.
+pub fn resolve(path: &str) -> Result<PathBuf> {
+    for scheme in ["hf://", "gs://", "s3://"] {
+        if path.starts_with(scheme) {
+            return Err(Error::Usage(format!(
+                "source.path={path}: remote sources are not read yet; download the folder first (for the hub: `huggingface-cli download ORG/NAME --local-dir DIR`) and give its path"
+            )));
+        }
+    }
+    let dir = PathBuf::from(path);
+    if dir.is_dir() {
+        Ok(dir)
+    } else {
+        Err(Error::Usage(format!("source.path={path}: no such folder; expected a Hugging Face model folder with config.json and safetensors")))
+    }
+}
+
+/// Load or initialise the model that `cfg` names, fitted to the dataset.
+pub fn prepare(cfg: &Config, manifest: &Manifest, device: &Device) -> Result<Prepared> {
+    let (mut model, folder, source) = match cfg.source.init {
+        Init::Pretrained => {
+            let path = cfg.source.path.as_deref().ok_or_else(|| {
+                Error::Usage("source.path is not set: give a model folder with source.path=DIR, or source.init=random with source.config".into())
+            })?;
+            let dir = resolve(path)?;
+            (ModelConfig::read(&dir)?, Some(dir), path.to_string())
+        }
+        Init::Random => {
+            let text = cfg.source_config().map_err(|e| Error::Usage(e.to_string()))?;
+            let raw = serde_json::from_str(&text).map_err(|e| Error::Usage(format!("source.config is not valid JSON: {e}")))?;
+            (ModelConfig::from_json(raw)?, None, "random".to_string())
+        }
+    };
+    check_fit(&model, manifest, &source)?;
+    let params = Params::new(&model);
+    let mut host = match &folder {
+        Some(dir) => weights::read_host(dir, &mut model, &params)?,
+        None => weights::random_host(&model, &params, cfg.train.seed),
+    };
+    let new_mask = model.mask_token_id.is_none();
+    let params = fit_vocabulary(&mut model, params, &mut host, manifest.mask_token_id as usize, new_mask && folder.is_some());
+    match cfg.conversion.bitlinear {
+        BitLinear::Auto => {}
+        BitLinear::On => model.set_bitlinear(true),
+        BitLinear::Off => model.set_bitlinear(false),
+    }
+    let decoder = Decoder::new(model);
+    let weights = weights::upload(host, &params, device);
+    Ok(Prepared { decoder, weights, source, folder })
+}
+
+fn check_fit(model: &ModelConfig, manifest: &Manifest, source: &str) -> Result<()> {
+    if let Some(id) = model.mask_token_id.filter(|id| *id != i64::from(manifest.mask_token_id)) {
+        return Err(Error::Mismatch(format!(
+            "the dataset's mask token {:?} has id {}, the model {source} was converted with mask id {id}; prepare the data with the model's own tokenizer",
+            manifest.mask_token, manifest.mask_token_id
+        )));
+    }
+    if let Some(bd) = model.bd_size.filter(|bd| *bd != manifest.bd_size) {
+        return Err(Error::Mismatch(format!(
+            "the dataset was packed with bd_size {}, the model {source} was converted with bd_size {bd}; prepare the data with --bd-size {bd}",
+            manifest.bd_size
+        )));
+    }
+    // One id past the table is the mask token itself; anything beyond is another tokenizer's.
+    if manifest.vocab_size > model.vocab_size + 1 {
+        return Err(Error::Mismatch(format!(
+            "the dataset's tokenizer has {} ids, the embedding table of {source} has {} rows; prepare the data with this model's tokenizer",
+            manifest.vocab_size, model.vocab_size
+        )));
+    }
+    Ok(())
+}
+
+/// Make sure the mask id has a row; returns the parameter table of the (possibly grown) model.
+fn fit_vocabulary(model: &mut ModelConfig, params: Params, host: &mut [Vec<f32>], mask: usize, init_mask: bool) -> Params {
+    let width = model.hidden_size;
+    let old = model.vocab_size;
+    let new = if mask < old { old } else { (mask + 1).next_multiple_of(VOCAB_MULTIPLE) };
+    for (spec, values) in params.specs.iter().zip(host.iter_mut()) {
+        if spec.kind != ParamKind::Embedding {
+            continue;
+        }
+        if new > old || init_mask {
+            let used = mask.min(old).max(1);
+            let mut mean = vec![0f64; width];
+            for row in values.chunks(width).take(used) {
+                mean.iter_mut().zip(row).for_each(|(m, v)| *m += f64::from(*v));
+            }
+            let mean: Vec<f32> = mean.iter().map(|m| (m / used as f64) as f32).collect();
+            for _ in old..new {
+                values.extend_from_slice(&mean);
+            }
+            if init_mask {
+                values[mask * width..(mask + 1) * width].copy_from_slice(&mean);
+            }
+        }
+    }
+    if new == old {
+        return params;
+    }
+    model.vocab_size = new;
+    Params::new(model)
+}
+
+/// Files of a source folder that an export carries along when the dataset does not bring its own.
+pub fn tokenizer_files(dir: &Path) -> Vec<PathBuf> {
+    ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "added_tokens.json", "vocab.json", "merges.txt"]
+        .iter()
+        .map(|n| dir.join(n))
+        .filter(|p| p.is_file())
+        .collect()
+}
