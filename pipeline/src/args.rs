@@ -43,8 +43,20 @@ pub enum Command {
 #[derive(Args, Debug, Clone)]
 pub struct Build {
     /// Files or folders: parquet, JSONL (plain, .gz, .zst), Arrow.
-    #[arg(long, num_args = 1.., value_name = "FILE|DIR", required = true)]
+    #[arg(long, num_args = 1.., value_name = "FILE|DIR", required_unless_present = "dataset", conflicts_with = "dataset")]
     pub input: Vec<PathBuf>,
+    /// A dataset on the Hugging Face hub (HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE are honoured).
+    #[arg(long, value_name = "ORG/NAME")]
+    pub dataset: Option<String>,
+    /// Branch, tag or commit of the dataset; pinned to a commit and recorded.
+    #[arg(long, value_name = "REV", requires = "dataset")]
+    pub revision: Option<String>,
+    /// Only these splits or categories of the dataset, by folder or file name.
+    #[arg(long, value_delimiter = ',', value_name = "A,B", requires = "dataset")]
+    pub split: Vec<String>,
+    /// Only files whose path fits one of these globs.
+    #[arg(long, value_delimiter = ',', value_name = "GLOB", requires = "dataset")]
+    pub files: Vec<String>,
     /// Tokenizer folder (tokenizer.json, tokenizer_config.json).
     #[arg(long, value_name = "DIR", required = true)]
     pub tokenizer: Option<PathBuf>,

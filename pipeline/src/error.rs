@@ -56,6 +56,9 @@ pub enum Error {
     /// The prepared data would not be worth training on.
     #[error("{0}")]
     Unfit(String),
+    /// A download failed; the message is that of the thread it failed in.
+    #[error("{0}")]
+    Remote(String),
     /// Interrupted by the user; state is saved (exit code 130).
     #[error("interrupted; run the same command again to go on")]
     Interrupted,

@@ -4,10 +4,14 @@
 
 use crate::args::{Build, EngineArg, RenderArg};
 use crate::control::ControlText;
+use crate::hub::client::{self, Client};
+use crate::hub::fetch::{Ahead, HubSource};
+use crate::hub::list::Wanted;
+use crate::hub::{self, ShardSource};
 use crate::error::{Error, Result};
 use crate::linear::{self, Linear};
 use crate::settings::Settings;
-use crate::source::{self, Input};
+use crate::source::{self, Input, Remote};
 use crate::spans::SpanFinder;
 use crate::template::{self, ChatTemplate};
 use crate::tokenize::{Tokenizer, TokenizerSource};
@@ -17,6 +21,7 @@ use dlm_datasets::manifest::Manifest;
 use dlm_datasets::writer::write_atomic;
 use serde_json::{Value, json};
 use std::path::Path;
+use std::sync::Arc;
 
 /// Texts on which the engines are compared, and their bytes in all.
 const SAMPLE_TEXTS: usize = 128;
@@ -47,6 +52,8 @@ pub struct Plan {
     pub control: ControlText,
     /// When rows need no render.
     pub linear: Option<Linear>,
+    /// Where the inputs come from.
+    pub origin: Origin,
     /// Head of the manifest.
     pub manifest: Manifest,
     /// `tokenizer_config.json` for the dataset.
@@ -111,16 +118,11 @@ pub fn time(text: Option<&str>) -> Result<jiff::civil::DateTime> {
 /// Finds, loads and settles.
 pub fn plan(b: &Build) -> Result<Plan> {
     let settings = settings(b)?;
-    if b.input.is_empty() {
-        return Err(Error::Usage(
-            "nothing to read: give --input FILES".to_string(),
-        ));
-    }
     let dir = b
         .tokenizer
         .as_deref()
         .ok_or_else(|| Error::Usage("no --tokenizer".to_string()))?;
-    let inputs = source::expand(&b.input)?;
+    let (inputs, origin) = find_inputs(b)?;
     let now = time(Some(&settings.now))?;
     let mut tok = TokenizerSource::read(dir)?;
     let mut specials = template::special_tokens(dir)?;
@@ -248,9 +250,42 @@ pub fn plan(b: &Build) -> Result<Plan> {
         tokenizer,
         control,
         linear,
+        origin,
         manifest: m,
         tokenizer_config,
     })
+}
+
+/// Where inputs come from, for the manifest.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// Hub dataset.
+    pub dataset: Option<String>,
+    /// Its commit.
+    pub revision: Option<String>,
+}
+
+/// Local files, or a dataset's files with their download begun.
+fn find_inputs(b: &Build) -> Result<(Vec<Input>, Origin)> {
+    let Some(id) = &b.dataset else {
+        if b.input.is_empty() {
+            return Err(Error::Usage("nothing to read: give --input FILES or --dataset ORG/NAME".to_string()));
+        }
+        return Ok((source::expand(&b.input)?, Origin::default()));
+    };
+    let client = Client::new(client::Settings::from_env());
+    let wanted = Wanted { revision: b.revision.clone(), splits: b.split.clone(), globs: b.files.clone() };
+    let listing = hub::list::list(&client, hub::cache::check_id(id)?, &wanted)?;
+    let origin = Origin { dataset: Some(id.clone()), revision: Some(listing.commit.clone()) };
+    eprintln!("dataset    {id} at {} ({}), {} files", listing.commit, listing.revision, listing.files.len());
+    let source = HubSource::new(client, id, listing);
+    let files: Vec<_> = source.files().to_vec();
+    // A dry run lists and downloads nothing but the file it looks at.
+    let ahead = Arc::new(Ahead::new(Box::new(source), 0));
+    let inputs = files.into_iter().enumerate().map(|(index, f)| {
+        Input { path: f.path.clone().into(), name: f.path, bytes: f.bytes, remote: Some(Remote { ahead: ahead.clone(), index }) }
+    });
+    Ok((inputs.collect(), origin))
 }
 
 /// Rendered texts of the first rows of the inputs, for comparing engines.
@@ -265,7 +300,9 @@ fn sample(
     let step = inputs.len().div_ceil(8).max(1);
     let each = SAMPLE_TEXTS / inputs.len().clamp(1, 8);
     let mut bytes = 0;
-    for input in inputs.iter().step_by(step) {
+    // Of remote files only the first is waited for.
+    let here = inputs.iter().enumerate().filter(|(k, i)| *k == 0 || i.remote.is_none()).map(|(_, i)| i);
+    for input in here.step_by(step) {
         // Whatever cannot be read here is reported by the run itself.
         let Some(Ok(batch)) = source::open(input, 0).ok().and_then(|mut b| b.next()) else {
             continue;

@@ -7,6 +7,7 @@
 use crate::conversation::Drop;
 use crate::error::{Error, Result};
 use crate::pack::{PackedRow, Packer, Waiting};
+use crate::plan::Origin;
 use crate::settings::Settings;
 use crate::source::Input;
 use crate::workers::{Cursor, OutBatch, OutRow};
@@ -55,6 +56,8 @@ pub struct Output<'a> {
     unsupervised: u64,
     /// Whether budgets are spent.
     full: bool,
+    /// Where the inputs come from.
+    origin: Origin,
 }
 
 fn side(split: Split) -> usize {
@@ -108,6 +111,7 @@ impl<'a> Output<'a> {
             rows_seen: 0,
             unsupervised: 0,
             full: false,
+            origin: Origin::default(),
         };
         let state = dir.join(STATE);
         if overwrite {
@@ -192,6 +196,12 @@ impl<'a> Output<'a> {
         }
         self.full = self.spent();
         Ok(())
+    }
+
+    /// Says where the inputs come from.
+    pub fn with_origin(mut self, origin: Origin) -> Self {
+        self.origin = origin;
+        self
     }
 
     /// Where to read on.
@@ -330,7 +340,7 @@ impl<'a> Output<'a> {
         category: &Option<String>,
         licence: &Option<String>,
     ) -> usize {
-        let sources = &mut self.manifest.sources;
+        let (sources, origin) = (&mut self.manifest.sources, &self.origin);
         let k = *self
             .sources
             .entry((file, category.clone()))
@@ -341,6 +351,8 @@ impl<'a> Output<'a> {
                     .map(|i| i.name.clone())
                     .unwrap_or_default();
                 sources.push(Source {
+                dataset: origin.dataset.clone(),
+                revision: origin.revision.clone(),
                     name,
                     category: category.clone(),
                     ..Default::default()

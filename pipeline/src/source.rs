@@ -42,8 +42,23 @@ const COLUMNS: [&str; 20] = [
     "id",
 ];
 
+/// A file that is being fetched.
+#[derive(Clone)]
+pub struct Remote {
+    /// What fetches it.
+    pub ahead: std::sync::Arc<crate::hub::fetch::Ahead>,
+    /// Its number in the listing.
+    pub index: usize,
+}
+
+impl std::fmt::Debug for Remote {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "remote file {}", self.index)
+    }
+}
+
 /// One input file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Input {
     /// Where it is.
     pub path: PathBuf,
@@ -51,6 +66,18 @@ pub struct Input {
     pub name: String,
     /// Its length.
     pub bytes: u64,
+    /// What fetches it, if it is not here yet.
+    pub remote: Option<Remote>,
+}
+
+impl Input {
+    /// Its local path; waits for a download.
+    pub fn ready(&self) -> Result<PathBuf> {
+        match &self.remote {
+            None => Ok(self.path.clone()),
+            Some(r) => r.ahead.wait(r.index),
+        }
+    }
 }
 
 /// What a file is, by its name.
@@ -103,7 +130,7 @@ pub fn expand(arguments: &[PathBuf]) -> Result<Vec<Input>> {
                 let bytes = std::fs::metadata(&path)
                     .map_err(Error::io("reading", &path))?
                     .len();
-                out.push(Input { path, name, bytes });
+                out.push(Input { path, name, bytes, remote: None });
             }
         } else {
             if kind(a).is_none() {
@@ -117,7 +144,7 @@ pub fn expand(arguments: &[PathBuf]) -> Result<Vec<Input>> {
             out.push(Input {
                 path: a.clone(),
                 name,
-                bytes: meta.len(),
+                bytes: meta.len(), remote: None
             });
         }
     }
@@ -196,10 +223,11 @@ pub fn open(input: &Input, skip: u64) -> Result<Box<dyn Iterator<Item = Result<R
         path: input.path.display().to_string(),
         reason,
     };
+    let local = Input { path: input.ready()?, remote: None, ..input.clone() };
     match kind(&input.path) {
-        Some(Kind::Parquet) => parquet(input, skip),
-        Some(Kind::Json) => Ok(Box::new(JsonRows::open(&input.path, skip)?)),
-        Some(Kind::Arrow) => arrow_file(input, skip),
+        Some(Kind::Parquet) => parquet(&local, skip),
+        Some(Kind::Json) => Ok(Box::new(JsonRows::open(&local.path, skip)?)),
+        Some(Kind::Arrow) => arrow_file(&local, skip),
         None => Err(bad("unknown kind of file".to_string())),
     }
 }
@@ -478,7 +506,7 @@ mod tests {
         let input = Input {
             path,
             name: name.to_string(),
-            bytes: 0,
+            bytes: 0, remote: None
         };
         let mut out = Vec::new();
         for b in open(&input, skip).unwrap() {
@@ -534,7 +562,7 @@ mod tests {
         let input = Input {
             path,
             name: String::new(),
-            bytes: 0,
+            bytes: 0, remote: None
         };
         assert!(
             open(&input, 0)

@@ -39,7 +39,7 @@ pub fn run(b: &Build) -> Result<()> {
         &plan.inputs,
         plan.manifest.clone(),
         b.overwrite,
-    )?;
+    )?.with_origin(plan.origin.clone());
     plan.write_tokenizer(&b.out)?;
     let from = output.cursor();
     if output.rows_seen() > 0 {
