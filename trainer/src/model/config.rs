@@ -336,6 +336,11 @@ impl<'a> Reader<'a> {
                 )));
             }
         }
+        if q.get("use_rms_norm").and_then(Value::as_bool) == Some(true) {
+            return Err(Error::Model(
+                "quantization_config.use_rms_norm is true: the extra norm inside every linear is not implemented".into(),
+            ));
+        }
         let class = get("linear_class").unwrap_or("bitlinear");
         let mode = get("quantization_mode").unwrap_or("offline");
         match (mode, class) {
