@@ -33,7 +33,7 @@ pub fn fixtures() -> Option<PathBuf> {
 pub fn own_config(arch: &str) -> Value {
     json!({
         "architectures": [format!("{arch}ForCausalLM")], "model_type": arch.to_lowercase(), "vocab_size": VOCAB, "hidden_size": 48,
-        "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": if arch == "BitNet" { 12 } else { 16 },
         "rope_theta": 1e4, "rms_norm_eps": 1e-6, "hidden_act": if arch == "BitNet" { "relu2" } else { "silu" },
         "max_position_embeddings": 512, "tie_word_embeddings": false, "initializer_range": 0.2, "torch_dtype": "float32"
     })
