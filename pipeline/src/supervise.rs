@@ -2,7 +2,7 @@
 //!
 //! In: a rendered conversation. Out: ids, and labels that equal the id inside a span that carries loss and -100 elsewhere.
 //! The text is cut at the span boundaries and the pieces encoded in order, so that no token straddles prompt and response: at
-//! decode time the prompt is encoded alone.
+//! decode time the prompt is encoded alone. A sample ends with its last supervised token.
 
 use crate::conversation::Drop;
 use crate::spans::{Rendered, Span};
@@ -50,7 +50,14 @@ impl Supervisor<'_> {
         for (k, &Span { start, end, loss }) in r.spans.iter().enumerate() {
             self.piece(&r.text, at, start, &mut control, false, out)?;
             let from = out.ids.len();
-            self.piece(&r.text, start, end, &mut control, loss && (self.loss_on == LossOn::All || k == last), out)?;
+            self.piece(
+                &r.text,
+                start,
+                end,
+                &mut control,
+                loss && (self.loss_on == LossOn::All || k == last),
+                out,
+            )?;
             out.turns.push((from, out.ids.len()));
             at = end;
         }
@@ -62,17 +69,34 @@ impl Supervisor<'_> {
         if out.ids.contains(&self.mask_id) {
             return Err(Drop::MaskInText);
         }
-        if out.labels.iter().all(|&l| l == IGNORE) {
-            return Err(Drop::NoLabel);
-        }
+        let Some(last) = out.labels.iter().rposition(|&l| l != IGNORE) else { return Err(Drop::NoLabel) };
+        // What a template writes after the last end-of-turn token (ChatML: a newline) would stand unmasked in the noised block
+        // and tell the model where its answer ends; decoding has nothing there.
+        out.ids.truncate(last + 1);
+        out.labels.truncate(last + 1);
+        out.turns.retain_mut(|turn| {
+            turn.1 = turn.1.min(last + 1);
+            turn.0 < turn.1
+        });
         Ok(())
     }
 
     /// Encodes `text[from..to]`. `control` lists the control tokens still ahead, where text may hold strings that look like some.
-    fn piece(&self, text: &str, from: usize, to: usize, control: &mut Option<&[(usize, usize, i32)]>, loss: bool, out: &mut Sample) -> Result<(), Drop> {
+    fn piece(
+        &self,
+        text: &str,
+        from: usize,
+        to: usize,
+        control: &mut Option<&[(usize, usize, i32)]>,
+        loss: bool,
+        out: &mut Sample,
+    ) -> Result<(), Drop> {
         let slice = |a: usize, b: usize| text.get(a..b).ok_or(Drop::NoAssistantSpan);
         match control {
-            None if from < to => self.tokenizer.encode(slice(from, to)?, &mut out.ids).map_err(|_| Drop::TokenizerFailed)?,
+            None if from < to => self
+                .tokenizer
+                .encode(slice(from, to)?, &mut out.ids)
+                .map_err(|_| Drop::TokenizerFailed)?,
             None => {}
             Some(ahead) => {
                 let mut at = from;
@@ -80,7 +104,9 @@ impl Supervisor<'_> {
                     let token = ahead.first().filter(|t| t.0 < to);
                     let end = token.map_or(to, |t| t.0);
                     if at < end {
-                        self.tokenizer.encode_plain(slice(at, end)?, &mut out.ids).map_err(|_| Drop::TokenizerFailed)?;
+                        self.tokenizer
+                            .encode_plain(slice(at, end)?, &mut out.ids)
+                            .map_err(|_| Drop::TokenizerFailed)?;
                     }
                     at = end;
                     if let Some(&(_, len, id)) = token {
