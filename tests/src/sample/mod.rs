@@ -16,4 +16,4 @@ pub const TRAIN_ROWS: usize = 8_000;
 /// Held-out prompts.
 pub const HELD_OUT_ROWS: usize = 128;
 /// `vocab_size` of the model config: a multiple of 64 with room for the mask token.
-pub const MODEL_VOCAB: usize = 960;
+pub const MODEL_VOCAB: usize = 832;
