@@ -43,8 +43,20 @@ pub enum Command {
 #[derive(Args, Debug, Clone)]
 pub struct Build {
     /// Files or folders: parquet, JSONL (plain, .gz, .zst), Arrow.
-    #[arg(long, num_args = 1.., value_name = "FILE|DIR", required = true)]
+    #[arg(long, num_args = 1.., value_name = "FILE|DIR", required_unless_present = "dataset", conflicts_with = "dataset")]
     pub input: Vec<PathBuf>,
+    /// A dataset on the Hugging Face hub (HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE are honoured).
+    #[arg(long, value_name = "ORG/NAME")]
+    pub dataset: Option<String>,
+    /// Branch, tag or commit of the dataset; pinned to a commit and recorded.
+    #[arg(long, value_name = "REV", requires = "dataset")]
+    pub revision: Option<String>,
+    /// Only these splits or categories of the dataset, by folder or file name.
+    #[arg(long, value_delimiter = ',', value_name = "A,B", requires = "dataset")]
+    pub split: Vec<String>,
+    /// Only files whose path fits one of these globs.
+    #[arg(long, value_delimiter = ',', value_name = "GLOB", requires = "dataset")]
+    pub files: Vec<String>,
     /// Tokenizer folder (tokenizer.json, tokenizer_config.json).
     #[arg(long, value_name = "DIR", required = true)]
     pub tokenizer: Option<PathBuf>,
@@ -152,49 +164,49 @@ macro_rules! choice {
 }
 
 choice!(
-    /// Block padding.
-    PaddingArg => dlm_datasets::manifest::Padding {
-        /// The mask token.
-        Mask,
-        /// The end-of-text token.
-        Eos
-    });
+/// Block padding.
+PaddingArg => dlm_datasets::manifest::Padding {
+    /// The mask token.
+    Mask,
+    /// The end-of-text token.
+    Eos
+});
 choice!(
-    /// Block grid.
-    AlignmentArg => dlm_datasets::manifest::Alignment {
-        /// Counted from the document's start, as in decoding.
-        Sample,
-        /// The last response alone is a multiple of the block size.
-        Response
-    });
+/// Block grid.
+AlignmentArg => dlm_datasets::manifest::Alignment {
+    /// Counted from the document's start, as in decoding.
+    Sample,
+    /// The last response alone is a multiple of the block size.
+    Response
+});
 choice!(
-    /// Loss policy.
-    LossOnArg => dlm_datasets::manifest::LossOn {
-        /// Every assistant turn.
-        All,
-        /// The last one.
-        Last
-    });
+/// Loss policy.
+LossOnArg => dlm_datasets::manifest::LossOn {
+    /// Every assistant turn.
+    All,
+    /// The last one.
+    Last
+});
 choice!(
-    /// Control-token strings.
-    SpecialTextArg => crate::spans::SpecialText {
-        /// They are text.
-        Text,
-        /// They are control tokens, as in Python tools.
-        AsSpecial,
-        /// The conversation is left out.
-        Reject
-    });
+/// Control-token strings.
+SpecialTextArg => crate::spans::SpecialText {
+    /// They are text.
+    Text,
+    /// They are control tokens, as in Python tools.
+    AsSpecial,
+    /// The conversation is left out.
+    Reject
+});
 choice!(
-    /// Assistant text the template changes.
-    LostTextArg => crate::spans::LostText {
-        /// The conversation is left out.
-        Drop,
-        /// The turn stays as context, without loss.
-        Mask,
-        /// Loss on what the template made of it.
-        Keep
-    });
+/// Assistant text the template changes.
+LostTextArg => crate::spans::LostText {
+    /// The conversation is left out.
+    Drop,
+    /// The turn stays as context, without loss.
+    Mask,
+    /// Loss on what the template made of it.
+    Keep
+});
 
 /// Tokenizer engine.
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
@@ -278,7 +290,12 @@ pub struct Bench {
 #[derive(Args, Debug)]
 pub struct Render {
     /// Tokenizer folder.
-    #[arg(long, value_name = "DIR", conflicts_with = "template", required_unless_present = "template")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        conflicts_with = "template",
+        required_unless_present = "template"
+    )]
     pub tokenizer: Option<PathBuf>,
     /// A Jinja file, chatml or llama3.
     #[arg(long, value_name = "NAME|FILE")]

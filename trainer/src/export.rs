@@ -3,17 +3,22 @@
 //! In: decoder, weights, the source's raw config, the dataset's tokenizer. Out: `config.json` (the source's, plus `bd_size`
 //! and `mask_token_id`), `model.safetensors` or shards with an index, `tokenizer.json`, `tokenizer_config.json`,
 //! `generation_config.json`, and last of all `dlm_config.json`: a folder without it is not a whole export.
+//! Masters are stored in `dtype` (fp32 or bf16); with `packed-ternary` BitLinear's weights are `u8 [out/4, in]` beside a
+//! `weight_scale` f32 `[1]`, as transformers reads BitNet checkpoints.
 
 use std::path::{Path, PathBuf};
 
+use burn::prelude::*;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use crate::checkpoint::{files, tensors};
+use crate::checkpoint::files;
+use crate::checkpoint::tensors::{self, Content, Entry};
 use crate::config::ExportFormat;
 use crate::error::{Error, Result};
 use crate::model::config::Family;
-use crate::model::{Decoder, Weights, weights::Checkpoint};
+use crate::model::weights::{self, Checkpoint};
+use crate::model::{Decoder, ModelConfig, ParamKind, Weights, ternary};
 
 /// Shards are cut above this many bytes, as transformers does.
 const SHARD_BYTES: usize = 5_000_000_000;
@@ -38,21 +43,37 @@ pub struct ExportInfo {
     pub record: Value,
 }
 
+/// Refuse a format that this model cannot be written in; called before training, so that a long run does not end in it.
+pub fn check(decoder: &Decoder, format: ExportFormat) -> Result<()> {
+    let cfg = &decoder.cfg;
+    match format {
+        ExportFormat::Hf => Ok(()),
+        ExportFormat::FastDllm if cfg.family == Family::Qwen2 => Ok(()),
+        ExportFormat::FastDllm => Err(Error::Usage(format!(
+            "export.format=fast-dllm is the published Fast_dLLM_Qwen architecture, which is Qwen2's; this model is {:?}; use export.format=hf",
+            cfg.family
+        ))),
+        ExportFormat::PackedTernary if cfg.quantization.is_none() => Err(Error::Usage(format!(
+            "export.format=packed-ternary stores BitLinear's ternary weights; this {:?} model has no BitLinear (no quantization_config in its config.json): use export.format=hf, or train with conversion.bitlinear=on",
+            cfg.family
+        ))),
+        ExportFormat::PackedTernary => {
+            let mut matrices = decoder.params.specs.iter().filter(|s| s.kind == ParamKind::Matrix);
+            matrices.try_for_each(|s| ternary::check(&s.name, s.shape[0]))
+        }
+    }
+}
+
 /// Write the folder.
 pub fn export(dir: &Path, decoder: &Decoder, w: &Weights, dtype: Dtype, format: ExportFormat, info: &ExportInfo) -> Result<()> {
-    if format == ExportFormat::FastDllm && decoder.cfg.family != Family::Qwen2 {
-        return Err(Error::Usage(format!(
-            "export.format=fast-dllm is the published Fast_dLLM_Qwen architecture, which is Qwen2's; this model is {:?}; use export.format=hf",
-            decoder.cfg.family
-        )));
-    }
+    check(decoder, format)?;
     files::create_dir(dir)?;
     let marker = dir.join("dlm_config.json");
     if marker.exists() {
         std::fs::remove_file(&marker).map_err(|e| Error::io(&marker, "removing the old export's marker", e))?;
         files::sync_parent(&marker)?;
     }
-    write_weights(dir, decoder, w, dtype)?;
+    write_weights(dir, decoder, w, dtype, format)?;
     write_json(&dir.join("config.json"), &model_config(decoder, dtype, format, info))?;
     write_json(&dir.join("generation_config.json"), &generation_config(info)?)?;
     for name in crate::train::source::tokenizer_files(&info.tokenizer) {
@@ -68,7 +89,7 @@ pub fn export(dir: &Path, decoder: &Decoder, w: &Weights, dtype: Dtype, format: 
     if let (Some(r), Some(more)) = (record.as_object_mut(), info.record.as_object()) {
         r.extend(more.iter().map(|(k, v)| (k.clone(), v.clone())));
     }
-    verify(dir, decoder, w, dtype)?;
+    verify(dir, decoder, w, dtype, format)?;
     write_json(&marker, &record)
 }
 
@@ -97,9 +118,11 @@ fn model_config(decoder: &Decoder, dtype: Dtype, format: ExportFormat, info: &Ex
             fast_dllm_keys(o);
         }
         if let Some(q) = o.get_mut("quantization_config").and_then(Value::as_object_mut) {
-            // full-precision masters, quantised in every forward pass
-            q.insert("quantization_mode".into(), json!("online"));
-            q.insert("linear_class".into(), json!("autobitlinear"));
+            // full-precision masters are quantised in every forward pass, packed weights were quantised here
+            let (mode, class) = if format == ExportFormat::PackedTernary { ("offline", linear_class(decoder)) } else { ("online", "autobitlinear") };
+            q.insert("quant_method".into(), json!("bitnet"));
+            q.insert("quantization_mode".into(), json!(mode));
+            q.insert("linear_class".into(), json!(class));
         }
     }
     raw
@@ -119,6 +142,8 @@ fn fast_dllm_keys(config: &mut serde_json::Map<String, Value>) {
         }),
     );
     config.insert("conplemenrary_mask".into(), json!(true));
+    let layers = config.get("num_hidden_layers").and_then(Value::as_u64).unwrap_or(0) as usize;
+    config.entry("layer_types").or_insert_with(|| json!(vec!["full_attention"; layers]));
 }
 
 fn generation_config(info: &ExportInfo) -> Result<Value> {
@@ -141,13 +166,28 @@ fn generation_config(info: &ExportInfo) -> Result<Value> {
     Ok(value)
 }
 
+/// transformers' class for the packed linears. Its `autobitlinear` multiplies a bias by the weight's scale too, so models
+/// with biases are written for `bitlinear`, which divides by the inverse scale first and adds the bias after.
+fn linear_class(decoder: &Decoder) -> &'static str {
+    if decoder.params.specs.iter().any(|s| s.kind == ParamKind::Bias) { "bitlinear" } else { "autobitlinear" }
+}
+
+/// The packed matrix and its `weight_scale` as they stand in the file.
+fn packed_entries(decoder: &Decoder, name: &str, master: &Tensor<2>) -> Result<[Entry; 2]> {
+    let p = ternary::pack(name, master)?;
+    let scale = if linear_class(decoder) == "bitlinear" { 1.0 / p.scale } else { p.scale };
+    Ok([
+        Entry { name: name.to_string(), dtype: Dtype::U8, shape: p.shape.to_vec(), content: Content::Bytes(p.bytes) },
+        Entry { name: format!("{name}_scale"), dtype: Dtype::F32, shape: vec![1], content: Content::Bytes(scale.to_le_bytes().to_vec()) },
+    ])
+}
+
 /// One file, or shards with an index.
-fn write_weights(dir: &Path, decoder: &Decoder, w: &Weights, dtype: Dtype) -> Result<()> {
-    let width = if dtype == Dtype::F32 { 4 } else { 2 };
-    let mut shards: Vec<Vec<tensors::Named>> = vec![Vec::new()];
+fn write_weights(dir: &Path, decoder: &Decoder, w: &Weights, dtype: Dtype, format: ExportFormat) -> Result<()> {
+    let mut shards: Vec<Vec<Entry>> = vec![Vec::new()];
     let (mut size, mut total) = (0usize, 0usize);
-    for (spec, t) in decoder.params.specs.iter().zip(&w.0) {
-        let bytes = spec.numel() * width;
+    let mut add = |entry: Entry| {
+        let bytes = entry.len();
         if size + bytes > SHARD_BYTES && size > 0 {
             shards.push(Vec::new());
             size = 0;
@@ -155,41 +195,62 @@ fn write_weights(dir: &Path, decoder: &Decoder, w: &Weights, dtype: Dtype) -> Re
         size += bytes;
         total += bytes;
         if let Some(last) = shards.last_mut() {
-            last.push((spec.name.clone(), spec.shape.clone(), t.clone()));
+            last.push(entry);
+        }
+    };
+    for (spec, t) in decoder.params.specs.iter().zip(&w.0) {
+        if format == ExportFormat::PackedTernary && spec.kind == ParamKind::Matrix {
+            packed_entries(decoder, &spec.name, t)?.into_iter().for_each(&mut add);
+        } else {
+            add(Entry { name: spec.name.clone(), dtype, shape: spec.shape.clone(), content: Content::Floats(t.clone()) });
         }
     }
     let n = shards.len();
     let index_path = dir.join("model.safetensors.index.json");
     if n == 1 {
-        tensors::write(&dir.join("model.safetensors"), &shards[0], dtype)?;
+        tensors::write_entries(&dir.join("model.safetensors"), &shards[0])?;
         let _ = std::fs::remove_file(&index_path);
         return Ok(());
     }
     let mut map = serde_json::Map::new();
     for (i, shard) in shards.iter().enumerate() {
         let name = format!("model-{:05}-of-{n:05}.safetensors", i + 1);
-        tensors::write(&dir.join(&name), shard, dtype)?;
-        map.extend(shard.iter().map(|(k, _, _)| (k.clone(), json!(name))));
+        tensors::write_entries(&dir.join(&name), shard)?;
+        map.extend(shard.iter().map(|e| (e.name.clone(), json!(name))));
     }
     let _ = std::fs::remove_file(dir.join("model.safetensors"));
     write_json(&index_path, &json!({"metadata": {"total_size": total}, "weight_map": map}))
 }
 
 /// Read the folder back: every tensor is there with the values it should have.
-fn verify(dir: &Path, decoder: &Decoder, w: &Weights, dtype: Dtype) -> Result<()> {
+fn verify(dir: &Path, decoder: &Decoder, w: &Weights, dtype: Dtype, format: ExportFormat) -> Result<()> {
+    let damaged = |name: &str| Error::format(dir, format!("{name} does not read back as written; is the disk full or failing?"));
     let ck = Checkpoint::open(dir)?;
     for (spec, t) in decoder.params.specs.iter().zip(&w.0) {
+        if format == ExportFormat::PackedTernary && spec.kind == ParamKind::Matrix {
+            for entry in packed_entries(decoder, &spec.name, t)? {
+                let (_, dtype, shape, data) = ck.view(&entry.name)?;
+                let same = matches!(&entry.content, Content::Bytes(b) if b == data) && dtype == entry.dtype && shape == entry.shape;
+                if !same {
+                    return Err(damaged(&entry.name));
+                }
+            }
+            continue;
+        }
         let (shape, back) = ck.f32(&spec.name)?;
-        let ours = crate::model::weights::download(t)?;
+        let ours = weights::download(t)?;
         let same = shape == spec.shape
             && ours.iter().zip(&back).all(|(a, b)| {
                 let a = if dtype == Dtype::F32 { *a } else { half::bf16::from_f32(*a).to_f32() };
                 a.to_bits() == b.to_bits()
             });
         if !same {
-            return Err(Error::format(dir, format!("{} does not read back as written; is the disk full or failing?", spec.name)));
+            return Err(damaged(&spec.name));
         }
+    }
+    if format == ExportFormat::PackedTernary {
+        // and the loader, which goes by the new config.json, finds every tensor and unpacks it
+        weights::read_host(dir, &mut ModelConfig::read(dir)?, &decoder.params)?;
     }
     Ok(())
 }
-

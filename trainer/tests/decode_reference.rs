@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use burn::prelude::*;
 use burn::tensor::DType;
 use dlm_train::decode::{ArOptions, BlockOptions, Engine};
-use dlm_train::model::cached::{KvCache, Own, Pass};
+use dlm_train::model::cached::{KvCache, Order, Pass, Span};
 use dlm_train::model::config::Quantization;
 use dlm_train::model::{Decoder, ModelConfig, ParamKind, Params, ops, weights};
 use serde::Deserialize;
@@ -223,7 +223,7 @@ fn ternary_weights_once() {
     let params = Params::new(&cfg);
     let host = weights::read_host(&dir.join("bitnet_tiny"), &mut cfg, &params).unwrap();
     cfg.quantization = Some(Quantization::Online);
-    let decode = |ternary_weights: bool| {
+    let run = |ternary_weights: bool| {
         let mut decoder = Decoder::new(cfg.clone());
         let mut weights = weights::upload(host.clone(), &params, &device);
         if ternary_weights {
@@ -234,13 +234,13 @@ fn ternary_weights_once() {
             }
         }
         let ids = Tensor::<1, Int>::from_data(TensorData::new((5..45i64).collect::<Vec<_>>(), [40]), &device);
-        let positions: Vec<i32> = (0..40).collect();
-        let (cos, sin) = decoder.rope_tables(&positions, 1, 40, DType::F32, &device);
-        let pass = Pass { batch: 1, len: 40, cos, sin };
-        let (hidden, _) = decoder.forward_cached(&weights, ids, &pass, &KvCache::new(1), &Own::All);
+        let mut cache = KvCache::new(1, 40);
+        let spans = vec![Span { row: 0, start: 0, visible: 40 }];
+        let pass = Pass::new(&decoder, spans, 40, Order::Full, &cache, DType::F32, &device);
+        let hidden = decoder.forward_cached(&weights, ids, &pass, &mut cache);
         decoder.logits(&weights, hidden).into_data().try_into_vec::<f32>().unwrap()
     };
-    assert_eq!(decode(false), decode(true));
+    assert_eq!(run(false), run(true));
 }
 
 #[test]

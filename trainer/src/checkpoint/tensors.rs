@@ -22,16 +22,55 @@ pub fn write_f32(path: &Path, tensors: &[Named]) -> Result<()> {
     write(path, tensors, Dtype::F32)
 }
 
+/// One tensor of a file.
+pub struct Entry {
+    /// Name in the file.
+    pub name: String,
+    /// Type in the file.
+    pub dtype: Dtype,
+    /// Shape in the file.
+    pub shape: Vec<usize>,
+    /// Its values.
+    pub content: Content,
+}
+
+/// Where a tensor's bytes come from.
+pub enum Content {
+    /// A device tensor, downloaded when its turn comes and stored as F32 or BF16.
+    Floats(Tensor<2>),
+    /// The bytes as stored.
+    Bytes(Vec<u8>),
+}
+
+impl Entry {
+    /// Bytes in the file.
+    pub fn len(&self) -> usize {
+        match &self.content {
+            Content::Floats(_) => self.shape.iter().product::<usize>() * if self.dtype == Dtype::F32 { 4 } else { 2 },
+            Content::Bytes(b) => b.len(),
+        }
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// Write tensors in `dtype` (F32 or BF16), atomically. Tensors are downloaded one after another.
 pub fn write(path: &Path, tensors: &[Named], dtype: Dtype) -> Result<()> {
-    let width = if dtype == Dtype::F32 { 4 } else { 2 };
-    let label = if dtype == Dtype::F32 { "F32" } else { "BF16" };
+    let entry = |(name, shape, t): &Named| Entry { name: name.clone(), dtype, shape: shape.clone(), content: Content::Floats(t.clone()) };
+    write_entries(path, &tensors.iter().map(entry).collect::<Vec<_>>())
+}
+
+/// Write tensors of several types, atomically.
+pub fn write_entries(path: &Path, entries: &[Entry]) -> Result<()> {
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".into(), json!({"format": "pt"}));
     let mut at = 0usize;
-    for (name, shape, _) in tensors {
-        let end = at + shape.iter().product::<usize>() * width;
-        header.insert(name.clone(), json!({"dtype": label, "shape": shape, "data_offsets": [at, end]}));
+    for e in entries {
+        let end = at + e.len();
+        header.insert(e.name.clone(), json!({"dtype": e.dtype, "shape": e.shape, "data_offsets": [at, end]}));
         at = end;
     }
     let mut text = serde_json::to_vec(&header).map_err(|e| Error::format(path, e.to_string()))?;
@@ -43,13 +82,19 @@ pub fn write(path: &Path, tensors: &[Named], dtype: Dtype) -> Result<()> {
     let fail = |e| Error::io(&tmp, "writing", e);
     out.write_all(&(text.len() as u64).to_le_bytes()).map_err(fail)?;
     out.write_all(&text).map_err(fail)?;
-    for (name, shape, t) in tensors {
-        let values = download(t)?;
+    for Entry { name, dtype, shape, content } in entries {
+        let values = match content {
+            Content::Bytes(bytes) => {
+                out.write_all(bytes).map_err(fail)?;
+                continue;
+            }
+            Content::Floats(t) => download(t)?,
+        };
         if values.len() != shape.iter().product::<usize>() {
             return Err(Error::format(path, format!("{name} has {} values for shape {shape:?}", values.len())));
         }
         for v in values {
-            if dtype == Dtype::F32 {
+            if *dtype == Dtype::F32 {
                 out.write_all(&v.to_le_bytes()).map_err(fail)?;
             } else {
                 out.write_all(&half::bf16::from_f32(v).to_le_bytes()).map_err(fail)?;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::{Config, Dtype};
+use crate::config::{Config, Dtype, ExportFormat};
 use crate::device;
 use crate::error::{Error, Result};
 use crate::train::finish;
@@ -28,6 +28,9 @@ pub struct ExportArgs {
     /// fp32 or bf16; default: as configured.
     #[arg(long, value_parser = ["fp32", "bf16"])]
     pub dtype: Option<String>,
+    /// hf, fast-dllm or packed-ternary; default: as configured.
+    #[arg(long, value_parser = ["hf", "fast-dllm", "packed-ternary"])]
+    pub format: Option<String>,
 }
 
 /// Run.
@@ -38,6 +41,12 @@ pub fn run(args: &ExportArgs) -> Result<bool> {
     match args.dtype.as_deref() {
         Some("fp32") => cfg.export.dtype = Dtype::Fp32,
         Some(_) => cfg.export.dtype = Dtype::Bf16,
+        None => {}
+    }
+    match args.format.as_deref() {
+        Some("fast-dllm") => cfg.export.format = ExportFormat::FastDllm,
+        Some("packed-ternary") => cfg.export.format = ExportFormat::PackedTernary,
+        Some(_) => cfg.export.format = ExportFormat::Hf,
         None => {}
     }
     cfg.output.dir = args.run.clone();

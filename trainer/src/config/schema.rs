@@ -178,7 +178,8 @@ section! {
 section! {
     /// The form of the exported folder.
     Export {
-        /// `hf` keeps the source's architecture; `fast-dllm` writes the published Fast_dLLM_Qwen config (qwen2 sources).
+        /// `hf` keeps the source's architecture; `fast-dllm` writes the published Fast_dLLM_Qwen config (qwen2 sources);
+        /// `packed-ternary` is `hf` with BitLinear's weights stored in two bits each (models with BitLinear).
         format: ExportFormat,
         /// Type of the stored weights.
         dtype: Dtype,
@@ -286,5 +287,7 @@ choice! {
         Hf = "hf",
         /// The published Fast-dLLM v2 architecture.
         FastDllm = "fast-dllm",
+        /// As `hf`, with BitLinear's weights ternary and packed four to a byte.
+        PackedTernary = "packed-ternary",
     }
 }

@@ -288,14 +288,16 @@ fn every_key_is_documented() {
     }
 }
 
-/// Rust source without comments and without the insides of string literals.
+/// Rust source without comments and without the insides of string literals; chains broken before a dot are joined.
 fn bare(source: &str) -> String {
     let mut out = String::new();
     for line in source.lines() {
         let line = line.split("//").next().unwrap_or_default();
+        if !line.trim_start().starts_with('.') {
+            out.push('\n');
+        }
         // Every second piece between quotes is a literal (escaped quotes only move text from one side to the other).
-        out.extend(line.split('"').step_by(2));
-        out.push('\n');
+        out.extend(line.trim().split('"').step_by(2));
     }
     out
 }

@@ -8,7 +8,7 @@ use burn::prelude::*;
 use burn::tensor::DType;
 
 use crate::error::{Error, Result};
-use crate::model::cached::{Fresh, KvCache, Own, Pass};
+use crate::model::cached::{KvCache, Order, Pass, Span};
 use crate::model::{Decoder, ParamKind, Weights, ops};
 
 /// Prompt tokens a prefill pass takes at most; bounds the memory of its scores.
@@ -32,8 +32,8 @@ pub struct Engine {
     head: Tensor<2>,
     device: Device,
     dtype: DType,
-    /// Rotary tables of the last positions; a block is run many times.
-    rope: Option<(Vec<i32>, Pass)>,
+    /// The last pass: a block is run many times.
+    last: Option<Pass>,
 }
 
 impl Engine {
@@ -67,7 +67,7 @@ impl Engine {
             head,
             device,
             dtype,
-            rope: None,
+            last: None,
         })
     }
 
@@ -76,20 +76,23 @@ impl Engine {
         &self.decoder
     }
 
-    /// Runs `ids` `[B·S]` at `positions` `[B·S]`: hidden states `[B·S, hidden_size]` and keys and values.
-    pub(super) fn pass(&mut self, ids: &[i64], positions: &[i32], batch: usize, cache: &KvCache, own: &Own) -> (Tensor<2>, Fresh) {
-        let len = ids.len() / batch.max(1);
-        let pass = match self.rope.take() {
-            Some((known, pass)) if known == positions && pass.batch == batch => pass,
-            _ => {
-                let (cos, sin) = self.decoder.rope_tables(positions, batch, len, self.dtype, &self.device);
-                Pass { batch, len, cos, sin }
-            }
+    /// Runs `ids` `[B·S]` in the rows and positions of `spans`: hidden states `[B·S, hidden_size]`.
+    pub(super) fn pass(&mut self, ids: &[i64], spans: &[Span], order: Order, cache: &mut KvCache) -> Tensor<2> {
+        let len = ids.len() / spans.len().max(1);
+        let pass = match self.last.take() {
+            Some(last) if last.is(spans, len, order) => last,
+            _ => Pass::new(&self.decoder, spans.to_vec(), len, order, cache, self.dtype, &self.device),
         };
         let ids = Tensor::<1, Int>::from_data(TensorData::new(ids.to_vec(), [ids.len()]), &self.device);
-        let out = self.decoder.forward_cached(&self.weights, ids, &pass, cache, own);
-        self.rope = Some((positions.to_vec(), pass));
-        out
+        let hidden = self.decoder.forward_cached(&self.weights, ids, &pass, cache);
+        self.last = Some(pass);
+        hidden
+    }
+
+    /// Forgets what belongs to one cache; called when a new one is begun.
+    pub(super) fn new_cache(&mut self, rows: usize, positions: usize) -> KvCache {
+        self.last = None;
+        KvCache::new(rows, positions)
     }
 
     /// What the model thinks at the rows `at` of `hidden`; `never` is a token it may not name.
@@ -127,23 +130,14 @@ impl Engine {
     /// block of `block` tokens (1: causal). Returns the verdict on what follows them.
     pub(super) fn prefill(&mut self, ids: &[i64], len: usize, block: usize, cache: &mut KvCache, row: usize, never: Option<i64>) -> Result<Verdict> {
         let chunk = PREFILL.next_multiple_of(block);
-        let mut alone = KvCache::new(1);
         let mut verdict = Verdict { token: 0, probability: 0.0 };
-        let mut start = 0;
-        while start < len {
+        for start in (0..len).step_by(chunk) {
             let end = len.min(start + chunk);
-            let size = end - start;
-            let flags: Vec<bool> = (0..size).flat_map(|q| (0..size).map(move |k| k / block > q / block)).collect();
-            let mask = Tensor::from_data(TensorData::new(flags, [1, 1, size, size]), &self.device);
-            let positions: Vec<i32> = (start..end).map(|position| position as i32).collect();
             let new = ids.get(start..end).unwrap_or_default();
-            let (hidden, fresh) = self.pass(new, &positions, 1, &alone, &Own::Masked(&mask));
+            let hidden = self.pass(new, &[Span { row, start, visible: end }], Order::Blocks(block), cache);
             if end == len {
-                verdict = *self.judge(hidden, &[size - 1], never)?.first().unwrap_or(&verdict);
+                verdict = *self.judge(hidden, &[end - start - 1], never)?.first().unwrap_or(&verdict);
             }
-            cache.append(&[row], &fresh);
-            alone.append(&[0], &fresh);
-            start = end;
         }
         Ok(verdict)
     }

@@ -144,6 +144,11 @@ impl ModelConfig {
         if head_dim % 2 != 0 {
             return Err(Error::Model(format!("head_dim {head_dim} is odd; rotary embeddings need an even one")));
         }
+        if family == Family::BitNet && num_attention_heads * head_dim != hidden_size {
+            return Err(Error::Model(format!(
+                "a BitNet model with {num_attention_heads} heads of {head_dim} and hidden_size {hidden_size}: its norm before o_proj spans hidden_size values, so heads times head_dim must be {hidden_size}"
+            )));
+        }
         let (rope_theta, rope_scaling) = r.rope()?;
         let activation = match r.text("hidden_act").unwrap_or("silu") {
             "silu" | "swish" => Activation::Silu,
@@ -335,6 +340,11 @@ impl<'a> Reader<'a> {
                     "quantization_config.quant_method is {other:?}; only \"bitnet\" is supported, load an unquantised checkpoint instead"
                 )));
             }
+        }
+        if q.get("use_rms_norm").and_then(Value::as_bool) == Some(true) {
+            return Err(Error::Model(
+                "quantization_config.use_rms_norm is true: the extra norm inside every linear is not implemented".into(),
+            ));
         }
         let class = get("linear_class").unwrap_or("bitlinear");
         let mode = get("quantization_mode").unwrap_or("offline");

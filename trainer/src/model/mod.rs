@@ -1,7 +1,7 @@
 //! Decoder models: configuration, parameter table, weights on disk, forward pass.
 //!
 //! `config` reads `config.json`; `params` lays out the parameters; `weights` moves them between safetensors and the
-//! device; `ops` and `decoder` compute.
+//! device, `ternary` packs those of BitLinear; `ops` and `decoder` compute.
 
 pub mod cached;
 pub mod config;
@@ -10,6 +10,8 @@ pub mod fused;
 mod fused_cpu;
 pub mod ops;
 pub mod params;
+mod simd;
+pub mod ternary;
 pub mod tiles;
 mod tiles_cpu;
 pub mod weights;

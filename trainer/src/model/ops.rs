@@ -33,9 +33,15 @@ pub fn linear(x: Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<2>>) -> Ten
 ///
 /// Source: the BitNet b1.58 recipe as transformers' `AutoBitLinear` computes it online.
 pub fn ternary_weight(w: Tensor<2>) -> Tensor<2> {
+    let (codes, scale) = ternary_codes(w);
+    codes / scale
+}
+
+/// The values -1, 0, 1 of [`ternary_weight`] and the `[1, 1]` scale `s` they are divided by.
+pub fn ternary_codes(w: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
     let w = to_f32(w);
     let scale = w.clone().abs().mean().clamp_min(1e-5).recip().reshape([1, 1]);
-    (w * scale.clone()).round().clamp(-1.0, 1.0) / scale
+    ((w * scale.clone()).round().clamp(-1.0, 1.0), scale)
 }
 
 /// Int8 activations per token by absmax: `clamp(round(x s), -128, 127) / s` with `s = 127 / max(max|x|, 1e-5)`.

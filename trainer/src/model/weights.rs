@@ -14,6 +14,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::config::{ModelConfig, Quantization};
 use super::params::{ParamKind, Params, Weights};
+use super::ternary;
 use crate::error::{Error, Result};
 use crate::rng;
 
@@ -129,7 +130,7 @@ pub fn read_host(dir: &Path, cfg: &mut ModelConfig, params: &Params) -> Result<V
         let (shape, values) = if packed && spec.kind == ParamKind::Matrix {
             let scale = format!("{}_scale", spec.name);
             used.push(scale.clone());
-            unpack_ternary(&ck, &spec.name, &scale, cfg.quantization == Some(Quantization::PackedDivide))?
+            ternary::unpack(&ck, &spec.name, &scale, cfg.quantization == Some(Quantization::PackedDivide))?
         } else {
             ck.f32(&spec.name)?
         };
@@ -161,41 +162,6 @@ pub fn read_host(dir: &Path, cfg: &mut ModelConfig, params: &Params) -> Result<V
         cfg.quantization = Some(Quantization::Online);
     }
     Ok(out)
-}
-
-/// Unpack ternary weights `u8 [out/4, in]` (row r, bits 2i..2i+1 hold value+1 of output row i·out/4 + r).
-///
-/// Returns masters `W = t · a / density` with `a` the dequantisation scale, so that `mean|W| = a` and the online
-/// quantiser reproduces `t · a`.
-fn unpack_ternary(ck: &Checkpoint, name: &str, scale_name: &str, divide: bool) -> Result<(Vec<usize>, Vec<f32>)> {
-    let (path, dtype, shape, data) = ck.view(name)?;
-    if dtype != Dtype::U8 || shape.len() != 2 {
-        return Err(Error::format(path, format!("{name} is {dtype:?} {shape:?}; expected packed ternary U8 [out/4, in]")));
-    }
-    let scale = match ck.f32(scale_name)?.1.as_slice() {
-        [s] if *s != 0.0 => *s,
-        other => return Err(Error::format(path, format!("{scale_name} holds {} values; expected one that is not zero", other.len()))),
-    };
-    let a = if divide { 1.0 / scale } else { scale };
-    let (quarter, cols) = (shape[0], shape[1]);
-    let mut w = vec![0f32; quarter * 4 * cols];
-    let mut nonzero = 0usize;
-    for i in 0..4 {
-        for r in 0..quarter {
-            for c in 0..cols {
-                let code = (data[r * cols + c] >> (2 * i)) & 3;
-                if code == 3 {
-                    return Err(Error::format(path, format!("{name}: code 3 at packed row {r}, column {c}; expected 0, 1 or 2")));
-                }
-                nonzero += usize::from(code != 1);
-                w[(i * quarter + r) * cols + c] = f32::from(code) - 1.0;
-            }
-        }
-    }
-    let density = nonzero as f64 / w.len().max(1) as f64;
-    let master = if density > 0.0 { (f64::from(a) / density) as f32 } else { 0.0 };
-    w.iter_mut().for_each(|v| *v *= master);
-    Ok((vec![quarter * 4, cols], w))
 }
 
 /// Random initialisation: normal(0, `initializer_range`) for matrices and embeddings, ones for norms, zeros for biases.

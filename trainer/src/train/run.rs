@@ -109,6 +109,7 @@ impl<'a> Trainer<'a> {
             )));
         }
         let Prepared { decoder, weights, source, folder } = source::prepare(cfg, manifest, &chosen.device)?;
+        crate::export::check(&decoder, cfg.export.format)?;
         let objective = objective_of(cfg);
         let dtype = compute_dtype(cfg, chosen);
         let attention = Attention::best(&chosen.device, dtype);

@@ -1,0 +1,87 @@
+//! Ternary linear weights, packed four to a byte.
+//!
+//! In: an fp32 master `[out, in]`. Out: `u8 [out/4, in]`, row r holding in bits 2i..2i+1 the value + 1 of output row
+//! i·(out/4) + r (values -1, 0, 1), and the scale `a` that the values are multiplied with. The layout is the one of BitNet
+//! checkpoints on the hub as transformers' `unpack_weights` reads it.
+
+use burn::prelude::*;
+use safetensors::Dtype;
+
+use super::ops;
+use super::weights::{Checkpoint, download};
+use crate::error::{Error, Result};
+
+/// Output rows that share a byte.
+pub const PER_BYTE: usize = 4;
+
+/// A packed matrix.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Packed {
+    /// Shape of `bytes`: `[out / 4, in]`.
+    pub shape: [usize; 2],
+    /// Codes, row by row.
+    pub bytes: Vec<u8>,
+    /// What the online quantiser's -1, 0, 1 are multiplied with: mean|W| of the master, at least 1e-5.
+    pub scale: f32,
+}
+
+/// Pack a master exactly as [`ops::ternary_weight`] quantises it; `name` is for the error.
+pub fn pack(name: &str, master: &Tensor<2>) -> Result<Packed> {
+    let [rows, cols] = master.dims();
+    check(name, rows)?;
+    let (codes, scale) = ops::ternary_codes(master.clone());
+    let (codes, scale) = (download(&codes)?, download(&scale)?);
+    let quarter = rows / PER_BYTE;
+    let mut bytes = vec![0u8; quarter * cols];
+    for (i, part) in codes.chunks(quarter * cols).enumerate() {
+        for (byte, code) in bytes.iter_mut().zip(part) {
+            // the quantiser gives exactly -1, 0 or 1; NaN masters were refused by the training loop
+            *byte |= ((*code as i8 + 1) as u8) << (2 * i);
+        }
+    }
+    Ok(Packed { shape: [quarter, cols], bytes, scale: scale.first().map_or(1e-5, |s| 1.0 / s) })
+}
+
+/// Refuse a matrix whose output rows cannot share bytes.
+pub fn check(name: &str, rows: usize) -> Result<()> {
+    if rows.is_multiple_of(PER_BYTE) && rows > 0 {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "export.format=packed-ternary: {name} has {rows} output rows; packing needs a multiple of {PER_BYTE}; use export.format=hf"
+    )))
+}
+
+/// Read packed weights and their scale. Returns the unpacked shape and masters `W = t · a / density` with `a` the
+/// dequantisation scale, so that `mean|W| = a` and the online quantiser reproduces `t · a`.
+///
+/// `divide`: the stored scale is `1 / a` (linear_class `bitlinear`).
+pub fn unpack(ck: &Checkpoint, name: &str, scale_name: &str, divide: bool) -> Result<(Vec<usize>, Vec<f32>)> {
+    let (path, dtype, shape, data) = ck.view(name)?;
+    if dtype != Dtype::U8 || shape.len() != 2 {
+        return Err(Error::format(path, format!("{name} is {dtype:?} {shape:?}; expected packed ternary U8 [out/4, in]")));
+    }
+    let scale = match ck.f32(scale_name)?.1.as_slice() {
+        [s] if *s != 0.0 => *s,
+        other => return Err(Error::format(path, format!("{scale_name} holds {} values; expected one that is not zero", other.len()))),
+    };
+    let a = if divide { 1.0 / scale } else { scale };
+    let (quarter, cols) = (shape[0], shape[1]);
+    let mut w = Vec::with_capacity(data.len() * PER_BYTE);
+    let mut nonzero = 0usize;
+    for i in 0..PER_BYTE {
+        for (at, byte) in data.iter().enumerate() {
+            let code = (byte >> (2 * i)) & 3;
+            if code == 3 {
+                let (r, c) = (at / cols.max(1), at % cols.max(1));
+                return Err(Error::format(path, format!("{name}: code 3 at packed row {r}, column {c}; expected 0, 1 or 2")));
+            }
+            nonzero += usize::from(code != 1);
+            w.push(f32::from(code) - 1.0);
+        }
+    }
+    let density = nonzero as f64 / w.len().max(1) as f64;
+    let master = if density > 0.0 { (f64::from(a) / density) as f32 } else { 0.0 };
+    w.iter_mut().for_each(|v| *v *= master);
+    Ok((vec![quarter * PER_BYTE, cols], w))
+}
