@@ -161,6 +161,13 @@ pub fn expand(arguments: &[PathBuf]) -> Result<Vec<Input>> {
     Ok(out)
 }
 
+/// Small JSON files that describe something and hold no rows.
+pub fn is_metadata(path: &str) -> bool {
+    let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
+    let known = ["dataset_infos.json", "dataset_info.json", "state.json", "config.json", "metadata.json", "manifest.json", "vocab.json", "added_tokens.json"];
+    known.contains(&name) || name.starts_with('.') || (name.ends_with(".json") && (name.starts_with("tokenizer") || name.starts_with("special_tokens")))
+}
+
 fn walk(dir: &Path, depth: usize, out: &mut Vec<PathBuf>) -> Result<()> {
     if depth > 8 {
         return Ok(());
@@ -175,7 +182,7 @@ fn walk(dir: &Path, depth: usize, out: &mut Vec<PathBuf>) -> Result<()> {
         }
         if path.is_dir() {
             walk(&path, depth + 1, out)?;
-        } else if kind(&path).is_some() {
+        } else if kind(&path).is_some() && !is_metadata(&path.to_string_lossy()) {
             out.push(path);
         }
     }

@@ -95,7 +95,7 @@ fn at(client: &Client, repo: &Repo, id: &str, revision: &str, wanted: &Wanted) -
             }
             seen += 1;
             let path = text("path").unwrap_or("");
-            if source::kind(Path::new(path)).is_none() || !wanted.takes(path) || is_metadata(path) {
+            if source::kind(Path::new(path)).is_none() || !wanted.takes(path) || source::is_metadata(path) {
                 continue;
             }
             let sha256 = e.get("lfs").and_then(|l| l.get("oid")).and_then(|o| o.as_str()).map(|o| o.trim_start_matches("sha256:").to_string());
@@ -116,12 +116,6 @@ fn at(client: &Client, repo: &Repo, id: &str, revision: &str, wanted: &Wanted) -
     Ok(Some((Listing { commit, revision: revision.to_string(), files }, seen)))
 }
 
-/// Small JSON files that describe a dataset and hold no rows.
-fn is_metadata(path: &str) -> bool {
-    let name = path.rsplit('/').next().unwrap_or(path);
-    matches!(name, "dataset_infos.json" | "dataset_info.json" | "state.json" | "config.json" | "metadata.json") || name.starts_with('.')
-}
-
 /// What an earlier run left in the cache.
 fn offline(repo: &Repo, id: &str, wanted: &Wanted) -> Result<Listing> {
     let tried: Vec<&str> = match &wanted.revision {
@@ -137,7 +131,7 @@ fn offline(repo: &Repo, id: &str, wanted: &Wanted) -> Result<Listing> {
         }
         let mut files = Vec::new();
         for input in source::expand(&[root.clone()]).unwrap_or_default() {
-            if wanted.takes(&input.name) && !is_metadata(&input.name) {
+            if wanted.takes(&input.name) && !source::is_metadata(&input.name) {
                 let etag = std::fs::canonicalize(&input.path).ok().and_then(|p| p.file_name().map(|n| n.to_string_lossy().into_owned())).unwrap_or_default();
                 files.push(RemoteFile { path: input.name, bytes: input.bytes, sha256: None, etag });
             }
