@@ -9,3 +9,4 @@ pub mod flops;
 pub mod report;
 pub mod run;
 pub mod source;
+pub mod tensorboard;
