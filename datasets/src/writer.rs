@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Rows per record batch.
-pub const BATCH_ROWS: usize = 1024;
+pub const BATCH_ROWS: usize = 128;
 /// Suffix of files that are not whole yet.
 pub const PARTIAL: &str = ".partial";
 

@@ -70,7 +70,7 @@ proptest! {
     #[test]
     fn what_is_written_is_read(rows in prop::collection::vec(prop::collection::vec((1usize..20, 1usize..20), 1..5), 1..30), repeat in 1usize..80) {
         let dir = tempfile::tempdir().unwrap();
-        // `repeat` takes some cases past one record batch of 1,024 rows.
+        // `repeat` takes some cases past one record batch.
         let rows: Vec<Packed> = rows.iter().map(|r| row(r)).collect();
         let train: Vec<Packed> = (0..repeat).flat_map(|_| rows.clone()).collect();
         let m = write(dir.path(), &train, &rows);

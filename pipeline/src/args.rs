@@ -35,14 +35,28 @@ pub enum Command {
     },
     /// Show what a chat template makes of conversations.
     Render(Render),
+    /// Measure every stage, and the whole against the bare tokenizer engine.
+    Bench(Bench),
 }
 
 /// Preparing a dataset.
 #[derive(Args, Debug, Clone)]
 pub struct Build {
     /// Files or folders: parquet, JSONL (plain, .gz, .zst), Arrow.
-    #[arg(long, num_args = 1.., value_name = "FILE|DIR", required = true)]
+    #[arg(long, num_args = 1.., value_name = "FILE|DIR", required_unless_present = "dataset", conflicts_with = "dataset")]
     pub input: Vec<PathBuf>,
+    /// A dataset on the Hugging Face hub (HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE are honoured).
+    #[arg(long, value_name = "ORG/NAME")]
+    pub dataset: Option<String>,
+    /// Branch, tag or commit of the dataset; pinned to a commit and recorded.
+    #[arg(long, value_name = "REV", requires = "dataset")]
+    pub revision: Option<String>,
+    /// Only these splits or categories of the dataset, by folder or file name.
+    #[arg(long, value_delimiter = ',', value_name = "A,B", requires = "dataset")]
+    pub split: Vec<String>,
+    /// Only files whose path fits one of these globs.
+    #[arg(long, value_delimiter = ',', value_name = "GLOB", requires = "dataset")]
+    pub files: Vec<String>,
     /// Tokenizer folder (tokenizer.json, tokenizer_config.json).
     #[arg(long, value_name = "DIR", required = true)]
     pub tokenizer: Option<PathBuf>,
@@ -121,6 +135,10 @@ pub struct Build {
     /// Which tokenizer engine: auto checks the fast one against the stable one on a sample.
     #[arg(long, value_enum, default_value_t = EngineArg::Auto)]
     pub engine: EngineArg,
+    /// Whether every row is rendered, or only those the template does not plainly copy (found by experiment, checked on one
+    /// row in 61).
+    #[arg(long, value_enum, default_value_t = RenderArg::Auto)]
+    pub render: RenderArg,
     /// Say what would be done and stop.
     #[arg(long)]
     pub dry_run: bool,
@@ -146,49 +164,49 @@ macro_rules! choice {
 }
 
 choice!(
-    /// Block padding.
-    PaddingArg => dlm_datasets::manifest::Padding {
-        /// The mask token.
-        Mask,
-        /// The end-of-text token.
-        Eos
-    });
+/// Block padding.
+PaddingArg => dlm_datasets::manifest::Padding {
+    /// The mask token.
+    Mask,
+    /// The end-of-text token.
+    Eos
+});
 choice!(
-    /// Block grid.
-    AlignmentArg => dlm_datasets::manifest::Alignment {
-        /// Counted from the document's start, as in decoding.
-        Sample,
-        /// The last response alone is a multiple of the block size.
-        Response
-    });
+/// Block grid.
+AlignmentArg => dlm_datasets::manifest::Alignment {
+    /// Counted from the document's start, as in decoding.
+    Sample,
+    /// The last response alone is a multiple of the block size.
+    Response
+});
 choice!(
-    /// Loss policy.
-    LossOnArg => dlm_datasets::manifest::LossOn {
-        /// Every assistant turn.
-        All,
-        /// The last one.
-        Last
-    });
+/// Loss policy.
+LossOnArg => dlm_datasets::manifest::LossOn {
+    /// Every assistant turn.
+    All,
+    /// The last one.
+    Last
+});
 choice!(
-    /// Control-token strings.
-    SpecialTextArg => crate::spans::SpecialText {
-        /// They are text.
-        Text,
-        /// They are control tokens, as in Python tools.
-        AsSpecial,
-        /// The conversation is left out.
-        Reject
-    });
+/// Control-token strings.
+SpecialTextArg => crate::spans::SpecialText {
+    /// They are text.
+    Text,
+    /// They are control tokens, as in Python tools.
+    AsSpecial,
+    /// The conversation is left out.
+    Reject
+});
 choice!(
-    /// Assistant text the template changes.
-    LostTextArg => crate::spans::LostText {
-        /// The conversation is left out.
-        Drop,
-        /// The turn stays as context, without loss.
-        Mask,
-        /// Loss on what the template made of it.
-        Keep
-    });
+/// Assistant text the template changes.
+LostTextArg => crate::spans::LostText {
+    /// The conversation is left out.
+    Drop,
+    /// The turn stays as context, without loss.
+    Mask,
+    /// Loss on what the template made of it.
+    Keep
+});
 
 /// Tokenizer engine.
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
@@ -199,6 +217,15 @@ pub enum EngineArg {
     Fast,
     /// The stable one.
     Stable,
+}
+
+/// Rendering.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RenderArg {
+    /// Where needed.
+    Auto,
+    /// Every row.
+    Each,
 }
 
 /// Showing rows.
@@ -236,11 +263,39 @@ pub struct Stats {
     pub html: Option<PathBuf>,
 }
 
+/// Measuring.
+#[derive(Args, Debug)]
+pub struct Bench {
+    /// Files or folders.
+    #[arg(long, num_args = 1.., required = true)]
+    pub input: Vec<PathBuf>,
+    /// Tokenizer folder.
+    #[arg(long)]
+    pub tokenizer: PathBuf,
+    /// Threads.
+    #[arg(long, default_value_t = 2)]
+    pub workers: usize,
+    /// Runs of each measurement; the best counts.
+    #[arg(long, default_value_t = 3)]
+    pub repeat: usize,
+    /// Where to write the files measured; removed afterwards.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Rendering.
 #[derive(Args, Debug)]
 pub struct Render {
     /// Tokenizer folder.
-    #[arg(long, value_name = "DIR", conflicts_with = "template", required_unless_present = "template")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        conflicts_with = "template",
+        required_unless_present = "template"
+    )]
     pub tokenizer: Option<PathBuf>,
     /// A Jinja file, chatml or llama3.
     #[arg(long, value_name = "NAME|FILE")]

@@ -7,7 +7,7 @@
 
 use crate::error::{Error, Result};
 use crate::tokenize::AddedToken;
-use aho_corasick::{AhoCorasick, MatchKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 use serde_json::Value;
 
 const OPEN: char = '\u{FDEE}';
@@ -38,32 +38,67 @@ pub fn read_mark(text: &str, close: char) -> Option<(usize, &str)> {
 
 /// Finds control tokens.
 pub struct ControlText {
-    /// Patterns 0..tokens.len() are the tokens; the last is the first two bytes of the reserved noncharacters.
+    /// The tokens.
     finder: AhoCorasick,
+    /// The tokens, triggers, and last the first two bytes of the reserved noncharacters, overlaps included.
+    looker: AhoCorasick,
     tokens: Vec<(String, i32)>,
+    triggers: usize,
 }
 
-/// What was found in a text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
-    /// Nothing to care about.
-    Nothing,
+/// What was found in texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Found {
     /// Control-token strings.
-    Control,
+    pub control: bool,
+    /// Strings the template treats specially.
+    pub trigger: bool,
     /// Characters we use as marks.
-    Reserved,
+    pub reserved: bool,
 }
 
 impl ControlText {
     /// For a tokenizer's control tokens.
     pub fn new(added: &[AddedToken], eos: Option<&str>) -> Result<Self> {
-        let wanted = |t: &&AddedToken| (t.special || Some(t.content.as_str()) == eos) && !t.content.is_empty();
-        let tokens: Vec<(String, i32)> = added.iter().filter(wanted).map(|t| (t.content.clone(), t.id as i32)).collect();
+        Self::with_triggers(added, eos, &[])
+    }
+
+    /// [`new`](Self::new), looking out for `triggers` too.
+    pub fn with_triggers(
+        added: &[AddedToken],
+        eos: Option<&str>,
+        triggers: &[String],
+    ) -> Result<Self> {
+        let wanted = |t: &&AddedToken| {
+            (t.special || Some(t.content.as_str()) == eos) && !t.content.is_empty()
+        };
+        let tokens: Vec<(String, i32)> = added
+            .iter()
+            .filter(wanted)
+            .map(|t| (t.content.clone(), t.id as i32))
+            .collect();
+        let failed = |e: aho_corasick::BuildError| {
+            Error::Internal(format!("searching for control tokens: {e}"))
+        };
         let mut patterns: Vec<&[u8]> = tokens.iter().map(|(s, _)| s.as_bytes()).collect();
+        let finder = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            .kind(Some(AhoCorasickKind::DFA))
+            .build(&patterns)
+            .map_err(failed)?;
+        patterns.extend(triggers.iter().map(String::as_bytes));
         patterns.push(&[0xEF, 0xB7]);
-        let finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(&patterns);
-        let finder = finder.map_err(|e| Error::Internal(format!("searching for control tokens: {e}")))?;
-        Ok(ControlText { finder, tokens })
+        let looker = AhoCorasick::builder()
+            .match_kind(MatchKind::Standard)
+            .kind(Some(AhoCorasickKind::DFA))
+            .build(&patterns)
+            .map_err(failed)?;
+        Ok(ControlText {
+            finder,
+            looker,
+            tokens,
+            triggers: triggers.len(),
+        })
     }
 
     /// The tokens and their ids.
@@ -71,22 +106,31 @@ impl ControlText {
         &self.tokens
     }
 
-    /// Looks through a text.
-    pub fn look(&self, text: &str) -> Found {
-        let mut found = Found::Nothing;
-        for m in self.finder.find_iter(text) {
-            if m.pattern().as_usize() < self.tokens.len() {
-                found = Found::Control;
-            } else if text.as_bytes().get(m.end()).is_some_and(|b| (0x90..=0xAF).contains(b)) {
-                return Found::Reserved;
+    /// Looks through a text; adds to `found`.
+    pub fn look(&self, text: &str, found: &mut Found) {
+        // The common case, nothing at all, is one pass that may skip; only then is every match, overlaps too, looked at.
+        if !self.looker.is_match(text) {
+            return;
+        }
+        for m in self.looker.find_overlapping_iter(text) {
+            let k = m.pattern().as_usize();
+            if k < self.tokens.len() {
+                found.control = true;
+            } else if k < self.tokens.len() + self.triggers {
+                found.trigger = true;
+            } else if text
+                .as_bytes()
+                .get(m.end())
+                .is_some_and(|b| (0x90..=0xAF).contains(b))
+            {
+                found.reserved = true;
             }
         }
-        found
     }
 
     /// The first control token in `text`: where, how long, its id.
     pub fn first(&self, text: &str) -> Option<(usize, usize, i32)> {
-        let m = self.finder.find_iter(text).find(|m| m.pattern().as_usize() < self.tokens.len())?;
+        let m = self.finder.find(text)?;
         Some((m.start(), m.len(), self.tokens[m.pattern().as_usize()].1))
     }
 
@@ -94,7 +138,7 @@ impl ControlText {
     pub fn mark(&self, text: &str) -> String {
         let mut out = String::with_capacity(text.len() + 16);
         let mut from = 0;
-        for m in self.finder.find_iter(text).filter(|m| m.pattern().as_usize() < self.tokens.len()) {
+        for m in self.finder.find_iter(text) {
             out.push_str(&text[from..m.start()]);
             mark(OPEN, m.pattern().as_usize(), CLOSE, &mut out);
             from = m.end();
@@ -114,17 +158,15 @@ impl ControlText {
     }
 
     /// Looks through every string of a JSON value.
-    pub fn look_json(&self, v: &Value) -> Found {
-        let worst = |a: Found, b: Found| match (a, b) {
-            (Found::Reserved, _) | (_, Found::Reserved) => Found::Reserved,
-            (Found::Control, _) | (_, Found::Control) => Found::Control,
-            _ => Found::Nothing,
-        };
+    pub fn look_json(&self, v: &Value, found: &mut Found) {
         match v {
-            Value::String(s) => self.look(s),
-            Value::Array(a) => a.iter().fold(Found::Nothing, |f, x| worst(f, self.look_json(x))),
-            Value::Object(o) => o.iter().fold(Found::Nothing, |f, (k, x)| worst(f, worst(self.look(k), self.look_json(x)))),
-            _ => Found::Nothing,
+            Value::String(s) => self.look(s, found),
+            Value::Array(a) => a.iter().for_each(|x| self.look_json(x, found)),
+            Value::Object(o) => o.iter().for_each(|(k, x)| {
+                self.look(k, found);
+                self.look_json(x, found);
+            }),
+            _ => {}
         }
     }
 
@@ -135,7 +177,9 @@ impl ControlText {
         while let Some(at) = rest.find(OPEN) {
             out.push_str(&rest[..at]);
             let after = &rest[at + OPEN.len_utf8()..];
-            match read_mark(after, CLOSE).and_then(|(n, tail)| self.tokens.get(n).map(|t| (t, tail))) {
+            match read_mark(after, CLOSE)
+                .and_then(|(n, tail)| self.tokens.get(n).map(|t| (t, tail)))
+            {
                 Some(((token, _), tail)) => {
                     out.push_str(token);
                     rest = tail;
@@ -150,15 +194,18 @@ impl ControlText {
         out
     }
 
-    /// Splits marked text at the control tokens the template wrote: (text between, the id after it).
-    pub fn split<'a>(&'a self, text: &'a str) -> impl Iterator<Item = (&'a str, Option<i32>)> + 'a {
+    /// Splits text at control tokens: (text between, id and length of the token after it).
+    pub fn split<'a>(
+        &'a self,
+        text: &'a str,
+    ) -> impl Iterator<Item = (&'a str, Option<(i32, usize)>)> + 'a {
         let mut rest = Some(text);
         std::iter::from_fn(move || {
             let text = rest.take()?;
             match self.first(text) {
                 Some((at, len, id)) => {
                     rest = Some(&text[at + len..]);
-                    Some((&text[..at], Some(id)))
+                    Some((&text[..at], Some((id, len))))
                 }
                 None => Some((text, None)),
             }
@@ -172,20 +219,63 @@ mod tests {
     use proptest::prelude::*;
 
     fn control() -> ControlText {
-        let t = |content: &str, id, special| AddedToken { content: content.to_string(), id, special };
-        ControlText::new(&[t("<|a|>", 1, true), t("<|ab|>", 2, true), t("<think>", 3, false), t("</s>", 4, false)], Some("</s>")).unwrap()
+        let t = |content: &str, id, special| AddedToken {
+            content: content.to_string(),
+            id,
+            special,
+        };
+        ControlText::new(
+            &[
+                t("<|a|>", 1, true),
+                t("<|ab|>", 2, true),
+                t("<think>", 3, false),
+                t("</s>", 4, false),
+            ],
+            Some("</s>"),
+        )
+        .unwrap()
     }
 
     #[test]
     fn finds_what_controls() {
         let c = control();
-        assert_eq!(c.look("plain <think> <|x|>"), Found::Nothing);
-        assert_eq!(c.look("x<|ab|>"), Found::Control);
-        assert_eq!(c.look("</s>"), Found::Control);
-        assert_eq!(c.look("a\u{FDD0}"), Found::Reserved);
-        assert_eq!(c.look("a\u{FDCF}\u{FDF0}"), Found::Nothing);
+        let (nothing, control) = (
+            Found::default(),
+            Found {
+                control: true,
+                ..Default::default()
+            },
+        );
+        assert_eq!(look(&c, "plain <think> <|x|>"), nothing);
+        assert_eq!(look(&c, "x<|ab|>"), control);
+        assert_eq!(look(&c, "</s>"), control);
+        assert_eq!(
+            look(&c, "a\u{FDD0}"),
+            Found {
+                reserved: true,
+                ..Default::default()
+            }
+        );
+        assert_eq!(look(&c, "a\u{FDCF}\u{FDF0}"), nothing);
         let parts: Vec<_> = c.split("x<|a|>y</s>").collect();
-        assert_eq!(parts, [("x", Some(1)), ("y", Some(4)), ("", None)]);
+        assert_eq!(
+            parts,
+            [("x", Some((1, 5))), ("y", Some((4, 4))), ("", None)]
+        );
+        let c = ControlText::with_triggers(&[], None, &["</think>".to_string()]).unwrap();
+        assert_eq!(
+            look(&c, "a</think>"),
+            Found {
+                trigger: true,
+                ..Default::default()
+            }
+        );
+    }
+
+    fn look(c: &ControlText, text: &str) -> Found {
+        let mut found = Found::default();
+        c.look(text, &mut found);
+        found
     }
 
     proptest! {
@@ -193,7 +283,7 @@ mod tests {
         fn marks_come_back(parts in prop::collection::vec(prop_oneof![Just("<|a|>".to_string()), Just("<|".to_string()), Just("</s>".to_string()), "\\PC{0,8}"], 0..12)) {
             let c = control();
             let text = parts.concat();
-            prop_assume!(c.look(&text) != Found::Reserved);
+            prop_assume!(!look(&c, &text).reserved);
             let marked = c.mark(&text);
             prop_assert!(c.first(&marked).is_none(), "{:?}", marked);
             prop_assert_eq!(c.unmark(&marked), text);

@@ -56,6 +56,9 @@ pub enum Error {
     /// The prepared data would not be worth training on.
     #[error("{0}")]
     Unfit(String),
+    /// A download failed; the message is that of the thread it failed in.
+    #[error("{0}")]
+    Remote(String),
     /// Interrupted by the user; state is saved (exit code 130).
     #[error("interrupted; run the same command again to go on")]
     Interrupted,
@@ -69,9 +72,16 @@ pub enum Error {
 
 impl Error {
     /// An I/O error with its verb and path.
-    pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
+    pub fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.into();
-        move |source| Error::Io { action, path, source }
+        move |source| Error::Io {
+            action,
+            path,
+            source,
+        }
     }
     /// The process exit code for this error.
     pub fn exit_code(&self) -> u8 {

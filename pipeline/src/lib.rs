@@ -13,6 +13,8 @@ pub mod control;
 pub mod conversation;
 pub mod error;
 pub mod html;
+pub mod hub;
+pub mod linear;
 pub mod pack;
 pub mod plan;
 pub mod progress;

@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         Some(Command::Stats(a)) => commands::stats::run(a),
         Some(Command::Verify { dir, json }) => commands::verify::run(dir, *json),
         Some(Command::Render(a)) => commands::render::run(a),
+        Some(Command::Bench(a)) => commands::bench::run(a),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -52,11 +52,27 @@ impl Packer {
     /// An empty packer.
     pub fn new(seq_len: usize, bd_size: usize, pad_id: i32, window: usize) -> Self {
         let waiting = vec![VecDeque::new(); seq_len / bd_size + 1];
-        Packer { seq_len, bd_size, pad_id, window: window.max(1), waiting, count: 0, number: 0, spare: Vec::new(), row: PackedRow::default() }
+        Packer {
+            seq_len,
+            bd_size,
+            pad_id,
+            window: window.max(1),
+            waiting,
+            count: 0,
+            number: 0,
+            spare: Vec::new(),
+            row: PackedRow::default(),
+        }
     }
 
     /// Adds a document; `done` receives the row this makes, if any.
-    pub fn push<E>(&mut self, ids: &[i32], labels: &[i32], source: usize, mut done: impl FnMut(&PackedRow) -> Result<(), E>) -> Result<(), E> {
+    pub fn push<E>(
+        &mut self,
+        ids: &[i32],
+        labels: &[i32],
+        source: usize,
+        mut done: impl FnMut(&PackedRow) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut w = self.spare.pop().unwrap_or_default();
         w.ids.clear();
         w.ids.extend_from_slice(ids);
@@ -66,14 +82,26 @@ impl Packer {
         self.number += 1;
         self.waiting[ids.len() / self.bd_size].push_back(w);
         self.count += 1;
-        if self.count > self.window { self.emit(&mut done) } else { Ok(()) }
+        if self.count > self.window {
+            self.emit(&mut done)
+        } else {
+            Ok(())
+        }
     }
 
     fn emit<E>(&mut self, done: &mut impl FnMut(&PackedRow) -> Result<(), E>) -> Result<(), E> {
-        let Some(largest) = self.waiting.iter().rposition(|c| !c.is_empty()) else { return Ok(()) };
+        let Some(largest) = self.waiting.iter().rposition(|c| !c.is_empty()) else {
+            return Ok(());
+        };
         let mut free: Vec<usize> = self.waiting.iter().map(VecDeque::len).collect();
         free[largest] -= 1;
-        let mut search = Search { free, steps: SEARCH, used: Vec::new(), best: Vec::new(), left: usize::MAX };
+        let mut search = Search {
+            free,
+            steps: SEARCH,
+            used: Vec::new(),
+            best: Vec::new(),
+            left: usize::MAX,
+        };
         let rest = self.waiting.len() - 1 - largest;
         search.run(rest, rest);
         let row = &mut self.row;
@@ -81,8 +109,14 @@ impl Packer {
         row.labels.clear();
         row.documents.clear();
         for class in std::iter::once(largest).chain(search.best) {
-            let Some(w) = self.waiting[class].pop_front() else { continue };
-            row.documents.push(Document { start: row.ids.len(), length: w.ids.len(), source: w.source });
+            let Some(w) = self.waiting[class].pop_front() else {
+                continue;
+            };
+            row.documents.push(Document {
+                start: row.ids.len(),
+                length: w.ids.len(),
+                source: w.source,
+            });
             row.ids.extend_from_slice(&w.ids);
             row.labels.extend_from_slice(&w.labels);
             self.spare.push(w);
@@ -94,7 +128,10 @@ impl Packer {
     }
 
     /// Makes rows of all that waits.
-    pub fn finish<E>(&mut self, mut done: impl FnMut(&PackedRow) -> Result<(), E>) -> Result<(), E> {
+    pub fn finish<E>(
+        &mut self,
+        mut done: impl FnMut(&PackedRow) -> Result<(), E>,
+    ) -> Result<(), E> {
         while self.count > 0 {
             self.emit(&mut done)?;
         }
@@ -214,7 +251,9 @@ mod tests {
     #[test]
     fn fills_well() {
         // Sizes 1..4 of 4 blocks, drawn evenly: the fullest possible is 1.0.
-        let lengths: Vec<usize> = (0..10_000u64).map(|i| 1 + (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 62) as usize).collect();
+        let lengths: Vec<usize> = (0..10_000u64)
+            .map(|i| 1 + (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 62) as usize)
+            .collect();
         let rows = pack(&lengths, 64, None);
         let fill = lengths.iter().sum::<usize>() as f64 / (rows.len() * 4) as f64;
         assert!(fill > 0.99, "{fill}");
@@ -227,7 +266,11 @@ mod tests {
         let mut rows = 0;
         for i in 0..5000usize {
             let ids = vec![1; 16 * (1 + i * 7919 % 500 * 2)];
-            p.push(&ids, &ids, 0, |_| -> Result<(), Infallible> { rows += 1; Ok(()) }).unwrap();
+            p.push(&ids, &ids, 0, |_| -> Result<(), Infallible> {
+                rows += 1;
+                Ok(())
+            })
+            .unwrap();
         }
         assert!(rows > 100);
     }

@@ -2,11 +2,16 @@
 //!
 //! In: [`args::Build`](crate::args::Build). Out: [`Plan`], all a run needs, with the manifest's head filled in.
 
-use crate::args::{Build, EngineArg};
+use crate::args::{Build, EngineArg, RenderArg};
 use crate::control::ControlText;
+use crate::hub::client::{self, Client};
+use crate::hub::fetch::{Ahead, HubSource};
+use crate::hub::list::Wanted;
+use crate::hub::{self, ShardSource};
 use crate::error::{Error, Result};
+use crate::linear::{self, Linear};
 use crate::settings::Settings;
-use crate::source::{self, Input};
+use crate::source::{self, Input, Remote};
 use crate::spans::SpanFinder;
 use crate::template::{self, ChatTemplate};
 use crate::tokenize::{Tokenizer, TokenizerSource};
@@ -16,6 +21,7 @@ use dlm_datasets::manifest::Manifest;
 use dlm_datasets::writer::write_atomic;
 use serde_json::{Value, json};
 use std::path::Path;
+use std::sync::Arc;
 
 /// Texts on which the engines are compared, and their bytes in all.
 const SAMPLE_TEXTS: usize = 128;
@@ -44,6 +50,10 @@ pub struct Plan {
     pub tokenizer: Tokenizer,
     /// Control tokens.
     pub control: ControlText,
+    /// When rows need no render.
+    pub linear: Option<Linear>,
+    /// Where the inputs come from.
+    pub origin: Origin,
     /// Head of the manifest.
     pub manifest: Manifest,
     /// `tokenizer_config.json` for the dataset.
@@ -52,10 +62,19 @@ pub struct Plan {
 
 /// The choices typed.
 pub fn settings(b: &Build) -> Result<Settings> {
-    let shard = match b.shard.as_deref().map(|s| s.split_once('/').map(|(i, n)| (i.parse(), n.parse()))) {
+    let shard = match b
+        .shard
+        .as_deref()
+        .map(|s| s.split_once('/').map(|(i, n)| (i.parse(), n.parse())))
+    {
         None => None,
         Some(Some((Ok(i), Ok(n)))) => Some((i, n)),
-        Some(_) => return Err(Error::Usage(format!("--shard {:?}: expected I/N, for example 0/4", b.shard.as_deref().unwrap_or("")))),
+        Some(_) => {
+            return Err(Error::Usage(format!(
+                "--shard {:?}: expected I/N, for example 0/4",
+                b.shard.as_deref().unwrap_or("")
+            )));
+        }
     };
     let s = Settings {
         seq_len: b.seq_len,
@@ -88,18 +107,22 @@ pub fn settings(b: &Build) -> Result<Settings> {
 pub fn time(text: Option<&str>) -> Result<jiff::civil::DateTime> {
     match text {
         None => Ok(template::default_now()),
-        Some(t) => t.parse().map_err(|e| Error::Usage(format!("--now {t:?}: expected a time like 2025-07-10T12:00:00 ({e})"))),
+        Some(t) => t.parse().map_err(|e| {
+            Error::Usage(format!(
+                "--now {t:?}: expected a time like 2025-07-10T12:00:00 ({e})"
+            ))
+        }),
     }
 }
 
 /// Finds, loads and settles.
 pub fn plan(b: &Build) -> Result<Plan> {
     let settings = settings(b)?;
-    if b.input.is_empty() {
-        return Err(Error::Usage("nothing to read: give --input FILES".to_string()));
-    }
-    let dir = b.tokenizer.as_deref().ok_or_else(|| Error::Usage("no --tokenizer".to_string()))?;
-    let inputs = source::expand(&b.input)?;
+    let dir = b
+        .tokenizer
+        .as_deref()
+        .ok_or_else(|| Error::Usage("no --tokenizer".to_string()))?;
+    let (inputs, origin) = find_inputs(b)?;
     let now = time(Some(&settings.now))?;
     let mut tok = TokenizerSource::read(dir)?;
     let mut specials = template::special_tokens(dir)?;
@@ -108,30 +131,83 @@ pub fn plan(b: &Build) -> Result<Plan> {
         None => ChatTemplate::load_at(dir, now)?,
     };
     let mask_id = tok.ensure_token(&settings.mask_token)?;
-    let bad = |reason: String| Error::Tokenizer { path: dir.to_path_buf(), reason };
+    let bad = |reason: String| Error::Tokenizer {
+        path: dir.to_path_buf(),
+        reason,
+    };
     let known = |t: &str| tok.added_tokens().iter().any(|a| a.content == t);
-    let eos = specials.get("eos_token").cloned().or_else(|| template.special("eos_token").map(String::from));
-    let eos = eos.or_else(|| ["<|im_end|>", "<|eot_id|>", "<|endoftext|>", "</s>"].iter().find(|t| known(t)).map(|t| t.to_string()));
-    let eos = eos.ok_or_else(|| bad("names no eos_token; add one to its tokenizer_config.json".to_string()))?;
+    let eos = specials
+        .get("eos_token")
+        .cloned()
+        .or_else(|| template.special("eos_token").map(String::from));
+    let eos = eos.or_else(|| {
+        ["<|im_end|>", "<|eot_id|>", "<|endoftext|>", "</s>"]
+            .iter()
+            .find(|t| known(t))
+            .map(|t| t.to_string())
+    });
+    let eos = eos.ok_or_else(|| {
+        bad("names no eos_token; add one to its tokenizer_config.json".to_string())
+    })?;
     let pad = specials.get("pad_token").cloned();
-    let pad = pad.or_else(|| ["<|endoftext|>", "<|finetune_right_pad_id|>", "<pad>"].iter().find(|t| known(t)).map(|t| t.to_string()));
-    let pad = pad.filter(|p| *p != settings.mask_token).unwrap_or_else(|| eos.clone());
+    let pad = pad.or_else(|| {
+        ["<|endoftext|>", "<|finetune_right_pad_id|>", "<pad>"]
+            .iter()
+            .find(|t| known(t))
+            .map(|t| t.to_string())
+    });
+    let pad = pad
+        .filter(|p| *p != settings.mask_token)
+        .unwrap_or_else(|| eos.clone());
     specials.insert("eos_token".to_string(), eos.clone());
     specials.insert("pad_token".to_string(), pad.clone());
-    let control = ControlText::new(tok.added_tokens(), Some(&eos))?;
+    let mut control = ControlText::new(tok.added_tokens(), Some(&eos))?;
+    let mut linear = None;
+    if b.render == RenderArg::Auto && !template.has_generation() {
+        let mut spans = SpanFinder::new(
+            &template,
+            &control,
+            settings.special_text,
+            settings.lost_text,
+        );
+        linear = linear::probe(&template, &mut |m| spans.fill(m));
+    }
+    if let Some(l) = &linear {
+        control = ControlText::with_triggers(tok.added_tokens(), Some(&eos), &l.triggers)?;
+    }
     let tokenizer = match b.engine {
         EngineArg::Auto => tok.choose(&sample(&inputs, &template, &control, &settings))?,
-        EngineArg::Fast => tok.fast().map_err(|e| bad(format!("the fast engine refuses it: {e}; use --engine auto")))?,
+        EngineArg::Fast => tok.fast().map_err(|e| {
+            bad(format!(
+                "the fast engine refuses it: {e}; use --engine auto"
+            ))
+        })?,
         EngineArg::Stable => tok.stable("stable (tokenizers 0.23.2), as asked".to_string())?,
     };
     let id = |what: &str, token: &str| {
-        tokenizer.id_of(token).map(|i| i as i32).ok_or_else(|| bad(format!("has no token {token:?}, which it names as {what}")))
+        tokenizer
+            .id_of(token)
+            .map(|i| i as i32)
+            .ok_or_else(|| bad(format!("has no token {token:?}, which it names as {what}")))
     };
-    let mut m = Manifest::new(settings.seq_len, settings.bd_size, tokenizer.vocab_size(), mask_id as i32, id("pad_token", &pad)?, id("eos_token", &eos)?);
+    let mut m = Manifest::new(
+        settings.seq_len,
+        settings.bd_size,
+        tokenizer.vocab_size(),
+        mask_id as i32,
+        id("pad_token", &pad)?,
+        id("eos_token", &eos)?,
+    );
     m.mask_token = settings.mask_token.clone();
     m.pad_token = pad;
     m.eos_token = eos;
-    m.end_of_turn_ids = SpanFinder::new(&template, &control, settings.special_text, settings.lost_text).end_of_turn_ids();
+    m.end_of_turn_ids = SpanFinder::new(
+        &template,
+        &control,
+        settings.special_text,
+        settings.lost_text,
+    )
+    .end_of_turn_ids();
     if !m.end_of_turn_ids.contains(&m.eos_token_id) {
         m.end_of_turn_ids.push(m.eos_token_id);
     }
@@ -140,7 +216,10 @@ pub fn plan(b: &Build) -> Result<Plan> {
     m.alignment = settings.alignment;
     m.loss_on = settings.loss_on;
     m.over_long = settings.over_long.name().to_string();
-    m.special_text = serde_json::to_value(settings.special_text).ok().and_then(|v| v.as_str().map(String::from)).unwrap_or_default();
+    m.special_text = serde_json::to_value(settings.special_text)
+        .ok()
+        .and_then(|v| v.as_str().map(String::from))
+        .unwrap_or_default();
     m.tokenizer_sha256 = sha256(tokenizer.json().as_bytes());
     m.template_sha256 = sha256(template.source().as_bytes());
     m.template_source = template.origin().to_string();
@@ -148,29 +227,94 @@ pub fn plan(b: &Build) -> Result<Plan> {
     m.seed = settings.seed;
     m.sources.clear();
     let files: Vec<Value> = inputs.iter().map(|i| json!([i.name, i.bytes])).collect();
-    let identity = json!([m.recipe, m.tokenizer_sha256, m.template_sha256, m.code_version, dlm_datasets::manifest::FORMAT_VERSION, files]);
+    let identity = json!([
+        m.recipe,
+        m.tokenizer_sha256,
+        m.template_sha256,
+        m.code_version,
+        dlm_datasets::manifest::FORMAT_VERSION,
+        files
+    ]);
     m.recipe_fingerprint = sha256(identity.to_string().as_bytes());
-    let tokenizer_config = config(dir, &specials, template.source(), &settings.mask_token, mask_id)?;
-    Ok(Plan { settings, inputs, template, tokenizer, control, manifest: m, tokenizer_config })
+    let tokenizer_config = config(
+        dir,
+        &specials,
+        template.source(),
+        &settings.mask_token,
+        mask_id,
+    )?;
+    Ok(Plan {
+        settings,
+        inputs,
+        template,
+        tokenizer,
+        control,
+        linear,
+        origin,
+        manifest: m,
+        tokenizer_config,
+    })
+}
+
+/// Where inputs come from, for the manifest.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// Hub dataset.
+    pub dataset: Option<String>,
+    /// Its commit.
+    pub revision: Option<String>,
+}
+
+/// Local files, or a dataset's files with their download begun.
+fn find_inputs(b: &Build) -> Result<(Vec<Input>, Origin)> {
+    let Some(id) = &b.dataset else {
+        if b.input.is_empty() {
+            return Err(Error::Usage("nothing to read: give --input FILES or --dataset ORG/NAME".to_string()));
+        }
+        return Ok((source::expand(&b.input)?, Origin::default()));
+    };
+    let client = Client::new(client::Settings::from_env());
+    let wanted = Wanted { revision: b.revision.clone(), splits: b.split.clone(), globs: b.files.clone() };
+    let listing = hub::list::list(&client, hub::cache::check_id(id)?, &wanted)?;
+    let origin = Origin { dataset: Some(id.clone()), revision: Some(listing.commit.clone()) };
+    eprintln!("dataset    {id} at {} ({}), {} files", listing.commit, listing.revision, listing.files.len());
+    let source = HubSource::new(client, id, listing);
+    let files: Vec<_> = source.files().to_vec();
+    // A dry run lists and downloads nothing but the file it looks at.
+    let ahead = Arc::new(Ahead::new(Box::new(source), 0));
+    let inputs = files.into_iter().enumerate().map(|(index, f)| {
+        Input { path: f.path.clone().into(), name: f.path, bytes: f.bytes, remote: Some(Remote { ahead: ahead.clone(), index }) }
+    });
+    Ok((inputs.collect(), origin))
 }
 
 /// Rendered texts of the first rows of the inputs, for comparing engines.
-fn sample(inputs: &[Input], template: &ChatTemplate, control: &ControlText, settings: &Settings) -> Vec<String> {
+fn sample(
+    inputs: &[Input],
+    template: &ChatTemplate,
+    control: &ControlText,
+    settings: &Settings,
+) -> Vec<String> {
     let mut out: Vec<String> = TRAPS.iter().map(|t| t.to_string()).collect();
     let mut spans = SpanFinder::new(template, control, settings.special_text, settings.lost_text);
     let step = inputs.len().div_ceil(8).max(1);
     let each = SAMPLE_TEXTS / inputs.len().clamp(1, 8);
     let mut bytes = 0;
-    for input in inputs.iter().step_by(step) {
+    // Of remote files only the first is waited for.
+    let here = inputs.iter().enumerate().filter(|(k, i)| *k == 0 || i.remote.is_none()).map(|(_, i)| i);
+    for input in here.step_by(step) {
         // Whatever cannot be read here is reported by the run itself.
-        let Some(Ok(batch)) = source::open(input, 0).ok().and_then(|mut b| b.next()) else { continue };
+        let Some(Ok(batch)) = source::open(input, 0).ok().and_then(|mut b| b.next()) else {
+            continue;
+        };
         for i in 0..batch.len().min(each) {
-            let Ok(c) = workers::decode(&batch, i).2 else { continue };
+            let Ok(c) = workers::decode(&batch, i).2 else {
+                continue;
+            };
             let Ok(r) = spans.render(&c) else { continue };
-            let text = control.unmark(&r.text);
-            if bytes + text.len() <= SAMPLE_BYTES {
-                bytes += text.len();
-                out.push(text);
+            if bytes + r.text.len() <= SAMPLE_BYTES {
+                bytes += r.text.len();
+                out.push(r.text);
             }
         }
     }
@@ -178,10 +322,19 @@ fn sample(inputs: &[Input], template: &ChatTemplate, control: &ControlText, sett
 }
 
 /// The source's tokenizer_config.json with the template used and the mask token in it.
-fn config(dir: &Path, specials: &std::collections::BTreeMap<String, String>, template: &str, mask: &str, mask_id: u32) -> Result<Value> {
+fn config(
+    dir: &Path,
+    specials: &std::collections::BTreeMap<String, String>,
+    template: &str,
+    mask: &str,
+    mask_id: u32,
+) -> Result<Value> {
     let mut v = template::read_json(&dir.join("tokenizer_config.json"))?.unwrap_or_else(|| json!({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false}));
     if !v.is_object() {
-        return Err(Error::Tokenizer { path: dir.to_path_buf(), reason: "its tokenizer_config.json is no JSON object".to_string() });
+        return Err(Error::Tokenizer {
+            path: dir.to_path_buf(),
+            reason: "its tokenizer_config.json is no JSON object".to_string(),
+        });
     }
     for (name, token) in specials {
         if v.get(name).is_none_or(Value::is_null) {
@@ -201,9 +354,19 @@ impl Plan {
     pub fn write_tokenizer(&self, out: &Path) -> Result<()> {
         let dir = out.join("tokenizer");
         std::fs::create_dir_all(&dir).map_err(Error::io("making", &dir))?;
-        write_atomic(&dir.join("tokenizer.json"), self.tokenizer.json().as_bytes())?;
-        let config = serde_json::to_string_pretty(&self.tokenizer_config).map_err(|e| Error::Internal(e.to_string()))?;
-        write_atomic(&dir.join("tokenizer_config.json"), (config + "\n").as_bytes())?;
-        Ok(write_atomic(&dir.join("chat_template.jinja"), self.template.source().as_bytes())?)
+        write_atomic(
+            &dir.join("tokenizer.json"),
+            self.tokenizer.json().as_bytes(),
+        )?;
+        let config = serde_json::to_string_pretty(&self.tokenizer_config)
+            .map_err(|e| Error::Internal(e.to_string()))?;
+        write_atomic(
+            &dir.join("tokenizer_config.json"),
+            (config + "\n").as_bytes(),
+        )?;
+        Ok(write_atomic(
+            &dir.join("chat_template.jinja"),
+            self.template.source().as_bytes(),
+        )?)
     }
 }

@@ -7,6 +7,7 @@
 use crate::conversation::Drop;
 use crate::error::{Error, Result};
 use crate::pack::{PackedRow, Packer, Waiting};
+use crate::plan::Origin;
 use crate::settings::Settings;
 use crate::source::Input;
 use crate::workers::{Cursor, OutBatch, OutRow};
@@ -20,6 +21,8 @@ use std::path::{Path, PathBuf};
 pub const STATE: &str = "prep-state.json";
 /// Conversations after which a hopeless run is stopped early.
 const EARLY: u64 = 2000;
+/// Below so many rows, prompts that fill a row do not make a run fail.
+const FEW: u64 = 200;
 
 /// Everything a resumed run needs besides its inputs.
 #[derive(Serialize, Deserialize)]
@@ -53,6 +56,8 @@ pub struct Output<'a> {
     unsupervised: u64,
     /// Whether budgets are spent.
     full: bool,
+    /// Where the inputs come from.
+    origin: Origin,
 }
 
 fn side(split: Split) -> usize {
@@ -61,24 +66,38 @@ fn side(split: Split) -> usize {
 
 fn changed(path: &Path) -> u64 {
     let time = std::fs::metadata(path).and_then(|m| m.modified()).ok();
-    time.and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok()).map_or(0, |d| d.as_nanos() as u64)
+    time.and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok())
+        .map_or(0, |d| d.as_nanos() as u64)
 }
 
 impl<'a> Output<'a> {
     /// Starts in `dir`, or goes on where a killed run of the same kind stopped. `manifest` carries everything but files and counts.
-    pub fn open(dir: &Path, settings: &'a Settings, inputs: &'a [Input], manifest: Manifest, overwrite: bool) -> Result<Self> {
-        let refuse = |reason: String| Error::Output { path: dir.to_path_buf(), reason };
+    pub fn open(
+        dir: &Path,
+        settings: &'a Settings,
+        inputs: &'a [Input],
+        manifest: Manifest,
+        overwrite: bool,
+    ) -> Result<Self> {
+        let refuse = |reason: String| Error::Output {
+            path: dir.to_path_buf(),
+            reason,
+        };
         let create = std::fs::create_dir_all(dir);
         create.map_err(Error::io("making the output folder", dir))?;
         if dir.join(dlm_datasets::manifest::FILE_NAME).exists() {
             if !overwrite {
-                return Err(refuse("holds a finished dataset; give --overwrite to replace it, or another --out".to_string()));
+                return Err(refuse(
+                    "holds a finished dataset; give --overwrite to replace it, or another --out"
+                        .to_string(),
+                ));
             }
             // The manifest goes first: what is left is no dataset.
             let path = dir.join(dlm_datasets::manifest::FILE_NAME);
             std::fs::remove_file(&path).map_err(Error::io("removing", &path))?;
         }
-        let new = |m: &Manifest| Packer::new(m.seq_len, m.bd_size, m.pad_token_id, settings.pack_window);
+        let new =
+            |m: &Manifest| Packer::new(m.seq_len, m.bd_size, m.pad_token_id, settings.pack_window);
         let mut out = Output {
             dir: dir.to_path_buf(),
             settings,
@@ -92,16 +111,23 @@ impl<'a> Output<'a> {
             rows_seen: 0,
             unsupervised: 0,
             full: false,
+            origin: Origin::default(),
         };
         let state = dir.join(STATE);
         if overwrite {
             out.clear()?;
         } else if state.exists() {
             let text = std::fs::read(&state).map_err(Error::io("reading", &state))?;
-            let state: State = serde_json::from_slice(&text).map_err(|e| refuse(format!("{STATE} cannot be read ({e}); give --overwrite to start over")))?;
+            let state: State = serde_json::from_slice(&text).map_err(|e| {
+                refuse(format!(
+                    "{STATE} cannot be read ({e}); give --overwrite to start over"
+                ))
+            })?;
             out.restore(state).map_err(refuse)?;
         } else if let Some(foreign) = foreign_file(dir)? {
-            return Err(refuse(format!("holds {foreign}, which this run did not make; give an empty folder, or --overwrite to remove old data files")));
+            return Err(refuse(format!(
+                "holds {foreign}, which this run did not make; give an empty folder, or --overwrite to remove old data files"
+            )));
         }
         out.save()?;
         Ok(out)
@@ -111,7 +137,10 @@ impl<'a> Output<'a> {
     fn clear(&self) -> Result<()> {
         for entry in std::fs::read_dir(&self.dir).map_err(Error::io("listing", &self.dir))? {
             let path = entry.map_err(Error::io("listing", &self.dir))?.path();
-            let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            let name = path
+                .file_name()
+                .map(|n| n.to_string_lossy().into_owned())
+                .unwrap_or_default();
             if is_ours(&name) {
                 std::fs::remove_file(&path).map_err(Error::io("removing", &path))?;
             }
@@ -120,25 +149,39 @@ impl<'a> Output<'a> {
     }
 
     fn inputs_now(&self) -> Vec<(String, u64, u64)> {
-        self.inputs.iter().map(|i| (i.name.clone(), i.bytes, changed(&i.path))).collect()
+        self.inputs
+            .iter()
+            .map(|i| (i.name.clone(), i.bytes, changed(&i.path)))
+            .collect()
     }
 
     fn restore(&mut self, s: State) -> std::result::Result<(), String> {
         let again = "give --overwrite to start over, or another --out";
         if s.fingerprint != self.manifest.recipe_fingerprint {
-            return Err(format!("holds the unfinished output of another run (other settings, tokenizer, template or version); {again}"));
+            return Err(format!(
+                "holds the unfinished output of another run (other settings, tokenizer, template or version); {again}"
+            ));
         }
         if s.inputs != self.inputs_now() {
-            return Err(format!("holds the unfinished output of a run over other inputs, or they have changed since; {again}"));
+            return Err(format!(
+                "holds the unfinished output of a run over other inputs, or they have changed since; {again}"
+            ));
         }
         for f in &s.manifest.files {
-            let found = std::fs::metadata(self.dir.join(&f.path)).map(|m| m.len()).unwrap_or(0);
+            let found = std::fs::metadata(self.dir.join(&f.path))
+                .map(|m| m.len())
+                .unwrap_or(0);
             if found != f.bytes {
-                return Err(format!("{} has {found} bytes, the unfinished run wrote {}; {again}", f.path, f.bytes));
+                return Err(format!(
+                    "{} has {found} bytes, the unfinished run wrote {}; {again}",
+                    f.path, f.bytes
+                ));
             }
         }
         let [train, eval] = s.waiting;
-        if !self.packers[0].restore(s.numbers[0], train) || !self.packers[1].restore(s.numbers[1], eval) {
+        if !self.packers[0].restore(s.numbers[0], train)
+            || !self.packers[1].restore(s.numbers[1], eval)
+        {
             return Err(format!("{STATE} is damaged; {again}"));
         }
         self.manifest = s.manifest;
@@ -153,6 +196,12 @@ impl<'a> Output<'a> {
         }
         self.full = self.spent();
         Ok(())
+    }
+
+    /// Says where the inputs come from.
+    pub fn with_origin(mut self, origin: Origin) -> Self {
+        self.origin = origin;
+        self
     }
 
     /// Where to read on.
@@ -187,7 +236,9 @@ impl<'a> Output<'a> {
     fn spent(&self) -> bool {
         let (s, c) = (self.settings, &self.manifest.counts);
         let over = |limit: Option<u64>, n: u64| limit.is_some_and(|l| n >= l);
-        over(s.max_tokens, c.tokens) || over(s.max_response_tokens, c.response_tokens) || over(s.max_rows, self.rows_seen)
+        over(s.max_tokens, c.tokens)
+            || over(s.max_response_tokens, c.response_tokens)
+            || over(s.max_rows, self.rows_seen)
     }
 
     /// Takes in a batch; false when the budgets are spent.
@@ -204,7 +255,12 @@ impl<'a> Output<'a> {
             at += n;
             position.row += 1;
             self.cursor = position;
-            if self.writers.iter().flatten().any(|w| w.rows() >= self.settings.shard_rows) {
+            if self
+                .writers
+                .iter()
+                .flatten()
+                .any(|w| w.rows() >= self.settings.shard_rows)
+            {
                 self.close()?;
                 self.save()?;
             }
@@ -216,21 +272,31 @@ impl<'a> Output<'a> {
         self.rows_seen += 1;
         let (category, licence) = &b.keys[row.key];
         let source = self.source(file, category, licence);
-        let mut c = Counts { rows_read: 1, ..Default::default() };
+        let mut c = Counts {
+            rows_read: 1,
+            ..Default::default()
+        };
         let mut dropped = row.dropped;
         if dropped.is_none() && self.settings.dedup && !self.seen.insert(row.fingerprint) {
             dropped = Some(Drop::Duplicate);
         }
         match dropped {
             Some(why) => {
-                self.unsupervised += u64::from(matches!(why, Drop::NoLabel | Drop::PromptTooLong | Drop::NoAssistantSpan));
+                self.unsupervised += u64::from(matches!(
+                    why,
+                    Drop::NoLabel | Drop::PromptTooLong | Drop::NoAssistantSpan
+                ));
                 c.dropped.insert(why.name().to_string(), 1);
             }
             None => {
                 c.rows_kept = 1;
                 c.tokens_cut = row.cut;
                 c.over_long = u64::from(row.over_long);
-                for (name, n) in [("special_text_rows", u64::from(row.marked)), ("respaced_turns", row.respaced), ("rewritten_turns", row.rewritten)] {
+                for (name, n) in [
+                    ("special_text_rows", u64::from(row.marked)),
+                    ("respaced_turns", row.respaced),
+                    ("rewritten_turns", row.rewritten),
+                ] {
                     if n > 0 {
                         c.notes.insert(name.to_string(), n);
                     }
@@ -238,7 +304,12 @@ impl<'a> Output<'a> {
                 let split = self.split_of(row.fingerprint);
                 for (length, summary) in &row.documents {
                     summary.add_to(&mut c);
-                    self.document(split, &b.ids[at..at + length], &b.labels[at..at + length], source)?;
+                    self.document(
+                        split,
+                        &b.ids[at..at + length],
+                        &b.labels[at..at + length],
+                        source,
+                    )?;
                     at += length;
                 }
             }
@@ -258,17 +329,36 @@ impl<'a> Output<'a> {
     fn split_of(&self, fingerprint: u128) -> Split {
         // The upper bits as a fraction of one; the seed moves the choice.
         let h = (fingerprint >> 64) as u64 ^ self.settings.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let held_out = self.settings.eval_fraction > 0.0 && (h as f64 / u64::MAX as f64) < self.settings.eval_fraction;
+        let held_out = self.settings.eval_fraction > 0.0
+            && (h as f64 / u64::MAX as f64) < self.settings.eval_fraction;
         if held_out { Split::Eval } else { Split::Train }
     }
 
-    fn source(&mut self, file: usize, category: &Option<String>, licence: &Option<String>) -> usize {
-        let sources = &mut self.manifest.sources;
-        let k = *self.sources.entry((file, category.clone())).or_insert_with(|| {
-            let name = self.inputs.get(file).map(|i| i.name.clone()).unwrap_or_default();
-            sources.push(Source { name, category: category.clone(), ..Default::default() });
-            sources.len() - 1
-        });
+    fn source(
+        &mut self,
+        file: usize,
+        category: &Option<String>,
+        licence: &Option<String>,
+    ) -> usize {
+        let (sources, origin) = (&mut self.manifest.sources, &self.origin);
+        let k = *self
+            .sources
+            .entry((file, category.clone()))
+            .or_insert_with(|| {
+                let name = self
+                    .inputs
+                    .get(file)
+                    .map(|i| i.name.clone())
+                    .unwrap_or_default();
+                sources.push(Source {
+                dataset: origin.dataset.clone(),
+                revision: origin.revision.clone(),
+                    name,
+                    category: category.clone(),
+                    ..Default::default()
+                });
+                sources.len() - 1
+            });
         if let (Some(l), Some(s)) = (licence, sources.get_mut(k))
             && !s.licences.contains(l)
         {
@@ -278,8 +368,16 @@ impl<'a> Output<'a> {
     }
 
     fn document(&mut self, split: Split, ids: &[i32], labels: &[i32], source: usize) -> Result<()> {
-        let Output { packers, writers, manifest, dir, .. } = self;
-        packers[side(split)].push(ids, labels, source, |row| write_row(dir, manifest, &mut writers[side(split)], split, row))
+        let Output {
+            packers,
+            writers,
+            manifest,
+            dir,
+            ..
+        } = self;
+        packers[side(split)].push(ids, labels, source, |row| {
+            write_row(dir, manifest, &mut writers[side(split)], split, row)
+        })
     }
 
     /// Completes the files that are open.
@@ -296,7 +394,11 @@ impl<'a> Output<'a> {
         let c = &self.manifest.counts;
         let n = |d: Drop| c.dropped.get(d.name()).copied().unwrap_or(0);
         let cause = if n(Drop::PromptTooLong) * 2 > self.unsupervised {
-            format!("{} prompts fill a whole row of {}: raise --seq-len, or use --over-long split", n(Drop::PromptTooLong), self.manifest.seq_len)
+            format!(
+                "{} prompts fill a whole row of {}: raise --seq-len, or use --over-long split",
+                n(Drop::PromptTooLong),
+                self.manifest.seq_len
+            )
         } else if n(Drop::NoAssistantSpan) * 2 > self.unsupervised {
             "the chat template does not let the assistant's part be told apart: use one with {% generation %} tags, or --template chatml".to_string()
         } else {
@@ -317,18 +419,40 @@ impl<'a> Output<'a> {
         if c.rows_read == 0 {
             return Err(Error::Unfit("the inputs hold no rows".to_string()));
         }
-        if self.unsupervised as f64 > self.settings.max_unsupervised * c.rows_read as f64 {
+        // A handful of rows says little about prompts in general; a template without labels shows at once.
+        let too_long = c
+            .dropped
+            .get(Drop::PromptTooLong.name())
+            .copied()
+            .unwrap_or(0);
+        let counted = if c.rows_read < FEW {
+            self.unsupervised - too_long
+        } else {
+            self.unsupervised
+        };
+        if counted as f64 > self.settings.max_unsupervised * c.rows_read as f64 {
             return Err(self.unfit());
         }
         if c.rows_kept == 0 {
             let mut why: Vec<_> = c.dropped.iter().collect();
             why.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
             let why: Vec<String> = why.iter().map(|(k, n)| format!("{n} {k}")).collect();
-            return Err(Error::Unfit(format!("all {} rows were dropped: {}", c.rows_read, why.join(", "))));
+            return Err(Error::Unfit(format!(
+                "all {} rows were dropped: {}",
+                c.rows_read,
+                why.join(", ")
+            )));
         }
         for split in [Split::Train, Split::Eval] {
-            let Output { packers, writers, manifest, dir, .. } = &mut self;
-            packers[side(split)].finish(|row| write_row(dir, manifest, &mut writers[side(split)], split, row))?;
+            let Output {
+                packers,
+                writers,
+                manifest,
+                dir,
+                ..
+            } = &mut self;
+            packers[side(split)]
+                .finish(|row| write_row(dir, manifest, &mut writers[side(split)], split, row))?;
         }
         self.close()?;
         self.manifest.packing.strategy = "exact-fit, larger first".to_string();
@@ -341,12 +465,23 @@ impl<'a> Output<'a> {
     }
 }
 
-fn write_row(dir: &Path, manifest: &mut Manifest, writer: &mut Option<ShardWriter>, split: Split, row: &PackedRow) -> Result<()> {
+fn write_row(
+    dir: &Path,
+    manifest: &mut Manifest,
+    writer: &mut Option<ShardWriter>,
+    split: Split,
+    row: &PackedRow,
+) -> Result<()> {
     let w = match writer {
         Some(w) => w,
         None => {
             let index = manifest.files.iter().filter(|f| f.split == split).count();
-            writer.insert(ShardWriter::create(dir, &shard_name(split, index), split, manifest.seq_len)?)
+            writer.insert(ShardWriter::create(
+                dir,
+                &shard_name(split, index),
+                split,
+                manifest.seq_len,
+            )?)
         }
     };
     w.push(&row.ids, &row.labels, &row.documents)?;
@@ -363,20 +498,29 @@ fn write_row(dir: &Path, manifest: &mut Manifest, writer: &mut Option<ShardWrite
 fn is_ours(name: &str) -> bool {
     let bare = name.strip_suffix(PARTIAL).unwrap_or(name);
     let shard = |split: Split| {
-        let digits = bare.strip_prefix(split.name()).and_then(|r| r.strip_prefix('-')).and_then(|r| r.strip_suffix(".arrow"));
+        let digits = bare
+            .strip_prefix(split.name())
+            .and_then(|r| r.strip_prefix('-'))
+            .and_then(|r| r.strip_suffix(".arrow"));
         digits.is_some_and(|d| d.len() >= 5 && d.bytes().all(|b| b.is_ascii_digit()))
     };
-    bare == STATE || bare == dlm_datasets::manifest::FILE_NAME || shard(Split::Train) || shard(Split::Eval)
+    bare == STATE
+        || bare == dlm_datasets::manifest::FILE_NAME
+        || shard(Split::Train)
+        || shard(Split::Eval)
 }
 
 /// A data file in a folder that has neither manifest nor state: not ours to go on with.
 fn foreign_file(dir: &Path) -> Result<Option<String>> {
     for entry in std::fs::read_dir(dir).map_err(Error::io("listing", dir))? {
-        let name = entry.map_err(Error::io("listing", dir))?.file_name().to_string_lossy().into_owned();
+        let name = entry
+            .map_err(Error::io("listing", dir))?
+            .file_name()
+            .to_string_lossy()
+            .into_owned();
         if is_ours(&name) && !name.ends_with(PARTIAL) {
             return Ok(Some(name));
         }
     }
     Ok(None)
 }
-

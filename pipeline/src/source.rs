@@ -1,7 +1,7 @@
 //! Files to raw rows.
 //!
 //! In: local files and folders: parquet, JSONL (`.jsonl`, `.json`, `.ndjson`, plain, `.gz` or `.zst`), Arrow IPC files and
-//! streams. Out: batches of about a megabyte, in order, each knowing which row of which file it starts at, so that a run can
+//! streams. Out: batches of about a quarter of a megabyte, in order, each knowing which row of which file it starts at, so that a run can
 //! go on anywhere. Memory: a batch is bounded by bytes, a line by [`MAX_LINE`]; a parquet file is read page by page.
 
 use crate::error::{Error, Result};
@@ -15,17 +15,50 @@ use std::path::{Path, PathBuf};
 /// The longest line read; longer ones are dropped by name.
 pub const MAX_LINE: usize = 64 << 20;
 /// Bytes a batch aims at.
-const BATCH_BYTES: usize = 1 << 20;
+const BATCH_BYTES: usize = 256 << 10;
 /// Rows a batch has at most.
 const BATCH_ROWS: usize = 1024;
 /// Columns a conversation can be made of; others are not read.
 const COLUMNS: [&str; 20] = [
-    "messages", "conversations", "conversation", "input", "output", "system_prompt", "system", "instruction", "prompt", "completion", "response",
-    "chosen", "question", "answer", "tools", "category", "license", "licence", "text", "id",
+    "messages",
+    "conversations",
+    "conversation",
+    "input",
+    "output",
+    "system_prompt",
+    "system",
+    "instruction",
+    "prompt",
+    "completion",
+    "response",
+    "chosen",
+    "question",
+    "answer",
+    "tools",
+    "category",
+    "license",
+    "licence",
+    "text",
+    "id",
 ];
 
+/// A file that is being fetched.
+#[derive(Clone)]
+pub struct Remote {
+    /// What fetches it.
+    pub ahead: std::sync::Arc<crate::hub::fetch::Ahead>,
+    /// Its number in the listing.
+    pub index: usize,
+}
+
+impl std::fmt::Debug for Remote {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "remote file {}", self.index)
+    }
+}
+
 /// One input file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Input {
     /// Where it is.
     pub path: PathBuf,
@@ -33,6 +66,18 @@ pub struct Input {
     pub name: String,
     /// Its length.
     pub bytes: u64,
+    /// What fetches it, if it is not here yet.
+    pub remote: Option<Remote>,
+}
+
+impl Input {
+    /// Its local path; waits for a download.
+    pub fn ready(&self) -> Result<PathBuf> {
+        match &self.remote {
+            None => Ok(self.path.clone()),
+            Some(r) => r.ahead.wait(r.index),
+        }
+    }
 }
 
 /// What a file is, by its name.
@@ -49,7 +94,10 @@ pub enum Kind {
 /// The kind of a file, by its name without `.gz` or `.zst`.
 pub fn kind(path: &Path) -> Option<Kind> {
     let name = path.file_name()?.to_str()?.to_ascii_lowercase();
-    let bare = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(&name);
+    let bare = name
+        .strip_suffix(".gz")
+        .or_else(|| name.strip_suffix(".zst"))
+        .unwrap_or(&name);
     match bare.rsplit_once('.')?.1 {
         "parquet" if bare == name => Some(Kind::Parquet),
         "arrow" | "feather" if bare == name => Some(Kind::Arrow),
@@ -68,29 +116,56 @@ pub fn expand(arguments: &[PathBuf]) -> Result<Vec<Input>> {
             walk(a, 0, &mut files)?;
             files.sort();
             if files.is_empty() {
-                return Err(Error::Usage(format!("{}: no parquet, JSONL or Arrow file in this folder", a.display())));
+                return Err(Error::Usage(format!(
+                    "{}: no parquet, JSONL or Arrow file in this folder",
+                    a.display()
+                )));
             }
             for path in files {
-                let name = path.strip_prefix(a).unwrap_or(&path).to_string_lossy().replace('\\', "/");
-                let bytes = std::fs::metadata(&path).map_err(Error::io("reading", &path))?.len();
-                out.push(Input { path, name, bytes });
+                let name = path
+                    .strip_prefix(a)
+                    .unwrap_or(&path)
+                    .to_string_lossy()
+                    .replace('\\', "/");
+                let bytes = std::fs::metadata(&path)
+                    .map_err(Error::io("reading", &path))?
+                    .len();
+                out.push(Input { path, name, bytes, remote: None });
             }
         } else {
             if kind(a).is_none() {
                 let reason = "unknown kind of file; expected .parquet, .jsonl, .json, .ndjson (also .gz, .zst) or .arrow";
                 return Err(Error::Usage(format!("{}: {reason}", a.display())));
             }
-            let name = a.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-            out.push(Input { path: a.clone(), name, bytes: meta.len() });
+            let name = a
+                .file_name()
+                .map(|n| n.to_string_lossy().into_owned())
+                .unwrap_or_default();
+            out.push(Input {
+                path: a.clone(),
+                name,
+                bytes: meta.len(), remote: None
+            });
         }
     }
     // Two files of one name are told apart by where they are.
     for i in 0..out.len() {
-        if out.iter().enumerate().any(|(j, o)| j != i && o.name == out[i].name) {
+        if out
+            .iter()
+            .enumerate()
+            .any(|(j, o)| j != i && o.name == out[i].name)
+        {
             out[i].name = out[i].path.to_string_lossy().replace('\\', "/");
         }
     }
     Ok(out)
+}
+
+/// Small JSON files that describe something and hold no rows.
+pub fn is_metadata(path: &str) -> bool {
+    let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
+    let known = ["dataset_infos.json", "dataset_info.json", "state.json", "config.json", "metadata.json", "manifest.json", "vocab.json", "added_tokens.json"];
+    known.contains(&name) || name.starts_with('.') || (name.ends_with(".json") && (name.starts_with("tokenizer") || name.starts_with("special_tokens")))
 }
 
 fn walk(dir: &Path, depth: usize, out: &mut Vec<PathBuf>) -> Result<()> {
@@ -99,13 +174,15 @@ fn walk(dir: &Path, depth: usize, out: &mut Vec<PathBuf>) -> Result<()> {
     }
     for entry in std::fs::read_dir(dir).map_err(Error::io("listing", dir))? {
         let path = entry.map_err(Error::io("listing", dir))?.path();
-        let hidden = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(['.', '_']));
+        let hidden = path
+            .file_name()
+            .is_some_and(|n| n.to_string_lossy().starts_with(['.', '_']));
         if hidden {
             continue;
         }
         if path.is_dir() {
             walk(&path, depth + 1, out)?;
-        } else if kind(&path).is_some() {
+        } else if kind(&path).is_some() && !is_metadata(&path.to_string_lossy()) {
             out.push(path);
         }
     }
@@ -149,11 +226,15 @@ impl RawRows {
 
 /// A file's batches, from row `skip` on.
 pub fn open(input: &Input, skip: u64) -> Result<Box<dyn Iterator<Item = Result<RawRows>> + Send>> {
-    let bad = |reason: String| Error::Input { path: input.path.display().to_string(), reason };
+    let bad = |reason: String| Error::Input {
+        path: input.path.display().to_string(),
+        reason,
+    };
+    let local = Input { path: input.ready()?, remote: None, ..input.clone() };
     match kind(&input.path) {
-        Some(Kind::Parquet) => parquet(input, skip),
-        Some(Kind::Json) => Ok(Box::new(JsonRows::open(&input.path, skip)?)),
-        Some(Kind::Arrow) => arrow_file(input, skip),
+        Some(Kind::Parquet) => parquet(&local, skip),
+        Some(Kind::Json) => Ok(Box::new(JsonRows::open(&local.path, skip)?)),
+        Some(Kind::Arrow) => arrow_file(&local, skip),
         None => Err(bad("unknown kind of file".to_string())),
     }
 }
@@ -163,7 +244,10 @@ fn parquet(input: &Input, skip: u64) -> Result<Box<dyn Iterator<Item = Result<Ra
     let file = File::open(&path).map_err(Error::io("opening", &path))?;
     let bad = {
         let path = path.display().to_string();
-        move |e: String| Error::Input { path: path.clone(), reason: format!("not readable as parquet: {e}") }
+        move |e: String| Error::Input {
+            path: path.clone(),
+            reason: format!("not readable as parquet: {e}"),
+        }
     };
     let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| bad(e.to_string()))?;
     let meta = builder.metadata();
@@ -172,28 +256,55 @@ fn parquet(input: &Input, skip: u64) -> Result<Box<dyn Iterator<Item = Result<Ra
     let per_row = (size.max(0) as u64 / rows.max(1)).max(1) as usize;
     let batch = (BATCH_BYTES / per_row).clamp(1, BATCH_ROWS);
     let schema = builder.parquet_schema();
-    let wanted: Vec<usize> = (0..schema.num_columns()).filter(|&c| COLUMNS.contains(&schema.get_column_root(c).name())).collect();
+    let wanted: Vec<usize> = (0..schema.num_columns())
+        .filter(|&c| COLUMNS.contains(&schema.get_column_root(c).name()))
+        .collect();
     if wanted.is_empty() {
-        let found: Vec<&str> = schema.root_schema().get_fields().iter().map(|f| f.name()).collect();
-        return Err(bad(format!("none of its columns {found:?} can hold a conversation; expected one of messages, conversations, input, instruction, prompt, question")));
+        let found: Vec<&str> = schema
+            .root_schema()
+            .get_fields()
+            .iter()
+            .map(|f| f.name())
+            .collect();
+        return Err(bad(format!(
+            "none of its columns {found:?} can hold a conversation; expected one of messages, conversations, input, instruction, prompt, question"
+        )));
     }
     let mask = ProjectionMask::leaves(schema, wanted);
     if skip >= rows {
         return Ok(Box::new(std::iter::empty()));
     }
-    let reader = builder.with_batch_size(batch).with_projection(mask).with_offset(skip as usize).build().map_err(|e| bad(e.to_string()))?;
-    Ok(Box::new(reader.map(move |b| b.map(RawRows::Table).map_err(|e| bad(e.to_string())))))
+    let reader = builder
+        .with_batch_size(batch)
+        .with_projection(mask)
+        .with_offset(skip as usize)
+        .build()
+        .map_err(|e| bad(e.to_string()))?;
+    Ok(Box::new(reader.map(move |b| {
+        b.map(RawRows::Table).map_err(|e| bad(e.to_string()))
+    })))
 }
 
-fn arrow_file(input: &Input, skip: u64) -> Result<Box<dyn Iterator<Item = Result<RawRows>> + Send>> {
+fn arrow_file(
+    input: &Input,
+    skip: u64,
+) -> Result<Box<dyn Iterator<Item = Result<RawRows>> + Send>> {
     let path = &input.path;
     let display = path.display().to_string();
-    let bad = move |e: arrow::error::ArrowError| Error::Input { path: display.clone(), reason: format!("not readable as Arrow IPC: {e}") };
+    let bad = move |e: arrow::error::ArrowError| Error::Input {
+        path: display.clone(),
+        reason: format!("not readable as Arrow IPC: {e}"),
+    };
     let mut magic = [0u8; 6];
     let mut file = File::open(path).map_err(Error::io("opening", path))?;
     let _ = file.read(&mut magic).map_err(Error::io("reading", path))?;
-    let file = BufReader::with_capacity(1 << 20, File::open(path).map_err(Error::io("opening", path))?);
-    let batches: Box<dyn Iterator<Item = std::result::Result<RecordBatch, arrow::error::ArrowError>> + Send> = if &magic == b"ARROW1" {
+    let file = BufReader::with_capacity(
+        1 << 20,
+        File::open(path).map_err(Error::io("opening", path))?,
+    );
+    let batches: Box<
+        dyn Iterator<Item = std::result::Result<RecordBatch, arrow::error::ArrowError>> + Send,
+    > = if &magic == b"ARROW1" {
         Box::new(arrow::ipc::reader::FileReader::try_new(file, None).map_err(&bad)?)
     } else {
         Box::new(arrow::ipc::reader::StreamReader::try_new(file, None).map_err(&bad)?)
@@ -206,8 +317,12 @@ fn arrow_file(input: &Input, skip: u64) -> Result<Box<dyn Iterator<Item = Result
         };
         let from = left.min(b.num_rows());
         left -= from;
-        let step = BATCH_ROWS.min((BATCH_BYTES * b.num_rows().max(1) / b.get_array_memory_size().max(1)).max(1));
-        (from..b.num_rows()).step_by(step).map(|at| Ok(RawRows::Table(b.slice(at, step.min(b.num_rows() - at))))).collect()
+        let step = BATCH_ROWS
+            .min((BATCH_BYTES * b.num_rows().max(1) / b.get_array_memory_size().max(1)).max(1));
+        (from..b.num_rows())
+            .step_by(step)
+            .map(|at| Ok(RawRows::Table(b.slice(at, step.min(b.num_rows() - at)))))
+            .collect()
     });
     Ok(Box::new(pieces))
 }
@@ -226,9 +341,13 @@ impl JsonRows {
         let file = File::open(path).map_err(Error::io("opening", path))?;
         let name = path.to_string_lossy().to_ascii_lowercase();
         let mut reader: Box<dyn BufRead + Send> = if name.ends_with(".gz") {
-            Box::new(BufReader::with_capacity(1 << 18, flate2::read::MultiGzDecoder::new(BufReader::with_capacity(1 << 18, file))))
+            Box::new(BufReader::with_capacity(
+                1 << 18,
+                flate2::read::MultiGzDecoder::new(BufReader::with_capacity(1 << 18, file)),
+            ))
         } else if name.ends_with(".zst") {
-            let decoder = zstd::stream::read::Decoder::new(file).map_err(Error::io("reading", path))?;
+            let decoder =
+                zstd::stream::read::Decoder::new(file).map_err(Error::io("reading", path))?;
             Box::new(BufReader::with_capacity(1 << 18, decoder))
         } else {
             Box::new(BufReader::with_capacity(1 << 18, file))
@@ -243,12 +362,22 @@ impl JsonRows {
         if let (true, Some(at)) = (array, first) {
             reader.consume(at + 1);
         }
-        Ok(JsonRows { reader, path: path.to_path_buf(), array, skip, done: false })
+        Ok(JsonRows {
+            reader,
+            path: path.to_path_buf(),
+            array,
+            skip,
+            done: false,
+        })
     }
 
     /// Appends the next row's bytes; false at the end. A row past [`MAX_LINE`] leaves nothing behind.
     fn next_row(&mut self, out: &mut Vec<u8>) -> std::io::Result<bool> {
-        if self.array { self.next_element(out) } else { self.next_line(out) }
+        if self.array {
+            self.next_element(out)
+        } else {
+            self.next_line(out)
+        }
     }
 
     fn next_line(&mut self, out: &mut Vec<u8>) -> std::io::Result<bool> {
@@ -283,7 +412,8 @@ impl JsonRows {
     /// The next element of a JSON array: brackets and strings are followed, nothing else.
     fn next_element(&mut self, out: &mut Vec<u8>) -> std::io::Result<bool> {
         let start = out.len();
-        let (mut depth, mut string, mut escaped, mut begun, mut over) = (0usize, false, false, false, false);
+        let (mut depth, mut string, mut escaped, mut begun, mut over) =
+            (0usize, false, false, false, false);
         loop {
             let buffer = self.reader.fill_buf()?;
             if buffer.is_empty() {
@@ -362,8 +492,13 @@ impl Iterator for JsonRows {
 }
 
 fn unreadable(path: &Path, e: std::io::Error) -> Error {
-    let reason = format!("cannot be read to its end: {e}; the file is damaged or its name does not say how it is compressed");
-    Error::Input { path: path.display().to_string(), reason }
+    let reason = format!(
+        "cannot be read to its end: {e}; the file is damaged or its name does not say how it is compressed"
+    );
+    Error::Input {
+        path: path.display().to_string(),
+        reason,
+    }
 }
 
 #[cfg(test)]
@@ -375,10 +510,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
         std::fs::write(&path, content).unwrap();
-        let input = Input { path, name: name.to_string(), bytes: 0 };
+        let input = Input {
+            path,
+            name: name.to_string(),
+            bytes: 0, remote: None
+        };
         let mut out = Vec::new();
         for b in open(&input, skip).unwrap() {
-            let RawRows::Lines { bytes, ends } = b.unwrap() else { panic!() };
+            let RawRows::Lines { bytes, ends } = b.unwrap() else {
+                panic!()
+            };
             let mut from = 0;
             for e in ends {
                 out.push(String::from_utf8(bytes[from..e].to_vec()).unwrap());
@@ -390,9 +531,19 @@ mod tests {
 
     #[test]
     fn lines_and_arrays() {
-        assert_eq!(rows("a.jsonl", b"\xEF\xBB\xBF{\"a\":1}\r\n\n  \n{\"b\":2}", 0), ["{\"a\":1}\r", "{\"b\":2}"]);
+        assert_eq!(
+            rows("a.jsonl", b"\xEF\xBB\xBF{\"a\":1}\r\n\n  \n{\"b\":2}", 0),
+            ["{\"a\":1}\r", "{\"b\":2}"]
+        );
         assert_eq!(rows("a.jsonl", b"1\n2\n3\n", 1), ["2", "3"]);
-        assert_eq!(rows("a.json", b" [ {\"a\": \"],\\\"}\"} ,\n{\"b\": [1, {}]}, 3 ] ", 0), ["{\"a\": \"],\\\"}\"} ", "{\"b\": [1, {}]}", "3 "]);
+        assert_eq!(
+            rows(
+                "a.json",
+                b" [ {\"a\": \"],\\\"}\"} ,\n{\"b\": [1, {}]}, 3 ] ",
+                0
+            ),
+            ["{\"a\": \"],\\\"}\"} ", "{\"b\": [1, {}]}", "3 "]
+        );
         assert_eq!(rows("a.json", b"[]", 0), [] as [&str; 0]);
         assert_eq!(rows("a.json", b"", 0), [] as [&str; 0]);
     }
@@ -403,18 +554,39 @@ mod tests {
         gz.write_all(b"1\n2\n").unwrap();
         let mut gz = gz.finish().unwrap();
         assert_eq!(rows("a.jsonl.gz", &gz, 0), ["1", "2"]);
-        assert_eq!(rows("a.jsonl.zst", &zstd::encode_all(&b"1\n2\n"[..], 1).unwrap(), 0), ["1", "2"]);
+        assert_eq!(
+            rows(
+                "a.jsonl.zst",
+                &zstd::encode_all(&b"1\n2\n"[..], 1).unwrap(),
+                0
+            ),
+            ["1", "2"]
+        );
         gz.truncate(gz.len() - 5);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.jsonl.gz");
         std::fs::write(&path, &gz).unwrap();
-        let input = Input { path, name: String::new(), bytes: 0 };
-        assert!(open(&input, 0).unwrap().any(|b| b.is_err_and(|e| e.to_string().contains("damaged"))));
+        let input = Input {
+            path,
+            name: String::new(),
+            bytes: 0, remote: None
+        };
+        assert!(
+            open(&input, 0)
+                .unwrap()
+                .any(|b| b.is_err_and(|e| e.to_string().contains("damaged")))
+        );
     }
 
     #[test]
     fn kinds() {
-        for (name, k) in [("a.parquet", Some(Kind::Parquet)), ("a.JSONL.gz", Some(Kind::Json)), ("a.parquet.gz", None), ("a.txt", None), ("a.arrow", Some(Kind::Arrow))] {
+        for (name, k) in [
+            ("a.parquet", Some(Kind::Parquet)),
+            ("a.JSONL.gz", Some(Kind::Json)),
+            ("a.parquet.gz", None),
+            ("a.txt", None),
+            ("a.arrow", Some(Kind::Arrow)),
+        ] {
             assert_eq!(kind(Path::new(name)), k, "{name}");
         }
     }

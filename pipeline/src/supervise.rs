@@ -2,9 +2,8 @@
 //!
 //! In: a rendered conversation. Out: ids, and labels that equal the id inside a span that carries loss and -100 elsewhere.
 //! The text is cut at the span boundaries and the pieces encoded in order, so that no token straddles prompt and response: at
-//! decode time the prompt is encoded alone.
+//! decode time the prompt is encoded alone. A sample ends with its last supervised token.
 
-use crate::control::ControlText;
 use crate::conversation::Drop;
 use crate::spans::{Rendered, Span};
 use crate::tokenize::Tokenizer;
@@ -35,8 +34,6 @@ impl Sample {
 pub struct Supervisor<'a> {
     /// The tokenizer.
     pub tokenizer: &'a Tokenizer,
-    /// Its control tokens.
-    pub control: &'a ControlText,
     /// Which turns carry loss.
     pub loss_on: LossOn,
     /// The mask token's id, which no text may give.
@@ -49,16 +46,22 @@ impl Supervisor<'_> {
         out.clear();
         let mut at = 0;
         let last = r.spans.len().saturating_sub(1);
+        let mut control = r.control.as_deref();
         for (k, &Span { start, end, loss }) in r.spans.iter().enumerate() {
-            let (before, inside) = (r.text.get(at..start), r.text.get(start..end));
-            let (Some(before), Some(inside)) = (before, inside) else { return Err(Drop::NoAssistantSpan) };
-            self.piece(before, r.marked, false, out)?;
+            self.piece(&r.text, at, start, &mut control, false, out)?;
             let from = out.ids.len();
-            self.piece(inside, r.marked, loss && (self.loss_on == LossOn::All || k == last), out)?;
+            self.piece(
+                &r.text,
+                start,
+                end,
+                &mut control,
+                loss && (self.loss_on == LossOn::All || k == last),
+                out,
+            )?;
             out.turns.push((from, out.ids.len()));
             at = end;
         }
-        self.piece(r.text.get(at..).unwrap_or(""), r.marked, false, out)?;
+        self.piece(&r.text, at, r.text.len(), &mut control, false, out)?;
         // Nothing precedes the first token, so nothing can predict it.
         if let Some(first) = out.labels.first_mut() {
             *first = IGNORE;
@@ -66,26 +69,53 @@ impl Supervisor<'_> {
         if out.ids.contains(&self.mask_id) {
             return Err(Drop::MaskInText);
         }
-        if out.labels.iter().all(|&l| l == IGNORE) {
-            return Err(Drop::NoLabel);
-        }
+        let Some(last) = out.labels.iter().rposition(|&l| l != IGNORE) else { return Err(Drop::NoLabel) };
+        // What a template writes after the last end-of-turn token (ChatML: a newline) would stand unmasked in the noised block
+        // and tell the model where its answer ends; decoding has nothing there.
+        out.ids.truncate(last + 1);
+        out.labels.truncate(last + 1);
+        out.turns.retain_mut(|turn| {
+            turn.1 = turn.1.min(last + 1);
+            turn.0 < turn.1
+        });
         Ok(())
     }
 
-    fn piece(&self, text: &str, marked: bool, loss: bool, out: &mut Sample) -> Result<(), Drop> {
-        if text.is_empty() {
-            return Ok(());
-        }
-        let failed = |_| Drop::TokenizerFailed;
-        if marked {
-            for (part, control) in self.control.split(text) {
-                if !part.is_empty() {
-                    self.tokenizer.encode_plain(&self.control.unmark(part), &mut out.ids).map_err(failed)?;
+    /// Encodes `text[from..to]`. `control` lists the control tokens still ahead, where text may hold strings that look like some.
+    fn piece(
+        &self,
+        text: &str,
+        from: usize,
+        to: usize,
+        control: &mut Option<&[(usize, usize, i32)]>,
+        loss: bool,
+        out: &mut Sample,
+    ) -> Result<(), Drop> {
+        let slice = |a: usize, b: usize| text.get(a..b).ok_or(Drop::NoAssistantSpan);
+        match control {
+            None if from < to => self
+                .tokenizer
+                .encode(slice(from, to)?, &mut out.ids)
+                .map_err(|_| Drop::TokenizerFailed)?,
+            None => {}
+            Some(ahead) => {
+                let mut at = from;
+                while at < to {
+                    let token = ahead.first().filter(|t| t.0 < to);
+                    let end = token.map_or(to, |t| t.0);
+                    if at < end {
+                        self.tokenizer
+                            .encode_plain(slice(at, end)?, &mut out.ids)
+                            .map_err(|_| Drop::TokenizerFailed)?;
+                    }
+                    at = end;
+                    if let Some(&(_, len, id)) = token {
+                        out.ids.push(id);
+                        at += len;
+                        *ahead = &ahead[1..];
+                    }
                 }
-                out.ids.extend(control);
             }
-        } else {
-            self.tokenizer.encode(text, &mut out.ids).map_err(failed)?;
         }
         if loss {
             out.labels.extend_from_slice(&out.ids[out.labels.len()..]);

@@ -3,7 +3,10 @@
 //! In: an Arrow record batch and a row number. Out: a JSON object of its columns; null cells are left out.
 
 use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::{DataType, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type, UInt32Type, UInt64Type};
+use arrow::datatypes::{
+    DataType, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type,
+    UInt16Type, UInt32Type, UInt64Type,
+};
 use serde_json::{Map, Value};
 
 /// Row `i` of `batch`. Top-level nulls stay, so that a missing value is told from a missing column.
@@ -47,11 +50,19 @@ fn cell(a: &dyn Array, i: usize) -> Value {
         DataType::Float64 => number!(Float64Type),
         DataType::List(_) => {
             let l = a.as_list::<i32>();
-            list(l.values().as_ref(), l.value_offsets()[i] as usize, l.value_offsets()[i + 1] as usize)
+            list(
+                l.values().as_ref(),
+                l.value_offsets()[i] as usize,
+                l.value_offsets()[i + 1] as usize,
+            )
         }
         DataType::LargeList(_) => {
             let l = a.as_list::<i64>();
-            list(l.values().as_ref(), l.value_offsets()[i] as usize, l.value_offsets()[i + 1] as usize)
+            list(
+                l.values().as_ref(),
+                l.value_offsets()[i] as usize,
+                l.value_offsets()[i + 1] as usize,
+            )
         }
         DataType::FixedSizeList(_, n) => {
             let l = a.as_fixed_size_list();
@@ -70,7 +81,9 @@ fn cell(a: &dyn Array, i: usize) -> Value {
         }
         DataType::Dictionary(_, _) => {
             let d = a.as_any_dictionary();
-            d.normalized_keys().get(i).map_or(Value::Null, |&k| cell(d.values().as_ref(), k))
+            d.normalized_keys()
+                .get(i)
+                .map_or(Value::Null, |&k| cell(d.values().as_ref(), k))
         }
         _ => Value::Null,
     }

@@ -11,9 +11,10 @@ use crate::block::Grid;
 use crate::control::ControlText;
 use crate::conversation::{self, Conversation, Drop};
 use crate::error::{Error, Result};
+use crate::linear::{CHECK_EVERY, Linear};
 use crate::settings::Settings;
 use crate::source::{self, Input, RawRows};
-use crate::spans::SpanFinder;
+use crate::spans::{Fault, Rendered, SpanFinder};
 use crate::supervise::{Sample, Supervisor};
 use crate::table;
 use crate::template::ChatTemplate;
@@ -35,6 +36,8 @@ pub struct Stages<'a> {
     pub control: &'a ControlText,
     /// Template.
     pub template: &'a ChatTemplate,
+    /// When rows need no render.
+    pub linear: Option<&'a Linear>,
     /// Ids and policies, for counting.
     pub manifest: &'a Manifest,
 }
@@ -107,7 +110,14 @@ pub struct Meter {
 
 /// Runs `inputs` from `from` on through the stages on `workers` threads; `consume` gets every batch in order and says whether to
 /// go on.
-pub fn run(stages: &Stages, inputs: &[Input], from: Cursor, workers: usize, meter: &Meter, mut consume: impl FnMut(OutBatch) -> Result<bool>) -> Result<()> {
+pub fn run(
+    stages: &Stages,
+    inputs: &[Input],
+    from: Cursor,
+    workers: usize,
+    meter: &Meter,
+    mut consume: impl FnMut(OutBatch) -> Result<bool>,
+) -> Result<()> {
     let workers = workers.max(1);
     let window = workers * 4 + 4;
     let (raw_in, raw_out) = crossbeam_channel::bounded::<(u64, Cursor, RawRows)>(workers * 2);
@@ -128,8 +138,15 @@ pub fn run(stages: &Stages, inputs: &[Input], from: Cursor, workers: usize, mete
             scope.spawn(move || {
                 let mut worker = Worker::new(stages);
                 for (number, from, raw) in raw_out {
-                    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.process(number, from, raw)));
-                    let done = done.map_err(|_| Error::Internal(format!("a worker failed on the rows after row {} of input {}", from.row, from.file)));
+                    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                        worker.process(number, from, raw)
+                    }));
+                    let done = done.unwrap_or_else(|_| {
+                        Err(Error::Internal(format!(
+                            "a worker failed on the rows after row {} of input {}",
+                            from.row, from.file
+                        )))
+                    });
                     if done_in.send(done).is_err() {
                         return;
                     }
@@ -151,7 +168,9 @@ pub fn run(stages: &Stages, inputs: &[Input], from: Cursor, workers: usize, mete
             while let Some(b) = waiting.remove(&next) {
                 next += 1;
                 meter.rows.fetch_add(b.rows.len() as u64, Ordering::Relaxed);
-                meter.tokens.fetch_add(b.ids.len() as u64, Ordering::Relaxed);
+                meter
+                    .tokens
+                    .fetch_add(b.ids.len() as u64, Ordering::Relaxed);
                 meter.text_bytes.fetch_add(b.text_bytes, Ordering::Relaxed);
                 match consume(b) {
                     Ok(true) => {}
@@ -170,7 +189,13 @@ pub fn run(stages: &Stages, inputs: &[Input], from: Cursor, workers: usize, mete
     })
 }
 
-fn read(inputs: &[Input], from: Cursor, out: &crossbeam_channel::Sender<(u64, Cursor, RawRows)>, tickets: &crossbeam_channel::Receiver<()>, meter: &Meter) -> Result<()> {
+fn read(
+    inputs: &[Input],
+    from: Cursor,
+    out: &crossbeam_channel::Sender<(u64, Cursor, RawRows)>,
+    tickets: &crossbeam_channel::Receiver<()>,
+    meter: &Meter,
+) -> Result<()> {
     let mut number = 0;
     for (file, input) in inputs.iter().enumerate().skip(from.file) {
         let mut row = if file == from.file { from.row } else { 0 };
@@ -197,6 +222,7 @@ pub struct Worker<'a> {
     spans: SpanFinder<'a>,
     supervisor: Supervisor<'a>,
     grid: Grid,
+    rendered: Rendered,
     sample: Sample,
     wants_fingerprint: bool,
 }
@@ -212,24 +238,48 @@ impl<'a> Worker<'a> {
         Worker {
             settings: s,
             manifest: m,
-            spans: SpanFinder::new(stages.template, stages.control, s.special_text, s.lost_text),
-            supervisor: Supervisor { tokenizer: stages.tokenizer, control: stages.control, loss_on: s.loss_on, mask_id: m.mask_token_id },
-            grid: Grid { bd_size: s.bd_size, seq_len: s.seq_len, alignment: s.alignment, fill_id, pad_id: m.pad_token_id },
+            spans: SpanFinder::new(stages.template, stages.control, s.special_text, s.lost_text)
+                .with_linear(stages.linear),
+            supervisor: Supervisor {
+                tokenizer: stages.tokenizer,
+                loss_on: s.loss_on,
+                mask_id: m.mask_token_id,
+            },
+            grid: Grid {
+                bd_size: s.bd_size,
+                seq_len: s.seq_len,
+                alignment: s.alignment,
+                fill_id,
+                pad_id: m.pad_token_id,
+            },
+            rendered: Rendered::default(),
             sample: Sample::default(),
             wants_fingerprint: s.dedup || s.eval_fraction > 0.0,
         }
     }
 
     /// All rows of a batch.
-    pub fn process(&mut self, number: u64, from: Cursor, raw: RawRows) -> OutBatch {
+    pub fn process(&mut self, number: u64, from: Cursor, raw: RawRows) -> Result<OutBatch> {
         let n = raw.len();
-        let mut out = OutBatch { number, from, rows: Vec::with_capacity(n), raw_bytes: raw.bytes() as u64, ..Default::default() };
+        let mut out = OutBatch {
+            number,
+            from,
+            rows: Vec::with_capacity(n),
+            raw_bytes: raw.bytes() as u64,
+            ..Default::default()
+        };
+        let tokens = raw.bytes() / 3;
+        out.ids.reserve(tokens);
+        out.labels.reserve(tokens);
         for i in 0..n {
             if let Some((index, of)) = self.settings.shard
                 && (from.row + i as u64) % of != index
             {
                 // Another machine's row; counted there.
-                out.rows.push(OutRow { key: usize::MAX, ..Default::default() });
+                out.rows.push(OutRow {
+                    key: usize::MAX,
+                    ..Default::default()
+                });
                 continue;
             }
             let mut row = OutRow::default();
@@ -240,8 +290,18 @@ impl<'a> Worker<'a> {
                 out.keys.len() - 1
             });
             let (ids, labels) = (out.ids.len(), out.labels.len());
-            let done = conversation.and_then(|c| self.conversation(&c, &mut row, &mut out));
-            if let Err(why) = done {
+            let check = (from.row + i as u64) % CHECK_EVERY == 0;
+            let done = conversation
+                .map_err(Fault::from)
+                .and_then(|c| self.conversation(&c, check, &mut row, &mut out));
+            if let Err(fault) = done {
+                let Fault::Drop(why) = fault else {
+                    return Err(Error::Unfit(format!(
+                        "row {} of input {}: the template treats its text in a way that trying it out did not show; run again with --render each",
+                        from.row + i as u64,
+                        from.file
+                    )));
+                };
                 out.ids.truncate(ids);
                 out.labels.truncate(labels);
                 row.documents.clear();
@@ -250,46 +310,79 @@ impl<'a> Worker<'a> {
             }
             out.rows.push(row);
         }
-        out
+        Ok(out)
     }
 
-    fn conversation(&mut self, c: &Conversation, row: &mut OutRow, out: &mut OutBatch) -> std::result::Result<(), Drop> {
+    fn conversation(
+        &mut self,
+        c: &Conversation,
+        check: bool,
+        row: &mut OutRow,
+        out: &mut OutBatch,
+    ) -> std::result::Result<(), Fault> {
         let s = self.settings;
         if self.wants_fingerprint {
             row.fingerprint = conversation::fingerprint(c);
         }
-        let rendered = self.spans.render(c)?;
+        let rendered = &mut self.rendered;
+        self.spans.render_into(c, check, rendered)?;
         out.text_bytes += rendered.text.len() as u64;
-        row.marked = rendered.marked;
+        row.marked = rendered.control.is_some();
         row.respaced = rendered.respaced;
         row.rewritten = rendered.rewritten;
-        self.supervisor.encode(&rendered, &mut self.sample)?;
+        self.supervisor.encode(rendered, &mut self.sample)?;
         row.over_long = self.sample.ids.len() > s.seq_len;
-        let (cuts, lost) = truncate::cut(&self.sample, s.over_long, s.seq_len, s.bd_size, s.split_context)?;
+        let (cuts, lost) = truncate::cut(
+            &self.sample,
+            s.over_long,
+            s.seq_len,
+            s.bd_size,
+            s.split_context,
+        )?;
         row.cut = lost as u64;
         for cut in cuts {
             let from = out.ids.len();
-            out.ids.extend_from_slice(&self.sample.ids[cut.start..cut.end]);
-            out.labels.extend_from_slice(&self.sample.labels[cut.start..cut.end]);
+            out.ids
+                .extend_from_slice(&self.sample.ids[cut.start..cut.end]);
+            out.labels
+                .extend_from_slice(&self.sample.labels[cut.start..cut.end]);
             out.labels[from..from + cut.context.max(1)].fill(IGNORE);
             // The last turn of this cut, for the `response` grid.
-            let turn = self.sample.turns.iter().rev().find(|t| t.0 < cut.end).map_or(0, |t| t.0.saturating_sub(cut.start));
+            let turn = self
+                .sample
+                .turns
+                .iter()
+                .rev()
+                .find(|t| t.0 < cut.end)
+                .map_or(0, |t| t.0.saturating_sub(cut.start));
             row.cut += self.grid.pad(&mut out.ids, &mut out.labels, from, turn) as u64;
             let summary = summarize(&out.ids[from..], &out.labels[from..], self.manifest);
             if summary.response_tokens == 0 {
-                row.cut += (out.ids.len() - from) as u64 - summary.block_padding - cut.context as u64;
+                row.cut +=
+                    (out.ids.len() - from) as u64 - summary.block_padding - cut.context as u64;
                 out.ids.truncate(from);
                 out.labels.truncate(from);
                 continue;
             }
             row.documents.push((out.ids.len() - from, summary));
         }
-        if row.documents.is_empty() { Err(Drop::NoLabel) } else { Ok(()) }
+        if row.documents.is_empty() {
+            Err(Drop::NoLabel.into())
+        } else {
+            Ok(())
+        }
     }
 }
 
 /// Category, licence and conversation of raw row `i`.
-pub fn decode(raw: &RawRows, i: usize) -> (Option<String>, Option<String>, std::result::Result<Conversation, Drop>) {
+pub fn decode(
+    raw: &RawRows,
+    i: usize,
+) -> (
+    Option<String>,
+    Option<String>,
+    std::result::Result<Conversation, Drop>,
+) {
     match raw {
         RawRows::Table(batch) => conversation::from_row(table::row(batch, i)),
         RawRows::Lines { bytes, ends } => {

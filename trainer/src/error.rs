@@ -40,7 +40,7 @@ pub enum Error {
     Data(#[from] dlm_datasets::Error),
     /// The configuration is wrong.
     #[error(transparent)]
-    Config(#[from] crate::config::ConfigError),
+    Config(Box<crate::config::ConfigError>),
     /// The computation left the numbers (NaN, inf, a runaway loss).
     #[error("{0}")]
     Numeric(String),
@@ -50,6 +50,12 @@ pub enum Error {
     /// A signal asked the run to stop; state was saved (exit code 130).
     #[error("{0}")]
     Interrupted(String),
+}
+
+impl From<crate::config::ConfigError> for Error {
+    fn from(error: crate::config::ConfigError) -> Self {
+        Error::Config(Box::new(error))
+    }
 }
 
 impl Error {

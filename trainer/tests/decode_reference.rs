@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use burn::prelude::*;
 use burn::tensor::DType;
 use dlm_train::decode::{ArOptions, BlockOptions, Engine};
-use dlm_train::model::cached::{KvCache, Own, Pass};
+use dlm_train::model::cached::{Compute, KvCache, Order, Pass, Span};
 use dlm_train::model::config::Quantization;
 use dlm_train::model::{Decoder, ModelConfig, ParamKind, Params, ops, weights};
 use serde::Deserialize;
@@ -81,7 +81,7 @@ fn engine(dir: &Path) -> Engine {
     let params = Params::new(&cfg);
     let host = weights::read_host(dir, &mut cfg, &params).unwrap();
     let weights = weights::upload(host, &params, &device);
-    Engine::new(Decoder::new(cfg), weights, device, DType::F32)
+    Engine::new(Decoder::new(cfg), weights, device, DType::F32).unwrap()
 }
 
 fn read<T: for<'a> Deserialize<'a>>(path: PathBuf) -> T {
@@ -103,7 +103,12 @@ fn options(case: &Case, mask_id: i64) -> BlockOptions {
 fn check(model: &str) {
     let Some(dir) = fixtures() else { return };
     let file: File = read(dir.join(format!("decode_{model}.json")));
-    let mut engine = engine(&dir.join(model));
+    compare(model, engine(&dir.join(model)), &file);
+    // The form of attention that other devices run.
+    compare(model, engine(&dir.join(model)).without_tiles(), &file);
+}
+
+fn compare(model: &str, mut engine: Engine, file: &File) {
     let mut wrong = Vec::new();
     for (i, case) in file.cases.iter().enumerate() {
         let done = engine.block(std::slice::from_ref(&case.prompt), &options(case, file.mask_id)).unwrap().remove(0);
@@ -145,8 +150,12 @@ fn bitnet_tiny() {
 #[test]
 fn batches() {
     let Some(dir) = fixtures() else { return };
+    check_batches(&dir, engine(&dir.join("qwen2_peaky")));
+    check_batches(&dir, engine(&dir.join("qwen2_peaky")).without_tiles());
+}
+
+fn check_batches(dir: &Path, mut engine: Engine) {
     let file: BatchFile = read(dir.join("decode_batch_qwen2_peaky.json"));
-    let mut engine = engine(&dir.join("qwen2_peaky"));
     for (i, case) in file.cases.iter().enumerate() {
         let prompts: Vec<_> = case.rows.iter().map(|row| row.prompt.clone()).collect();
         let options = BlockOptions {
@@ -223,7 +232,7 @@ fn ternary_weights_once() {
     let params = Params::new(&cfg);
     let host = weights::read_host(&dir.join("bitnet_tiny"), &mut cfg, &params).unwrap();
     cfg.quantization = Some(Quantization::Online);
-    let decode = |ternary_weights: bool| {
+    let run = |ternary_weights: bool| {
         let mut decoder = Decoder::new(cfg.clone());
         let mut weights = weights::upload(host.clone(), &params, &device);
         if ternary_weights {
@@ -234,13 +243,13 @@ fn ternary_weights_once() {
             }
         }
         let ids = Tensor::<1, Int>::from_data(TensorData::new((5..45i64).collect::<Vec<_>>(), [40]), &device);
-        let positions: Vec<i32> = (0..40).collect();
-        let (cos, sin) = decoder.rope_tables(&positions, 1, 40, DType::F32, &device);
-        let pass = Pass { batch: 1, len: 40, cos, sin };
-        let (hidden, _) = decoder.forward_cached(&weights, ids, &pass, &KvCache::new(1), &Own::All);
+        let mut cache = KvCache::new(1, 40);
+        let spans = vec![Span { row: 0, start: 0, visible: 40 }];
+        let pass = Pass::new(&decoder, spans, 40, Order::Full, &cache, &Compute { dtype: DType::F32, device: device.clone(), by_tiles: true });
+        let hidden = decoder.forward_cached(&weights, ids, &pass, &mut cache);
         decoder.logits(&weights, hidden).into_data().try_into_vec::<f32>().unwrap()
     };
-    assert_eq!(decode(false), decode(true));
+    assert_eq!(run(false), run(true));
 }
 
 #[test]

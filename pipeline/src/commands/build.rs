@@ -15,7 +15,10 @@ use std::time::Instant;
 pub fn run(b: &Build) -> Result<()> {
     let begin = Instant::now();
     let plan = plan(b)?;
-    let workers = b.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get())).clamp(1, 256);
+    let workers = b
+        .workers
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
+        .clamp(1, 256);
     describe(&plan, b, workers);
     if b.dry_run {
         return Ok(());
@@ -24,24 +27,52 @@ pub fn run(b: &Build) -> Result<()> {
         && let Ok(m) = Manifest::read(&b.out)
         && m.recipe_fingerprint == plan.manifest.recipe_fingerprint
     {
-        eprintln!("{} is already prepared from these inputs with these settings", b.out.display());
+        eprintln!(
+            "{} is already prepared from these inputs with these settings",
+            b.out.display()
+        );
         return report(b, &m);
     }
-    let mut output = Output::open(&b.out, &plan.settings, &plan.inputs, plan.manifest.clone(), b.overwrite)?;
+    let mut output = Output::open(
+        &b.out,
+        &plan.settings,
+        &plan.inputs,
+        plan.manifest.clone(),
+        b.overwrite,
+    )?.with_origin(plan.origin.clone());
     plan.write_tokenizer(&b.out)?;
     let from = output.cursor();
     if output.rows_seen() > 0 {
-        eprintln!("going on after row {} (file {}, row {})", output.rows_seen(), plan.inputs.get(from.file).map_or("-", |i| &i.name), from.row);
+        eprintln!(
+            "going on after row {} (file {}, row {})",
+            output.rows_seen(),
+            plan.inputs.get(from.file).map_or("-", |i| &i.name),
+            from.row
+        );
     }
     let meter = Arc::new(Meter::default());
     let stop = meter.clone();
     let loaded = begin.elapsed();
     // A signal stops the reader; what is on disk is enough to go on from.
     let _ = crate::signals::on_interrupt(move || stop.stop.store(true, Ordering::Relaxed));
-    let stages = Stages { settings: &plan.settings, tokenizer: &plan.tokenizer, control: &plan.control, template: &plan.template, manifest: &plan.manifest };
-    progress::watch(&meter, || workers::run(&stages, &plan.inputs, from, workers, &meter, |batch| output.batch(batch)))?;
+    let stages = Stages {
+        settings: &plan.settings,
+        tokenizer: &plan.tokenizer,
+        control: &plan.control,
+        template: &plan.template,
+        linear: plan.linear.as_ref(),
+        manifest: &plan.manifest,
+    };
+    progress::watch(&meter, || {
+        workers::run(&stages, &plan.inputs, from, workers, &meter, |batch| {
+            output.batch(batch)
+        })
+    })?;
     let manifest = output.finish(|_| {})?;
-    let (all, text) = (begin.elapsed().as_secs_f64(), meter.text_bytes.load(Ordering::Relaxed) as f64);
+    let (all, text) = (
+        begin.elapsed().as_secs_f64(),
+        meter.text_bytes.load(Ordering::Relaxed) as f64,
+    );
     let run = all - loaded.as_secs_f64();
     eprintln!(
         "{:.1} s ({:.1} s to load): {:.1} MB of text at {:.1} MB/s, {:.2} M tokens/s with {workers} workers, {:.0} MB peak memory",
@@ -58,16 +89,49 @@ pub fn run(b: &Build) -> Result<()> {
 fn describe(plan: &Plan, b: &Build, workers: usize) {
     let m = &plan.manifest;
     let bytes: u64 = plan.inputs.iter().map(|i| i.bytes).sum();
-    eprintln!("inputs     {} files, {:.1} MB", plan.inputs.len(), bytes as f64 / 1e6);
-    eprintln!("template   {}", m.template_source);
-    eprintln!("tokenizer  {} ids; mask {} = {}, pad {} = {}, eos {} = {}", m.vocab_size, m.mask_token, m.mask_token_id, m.pad_token, m.pad_token_id, m.eos_token, m.eos_token_id);
+    eprintln!(
+        "inputs     {} files, {:.1} MB",
+        plan.inputs.len(),
+        bytes as f64 / 1e6
+    );
+    let how = match &plan.linear {
+        None => "rendered row by row".to_string(),
+        Some(l) => format!(
+            "copies content, but for {} strings{}",
+            l.triggers.len(),
+            if l.edge_space {
+                " and white space at its edges"
+            } else {
+                ""
+            }
+        ),
+    };
+    eprintln!("template   {}; {how}", m.template_source);
+    eprintln!(
+        "tokenizer  {} ids; mask {} = {}, pad {} = {}, eos {} = {}",
+        m.vocab_size,
+        m.mask_token,
+        m.mask_token_id,
+        m.pad_token,
+        m.pad_token_id,
+        m.eos_token,
+        m.eos_token_id
+    );
     eprintln!("engine     {}", plan.tokenizer.engine());
-    eprintln!("rows       {} tokens in blocks of {}; {workers} workers; to {}", m.seq_len, m.bd_size, b.out.display());
+    eprintln!(
+        "rows       {} tokens in blocks of {}; {workers} workers; to {}",
+        m.seq_len,
+        m.bd_size,
+        b.out.display()
+    );
 }
 
 fn report(b: &Build, m: &Manifest) -> Result<()> {
     if b.json {
-        println!("{}", serde_json::to_string(m).map_err(|e| Error::Internal(e.to_string()))?);
+        println!(
+            "{}",
+            serde_json::to_string(m).map_err(|e| Error::Internal(e.to_string()))?
+        );
     } else {
         print!("{}", stats::summary(m));
     }
@@ -82,6 +146,10 @@ pub fn peak_memory_mb() -> f64 {
         libc::getrusage(libc::RUSAGE_SELF, &mut u);
         u
     };
-    let unit = if cfg!(target_os = "macos") { 1.0 } else { 1024.0 };
+    let unit = if cfg!(target_os = "macos") {
+        1.0
+    } else {
+        1024.0
+    };
     usage.ru_maxrss as f64 * unit / 1e6
 }

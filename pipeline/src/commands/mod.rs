@@ -1,5 +1,6 @@
 //! What the program can be told to do, one file each.
 
+pub mod bench;
 pub mod build;
 pub mod inspect;
 pub mod render;

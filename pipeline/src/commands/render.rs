@@ -30,7 +30,11 @@ pub fn run(a: &Render) -> Result<()> {
             let added = likely_control_tokens(t.source());
             Renderer::new(t, added, BTreeMap::new())?
         }
-        _ => return Err(Error::Usage("give either --tokenizer or --template".to_string())),
+        _ => {
+            return Err(Error::Usage(
+                "give either --tokenizer or --template".to_string(),
+            ));
+        }
     };
     let file = std::fs::File::open(&a.input).map_err(Error::io("opening", &a.input))?;
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
@@ -49,7 +53,12 @@ pub fn run(a: &Render) -> Result<()> {
         } else {
             match result.get("error") {
                 Some(e) => writeln!(out, "refused: {}", e.as_str().unwrap_or("")),
-                None => writeln!(out, "{}\n-- assistant: {}", result["text"].as_str().unwrap_or(""), result["assistant_spans"]),
+                None => writeln!(
+                    out,
+                    "{}\n-- assistant: {}",
+                    result["text"].as_str().unwrap_or(""),
+                    result["assistant_spans"]
+                ),
             }
         };
         match written {
@@ -57,7 +66,15 @@ pub fn run(a: &Render) -> Result<()> {
             w => w.map_err(Error::io("writing", "standard output"))?,
         }
     }
-    out.flush().or_else(|e| if e.kind() == std::io::ErrorKind::BrokenPipe { Ok(()) } else { Err(e) }).map_err(Error::io("writing", "standard output"))
+    out.flush()
+        .or_else(|e| {
+            if e.kind() == std::io::ErrorKind::BrokenPipe {
+                Ok(())
+            } else {
+                Err(e)
+            }
+        })
+        .map_err(Error::io("writing", "standard output"))
 }
 
 /// A template ready for contexts.
@@ -69,9 +86,17 @@ pub struct Renderer {
 
 impl Renderer {
     /// For a template, a tokenizer's added tokens and its named special tokens.
-    pub fn new(template: ChatTemplate, added: Vec<AddedToken>, specials: BTreeMap<String, String>) -> Result<Self> {
+    pub fn new(
+        template: ChatTemplate,
+        added: Vec<AddedToken>,
+        specials: BTreeMap<String, String>,
+    ) -> Result<Self> {
         let control = ControlText::new(&added, specials.get("eos_token").map(String::as_str))?;
-        Ok(Renderer { template, control, specials })
+        Ok(Renderer {
+            template,
+            control,
+            specials,
+        })
     }
 
     /// One context to one result.
@@ -90,34 +115,62 @@ impl Renderer {
 
     /// The text alone.
     pub fn text(&self, context: &Map<String, Json>, with_tools: bool) -> Result<String> {
-        self.template.render_context(Value::from(Serde(context)), with_tools)
+        self.template
+            .render_context(Value::from(Serde(context)), with_tools)
     }
 
     /// The spans, in characters; empty where the conversation is none we would train on.
     fn spans(&self, context: &Map<String, Json>, text: &str) -> Vec<[usize; 2]> {
-        let generating = context.get("add_generation_prompt").is_some_and(|g| g == &json!(true));
-        let row: Map<String, Json> = ["messages", "tools"].iter().filter_map(|k| Some((k.to_string(), context.get(*k)?.clone()))).collect();
-        let Ok(c) = conversation::from_row(row).2 else { return Vec::new() };
-        let Some(r) = self.rendered(&c) else { return Vec::new() };
-        let plain = self.control.unmark(&r.text);
-        if !(plain == text || generating && text.starts_with(&plain)) {
+        let generating = context
+            .get("add_generation_prompt")
+            .is_some_and(|g| g == &json!(true));
+        let row: Map<String, Json> = ["messages", "tools"]
+            .iter()
+            .filter_map(|k| Some((k.to_string(), context.get(*k)?.clone())))
+            .collect();
+        let Ok(c) = conversation::from_row(row).2 else {
+            return Vec::new();
+        };
+        let Some(r) = self.rendered(&c) else {
+            return Vec::new();
+        };
+        if !(r.text == text || generating && text.starts_with(&r.text)) {
             return Vec::new();
         }
-        let at = |byte: usize| self.control.unmark(&r.text[..byte]).chars().count();
+        let at = |byte: usize| r.text.get(..byte).map_or(0, |t| t.chars().count());
         r.spans.iter().map(|s| [at(s.start), at(s.end)]).collect()
     }
 
     fn rendered(&self, c: &Conversation) -> Option<Rendered> {
-        SpanFinder::new(&self.template, &self.control, SpecialText::Text, LostText::Keep).render(c).ok()
+        SpanFinder::new(
+            &self.template,
+            &self.control,
+            SpecialText::Text,
+            LostText::Keep,
+        )
+        .render(c)
+        .ok()
     }
 }
 
 /// Without a tokenizer: the strings in a template that look like control tokens.
 fn likely_control_tokens(source: &str) -> Vec<AddedToken> {
-    let mut found: Vec<String> = ["</s>", "<s>", "<eos>", "<bos>", "<end_of_turn>", "<start_of_turn>", "<|im_end|>", "<|im_start|>", "<|eot_id|>", "<|endoftext|>", "<|end|>"]
-        .iter()
-        .map(|s| s.to_string())
-        .collect();
+    let mut found: Vec<String> = [
+        "</s>",
+        "<s>",
+        "<eos>",
+        "<bos>",
+        "<end_of_turn>",
+        "<start_of_turn>",
+        "<|im_end|>",
+        "<|im_start|>",
+        "<|eot_id|>",
+        "<|endoftext|>",
+        "<|end|>",
+    ]
+    .iter()
+    .map(|s| s.to_string())
+    .collect();
     for (open, close) in [("<|", "|>"), ("<｜", "｜>")] {
         let mut rest = source;
         while let Some(at) = rest.find(open) {
@@ -134,5 +187,13 @@ fn likely_control_tokens(source: &str) -> Vec<AddedToken> {
             }
         }
     }
-    found.into_iter().enumerate().map(|(i, content)| AddedToken { content, id: i as u32, special: true }).collect()
+    found
+        .into_iter()
+        .enumerate()
+        .map(|(i, content)| AddedToken {
+            content,
+            id: i as u32,
+            special: true,
+        })
+        .collect()
 }

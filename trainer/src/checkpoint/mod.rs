@@ -26,6 +26,8 @@ pub struct RunState {
     pub step: u64,
     /// Updates made by the optimizer.
     pub updates: u64,
+    /// Rows a forward pass, as chosen when the run began.
+    pub micro_rows: usize,
     /// Rows consumed: the data cursor.
     pub cursor: u64,
     /// Tokens consumed, padding not counted.

@@ -49,8 +49,6 @@ section! {
         init: Init,
         /// config.json with the shapes for `init: random`; a path below `configs/` is also found among the built-in files.
         config: Option<PathBuf>,
-        /// Folder with tokenizer.json, where the source folder's own is not wanted.
-        tokenizer: Option<PathBuf>,
     }
 }
 

@@ -287,3 +287,55 @@ fn every_key_is_documented() {
         assert!(!doc.is_empty(), "{key} ({kind}) has no documentation");
     }
 }
+
+/// Rust source without comments and without the insides of string literals; chains broken before a dot are joined.
+fn bare(source: &str) -> String {
+    let mut out = String::new();
+    for line in source.lines() {
+        let line = line.split("//").next().unwrap_or_default();
+        if !line.trim_start().starts_with('.') {
+            out.push('\n');
+        }
+        // Every second piece between quotes is a literal (escaped quotes only move text from one side to the other).
+        out.extend(line.trim().split('"').step_by(2));
+    }
+    out
+}
+
+/// No dead keys: the trainer's code reads every key of the schema, as `section.key`, or through a section borrowed as
+/// `let name = &cfg.section;`.
+#[test]
+fn every_key_is_read() {
+    let mut code = String::new();
+    let mut open = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.ends_with("config") && !path.ends_with("launch") {
+                open.push(path);
+            } else if path.extension().is_some_and(|end| end == "rs") {
+                code.push_str(&bare(&std::fs::read_to_string(path).unwrap()));
+            }
+        }
+    }
+    let word = |c: char| c.is_alphanumeric() || c == '_';
+    let reads = |owner: &str, key: &str| {
+        let access = format!("{owner}.{key}");
+        code.match_indices(&access).any(|(at, _)| {
+            let before = code[..at].chars().next_back().is_none_or(|c| !word(c));
+            before && code[at + access.len()..].chars().next().is_none_or(|c| !word(c))
+        })
+    };
+    let mut dead = Vec::new();
+    for (key, _, _) in Config::keys() {
+        let (section, name) = key.rsplit_once('.').unwrap();
+        let own = section.rsplit('.').next().unwrap();
+        let borrow = format!("= &cfg.{section};");
+        let mut aliases = code.match_indices(&borrow).filter_map(|(at, _)| code[..at].trim_end().rsplit(|c| !word(c)).next());
+        let through = key == "source.config" && code.contains(".source_config()");
+        if !through && !reads(own, name) && !aliases.any(|alias| reads(alias, name)) {
+            dead.push(key);
+        }
+    }
+    assert!(dead.is_empty(), "keys of the schema that nothing reads: {}", dead.join(", "));
+}

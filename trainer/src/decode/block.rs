@@ -5,10 +5,11 @@
 //! gave) and MASK elsewhere. Its sub-blocks are filled from left to right: a pass runs the whole block behind the cache,
 //! token j is judged by the logits of j-1, and every MASK of the sub-block whose likeliest token is above the threshold is
 //! fixed, at least the likeliest one. A full block is run once more (commit): its keys and values join the cache, its
-//! last logits give the first token of the next block. Every row is at its own block, so that a batch has no idle rows.
+//! last logits give the first token of the next block. Every row of a batch is at its own block; a pass runs the rows that
+//! need one, so that none is idle.
 
 use crate::error::{Error, Result};
-use crate::model::cached::{Fresh, KvCache, Own};
+use crate::model::cached::{KvCache, Order, Span};
 
 use super::engine::{Engine, Verdict};
 use super::{Completion, Passes};
@@ -50,7 +51,8 @@ struct Row {
     /// First token of the block that is to be decoded.
     open: usize,
     blocks_left: usize,
-    stored: Option<Fresh>,
+    /// Whether the cache holds keys and values of the whole block in work.
+    stored: bool,
     done: bool,
     passes: Passes,
 }
@@ -67,7 +69,7 @@ impl Row {
         self.open = self.ids.len();
         self.start = self.open / options.block_size * options.block_size;
         self.ids.resize(self.start + options.block_size, options.mask_id);
-        self.stored = None;
+        self.stored = false;
     }
 
     fn want(&self, options: &BlockOptions) -> Want {
@@ -76,7 +78,7 @@ impl Row {
             return Want::Commit;
         };
         let sub = (first - self.start) / options.sub_block_size * options.sub_block_size;
-        match options.sub_block_cache && self.stored.is_some() && !masked(&(self.start + sub)) {
+        match options.sub_block_cache && self.stored && !masked(&(self.start + sub)) {
             true => Want::Small { sub },
             false => Want::Block { sub },
         }
@@ -116,22 +118,24 @@ impl Engine {
         if size == 0 || small == 0 || !size.is_multiple_of(small) {
             return Err(Error::Usage(format!("sub-blocks of {small} tokens do not divide blocks of {size}")));
         }
-        let mut cache = KvCache::new(prompts.len());
+        let limit = options.max_new_tokens.next_multiple_of(size);
+        let longest = prompts.iter().map(|prompt| prompt.len() / size * size + limit).max().unwrap_or(0);
+        let mut cache = self.new_cache(prompts.len(), longest);
         let mut rows = Vec::with_capacity(prompts.len());
-        for (slot, prompt) in prompts.iter().enumerate() {
+        for (at, prompt) in prompts.iter().enumerate() {
             let mut row = Row {
                 ids: prompt.clone(),
                 prompt: prompt.len(),
                 start: 0,
                 open: 0,
                 blocks_left: options.max_new_tokens.div_ceil(size),
-                stored: None,
+                stored: false,
                 done: false,
                 passes: Passes::default(),
             };
             let whole = prompt.len() / size * size;
             if whole > 0 {
-                let next = self.prefill(prompt, whole, size, &mut cache, slot, Some(options.mask_id))?;
+                let next = self.prefill(prompt, whole, size, &mut cache, at, Some(options.mask_id))?;
                 row.passes.prefill += 1;
                 if whole == prompt.len() {
                     row.ids.push(next.token);
@@ -140,23 +144,14 @@ impl Engine {
             row.begin_block(options);
             rows.push(row);
         }
-        // Which row each slot of the cache belongs to.
-        let mut slots: Vec<usize> = (0..rows.len()).collect();
         loop {
-            let live: Vec<usize> = (0..slots.len()).filter(|&slot| !rows[slots[slot]].done).collect();
-            if live.is_empty() {
+            let wants: Vec<(usize, Want)> = rows.iter().enumerate().filter(|(_, row)| !row.done).map(|(at, row)| (at, row.want(options))).collect();
+            if wants.is_empty() {
                 break;
             }
-            if live.len() < slots.len() {
-                cache.keep(&live);
-                slots = live.iter().map(|&slot| slots[slot]).collect();
-            }
-            let wants: Vec<Want> = slots.iter().map(|&row| rows[row].want(options)).collect();
-            if wants.iter().all(|want| matches!(want, Want::Small { .. })) {
-                self.small_pass(&mut rows, &slots, &wants, &cache, options)?;
-            } else {
-                self.block_pass(&mut rows, &slots, &wants, &mut cache, options)?;
-            }
+            let (small, block): (Vec<_>, Vec<_>) = wants.into_iter().partition(|(_, want)| matches!(want, Want::Small { .. }));
+            self.decode_pass(&mut rows, &block, size, &mut cache, options)?;
+            self.decode_pass(&mut rows, &small, options.sub_block_size, &mut cache, options)?;
         }
         let cut = |row: Row| {
             let mut ids = row.ids;
@@ -174,41 +169,44 @@ impl Engine {
         Ok(rows.into_iter().map(cut).collect())
     }
 
-    /// Runs every slot's block; rows that wait for a small pass ride along unchanged.
-    fn block_pass(&mut self, rows: &mut [Row], slots: &[usize], wants: &[Want], cache: &mut KvCache, options: &BlockOptions) -> Result<()> {
-        let size = options.block_size;
-        let (mut ids, mut positions) = (Vec::new(), Vec::new());
-        let (mut asked, mut commits) = (Vec::new(), Vec::new());
-        for (slot, (&row, want)) in slots.iter().zip(wants).enumerate() {
-            let row = &rows[row];
-            ids.extend(row.ids.iter().skip(row.start).take(size));
-            positions.extend((row.start..row.start + size).map(|position| position as i32));
+    /// Runs `len` tokens of each of `wants`: their blocks, or sub-blocks over the keys and values of their blocks.
+    fn decode_pass(&mut self, rows: &mut [Row], wants: &[(usize, Want)], len: usize, cache: &mut KvCache, options: &BlockOptions) -> Result<()> {
+        if wants.is_empty() {
+            return Ok(());
+        }
+        let (mut ids, mut spans, mut asked) = (Vec::new(), Vec::new(), Vec::new());
+        for (i, &(at, want)) in wants.iter().enumerate() {
+            let row = &rows[at];
+            let first = match want {
+                Want::Small { sub } => sub,
+                Want::Block { .. } | Want::Commit => 0,
+            };
+            ids.extend(row.ids.iter().skip(row.start + first).take(len));
+            let visible = row.start + options.block_size;
+            spans.push(Span { row: at, start: row.start + first, visible });
             match want {
-                Want::Block { sub } => asked.extend(judges(&row.masked(*sub, options), slot * size)),
-                Want::Commit => {
-                    asked.push(slot * size + size - 1);
-                    commits.push(slot);
+                // The first token of a pass has none before it and judges itself; it is never a MASK, but for odd inputs.
+                Want::Block { sub } | Want::Small { sub } => {
+                    asked.extend(row.masked(sub, options).iter().map(|place| i * len + (place - first).saturating_sub(1)));
                 }
-                Want::Small { .. } => {}
+                Want::Commit => asked.push(i * len + len - 1),
             }
         }
-        let (hidden, fresh) = self.pass(&ids, &positions, slots.len(), cache, &Own::All);
+        let hidden = self.pass(&ids, &spans, Order::Full, cache);
         let verdicts = self.judge(hidden, &asked, Some(options.mask_id))?;
         let mut verdicts = verdicts.as_slice();
-        if commits.len() == slots.len() {
-            cache.append(&commits, &fresh);
-        } else if !commits.is_empty() {
-            cache.append(&commits, &fresh.rows(&commits));
-        }
-        for (slot, (&row, want)) in slots.iter().zip(wants).enumerate() {
-            let row = &mut rows[row];
+        for &(at, want) in wants {
+            let row = &mut rows[at];
             match want {
-                Want::Block { sub } => {
-                    let places = row.masked(*sub, options);
+                Want::Block { sub } | Want::Small { sub } => {
+                    let places = row.masked(sub, options);
                     let (mine, rest) = verdicts.split_at(places.len().min(verdicts.len()));
                     verdicts = rest;
-                    row.passes.block += 1;
-                    row.stored = options.sub_block_cache.then(|| fresh.rows(&[slot]));
+                    match want {
+                        Want::Small { .. } => row.passes.small += 1,
+                        _ => row.passes.block += 1,
+                    }
+                    row.stored = true;
                     row.accept(&places, mine, options);
                 }
                 Want::Commit => {
@@ -219,50 +217,8 @@ impl Engine {
                     }
                     row.begin_block(options);
                 }
-                Want::Small { .. } => {}
             }
         }
         Ok(())
     }
-
-    /// Runs one sub-block of every slot, over the stored keys and values of its block.
-    fn small_pass(&mut self, rows: &mut [Row], slots: &[usize], wants: &[Want], cache: &KvCache, options: &BlockOptions) -> Result<()> {
-        let size = options.sub_block_size;
-        let (mut ids, mut positions, mut asked) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut subs, mut stored) = (Vec::new(), Vec::new());
-        for (slot, (&row, want)) in slots.iter().zip(wants).enumerate() {
-            let (row, Want::Small { sub }) = (&mut rows[row], want) else {
-                continue;
-            };
-            let first = row.start + sub;
-            ids.extend(row.ids.iter().skip(first).take(size));
-            positions.extend((first..first + size).map(|position| position as i32));
-            let places: Vec<usize> = row.masked(*sub, options).iter().map(|at| at - sub).collect();
-            asked.extend(judges(&places, slot * size));
-            subs.push(*sub);
-            stored.extend(row.stored.take());
-        }
-        let stored = match &stored[..] {
-            [one] => one.clone(),
-            several => Fresh::stack(several),
-        };
-        let (hidden, fresh) = self.pass(&ids, &positions, slots.len(), cache, &Own::Over(&stored, &subs));
-        let verdicts = self.judge(hidden, &asked, Some(options.mask_id))?;
-        let mut verdicts = verdicts.as_slice();
-        for (slot, (&row, sub)) in slots.iter().zip(subs).enumerate() {
-            let row = &mut rows[row];
-            let places = row.masked(sub, options);
-            let (mine, rest) = verdicts.split_at(places.len().min(verdicts.len()));
-            verdicts = rest;
-            row.passes.small += 1;
-            row.stored = Some(fresh.rows(&[slot]));
-            row.accept(&places, mine, options);
-        }
-        Ok(())
-    }
-}
-
-/// The hidden states that judge `places`: each the one before; the first token of a pass has none before it and judges itself.
-fn judges(places: &[usize], offset: usize) -> impl Iterator<Item = usize> {
-    places.iter().map(move |at| offset + at.saturating_sub(1))
 }

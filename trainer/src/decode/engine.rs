@@ -8,8 +8,7 @@ use burn::prelude::*;
 use burn::tensor::DType;
 
 use crate::error::{Error, Result};
-use crate::model::cached::{Fresh, KvCache, Own, Pass};
-use crate::model::params::ParamSpec;
+use crate::model::cached::{Compute, KvCache, Order, Pass, Span};
 use crate::model::{Decoder, ParamKind, Weights, ops};
 
 /// Prompt tokens a prefill pass takes at most; bounds the memory of its scores.
@@ -29,30 +28,52 @@ pub struct Verdict {
 pub struct Engine {
     decoder: Decoder,
     weights: Weights,
-    device: Device,
-    dtype: DType,
-    /// Rotary tables of the last positions; a block is run many times.
-    rope: Option<(Vec<i32>, Pass)>,
+    /// The output head, `[vocab_size, hidden_size]`.
+    head: Tensor<2>,
+    compute: Compute,
+    /// The last pass: a block is run many times.
+    last: Option<Pass>,
 }
 
 impl Engine {
     /// Takes over a model; matrices are brought to `dtype` once, those of a BitNet model made ternary before (norms stay).
-    pub fn new(mut decoder: Decoder, weights: Weights, device: Device, dtype: DType) -> Self {
+    pub fn new(mut decoder: Decoder, weights: Weights, device: Device, dtype: DType) -> Result<Self> {
         let ternary = decoder.cfg.quantization.is_some() && decoder.quant_lambda >= 1.0 && !decoder.ternary_weights;
-        let bring = |(tensor, spec): (Tensor<2>, &ParamSpec)| match spec.kind {
-            ParamKind::Norm => tensor,
-            ParamKind::Matrix if ternary => ops::cast_to(ops::ternary_weight(tensor), dtype),
-            _ => ops::cast_to(tensor, dtype),
-        };
-        let weights = Weights(weights.0.into_iter().zip(&decoder.params.specs).map(bring).collect());
-        decoder.ternary_weights |= ternary;
-        Engine {
-            decoder,
-            weights,
-            device,
-            dtype,
-            rope: None,
+        let by_columns = device == Device::flex() && dtype == DType::F32;
+        let params = &decoder.params;
+        let mut ready = Vec::with_capacity(params.specs.len());
+        let mut head = None;
+        for (i, (mut tensor, spec)) in weights.0.into_iter().zip(&params.specs).enumerate() {
+            if spec.kind == ParamKind::Matrix && ternary {
+                tensor = ops::ternary_weight(tensor);
+            }
+            if spec.kind != ParamKind::Norm {
+                tensor = ops::cast_to(tensor, dtype);
+            }
+            if i == params.lm_head {
+                head = Some(if by_columns { column_major(&tensor, &device)? } else { tensor.clone() });
+            }
+            if by_columns && spec.kind == ParamKind::Matrix {
+                tensor = column_major(&tensor, &device)?;
+            }
+            ready.push(tensor);
         }
+        let head = head.ok_or_else(|| Error::Model("the model has no output head".into()))?;
+        decoder.ternary_weights |= ternary;
+        Ok(Engine {
+            decoder,
+            weights: Weights(ready),
+            head,
+            compute: Compute { dtype, device, by_tiles: by_columns },
+            last: None,
+        })
+    }
+
+    /// Attention by one masked product, as on devices without tiles, even where there are tiles.
+    pub fn without_tiles(mut self) -> Self {
+        self.compute.by_tiles = false;
+        self.last = None;
+        self
     }
 
     /// The model.
@@ -60,20 +81,23 @@ impl Engine {
         &self.decoder
     }
 
-    /// Runs `ids` `[B·S]` at `positions` `[B·S]`: hidden states `[B·S, hidden_size]` and keys and values.
-    pub(super) fn pass(&mut self, ids: &[i64], positions: &[i32], batch: usize, cache: &KvCache, own: &Own) -> (Tensor<2>, Fresh) {
-        let len = ids.len() / batch.max(1);
-        let pass = match self.rope.take() {
-            Some((known, pass)) if known == positions && pass.batch == batch => pass,
-            _ => {
-                let (cos, sin) = self.decoder.rope_tables(positions, batch, len, self.dtype, &self.device);
-                Pass { batch, len, cos, sin }
-            }
+    /// Runs `ids` `[B·S]` in the rows and positions of `spans`: hidden states `[B·S, hidden_size]`.
+    pub(super) fn pass(&mut self, ids: &[i64], spans: &[Span], order: Order, cache: &mut KvCache) -> Tensor<2> {
+        let len = ids.len() / spans.len().max(1);
+        let pass = match self.last.take() {
+            Some(last) if last.is(spans, len, order) => last,
+            _ => Pass::new(&self.decoder, spans.to_vec(), len, order, cache, &self.compute),
         };
-        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids.to_vec(), [ids.len()]), &self.device);
-        let out = self.decoder.forward_cached(&self.weights, ids, &pass, cache, own);
-        self.rope = Some((positions.to_vec(), pass));
-        out
+        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids.to_vec(), [ids.len()]), &self.compute.device);
+        let hidden = self.decoder.forward_cached(&self.weights, ids, &pass, cache);
+        self.last = Some(pass);
+        hidden
+    }
+
+    /// Forgets what belongs to one cache; called when a new one is begun.
+    pub(super) fn new_cache(&mut self, rows: usize, positions: usize) -> KvCache {
+        self.last = None;
+        KvCache::new(rows, positions)
     }
 
     /// What the model thinks at the rows `at` of `hidden`; `never` is a token it may not name.
@@ -82,11 +106,13 @@ impl Engine {
             return Ok(Vec::new());
         }
         let rows: Vec<i64> = at.iter().map(|&row| row as i64).collect();
-        let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [at.len()]), &self.device);
-        let mut logits = self.decoder.logits(&self.weights, hidden.select(0, rows));
+        let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [at.len()]), &self.compute.device);
+        let norm = &self.weights[self.decoder.params.norm];
+        let hidden = ops::rms_norm(hidden.select(0, rows), norm, self.decoder.cfg.rms_norm_eps);
+        let mut logits = ops::to_f32(ops::linear(hidden, &self.head, None));
         let [count, vocab] = logits.dims();
         if let Some(id) = never.and_then(|id| usize::try_from(id).ok()).filter(|id| *id < vocab) {
-            let floor = Tensor::full([count, 1], -1e30, (&self.device, logits.dtype()));
+            let floor = Tensor::full([count, 1], -1e30, (&self.compute.device, logits.dtype()));
             logits = logits.slice_assign([0..count, id..id + 1], floor);
         }
         let (best, token) = logits.clone().max_dim_with_indices(1);
@@ -109,23 +135,14 @@ impl Engine {
     /// block of `block` tokens (1: causal). Returns the verdict on what follows them.
     pub(super) fn prefill(&mut self, ids: &[i64], len: usize, block: usize, cache: &mut KvCache, row: usize, never: Option<i64>) -> Result<Verdict> {
         let chunk = PREFILL.next_multiple_of(block);
-        let mut alone = KvCache::new(1);
         let mut verdict = Verdict { token: 0, probability: 0.0 };
-        let mut start = 0;
-        while start < len {
+        for start in (0..len).step_by(chunk) {
             let end = len.min(start + chunk);
-            let size = end - start;
-            let flags: Vec<bool> = (0..size).flat_map(|q| (0..size).map(move |k| k / block > q / block)).collect();
-            let mask = Tensor::from_data(TensorData::new(flags, [1, 1, size, size]), &self.device);
-            let positions: Vec<i32> = (start..end).map(|position| position as i32).collect();
             let new = ids.get(start..end).unwrap_or_default();
-            let (hidden, fresh) = self.pass(new, &positions, 1, &alone, &Own::Masked(&mask));
+            let hidden = self.pass(new, &[Span { row, start, visible: end }], Order::Blocks(block), cache);
             if end == len {
-                verdict = *self.judge(hidden, &[size - 1], never)?.first().unwrap_or(&verdict);
+                verdict = *self.judge(hidden, &[end - start - 1], never)?.first().unwrap_or(&verdict);
             }
-            cache.append(&[row], &fresh);
-            alone.append(&[0], &fresh);
-            start = end;
         }
         Ok(verdict)
     }
@@ -150,4 +167,23 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// The same matrix with its columns contiguous: what the CPU's matrix product reads without packing it anew for each of the
+/// few rows of a decoding pass.
+fn column_major(tensor: &Tensor<2>, device: &Device) -> Result<Tensor<2>> {
+    const TILE: usize = 32;
+    let [rows, columns] = tensor.dims();
+    let values = crate::model::weights::download(tensor)?;
+    let mut turned = vec![0f32; values.len()];
+    for top in (0..rows).step_by(TILE) {
+        for left in (0..columns).step_by(TILE) {
+            for row in top..rows.min(top + TILE) {
+                for column in left..columns.min(left + TILE) {
+                    turned[column * rows + row] = values[row * columns + column];
+                }
+            }
+        }
+    }
+    Ok(Tensor::from_data(TensorData::new(turned, [columns, rows]), (device, DType::F32)).transpose())
 }

@@ -61,7 +61,7 @@ impl Folder {
         let params = Params::new(&config);
         let host = weights::read_host(&self.dir, &mut config, &params)?;
         let weights = weights::upload(host, &params, &chosen.device);
-        Ok(Engine::new(Decoder::new(config), weights, chosen.device.clone(), dtype))
+        Engine::new(Decoder::new(config), weights, chosen.device.clone(), dtype)
     }
 }
 

@@ -98,11 +98,12 @@ impl Text {
         let no_template = |error: &String| Error::Usage(format!("{error}; or give text as it is with --raw"));
         let template = self.template.as_ref().map_err(no_template)?;
         let plain = template.render(messages, true).map_err(usage)?;
-        let found: Vec<Found> = messages.iter().map(|message| self.control.look(&message.content)).collect();
-        if found.contains(&Found::Reserved) {
+        let mut found = Found::default();
+        messages.iter().for_each(|message| self.control.look(&message.content, &mut found));
+        if found.reserved {
             return Err(Error::Usage("a message holds Unicode noncharacters (U+FDD0 to U+FDEF), which are no text".into()));
         }
-        if !found.contains(&Found::Control) {
+        if !found.control {
             return self.tokenizer.encode(&plain, ids).map_err(usage);
         }
         let mut marked = messages.to_vec();
@@ -117,7 +118,7 @@ impl Text {
             if !text.is_empty() {
                 self.tokenizer.encode_plain(&self.control.unmark(text), ids).map_err(usage)?;
             }
-            ids.extend(control);
+            ids.extend(control.map(|(id, _)| id));
         }
         Ok(())
     }

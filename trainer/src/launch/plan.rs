@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use crate::config::{Config, ConfigError};
+use crate::config::Config;
 use crate::error::{Error, Result};
 
 /// How much machine.
@@ -151,7 +151,7 @@ impl Plan {
         checked.extend(overrides.iter().cloned());
         let source = args.source.as_deref().map(|source| place(source, here, true)).transpose()?;
         checked.extend(args.source.iter().map(|source| format!("source.path={source}")));
-        let config = Config::load(None, &checked).map_err(config_error)?;
+        let config = Config::load(None, &checked)?;
         let data_text = data.unwrap_or_else(|| config.data.dir.display().to_string());
         let data = place(&data_text, here, false).unwrap_or_else(|error| {
             obstacles.push(error.to_string());
@@ -189,10 +189,6 @@ impl Plan {
             obstacles,
         })
     }
-}
-
-fn config_error(error: ConfigError) -> Error {
-    Error::Usage(error.to_string())
 }
 
 fn is_bucket(text: &str) -> bool {

@@ -1,11 +1,14 @@
-//! The decoder on a few new tokens behind a cache of keys and values: the forward pass of decoding.
+//! The decoder on a few new tokens of some rows, behind a cache of keys and values: the forward pass of decoding.
 //!
-//! In: token ids and positions of the new tokens, a [`KvCache`] of finished ones, and what the new tokens see of each other
-//! ([`Own`]). Out: hidden states before the final norm, `[B·S, hidden_size]`, and the keys and values of the new tokens
-//! ([`Fresh`]); the cache itself changes only through [`KvCache::append`]. No gradients.
+//! In: token ids, and for each row where the new tokens stand and which keys they see ([`Span`], [`Order`]). Out: hidden states
+//! before the final norm, `[B·S, hidden_size]`. The keys and values of the new tokens are written into the cache at their
+//! positions, over what was there: running a block again replaces it, running a part of it replaces that part. No gradients.
 //!
-//! Shape legend: B rows, S new tokens a row, P cached tokens of the longest row, K key/value heads, G query heads per
-//! key/value head, D head_dim. Queries of one group share their keys by reshaping to `[B, K, G·S, D]`: nothing is repeated.
+//! On the CPU in fp32 attention reads the cache in place, by tiles; elsewhere scores are one product with a mask.
+//! Shape legend: R rows of the cache, C its positions a row, B rows of a pass, S new tokens a row, K key/value heads, G query
+//! heads per key/value head, D head_dim.
+
+use std::sync::Arc;
 
 use burn::prelude::*;
 use burn::tensor::DType;
@@ -13,249 +16,228 @@ use burn::tensor::activation::softmax;
 
 use super::decoder::{AttentionPlan, Context, Decoder};
 use super::params::Weights;
+use super::tiles::{self, Tile, TilePlan};
 
-/// Keys and values of some tokens: for each layer two tensors `[B, K, S, D]`.
-#[derive(Clone, Debug)]
-pub struct Fresh {
-    layers: Vec<(Tensor<4>, Tensor<4>)>,
-}
+/// Queries of a causal tile; longer runs are cut.
+const CAUSAL_PIECE: usize = 64;
 
-/// Keys and values of finished tokens; rows may differ in length.
-#[derive(Clone, Debug)]
+/// Keys and values by row and position.
+#[derive(Debug)]
 pub struct KvCache {
-    /// For each layer `[B, K, P, D]`; empty while nothing is cached.
-    layers: Vec<(Tensor<4>, Tensor<4>)>,
-    /// Cached tokens of each row.
-    lens: Vec<usize>,
-    /// `[B, 1, 1, P]`, true beyond a row's length; none when all rows are equally long.
-    hidden: Option<Tensor<4, Bool>>,
-}
-
-/// What the new tokens see besides the cache.
-#[derive(Clone, Debug)]
-pub enum Own<'a> {
-    /// Each other, in both directions.
-    All,
-    /// Each other, but for `[1, 1, S, S]`, true = hidden.
-    Masked(&'a Tensor<4, Bool>),
-    /// These earlier tokens and each other; the new keys and values are put behind them.
-    After(&'a Fresh),
-    /// These tokens, of which the new ones replace S from the given place on, one place a row.
-    Over(&'a Fresh, &'a [usize]),
-}
-
-impl Fresh {
-    /// The keys and values of some rows.
-    pub fn rows(&self, rows: &[usize]) -> Fresh {
-        let pick = |t: &Tensor<4>| match rows {
-            [row] => t.clone().narrow(0, *row, 1),
-            _ => Tensor::cat(rows.iter().map(|&row| t.clone().narrow(0, row, 1)).collect(), 0),
-        };
-        Fresh {
-            layers: self.layers.iter().map(|(k, v)| (pick(k), pick(v))).collect(),
-        }
-    }
-
-    /// Rows of several, one below the other.
-    pub fn stack(parts: &[Fresh]) -> Fresh {
-        let layers = parts.first().map_or(0, |part| part.layers.len());
-        let cat = |i: usize, get: fn(&(Tensor<4>, Tensor<4>)) -> Tensor<4>| {
-            Tensor::cat(parts.iter().map(|part| get(&part.layers[i])).collect(), 0)
-        };
-        Fresh {
-            layers: (0..layers).map(|i| (cat(i, |kv| kv.0.clone()), cat(i, |kv| kv.1.clone()))).collect(),
-        }
-    }
+    /// For each layer keys and values `[R·C, K, D]`; empty before the first pass.
+    layers: Vec<(Tensor<3>, Tensor<3>)>,
+    rows: usize,
+    positions: usize,
 }
 
 impl KvCache {
-    /// Nothing cached for `rows` rows.
-    pub fn new(rows: usize) -> Self {
+    /// For `rows` rows of at most `positions` tokens.
+    pub fn new(rows: usize, positions: usize) -> Self {
         KvCache {
             layers: Vec::new(),
-            lens: vec![0; rows],
-            hidden: None,
-        }
-    }
-
-    /// Cached tokens of each row.
-    pub fn lens(&self) -> &[usize] {
-        &self.lens
-    }
-
-    /// Puts keys and values behind what is cached of `rows`; row i of `fresh` belongs to `rows[i]`.
-    pub fn append(&mut self, rows: &[usize], fresh: &Fresh) {
-        let Some((first, _)) = fresh.layers.first() else {
-            return;
-        };
-        let [_, heads, added, width] = first.dims();
-        let before = self.width();
-        let uniform = self.lens.iter().all(|len| *len == before);
-        for &row in rows {
-            self.lens[row] += added;
-        }
-        if uniform && rows.iter().copied().eq(0..self.lens.len()) {
-            let join = |old: Tensor<4>, new: &Tensor<4>| Tensor::cat(vec![old, new.clone()], 2);
-            let old = std::mem::take(&mut self.layers);
-            self.layers = match old.is_empty() {
-                true => fresh.layers.clone(),
-                false => old.into_iter().zip(&fresh.layers).map(|(a, b)| (join(a.0, &b.0), join(a.1, &b.1))).collect(),
-            };
-            return;
-        }
-        let (after, count, device, dtype) = (self.width(), self.lens.len(), first.device(), first.dtype());
-        let zeros = |len: usize| Tensor::<4>::zeros([count, heads, len, width], (&device, dtype));
-        let put = |old: Option<Tensor<4>>, new: &Tensor<4>| {
-            let mut all = match old {
-                None => zeros(after),
-                Some(old) if after > before => Tensor::cat(vec![old, zeros(after - before)], 2),
-                Some(old) => old,
-            };
-            for (i, &row) in rows.iter().enumerate() {
-                let place = [row..row + 1, 0..heads, self.lens[row] - added..self.lens[row], 0..width];
-                all = all.slice_assign(place, new.clone().narrow(0, i, 1));
-            }
-            all
-        };
-        let mut old = std::mem::take(&mut self.layers).into_iter();
-        let next = |new: &(Tensor<4>, Tensor<4>)| {
-            let (k, v) = old.next().unzip();
-            (put(k, &new.0), put(v, &new.1))
-        };
-        self.layers = fresh.layers.iter().map(next).collect();
-        self.hide();
-    }
-
-    /// Keeps the given rows, in that order.
-    pub fn keep(&mut self, rows: &[usize]) {
-        let kept = Fresh {
-            layers: std::mem::take(&mut self.layers),
-        };
-        self.lens = rows.iter().map(|row| self.lens[*row]).collect();
-        let len = self.width();
-        if len > 0 {
-            let cut = |t: Tensor<4>| t.narrow(2, 0, len);
-            self.layers = kept.rows(rows).layers.into_iter().map(|(k, v)| (cut(k), cut(v))).collect();
-        }
-        self.hide();
-    }
-
-    fn width(&self) -> usize {
-        self.lens.iter().copied().max().unwrap_or(0)
-    }
-
-    fn hide(&mut self) {
-        let width = self.width();
-        self.hidden = None;
-        if let Some((k, _)) = self.layers.first()
-            && self.lens.iter().any(|len| *len != width)
-        {
-            let flags: Vec<bool> = self.lens.iter().flat_map(|len| (0..width).map(move |i| i >= *len)).collect();
-            let shape = [self.lens.len(), 1, 1, width];
-            self.hidden = Some(Tensor::from_data(TensorData::new(flags, shape), &k.device()));
+            rows,
+            positions,
         }
     }
 }
 
-/// Rotary tables and shape of one pass.
-#[derive(Clone, Debug)]
+/// Where the new tokens of one row of a pass stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// Row of the cache.
+    pub row: usize,
+    /// Position of the first new token.
+    pub start: usize,
+    /// The new tokens see positions below this, as far as [`Order`] lets them.
+    pub visible: usize,
+}
+
+/// What new tokens see of positions at and after their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// All that is visible.
+    Full,
+    /// Those of their own block of this many tokens, blocks counted from the first new token (1: causal).
+    Blocks(usize),
+}
+
+/// Where and how passes are computed.
+#[derive(Debug, Clone)]
+pub struct Compute {
+    /// Of activations and matrix products.
+    pub dtype: DType,
+    /// Where the weights are.
+    pub device: Device,
+    /// Attention by tiles, over the cache in place (CPU and fp32 only); else by a masked product.
+    pub by_tiles: bool,
+}
+
+/// One pass: its rows, and what depends on positions alone.
+#[derive(Debug, Clone)]
 pub struct Pass {
-    /// Rows B.
-    pub batch: usize,
-    /// New tokens a row S.
-    pub len: usize,
-    /// Cosines `[B, 1, S, D]`, compute dtype.
-    pub cos: Tensor<4>,
-    /// Sines `[B, 1, S, D]`.
-    pub sin: Tensor<4>,
+    spans: Vec<Span>,
+    order: Order,
+    context: Context,
+}
+
+impl Pass {
+    /// `len` new tokens in each of `spans`.
+    pub fn new(decoder: &Decoder, spans: Vec<Span>, len: usize, order: Order, cache: &KvCache, compute: &Compute) -> Self {
+        let (dtype, device) = (compute.dtype, &compute.device);
+        let positions: Vec<i32> = spans.iter().flat_map(|span| (span.start..span.start + len).map(|position| position as i32)).collect();
+        let (cos, sin) = decoder.rope_tables(&positions, spans.len(), len, dtype, device);
+        let mask = if compute.by_tiles {
+            let groups = spans.iter().enumerate().map(|(i, span)| tiles_of(i * len, len, span, order, cache.positions)).collect();
+            AttentionPlan::Tiles(Arc::new(TilePlan { groups, tokens: spans.len() * len }))
+        } else {
+            AttentionPlan::Dense(hidden(&spans, len, order, device))
+        };
+        let context = Context {
+            batch: spans.len(),
+            len,
+            cos,
+            sin,
+            mask,
+            dtype,
+        };
+        Pass { spans, order, context }
+    }
+
+    /// Whether this is the pass of these rows.
+    pub fn is(&self, spans: &[Span], len: usize, order: Order) -> bool {
+        self.spans == spans && self.context.len == len && self.order == order
+    }
+}
+
+/// The tiles of one row: queries from `query` on, keys at `row · positions` and after.
+fn tiles_of(query: usize, len: usize, span: &Span, order: Order, positions: usize) -> Vec<Tile> {
+    let base = span.row * positions;
+    let piece = match order {
+        Order::Full => {
+            let own = (base, span.visible);
+            return vec![Tile { query, len, prefix: (base, 0), own, causal: false }];
+        }
+        Order::Blocks(1) => CAUSAL_PIECE,
+        Order::Blocks(size) => size.max(1),
+    };
+    let tile = |first: usize| {
+        let (before, own) = (span.start + first, piece.min(len - first));
+        Tile {
+            query: query + first,
+            len: own,
+            prefix: (base, before),
+            own: (base + before, own),
+            causal: order == Order::Blocks(1),
+        }
+    };
+    (0..len).step_by(piece).map(tile).collect()
+}
+
+/// The same as a mask `[B, 1, S, V]` over the first V positions, true = hidden.
+fn hidden(spans: &[Span], len: usize, order: Order, device: &Device) -> Tensor<4, Bool> {
+    let widest = spans.iter().map(|span| span.visible).max().unwrap_or(0);
+    let mut flags = Vec::with_capacity(spans.len() * len * widest);
+    for span in spans {
+        for query in 0..len {
+            let end = match order {
+                Order::Full => span.visible,
+                Order::Blocks(size) => span.start + (query / size.max(1) + 1) * size.max(1),
+            };
+            flags.extend((0..widest).map(|key| key >= end.min(span.visible)));
+        }
+    }
+    Tensor::from_data(TensorData::new(flags, [spans.len(), 1, len, widest]), device)
 }
 
 impl Decoder {
-    /// Runs the layers on `ids` `[B·S]` behind `cache`. Returns the hidden states before the final norm, `[B·S, hidden_size]`,
-    /// and the keys and values that `own` describes: of the new tokens, or of those they were put behind or into.
-    pub fn forward_cached(&self, w: &Weights, ids: Tensor<1, Int>, pass: &Pass, cache: &KvCache, own: &Own) -> (Tensor<2>, Fresh) {
-        let dtype = pass.cos.dtype();
-        let cx = Context {
-            batch: pass.batch,
-            len: pass.len,
-            cos: pass.cos.clone(),
-            sin: pass.sin.clone(),
-            mask: AttentionPlan::Dense(Tensor::from_data(TensorData::new(vec![false], [1, 1, 1, 1]), &pass.cos.device())),
-            dtype,
-        };
-        let mut x = self.embed(w, ids, dtype);
-        let mut layers = Vec::with_capacity(self.params.layers.len());
+    /// Runs the layers on `ids` `[B·S]`, writing their keys and values into `cache`: hidden states `[B·S, hidden_size]`.
+    pub fn forward_cached(&self, w: &Weights, ids: Tensor<1, Int>, pass: &Pass, cache: &mut KvCache) -> Tensor<2> {
+        let cx = &pass.context;
+        let fused = matches!(cx.mask, AttentionPlan::Tiles(_));
+        let mut x = self.embed(w, ids, cx.dtype);
         for (i, layer) in self.params.layers.iter().enumerate() {
-            let (q, k, v) = self.qkv(w, layer, x.clone(), &cx);
-            let (k, v) = match own {
-                Own::All | Own::Masked(_) => (k, v),
-                Own::After(old) => {
-                    let (old_k, old_v) = old.layers[i].clone();
-                    (Tensor::cat(vec![old_k, k], 2), Tensor::cat(vec![old_v, v], 2))
-                }
-                Own::Over(old, places) => (replace(&old.layers[i].0, k, places), replace(&old.layers[i].1, v, places)),
-            };
-            let mask = match own {
-                Own::Masked(mask) => Some(*mask),
-                _ => None,
-            };
-            let a = attend(q, &k, &v, mask, cache.layers.get(i), cache.hidden.as_ref());
-            x = x + self.attention_out(w, layer, a);
-            x = x.clone() + self.mlp_block(w, layer, x);
-            layers.push((k, v));
-        }
-        (x, Fresh { layers })
-    }
-}
-
-/// `new` `[B, K, S, D]` written into `old` `[B, K, S', D]` from `places[b]` on in row b.
-fn replace(old: &Tensor<4>, new: Tensor<4>, places: &[usize]) -> Tensor<4> {
-    let [_, heads, len, width] = new.dims();
-    let mut all = old.clone();
-    for (row, &at) in places.iter().enumerate() {
-        let place = [row..row + 1, 0..heads, at..at + len, 0..width];
-        all = all.slice_assign(place, new.clone().narrow(0, row, 1));
-    }
-    all
-}
-
-/// Attention over the cache and the tokens of the pass, without joining the two: `q` `[B, K·G, S, D]`, `k`, `v`
-/// `[B, K, S', D]`, `mask` `[1, 1, S, S']` true = hidden, cache `[B, K, P, D]` with `hidden` `[B, 1, 1, P]`.
-/// Returns `[B, K·G, S, D]`; softmax in fp32.
-fn attend(
-    q: Tensor<4>,
-    k: &Tensor<4>,
-    v: &Tensor<4>,
-    mask: Option<&Tensor<4, Bool>>,
-    cache: Option<&(Tensor<4>, Tensor<4>)>,
-    hidden: Option<&Tensor<4, Bool>>,
-) -> Tensor<4> {
-    const NEVER: f32 = -1e30;
-    let [b, h, s, d] = q.dims();
-    let [_, heads, own, _] = k.dims();
-    let (group, dtype) = (h / heads, q.dtype());
-    let q = q.reshape([b, heads, group * s, d]);
-    let scores = |keys: &Tensor<4>| {
-        let scores = q.clone().matmul(keys.clone().swap_dims(2, 3)).mul_scalar(1.0 / (d as f64).sqrt());
-        if dtype == DType::F32 { scores } else { scores.cast(DType::F32) }
-    };
-    let mut near = scores(k);
-    if let Some(mask) = mask {
-        let wide = near.reshape([b, h, s, own]).mask_fill(mask.clone().expand([b, h, s, own]), NEVER);
-        near = wide.reshape([b, heads, group * s, own]);
-    }
-    let weights = |p: Tensor<4>| if dtype == DType::F32 { p } else { p.cast(dtype) };
-    let out = match cache {
-        None => weights(softmax(near, 3)).matmul(v.clone()),
-        Some((old_k, old_v)) => {
-            let mut far = scores(old_k);
-            let past = old_k.dims()[2];
-            if let Some(hidden) = hidden {
-                far = far.mask_fill(hidden.clone().expand([b, heads, group * s, past]), NEVER);
+            let (q, k, v) = self.qkv_flat(w, layer, x.clone(), cx);
+            let (heads, width) = (k.dims()[1], k.dims()[2]);
+            if cache.layers.len() == i {
+                let zeros = || Tensor::<3>::zeros([cache.rows * cache.positions, heads, width], (&k.device(), cx.dtype));
+                cache.layers.push((zeros(), zeros()));
             }
-            let p = weights(softmax(Tensor::cat(vec![far, near], 3), 3));
-            p.clone().narrow(3, 0, past).matmul(old_v.clone()) + p.narrow(3, past, own).matmul(v.clone())
+            // Taken out while they are written: a tensor with one owner is changed in place.
+            let (keys, values) = &mut cache.layers[i];
+            write(keys, k, pass, cache.positions);
+            write(values, v, pass, cache.positions);
+            let a = match &cx.mask {
+                AttentionPlan::Tiles(plan) => tiles::attention(q, keys.clone(), values.clone(), plan),
+                AttentionPlan::Dense(mask) => dense(q, keys, values, pass, cache.rows, mask),
+            };
+            let [tokens, heads, width] = a.dims();
+            x = x + self.attention_out_flat(w, layer, a.reshape([tokens, heads * width]));
+            x = x.clone() + self.mlp(w, layer, x, fused);
         }
+        x
+    }
+}
+
+/// Puts `new` `[B·S, K, D]` at its rows and positions in `all` `[R·C, K, D]`.
+fn write(all: &mut Tensor<3>, new: Tensor<3>, pass: &Pass, positions: usize) {
+    let [_, heads, width] = new.dims();
+    let len = pass.context.len;
+    let empty = Tensor::<3>::zeros([1, 1, 1], (&all.device(), all.dtype()));
+    let mut taken = std::mem::replace(all, empty);
+    for (i, span) in pass.spans.iter().enumerate() {
+        let at = span.row * positions + span.start;
+        taken = taken.slice_assign([at..at + len, 0..heads, 0..width], new.clone().narrow(0, i * len, len));
+    }
+    *all = taken;
+}
+
+/// Attention with materialised scores: `q` `[B·S, K·G, D]`, cache `[R·C, K, D]`, `mask` `[B, 1, S, V]` → `[B·S, K·G, D]`; softmax
+/// in fp32. Queries of a group share their keys by reshaping to `[B, K, G·S, D]`; nothing is repeated.
+fn dense(q: Tensor<3>, keys: &Tensor<3>, values: &Tensor<3>, pass: &Pass, rows: usize, mask: &Tensor<4, Bool>) -> Tensor<3> {
+    let [_, heads_q, d] = q.dims();
+    let [slots, heads, _] = keys.dims();
+    let (b, s, dtype) = (pass.context.batch, pass.context.len, q.dtype());
+    let (group, seen) = (heads_q / heads, mask.dims()[3]);
+    let of_pass = |t: &Tensor<3>| {
+        let t = t.clone().reshape([rows, slots / rows.max(1), heads, d]).narrow(1, 0, seen);
+        let all = pass.spans.iter().map(|span| span.row).eq(0..rows);
+        let t = match all {
+            true => t,
+            false => Tensor::cat(pass.spans.iter().map(|span| t.clone().narrow(0, span.row, 1)).collect(), 0),
+        };
+        t.swap_dims(1, 2)
     };
-    out.reshape([b, h, s, d])
+    let (k, v) = (of_pass(keys), of_pass(values));
+    let q = q.reshape([b, s, heads_q, d]).swap_dims(1, 2).reshape([b, heads, group * s, d]);
+    let scores = q.matmul(k.swap_dims(2, 3)).mul_scalar(1.0 / (d as f64).sqrt());
+    let scores = if dtype == DType::F32 { scores } else { scores.cast(DType::F32) };
+    let scores = scores.reshape([b, heads_q, s, seen]).mask_fill(mask.clone().expand([b, heads_q, s, seen]), -1e30);
+    let p = softmax(scores, 3).reshape([b, heads, group * s, seen]);
+    let p = if dtype == DType::F32 { p } else { p.cast(dtype) };
+    p.matmul(v).reshape([b, heads_q, s, d]).swap_dims(1, 2).reshape([b * s, heads_q, d])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_and_mask_agree() {
+        let spans = [Span { row: 2, start: 32, visible: 96 }, Span { row: 0, start: 0, visible: 64 }];
+        for order in [Order::Full, Order::Blocks(1), Order::Blocks(16), Order::Blocks(32)] {
+            let (len, positions) = (64, 128);
+            let flags = hidden(&spans, len, order, &Device::flex()).into_data().iter::<bool>().collect::<Vec<_>>();
+            for (i, span) in spans.iter().enumerate() {
+                for tile in tiles_of(i * len, len, span, order, positions) {
+                    for query in 0..tile.len {
+                        let own = if tile.causal { query + 1 } else { tile.own.1 };
+                        let row = (tile.query + query) * 96;
+                        let seen = (0..96).filter(|key| !flags[row + key]).count();
+                        assert_eq!(seen, tile.prefix.1 + own, "{order:?}, row {i}, query {query} of {tile:?}");
+                        assert!(tile.prefix.0 == span.row * positions && tile.own.0 + own <= (span.row + 1) * positions);
+                    }
+                }
+            }
+        }
+    }
 }

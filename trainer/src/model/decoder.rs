@@ -110,7 +110,7 @@ impl Decoder {
     }
 
     /// Queries, keys and values after norm and RoPE, in stream order: `[T, H, D]`, `[T, K, D]`, `[T, K, D]`.
-    fn qkv_flat(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, cx: &Context) -> (Tensor<3>, Tensor<3>, Tensor<3>) {
+    pub(super) fn qkv_flat(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, cx: &Context) -> (Tensor<3>, Tensor<3>, Tensor<3>) {
         let c = &self.cfg;
         let (t, d) = (cx.batch * cx.len, c.head_dim);
         let fused = cx.fused();
@@ -151,7 +151,7 @@ impl Decoder {
         self.attention_out_flat(w, l, a.swap_dims(1, 2).reshape([b * s, h * d]))
     }
 
-    fn attention_out_flat(&self, w: &Weights, l: &LayerIndex, a: Tensor<2>) -> Tensor<2> {
+    pub(super) fn attention_out_flat(&self, w: &Weights, l: &LayerIndex, a: Tensor<2>) -> Tensor<2> {
         let a = match l.attn_sub_norm {
             Some(p) => ops::rms_norm(a, &w[p], self.cfg.rms_norm_eps),
             None => a,
@@ -169,7 +169,7 @@ impl Decoder {
         if fused { fused::rms_norm(x, weight, eps) } else { ops::rms_norm(x, weight, eps) }
     }
 
-    fn mlp(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, fused: bool) -> Tensor<2> {
+    pub(super) fn mlp(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, fused: bool) -> Tensor<2> {
         let h = self.norm(x, &w[l.post_attention_layernorm], fused);
         let gate = self.project(w, &l.gate_proj, h.clone());
         let up = self.project(w, &l.up_proj, h);

@@ -7,7 +7,7 @@ use burn::tensor::{DType, TensorData};
 use rayon::prelude::*;
 
 use super::config::Activation;
-use super::tiles_cpu::exp;
+use super::simd;
 
 /// Elements a parallel task works on, about.
 const CHUNK: usize = 16 * 1024;
@@ -102,25 +102,12 @@ pub fn rms_norm_backward(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, ep
     (finish(dx, &x.shape), finish(dw, &w.shape))
 }
 
-/// 1 / (1 + e^-x), from an exponential of a non-positive argument.
-#[inline]
-fn sigmoid(x: f32) -> f32 {
-    let e = exp(-x.abs());
-    let s = 1.0 / (1.0 + e);
-    if x >= 0.0 { s } else { 1.0 - s }
-}
-
 /// See [`super::fused::FusedOps::fused_gate`].
 pub fn gate(gate: FlexTensor, up: FlexTensor, activation: Activation) -> FlexTensor {
     let (g, u) = (Rows::new(gate), Rows::new(up));
     let mut out = vec![0f32; g.values().len()];
     out.par_chunks_mut(CHUNK).zip(g.values().par_chunks(CHUNK)).zip(u.values().par_chunks(CHUNK)).for_each(|((o, g), u)| {
-        for ((o, g), u) in o.iter_mut().zip(g).zip(u) {
-            *o = match activation {
-                Activation::Silu => g * sigmoid(*g) * u,
-                Activation::Relu2 => g.max(0.0).powi(2) * u,
-            };
-        }
+        simd::gate(o, g, u, activation);
     });
     finish(out, &g.shape)
 }
@@ -134,22 +121,7 @@ pub fn gate_backward(gate: FlexTensor, up: FlexTensor, grad: FlexTensor, activat
         .zip(g.values().par_chunks(CHUNK))
         .zip(u.values().par_chunks(CHUNK))
         .zip(d.values().par_chunks(CHUNK))
-        .for_each(|((((dg, du), g), u), d)| {
-            for i in 0..g.len() {
-                let (value, slope) = match activation {
-                    Activation::Silu => {
-                        let s = sigmoid(g[i]);
-                        (g[i] * s, s * (1.0 + g[i] * (1.0 - s)))
-                    }
-                    Activation::Relu2 => {
-                        let r = g[i].max(0.0);
-                        (r * r, 2.0 * r)
-                    }
-                };
-                dg[i] = d[i] * u[i] * slope;
-                du[i] = d[i] * value;
-            }
-        });
+        .for_each(|((((dg, du), g), u), d)| simd::gate_backward(dg, du, g, u, d, activation));
     (finish(dg, &g.shape), finish(du, &u.shape))
 }
 

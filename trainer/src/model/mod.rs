@@ -10,6 +10,7 @@ pub mod fused;
 mod fused_cpu;
 pub mod ops;
 pub mod params;
+mod simd;
 pub mod ternary;
 pub mod tiles;
 mod tiles_cpu;

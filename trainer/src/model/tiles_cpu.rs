@@ -8,6 +8,7 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, TensorData};
 use rayon::prelude::*;
 
+use super::simd;
 use super::tiles::{Tile, TilePlan};
 
 /// A matrix inside a buffer: `rows × cols` with strides in elements.
@@ -136,37 +137,10 @@ unsafe fn probabilities(tile: &Tile, q: &Shared, k: &Shared, head: usize, kv: us
     }
     for (i, row) in buffer[..tile.len * keys].chunks_exact_mut(keys).enumerate() {
         let seen = if tile.causal { tile.prefix.1 + i + 1 } else { keys };
-        softmax_row(&mut row[..seen]);
+        simd::softmax(&mut row[..seen]);
         row[seen..].fill(0.0);
     }
     (p, keys)
-}
-
-fn softmax_row(row: &mut [f32]) {
-    let max = row.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));
-    for v in row.iter_mut() {
-        *v = exp(*v - max);
-    }
-    let sum: f32 = row.iter().sum();
-    let inv = 1.0 / sum;
-    row.iter_mut().for_each(|v| *v *= inv);
-}
-
-/// e^x for x ≤ 0, to about 2 ulp: range reduction by ln 2 and a polynomial, free of branches so that it vectorises.
-#[inline]
-pub(super) fn exp(x: f32) -> f32 {
-    let x = x.max(-87.0);
-    let n = (x * std::f32::consts::LOG2_E + 0.5).floor();
-    // ln 2 in two parts, so that the product with n is exact
-    let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
-    let p = 1.987_569_1e-4;
-    let p = p * r + 1.398_199_9e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 0.166_666_65;
-    let p = p * r + 0.5;
-    let y = p * r * r + r + 1.0;
-    y * f32::from_bits(((n as i32 + 127) << 23) as u32)
 }
 
 fn tasks(plan: &TilePlan, kv_heads: usize) -> Vec<(usize, usize)> {
@@ -249,16 +223,4 @@ pub fn backward(q: FlexTensor, k: FlexTensor, v: FlexTensor, grad: FlexTensor, p
         }
     });
     (output(dq, q.tokens, q.heads, d), output(dk, k.tokens, k.heads, d), output(dv, v.tokens, v.heads, d))
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn exp_is_accurate_below_zero() {
-        for i in 0..80_000 {
-            let x = -(i as f32) * 1e-3;
-            let (a, b) = (f64::from(super::exp(x)), f64::from(x).exp());
-            assert!((a - b).abs() <= 4e-7 * b + 1e-37, "{x}: {a} {b}");
-        }
-    }
 }

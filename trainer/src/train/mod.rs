@@ -6,6 +6,7 @@
 pub mod data;
 pub mod finish;
 pub mod flops;
+pub mod micro;
 pub mod report;
 pub mod run;
 pub mod source;

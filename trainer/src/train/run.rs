@@ -21,6 +21,7 @@ use crate::model::{Decoder, Weights};
 use crate::optim::{Optimizer, adamw, clip, schedule};
 use crate::train::data::{self, EVAL_EPOCH, Plan, Prefetch, StepBatch};
 use crate::train::finish;
+use crate::train::micro;
 use crate::train::flops;
 use crate::train::report::{Reporter, StepRecord, resident_mib};
 use crate::train::source::{self, Prepared};
@@ -115,7 +116,7 @@ impl<'a> Trainer<'a> {
         let plan = Plan {
             seed: cfg.train.seed,
             batch_rows: cfg.train.batch_rows,
-            micro_rows: micro_rows(cfg),
+            micro_rows: micro_rows(cfg, &decoder, objective, manifest.seq_len, dtype),
             objective,
             spec: Spec {
                 bd_size: manifest.bd_size,
@@ -161,8 +162,14 @@ impl<'a> Trainer<'a> {
         let out = self.cfg.output.dir.display();
         match (latest, options.resume) {
             (None, Resume::Must) => Err(Error::Usage(format!("--resume must: there is no checkpoint in {out}/checkpoints"))),
-            (None, _) => Ok(()),
-            (Some(_), Resume::Never) if options.overwrite => store.clear(),
+            (None, _) => {
+                self.state.micro_rows = self.plan.micro_rows;
+                Ok(())
+            }
+            (Some(_), Resume::Never) if options.overwrite => {
+                self.state.micro_rows = self.plan.micro_rows;
+                store.clear()
+            }
             (Some(at), Resume::Never) => Err(Error::Usage(format!(
                 "--resume never: {} is there; add --overwrite to discard it, or choose another output.dir",
                 at.display()
@@ -188,6 +195,7 @@ impl<'a> Trainer<'a> {
                 self.optimizer.updates = restored.state.updates;
                 self.saved_step = Some(restored.state.step);
                 self.state = restored.state;
+                self.plan.micro_rows = self.state.micro_rows.max(1);
                 eprintln!(
                     "resumed {}: step {}, {} tokens{}",
                     at.display(),
@@ -433,8 +441,11 @@ fn compute_dtype(cfg: &Config, chosen: &Chosen) -> DType {
     }
 }
 
-/// Rows a forward pass: what was asked for, else the largest divisor of the step up to 8.
-fn micro_rows(cfg: &Config) -> usize {
-    let batch = cfg.train.batch_rows.max(1);
-    cfg.train.micro_rows.unwrap_or_else(|| (1..=batch.min(8)).rev().find(|m| batch % m == 0).unwrap_or(1))
+/// Rows a forward pass: what was asked for, else what fits.
+fn micro_rows(cfg: &Config, decoder: &Decoder, objective: Objective, seq_len: usize, dtype: DType) -> usize {
+    let element = if dtype == DType::F32 { 4 } else { 2 };
+    let recompute = cfg.train.recompute == Recompute::Layer;
+    cfg.train
+        .micro_rows
+        .unwrap_or_else(|| micro::for_cpu(cfg.train.batch_rows.max(1), micro::row_bytes(decoder, objective, seq_len, element, recompute)))
 }

@@ -1,0 +1,189 @@
+//! `--dataset` against a hub on the loopback interface: the same bytes as from local files, with faults and without; what cannot
+//! be right is refused; a token shows nowhere.
+
+mod common;
+
+use common::{COMMIT, CONVERTED, Faults, Hub, ID};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const TOKEN: &str = "hf_secretsecretsecret";
+
+/// Rows in the Nemotron layout: SFT/<category>/<category>.jsonl and files that are no data. One file is longer than a piece.
+fn layout() -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for (k, category) in ["chat", "code", "math", "science", "safety"].iter().enumerate() {
+        let mut text = String::new();
+        let rows = if *category == "code" { 30_000 } else { 200 };
+        let filler = if *category == "code" { "x = x + 1 ".repeat(50) } else { String::new() };
+        for i in 0..rows {
+            text.push_str(&format!(
+                "{{\"input\": [{{\"role\": \"user\", \"content\": \"Question {i} of {category}? {filler}\"}}], \"output\": \"Answer {} indeed.\", \"category\": \"{category}\", \"license\": \"cc-by-4.0\", \"reasoning\": \"off\", \"system_prompt\": \"detailed thinking off\"}}\n",
+                i * (k + 3)
+            ));
+        }
+        files.insert(format!("SFT/{category}/{category}.jsonl"), text.into_bytes());
+    }
+    files.insert("README.md".to_string(), b"# A dataset".to_vec());
+    files.insert("dataset_infos.json".to_string(), b"{}".to_vec());
+    files
+}
+
+struct Ground {
+    dir: tempfile::TempDir,
+}
+
+impl Ground {
+    fn new() -> Ground {
+        Ground { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn prep(&self, hub: &Hub, cache: &str, out: &str, more: &[&str]) -> Output {
+        let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
+        let mut c = Command::new(env!("CARGO_BIN_EXE_dlm-prep"));
+        c.args(["--dataset", ID, "--engine", "fast", "--over-long", "split", "--tokenizer"]).arg(tokenizer).arg("--out").arg(self.path(out)).args(more);
+        c.env("HF_ENDPOINT", &hub.url).env("HF_HOME", self.path(cache)).env("HF_TOKEN", TOKEN).env("DLM_HUB_PAUSE_MS", "1");
+        c.env_remove("HF_HUB_OFFLINE").env_remove("HF_HUB_CACHE");
+        c.output().unwrap()
+    }
+
+    fn shards(&self, out: &str) -> BTreeMap<String, String> {
+        let entries = std::fs::read_dir(self.path(out)).unwrap().map(|e| e.unwrap().path());
+        let arrow = entries.filter(|p| p.extension().is_some_and(|x| x == "arrow"));
+        arrow.map(|p| (p.file_name().unwrap().to_string_lossy().into_owned(), dlm_datasets::hash::sha256_file(&p).unwrap())).collect()
+    }
+
+    fn local(&self, files: &BTreeMap<String, Vec<u8>>) -> BTreeMap<String, String> {
+        let root = self.path("local");
+        for (path, content) in files {
+            std::fs::create_dir_all(root.join(path).parent().unwrap()).unwrap();
+            std::fs::write(root.join(path), content).unwrap();
+        }
+        let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
+        let done = Command::new(env!("CARGO_BIN_EXE_dlm-prep"))
+            .args(["--engine", "fast", "--over-long", "split", "--input"])
+            .arg(&root)
+            .arg("--tokenizer")
+            .arg(tokenizer)
+            .arg("--out")
+            .arg(self.path("local-out"))
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{}", said(&done));
+        self.shards("local-out")
+    }
+}
+
+fn said(o: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&o.stdout), String::from_utf8_lossy(&o.stderr))
+}
+
+#[test]
+fn same_bytes_as_local_with_faults_and_without() {
+    let (g, files) = (Ground::new(), layout());
+    assert!(files["SFT/code/code.jsonl"].len() > 17 << 20, "one file must be longer than a piece");
+    let local = g.local(&files);
+    let calm = Hub::start(files.clone(), BTreeMap::new(), Faults::default());
+    let done = g.prep(&calm, "cache", "calm", &[]);
+    assert!(done.status.success(), "{}", said(&done));
+    assert_eq!(local, g.shards("calm"));
+    let manifest = std::fs::read_to_string(g.path("calm/manifest.json")).unwrap();
+    assert!(manifest.contains(COMMIT) && manifest.contains(ID));
+    assert!(!manifest.contains(TOKEN) && !said(&done).contains(TOKEN));
+    assert!(calm.log.lock().unwrap().iter().all(|l| l.starts_with("/cdn/") || l.contains("auth=true")), "the token goes to the hub");
+    // The cache has the Python client's layout.
+    let repo = g.path("cache/hub/datasets--nvidia--Llama-Nemotron-Post-Training-Dataset");
+    assert_eq!(std::fs::read_to_string(repo.join("refs/main")).unwrap(), COMMIT);
+    let link = repo.join("snapshots").join(COMMIT).join("SFT/chat/chat.jsonl");
+    assert_eq!(std::fs::read(&link).unwrap(), files["SFT/chat/chat.jsonl"]);
+    assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+    // A second run downloads nothing.
+    let before = calm.log.lock().unwrap().len();
+    assert!(g.prep(&calm, "cache", "again", &[]).status.success());
+    assert!(calm.log.lock().unwrap()[before..].iter().all(|l| l.starts_with("/api/")));
+    assert_eq!(local, g.shards("again"));
+
+    let wild = Hub::start(files, BTreeMap::new(), Faults { mixed: true, wrong_bytes: 1, ..Default::default() });
+    let done = g.prep(&wild, "cache2", "wild", &[]);
+    assert!(done.status.success(), "{}", said(&done));
+    assert_eq!(local, g.shards("wild"));
+    assert!(wild.requests.load(std::sync::atomic::Ordering::SeqCst) > 20);
+    // Offline, from the cache alone.
+    let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
+    let offline = Command::new(env!("CARGO_BIN_EXE_dlm-prep"))
+        .args(["--dataset", ID, "--engine", "fast", "--over-long", "split", "--tokenizer"])
+        .arg(tokenizer)
+        .arg("--out")
+        .arg(g.path("offline"))
+        .env("HF_ENDPOINT", "http://127.0.0.1:9")
+        .env("HF_HOME", g.path("cache2"))
+        .env("HF_HUB_OFFLINE", "1")
+        .output()
+        .unwrap();
+    assert!(offline.status.success(), "{}", said(&offline));
+    assert_eq!(local, g.shards("offline"));
+}
+
+#[test]
+fn splits_globs_and_revisions() {
+    let (g, files) = (Ground::new(), layout());
+    let hub = Hub::start(files, BTreeMap::new(), Faults::default());
+    let rows = |out: &str, more: &[&str]| {
+        let done = g.prep(&hub, "cache", out, more);
+        assert!(done.status.success(), "{}", said(&done));
+        let m: serde_json::Value = serde_json::from_slice(&std::fs::read(g.path(out).join("manifest.json")).unwrap()).unwrap();
+        m["counts"]["rows_read"].as_u64().unwrap()
+    };
+    assert_eq!(rows("a", &["--split", "chat,math"]), 400);
+    assert_eq!(rows("b", &["--files", "SFT/s*/*.jsonl"]), 400);
+    assert_eq!(rows("c", &["--split", "chat", "--revision", COMMIT]), 200);
+    for (more, word) in [(["--split", "poetry"], "--split poetry"), (["--revision", "nope"], "404")] {
+        let done = g.prep(&hub, "cache", "x", &more);
+        assert_eq!(done.status.code(), Some(1));
+        assert!(said(&done).contains(word) || said(&done).contains("no such") || said(&done).contains("none of its"), "{}", said(&done));
+    }
+}
+
+#[test]
+fn a_whole_conversion_is_preferred_and_a_partial_one_is_not() {
+    let (g, files) = (Ground::new(), layout());
+    let sample = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/train.parquet")).unwrap();
+    let used = |folder: &str, cache: &str| {
+        let converted = BTreeMap::from([(format!("SFT/{folder}/0000.parquet"), sample.clone())]);
+        let hub = Hub::start(files.clone(), converted, Faults::default());
+        let done = g.prep(&hub, cache, cache, &["--max-rows", "100"]);
+        assert!(done.status.success(), "{}", said(&done));
+        std::fs::read_to_string(g.path(cache).join("manifest.json")).unwrap()
+    };
+    assert!(used("chat", "whole").contains(CONVERTED));
+    assert!(used("partial-chat", "partial").contains(COMMIT));
+}
+
+#[test]
+fn what_cannot_be_right_is_refused() {
+    let small: BTreeMap<String, Vec<u8>> = layout().into_iter().filter(|(k, _)| !k.contains("code")).collect();
+    for (faults, word) in [
+        (Faults { expired: true, ..Default::default() }, "expired"),
+        (Faults { wrong_length: true, ..Default::default() }, "its listing says"),
+        (Faults { wrong_bytes: 1000, ..Default::default() }, "twice the content is not what the hub lists"),
+        (Faults { traversal: true, ..Default::default() }, "could leave the cache folder"),
+    ] {
+        let g = Ground::new();
+        let hub = Hub::start(small.clone(), BTreeMap::new(), faults.clone());
+        let done = g.prep(&hub, "cache", "out", &[]);
+        assert_eq!(done.status.code(), Some(1), "{faults:?}: {}", said(&done));
+        assert!(said(&done).contains(word), "{faults:?}: {}", said(&done));
+        assert!(!said(&done).contains(TOKEN));
+        assert!(!g.path("out/manifest.json").exists());
+        assert!(!g.path("SFT").exists() && !g.dir.path().parent().unwrap().join("SFT").exists());
+    }
+    let g = Ground::new();
+    let hub = Hub { url: "http://127.0.0.1:9".to_string(), requests: Default::default(), log: Default::default() };
+    let done = g.prep(&hub, "cache", "out", &[]);
+    assert!(said(&done).contains("gave up after"), "{}", said(&done));
+}

@@ -1,0 +1,131 @@
+//! `dlm-train generate` as a program: what it prints, what it refuses, and that it agrees with the reference's decodes.
+//!
+//! In: models and decodes of ../shared/fixtures (or `$DLM_SHARED/fixtures`); skipped, loudly, without them.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+fn fixtures() -> Option<PathBuf> {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
+    let dir = std::env::var_os("DLM_SHARED").map_or(beside, PathBuf::from).join("fixtures");
+    if !dir.is_dir() {
+        eprintln!("SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/", dir.display());
+        return None;
+    }
+    Some(dir)
+}
+
+fn generate(model: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+    command.args(["generate", "--device", "cpu", "--model"]).arg(model).args(arguments).output().unwrap()
+}
+
+fn objects(output: &Output) -> Vec<Value> {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn ids(values: &Value) -> String {
+    values.as_array().unwrap().iter().map(Value::to_string).collect::<Vec<_>>().join(",")
+}
+
+#[test]
+fn agrees_with_the_reference() {
+    let Some(dir) = fixtures() else { return };
+    let file: Value = serde_json::from_str(&std::fs::read_to_string(dir.join("decode_qwen2_peaky.json")).unwrap()).unwrap();
+    for case in file["cases"].as_array().unwrap().iter().step_by(17) {
+        let [threshold, small, limit] = ["threshold", "small_block_size", "max_new_tokens"].map(|key| case[key].to_string());
+        let stop = case["stop_token"].as_i64().map_or("none".into(), |id| id.to_string());
+        let prompt = ids(&case["prompt"]);
+        let mut arguments = vec!["--json", "--mask-token-id", "319", "--ids", &prompt, "--threshold", &threshold];
+        arguments.extend(["--sub-block-size", &small, "--max-new-tokens", &limit, "--stop-token-id", &stop]);
+        if case["use_block_cache"] == json!(true) {
+            arguments.push("--sub-block-cache");
+        }
+        let object = objects(&generate(&dir.join("qwen2_peaky"), &arguments)).remove(0);
+        assert_eq!(object["prompt_ids"], case["prompt"]);
+        let expected = case["expected"].as_array().unwrap();
+        let generated = &expected[case["prompt"].as_array().unwrap().len()..];
+        assert_eq!(object["completion_ids"], json!(generated));
+        assert_eq!(object["passes"], case["passes"]);
+        let rate = generated.len() as f64 / case["passes"]["total"].as_f64().unwrap();
+        assert!((object["tokens_per_forward"].as_f64().unwrap() - rate).abs() < 1e-9);
+        assert_eq!(object["mode"], "block");
+        assert!(object["seconds"].as_f64().unwrap() > 0.0);
+        assert_eq!(object["text"], Value::Null, "the folder has no tokenizer");
+    }
+}
+
+#[test]
+fn batches_do_not_change_answers() {
+    let Some(dir) = fixtures() else { return };
+    let place = tempfile::tempdir().unwrap();
+    let input = place.path().join("prompts.jsonl");
+    let prompts = [json!({"ids": [3, 4, 5]}), json!({"ids": (10..80).collect::<Vec<_>>(), "answer": "kept out"}), json!({"ids": [7]})];
+    std::fs::write(&input, prompts.map(|prompt| prompt.to_string()).join("\n")).unwrap();
+    let input = input.to_str().unwrap();
+    for mode in [&["--mask-token-id", "319", "--threshold", "0.9"][..], &["--mode", "ar"]] {
+        let run = |size: &str| {
+            let fixed = ["--json", "--input", input, "--max-new-tokens", "64", "--batch-size", size];
+            let mut found = objects(&generate(&dir.join("qwen2_peaky"), &[&fixed, mode].concat()));
+            found.iter_mut().for_each(|object| object["seconds"] = Value::Null);
+            found
+        };
+        let alone = run("1");
+        assert_eq!(alone.len(), 3);
+        assert_eq!(alone, run("3"), "{mode:?}");
+        assert_eq!(alone, run("2"), "{mode:?}");
+    }
+}
+
+/// What a converted folder says is used without being asked for.
+#[test]
+fn a_converted_folder_speaks_for_itself() {
+    let Some(dir) = fixtures() else { return };
+    let place = tempfile::tempdir().unwrap();
+    for file in ["model.safetensors", "config.json"] {
+        std::fs::copy(dir.join("qwen2_peaky").join(file), place.path().join(file)).unwrap();
+    }
+    let put = |name: &str, value: Value| std::fs::write(place.path().join(name), value.to_string()).unwrap();
+    put("dlm_config.json", json!({"bd_size": 16, "mask_token_id": 319}));
+    put("generation_config.json", json!({"eos_token_id": [107, 245]}));
+    let object = objects(&generate(place.path(), &["--json", "--ids", "304", "--threshold", "0.9"])).remove(0);
+    let completion = object["completion_ids"].as_array().unwrap();
+    assert!([json!(107), json!(245)].contains(completion.last().unwrap()) && object["stopped"] == json!(true), "{object}");
+    let mut config: Value = serde_json::from_str(&std::fs::read_to_string(place.path().join("config.json")).unwrap()).unwrap();
+    config["bd_size"] = json!(32);
+    put("config.json", config);
+    let output = generate(place.path(), &["--ids", "304"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("bd_size 16") && said.contains("says 32"), "{said}");
+}
+
+#[test]
+fn refusals() {
+    let Some(dir) = fixtures() else { return };
+    for (arguments, words) in [
+        (&["--ids", "1"][..], "names no mask token"),
+        (&["--prompt", "hello"], "no tokenizer.json"),
+        (&["--ids", "1,x", "--mode", "ar"], "not a token id"),
+        (&["--ids", "1,320", "--mode", "ar"], "token 1 is id 320"),
+        (&["--ids", "", "--mode", "ar"], "no tokens"),
+        (&["--ids", "1", "--mode", "ar", "--threshold", "0.5"], "--threshold has no meaning"),
+        (&["--ids", "1", "--mask-token-id", "319", "--threshold", "1.5"], "0 to 1"),
+        (&["--ids", "1", "--mask-token-id", "319", "--sub-block-size", "5"], "do not divide"),
+        (&["--ids", "1", "--mask-token-id", "1000"], "mask token id is 1000"),
+        (&["--ids", "1", "--mode", "ar", "--stop-token-id", "end"], "expected a token id"),
+        (&["--ids", "1", "--mode", "ar", "--batch-size", "0"], "1 or more"),
+        (&["--mode", "ar"], "required"),
+        (&["--ids", "1", "--prompt", "x"], "cannot be used"),
+    ] {
+        let output = generate(&dir.join("qwen2_peaky"), arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+        assert!(said.contains(words), "{arguments:?}: {said}");
+        assert!(output.stdout.is_empty());
+    }
+    assert_eq!(generate(Path::new("no/such/folder"), &["--ids", "1"]).status.code(), Some(1));
+}
