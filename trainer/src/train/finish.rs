@@ -87,7 +87,7 @@ pub fn export_checkpoint(cfg: &Config, data_dir: &Path, name: Option<&str>, out:
             .ok_or_else(|| Error::Usage(format!("there is no checkpoint in {}", run_dir.join("checkpoints").display())))?,
     };
     let data = Dataset::open(data_dir)?;
-    let Prepared { decoder, source, folder, .. } = source::prepare(cfg, data.manifest(), &chosen.device)?;
+    let Prepared { decoder, source, folder, .. } = source::prepare(cfg, &data, &chosen.device)?;
     let muon: Vec<bool> = decoder.params.specs.iter().map(|s| adamw::uses_muon(&cfg.optim, s.kind)).collect();
     let restored = checkpoint::restore(&at, &decoder.params, &muon, &chosen.device)?;
     if restored.identity.get("data") != Some(&data.fingerprint()) {

@@ -108,7 +108,7 @@ impl<'a> Trainer<'a> {
                 manifest.bd_size
             )));
         }
-        let Prepared { decoder, weights, source, folder } = source::prepare(cfg, manifest, &chosen.device)?;
+        let Prepared { decoder, weights, source, folder } = source::prepare(cfg, &data, &chosen.device)?;
         crate::export::check(&decoder, cfg.export.format)?;
         let objective = objective_of(cfg);
         let dtype = compute_dtype(cfg, chosen);

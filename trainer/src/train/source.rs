@@ -4,10 +4,11 @@
 //! already converted source, every token has a row. Spare rows of the embedding table are used first; a table only
 //! ever grows. A mask row that is new starts as the mean of the rows of ordinary tokens.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
-use dlm_datasets::Manifest;
+use dlm_datasets::{Dataset, Manifest};
 
 use crate::config::{BitLinear, Config, Init};
 use crate::error::{Error, Result};
@@ -46,7 +47,8 @@ pub fn resolve(path: &str) -> Result<PathBuf> {
 }
 
 /// Load or initialise the model that `cfg` names, fitted to the dataset.
-pub fn prepare(cfg: &Config, manifest: &Manifest, device: &Device) -> Result<Prepared> {
+pub fn prepare(cfg: &Config, data: &Dataset, device: &Device) -> Result<Prepared> {
+    let manifest = data.manifest();
     let (mut model, folder, source) = match cfg.source.init {
         Init::Pretrained => {
             let path = cfg.source.path.as_deref().ok_or_else(|| {
@@ -62,6 +64,9 @@ pub fn prepare(cfg: &Config, manifest: &Manifest, device: &Device) -> Result<Pre
         }
     };
     check_fit(&model, manifest, &source)?;
+    if let Some(dir) = &folder {
+        check_tokenizer(&dir.join("tokenizer.json"), &data.dir().join("tokenizer/tokenizer.json"), &manifest.mask_token)?;
+    }
     let params = Params::new(&model);
     let mut host = match &folder {
         Some(dir) => weights::read_host(dir, &mut model, &params)?,
@@ -100,6 +105,52 @@ fn check_fit(model: &ModelConfig, manifest: &Manifest, source: &str) -> Result<(
         )));
     }
     Ok(())
+}
+
+/// Every token has the same id in the model's tokenizer and in the dataset's; only the mask token may be new.
+///
+/// Folders without a `tokenizer.json` are not checked: there is nothing to hold against.
+fn check_tokenizer(of_model: &Path, of_data: &Path, mask_token: &str) -> Result<()> {
+    let (Some(ours), Some(theirs)) = (vocabulary(of_model)?, vocabulary(of_data)?) else { return Ok(()) };
+    let differs = |a: &BTreeMap<String, u64>, b: &BTreeMap<String, u64>| -> Vec<String> {
+        let show = |id: Option<&u64>| id.map_or("absent".to_string(), u64::to_string);
+        a.iter()
+            .filter(|(t, id)| *t != mask_token && b.get(*t) != Some(id))
+            .map(|(t, _)| format!("{t:?} is {} in the model's and {} in the data's", show(ours.get(t)), show(theirs.get(t))))
+            .collect()
+    };
+    let mut found = differs(&ours, &theirs);
+    found.extend(differs(&theirs, &ours));
+    found.sort();
+    found.dedup();
+    if found.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Mismatch(format!(
+        "the dataset was prepared with another tokenizer than the model's ({} against {}): {} tokens differ, for example {}. Prepare the data with the model's own tokenizer",
+        of_data.display(),
+        of_model.display(),
+        found.len(),
+        found.iter().take(3).cloned().collect::<Vec<_>>().join("; ")
+    )))
+}
+
+/// Token → id of a `tokenizer.json`, added tokens included; `None` where the file or a vocabulary map is missing.
+fn vocabulary(path: &Path) -> Result<Option<BTreeMap<String, u64>>> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(t) => t,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io(path, "reading the tokenizer", e)),
+    };
+    let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::format(path, format!("not valid JSON: {e}")))?;
+    let Some(map) = json.pointer("/model/vocab").and_then(|v| v.as_object()) else { return Ok(None) };
+    let mut out: BTreeMap<String, u64> = map.iter().filter_map(|(k, v)| Some((k.clone(), v.as_u64()?))).collect();
+    for token in json.get("added_tokens").and_then(|v| v.as_array()).into_iter().flatten() {
+        if let (Some(text), Some(id)) = (token.get("content").and_then(|v| v.as_str()), token.get("id").and_then(|v| v.as_u64())) {
+            out.insert(text.to_string(), id);
+        }
+    }
+    Ok(Some(out))
 }
 
 /// Make sure the mask id has a row; returns the parameter table of the (possibly grown) model.
