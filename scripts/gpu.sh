@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Everything to be measured on one card in one call: parity, decoding, training throughput per preset and layout.
+#
+#   scripts/gpu.sh BINARY FIXTURES OUT        BINARY: a dlm-train built with --features cuda (may be .xz)
+#                                             FIXTURES: folder with *_tiny models and causal_*/obj_* cases
+#                                             OUT: receives log.txt, parity.jsonl, bench.jsonl, env.txt
+# DEVICE=cpu PRESETS="tiny_llama tiny_qwen3" STEPS=2 scripts/gpu.sh …   tries the script itself without a card.
+# SECONDS_LEFT=540 stops starting new measurements after that many seconds.
+set -uo pipefail
+binary=$1 fixtures=$2 out=$3
+device=${DEVICE:-cuda}
+presets=${PRESETS:-"smollm2_135m qwen3_0.6b qwen3_4b"}
+steps=${STEPS:-10}
+limit=${SECONDS_LEFT:-540}
+mkdir -p "$out"
+log=$out/log.txt
+: >"$log" >"$out/parity.jsonl" >"$out/bench.jsonl"
+case $binary in
+    *.xz) xz -dkc "$binary" >/tmp/dlm-train && chmod +x /tmp/dlm-train && binary=/tmp/dlm-train ;;
+esac
+{ uname -a; nvidia-smi 2>&1; "$binary" --version; } >"$out/env.txt" 2>&1
+
+passed=0 failed=0
+# parity NAME ARGS...: one line of JSON, counted
+parity() {
+    local name=$1 line
+    shift
+    if line=$(timeout 120 "$binary" parity --device "$device" --json "$@" 2>>"$log"); then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+    echo "{\"case\": \"$name\", \"result\": ${line:-null}}" >>"$out/parity.jsonl"
+}
+for dtype in fp32 bf16; do
+    # bf16: rounding of the inputs alone moves these tiny random models by this much (docs/log.md)
+    tol=()
+    [ "$dtype" = bf16 ] && tol=(--tol-logits 0.5 --tol-loss 3e-3 --tol-grads 0.1 --grads-l2)
+    for m in llama qwen2 qwen3 bitnet; do
+        parity "causal_${m}_$dtype" --dtype "$dtype" --model "$fixtures/${m}_tiny" --case "$fixtures/causal_${m}_tiny.safetensors" \
+            --grads "$fixtures/causal_${m}_tiny_grads.safetensors" "${tol[@]}"
+    done
+    for c in qwen2_bd8:8 qwen2_bd32:32 qwen2_bd16_edge:16 llama_bd8:8 qwen3_bd8:8 bitnet_bd8:8 packed_qwen2_bd8:8; do
+        n=${c%%:*} m=${c#packed_}
+        m=${m%%_*}
+        for layout in reference saving; do
+            parity "${n}_${layout}_$dtype" --dtype "$dtype" --model "$fixtures/${m}_tiny" --case "$fixtures/obj_$n.safetensors" \
+                --grads "$fixtures/obj_${n}_grads.safetensors" --bd-size "${c##*:}" --layout "$layout" "${tol[@]}"
+        done
+    done
+done
+echo "parity: $passed passed, $failed failed" | tee -a "$log"
+
+# bench PRESET LAYOUT BATCH [ARGS]: skipped once time is short; an out-of-memory run is a line in the log
+bench() {
+    [ "$SECONDS" -gt "$limit" ] && echo "SKIP (time): $*" | tee -a "$log" && return
+    local preset=$1 layout=$2 batch=$3
+    shift 3
+    timeout 240 "$binary" bench train --device "$device" --preset "$preset" --layout "$layout" --batch "$batch" --seq 512 --steps "$steps" \
+        --dtype "$([ "$device" = cpu ] && echo fp32 || echo bf16)" --json "$@" >>"$out/bench.jsonl" 2>>"$log" || echo "failed: $preset $layout $batch $*" | tee -a "$log"
+}
+for preset in $presets; do
+    for batch in ${BATCHES:-"4 16"}; do
+        for layout in saving reference; do
+            bench "$preset" "$layout" "$batch"
+        done
+    done
+    bench "$preset" saving 8 --recompute
+done
+
+python3 - "$out/bench.jsonl" <<'PY' 2>/dev/null || cat "$out/bench.jsonl"
+import json, sys
+print(f"{'preset':14} {'layout':10} {'batch':>5} {'recompute':>9} {'tok/s':>9} {'h per 1B':>9} {'MFU':>6} {'ms/step':>9} {'loss':>8}")
+for line in open(sys.argv[1]):
+    r = json.loads(line)
+    mfu = f"{100 * r['mfu']:.1f}%" if r["mfu"] else "-"
+    print(f"{r['preset']:14} {r['layout']:10} {r['batch']:5} {str(r['recompute']):>9} {r['tokens_per_s_median']:9.0f} {r['hours_per_billion_tokens']:9.1f} {mfu:>6} {r['ms_per_step_median']:9.1f} {r['loss_last']:8.4f}")
+PY
+[ "$failed" -eq 0 ]
