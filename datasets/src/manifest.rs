@@ -159,6 +159,17 @@ pub struct Source {
     pub counts: Counts,
 }
 
+/// What a source of a mixture gave.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct MixtureShare {
+    /// Its name in the recipe.
+    pub source: String,
+    /// Document tokens.
+    pub tokens: u64,
+    /// Their share of all.
+    pub share: f64,
+}
+
 /// How the rows were filled.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -234,6 +245,9 @@ pub struct Manifest {
     pub counts: Counts,
     /// Row filling.
     pub packing: Packing,
+    /// Outcome of a mixture, one entry per source of the recipe.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mixture: Vec<MixtureShare>,
 }
 
 impl Manifest {
@@ -274,6 +288,7 @@ impl Manifest {
             files: Vec::new(),
             counts: Counts::default(),
             packing: Packing::default(),
+            mixture: Vec::new(),
         }
     }
 
@@ -319,7 +334,7 @@ impl Manifest {
 
     fn check(&self) -> Result<(), String> {
         let (s, d) = (self.seq_len, self.bd_size);
-        if s == 0 || d == 0 || s % d != 0 || s > i32::MAX as usize {
+        if s == 0 || d == 0 || !s.is_multiple_of(d) || s > i32::MAX as usize {
             return Err(format!(
                 "seq_len {s} must be a positive multiple of bd_size {d}"
             ));

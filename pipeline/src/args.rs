@@ -35,6 +35,23 @@ pub enum Command {
     },
     /// Show what a chat template makes of conversations.
     Render(Render),
+    /// Join datasets prepared in parts (--shard I/N).
+    Merge {
+        /// Their folders, in the order wanted.
+        #[arg(required = true)]
+        dirs: Vec<PathBuf>,
+        /// Output folder.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Write what datasets.load_from_disk reads.
+    ExportHf {
+        /// The dataset's folder.
+        dir: PathBuf,
+        /// Output folder.
+        #[arg(long)]
+        out: PathBuf,
+    },
     /// Measure every stage, and the whole against the bare tokenizer engine.
     Bench(Bench),
 }
@@ -43,13 +60,16 @@ pub enum Command {
 #[derive(Args, Debug, Clone)]
 pub struct Build {
     /// Files or folders: parquet, JSONL (plain, .gz, .zst), Arrow.
-    #[arg(long, num_args = 1.., value_name = "FILE|DIR", required_unless_present = "dataset", conflicts_with = "dataset")]
+    #[arg(long, num_args = 1.., value_name = "FILE|DIR", required_unless_present_any = ["dataset", "recipe"], conflicts_with_all = ["dataset", "recipe"])]
     pub input: Vec<PathBuf>,
     /// A dataset on the Hugging Face hub (HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE are honoured).
     #[arg(long, value_name = "ORG/NAME")]
     pub dataset: Option<String>,
+    /// Sources, shares and settings in a YAML file, or `nemotron`.
+    #[arg(long, value_name = "FILE|NAME")]
+    pub recipe: Option<PathBuf>,
     /// Branch, tag or commit of the dataset; pinned to a commit and recorded.
-    #[arg(long, value_name = "REV", requires = "dataset")]
+    #[arg(long, value_name = "REV")]
     pub revision: Option<String>,
     /// Only these splits or categories of the dataset, by folder or file name.
     #[arg(long, value_delimiter = ',', value_name = "A,B", requires = "dataset")]

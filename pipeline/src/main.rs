@@ -16,6 +16,8 @@ fn main() -> ExitCode {
         Some(Command::Stats(a)) => commands::stats::run(a),
         Some(Command::Verify { dir, json }) => commands::verify::run(dir, *json),
         Some(Command::Render(a)) => commands::render::run(a),
+        Some(Command::Merge { dirs, out }) => commands::merge::run(dirs, out),
+        Some(Command::ExportHf { dir, out }) => commands::export_hf::run(dir, out),
         Some(Command::Bench(a)) => commands::bench::run(a),
     };
     match done {

@@ -4,14 +4,13 @@
 
 use crate::args::{Build, EngineArg, RenderArg};
 use crate::control::ControlText;
-use crate::hub::client::{self, Client};
-use crate::hub::fetch::{Ahead, HubSource};
-use crate::hub::list::Wanted;
-use crate::hub::{self, ShardSource};
 use crate::error::{Error, Result};
+use crate::inputs;
 use crate::linear::{self, Linear};
+use crate::mixture::Mixture;
+use crate::recipe::Recipe;
 use crate::settings::Settings;
-use crate::source::{self, Input, Remote};
+use crate::source::{self, Input};
 use crate::spans::SpanFinder;
 use crate::template::{self, ChatTemplate};
 use crate::tokenize::{Tokenizer, TokenizerSource};
@@ -21,7 +20,6 @@ use dlm_datasets::manifest::Manifest;
 use dlm_datasets::writer::write_atomic;
 use serde_json::{Value, json};
 use std::path::Path;
-use std::sync::Arc;
 
 /// Texts on which the engines are compared, and their bytes in all.
 const SAMPLE_TEXTS: usize = 128;
@@ -52,8 +50,10 @@ pub struct Plan {
     pub control: ControlText,
     /// When rows need no render.
     pub linear: Option<Linear>,
-    /// Where the inputs come from.
-    pub origin: Origin,
+    /// One range of inputs per source of the recipe.
+    pub streams: Vec<std::ops::Range<usize>>,
+    /// Which source comes next.
+    pub mixture: Mixture,
     /// Head of the manifest.
     pub manifest: Manifest,
     /// `tokenizer_config.json` for the dataset.
@@ -117,12 +117,22 @@ pub fn time(text: Option<&str>) -> Result<jiff::civil::DateTime> {
 
 /// Finds, loads and settles.
 pub fn plan(b: &Build) -> Result<Plan> {
-    let settings = settings(b)?;
+    let recipe = b.recipe.as_deref().map(Recipe::load).transpose()?;
+    let typed = settings(b)?;
+    let settings = match &recipe {
+        Some(r) => r.settings(typed)?,
+        None => typed,
+    };
+    let mixture = match &recipe {
+        Some(r) => Mixture::new(r, settings.max_tokens)?,
+        None => Mixture::single(),
+    };
     let dir = b
         .tokenizer
         .as_deref()
         .ok_or_else(|| Error::Usage("no --tokenizer".to_string()))?;
-    let (inputs, origin) = find_inputs(b)?;
+    let found = inputs::find(b, recipe.as_ref())?;
+    let (inputs, streams) = (found.files, found.streams);
     let now = time(Some(&settings.now))?;
     let mut tok = TokenizerSource::read(dir)?;
     let mut specials = template::special_tokens(dir)?;
@@ -224,6 +234,9 @@ pub fn plan(b: &Build) -> Result<Plan> {
     m.template_sha256 = sha256(template.source().as_bytes());
     m.template_source = template.origin().to_string();
     m.recipe = settings.to_json();
+    if let Some(r) = &recipe {
+        m.recipe["mixture"] = r.described();
+    }
     m.seed = settings.seed;
     m.sources.clear();
     let files: Vec<Value> = inputs.iter().map(|i| json!([i.name, i.bytes])).collect();
@@ -250,42 +263,11 @@ pub fn plan(b: &Build) -> Result<Plan> {
         tokenizer,
         control,
         linear,
-        origin,
+        streams,
+        mixture,
         manifest: m,
         tokenizer_config,
     })
-}
-
-/// Where inputs come from, for the manifest.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Origin {
-    /// Hub dataset.
-    pub dataset: Option<String>,
-    /// Its commit.
-    pub revision: Option<String>,
-}
-
-/// Local files, or a dataset's files with their download begun.
-fn find_inputs(b: &Build) -> Result<(Vec<Input>, Origin)> {
-    let Some(id) = &b.dataset else {
-        if b.input.is_empty() {
-            return Err(Error::Usage("nothing to read: give --input FILES or --dataset ORG/NAME".to_string()));
-        }
-        return Ok((source::expand(&b.input)?, Origin::default()));
-    };
-    let client = Client::new(client::Settings::from_env());
-    let wanted = Wanted { revision: b.revision.clone(), splits: b.split.clone(), globs: b.files.clone() };
-    let listing = hub::list::list(&client, hub::cache::check_id(id)?, &wanted)?;
-    let origin = Origin { dataset: Some(id.clone()), revision: Some(listing.commit.clone()) };
-    eprintln!("dataset    {id} at {} ({}), {} files", listing.commit, listing.revision, listing.files.len());
-    let source = HubSource::new(client, id, listing);
-    let files: Vec<_> = source.files().to_vec();
-    // A dry run lists and downloads nothing but the file it looks at.
-    let ahead = Arc::new(Ahead::new(Box::new(source), 0));
-    let inputs = files.into_iter().enumerate().map(|(index, f)| {
-        Input { path: f.path.clone().into(), name: f.path, bytes: f.bytes, remote: Some(Remote { ahead: ahead.clone(), index }) }
-    });
-    Ok((inputs.collect(), origin))
 }
 
 /// Rendered texts of the first rows of the inputs, for comparing engines.
@@ -308,7 +290,7 @@ fn sample(
             continue;
         };
         for i in 0..batch.len().min(each) {
-            let Ok(c) = workers::decode(&batch, i).2 else {
+            let Ok(c) = workers::decode(&batch, i, &input.columns).2 else {
                 continue;
             };
             let Ok(r) = spans.render(&c) else { continue };

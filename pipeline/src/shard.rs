@@ -6,15 +6,17 @@
 
 use crate::conversation::Drop;
 use crate::error::{Error, Result};
+use crate::mixture::{Given, Mixture};
+use crate::plan::Plan;
 use crate::pack::{PackedRow, Packer, Waiting};
-use crate::plan::Origin;
 use crate::settings::Settings;
 use crate::source::Input;
-use crate::workers::{Cursor, OutBatch, OutRow};
-use dlm_datasets::manifest::{Counts, Manifest, Source, Split};
+use crate::workers::{Cursor, Feed, OutBatch, OutRow, Stream};
+use dlm_datasets::manifest::{Counts, Manifest, MixtureShare, Source, Split};
 use dlm_datasets::writer::{PARTIAL, ShardWriter, shard_name, write_atomic, write_manifest};
 use serde::{Deserialize, Serialize};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// The state file's name.
@@ -31,7 +33,8 @@ struct State {
     fingerprint: String,
     /// The inputs as they were: name, length, time of change.
     inputs: Vec<(String, u64, u64)>,
-    cursor: Cursor,
+    cursors: Vec<Cursor>,
+    given: Given,
     rows_seen: u64,
     manifest: Manifest,
     numbers: [u64; 2],
@@ -49,15 +52,17 @@ pub struct Output<'a> {
     manifest: Manifest,
     packers: [Packer; 2],
     writers: [Option<ShardWriter>; 2],
-    sources: HashMap<(usize, Option<String>), usize>,
+    /// Per input: sources by category.
+    by_input: Vec<Vec<(Option<String>, usize)>>,
     seen: HashSet<u128>,
-    cursor: Cursor,
+    mixture: &'a Mixture,
+    streams: Vec<Range<usize>>,
+    cursors: Vec<Cursor>,
+    given: Given,
     rows_seen: u64,
     unsupervised: u64,
     /// Whether budgets are spent.
     full: bool,
-    /// Where the inputs come from.
-    origin: Origin,
 }
 
 fn side(split: Split) -> usize {
@@ -71,14 +76,10 @@ fn changed(path: &Path) -> u64 {
 }
 
 impl<'a> Output<'a> {
-    /// Starts in `dir`, or goes on where a killed run of the same kind stopped. `manifest` carries everything but files and counts.
-    pub fn open(
-        dir: &Path,
-        settings: &'a Settings,
-        inputs: &'a [Input],
-        manifest: Manifest,
-        overwrite: bool,
-    ) -> Result<Self> {
+    /// Starts in `dir`, or goes on where a killed run of the same kind stopped. The plan's manifest carries everything but files and counts.
+    pub fn open(dir: &Path, plan: &'a Plan, overwrite: bool) -> Result<Self> {
+        let Plan { settings, inputs, streams, mixture, manifest, .. } = plan;
+        let manifest = manifest.clone();
         let refuse = |reason: String| Error::Output {
             path: dir.to_path_buf(),
             reason,
@@ -105,13 +106,15 @@ impl<'a> Output<'a> {
             packers: [new(&manifest), new(&manifest)],
             manifest,
             writers: [None, None],
-            sources: HashMap::new(),
+            by_input: vec![Vec::new(); inputs.len()],
             seen: HashSet::new(),
-            cursor: Cursor::default(),
+            given: mixture.begin(),
+            mixture,
+            cursors: streams.iter().map(|s| Cursor { file: s.start, row: 0 }).collect(),
+            streams: streams.to_vec(),
             rows_seen: 0,
             unsupervised: 0,
             full: false,
-            origin: Origin::default(),
         };
         let state = dir.join(STATE);
         if overwrite {
@@ -185,28 +188,21 @@ impl<'a> Output<'a> {
             return Err(format!("{STATE} is damaged; {again}"));
         }
         self.manifest = s.manifest;
-        self.cursor = s.cursor;
+        if s.cursors.len() != self.cursors.len() {
+            return Err(format!("{STATE} is damaged; {again}"));
+        }
+        self.cursors = s.cursors;
+        self.given = s.given;
         self.rows_seen = s.rows_seen;
         self.unsupervised = s.unsupervised;
         self.seen = s.seen.into_iter().collect();
-        for (k, source) in self.manifest.sources.iter().enumerate() {
-            if let Some(file) = self.inputs.iter().position(|i| i.name == source.name) {
-                self.sources.insert((file, source.category.clone()), k);
-            }
-        }
         self.full = self.spent();
         Ok(())
     }
 
-    /// Says where the inputs come from.
-    pub fn with_origin(mut self, origin: Origin) -> Self {
-        self.origin = origin;
-        self
-    }
-
     /// Where to read on.
-    pub fn cursor(&self) -> Cursor {
-        self.cursor
+    pub fn streams(&self) -> Vec<Stream> {
+        self.streams.iter().zip(&self.cursors).map(|(inputs, from)| Stream { inputs: inputs.clone(), from: *from }).collect()
     }
 
     /// Rows read so far, those of an interrupted run included.
@@ -221,7 +217,8 @@ impl<'a> Output<'a> {
         let state = State {
             fingerprint: self.manifest.recipe_fingerprint.clone(),
             inputs: self.inputs_now(),
-            cursor: self.cursor,
+            cursors: self.cursors.clone(),
+            given: self.given.clone(),
             rows_seen: self.rows_seen,
             manifest: self.manifest.clone(),
             numbers: [train.0, eval.0],
@@ -241,34 +238,46 @@ impl<'a> Output<'a> {
             || over(s.max_rows, self.rows_seen)
     }
 
-    /// Takes in a batch; false when the budgets are spent.
-    pub fn batch(&mut self, b: OutBatch) -> Result<bool> {
-        let (mut at, mut position) = (0, b.from);
-        for row in &b.rows {
-            if self.full {
-                return Ok(false);
-            }
-            let n: usize = row.documents.iter().map(|d| d.0).sum();
+    /// Takes rows in until the budgets are spent or the sources end.
+    pub fn consume(&mut self, feed: &mut Feed) -> Result<()> {
+        struct Open {
+            batch: OutBatch,
+            row: usize,
+            at: usize,
+        }
+        let mut open: Vec<Option<Open>> = self.cursors.iter().map(|_| None).collect();
+        let mut ended = vec![false; open.len()];
+        while !self.full {
+            let Some(k) = self.mixture.next(&mut self.given, &ended) else { break };
+            let o = match &mut open[k] {
+                Some(o) if o.row < o.batch.rows.len() => o,
+                slot => match feed.next(k)? {
+                    Some(batch) if batch.rows.is_empty() => continue,
+                    Some(batch) => slot.insert(Open { batch, row: 0, at: 0 }),
+                    None => {
+                        ended[k] = true;
+                        continue;
+                    }
+                },
+            };
+            let Some(row) = o.batch.rows.get(o.row) else { continue };
+            let from = o.batch.from;
             if row.key != usize::MAX {
-                self.row(&b, row, at, position.file)?;
+                self.given.tokens[k] += self.row(&o.batch, row, o.at, from.file)?;
             }
-            at += n;
-            position.row += 1;
-            self.cursor = position;
-            if self
-                .writers
-                .iter()
-                .flatten()
-                .any(|w| w.rows() >= self.settings.shard_rows)
-            {
+            o.at += row.documents.iter().map(|d| d.0).sum::<usize>();
+            o.row += 1;
+            self.cursors[k] = Cursor { file: from.file, row: from.row + o.row as u64 };
+            if self.writers.iter().flatten().any(|w| w.rows() >= self.settings.shard_rows) {
                 self.close()?;
                 self.save()?;
             }
         }
-        Ok(!self.full)
+        Ok(())
     }
 
-    fn row(&mut self, b: &OutBatch, row: &OutRow, mut at: usize, file: usize) -> Result<()> {
+    /// One row; the document tokens it gave.
+    fn row(&mut self, b: &OutBatch, row: &OutRow, mut at: usize, file: usize) -> Result<u64> {
         self.rows_seen += 1;
         let (category, licence) = &b.keys[row.key];
         let source = self.source(file, category, licence);
@@ -323,7 +332,7 @@ impl<'a> Output<'a> {
         if read == EARLY && self.unsupervised * 2 > read {
             return Err(self.unfit());
         }
-        Ok(())
+        Ok(c.tokens)
     }
 
     fn split_of(&self, fingerprint: u128) -> Split {
@@ -340,25 +349,22 @@ impl<'a> Output<'a> {
         category: &Option<String>,
         licence: &Option<String>,
     ) -> usize {
-        let (sources, origin) = (&mut self.manifest.sources, &self.origin);
-        let k = *self
-            .sources
-            .entry((file, category.clone()))
-            .or_insert_with(|| {
-                let name = self
-                    .inputs
-                    .get(file)
-                    .map(|i| i.name.clone())
-                    .unwrap_or_default();
-                sources.push(Source {
-                dataset: origin.dataset.clone(),
-                revision: origin.revision.clone(),
-                    name,
-                    category: category.clone(),
-                    ..Default::default()
+        let (sources, known) = (&mut self.manifest.sources, &mut self.by_input[file]);
+        let input = &self.inputs[file];
+        let k = match known.iter().find(|(c, _)| c == category) {
+            Some((_, k)) => *k,
+            None => {
+                let same = |s: &Source| s.name == input.label && s.category == *category;
+                let k = sources.iter().position(same).unwrap_or_else(|| {
+                    let (dataset, revision) = input.origin.clone().unzip();
+                    let licences = input.licence.iter().cloned().collect();
+                    sources.push(Source { name: input.label.clone(), category: category.clone(), dataset, revision, licences, ..Default::default() });
+                    sources.len() - 1
                 });
-                sources.len() - 1
-            });
+                known.push((category.clone(), k));
+                k
+            }
+        };
         if let (Some(l), Some(s)) = (licence, sources.get_mut(k))
             && !s.licences.contains(l)
         {
@@ -413,8 +419,8 @@ impl<'a> Output<'a> {
         ))
     }
 
-    /// Closes rows, files and counts, and writes the manifest. `extra` may add to the manifest.
-    pub fn finish(mut self, extra: impl FnOnce(&mut Manifest)) -> Result<Manifest> {
+    /// Closes rows, files and counts, and writes the manifest.
+    pub fn finish(mut self) -> Result<Manifest> {
         let c = &self.manifest.counts;
         if c.rows_read == 0 {
             return Err(Error::Unfit("the inputs hold no rows".to_string()));
@@ -457,7 +463,15 @@ impl<'a> Output<'a> {
         self.close()?;
         self.manifest.packing.strategy = "exact-fit, larger first".to_string();
         self.manifest.packing.window = self.settings.pack_window;
-        extra(&mut self.manifest);
+        let total: u64 = self.given.tokens.iter().sum();
+        if self.streams.len() > 1 {
+            let outcome = self.streams.iter().zip(&self.given.tokens).map(|(s, &tokens)| MixtureShare {
+                source: self.inputs.get(s.start).map(|i| i.label.clone()).unwrap_or_default(),
+                tokens,
+                share: tokens as f64 / total.max(1) as f64,
+            });
+            self.manifest.mixture = outcome.collect();
+        }
         write_manifest(&self.dir, &self.manifest)?;
         let state = self.dir.join(STATE);
         std::fs::remove_file(&state).map_err(Error::io("removing", &state))?;

@@ -68,9 +68,22 @@ pub struct Input {
     pub bytes: u64,
     /// What fetches it, if it is not here yet.
     pub remote: Option<Remote>,
+    /// The source it belongs to, as the manifest calls it.
+    pub label: String,
+    /// Hub dataset and commit.
+    pub origin: Option<(String, String)>,
+    /// Licence of rows that name none.
+    pub licence: Option<String>,
+    /// Columns under other names: (ours, the file's).
+    pub columns: Vec<(String, String)>,
 }
 
 impl Input {
+    /// A local file.
+    pub fn local(path: PathBuf, name: String, bytes: u64) -> Input {
+        Input { label: name.clone(), path, name, bytes, remote: None, origin: None, licence: None, columns: Vec::new() }
+    }
+
     /// Its local path; waits for a download.
     pub fn ready(&self) -> Result<PathBuf> {
         match &self.remote {
@@ -130,7 +143,7 @@ pub fn expand(arguments: &[PathBuf]) -> Result<Vec<Input>> {
                 let bytes = std::fs::metadata(&path)
                     .map_err(Error::io("reading", &path))?
                     .len();
-                out.push(Input { path, name, bytes, remote: None });
+                out.push(Input::local(path, name, bytes));
             }
         } else {
             if kind(a).is_none() {
@@ -141,11 +154,7 @@ pub fn expand(arguments: &[PathBuf]) -> Result<Vec<Input>> {
                 .file_name()
                 .map(|n| n.to_string_lossy().into_owned())
                 .unwrap_or_default();
-            out.push(Input {
-                path: a.clone(),
-                name,
-                bytes: meta.len(), remote: None
-            });
+            out.push(Input::local(a.clone(), name, meta.len()));
         }
     }
     // Two files of one name are told apart by where they are.
@@ -156,6 +165,7 @@ pub fn expand(arguments: &[PathBuf]) -> Result<Vec<Input>> {
             .any(|(j, o)| j != i && o.name == out[i].name)
         {
             out[i].name = out[i].path.to_string_lossy().replace('\\', "/");
+            out[i].label = out[i].name.clone();
         }
     }
     Ok(out)
@@ -257,7 +267,10 @@ fn parquet(input: &Input, skip: u64) -> Result<Box<dyn Iterator<Item = Result<Ra
     let batch = (BATCH_BYTES / per_row).clamp(1, BATCH_ROWS);
     let schema = builder.parquet_schema();
     let wanted: Vec<usize> = (0..schema.num_columns())
-        .filter(|&c| COLUMNS.contains(&schema.get_column_root(c).name()))
+        .filter(|&c| {
+            let name = schema.get_column_root(c).name();
+            COLUMNS.contains(&name) || input.columns.iter().any(|(_, theirs)| theirs == name)
+        })
         .collect();
     if wanted.is_empty() {
         let found: Vec<&str> = schema
@@ -510,11 +523,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
         std::fs::write(&path, content).unwrap();
-        let input = Input {
-            path,
-            name: name.to_string(),
-            bytes: 0, remote: None
-        };
+        let input = Input::local(path, name.to_string(), 0);
         let mut out = Vec::new();
         for b in open(&input, skip).unwrap() {
             let RawRows::Lines { bytes, ends } = b.unwrap() else {
@@ -566,11 +575,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.jsonl.gz");
         std::fs::write(&path, &gz).unwrap();
-        let input = Input {
-            path,
-            name: String::new(),
-            bytes: 0, remote: None
-        };
+        let input = Input::local(path, String::new(), 0);
         assert!(
             open(&input, 0)
                 .unwrap()

@@ -40,6 +40,8 @@ pub struct Stages<'a> {
     pub linear: Option<&'a Linear>,
     /// Ids and policies, for counting.
     pub manifest: &'a Manifest,
+    /// Inputs, for their columns' names.
+    pub inputs: &'a [Input],
 }
 
 /// Where a run stands in its inputs.
@@ -108,117 +110,143 @@ pub struct Meter {
     pub stop: AtomicBool,
 }
 
-/// Runs `inputs` from `from` on through the stages on `workers` threads; `consume` gets every batch in order and says whether to
-/// go on.
-pub fn run(
-    stages: &Stages,
-    inputs: &[Input],
-    from: Cursor,
-    workers: usize,
-    meter: &Meter,
-    mut consume: impl FnMut(OutBatch) -> Result<bool>,
-) -> Result<()> {
+/// Inputs that are read one after another, and where to begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stream {
+    /// Numbers of its inputs.
+    pub inputs: std::ops::Range<usize>,
+    /// Where to begin.
+    pub from: Cursor,
+}
+
+/// Processed batches, by stream, in order.
+pub struct Feed<'a> {
+    done: crossbeam_channel::Receiver<Result<(usize, OutBatch)>>,
+    tickets: Vec<crossbeam_channel::Sender<()>>,
+    waiting: Vec<BTreeMap<u64, OutBatch>>,
+    next: Vec<u64>,
+    ended: Vec<Option<u64>>,
+    ends: crossbeam_channel::Receiver<(usize, u64)>,
+    meter: &'a Meter,
+}
+
+impl Feed<'_> {
+    /// The next batch of a stream; none at its end.
+    pub fn next(&mut self, stream: usize) -> Result<Option<OutBatch>> {
+        loop {
+            if let Some(b) = self.waiting[stream].remove(&self.next[stream]) {
+                self.next[stream] += 1;
+                self.meter.rows.fetch_add(b.rows.len() as u64, Ordering::Relaxed);
+                self.meter.tokens.fetch_add(b.ids.len() as u64, Ordering::Relaxed);
+                self.meter.text_bytes.fetch_add(b.text_bytes, Ordering::Relaxed);
+                let _ = self.tickets[stream].try_send(());
+                return Ok(Some(b));
+            }
+            if self.ended[stream].is_some_and(|n| self.next[stream] >= n) {
+                return Ok(None);
+            }
+            crossbeam_channel::select! {
+                recv(self.ends) -> end => match end {
+                    Ok((s, n)) => self.ended[s] = Some(n),
+                    Err(_) => self.take(self.done.recv().ok())?,
+                },
+                recv(self.done) -> batch => self.take(batch.ok())?,
+            }
+        }
+    }
+
+    fn take(&mut self, batch: Option<Result<(usize, OutBatch)>>) -> Result<()> {
+        match batch {
+            Some(Ok((s, b))) => {
+                self.waiting[s].insert(b.number, b);
+                Ok(())
+            }
+            Some(Err(e)) => Err(e),
+            // Everyone has gone: what has not come will not come.
+            None => {
+                while let Ok((s, n)) = self.ends.try_recv() {
+                    self.ended[s] = Some(n);
+                }
+                match (0..self.next.len()).find(|&s| self.ended[s].is_none()) {
+                    Some(s) => Err(Error::Internal(format!("stream {s} ended without saying so"))),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+}
+
+/// Runs streams of `inputs` through the stages on `workers` threads; `consume` pulls batches from whichever stream it wants.
+pub fn run<T>(stages: &Stages, inputs: &[Input], streams: &[Stream], workers: usize, meter: &Meter, consume: impl FnOnce(&mut Feed) -> Result<T>) -> Result<T> {
     let workers = workers.max(1);
     let window = workers * 4 + 4;
-    let (raw_in, raw_out) = crossbeam_channel::bounded::<(u64, Cursor, RawRows)>(workers * 2);
-    let (done_in, done_out) = crossbeam_channel::bounded::<Result<OutBatch>>(window);
-    let (ticket_in, ticket_out) = crossbeam_channel::bounded::<()>(window);
-    for _ in 0..window {
-        let _ = ticket_in.send(());
-    }
+    let (raw_in, raw_out) = crossbeam_channel::bounded::<(usize, u64, Cursor, RawRows)>(workers * 2);
+    // Room for every ticket and a failure of every thread, so that no worker ever waits for the consumer.
+    let (done_in, done) = crossbeam_channel::bounded(window * streams.len() + workers + streams.len());
+    let (ends_in, ends) = crossbeam_channel::bounded(streams.len());
+    let mut tickets = Vec::new();
     std::thread::scope(|scope| {
-        let failed = done_in.clone();
-        scope.spawn(move || {
-            if let Err(e) = read(inputs, from, &raw_in, &ticket_out, meter) {
-                let _ = failed.send(Err(e));
+        for (k, stream) in streams.iter().enumerate() {
+            let (ticket_in, ticket_out) = crossbeam_channel::bounded::<()>(window);
+            for _ in 0..window {
+                let _ = ticket_in.send(());
             }
-        });
+            tickets.push(ticket_in);
+            let (raw_in, failed, ends_in) = (raw_in.clone(), done_in.clone(), ends_in.clone());
+            scope.spawn(move || match read(inputs, k, stream, &raw_in, &ticket_out, meter) {
+                Ok(Some(n)) => drop(ends_in.send((k, n))),
+                Ok(None) => {}
+                Err(e) => drop(failed.send(Err(e))),
+            });
+        }
+        drop((raw_in, ends_in));
         for _ in 0..workers {
             let (raw_out, done_in) = (raw_out.clone(), done_in.clone());
             scope.spawn(move || {
                 let mut worker = Worker::new(stages);
-                for (number, from, raw) in raw_out {
-                    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                        worker.process(number, from, raw)
-                    }));
-                    let done = done.unwrap_or_else(|_| {
-                        Err(Error::Internal(format!(
-                            "a worker failed on the rows after row {} of input {}",
-                            from.row, from.file
-                        )))
-                    });
-                    if done_in.send(done).is_err() {
+                for (stream, number, from, raw) in raw_out {
+                    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.process(number, from, raw)));
+                    let done = done.unwrap_or_else(|_| Err(Error::Internal(format!("a worker failed on the rows after row {} of input {}", from.row, from.file))));
+                    if done_in.send(done.map(|b| (stream, b))).is_err() {
                         return;
                     }
                 }
             });
         }
         drop((raw_out, done_in));
-        let mut waiting: BTreeMap<u64, OutBatch> = BTreeMap::new();
-        let mut next = 0;
-        let mut result = Ok(());
-        'all: for batch in done_out.iter() {
-            match batch {
-                Ok(b) => waiting.insert(b.number, b),
-                Err(e) => {
-                    result = Err(e);
-                    break;
-                }
-            };
-            while let Some(b) = waiting.remove(&next) {
-                next += 1;
-                meter.rows.fetch_add(b.rows.len() as u64, Ordering::Relaxed);
-                meter
-                    .tokens
-                    .fetch_add(b.ids.len() as u64, Ordering::Relaxed);
-                meter.text_bytes.fetch_add(b.text_bytes, Ordering::Relaxed);
-                match consume(b) {
-                    Ok(true) => {}
-                    Ok(false) => break 'all,
-                    Err(e) => {
-                        result = Err(e);
-                        break 'all;
-                    }
-                }
-                let _ = ticket_in.try_send(());
-            }
-        }
-        // Whoever still waits for us finds the channels closed.
-        drop((done_out, ticket_in));
-        result
+        let n = streams.len();
+        let mut feed = Feed { done, tickets, waiting: (0..n).map(|_| BTreeMap::new()).collect(), next: vec![0; n], ended: vec![None; n], ends, meter };
+        // When the feed is dropped, whoever still waits for us finds the channels closed.
+        consume(&mut feed)
     })
 }
 
-fn read(
-    inputs: &[Input],
-    from: Cursor,
-    out: &crossbeam_channel::Sender<(u64, Cursor, RawRows)>,
-    tickets: &crossbeam_channel::Receiver<()>,
-    meter: &Meter,
-) -> Result<()> {
+/// Reads a stream; the number of batches, or none if the consumer has had enough.
+fn read(inputs: &[Input], k: usize, stream: &Stream, out: &crossbeam_channel::Sender<(usize, u64, Cursor, RawRows)>, tickets: &crossbeam_channel::Receiver<()>, meter: &Meter) -> Result<Option<u64>> {
     let mut number = 0;
-    for (file, input) in inputs.iter().enumerate().skip(from.file) {
-        let mut row = if file == from.file { from.row } else { 0 };
-        for batch in source::open(input, row)? {
+    for file in stream.inputs.clone().filter(|f| *f >= stream.from.file) {
+        let mut row = if file == stream.from.file { stream.from.row } else { 0 };
+        for batch in source::open(&inputs[file], row)? {
             let batch = batch?;
             if meter.stop.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
             }
             let rows = batch.len() as u64;
-            if tickets.recv().is_err() || out.send((number, Cursor { file, row }, batch)).is_err() {
-                return Ok(()); // the consumer has had enough
+            if tickets.recv().is_err() || out.send((k, number, Cursor { file, row }, batch)).is_err() {
+                return Ok(None);
             }
             number += 1;
             row += rows;
         }
     }
-    Ok(())
+    Ok(Some(number))
 }
 
 /// One worker's tools and scratch memory.
 pub struct Worker<'a> {
     settings: &'a Settings,
     manifest: &'a Manifest,
+    inputs: &'a [Input],
     spans: SpanFinder<'a>,
     supervisor: Supervisor<'a>,
     grid: Grid,
@@ -238,6 +266,7 @@ impl<'a> Worker<'a> {
         Worker {
             settings: s,
             manifest: m,
+            inputs: stages.inputs,
             spans: SpanFinder::new(stages.template, stages.control, s.special_text, s.lost_text)
                 .with_linear(stages.linear),
             supervisor: Supervisor {
@@ -271,6 +300,7 @@ impl<'a> Worker<'a> {
         let tokens = raw.bytes() / 3;
         out.ids.reserve(tokens);
         out.labels.reserve(tokens);
+        let columns = self.inputs.get(from.file).map_or(&[][..], |i| &i.columns);
         for i in 0..n {
             if let Some((index, of)) = self.settings.shard
                 && (from.row + i as u64) % of != index
@@ -283,7 +313,7 @@ impl<'a> Worker<'a> {
                 continue;
             }
             let mut row = OutRow::default();
-            let (category, licence, conversation) = decode(&raw, i);
+            let (category, licence, conversation) = decode(&raw, i, columns);
             let key = (category, licence);
             row.key = out.keys.iter().position(|k| *k == key).unwrap_or_else(|| {
                 out.keys.push(key);
@@ -374,17 +404,14 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// Category, licence and conversation of raw row `i`.
+/// Category, licence and conversation of raw row `i`; `columns` gives (our name, the file's name) where they differ.
 pub fn decode(
     raw: &RawRows,
     i: usize,
-) -> (
-    Option<String>,
-    Option<String>,
-    std::result::Result<Conversation, Drop>,
-) {
-    match raw {
-        RawRows::Table(batch) => conversation::from_row(table::row(batch, i)),
+    columns: &[(String, String)],
+) -> (Option<String>, Option<String>, std::result::Result<Conversation, Drop>) {
+    let mut row = match raw {
+        RawRows::Table(batch) => table::row(batch, i),
         RawRows::Lines { bytes, ends } => {
             let from = if i == 0 { 0 } else { ends[i - 1] };
             let line = &bytes[from..ends[i]];
@@ -395,9 +422,23 @@ pub fn decode(
                 return (None, None, Err(Drop::BadUtf8));
             };
             match serde_json::from_str::<serde_json::Value>(text) {
-                Ok(serde_json::Value::Object(row)) => conversation::from_row(row),
-                _ => (None, None, Err(Drop::BadJson)),
+                Ok(serde_json::Value::Object(row)) => row,
+                _ => return (None, None, Err(Drop::BadJson)),
             }
         }
+    };
+    if !columns.is_empty() {
+        let mut renamed = serde_json::Map::new();
+        for (ours, theirs) in columns {
+            renamed.insert(ours.clone(), row.remove(theirs).unwrap_or(serde_json::Value::Null));
+        }
+        // What is not named keeps its name only where it cannot be taken for something else.
+        for k in ["category", "license", "licence"] {
+            if let (Some(v), false) = (row.remove(k), renamed.contains_key(k)) {
+                renamed.insert(k.to_string(), v);
+            }
+        }
+        row = renamed;
     }
+    conversation::from_row(row)
 }

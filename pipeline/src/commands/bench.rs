@@ -11,7 +11,7 @@ use crate::shard::Output;
 use crate::source::{self, RawRows};
 use crate::spans::{Rendered, SpanFinder};
 use crate::supervise::{Sample, Supervisor};
-use crate::workers::{self, Cursor, Meter, Stages, Worker};
+use crate::workers::{self, Cursor, Meter, Stages, Stream, Worker};
 use clap::Parser;
 use serde_json::json;
 use std::time::Instant;
@@ -69,6 +69,7 @@ pub fn run(a: &Bench) -> Result<()> {
         template: &plan.template,
         linear: plan.linear.as_ref(),
         manifest: &plan.manifest,
+        inputs: &plan.inputs,
     };
     eprintln!("engine {}", plan.tokenizer.engine());
     // Stages, one thread.
@@ -84,7 +85,7 @@ pub fn run(a: &Bench) -> Result<()> {
     let w = Watch::start();
     let talks: Vec<_> = raw
         .iter()
-        .flat_map(|b| (0..b.len()).filter_map(|i| workers::decode(b, i).2.ok()))
+        .flat_map(|b| (0..b.len()).filter_map(|i| workers::decode(b, i, &[]).2.ok()))
         .collect();
     seconds.push(("decode", w.stop().1));
     let mut spans = SpanFinder::new(
@@ -184,33 +185,17 @@ pub fn run(a: &Bench) -> Result<()> {
     for _ in 0..a.repeat {
         let meter = Meter::default();
         let w = Watch::start();
-        workers::run(
-            &stages,
-            &plan.inputs,
-            Cursor::default(),
-            threads,
-            &meter,
-            |_| Ok(true),
-        )?;
+        let streams = [Stream { inputs: 0..plan.inputs.len(), from: Cursor::default() }];
+        workers::run(&stages, &plan.inputs, &streams, threads, &meter, |feed| {
+            while feed.next(0)?.is_some() {}
+            Ok(())
+        })?;
         dry = dry.min(w.stop().0);
         let meter = Meter::default();
         let w = Watch::start();
-        let mut output = Output::open(
-            &dir,
-            &plan.settings,
-            &plan.inputs,
-            plan.manifest.clone(),
-            true,
-        )?;
-        workers::run(
-            &stages,
-            &plan.inputs,
-            Cursor::default(),
-            threads,
-            &meter,
-            |b| output.batch(b),
-        )?;
-        output.finish(|_| {})?;
+        let mut output = Output::open(&dir, &plan, true)?;
+        workers::run(&stages, &plan.inputs, &streams, threads, &meter, |feed| output.consume(feed))?;
+        output.finish()?;
         let (wall, _, cpu) = w.stop();
         if wall < wet {
             (wet, wet_cpu) = (wall, cpu);

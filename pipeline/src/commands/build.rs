@@ -33,22 +33,10 @@ pub fn run(b: &Build) -> Result<()> {
         );
         return report(b, &m);
     }
-    let mut output = Output::open(
-        &b.out,
-        &plan.settings,
-        &plan.inputs,
-        plan.manifest.clone(),
-        b.overwrite,
-    )?.with_origin(plan.origin.clone());
+    let mut output = Output::open(&b.out, &plan, b.overwrite)?;
     plan.write_tokenizer(&b.out)?;
-    let from = output.cursor();
     if output.rows_seen() > 0 {
-        eprintln!(
-            "going on after row {} (file {}, row {})",
-            output.rows_seen(),
-            plan.inputs.get(from.file).map_or("-", |i| &i.name),
-            from.row
-        );
+        eprintln!("going on after row {}", output.rows_seen());
     }
     let meter = Arc::new(Meter::default());
     let stop = meter.clone();
@@ -62,13 +50,13 @@ pub fn run(b: &Build) -> Result<()> {
         template: &plan.template,
         linear: plan.linear.as_ref(),
         manifest: &plan.manifest,
+        inputs: &plan.inputs,
     };
+    let streams = output.streams();
     progress::watch(&meter, || {
-        workers::run(&stages, &plan.inputs, from, workers, &meter, |batch| {
-            output.batch(batch)
-        })
+        workers::run(&stages, &plan.inputs, &streams, workers, &meter, |feed| output.consume(feed))
     })?;
-    let manifest = output.finish(|_| {})?;
+    let manifest = output.finish()?;
     let (all, text) = (
         begin.elapsed().as_secs_f64(),
         meter.text_bytes.load(Ordering::Relaxed) as f64,

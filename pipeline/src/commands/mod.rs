@@ -2,7 +2,9 @@
 
 pub mod bench;
 pub mod build;
+pub mod export_hf;
 pub mod inspect;
+pub mod merge;
 pub mod render;
 pub mod stats;
 pub mod verify;
