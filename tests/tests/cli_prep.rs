@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use dlm_tests::{binaries::capture, repository, run, samples, shared, skip};
+use dlm_tests::sample::TRAIN_ROWS;
 use serde_json::Value;
 
 fn manifest(dir: &str) -> Result<Value> {
@@ -34,7 +35,7 @@ fn the_sample_is_packed_whole_and_alike_for_any_number_of_workers() -> Result<()
     for workers in ["1", "2", "5"] {
         let out = samples::pack(dir.path(), &format!("w{workers}"), &["--seq-len", "256", "--eval-fraction", "0.05", "--workers", workers])?;
         let m = accepted(&out)?;
-        ensure!(m["counts"]["rows_kept"] == 8000, "{}", m["counts"]);
+        ensure!(m["counts"]["rows_kept"] == TRAIN_ROWS, "{}", m["counts"]);
         let files: Vec<_> = m["files"].as_array().context("files")?.iter().map(|f| f["sha256"].clone()).collect();
         fingerprints.push((files, fs::read_to_string(Path::new(&out).join("manifest.json"))?));
     }

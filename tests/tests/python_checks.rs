@@ -4,6 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use dlm_tests::binaries::capture;
+use dlm_tests::sample::TRAIN_ROWS;
 use dlm_tests::{python, repository, run, samples};
 
 fn script(python: &std::path::Path, name: &str, arguments: &[&str]) -> Result<dlm_tests::Run> {
@@ -19,7 +20,7 @@ fn packed_files_open_without_copying_in_pyarrow_and_polars() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let data = samples::pack(dir.path(), "data", &["--seq-len", "512", "--eval-fraction", "0.05"])?;
     let totals = script(&python, "check_packed.py", &[&data])?.ok()?.json()?;
-    ensure!(totals["documents"].as_u64() == Some(8000), "{totals}");
+    ensure!(totals["documents"].as_u64() == Some(TRAIN_ROWS as u64), "{totals}");
 
     // the check must be able to fail: one changed byte in a data file
     let file = std::path::Path::new(&data).join("train-00000.arrow");

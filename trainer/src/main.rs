@@ -27,6 +27,8 @@ enum Command {
     Export(commands::export::ExportArgs),
     /// Hold this implementation against reference tensors.
     Parity(commands::parity::ParityArgs),
+    /// Draw a run's metrics as one HTML file.
+    Plot(commands::plot::PlotArgs),
     /// Measure throughput.
     Bench {
         /// What to measure.
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         Some(Command::Eval(args)) => commands::eval::run(args),
         Some(Command::Export(args)) => commands::export::run(args),
         Some(Command::Parity(args)) => commands::parity::run(args),
+        Some(Command::Plot(args)) => commands::plot::run(args),
         Some(Command::Bench { what }) => commands::bench::run(what),
     };
     match result {

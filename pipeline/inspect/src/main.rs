@@ -1,2 +1,97 @@
-//! dlm-inspect.
-fn main() {}
+//! `dlm-inspect`: tables over a packed dataset, with polars.
+//!
+//! In: a folder written by dlm-prep; a query, if any. Out, on stdout: one summary line per source or category, or what the query
+//! gives, as a table or as one JSON object a row. Tables for `--sql`: `packed` (the Arrow files as they are, with `split`
+//! and `row`) and `documents` (one line a conversation, see `tables.rs`).
+
+mod json;
+mod tables;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+use dlm_datasets::Dataset;
+
+/// What a line of the summary stands for.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum By {
+    /// A source file or data set.
+    Source,
+    /// A category of the rows.
+    Category,
+}
+
+#[derive(Parser)]
+#[command(name = "dlm-inspect", version, about = "Tables over packed datasets")]
+struct Args {
+    /// Folder written by dlm-prep.
+    dir: PathBuf,
+    /// Query over the tables `packed` and `documents`.
+    #[arg(long, value_name = "QUERY", conflicts_with = "by")]
+    sql: Option<String>,
+    /// Lines of the summary.
+    #[arg(long, value_enum, default_value_t = By::Source)]
+    by: By,
+    /// One JSON object a row.
+    #[arg(long)]
+    json: bool,
+    /// Rows of a table that are shown; JSON always has all.
+    #[arg(long, default_value_t = 50, value_name = "N")]
+    rows: usize,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    // SAFETY: nothing else runs yet; polars reads these when it formats a table.
+    unsafe {
+        std::env::set_var("POLARS_FMT_MAX_ROWS", args.rows.to_string());
+        std::env::set_var("POLARS_FMT_MAX_COLS", "40");
+        std::env::set_var("POLARS_TABLE_WIDTH", "200");
+    }
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dlm-inspect: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let dataset = Dataset::open(&args.dir)?;
+    let frame = match &args.sql {
+        Some(query) => tables::query(&dataset, query).with_context(|| format!("query {query:?}"))?,
+        None => tables::query(&dataset, &tables::summary(matches!(args.by, By::Category)))?,
+    };
+    if args.json {
+        return say(&json::lines(&frame)?);
+    }
+    if args.sql.is_none() {
+        let m = dataset.manifest();
+        let c = &m.counts;
+        let dropped: Vec<String> = c.dropped.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
+        let dropped = if dropped.is_empty() { "none".to_string() } else { dropped.join(", ") };
+        say(&format!(
+            "{}: {} train and {} eval rows of {} tokens in blocks of {}; {} conversations read, {} kept, dropped: {dropped}\n",
+            args.dir.display(),
+            m.packing.train_rows,
+            m.packing.eval_rows,
+            m.seq_len,
+            m.bd_size,
+            c.rows_read,
+            c.rows_kept
+        ))?;
+    }
+    say(&format!("{frame}\n"))
+}
+
+/// To stdout; a reader that has gone away is no error.
+fn say(text: &str) -> Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("writing to stdout"),
+        _ => Ok(()),
+    }
+}

@@ -12,8 +12,8 @@ pub mod words;
 /// Seed of the shipped files.
 pub const SEED: u64 = 42;
 /// Training conversations.
-pub const TRAIN_ROWS: usize = 8_000;
+pub const TRAIN_ROWS: usize = 16_000;
 /// Held-out prompts.
 pub const HELD_OUT_ROWS: usize = 128;
 /// `vocab_size` of the model config: a multiple of 64 with room for the mask token.
-pub const MODEL_VOCAB: usize = 960;
+pub const MODEL_VOCAB: usize = 832;

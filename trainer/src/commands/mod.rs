@@ -5,5 +5,7 @@ pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod parity;
+pub mod plot;
 pub mod presets;
+mod svg;
 pub mod train;

@@ -27,6 +27,8 @@ section! {
         output: Output,
         /// The form of the exported folder.
         export: Export,
+        /// Where else the run tells how it goes.
+        report: Report,
     }
 }
 
@@ -183,6 +185,14 @@ section! {
         format: ExportFormat,
         /// Type of the stored weights.
         dtype: Dtype,
+    }
+}
+
+section! {
+    /// Where else the run tells how it goes; metrics.jsonl is always written.
+    Report {
+        /// TensorBoard event files in `tensorboard/` of the run's folder.
+        tensorboard: bool,
     }
 }
 

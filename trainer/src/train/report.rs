@@ -1,7 +1,7 @@
 //! What a run says: one dense line per log step on stderr, every step as one JSON object in `metrics.jsonl`.
 //!
 //! tok/s is always *source* tokens: dataset tokens consumed, padding not counted. A resumed run first drops the lines of
-//! steps after its checkpoint, so the file holds each step once.
+//! steps after its checkpoint, so the file holds each step once. TensorBoard event files on request (`tensorboard.rs`).
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, IsTerminal, Write};
@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::files;
 use crate::error::{Error, Result};
+use crate::train::tensorboard::EventFile;
 
 /// One step.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -55,13 +56,14 @@ pub struct StepRecord {
 pub struct Reporter {
     path: PathBuf,
     file: File,
+    events: Option<EventFile>,
     bar: Option<ProgressBar>,
     total_tokens: u64,
 }
 
 impl Reporter {
-    /// Open `metrics.jsonl` in the run's folder, keeping the steps up to `last_step`.
-    pub fn open(dir: &Path, last_step: u64, total_tokens: u64) -> Result<Self> {
+    /// Open `metrics.jsonl` in the run's folder, keeping the steps up to `last_step`; with `tensorboard` an event file too.
+    pub fn open(dir: &Path, last_step: u64, total_tokens: u64, tensorboard: bool) -> Result<Self> {
         let path = dir.join("metrics.jsonl");
         let mut kept = Vec::new();
         if last_step > 0 && path.is_file() {
@@ -84,7 +86,8 @@ impl Reporter {
             }
             bar
         });
-        Ok(Reporter { path, file, bar, total_tokens })
+        let events = if tensorboard { Some(EventFile::create(dir, last_step)?) } else { None };
+        Ok(Reporter { path, file, events, bar, total_tokens })
     }
 
     /// Record a step; `print` asks for the console line too.
@@ -92,6 +95,9 @@ impl Reporter {
         let mut line = serde_json::to_string(r).map_err(|e| Error::format(&self.path, e.to_string()))?;
         line.push('\n');
         self.file.write_all(line.as_bytes()).map_err(|e| Error::io(&self.path, "writing metrics", e))?;
+        if let Some(events) = &mut self.events {
+            events.step(r)?;
+        }
         if let Some(bar) = &self.bar {
             bar.set_position(r.tokens.min(self.total_tokens));
         }
@@ -125,7 +131,8 @@ impl Reporter {
 
     /// Make the metrics durable.
     pub fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(|e| Error::io(&self.path, "flushing metrics", e))
+        self.file.sync_data().map_err(|e| Error::io(&self.path, "flushing metrics", e))?;
+        self.events.as_ref().map_or(Ok(()), EventFile::sync)
     }
 }
 

@@ -222,7 +222,7 @@ impl<'a> Trainer<'a> {
         }
         let pad = self.data.manifest().pad_token_id;
         let feed = Prefetch::start(self.data.clone(), self.plan, self.state.cursor, pad, self.cfg.train.prefetch);
-        let mut reporter = Reporter::open(&self.cfg.output.dir, self.state.step, self.cfg.conversion.total_tokens)?;
+        let mut reporter = Reporter::open(&self.cfg.output.dir, self.state.step, self.cfg.conversion.total_tokens, self.cfg.report.tensorboard)?;
         reporter.say(&self.headline());
         while !self.done() {
             let (batch, wait) = feed.next()?;
