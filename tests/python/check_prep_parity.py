@@ -127,9 +127,7 @@ class Reference:
             ids += p + r
             labels += [-100] * len(p) + r
             at = e
-        tail = self.encode(text[at:], hidden) if at < len(text) else []
-        ids += tail
-        labels += [-100] * len(tail)
+        # What a template writes behind the last turn (a newline) is no part of a document: decoding has nothing there.
         return ids[:SEQ], labels[:SEQ]
 
 
