@@ -127,9 +127,7 @@ class Reference:
             ids += p + r
             labels += [-100] * len(p) + r
             at = e
-        tail = self.encode(text[at:], hidden) if at < len(text) else []
-        ids += tail
-        labels += [-100] * len(tail)
+        # what the template writes after the last supervised token is cut: see pipeline/src/supervise.rs
         return ids[:SEQ], labels[:SEQ]
 
 
