@@ -13,9 +13,8 @@ use anyhow::{Context, Result, ensure};
 use dlm_tests::{binaries, repository};
 use serde_json::{Value, json};
 
-/// A held-out prompt: the line for `generate --input`, and the answer it should give.
+/// The answer that a held-out prompt should give.
 struct HeldOut {
-    line: String,
     expected: String,
     task: String,
 }
@@ -48,9 +47,6 @@ fn demo() -> Result<()> {
     let bin = binaries::build_now(true)?;
     fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
     let held_out = held_out(&root.join("datasets/sample/heldout.jsonl"))?;
-    let prompts = out.join("prompts.jsonl");
-    let lines: String = held_out.iter().map(|h| format!("{}\n", h.line)).collect();
-    fs::write(&prompts, lines).with_context(|| format!("writing {}", prompts.display()))?;
 
     let started = Instant::now();
     let step = |title: &str, name: &str, arguments: &str| -> Result<f64> {
@@ -84,7 +80,7 @@ fn demo() -> Result<()> {
         ("AR model, ar mode", "ar", "--mode ar"),
         ("converted, block mode, threshold 0.95", "diffusion", "--mode block --threshold 0.95"),
         ("converted, block mode, threshold 0.9", "diffusion", "--mode block --threshold 0.9"),
-        ("converted, ar mode", "diffusion", "--mode ar"),
+        ("converted, block mode, threshold 0.9, sub-blocks of 32", "diffusion", "--mode block --threshold 0.9 --sub-block-size 32"),
         ("AR model unconverted, block mode", "ar", "--mode block --threshold 0.95"),
     ];
     let mut scores = Vec::new();
@@ -105,14 +101,14 @@ fn held_out(path: &Path) -> Result<Vec<HeldOut>> {
     let parse = |line: &str| -> Result<HeldOut> {
         let value: Value = serde_json::from_str(line).with_context(|| format!("{}: {line}", path.display()))?;
         let text = |key: &str| value[key].as_str().map(str::to_string).with_context(|| format!("{}: no `{key}` in {line}", path.display()));
-        Ok(HeldOut { line: json!({"messages": value["messages"]}).to_string(), expected: text("expected")?, task: text("task")? })
+        Ok(HeldOut { expected: text("expected")?, task: text("task")? })
     };
     text.lines().map(parse).collect()
 }
 
 fn answer(bin: &Path, root: &Path, what: &str, model: &str, mode: &str, held_out: &[HeldOut]) -> Result<Score> {
     let model = PathBuf::from("output/demo").join(model);
-    let arguments = format!("generate --model {} --input output/demo/prompts.jsonl {mode} --max-new-tokens 96 --json", model.display());
+    let arguments = format!("generate --model {} --input datasets/sample/heldout.jsonl {mode} --max-new-tokens 96 --json", model.display());
     eprintln!("$ dlm-train {arguments}");
     let mut command = Command::new(bin.join("dlm-train"));
     command.current_dir(root).args(arguments.split_whitespace()).stdin(Stdio::null());
