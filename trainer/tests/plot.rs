@@ -83,6 +83,11 @@ fn several_runs_share_the_charts() {
     let (a, b, page) = (dir.path().join("a"), dir.path().join("b"), dir.path().join("both.html"));
     metrics(&a, 400, 0.0);
     metrics(&b, 3000, 0.7);
+    // runs of one name are told apart by their paths
+    let c = dir.path().join("c/a");
+    metrics(&c, 20, 0.0);
+    dlm_train(&["plot", a.to_str().unwrap(), c.to_str().unwrap(), "--out", page.to_str().unwrap()]).ok();
+    assert!(std::fs::read_to_string(&page).unwrap().contains(c.to_str().unwrap()));
     dlm_train(&["plot", a.to_str().unwrap(), b.join("metrics.jsonl").to_str().unwrap(), "--x", "tokens", "--out", page.to_str().unwrap()]).ok();
     let html = std::fs::read_to_string(&page).unwrap();
     check_page(&html.replace("</body></html>", "</body>"));

@@ -61,7 +61,13 @@ pub fn run(args: &PlotArgs) -> Result<bool> {
     if args.runs.len() > MAX_RUNS {
         return Err(Error::Usage(format!("{} runs were given; one page shows at most {MAX_RUNS}", args.runs.len())));
     }
-    let runs = args.runs.iter().map(|p| read(p)).collect::<Result<Vec<_>>>()?;
+    let mut runs = args.runs.iter().map(|p| read(p)).collect::<Result<Vec<_>>>()?;
+    let names: Vec<String> = runs.iter().map(|r| r.name.clone()).collect();
+    for (r, path) in runs.iter_mut().zip(&args.runs) {
+        if names.iter().filter(|n| **n == r.name).count() > 1 {
+            r.name = path.display().to_string();
+        }
+    }
     let out = args.out.clone().unwrap_or_else(|| {
         let first = &args.runs[0];
         let dir = if first.is_dir() { first.as_path() } else { first.parent().unwrap_or(Path::new("")) };

@@ -70,6 +70,12 @@ pub fn export(t: &Trained, out: &Path) -> Result<()> {
             "code_version": env!("CARGO_PKG_VERSION"),
         }),
     };
+    if t.decoder.cfg.quantization.is_some() && t.cfg.conversion.lambda_warmup > t.state.step {
+        eprintln!(
+            "warning: BitLinear's quantisation was still being blended in (step {} of conversion.lambda_warmup={}); the exported model is quantised fully",
+            t.state.step, t.cfg.conversion.lambda_warmup
+        );
+    }
     let dtype = if t.cfg.export.dtype == config::Dtype::Bf16 { FileDtype::BF16 } else { FileDtype::F32 };
     export::export(out, t.decoder, t.weights, dtype, t.cfg.export.format, &info)?;
     eprintln!("exported to {}", out.display());
