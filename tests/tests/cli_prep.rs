@@ -124,7 +124,7 @@ fn real_conversations_with_four_tokenizers() -> Result<()> {
     let Some(tokenizers) = tokenizers(dir.path())? else { return Ok(()) };
     for name in ["qwen2.5", "fast_dllm_v2_7b", "smollm2", "qwen3"] {
         let (tokenizer, out) = (tokenizers.join(name), dir.path().join(format!("out-{name}")));
-        let mut arguments = vec!["--input", text(&conversations)?, "--tokenizer", text(&tokenizer)?, "--out", text(&out)?, "--max-rows", "6000"];
+        let mut arguments = vec!["--input", text(&conversations)?, "--tokenizer", text(&tokenizer)?, "--out", text(&out)?, "--max-rows", "6000", "--max-unsupervised", "0.1"];
         if name == "smollm2" {
             arguments.extend(["--template", "chatml"]);
         }

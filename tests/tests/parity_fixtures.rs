@@ -45,6 +45,10 @@ fn objective_matches_in_both_layouts() -> Result<()> {
     let cases: Value = serde_json::from_str(&std::fs::read_to_string(fixtures.join("objective.json"))?)?;
     let mut checked = 0;
     for (name, case) in cases.as_object().context("objective.json is no object")? {
+        // the entry of the mask drawings is no case
+        if case.get("mask_id").is_none() {
+            continue;
+        }
         // quantised models need the laxer comparison of the fixtures' README; ragged documents are optional there
         if name.contains("online") || name.contains("ragged") {
             continue;
