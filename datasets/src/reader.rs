@@ -339,7 +339,7 @@ impl MappedFile {
                     .is_some_and(|all| k < all.len() && all.get(k).length() % 4 == 0)
             };
             let places = places
-                && (at + block.metaDataLength() as usize) % 8 == 0
+                && (at + block.metaDataLength() as usize).is_multiple_of(8)
                 && [2, 5, 7, 10, 12, 14].into_iter().all(whole);
             if !lengths || !places {
                 return Err(bad("a record batch claims more than its bytes can hold"));

@@ -114,6 +114,6 @@ fn what_is_not_a_run_is_refused() {
     // one step, with a loss that was not a number
     std::fs::write(dir.path().join("metrics.jsonl"), "{\"step\": 1, \"loss\": null}\n").unwrap();
     dlm_train(&["plot", dir.path().to_str().unwrap()]).ok();
-    let many = vec![dir.path().to_str().unwrap(); 7];
+    let many = [dir.path().to_str().unwrap(); 7];
     assert_eq!(dlm_train(&[&["plot"], &many[..]].concat()).code, Some(2));
 }

@@ -130,7 +130,7 @@ fn offline(repo: &Repo, id: &str, wanted: &Wanted) -> Result<Listing> {
             continue;
         }
         let mut files = Vec::new();
-        for input in source::expand(&[root.clone()]).unwrap_or_default() {
+        for input in source::expand(std::slice::from_ref(&root)).unwrap_or_default() {
             if wanted.takes(&input.name) && !source::is_metadata(&input.name) {
                 let etag = std::fs::canonicalize(&input.path).ok().and_then(|p| p.file_name().map(|n| n.to_string_lossy().into_owned())).unwrap_or_default();
                 files.push(RemoteFile { path: input.name, bytes: input.bytes, sha256: None, etag });
