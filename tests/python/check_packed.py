@@ -48,7 +48,7 @@ def check_file(path, entry, manifest, totals):
     expect((labels != manifest["mask_token_id"]).all(), f"{path}: the mask token {manifest['mask_token_id']} is supervised")
     expect((ids >= 0).all() and (ids < manifest["vocab_size"]).all(), f"{path}: ids outside 0..{manifest['vocab_size']}")
 
-    frame = pl.scan_ipc(path, memory_map=False).collect()
+    frame = pl.scan_ipc(path).collect()
     for name, mine in (("input_ids", ids), ("labels", labels)):
         theirs = frame[name].to_numpy()
         expect(theirs.shape == mine.shape and (theirs == mine).all(), f"{path}: polars reads other {name} than pyarrow")
