@@ -44,11 +44,7 @@ pub struct HashWriter<W> {
 impl<W: Write> HashWriter<W> {
     /// Wraps `inner`.
     pub fn new(inner: W) -> Self {
-        HashWriter {
-            inner,
-            hash: Sha256::new(),
-            bytes: 0,
-        }
+        HashWriter { inner, hash: Sha256::new(), bytes: 0 }
     }
     /// The wrapped writer, the number of bytes written, their sha256.
     pub fn finish(self) -> (W, u64, String) {
@@ -73,10 +69,7 @@ mod tests {
     use super::*;
     #[test]
     fn known_digest_and_count() {
-        assert_eq!(
-            sha256(b"abc"),
-            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        );
+        assert_eq!(sha256(b"abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
         let mut w = HashWriter::new(Vec::new());
         w.write_all(b"ab").unwrap();
         w.write_all(b"c").unwrap();

@@ -123,10 +123,7 @@ impl Counts {
         self.over_long += other.over_long;
         self.label_runs += other.label_runs;
         self.unfinished_runs += other.unfinished_runs;
-        for (into, from) in [
-            (&mut self.dropped, &other.dropped),
-            (&mut self.notes, &other.notes),
-        ] {
+        for (into, from) in [(&mut self.dropped, &other.dropped), (&mut self.notes, &other.notes)] {
             for (k, v) in from {
                 *into.entry(k.clone()).or_default() += v;
             }
@@ -252,14 +249,7 @@ pub struct Manifest {
 
 impl Manifest {
     /// A manifest with the given shape and ids and nothing else filled in: a starting point for writers and tests.
-    pub fn new(
-        seq_len: usize,
-        bd_size: usize,
-        vocab_size: usize,
-        mask_token_id: i32,
-        pad_token_id: i32,
-        eos_token_id: i32,
-    ) -> Self {
+    pub fn new(seq_len: usize, bd_size: usize, vocab_size: usize, mask_token_id: i32, pad_token_id: i32, eos_token_id: i32) -> Self {
         Manifest {
             format_version: FORMAT_VERSION,
             code_version: env!("CARGO_PKG_VERSION").to_string(),
@@ -303,27 +293,16 @@ impl Manifest {
         let bytes = match std::fs::read(&path) {
             Ok(b) => b,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && dir.is_dir() => {
-                return Err(Error::NoManifest {
-                    path: dir.to_path_buf(),
-                });
+                return Err(Error::NoManifest { path: dir.to_path_buf() });
             }
             Err(e) => return Err(Error::io("reading", &path)(e)),
         };
-        let bad = |reason: String| Error::BadManifest {
-            path: path.clone(),
-            expected: FORMAT_VERSION,
-            reason,
-        };
-        let value: serde_json::Value =
-            serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
+        let bad = |reason: String| Error::BadManifest { path: path.clone(), expected: FORMAT_VERSION, reason };
+        let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
         match value.get("format_version").and_then(|v| v.as_u64()) {
             Some(v) if v == u64::from(FORMAT_VERSION) => {}
             Some(v) => {
-                return Err(Error::Version {
-                    path,
-                    found: v.min(u64::from(u32::MAX)) as u32,
-                    expected: FORMAT_VERSION,
-                });
+                return Err(Error::Version { path, found: v.min(u64::from(u32::MAX)) as u32, expected: FORMAT_VERSION });
             }
             None => return Err(bad("no format_version".to_string())),
         }
@@ -335,29 +314,18 @@ impl Manifest {
     fn check(&self) -> Result<(), String> {
         let (s, d) = (self.seq_len, self.bd_size);
         if s == 0 || d == 0 || !s.is_multiple_of(d) || s > i32::MAX as usize {
-            return Err(format!(
-                "seq_len {s} must be a positive multiple of bd_size {d}"
-            ));
+            return Err(format!("seq_len {s} must be a positive multiple of bd_size {d}"));
         }
-        for (name, id) in [
-            ("mask_token_id", self.mask_token_id),
-            ("pad_token_id", self.pad_token_id),
-            ("eos_token_id", self.eos_token_id),
-        ] {
+        for (name, id) in [("mask_token_id", self.mask_token_id), ("pad_token_id", self.pad_token_id), ("eos_token_id", self.eos_token_id)]
+        {
             if id < 0 || id as usize >= self.vocab_size {
-                return Err(format!(
-                    "{name} {id} is outside the vocabulary of {}",
-                    self.vocab_size
-                ));
+                return Err(format!("{name} {id} is outside the vocabulary of {}", self.vocab_size));
             }
         }
         for f in &self.files {
             // A manifest can come from anywhere: its files stay inside the folder.
             if f.path.is_empty() || f.path.contains(['/', '\\']) || f.path == ".." {
-                return Err(format!(
-                    "file name {:?} must name a file in the dataset's own folder",
-                    f.path
-                ));
+                return Err(format!("file name {:?} must name a file in the dataset's own folder", f.path));
             }
         }
         Ok(())

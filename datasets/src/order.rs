@@ -31,11 +31,7 @@ impl RowOrder {
         for (i, k) in keys.iter_mut().enumerate() {
             *k = mix(base.wrapping_add(i as u64));
         }
-        RowOrder {
-            rows,
-            half_bits: bits.div_ceil(2).max(2),
-            keys,
-        }
+        RowOrder { rows, half_bits: bits.div_ceil(2).max(2), keys }
     }
 
     /// How many rows.
@@ -99,11 +95,7 @@ mod tests {
     #[test]
     fn epochs_and_seeds_differ_and_rows_are_spread() {
         let n = 10_000;
-        let order = |s, e| {
-            (0..n)
-                .map(move |i| RowOrder::new(s, e, n).get(i))
-                .collect::<Vec<_>>()
-        };
+        let order = |s, e| (0..n).map(move |i| RowOrder::new(s, e, n).get(i)).collect::<Vec<_>>();
         let (a, b, c) = (order(1, 0), order(1, 1), order(2, 0));
         assert_ne!(a, b);
         assert_ne!(a, c);

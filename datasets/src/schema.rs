@@ -31,11 +31,7 @@ pub fn id_item() -> Arc<Field> {
 
 /// The item field of the `documents` column.
 pub fn document_item() -> Arc<Field> {
-    Arc::new(Field::new(
-        "item",
-        DataType::Struct(document_fields()),
-        false,
-    ))
+    Arc::new(Field::new("item", DataType::Struct(document_fields()), false))
 }
 
 /// The schema for rows of `seq_len` tokens.
@@ -46,9 +42,6 @@ pub fn schema(seq_len: usize) -> SchemaRef {
         Field::new("labels", ids, false),
         Field::new("documents", DataType::List(document_item()), false),
     ];
-    let meta = HashMap::from([(
-        FORMAT_KEY.to_string(),
-        crate::manifest::FORMAT_VERSION.to_string(),
-    )]);
+    let meta = HashMap::from([(FORMAT_KEY.to_string(), crate::manifest::FORMAT_VERSION.to_string())]);
     Arc::new(Schema::new_with_metadata(fields, meta))
 }

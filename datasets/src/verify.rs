@@ -60,12 +60,7 @@ pub fn summarize(ids: &[i32], labels: &[i32], m: &Manifest) -> RowSummary {
     };
     // Padding is the trailing run without labels of the padding id (and, under `response`, of pad ids behind it),
     // shorter than one block (two under `response`).
-    let limit = if m.alignment == Alignment::Response {
-        2 * m.bd_size
-    } else {
-        m.bd_size
-    }
-    .saturating_sub(1);
+    let limit = if m.alignment == Alignment::Response { 2 * m.bd_size } else { m.bd_size }.saturating_sub(1);
     let mut padding = 0;
     let last = |k: usize| ids.len().checked_sub(k + 1).map(|i| (ids[i], labels[i]));
     if m.alignment == Alignment::Response {
@@ -76,11 +71,7 @@ pub fn summarize(ids: &[i32], labels: &[i32], m: &Manifest) -> RowSummary {
     while padding < limit && last(padding) == Some((pad, IGNORE)) {
         padding += 1;
     }
-    let mut s = RowSummary {
-        documents: 1,
-        block_padding: padding as u64,
-        ..Default::default()
-    };
+    let mut s = RowSummary { documents: 1, block_padding: padding as u64, ..Default::default() };
     s.tokens = (ids.len() - padding) as u64;
     for i in 0..labels.len() {
         if labels[i] == IGNORE {
@@ -96,19 +87,10 @@ pub fn summarize(ids: &[i32], labels: &[i32], m: &Manifest) -> RowSummary {
 }
 
 /// Checks one row; the error says which invariant broke, with the numbers.
-pub fn check_row(
-    ids: &[i32],
-    labels: &[i32],
-    documents: &[Document],
-    m: &Manifest,
-) -> Result<RowSummary, String> {
+pub fn check_row(ids: &[i32], labels: &[i32], documents: &[Document], m: &Manifest) -> Result<RowSummary, String> {
     let (s, d) = (m.seq_len, m.bd_size);
     if ids.len() != s || labels.len() != s {
-        return Err(format!(
-            "{} ids and {} labels, expected {s} of each",
-            ids.len(),
-            labels.len()
-        ));
+        return Err(format!("{} ids and {} labels, expected {s} of each", ids.len(), labels.len()));
     }
     if documents.is_empty() {
         return Err("no document".to_string());
@@ -118,28 +100,19 @@ pub fn check_row(
     for (k, doc) in documents.iter().enumerate() {
         let (a, n) = (doc.start, doc.length);
         if a % d != 0 || n % d != 0 || n == 0 {
-            return Err(format!(
-                "document {k} has start {a} and length {n}, both must be multiples of {d} and the length positive"
-            ));
+            return Err(format!("document {k} has start {a} and length {n}, both must be multiples of {d} and the length positive"));
         }
         if a != end {
-            return Err(format!(
-                "document {k} starts at {a}, the one before ends at {end}"
-            ));
+            return Err(format!("document {k} starts at {a}, the one before ends at {end}"));
         }
         end = a.saturating_add(n);
         if end > s {
             return Err(format!("document {k} ends at {end}, past the row's {s}"));
         }
         if doc.source >= m.sources.len() {
-            return Err(format!(
-                "document {k} names source {}, the manifest has {}",
-                doc.source,
-                m.sources.len()
-            ));
+            return Err(format!("document {k} names source {}, the manifest has {}", doc.source, m.sources.len()));
         }
-        let one = check_document(&ids[a..end], &labels[a..end], m)
-            .map_err(|e| format!("document {k} (at {a}): {e}"))?;
+        let one = check_document(&ids[a..end], &labels[a..end], m).map_err(|e| format!("document {k} (at {a}): {e}"))?;
         sum.add(&one);
     }
     for i in end..s {
@@ -157,15 +130,10 @@ pub fn check_row(
 fn check_document(ids: &[i32], labels: &[i32], m: &Manifest) -> Result<RowSummary, String> {
     for (i, (&id, &label)) in ids.iter().zip(labels).enumerate() {
         if id < 0 || id as usize >= m.vocab_size {
-            return Err(format!(
-                "id {id} at {i} is outside the vocabulary of {}",
-                m.vocab_size
-            ));
+            return Err(format!("id {id} at {i} is outside the vocabulary of {}", m.vocab_size));
         }
         if label != IGNORE && label != id {
-            return Err(format!(
-                "label {label} at {i} is neither -100 nor the id {id}"
-            ));
+            return Err(format!("label {label} at {i} is neither -100 nor the id {id}"));
         }
         if label == m.mask_token_id {
             return Err(format!("the mask token is supervised at {i}"));
@@ -180,9 +148,7 @@ fn check_document(ids: &[i32], labels: &[i32], m: &Manifest) -> Result<RowSummar
     }
     let body = ids.len() - sum.block_padding as usize;
     if let Some(i) = ids[..body].iter().position(|&id| id == m.mask_token_id) {
-        return Err(format!(
-            "the mask token stands at {i}, outside the padding at the end"
-        ));
+        return Err(format!("the mask token stands at {i}, outside the padding at the end"));
     }
     Ok(sum)
 }
@@ -203,20 +169,12 @@ pub struct Report {
 /// Checks a whole dataset: hashes, every row, and the manifest's totals, per source too.
 pub fn check_dataset(ds: &Dataset) -> Result<Report, Error> {
     let m = ds.manifest();
-    let mut report = Report {
-        train_rows: ds.rows(Split::Train),
-        eval_rows: ds.rows(Split::Eval),
-        ..Default::default()
-    };
+    let mut report = Report { train_rows: ds.rows(Split::Train), eval_rows: ds.rows(Split::Eval), ..Default::default() };
     for f in &m.files {
         let path = ds.dir().join(&f.path);
         let found = hash::sha256_file(&path)?;
         if found != f.sha256 {
-            return Err(Error::FileHash {
-                path,
-                found,
-                expected: f.sha256.clone(),
-            });
+            return Err(Error::FileHash { path, found, expected: f.sha256.clone() });
         }
         report.bytes += f.bytes;
     }
@@ -224,21 +182,14 @@ pub fn check_dataset(ds: &Dataset) -> Result<Report, Error> {
     for split in [Split::Train, Split::Eval] {
         for (i, row) in ds.split(split).iter().enumerate() {
             let row = row?;
-            let sum =
-                check_row(row.input_ids, row.labels, &row.documents, m).map_err(|reason| {
-                    Error::BadRow {
-                        split: split.name(),
-                        row: i,
-                        reason,
-                    }
-                })?;
+            let sum = check_row(row.input_ids, row.labels, &row.documents, m).map_err(|reason| Error::BadRow {
+                split: split.name(),
+                row: i,
+                reason,
+            })?;
             report.totals.add(&sum);
             for d in &row.documents {
-                let one = summarize(
-                    &row.input_ids[d.start..d.start + d.length],
-                    &row.labels[d.start..d.start + d.length],
-                    m,
-                );
+                let one = summarize(&row.input_ids[d.start..d.start + d.length], &row.labels[d.start..d.start + d.length], m);
                 sources[d.source].add(&one);
             }
         }
@@ -249,65 +200,25 @@ pub fn check_dataset(ds: &Dataset) -> Result<Report, Error> {
         check_counts(&s.counts, found)?;
     }
     let same = |what, found: u64, expected: u64| {
-        if found == expected {
-            Ok(())
-        } else {
-            Err(Error::Counts {
-                what,
-                found,
-                expected,
-            })
-        }
+        if found == expected { Ok(()) } else { Err(Error::Counts { what, found, expected }) }
     };
-    same(
-        "packing.train_rows",
-        report.train_rows as u64,
-        m.packing.train_rows as u64,
-    )?;
-    same(
-        "packing.eval_rows",
-        report.eval_rows as u64,
-        m.packing.eval_rows as u64,
-    )?;
-    same(
-        "packing.row_padding",
-        report.totals.row_padding,
-        m.packing.row_padding,
-    )?;
+    same("packing.train_rows", report.train_rows as u64, m.packing.train_rows as u64)?;
+    same("packing.eval_rows", report.eval_rows as u64, m.packing.eval_rows as u64)?;
+    same("packing.row_padding", report.totals.row_padding, m.packing.row_padding)?;
     if named {
         let mut sum = Counts::default();
         m.sources.iter().for_each(|s| sum.add(&s.counts));
-        same(
-            "counts.rows_read (sum of sources)",
-            sum.rows_read,
-            m.counts.rows_read,
-        )?;
-        same(
-            "counts.rows_kept (sum of sources)",
-            sum.rows_kept,
-            m.counts.rows_kept,
-        )?;
+        same("counts.rows_read (sum of sources)", sum.rows_read, m.counts.rows_read)?;
+        same("counts.rows_kept (sum of sources)", sum.rows_kept, m.counts.rows_kept)?;
     }
     Ok(report)
 }
 
 fn check_counts(c: &Counts, found: &RowSummary) -> Result<(), Error> {
     let same = |what, found: u64, expected: u64| {
-        if found == expected {
-            Ok(())
-        } else {
-            Err(Error::Counts {
-                what,
-                found,
-                expected,
-            })
-        }
+        if found == expected { Ok(()) } else { Err(Error::Counts { what, found, expected }) }
     };
-    same(
-        "rows_read = rows_kept + dropped",
-        c.rows_kept + c.dropped_total(),
-        c.rows_read,
-    )?;
+    same("rows_read = rows_kept + dropped", c.rows_kept + c.dropped_total(), c.rows_read)?;
     same("documents", found.documents, c.documents)?;
     same("tokens", found.tokens, c.tokens)?;
     same("response_tokens", found.response_tokens, c.response_tokens)?;

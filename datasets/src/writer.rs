@@ -45,11 +45,9 @@ impl ShardWriter {
     pub fn create(dir: &Path, name: &str, split: Split, seq_len: usize) -> Result<Self, Error> {
         let path = dir.join(format!("{name}{PARTIAL}"));
         let file = File::create(&path).map_err(Error::io("creating", &path))?;
-        let options = IpcWriteOptions::try_new(64, false, MetadataVersion::V5)
-            .map_err(Error::arrow(&path))?;
+        let options = IpcWriteOptions::try_new(64, false, MetadataVersion::V5).map_err(Error::arrow(&path))?;
         let sink = HashWriter::new(BufWriter::with_capacity(1 << 20, file));
-        let file = FileWriter::try_new_with_options(sink, &schema::schema(seq_len), options)
-            .map_err(Error::arrow(&path))?;
+        let file = FileWriter::try_new_with_options(sink, &schema::schema(seq_len), options).map_err(Error::arrow(&path))?;
         let capacity = BATCH_ROWS * seq_len;
         Ok(ShardWriter {
             dir: dir.to_path_buf(),
@@ -71,37 +69,21 @@ impl ShardWriter {
     }
 
     /// Adds a row of `seq_len` ids and labels.
-    pub fn push(
-        &mut self,
-        input_ids: &[i32],
-        labels: &[i32],
-        documents: &[Document],
-    ) -> Result<(), Error> {
+    pub fn push(&mut self, input_ids: &[i32], labels: &[i32], documents: &[Document]) -> Result<(), Error> {
         if input_ids.len() != self.seq_len || labels.len() != self.seq_len {
-            let reason = format!(
-                "{} ids and {} labels for a row of {}",
-                input_ids.len(),
-                labels.len(),
-                self.seq_len
-            );
+            let reason = format!("{} ids and {} labels for a row of {}", input_ids.len(), labels.len(), self.seq_len);
             return Err(Error::WriteRow { reason });
         }
         self.ids.extend_from_slice(input_ids);
         self.labels.extend_from_slice(labels);
         for d in documents {
             for (column, value) in self.documents.iter_mut().zip([d.start, d.length, d.source]) {
-                column.push(i32::try_from(value).map_err(|_| Error::WriteRow {
-                    reason: format!("document field {value}"),
-                })?);
+                column.push(i32::try_from(value).map_err(|_| Error::WriteRow { reason: format!("document field {value}") })?);
             }
         }
         self.offsets.push(self.documents[0].len() as i32);
         self.rows += 1;
-        if self.offsets.len() > BATCH_ROWS {
-            self.write_batch()
-        } else {
-            Ok(())
-        }
+        if self.offsets.len() > BATCH_ROWS { self.write_batch() } else { Ok(()) }
     }
 
     fn write_batch(&mut self) -> Result<(), Error> {
@@ -112,36 +94,17 @@ impl ShardWriter {
         let path = self.dir.join(format!("{}{PARTIAL}", self.name));
         let capacity = BATCH_ROWS * self.seq_len;
         let take = |column: &mut Vec<i32>| -> Result<ArrayRef, Error> {
-            let values = Arc::new(Int32Array::from(std::mem::replace(
-                column,
-                Vec::with_capacity(capacity),
-            )));
-            let list =
-                FixedSizeListArray::try_new(schema::id_item(), self.seq_len as i32, values, None);
+            let values = Arc::new(Int32Array::from(std::mem::replace(column, Vec::with_capacity(capacity))));
+            let list = FixedSizeListArray::try_new(schema::id_item(), self.seq_len as i32, values, None);
             Ok(Arc::new(list.map_err(Error::arrow(&path))?))
         };
         let (ids, labels) = (take(&mut self.ids)?, take(&mut self.labels)?);
-        let fields: Vec<ArrayRef> = self
-            .documents
-            .iter_mut()
-            .map(|c| Arc::new(Int32Array::from(std::mem::take(c))) as ArrayRef)
-            .collect();
-        let structs = StructArray::try_new(schema::document_fields(), fields, None)
-            .map_err(Error::arrow(&path))?;
-        let offsets = OffsetBuffer::new(ScalarBuffer::from(std::mem::replace(
-            &mut self.offsets,
-            vec![0],
-        )));
-        let documents =
-            ListArray::try_new(schema::document_item(), offsets, Arc::new(structs), None)
-                .map_err(Error::arrow(&path))?;
-        let batch = RecordBatch::try_new(
-            schema::schema(self.seq_len),
-            vec![ids, labels, Arc::new(documents)],
-        );
-        self.file
-            .write(&batch.map_err(Error::arrow(&path))?)
-            .map_err(Error::arrow(&path))
+        let fields: Vec<ArrayRef> = self.documents.iter_mut().map(|c| Arc::new(Int32Array::from(std::mem::take(c))) as ArrayRef).collect();
+        let structs = StructArray::try_new(schema::document_fields(), fields, None).map_err(Error::arrow(&path))?;
+        let offsets = OffsetBuffer::new(ScalarBuffer::from(std::mem::replace(&mut self.offsets, vec![0])));
+        let documents = ListArray::try_new(schema::document_item(), offsets, Arc::new(structs), None).map_err(Error::arrow(&path))?;
+        let batch = RecordBatch::try_new(schema::schema(self.seq_len), vec![ids, labels, Arc::new(documents)]);
+        self.file.write(&batch.map_err(Error::arrow(&path))?).map_err(Error::arrow(&path))
     }
 
     /// Completes the file: footer, fsync, rename.
@@ -151,19 +114,11 @@ impl ShardWriter {
         self.file.finish().map_err(Error::arrow(&path))?;
         let sink = self.file.into_inner().map_err(Error::arrow(&path))?;
         let (buffered, bytes, sha256) = sink.finish();
-        let file = buffered
-            .into_inner()
-            .map_err(|e| Error::io("writing", &path)(e.into_error()))?;
+        let file = buffered.into_inner().map_err(|e| Error::io("writing", &path)(e.into_error()))?;
         file.sync_all().map_err(Error::io("flushing", &path))?;
         drop(file);
         rename(&path, &self.dir.join(&self.name))?;
-        Ok(FileEntry {
-            path: self.name,
-            split: self.split,
-            rows: self.rows,
-            bytes,
-            sha256,
-        })
+        Ok(FileEntry { path: self.name, split: self.split, rows: self.rows, bytes, sha256 })
     }
 }
 
@@ -183,8 +138,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     name.push(PARTIAL);
     let temporary = path.with_file_name(name);
     let mut file = File::create(&temporary).map_err(Error::io("creating", &temporary))?;
-    file.write_all(bytes)
-        .map_err(Error::io("writing", &temporary))?;
+    file.write_all(bytes).map_err(Error::io("writing", &temporary))?;
     file.sync_all().map_err(Error::io("flushing", &temporary))?;
     drop(file);
     rename(&temporary, path)
@@ -193,11 +147,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 /// Writes `dir/manifest.json`. Everything it names must be in place.
 pub fn write_manifest(dir: &Path, manifest: &Manifest) -> Result<(), Error> {
     let path = dir.join(manifest::FILE_NAME);
-    let bad = |e: serde_json::Error| Error::BadManifest {
-        path: path.clone(),
-        expected: manifest::FORMAT_VERSION,
-        reason: e.to_string(),
-    };
+    let bad = |e: serde_json::Error| Error::BadManifest { path: path.clone(), expected: manifest::FORMAT_VERSION, reason: e.to_string() };
     let mut text = serde_json::to_vec_pretty(manifest).map_err(bad)?;
     text.push(b'\n');
     write_atomic(&path, &text)
@@ -215,40 +165,19 @@ impl DatasetWriter {
     /// Starts a dataset in `dir` (made if missing). `manifest` gives shape, ids and sources; files and counts are filled in.
     pub fn create(dir: &Path, manifest: Manifest) -> Result<Self, Error> {
         std::fs::create_dir_all(dir).map_err(Error::io("making", dir))?;
-        Ok(DatasetWriter {
-            dir: dir.to_path_buf(),
-            manifest,
-            open: None,
-        })
+        Ok(DatasetWriter { dir: dir.to_path_buf(), manifest, open: None })
     }
 
     /// Adds a row to a split.
-    pub fn push(
-        &mut self,
-        split: Split,
-        input_ids: &[i32],
-        labels: &[i32],
-        documents: &[Document],
-    ) -> Result<(), Error> {
+    pub fn push(&mut self, split: Split, input_ids: &[i32], labels: &[i32], documents: &[Document]) -> Result<(), Error> {
         if self.open.as_ref().is_some_and(|w| w.split != split) {
             self.close()?;
         }
-        let summary = verify::check_row(input_ids, labels, documents, &self.manifest)
-            .map_err(|reason| Error::WriteRow { reason })?;
-        let index = self
-            .manifest
-            .files
-            .iter()
-            .filter(|f| f.split == split)
-            .count();
+        let summary = verify::check_row(input_ids, labels, documents, &self.manifest).map_err(|reason| Error::WriteRow { reason })?;
+        let index = self.manifest.files.iter().filter(|f| f.split == split).count();
         let writer = match &mut self.open {
             Some(w) => w,
-            none => none.insert(ShardWriter::create(
-                &self.dir,
-                &shard_name(split, index),
-                split,
-                self.manifest.seq_len,
-            )?),
+            none => none.insert(ShardWriter::create(&self.dir, &shard_name(split, index), split, self.manifest.seq_len)?),
         };
         writer.push(input_ids, labels, documents)?;
         let (c, p) = (&mut self.manifest.counts, &mut self.manifest.packing);

@@ -24,21 +24,13 @@ fn row(lengths: &[(usize, usize)]) -> Packed {
             break;
         }
         for i in 0..prompt + response {
-            let id = if i + 1 == prompt + response {
-                EOS
-            } else {
-                (i % 90) as i32
-            };
+            let id = if i + 1 == prompt + response { EOS } else { (i % 90) as i32 };
             ids.push(id);
             labels.push(if i < prompt { -100 } else { id });
         }
         ids.resize(start + n, MASK);
         labels.resize(start + n, -100);
-        documents.push(Document {
-            start,
-            length: n,
-            source: 0,
-        });
+        documents.push(Document { start, length: n, source: 0 });
     }
     ids.resize(S, PAD);
     labels.resize(S, -100);
@@ -57,11 +49,7 @@ fn write(dir: &Path, train: &[Packed], eval: &[Packed]) -> Manifest {
 
 fn sample() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    write(
-        dir.path(),
-        &[row(&[(3, 5), (1, 20)]), row(&[(10, 30)])],
-        &[row(&[(2, 2)])],
-    );
+    write(dir.path(), &[row(&[(3, 5), (1, 20)]), row(&[(10, 30)])], &[row(&[(2, 2)])]);
     dir
 }
 
@@ -137,62 +125,34 @@ fn broken_rows_are_named() {
 fn a_folder_without_manifest_is_no_dataset() {
     let dir = sample();
     std::fs::remove_file(dir.path().join("manifest.json")).unwrap();
-    assert!(matches!(
-        Dataset::open(dir.path()),
-        Err(Error::NoManifest { .. })
-    ));
+    assert!(matches!(Dataset::open(dir.path()), Err(Error::NoManifest { .. })));
 }
 
 #[test]
 fn damage_is_refused() {
-    let open = |dir: &tempfile::TempDir| {
-        Dataset::open(dir.path())
-            .err()
-            .map(|e| e.to_string())
-            .unwrap_or_default()
-    };
+    let open = |dir: &tempfile::TempDir| Dataset::open(dir.path()).err().map(|e| e.to_string()).unwrap_or_default();
     let file = |dir: &tempfile::TempDir| dir.path().join("train-00000.arrow");
 
     let dir = sample();
     let bytes = std::fs::read(file(&dir)).unwrap();
     std::fs::write(file(&dir), &bytes[..bytes.len() - 100]).unwrap();
-    assert!(
-        open(&dir).contains("bytes, the manifest says"),
-        "{}",
-        open(&dir)
-    );
+    assert!(open(&dir).contains("bytes, the manifest says"), "{}", open(&dir));
 
     let dir = sample();
     let text = std::fs::read_to_string(dir.path().join("manifest.json")).unwrap();
-    std::fs::write(
-        dir.path().join("manifest.json"),
-        text.replace("\"format_version\": 1", "\"format_version\": 9"),
-    )
-    .unwrap();
+    std::fs::write(dir.path().join("manifest.json"), text.replace("\"format_version\": 1", "\"format_version\": 9")).unwrap();
     assert!(open(&dir).contains("format_version is 9"));
 
     let dir = sample();
-    std::fs::write(
-        dir.path().join("manifest.json"),
-        text.replace("train-00000.arrow", "../train-00000.arrow"),
-    )
-    .unwrap();
+    std::fs::write(dir.path().join("manifest.json"), text.replace("train-00000.arrow", "../train-00000.arrow")).unwrap();
     assert!(open(&dir).contains("own folder"));
 
     let dir = sample();
-    std::fs::write(
-        dir.path().join("manifest.json"),
-        text.replace("\"seq_len\": 64", "\"seq_len\": 128"),
-    )
-    .unwrap();
+    std::fs::write(dir.path().join("manifest.json"), text.replace("\"seq_len\": 64", "\"seq_len\": 128")).unwrap();
     assert!(open(&dir).contains("column 0"), "{}", open(&dir));
 
     let dir = sample();
-    std::fs::write(
-        dir.path().join("manifest.json"),
-        text.replace("\"rows\": 2", "\"rows\": 3"),
-    )
-    .unwrap();
+    std::fs::write(dir.path().join("manifest.json"), text.replace("\"rows\": 2", "\"rows\": 3")).unwrap();
     assert!(open(&dir).contains("2 rows, the manifest says 3"));
 
     // Same length, other content: found by verify's hashes.
@@ -202,10 +162,7 @@ fn damage_is_refused() {
     changed[at] ^= 1;
     std::fs::write(file(&dir), changed).unwrap();
     if let Ok(ds) = Dataset::open(dir.path()) {
-        assert!(matches!(
-            verify::check_dataset(&ds),
-            Err(Error::FileHash { .. })
-        ));
+        assert!(matches!(verify::check_dataset(&ds), Err(Error::FileHash { .. })));
     }
 }
 
@@ -222,8 +179,7 @@ fn no_byte_makes_it_panic() {
             std::fs::write(&path, &changed).unwrap();
             if let Ok(ds) = Dataset::open(dir.path()) {
                 for row in ds.split(Split::Eval).iter().flatten() {
-                    let _ =
-                        verify::check_row(row.input_ids, row.labels, &row.documents, ds.manifest());
+                    let _ = verify::check_row(row.input_ids, row.labels, &row.documents, ds.manifest());
                 }
             }
         }

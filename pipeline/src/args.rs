@@ -16,7 +16,8 @@ pub struct Cli {
     pub build: Build,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 the call or a recipe is wrong, 130 interrupted (run the same command again to go on).";
+const EXIT_CODES: &str =
+    "Exit codes: 0 done, 1 failed, 2 the call or a recipe is wrong, 130 interrupted (run the same command again to go on).";
 
 /// Other things to do.
 #[derive(Subcommand, Debug)]
@@ -310,12 +311,7 @@ pub struct Bench {
 #[derive(Args, Debug)]
 pub struct Render {
     /// Tokenizer folder.
-    #[arg(
-        long,
-        value_name = "DIR",
-        conflicts_with = "template",
-        required_unless_present = "template"
-    )]
+    #[arg(long, value_name = "DIR", conflicts_with = "template", required_unless_present = "template")]
     pub tokenizer: Option<PathBuf>,
     /// A Jinja file, chatml or llama3.
     #[arg(long, value_name = "NAME|FILE")]

@@ -25,13 +25,7 @@ pub struct Grid {
 impl Grid {
     /// Pads `ids[from..]` and its labels in place; `response` is where the last turn starts, counted from `from`. Gives the
     /// number of tokens that had to be cut off for the padding to fit the row (only under `response`).
-    pub fn pad(
-        &self,
-        ids: &mut Vec<i32>,
-        labels: &mut Vec<i32>,
-        from: usize,
-        response: usize,
-    ) -> usize {
+    pub fn pad(&self, ids: &mut Vec<i32>, labels: &mut Vec<i32>, from: usize, response: usize) -> usize {
         let d = self.bd_size;
         let mut cut = 0;
         let mut n = ids.len() - from;
@@ -50,11 +44,7 @@ impl Grid {
             n = response + padded;
             labels.resize(from + n, IGNORE);
         }
-        let fill = if self.alignment == Alignment::Response {
-            self.pad_id
-        } else {
-            self.fill_id
-        };
+        let fill = if self.alignment == Alignment::Response { self.pad_id } else { self.fill_id };
         let whole = n.div_ceil(d) * d;
         ids.resize(from + whole, fill);
         labels.resize(from + whole, IGNORE);

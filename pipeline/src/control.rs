@@ -64,22 +64,10 @@ impl ControlText {
     }
 
     /// [`new`](Self::new), looking out for `triggers` too.
-    pub fn with_triggers(
-        added: &[AddedToken],
-        eos: Option<&str>,
-        triggers: &[String],
-    ) -> Result<Self> {
-        let wanted = |t: &&AddedToken| {
-            (t.special || Some(t.content.as_str()) == eos) && !t.content.is_empty()
-        };
-        let tokens: Vec<(String, i32)> = added
-            .iter()
-            .filter(wanted)
-            .map(|t| (t.content.clone(), t.id as i32))
-            .collect();
-        let failed = |e: aho_corasick::BuildError| {
-            Error::Internal(format!("searching for control tokens: {e}"))
-        };
+    pub fn with_triggers(added: &[AddedToken], eos: Option<&str>, triggers: &[String]) -> Result<Self> {
+        let wanted = |t: &&AddedToken| (t.special || Some(t.content.as_str()) == eos) && !t.content.is_empty();
+        let tokens: Vec<(String, i32)> = added.iter().filter(wanted).map(|t| (t.content.clone(), t.id as i32)).collect();
+        let failed = |e: aho_corasick::BuildError| Error::Internal(format!("searching for control tokens: {e}"));
         let mut patterns: Vec<&[u8]> = tokens.iter().map(|(s, _)| s.as_bytes()).collect();
         let finder = AhoCorasick::builder()
             .match_kind(MatchKind::LeftmostLongest)
@@ -88,17 +76,9 @@ impl ControlText {
             .map_err(failed)?;
         patterns.extend(triggers.iter().map(String::as_bytes));
         patterns.push(&[0xEF, 0xB7]);
-        let looker = AhoCorasick::builder()
-            .match_kind(MatchKind::Standard)
-            .kind(Some(AhoCorasickKind::DFA))
-            .build(&patterns)
-            .map_err(failed)?;
-        Ok(ControlText {
-            finder,
-            looker,
-            tokens,
-            triggers: triggers.len(),
-        })
+        let looker =
+            AhoCorasick::builder().match_kind(MatchKind::Standard).kind(Some(AhoCorasickKind::DFA)).build(&patterns).map_err(failed)?;
+        Ok(ControlText { finder, looker, tokens, triggers: triggers.len() })
     }
 
     /// The tokens and their ids.
@@ -118,11 +98,7 @@ impl ControlText {
                 found.control = true;
             } else if k < self.tokens.len() + self.triggers {
                 found.trigger = true;
-            } else if text
-                .as_bytes()
-                .get(m.end())
-                .is_some_and(|b| (0x90..=0xAF).contains(b))
-            {
+            } else if text.as_bytes().get(m.end()).is_some_and(|b| (0x90..=0xAF).contains(b)) {
                 found.reserved = true;
             }
         }
@@ -177,9 +153,7 @@ impl ControlText {
         while let Some(at) = rest.find(OPEN) {
             out.push_str(&rest[..at]);
             let after = &rest[at + OPEN.len_utf8()..];
-            match read_mark(after, CLOSE)
-                .and_then(|(n, tail)| self.tokens.get(n).map(|t| (t, tail)))
-            {
+            match read_mark(after, CLOSE).and_then(|(n, tail)| self.tokens.get(n).map(|t| (t, tail))) {
                 Some(((token, _), tail)) => {
                     out.push_str(token);
                     rest = tail;
@@ -195,10 +169,7 @@ impl ControlText {
     }
 
     /// Splits text at control tokens: (text between, id and length of the token after it).
-    pub fn split<'a>(
-        &'a self,
-        text: &'a str,
-    ) -> impl Iterator<Item = (&'a str, Option<(i32, usize)>)> + 'a {
+    pub fn split<'a>(&'a self, text: &'a str) -> impl Iterator<Item = (&'a str, Option<(i32, usize)>)> + 'a {
         let mut rest = Some(text);
         std::iter::from_fn(move || {
             let text = rest.take()?;
@@ -219,57 +190,23 @@ mod tests {
     use proptest::prelude::*;
 
     fn control() -> ControlText {
-        let t = |content: &str, id, special| AddedToken {
-            content: content.to_string(),
-            id,
-            special,
-        };
-        ControlText::new(
-            &[
-                t("<|a|>", 1, true),
-                t("<|ab|>", 2, true),
-                t("<think>", 3, false),
-                t("</s>", 4, false),
-            ],
-            Some("</s>"),
-        )
-        .unwrap()
+        let t = |content: &str, id, special| AddedToken { content: content.to_string(), id, special };
+        ControlText::new(&[t("<|a|>", 1, true), t("<|ab|>", 2, true), t("<think>", 3, false), t("</s>", 4, false)], Some("</s>")).unwrap()
     }
 
     #[test]
     fn finds_what_controls() {
         let c = control();
-        let (nothing, control) = (
-            Found::default(),
-            Found {
-                control: true,
-                ..Default::default()
-            },
-        );
+        let (nothing, control) = (Found::default(), Found { control: true, ..Default::default() });
         assert_eq!(look(&c, "plain <think> <|x|>"), nothing);
         assert_eq!(look(&c, "x<|ab|>"), control);
         assert_eq!(look(&c, "</s>"), control);
-        assert_eq!(
-            look(&c, "a\u{FDD0}"),
-            Found {
-                reserved: true,
-                ..Default::default()
-            }
-        );
+        assert_eq!(look(&c, "a\u{FDD0}"), Found { reserved: true, ..Default::default() });
         assert_eq!(look(&c, "a\u{FDCF}\u{FDF0}"), nothing);
         let parts: Vec<_> = c.split("x<|a|>y</s>").collect();
-        assert_eq!(
-            parts,
-            [("x", Some((1, 5))), ("y", Some((4, 4))), ("", None)]
-        );
+        assert_eq!(parts, [("x", Some((1, 5))), ("y", Some((4, 4))), ("", None)]);
         let c = ControlText::with_triggers(&[], None, &["</think>".to_string()]).unwrap();
-        assert_eq!(
-            look(&c, "a</think>"),
-            Found {
-                trigger: true,
-                ..Default::default()
-            }
-        );
+        assert_eq!(look(&c, "a</think>"), Found { trigger: true, ..Default::default() });
     }
 
     fn look(c: &ControlText, text: &str) -> Found {

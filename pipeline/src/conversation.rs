@@ -142,11 +142,7 @@ pub struct Message {
 impl Message {
     /// A plain message.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Message {
-            role: role.into(),
-            content: content.into(),
-            ..Default::default()
-        }
+        Message { role: role.into(), content: content.into(), ..Default::default() }
     }
     /// Whether the assistant speaks.
     pub fn is_assistant(&self) -> bool {
@@ -178,10 +174,7 @@ pub fn fingerprint(c: &Conversation) -> u128 {
         }
     }
     let digest = h.finalize();
-    digest
-        .iter()
-        .take(16)
-        .fold(0, |n, b| (n << 8) | u128::from(*b))
+    digest.iter().take(16).fold(0, |n, b| (n << 8) | u128::from(*b))
 }
 
 type Row = Map<String, Value>;
@@ -201,9 +194,7 @@ pub fn from_row(mut row: Row) -> (Option<String>, Option<String>, Result<Convers
 fn read(mut row: Row) -> Result<Conversation, Drop> {
     let messages = messages(&mut row)?;
     let tools = match row.remove("tools") {
-        Some(Value::String(s)) if !s.trim().is_empty() => {
-            Some(serde_json::from_str(&s).map_err(|_| Drop::BadJson)?)
-        }
+        Some(Value::String(s)) if !s.trim().is_empty() => Some(serde_json::from_str(&s).map_err(|_| Drop::BadJson)?),
         Some(v @ Value::Array(_)) => Some(v),
         _ => None,
     };
@@ -236,25 +227,15 @@ fn messages(row: &mut Row) -> Result<Vec<Message>, Drop> {
         };
         let mut out = Vec::with_capacity(3);
         system_prompt(row, &mut out)?;
-        let user = if input.trim().is_empty() {
-            instruction
-        } else {
-            format!("{instruction}\n\n{input}")
-        };
+        let user = if input.trim().is_empty() { instruction } else { format!("{instruction}\n\n{input}") };
         out.push(Message::new("user", user));
         out.push(Message::new("assistant", take_text(row, "output")?));
         return Ok(out);
     }
-    for (prompt, answers) in [
-        ("input", &["output"][..]),
-        ("prompt", &["completion", "response", "chosen"][..]),
-        ("question", &["answer", "response"][..]),
-    ] {
-        let Some(answer) = answers
-            .iter()
-            .find(|a| row.contains_key(**a))
-            .filter(|_| row.contains_key(prompt))
-        else {
+    for (prompt, answers) in
+        [("input", &["output"][..]), ("prompt", &["completion", "response", "chosen"][..]), ("question", &["answer", "response"][..])]
+    {
+        let Some(answer) = answers.iter().find(|a| row.contains_key(**a)).filter(|_| row.contains_key(prompt)) else {
             continue;
         };
         let mut out = Vec::with_capacity(4);
@@ -310,19 +291,13 @@ fn take_text(row: &mut Row, key: &str) -> Result<String, Drop> {
 /// One message of a list, in OpenAI's or ShareGPT's keys.
 fn message(v: Value) -> Result<Message, Drop> {
     let Value::Object(mut m) = v else {
-        return Err(if v.is_null() {
-            Drop::NullContent
-        } else {
-            Drop::UnknownShape
-        });
+        return Err(if v.is_null() { Drop::NullContent } else { Drop::UnknownShape });
     };
     let role = match m.remove("role").or_else(|| m.remove("from")) {
         Some(Value::String(s)) => s,
         _ => return Err(Drop::UnknownRole),
     };
-    let mut tool_calls = m
-        .remove("tool_calls")
-        .filter(|t| t.as_array().is_some_and(|a| !a.is_empty()));
+    let mut tool_calls = m.remove("tool_calls").filter(|t| t.as_array().is_some_and(|a| !a.is_empty()));
     let content = m.remove("content").or_else(|| m.remove("value"));
     let mut content = match content {
         Some(Value::String(s)) => s,
@@ -339,11 +314,7 @@ fn message(v: Value) -> Result<Message, Drop> {
         "function_call" | "tool_call" => {
             // ShareGPT: the call as JSON text.
             let call: Value = serde_json::from_str(&content).map_err(|_| Drop::BadJson)?;
-            let calls = if call.is_array() {
-                call
-            } else {
-                Value::Array(vec![call])
-            };
+            let calls = if call.is_array() { call } else { Value::Array(vec![call]) };
             tool_calls = Some(calls);
             content.clear();
             "assistant".to_string()
@@ -354,20 +325,10 @@ fn message(v: Value) -> Result<Message, Drop> {
         && role == "assistant"
         && !thought.is_empty()
     {
-        content = format!(
-            "<think>\n{}\n</think>\n\n{}",
-            thought.trim_matches('\n'),
-            content.trim_start_matches('\n')
-        );
+        content = format!("<think>\n{}\n</think>\n\n{}", thought.trim_matches('\n'), content.trim_start_matches('\n'));
     }
     let mut text = |k: &str| m.remove(k).and_then(|v| v.as_str().map(String::from));
-    Ok(Message {
-        role,
-        content,
-        tool_calls,
-        tool_call_id: text("tool_call_id"),
-        name: text("name"),
-    })
+    Ok(Message { role, content, tool_calls, tool_call_id: text("tool_call_id"), name: text("name") })
 }
 
 /// The text of a content list of `{"type": "text", "text": …}` parts.
@@ -377,9 +338,7 @@ fn text_of_parts(parts: Vec<Value>) -> Result<String, Drop> {
         match p {
             Value::String(s) => out.push_str(&s),
             Value::Object(mut o) => match o.remove("text") {
-                Some(Value::String(s)) if o.get("type").is_none_or(|t| t == "text") => {
-                    out.push_str(&s)
-                }
+                Some(Value::String(s)) if o.get("type").is_none_or(|t| t == "text") => out.push_str(&s),
                 _ => return Err(Drop::NonTextContent),
             },
             _ => return Err(Drop::NonTextContent),
@@ -390,16 +349,9 @@ fn text_of_parts(parts: Vec<Value>) -> Result<String, Drop> {
 
 fn validate(messages: &[Message]) -> Result<(), Drop> {
     let Some(last) = messages.iter().rposition(Message::is_assistant) else {
-        return Err(if messages.is_empty() {
-            Drop::NoPrompt
-        } else {
-            Drop::NoAssistant
-        });
+        return Err(if messages.is_empty() { Drop::NoPrompt } else { Drop::NoAssistant });
     };
-    if !messages
-        .iter()
-        .any(|m| m.role != "system" && m.role != "assistant")
-    {
+    if !messages.iter().any(|m| m.role != "system" && m.role != "assistant") {
         return Err(Drop::NoPrompt);
     }
     if messages[last].content.is_empty() && messages[last].tool_calls.is_none() {
@@ -420,17 +372,10 @@ mod tests {
         }
     }
     fn talk(v: Value) -> Vec<(String, String)> {
-        read(v)
-            .unwrap()
-            .messages
-            .into_iter()
-            .map(|m| (m.role, m.content))
-            .collect()
+        read(v).unwrap().messages.into_iter().map(|m| (m.role, m.content)).collect()
     }
     fn pairs(v: &[(&str, &str)]) -> Vec<(String, String)> {
-        v.iter()
-            .map(|(a, b)| (a.to_string(), b.to_string()))
-            .collect()
+        v.iter().map(|(a, b)| (a.to_string(), b.to_string())).collect()
     }
 
     #[test]
@@ -449,10 +394,7 @@ mod tests {
         ] {
             assert_eq!(talk(v.clone()), want, "{v}");
         }
-        assert_eq!(
-            talk(json!({"instruction": "q", "input": "i", "output": "a"}))[0].1,
-            "q\n\ni"
-        );
+        assert_eq!(talk(json!({"instruction": "q", "input": "i", "output": "a"}))[0].1, "q\n\ni");
     }
 
     #[test]
@@ -462,29 +404,17 @@ mod tests {
             (json!({"text": "x"}), Drop::UnknownShape),
             (json!({"input": null, "output": "a"}), Drop::NoPrompt),
             (json!({"input": [], "output": "a"}), Drop::NoPrompt),
-            (
-                json!({"input": [{"role": "user", "content": null}], "output": "a"}),
-                Drop::NullContent,
-            ),
+            (json!({"input": [{"role": "user", "content": null}], "output": "a"}), Drop::NullContent),
             (json!({"input": "q", "output": null}), Drop::NullContent),
             (json!({"input": "q", "output": ""}), Drop::EmptyResponse),
             (json!({"input": "q", "output": 3}), Drop::NonTextContent),
-            (
-                json!({"messages": [{"role": "user", "content": "q"}]}),
-                Drop::NoAssistant,
-            ),
-            (
-                json!({"messages": [{"role": "wizard", "content": "q"}, {"role": "assistant", "content": "a"}]}),
-                Drop::UnknownRole,
-            ),
+            (json!({"messages": [{"role": "user", "content": "q"}]}), Drop::NoAssistant),
+            (json!({"messages": [{"role": "wizard", "content": "q"}, {"role": "assistant", "content": "a"}]}), Drop::UnknownRole),
             (
                 json!({"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "a"}]}),
                 Drop::NonTextContent,
             ),
-            (
-                json!({"messages": [{"role": "assistant", "content": "a"}]}),
-                Drop::NoPrompt,
-            ),
+            (json!({"messages": [{"role": "assistant", "content": "a"}]}), Drop::NoPrompt),
             (json!({"messages": null}), Drop::NoPrompt),
         ] {
             assert_eq!(read(v.clone()).unwrap_err(), why, "{v}");

@@ -72,16 +72,9 @@ pub enum Error {
 
 impl Error {
     /// An I/O error with its verb and path.
-    pub fn io(
-        action: &'static str,
-        path: impl Into<PathBuf>,
-    ) -> impl FnOnce(std::io::Error) -> Error {
+    pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.into();
-        move |source| Error::Io {
-            action,
-            path,
-            source,
-        }
+        move |source| Error::Io { action, path, source }
     }
     /// The process exit code for this error.
     pub fn exit_code(&self) -> u8 {

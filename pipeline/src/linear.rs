@@ -87,10 +87,7 @@ pub fn probe(template: &ChatTemplate, fill: &mut Fill) -> Option<Linear> {
         &["system", "user", "assistant", "user", "assistant"],
     ];
     // A template may refuse a shape (no system turn, say); it then refuses every row of that shape, and the skeleton shows it.
-    let shapes: Vec<&[&str]> = shapes
-        .into_iter()
-        .filter(|s| fill(&talk(s, |_| "x".to_string())).is_some())
-        .collect();
+    let shapes: Vec<&[&str]> = shapes.into_iter().filter(|s| fill(&talk(s, |_| "x".to_string())).is_some()).collect();
     if shapes.is_empty() {
         return None;
     }
@@ -125,48 +122,22 @@ pub fn probe(template: &ChatTemplate, fill: &mut Fill) -> Option<Linear> {
         return None;
     }
     let mut out = Linear::default();
-    for p in [
-        " x",
-        "x ",
-        "\nx",
-        "x\n",
-        "\n\n x",
-        "\tx\t",
-        "\r\nx\r\n",
-        "\u{a0}x\u{a0}",
-        "\u{1c}x\u{1c}",
-        " ",
-        "\n",
-    ] {
+    for p in [" x", "x ", "\nx", "x\n", "\n\n x", "\tx\t", "\r\nx\r\n", "\u{a0}x\u{a0}", "\u{1c}x\u{1c}", " ", "\n"] {
         out.edge_space |= !holds(&|_| p.to_string())
             || !holds(&|k| {
-                if k % 2 == 1 {
-                    p.to_string()
-                } else {
-                    "x".to_string()
-                }
+                if k % 2 == 1 { p.to_string() } else { "x".to_string() }
             });
     }
     let mut calm: Vec<&str> = Vec::new();
     for (l, statement) in &literals {
         let l = l.trim();
-        let forms = [
-            format!("a {l} b"),
-            format!("{l}b"),
-            format!("a{l}"),
-            l.to_string(),
-            format!("{l}\nb\n{l}"),
-        ];
+        let forms = [format!("a {l} b"), format!("{l}b"), format!("a{l}"), l.to_string(), format!("{l}\nb\n{l}")];
         let everywhere = forms.iter().all(|f| holds(&|_| f.clone()));
         let somewhere = everywhere
             && (0..5).all(|only| {
                 [&forms[0], &forms[3]].iter().all(|f| {
                     holds(&|k| {
-                        if k == only {
-                            f.to_string()
-                        } else {
-                            "x".to_string()
-                        }
+                        if k == only { f.to_string() } else { "x".to_string() }
                     })
                 })
             });
@@ -182,11 +153,7 @@ pub fn probe(template: &ChatTemplate, fill: &mut Fill) -> Option<Linear> {
             let both = format!("{a}x{b}");
             if !holds(&|_| both.clone())
                 || !holds(&|k| {
-                    if k % 2 == 0 {
-                        a.to_string()
-                    } else {
-                        b.to_string()
-                    }
+                    if k % 2 == 0 { a.to_string() } else { b.to_string() }
                 })
             {
                 pairs.extend([a.to_string(), b.to_string()]);
@@ -200,11 +167,7 @@ pub fn probe(template: &ChatTemplate, fill: &mut Fill) -> Option<Linear> {
 }
 
 fn talk(roles: &[&str], content: impl Fn(usize) -> String) -> Vec<Message> {
-    roles
-        .iter()
-        .enumerate()
-        .map(|(k, r)| Message::new(*r, content(k)))
-        .collect()
+    roles.iter().enumerate().map(|(k, r)| Message::new(*r, content(k))).collect()
 }
 
 #[cfg(test)]
@@ -213,15 +176,7 @@ mod tests {
 
     #[test]
     fn finds_literals() {
-        let got =
-            literals("{% if m == 'a\\n' and \"b'\" in m %}'no'{{ '<x>' + \"a\\n\" }}{# 'no' #}");
-        assert_eq!(
-            got,
-            [
-                ("a\n".to_string(), true),
-                ("b'".to_string(), true),
-                ("<x>".to_string(), false)
-            ]
-        );
+        let got = literals("{% if m == 'a\\n' and \"b'\" in m %}'no'{{ '<x>' + \"a\\n\" }}{# 'no' #}");
+        assert_eq!(got, [("a\n".to_string(), true), ("b'".to_string(), true), ("<x>".to_string(), false)]);
     }
 }

@@ -40,7 +40,8 @@ impl Mixture {
         if r.phases.is_empty() {
             return Ok(Mixture { phases: vec![(u64::MAX, r.sources.iter().map(|s| s.weight).collect())], caps, stop });
         }
-        let total = max_tokens.ok_or_else(|| crate::Error::Usage(format!("recipe {} has phases, which are shares of a total: give --max-tokens", r.name)))?;
+        let total = max_tokens
+            .ok_or_else(|| crate::Error::Usage(format!("recipe {} has phases, which are shares of a total: give --max-tokens", r.name)))?;
         let mut end = 0.0;
         let phases = r.phases.iter().map(|p| {
             end += p.tokens;

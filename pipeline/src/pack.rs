@@ -82,11 +82,7 @@ impl Packer {
         self.number += 1;
         self.waiting[ids.len() / self.bd_size].push_back(w);
         self.count += 1;
-        if self.count > self.window {
-            self.emit(&mut done)
-        } else {
-            Ok(())
-        }
+        if self.count > self.window { self.emit(&mut done) } else { Ok(()) }
     }
 
     fn emit<E>(&mut self, done: &mut impl FnMut(&PackedRow) -> Result<(), E>) -> Result<(), E> {
@@ -95,13 +91,7 @@ impl Packer {
         };
         let mut free: Vec<usize> = self.waiting.iter().map(VecDeque::len).collect();
         free[largest] -= 1;
-        let mut search = Search {
-            free,
-            steps: SEARCH,
-            used: Vec::new(),
-            best: Vec::new(),
-            left: usize::MAX,
-        };
+        let mut search = Search { free, steps: SEARCH, used: Vec::new(), best: Vec::new(), left: usize::MAX };
         let rest = self.waiting.len() - 1 - largest;
         search.run(rest, rest);
         let row = &mut self.row;
@@ -112,11 +102,7 @@ impl Packer {
             let Some(w) = self.waiting[class].pop_front() else {
                 continue;
             };
-            row.documents.push(Document {
-                start: row.ids.len(),
-                length: w.ids.len(),
-                source: w.source,
-            });
+            row.documents.push(Document { start: row.ids.len(), length: w.ids.len(), source: w.source });
             row.ids.extend_from_slice(&w.ids);
             row.labels.extend_from_slice(&w.labels);
             self.spare.push(w);
@@ -128,10 +114,7 @@ impl Packer {
     }
 
     /// Makes rows of all that waits.
-    pub fn finish<E>(
-        &mut self,
-        mut done: impl FnMut(&PackedRow) -> Result<(), E>,
-    ) -> Result<(), E> {
+    pub fn finish<E>(&mut self, mut done: impl FnMut(&PackedRow) -> Result<(), E>) -> Result<(), E> {
         while self.count > 0 {
             self.emit(&mut done)?;
         }
@@ -251,9 +234,7 @@ mod tests {
     #[test]
     fn fills_well() {
         // Sizes 1..4 of 4 blocks, drawn evenly: the fullest possible is 1.0.
-        let lengths: Vec<usize> = (0..10_000u64)
-            .map(|i| 1 + (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 62) as usize)
-            .collect();
+        let lengths: Vec<usize> = (0..10_000u64).map(|i| 1 + (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 62) as usize).collect();
         let rows = pack(&lengths, 64, None);
         let fill = lengths.iter().sum::<usize>() as f64 / (rows.len() * 4) as f64;
         assert!(fill > 0.99, "{fill}");

@@ -62,18 +62,11 @@ pub struct Plan {
 
 /// The choices typed.
 pub fn settings(b: &Build) -> Result<Settings> {
-    let shard = match b
-        .shard
-        .as_deref()
-        .map(|s| s.split_once('/').map(|(i, n)| (i.parse(), n.parse())))
-    {
+    let shard = match b.shard.as_deref().map(|s| s.split_once('/').map(|(i, n)| (i.parse(), n.parse()))) {
         None => None,
         Some(Some((Ok(i), Ok(n)))) => Some((i, n)),
         Some(_) => {
-            return Err(Error::Usage(format!(
-                "--shard {:?}: expected I/N, for example 0/4",
-                b.shard.as_deref().unwrap_or("")
-            )));
+            return Err(Error::Usage(format!("--shard {:?}: expected I/N, for example 0/4", b.shard.as_deref().unwrap_or(""))));
         }
     };
     let s = Settings {
@@ -107,11 +100,7 @@ pub fn settings(b: &Build) -> Result<Settings> {
 pub fn time(text: Option<&str>) -> Result<jiff::civil::DateTime> {
     match text {
         None => Ok(template::default_now()),
-        Some(t) => t.parse().map_err(|e| {
-            Error::Usage(format!(
-                "--now {t:?}: expected a time like 2025-07-10T12:00:00 ({e})"
-            ))
-        }),
+        Some(t) => t.parse().map_err(|e| Error::Usage(format!("--now {t:?}: expected a time like 2025-07-10T12:00:00 ({e})"))),
     }
 }
 
@@ -127,10 +116,7 @@ pub fn plan(b: &Build) -> Result<Plan> {
         Some(r) => Mixture::new(r, settings.max_tokens)?,
         None => Mixture::single(),
     };
-    let dir = b
-        .tokenizer
-        .as_deref()
-        .ok_or_else(|| Error::Usage("no --tokenizer".to_string()))?;
+    let dir = b.tokenizer.as_deref().ok_or_else(|| Error::Usage("no --tokenizer".to_string()))?;
     let found = inputs::find(b, recipe.as_ref())?;
     let (inputs, streams) = (found.files, found.streams);
     let now = time(Some(&settings.now))?;
@@ -141,45 +127,20 @@ pub fn plan(b: &Build) -> Result<Plan> {
         None => ChatTemplate::load_at(dir, now)?,
     };
     let mask_id = tok.ensure_token(&settings.mask_token)?;
-    let bad = |reason: String| Error::Tokenizer {
-        path: dir.to_path_buf(),
-        reason,
-    };
+    let bad = |reason: String| Error::Tokenizer { path: dir.to_path_buf(), reason };
     let known = |t: &str| tok.added_tokens().iter().any(|a| a.content == t);
-    let eos = specials
-        .get("eos_token")
-        .cloned()
-        .or_else(|| template.special("eos_token").map(String::from));
-    let eos = eos.or_else(|| {
-        ["<|im_end|>", "<|eot_id|>", "<|endoftext|>", "</s>"]
-            .iter()
-            .find(|t| known(t))
-            .map(|t| t.to_string())
-    });
-    let eos = eos.ok_or_else(|| {
-        bad("names no eos_token; add one to its tokenizer_config.json".to_string())
-    })?;
+    let eos = specials.get("eos_token").cloned().or_else(|| template.special("eos_token").map(String::from));
+    let eos = eos.or_else(|| ["<|im_end|>", "<|eot_id|>", "<|endoftext|>", "</s>"].iter().find(|t| known(t)).map(|t| t.to_string()));
+    let eos = eos.ok_or_else(|| bad("names no eos_token; add one to its tokenizer_config.json".to_string()))?;
     let pad = specials.get("pad_token").cloned();
-    let pad = pad.or_else(|| {
-        ["<|endoftext|>", "<|finetune_right_pad_id|>", "<pad>"]
-            .iter()
-            .find(|t| known(t))
-            .map(|t| t.to_string())
-    });
-    let pad = pad
-        .filter(|p| *p != settings.mask_token)
-        .unwrap_or_else(|| eos.clone());
+    let pad = pad.or_else(|| ["<|endoftext|>", "<|finetune_right_pad_id|>", "<pad>"].iter().find(|t| known(t)).map(|t| t.to_string()));
+    let pad = pad.filter(|p| *p != settings.mask_token).unwrap_or_else(|| eos.clone());
     specials.insert("eos_token".to_string(), eos.clone());
     specials.insert("pad_token".to_string(), pad.clone());
     let mut control = ControlText::new(tok.added_tokens(), Some(&eos))?;
     let mut linear = None;
     if b.render == RenderArg::Auto && !template.has_generation() {
-        let mut spans = SpanFinder::new(
-            &template,
-            &control,
-            settings.special_text,
-            settings.lost_text,
-        );
+        let mut spans = SpanFinder::new(&template, &control, settings.special_text, settings.lost_text);
         linear = linear::probe(&template, &mut |m| spans.fill(m));
     }
     if let Some(l) = &linear {
@@ -187,18 +148,11 @@ pub fn plan(b: &Build) -> Result<Plan> {
     }
     let tokenizer = match b.engine {
         EngineArg::Auto => tok.choose(&sample(&inputs, &template, &control, &settings))?,
-        EngineArg::Fast => tok.fast().map_err(|e| {
-            bad(format!(
-                "the fast engine refuses it: {e}; use --engine auto"
-            ))
-        })?,
+        EngineArg::Fast => tok.fast().map_err(|e| bad(format!("the fast engine refuses it: {e}; use --engine auto")))?,
         EngineArg::Stable => tok.stable("stable (tokenizers 0.23.2), as asked".to_string())?,
     };
     let id = |what: &str, token: &str| {
-        tokenizer
-            .id_of(token)
-            .map(|i| i as i32)
-            .ok_or_else(|| bad(format!("has no token {token:?}, which it names as {what}")))
+        tokenizer.id_of(token).map(|i| i as i32).ok_or_else(|| bad(format!("has no token {token:?}, which it names as {what}")))
     };
     let mut m = Manifest::new(
         settings.seq_len,
@@ -211,13 +165,7 @@ pub fn plan(b: &Build) -> Result<Plan> {
     m.mask_token = settings.mask_token.clone();
     m.pad_token = pad;
     m.eos_token = eos;
-    m.end_of_turn_ids = SpanFinder::new(
-        &template,
-        &control,
-        settings.special_text,
-        settings.lost_text,
-    )
-    .end_of_turn_ids();
+    m.end_of_turn_ids = SpanFinder::new(&template, &control, settings.special_text, settings.lost_text).end_of_turn_ids();
     if !m.end_of_turn_ids.contains(&m.eos_token_id) {
         m.end_of_turn_ids.push(m.eos_token_id);
     }
@@ -226,10 +174,7 @@ pub fn plan(b: &Build) -> Result<Plan> {
     m.alignment = settings.alignment;
     m.loss_on = settings.loss_on;
     m.over_long = settings.over_long.name().to_string();
-    m.special_text = serde_json::to_value(settings.special_text)
-        .ok()
-        .and_then(|v| v.as_str().map(String::from))
-        .unwrap_or_default();
+    m.special_text = serde_json::to_value(settings.special_text).ok().and_then(|v| v.as_str().map(String::from)).unwrap_or_default();
     m.tokenizer_sha256 = sha256(tokenizer.json().as_bytes());
     m.template_sha256 = sha256(template.source().as_bytes());
     m.template_source = template.origin().to_string();
@@ -240,43 +185,14 @@ pub fn plan(b: &Build) -> Result<Plan> {
     m.seed = settings.seed;
     m.sources.clear();
     let files: Vec<Value> = inputs.iter().map(|i| json!([i.name, i.bytes])).collect();
-    let identity = json!([
-        m.recipe,
-        m.tokenizer_sha256,
-        m.template_sha256,
-        m.code_version,
-        dlm_datasets::manifest::FORMAT_VERSION,
-        files
-    ]);
+    let identity = json!([m.recipe, m.tokenizer_sha256, m.template_sha256, m.code_version, dlm_datasets::manifest::FORMAT_VERSION, files]);
     m.recipe_fingerprint = sha256(identity.to_string().as_bytes());
-    let tokenizer_config = config(
-        dir,
-        &specials,
-        template.source(),
-        &settings.mask_token,
-        mask_id,
-    )?;
-    Ok(Plan {
-        settings,
-        inputs,
-        template,
-        tokenizer,
-        control,
-        linear,
-        streams,
-        mixture,
-        manifest: m,
-        tokenizer_config,
-    })
+    let tokenizer_config = config(dir, &specials, template.source(), &settings.mask_token, mask_id)?;
+    Ok(Plan { settings, inputs, template, tokenizer, control, linear, streams, mixture, manifest: m, tokenizer_config })
 }
 
 /// Rendered texts of the first rows of the inputs, for comparing engines.
-fn sample(
-    inputs: &[Input],
-    template: &ChatTemplate,
-    control: &ControlText,
-    settings: &Settings,
-) -> Vec<String> {
+fn sample(inputs: &[Input], template: &ChatTemplate, control: &ControlText, settings: &Settings) -> Vec<String> {
     let mut out: Vec<String> = TRAPS.iter().map(|t| t.to_string()).collect();
     let mut spans = SpanFinder::new(template, control, settings.special_text, settings.lost_text);
     let step = inputs.len().div_ceil(8).max(1);
@@ -304,19 +220,11 @@ fn sample(
 }
 
 /// The source's tokenizer_config.json with the template used and the mask token in it.
-fn config(
-    dir: &Path,
-    specials: &std::collections::BTreeMap<String, String>,
-    template: &str,
-    mask: &str,
-    mask_id: u32,
-) -> Result<Value> {
-    let mut v = template::read_json(&dir.join("tokenizer_config.json"))?.unwrap_or_else(|| json!({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false}));
+fn config(dir: &Path, specials: &std::collections::BTreeMap<String, String>, template: &str, mask: &str, mask_id: u32) -> Result<Value> {
+    let mut v = template::read_json(&dir.join("tokenizer_config.json"))?
+        .unwrap_or_else(|| json!({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false}));
     if !v.is_object() {
-        return Err(Error::Tokenizer {
-            path: dir.to_path_buf(),
-            reason: "its tokenizer_config.json is no JSON object".to_string(),
-        });
+        return Err(Error::Tokenizer { path: dir.to_path_buf(), reason: "its tokenizer_config.json is no JSON object".to_string() });
     }
     for (name, token) in specials {
         if v.get(name).is_none_or(Value::is_null) {
@@ -336,19 +244,9 @@ impl Plan {
     pub fn write_tokenizer(&self, out: &Path) -> Result<()> {
         let dir = out.join("tokenizer");
         std::fs::create_dir_all(&dir).map_err(Error::io("making", &dir))?;
-        write_atomic(
-            &dir.join("tokenizer.json"),
-            self.tokenizer.json().as_bytes(),
-        )?;
-        let config = serde_json::to_string_pretty(&self.tokenizer_config)
-            .map_err(|e| Error::Internal(e.to_string()))?;
-        write_atomic(
-            &dir.join("tokenizer_config.json"),
-            (config + "\n").as_bytes(),
-        )?;
-        Ok(write_atomic(
-            &dir.join("chat_template.jinja"),
-            self.template.source().as_bytes(),
-        )?)
+        write_atomic(&dir.join("tokenizer.json"), self.tokenizer.json().as_bytes())?;
+        let config = serde_json::to_string_pretty(&self.tokenizer_config).map_err(|e| Error::Internal(e.to_string()))?;
+        write_atomic(&dir.join("tokenizer_config.json"), (config + "\n").as_bytes())?;
+        Ok(write_atomic(&dir.join("chat_template.jinja"), self.template.source().as_bytes())?)
     }
 }

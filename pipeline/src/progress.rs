@@ -28,13 +28,7 @@ fn show(meter: &Meter, done: &AtomicBool) {
         let n = |a: &std::sync::atomic::AtomicU64| a.load(Ordering::Relaxed) as f64;
         let s = start.elapsed().as_secs_f64().max(1e-3);
         let (rows, tokens, bytes) = (n(&meter.rows), n(&meter.tokens), n(&meter.text_bytes));
-        format!(
-            "{} rows  {:.1} M tokens  {:.2} M tokens/s  {:.1} MB/s of text",
-            rows,
-            tokens / 1e6,
-            tokens / 1e6 / s,
-            bytes / 1e6 / s
-        )
+        format!("{} rows  {:.1} M tokens  {:.2} M tokens/s  {:.1} MB/s of text", rows, tokens / 1e6, tokens / 1e6 / s, bytes / 1e6 / s)
     };
     let terminal = std::io::stderr().is_terminal();
     let bar = terminal.then(indicatif::ProgressBar::new_spinner);

@@ -17,90 +17,49 @@ pub const GENERATION_END: char = '\u{FDED}';
 pub const MARK_VARIABLE: &str = "__dlm_mark_generation";
 
 /// An environment with one template, `chat`, in it. `now` is what `strftime_now` tells.
-pub fn environment(
-    source: &str,
-    now: jiff::civil::DateTime,
-) -> Result<Environment<'static>, Error> {
+pub fn environment(source: &str, now: jiff::civil::DateTime) -> Result<Environment<'static>, Error> {
     let mut env = Environment::new();
-    env.set_syntax(
-        SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build()?,
-    );
+    env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     env.set_auto_escape_callback(|_| AutoEscape::None);
     env.set_unknown_method_callback(method);
-    env.add_function(
-        "raise_exception",
-        |message: String| -> Result<Value, Error> {
-            Err(Error::new(
-                ErrorKind::InvalidOperation,
-                format!("the template raises: {message}"),
-            ))
-        },
-    );
-    env.add_function(
-        "strftime_now",
-        move |format: String| -> Result<String, Error> {
-            jiff::fmt::strtime::format(&format, now).map_err(|e| {
-                Error::new(
-                    ErrorKind::InvalidOperation,
-                    format!("strftime_now({format:?}): {e}"),
-                )
-            })
-        },
-    );
-    env.add_function(
-        "__generation",
-        |state: &mut State, _positional: Rest<Value>, kwargs: Kwargs| -> Result<Value, Error> {
-            let caller: Value = kwargs.get("caller")?;
-            let inner = caller.call(state, &[])?;
-            match state.lookup(MARK_VARIABLE) {
-                Some(v) if v.is_true() => Ok(Value::from(format!(
-                    "{GENERATION_START}{inner}{GENERATION_END}"
-                ))),
-                _ => Ok(inner),
-            }
-        },
-    );
+    env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, format!("the template raises: {message}")))
+    });
+    env.add_function("strftime_now", move |format: String| -> Result<String, Error> {
+        jiff::fmt::strtime::format(&format, now)
+            .map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("strftime_now({format:?}): {e}")))
+    });
+    env.add_function("__generation", |state: &mut State, _positional: Rest<Value>, kwargs: Kwargs| -> Result<Value, Error> {
+        let caller: Value = kwargs.get("caller")?;
+        let inner = caller.call(state, &[])?;
+        match state.lookup(MARK_VARIABLE) {
+            Some(v) if v.is_true() => Ok(Value::from(format!("{GENERATION_START}{inner}{GENERATION_END}"))),
+            _ => Ok(inner),
+        }
+    });
     env.add_filter("tojson", tojson);
-    env.add_filter(
-        "trim",
-        |s: Value, chars: Option<String>| -> Result<Value, Error> {
-            let text = s.to_string();
-            Ok(Value::from(match chars {
-                Some(c) => text.trim_matches(|x| c.contains(x)).to_string(),
-                None => text.trim_matches(is_space).to_string(),
-            }))
-        },
-    );
+    env.add_filter("trim", |s: Value, chars: Option<String>| -> Result<Value, Error> {
+        let text = s.to_string();
+        Ok(Value::from(match chars {
+            Some(c) => text.trim_matches(|x| c.contains(x)).to_string(),
+            None => text.trim_matches(is_space).to_string(),
+        }))
+    });
     env.add_filter("indent", indent);
     env.add_filter("string", |v: Value| -> Value {
-        if v.as_str().is_some() {
-            v
-        } else {
-            Value::from(text_of(&v))
-        }
+        if v.as_str().is_some() { v } else { Value::from(text_of(&v)) }
     });
     env.add_filter("__iter", |v: Value| -> Result<Value, Error> {
         match v.kind() {
-            ValueKind::None | ValueKind::Bool | ValueKind::Number => Err(Error::new(
-                ErrorKind::InvalidOperation,
-                format!("a value of kind {} is not iterable", v.kind()),
-            )),
+            ValueKind::None | ValueKind::Bool | ValueKind::Number => {
+                Err(Error::new(ErrorKind::InvalidOperation, format!("a value of kind {} is not iterable", v.kind())))
+            }
             _ => Ok(v),
         }
     });
-    env.add_test("iterable", |v: &Value| -> bool {
-        !matches!(
-            v.kind(),
-            ValueKind::None | ValueKind::Bool | ValueKind::Number
-        )
-    });
+    env.add_test("iterable", |v: &Value| -> bool { !matches!(v.kind(), ValueKind::None | ValueKind::Bool | ValueKind::Number) });
     env.set_formatter(|out, state, v| match v.kind() {
-        ValueKind::Number | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable
-            if has_float(v, 0) =>
-        {
+        ValueKind::Number | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable if has_float(v, 0) => {
             out.write_str(&text_of(v)).map_err(Error::from)
         }
         _ => minijinja::escape_formatter(out, state, v),
@@ -137,9 +96,7 @@ fn rewrite(template: &str) -> String {
     while let Some(at) = rest.find("{%") {
         // A comment may hold anything.
         if let Some(comment) = rest[..at].find("{#") {
-            let end = rest[comment..]
-                .find("#}")
-                .map_or(rest.len(), |n| comment + n + 2);
+            let end = rest[comment..].find("#}").map_or(rest.len(), |n| comment + n + 2);
             out.push_str(&rest[..end]);
             rest = &rest[end..];
             continue;
@@ -150,16 +107,9 @@ fn rewrite(template: &str) -> String {
         let end = at + len;
         let inner = rest.get(at + 2..end - 2).unwrap_or("");
         out.push_str(&rest[..at]);
-        let mark = |c: Option<char>| {
-            c.filter(|&c| c == '-' || c == '+')
-                .map(String::from)
-                .unwrap_or_default()
-        };
+        let mark = |c: Option<char>| c.filter(|&c| c == '-' || c == '+').map(String::from).unwrap_or_default();
         let (open, close) = (mark(inner.chars().next()), mark(inner.chars().last()));
-        let body = inner
-            .trim_start_matches(['-', '+'])
-            .trim_end_matches(['-', '+'])
-            .trim();
+        let body = inner.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
         match body {
             "generation" => out.push_str(&format!("{{%{open} call __generation() {close}%}}")),
             "endgeneration" => out.push_str(&format!("{{%{open} endcall {close}%}}")),
@@ -209,10 +159,7 @@ fn guard_for(body: &str) -> Option<String> {
                 (b')' | b']' | b'}', None) => depth -= 1,
                 (b' ' | b'\n' | b'\t', None) if depth == 0 && i >= from => {
                     let tail = body.get(i + 1..)?;
-                    if tail
-                        .strip_prefix(w)
-                        .is_some_and(|t| t.is_empty() || t.starts_with([' ', '\n', '\t', '(', '[']))
-                    {
+                    if tail.strip_prefix(w).is_some_and(|t| t.is_empty() || t.starts_with([' ', '\n', '\t', '(', '['])) {
                         return Some(i);
                     }
                 }
@@ -224,11 +171,7 @@ fn guard_for(body: &str) -> Option<String> {
     };
     let at = word("in", 0)?;
     let after = at + 3;
-    let end = [word("if", after), word("recursive", after)]
-        .into_iter()
-        .flatten()
-        .min()
-        .unwrap_or(body.len());
+    let end = [word("if", after), word("recursive", after)].into_iter().flatten().min().unwrap_or(body.len());
     let (target, iter, tail) = (body.get(..at)?, body.get(after..end)?, body.get(end..)?);
     Some(format!("{target} in ({}) | __iter{tail}", iter.trim()))
 }
@@ -245,15 +188,9 @@ fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
     let (item, key) = match separators.as_deref() {
         Some([i, k]) => (i.clone(), k.clone()),
         Some(_) => {
-            return Err(Error::new(
-                ErrorKind::InvalidOperation,
-                "separators must be a pair",
-            ));
+            return Err(Error::new(ErrorKind::InvalidOperation, "separators must be a pair"));
         }
-        None => (
-            (if indent.is_some() { "," } else { ", " }).to_string(),
-            ": ".to_string(),
-        ),
+        None => ((if indent.is_some() { "," } else { ", " }).to_string(), ": ".to_string()),
     };
     let style = Json {
         indent,
@@ -279,10 +216,7 @@ struct Json {
 impl Json {
     fn write(&self, v: &Value, level: usize, out: &mut String) -> Result<(), Error> {
         if level > 100 {
-            return Err(Error::new(
-                ErrorKind::InvalidOperation,
-                "JSON nested deeper than 100 levels",
-            ));
+            return Err(Error::new(ErrorKind::InvalidOperation, "JSON nested deeper than 100 levels"));
         }
         let line = |out: &mut String, level: usize| {
             if let Some(n) = self.indent {
@@ -333,10 +267,7 @@ impl Json {
                 out.push('}');
             }
             kind => {
-                return Err(Error::new(
-                    ErrorKind::InvalidOperation,
-                    format!("a value of kind {kind} is not JSON serializable"),
-                ));
+                return Err(Error::new(ErrorKind::InvalidOperation, format!("a value of kind {kind} is not JSON serializable")));
             }
         }
         Ok(())
@@ -374,10 +305,7 @@ fn indent(text: String, width: Option<Value>, kwargs: Kwargs) -> Result<String, 
     };
     let pad = match width {
         None => "    ".to_string(),
-        Some(w) => w.as_str().map_or_else(
-            || " ".repeat(w.as_usize().unwrap_or(4).min(1000)),
-            String::from,
-        ),
+        Some(w) => w.as_str().map_or_else(|| " ".repeat(w.as_usize().unwrap_or(4).min(1000)), String::from),
     };
     let first = kwargs.get::<Option<bool>>("first")?.unwrap_or(false);
     let blank = kwargs.get::<Option<bool>>("blank")?.unwrap_or(false);
@@ -398,12 +326,8 @@ fn indent(text: String, width: Option<Value>, kwargs: Kwargs) -> Result<String, 
 fn has_float(v: &Value, depth: usize) -> bool {
     match v.kind() {
         ValueKind::Number => !v.is_integer(),
-        ValueKind::Seq if depth < 64 => v
-            .try_iter()
-            .is_ok_and(|mut i| i.any(|x| has_float(&x, depth + 1))),
-        ValueKind::Map if depth < 64 => v
-            .try_iter()
-            .is_ok_and(|mut i| i.any(|k| v.get_item(&k).is_ok_and(|x| has_float(&x, depth + 1)))),
+        ValueKind::Seq if depth < 64 => v.try_iter().is_ok_and(|mut i| i.any(|x| has_float(&x, depth + 1))),
+        ValueKind::Map if depth < 64 => v.try_iter().is_ok_and(|mut i| i.any(|k| v.get_item(&k).is_ok_and(|x| has_float(&x, depth + 1)))),
         _ => false,
     }
 }
@@ -425,20 +349,12 @@ fn repr(v: &Value, depth: usize, out: &mut String) {
     match v.kind() {
         _ if depth > 64 => out.push_str("..."),
         ValueKind::Number if !v.is_integer() => match f64::try_from(v.clone()) {
-            Ok(f) => out.push_str(
-                &float_repr(f)
-                    .replace("Infinity", "inf")
-                    .replace("NaN", "nan"),
-            ),
+            Ok(f) => out.push_str(&float_repr(f).replace("Infinity", "inf").replace("NaN", "nan")),
             Err(_) => out.push_str(&v.to_string()),
         },
         ValueKind::String => {
             let s = v.as_str().unwrap_or("");
-            let quote = if s.contains('\'') && !s.contains('"') {
-                '"'
-            } else {
-                '\''
-            };
+            let quote = if s.contains('\'') && !s.contains('"') { '"' } else { '\'' };
             out.push(quote);
             for c in s.chars() {
                 match c {
@@ -447,9 +363,7 @@ fn repr(v: &Value, depth: usize, out: &mut String) {
                     '\r' => out.push_str("\\r"),
                     '\t' => out.push_str("\\t"),
                     c if c == quote => out.extend(['\\', c]),
-                    c if (c as u32) < 0x20 || c as u32 == 0x7f => {
-                        out.push_str(&format!("\\x{:02x}", c as u32))
-                    }
+                    c if (c as u32) < 0x20 || c as u32 == 0x7f => out.push_str(&format!("\\x{:02x}", c as u32)),
                     c => out.push(c),
                 }
             }
@@ -496,11 +410,7 @@ fn float_repr(f: f64) -> String {
         let s = format!("{f}");
         if s.contains('.') { s } else { s + ".0" }
     } else {
-        format!(
-            "{digits}e{}{:02}",
-            if exponent < 0 { "-" } else { "+" },
-            exponent.abs()
-        )
+        format!("{digits}e{}{:02}", if exponent < 0 { "-" } else { "+" }, exponent.abs())
     }
 }
 
@@ -512,29 +422,19 @@ mod tests {
     fn render(template: &str, context: serde_json::Value) -> String {
         let env = environment(template, jiff::civil::datetime(2025, 7, 10, 12, 0, 0, 0)).unwrap();
         let t = env.get_template("chat").unwrap();
-        t.render(Value::from(minijinja::value::Serde(&context)))
-            .unwrap()
+        t.render(Value::from(minijinja::value::Serde(&context))).unwrap()
     }
 
     #[test]
     fn json_as_python_writes_it() {
         let v = json!({"b": [1, 2.0, 1e20, 1e-7, true, null], "a": "é<&'\"\u{1f}"});
+        assert_eq!(render("{{ v | tojson }}", json!({"v": v})), r#"{"b": [1, 2.0, 1e+20, 1e-07, true, null], "a": "é<&'\"\u001f"}"#);
         assert_eq!(
-            render("{{ v | tojson }}", json!({"v": v})),
-            r#"{"b": [1, 2.0, 1e+20, 1e-07, true, null], "a": "é<&'\"\u001f"}"#
-        );
-        assert_eq!(
-            render(
-                "{{ v | tojson(indent=2, sort_keys=true) }}",
-                json!({"v": {"b": [], "a": [1]}})
-            ),
+            render("{{ v | tojson(indent=2, sort_keys=true) }}", json!({"v": {"b": [], "a": [1]}})),
             "{\n  \"a\": [\n    1\n  ],\n  \"b\": []\n}"
         );
         assert_eq!(
-            render(
-                "{{ v | tojson(separators=(',', ':'), ensure_ascii=true) }}",
-                json!({"v": ["é😀", 1]})
-            ),
+            render("{{ v | tojson(separators=(',', ':'), ensure_ascii=true) }}", json!({"v": ["é😀", 1]})),
             "[\"\\u00e9\\ud83d\\ude00\",1]"
         );
     }
@@ -543,25 +443,13 @@ mod tests {
     fn generation_marks_only_on_request() {
         let t = "a\n  {%- generation -%}\n b {% endgeneration %}\n c";
         assert_eq!(render(t, json!({})), "ab  c");
-        assert_eq!(
-            render(t, json!({MARK_VARIABLE: true})),
-            "a\u{FDEC}b \u{FDED} c"
-        );
+        assert_eq!(render(t, json!({MARK_VARIABLE: true})), "a\u{FDEC}b \u{FDED} c");
         assert!(has_generation(t) && !has_generation("{% if generation %}{% endif %}"));
     }
 
     #[test]
     fn dates_and_strip() {
-        assert_eq!(
-            render("{{ strftime_now('%d %b %Y') }}", json!({})),
-            "10 Jul 2025"
-        );
-        assert_eq!(
-            render(
-                "{{ v.strip() }}|{{ v | trim }}",
-                json!({"v": "\u{1c} x \u{a0}"})
-            ),
-            "x|x"
-        );
+        assert_eq!(render("{{ strftime_now('%d %b %Y') }}", json!({})), "10 Jul 2025");
+        assert_eq!(render("{{ v.strip() }}|{{ v | trim }}", json!({"v": "\u{1c} x \u{a0}"})), "x|x");
     }
 }

@@ -87,34 +87,19 @@ impl Settings {
     /// Refuses what cannot work.
     pub fn check(&self) -> crate::Result<()> {
         let usage = |m: String| Err(crate::Error::Usage(m));
-        if self.bd_size == 0
-            || self.seq_len == 0
-            || self.seq_len % self.bd_size != 0
-            || self.seq_len > 1 << 24
-        {
-            return usage(format!(
-                "--seq-len {} must be a positive multiple of --bd-size {}",
-                self.seq_len, self.bd_size
-            ));
+        if self.bd_size == 0 || self.seq_len == 0 || self.seq_len % self.bd_size != 0 || self.seq_len > 1 << 24 {
+            return usage(format!("--seq-len {} must be a positive multiple of --bd-size {}", self.seq_len, self.bd_size));
         }
         if !(0.0..1.0).contains(&self.eval_fraction) {
-            return usage(format!(
-                "--eval-fraction {} must be at least 0 and below 1",
-                self.eval_fraction
-            ));
+            return usage(format!("--eval-fraction {} must be at least 0 and below 1", self.eval_fraction));
         }
         if !(0.0..=1.0).contains(&self.max_unsupervised) {
-            return usage(format!(
-                "--max-unsupervised {} must lie between 0 and 1",
-                self.max_unsupervised
-            ));
+            return usage(format!("--max-unsupervised {} must lie between 0 and 1", self.max_unsupervised));
         }
         if let Some((i, n)) = self.shard
             && i >= n
         {
-            return usage(format!(
-                "--shard {i}/{n}: the index counts from 0 and must be below {n}"
-            ));
+            return usage(format!("--shard {i}/{n}: the index counts from 0 and must be below {n}"));
         }
         if self.shard_rows == 0 || self.pack_window == 0 {
             return usage("--shard-rows and --pack-window must be positive".to_string());

@@ -7,8 +7,8 @@
 use crate::conversation::Drop;
 use crate::error::{Error, Result};
 use crate::mixture::{Given, Mixture};
-use crate::plan::Plan;
 use crate::pack::{PackedRow, Packer, Waiting};
+use crate::plan::Plan;
 use crate::settings::Settings;
 use crate::source::Input;
 use crate::workers::{Cursor, Feed, OutBatch, OutRow, Stream};
@@ -71,8 +71,7 @@ fn side(split: Split) -> usize {
 
 fn changed(path: &Path) -> u64 {
     let time = std::fs::metadata(path).and_then(|m| m.modified()).ok();
-    time.and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok())
-        .map_or(0, |d| d.as_nanos() as u64)
+    time.and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok()).map_or(0, |d| d.as_nanos() as u64)
 }
 
 impl<'a> Output<'a> {
@@ -80,25 +79,18 @@ impl<'a> Output<'a> {
     pub fn open(dir: &Path, plan: &'a Plan, overwrite: bool) -> Result<Self> {
         let Plan { settings, inputs, streams, mixture, manifest, .. } = plan;
         let manifest = manifest.clone();
-        let refuse = |reason: String| Error::Output {
-            path: dir.to_path_buf(),
-            reason,
-        };
+        let refuse = |reason: String| Error::Output { path: dir.to_path_buf(), reason };
         let create = std::fs::create_dir_all(dir);
         create.map_err(Error::io("making the output folder", dir))?;
         if dir.join(dlm_datasets::manifest::FILE_NAME).exists() {
             if !overwrite {
-                return Err(refuse(
-                    "holds a finished dataset; give --overwrite to replace it, or another --out"
-                        .to_string(),
-                ));
+                return Err(refuse("holds a finished dataset; give --overwrite to replace it, or another --out".to_string()));
             }
             // The manifest goes first: what is left is no dataset.
             let path = dir.join(dlm_datasets::manifest::FILE_NAME);
             std::fs::remove_file(&path).map_err(Error::io("removing", &path))?;
         }
-        let new =
-            |m: &Manifest| Packer::new(m.seq_len, m.bd_size, m.pad_token_id, settings.pack_window);
+        let new = |m: &Manifest| Packer::new(m.seq_len, m.bd_size, m.pad_token_id, settings.pack_window);
         let mut out = Output {
             dir: dir.to_path_buf(),
             settings,
@@ -121,11 +113,8 @@ impl<'a> Output<'a> {
             out.clear()?;
         } else if state.exists() {
             let text = std::fs::read(&state).map_err(Error::io("reading", &state))?;
-            let state: State = serde_json::from_slice(&text).map_err(|e| {
-                refuse(format!(
-                    "{STATE} cannot be read ({e}); give --overwrite to start over"
-                ))
-            })?;
+            let state: State = serde_json::from_slice(&text)
+                .map_err(|e| refuse(format!("{STATE} cannot be read ({e}); give --overwrite to start over")))?;
             out.restore(state).map_err(refuse)?;
         } else if let Some(foreign) = foreign_file(dir)? {
             return Err(refuse(format!(
@@ -140,10 +129,7 @@ impl<'a> Output<'a> {
     fn clear(&self) -> Result<()> {
         for entry in std::fs::read_dir(&self.dir).map_err(Error::io("listing", &self.dir))? {
             let path = entry.map_err(Error::io("listing", &self.dir))?.path();
-            let name = path
-                .file_name()
-                .map(|n| n.to_string_lossy().into_owned())
-                .unwrap_or_default();
+            let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
             if is_ours(&name) {
                 std::fs::remove_file(&path).map_err(Error::io("removing", &path))?;
             }
@@ -152,39 +138,25 @@ impl<'a> Output<'a> {
     }
 
     fn inputs_now(&self) -> Vec<(String, u64, u64)> {
-        self.inputs
-            .iter()
-            .map(|i| (i.name.clone(), i.bytes, changed(&i.path)))
-            .collect()
+        self.inputs.iter().map(|i| (i.name.clone(), i.bytes, changed(&i.path))).collect()
     }
 
     fn restore(&mut self, s: State) -> std::result::Result<(), String> {
         let again = "give --overwrite to start over, or another --out";
         if s.fingerprint != self.manifest.recipe_fingerprint {
-            return Err(format!(
-                "holds the unfinished output of another run (other settings, tokenizer, template or version); {again}"
-            ));
+            return Err(format!("holds the unfinished output of another run (other settings, tokenizer, template or version); {again}"));
         }
         if s.inputs != self.inputs_now() {
-            return Err(format!(
-                "holds the unfinished output of a run over other inputs, or they have changed since; {again}"
-            ));
+            return Err(format!("holds the unfinished output of a run over other inputs, or they have changed since; {again}"));
         }
         for f in &s.manifest.files {
-            let found = std::fs::metadata(self.dir.join(&f.path))
-                .map(|m| m.len())
-                .unwrap_or(0);
+            let found = std::fs::metadata(self.dir.join(&f.path)).map(|m| m.len()).unwrap_or(0);
             if found != f.bytes {
-                return Err(format!(
-                    "{} has {found} bytes, the unfinished run wrote {}; {again}",
-                    f.path, f.bytes
-                ));
+                return Err(format!("{} has {found} bytes, the unfinished run wrote {}; {again}", f.path, f.bytes));
             }
         }
         let [train, eval] = s.waiting;
-        if !self.packers[0].restore(s.numbers[0], train)
-            || !self.packers[1].restore(s.numbers[1], eval)
-        {
+        if !self.packers[0].restore(s.numbers[0], train) || !self.packers[1].restore(s.numbers[1], eval) {
             return Err(format!("{STATE} is damaged; {again}"));
         }
         self.manifest = s.manifest;
@@ -233,9 +205,7 @@ impl<'a> Output<'a> {
     fn spent(&self) -> bool {
         let (s, c) = (self.settings, &self.manifest.counts);
         let over = |limit: Option<u64>, n: u64| limit.is_some_and(|l| n >= l);
-        over(s.max_tokens, c.tokens)
-            || over(s.max_response_tokens, c.response_tokens)
-            || over(s.max_rows, self.rows_seen)
+        over(s.max_tokens, c.tokens) || over(s.max_response_tokens, c.response_tokens) || over(s.max_rows, self.rows_seen)
     }
 
     /// Takes rows in until the budgets are spent or the sources end.
@@ -281,31 +251,23 @@ impl<'a> Output<'a> {
         self.rows_seen += 1;
         let (category, licence) = &b.keys[row.key];
         let source = self.source(file, category, licence);
-        let mut c = Counts {
-            rows_read: 1,
-            ..Default::default()
-        };
+        let mut c = Counts { rows_read: 1, ..Default::default() };
         let mut dropped = row.dropped;
         if dropped.is_none() && self.settings.dedup && !self.seen.insert(row.fingerprint) {
             dropped = Some(Drop::Duplicate);
         }
         match dropped {
             Some(why) => {
-                self.unsupervised += u64::from(matches!(
-                    why,
-                    Drop::NoLabel | Drop::PromptTooLong | Drop::NoAssistantSpan
-                ));
+                self.unsupervised += u64::from(matches!(why, Drop::NoLabel | Drop::PromptTooLong | Drop::NoAssistantSpan));
                 c.dropped.insert(why.name().to_string(), 1);
             }
             None => {
                 c.rows_kept = 1;
                 c.tokens_cut = row.cut;
                 c.over_long = u64::from(row.over_long);
-                for (name, n) in [
-                    ("special_text_rows", u64::from(row.marked)),
-                    ("respaced_turns", row.respaced),
-                    ("rewritten_turns", row.rewritten),
-                ] {
+                for (name, n) in
+                    [("special_text_rows", u64::from(row.marked)), ("respaced_turns", row.respaced), ("rewritten_turns", row.rewritten)]
+                {
                     if n > 0 {
                         c.notes.insert(name.to_string(), n);
                     }
@@ -313,12 +275,7 @@ impl<'a> Output<'a> {
                 let split = self.split_of(row.fingerprint);
                 for (length, summary) in &row.documents {
                     summary.add_to(&mut c);
-                    self.document(
-                        split,
-                        &b.ids[at..at + length],
-                        &b.labels[at..at + length],
-                        source,
-                    )?;
+                    self.document(split, &b.ids[at..at + length], &b.labels[at..at + length], source)?;
                     at += length;
                 }
             }
@@ -338,17 +295,11 @@ impl<'a> Output<'a> {
     fn split_of(&self, fingerprint: u128) -> Split {
         // The upper bits as a fraction of one; the seed moves the choice.
         let h = (fingerprint >> 64) as u64 ^ self.settings.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let held_out = self.settings.eval_fraction > 0.0
-            && (h as f64 / u64::MAX as f64) < self.settings.eval_fraction;
+        let held_out = self.settings.eval_fraction > 0.0 && (h as f64 / u64::MAX as f64) < self.settings.eval_fraction;
         if held_out { Split::Eval } else { Split::Train }
     }
 
-    fn source(
-        &mut self,
-        file: usize,
-        category: &Option<String>,
-        licence: &Option<String>,
-    ) -> usize {
+    fn source(&mut self, file: usize, category: &Option<String>, licence: &Option<String>) -> usize {
         let (sources, known) = (&mut self.manifest.sources, &mut self.by_input[file]);
         let input = &self.inputs[file];
         let k = match known.iter().find(|(c, _)| c == category) {
@@ -358,7 +309,14 @@ impl<'a> Output<'a> {
                 let k = sources.iter().position(same).unwrap_or_else(|| {
                     let (dataset, revision) = input.origin.clone().unzip();
                     let licences = input.licence.iter().cloned().collect();
-                    sources.push(Source { name: input.label.clone(), category: category.clone(), dataset, revision, licences, ..Default::default() });
+                    sources.push(Source {
+                        name: input.label.clone(),
+                        category: category.clone(),
+                        dataset,
+                        revision,
+                        licences,
+                        ..Default::default()
+                    });
                     sources.len() - 1
                 });
                 known.push((category.clone(), k));
@@ -374,16 +332,8 @@ impl<'a> Output<'a> {
     }
 
     fn document(&mut self, split: Split, ids: &[i32], labels: &[i32], source: usize) -> Result<()> {
-        let Output {
-            packers,
-            writers,
-            manifest,
-            dir,
-            ..
-        } = self;
-        packers[side(split)].push(ids, labels, source, |row| {
-            write_row(dir, manifest, &mut writers[side(split)], split, row)
-        })
+        let Output { packers, writers, manifest, dir, .. } = self;
+        packers[side(split)].push(ids, labels, source, |row| write_row(dir, manifest, &mut writers[side(split)], split, row))
     }
 
     /// Completes the files that are open.
@@ -406,9 +356,11 @@ impl<'a> Output<'a> {
                 self.manifest.seq_len
             )
         } else if n(Drop::NoAssistantSpan) * 2 > self.unsupervised {
-            "the chat template does not let the assistant's part be told apart: use one with {% generation %} tags, or --template chatml".to_string()
+            "the chat template does not let the assistant's part be told apart: use one with {% generation %} tags, or --template chatml"
+                .to_string()
         } else {
-            "no assistant text carries loss: the template may not show it, or --loss-on last meets conversations that end with another role".to_string()
+            "no assistant text carries loss: the template may not show it, or --loss-on last meets conversations that end with another role"
+                .to_string()
         };
         let share = 100.0 * self.unsupervised as f64 / c.rows_read.max(1) as f64;
         Error::Unfit(format!(
@@ -426,16 +378,8 @@ impl<'a> Output<'a> {
             return Err(Error::Unfit("the inputs hold no rows".to_string()));
         }
         // A handful of rows says little about prompts in general; a template without labels shows at once.
-        let too_long = c
-            .dropped
-            .get(Drop::PromptTooLong.name())
-            .copied()
-            .unwrap_or(0);
-        let counted = if c.rows_read < FEW {
-            self.unsupervised - too_long
-        } else {
-            self.unsupervised
-        };
+        let too_long = c.dropped.get(Drop::PromptTooLong.name()).copied().unwrap_or(0);
+        let counted = if c.rows_read < FEW { self.unsupervised - too_long } else { self.unsupervised };
         if counted as f64 > self.settings.max_unsupervised * c.rows_read as f64 {
             return Err(self.unfit());
         }
@@ -443,22 +387,11 @@ impl<'a> Output<'a> {
             let mut why: Vec<_> = c.dropped.iter().collect();
             why.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
             let why: Vec<String> = why.iter().map(|(k, n)| format!("{n} {k}")).collect();
-            return Err(Error::Unfit(format!(
-                "all {} rows were dropped: {}",
-                c.rows_read,
-                why.join(", ")
-            )));
+            return Err(Error::Unfit(format!("all {} rows were dropped: {}", c.rows_read, why.join(", "))));
         }
         for split in [Split::Train, Split::Eval] {
-            let Output {
-                packers,
-                writers,
-                manifest,
-                dir,
-                ..
-            } = &mut self;
-            packers[side(split)]
-                .finish(|row| write_row(dir, manifest, &mut writers[side(split)], split, row))?;
+            let Output { packers, writers, manifest, dir, .. } = &mut self;
+            packers[side(split)].finish(|row| write_row(dir, manifest, &mut writers[side(split)], split, row))?;
         }
         self.close()?;
         self.manifest.packing.strategy = "exact-fit, larger first".to_string();
@@ -479,23 +412,12 @@ impl<'a> Output<'a> {
     }
 }
 
-fn write_row(
-    dir: &Path,
-    manifest: &mut Manifest,
-    writer: &mut Option<ShardWriter>,
-    split: Split,
-    row: &PackedRow,
-) -> Result<()> {
+fn write_row(dir: &Path, manifest: &mut Manifest, writer: &mut Option<ShardWriter>, split: Split, row: &PackedRow) -> Result<()> {
     let w = match writer {
         Some(w) => w,
         None => {
             let index = manifest.files.iter().filter(|f| f.split == split).count();
-            writer.insert(ShardWriter::create(
-                dir,
-                &shard_name(split, index),
-                split,
-                manifest.seq_len,
-            )?)
+            writer.insert(ShardWriter::create(dir, &shard_name(split, index), split, manifest.seq_len)?)
         }
     };
     w.push(&row.ids, &row.labels, &row.documents)?;
@@ -512,26 +434,16 @@ fn write_row(
 fn is_ours(name: &str) -> bool {
     let bare = name.strip_suffix(PARTIAL).unwrap_or(name);
     let shard = |split: Split| {
-        let digits = bare
-            .strip_prefix(split.name())
-            .and_then(|r| r.strip_prefix('-'))
-            .and_then(|r| r.strip_suffix(".arrow"));
+        let digits = bare.strip_prefix(split.name()).and_then(|r| r.strip_prefix('-')).and_then(|r| r.strip_suffix(".arrow"));
         digits.is_some_and(|d| d.len() >= 5 && d.bytes().all(|b| b.is_ascii_digit()))
     };
-    bare == STATE
-        || bare == dlm_datasets::manifest::FILE_NAME
-        || shard(Split::Train)
-        || shard(Split::Eval)
+    bare == STATE || bare == dlm_datasets::manifest::FILE_NAME || shard(Split::Train) || shard(Split::Eval)
 }
 
 /// A data file in a folder that has neither manifest nor state: not ours to go on with.
 fn foreign_file(dir: &Path) -> Result<Option<String>> {
     for entry in std::fs::read_dir(dir).map_err(Error::io("listing", dir))? {
-        let name = entry
-            .map_err(Error::io("listing", dir))?
-            .file_name()
-            .to_string_lossy()
-            .into_owned();
+        let name = entry.map_err(Error::io("listing", dir))?.file_name().to_string_lossy().into_owned();
         if is_ours(&name) && !name.ends_with(PARTIAL) {
             return Ok(Some(name));
         }

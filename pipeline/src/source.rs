@@ -107,10 +107,7 @@ pub enum Kind {
 /// The kind of a file, by its name without `.gz` or `.zst`.
 pub fn kind(path: &Path) -> Option<Kind> {
     let name = path.file_name()?.to_str()?.to_ascii_lowercase();
-    let bare = name
-        .strip_suffix(".gz")
-        .or_else(|| name.strip_suffix(".zst"))
-        .unwrap_or(&name);
+    let bare = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(&name);
     match bare.rsplit_once('.')?.1 {
         "parquet" if bare == name => Some(Kind::Parquet),
         "arrow" | "feather" if bare == name => Some(Kind::Arrow),
@@ -129,20 +126,11 @@ pub fn expand(arguments: &[PathBuf]) -> Result<Vec<Input>> {
             walk(a, 0, &mut files)?;
             files.sort();
             if files.is_empty() {
-                return Err(Error::Usage(format!(
-                    "{}: no parquet, JSONL or Arrow file in this folder",
-                    a.display()
-                )));
+                return Err(Error::Usage(format!("{}: no parquet, JSONL or Arrow file in this folder", a.display())));
             }
             for path in files {
-                let name = path
-                    .strip_prefix(a)
-                    .unwrap_or(&path)
-                    .to_string_lossy()
-                    .replace('\\', "/");
-                let bytes = std::fs::metadata(&path)
-                    .map_err(Error::io("reading", &path))?
-                    .len();
+                let name = path.strip_prefix(a).unwrap_or(&path).to_string_lossy().replace('\\', "/");
+                let bytes = std::fs::metadata(&path).map_err(Error::io("reading", &path))?.len();
                 out.push(Input::local(path, name, bytes));
             }
         } else {
@@ -150,20 +138,13 @@ pub fn expand(arguments: &[PathBuf]) -> Result<Vec<Input>> {
                 let reason = "unknown kind of file; expected .parquet, .jsonl, .json, .ndjson (also .gz, .zst) or .arrow";
                 return Err(Error::Usage(format!("{}: {reason}", a.display())));
             }
-            let name = a
-                .file_name()
-                .map(|n| n.to_string_lossy().into_owned())
-                .unwrap_or_default();
+            let name = a.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
             out.push(Input::local(a.clone(), name, meta.len()));
         }
     }
     // Two files of one name are told apart by where they are.
     for i in 0..out.len() {
-        if out
-            .iter()
-            .enumerate()
-            .any(|(j, o)| j != i && o.name == out[i].name)
-        {
+        if out.iter().enumerate().any(|(j, o)| j != i && o.name == out[i].name) {
             out[i].name = out[i].path.to_string_lossy().replace('\\', "/");
             out[i].label = out[i].name.clone();
         }
@@ -174,8 +155,19 @@ pub fn expand(arguments: &[PathBuf]) -> Result<Vec<Input>> {
 /// Small JSON files that describe something and hold no rows.
 pub fn is_metadata(path: &str) -> bool {
     let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
-    let known = ["dataset_infos.json", "dataset_info.json", "state.json", "config.json", "metadata.json", "manifest.json", "vocab.json", "added_tokens.json"];
-    known.contains(&name) || name.starts_with('.') || (name.ends_with(".json") && (name.starts_with("tokenizer") || name.starts_with("special_tokens")))
+    let known = [
+        "dataset_infos.json",
+        "dataset_info.json",
+        "state.json",
+        "config.json",
+        "metadata.json",
+        "manifest.json",
+        "vocab.json",
+        "added_tokens.json",
+    ];
+    known.contains(&name)
+        || name.starts_with('.')
+        || (name.ends_with(".json") && (name.starts_with("tokenizer") || name.starts_with("special_tokens")))
 }
 
 fn walk(dir: &Path, depth: usize, out: &mut Vec<PathBuf>) -> Result<()> {
@@ -184,9 +176,7 @@ fn walk(dir: &Path, depth: usize, out: &mut Vec<PathBuf>) -> Result<()> {
     }
     for entry in std::fs::read_dir(dir).map_err(Error::io("listing", dir))? {
         let path = entry.map_err(Error::io("listing", dir))?.path();
-        let hidden = path
-            .file_name()
-            .is_some_and(|n| n.to_string_lossy().starts_with(['.', '_']));
+        let hidden = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(['.', '_']));
         if hidden {
             continue;
         }
@@ -236,10 +226,7 @@ impl RawRows {
 
 /// A file's batches, from row `skip` on.
 pub fn open(input: &Input, skip: u64) -> Result<Box<dyn Iterator<Item = Result<RawRows>> + Send>> {
-    let bad = |reason: String| Error::Input {
-        path: input.path.display().to_string(),
-        reason,
-    };
+    let bad = |reason: String| Error::Input { path: input.path.display().to_string(), reason };
     let local = Input { path: input.ready()?, remote: None, ..input.clone() };
     match kind(&input.path) {
         Some(Kind::Parquet) => parquet(&local, skip),
@@ -254,10 +241,7 @@ fn parquet(input: &Input, skip: u64) -> Result<Box<dyn Iterator<Item = Result<Ra
     let file = File::open(&path).map_err(Error::io("opening", &path))?;
     let bad = {
         let path = path.display().to_string();
-        move |e: String| Error::Input {
-            path: path.clone(),
-            reason: format!("not readable as parquet: {e}"),
-        }
+        move |e: String| Error::Input { path: path.clone(), reason: format!("not readable as parquet: {e}") }
     };
     let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| bad(e.to_string()))?;
     let meta = builder.metadata();
@@ -273,12 +257,7 @@ fn parquet(input: &Input, skip: u64) -> Result<Box<dyn Iterator<Item = Result<Ra
         })
         .collect();
     if wanted.is_empty() {
-        let found: Vec<&str> = schema
-            .root_schema()
-            .get_fields()
-            .iter()
-            .map(|f| f.name())
-            .collect();
+        let found: Vec<&str> = schema.root_schema().get_fields().iter().map(|f| f.name()).collect();
         return Err(bad(format!(
             "none of its columns {found:?} can hold a conversation; expected one of messages, conversations, input, instruction, prompt, question"
         )));
@@ -287,37 +266,19 @@ fn parquet(input: &Input, skip: u64) -> Result<Box<dyn Iterator<Item = Result<Ra
     if skip >= rows {
         return Ok(Box::new(std::iter::empty()));
     }
-    let reader = builder
-        .with_batch_size(batch)
-        .with_projection(mask)
-        .with_offset(skip as usize)
-        .build()
-        .map_err(|e| bad(e.to_string()))?;
-    Ok(Box::new(reader.map(move |b| {
-        b.map(RawRows::Table).map_err(|e| bad(e.to_string()))
-    })))
+    let reader = builder.with_batch_size(batch).with_projection(mask).with_offset(skip as usize).build().map_err(|e| bad(e.to_string()))?;
+    Ok(Box::new(reader.map(move |b| b.map(RawRows::Table).map_err(|e| bad(e.to_string())))))
 }
 
-fn arrow_file(
-    input: &Input,
-    skip: u64,
-) -> Result<Box<dyn Iterator<Item = Result<RawRows>> + Send>> {
+fn arrow_file(input: &Input, skip: u64) -> Result<Box<dyn Iterator<Item = Result<RawRows>> + Send>> {
     let path = &input.path;
     let display = path.display().to_string();
-    let bad = move |e: arrow::error::ArrowError| Error::Input {
-        path: display.clone(),
-        reason: format!("not readable as Arrow IPC: {e}"),
-    };
+    let bad = move |e: arrow::error::ArrowError| Error::Input { path: display.clone(), reason: format!("not readable as Arrow IPC: {e}") };
     let mut magic = [0u8; 6];
     let mut file = File::open(path).map_err(Error::io("opening", path))?;
     let _ = file.read(&mut magic).map_err(Error::io("reading", path))?;
-    let file = BufReader::with_capacity(
-        1 << 20,
-        File::open(path).map_err(Error::io("opening", path))?,
-    );
-    let batches: Box<
-        dyn Iterator<Item = std::result::Result<RecordBatch, arrow::error::ArrowError>> + Send,
-    > = if &magic == b"ARROW1" {
+    let file = BufReader::with_capacity(1 << 20, File::open(path).map_err(Error::io("opening", path))?);
+    let batches: Box<dyn Iterator<Item = std::result::Result<RecordBatch, arrow::error::ArrowError>> + Send> = if &magic == b"ARROW1" {
         Box::new(arrow::ipc::reader::FileReader::try_new(file, None).map_err(&bad)?)
     } else {
         Box::new(arrow::ipc::reader::StreamReader::try_new(file, None).map_err(&bad)?)
@@ -330,12 +291,8 @@ fn arrow_file(
         };
         let from = left.min(b.num_rows());
         left -= from;
-        let step = BATCH_ROWS
-            .min((BATCH_BYTES * b.num_rows().max(1) / b.get_array_memory_size().max(1)).max(1));
-        (from..b.num_rows())
-            .step_by(step)
-            .map(|at| Ok(RawRows::Table(b.slice(at, step.min(b.num_rows() - at)))))
-            .collect()
+        let step = BATCH_ROWS.min((BATCH_BYTES * b.num_rows().max(1) / b.get_array_memory_size().max(1)).max(1));
+        (from..b.num_rows()).step_by(step).map(|at| Ok(RawRows::Table(b.slice(at, step.min(b.num_rows() - at))))).collect()
     });
     Ok(Box::new(pieces))
 }
@@ -354,13 +311,9 @@ impl JsonRows {
         let file = File::open(path).map_err(Error::io("opening", path))?;
         let name = path.to_string_lossy().to_ascii_lowercase();
         let mut reader: Box<dyn BufRead + Send> = if name.ends_with(".gz") {
-            Box::new(BufReader::with_capacity(
-                1 << 18,
-                flate2::read::MultiGzDecoder::new(BufReader::with_capacity(1 << 18, file)),
-            ))
+            Box::new(BufReader::with_capacity(1 << 18, flate2::read::MultiGzDecoder::new(BufReader::with_capacity(1 << 18, file))))
         } else if name.ends_with(".zst") {
-            let decoder =
-                zstd::stream::read::Decoder::new(file).map_err(Error::io("reading", path))?;
+            let decoder = zstd::stream::read::Decoder::new(file).map_err(Error::io("reading", path))?;
             Box::new(BufReader::with_capacity(1 << 18, decoder))
         } else {
             Box::new(BufReader::with_capacity(1 << 18, file))
@@ -375,22 +328,12 @@ impl JsonRows {
         if let (true, Some(at)) = (array, first) {
             reader.consume(at + 1);
         }
-        Ok(JsonRows {
-            reader,
-            path: path.to_path_buf(),
-            array,
-            skip,
-            done: false,
-        })
+        Ok(JsonRows { reader, path: path.to_path_buf(), array, skip, done: false })
     }
 
     /// Appends the next row's bytes; false at the end. A row past [`MAX_LINE`] leaves nothing behind.
     fn next_row(&mut self, out: &mut Vec<u8>) -> std::io::Result<bool> {
-        if self.array {
-            self.next_element(out)
-        } else {
-            self.next_line(out)
-        }
+        if self.array { self.next_element(out) } else { self.next_line(out) }
     }
 
     fn next_line(&mut self, out: &mut Vec<u8>) -> std::io::Result<bool> {
@@ -425,8 +368,7 @@ impl JsonRows {
     /// The next element of a JSON array: brackets and strings are followed, nothing else.
     fn next_element(&mut self, out: &mut Vec<u8>) -> std::io::Result<bool> {
         let start = out.len();
-        let (mut depth, mut string, mut escaped, mut begun, mut over) =
-            (0usize, false, false, false, false);
+        let (mut depth, mut string, mut escaped, mut begun, mut over) = (0usize, false, false, false, false);
         loop {
             let buffer = self.reader.fill_buf()?;
             if buffer.is_empty() {
@@ -505,13 +447,8 @@ impl Iterator for JsonRows {
 }
 
 fn unreadable(path: &Path, e: std::io::Error) -> Error {
-    let reason = format!(
-        "cannot be read to its end: {e}; the file is damaged or its name does not say how it is compressed"
-    );
-    Error::Input {
-        path: path.display().to_string(),
-        reason,
-    }
+    let reason = format!("cannot be read to its end: {e}; the file is damaged or its name does not say how it is compressed");
+    Error::Input { path: path.display().to_string(), reason }
 }
 
 #[cfg(test)]
@@ -526,9 +463,7 @@ mod tests {
         let input = Input::local(path, name.to_string(), 0);
         let mut out = Vec::new();
         for b in open(&input, skip).unwrap() {
-            let RawRows::Lines { bytes, ends } = b.unwrap() else {
-                panic!()
-            };
+            let RawRows::Lines { bytes, ends } = b.unwrap() else { panic!() };
             let mut from = 0;
             for e in ends {
                 out.push(String::from_utf8(bytes[from..e].to_vec()).unwrap());
@@ -540,17 +475,10 @@ mod tests {
 
     #[test]
     fn lines_and_arrays() {
-        assert_eq!(
-            rows("a.jsonl", b"\xEF\xBB\xBF{\"a\":1}\r\n\n  \n{\"b\":2}", 0),
-            ["{\"a\":1}\r", "{\"b\":2}"]
-        );
+        assert_eq!(rows("a.jsonl", b"\xEF\xBB\xBF{\"a\":1}\r\n\n  \n{\"b\":2}", 0), ["{\"a\":1}\r", "{\"b\":2}"]);
         assert_eq!(rows("a.jsonl", b"1\n2\n3\n", 1), ["2", "3"]);
         assert_eq!(
-            rows(
-                "a.json",
-                b" [ {\"a\": \"],\\\"}\"} ,\n{\"b\": [1, {}]}, 3 ] ",
-                0
-            ),
+            rows("a.json", b" [ {\"a\": \"],\\\"}\"} ,\n{\"b\": [1, {}]}, 3 ] ", 0),
             ["{\"a\": \"],\\\"}\"} ", "{\"b\": [1, {}]}", "3 "]
         );
         assert_eq!(rows("a.json", b"[]", 0), [] as [&str; 0]);
@@ -563,24 +491,13 @@ mod tests {
         gz.write_all(b"1\n2\n").unwrap();
         let mut gz = gz.finish().unwrap();
         assert_eq!(rows("a.jsonl.gz", &gz, 0), ["1", "2"]);
-        assert_eq!(
-            rows(
-                "a.jsonl.zst",
-                &zstd::encode_all(&b"1\n2\n"[..], 1).unwrap(),
-                0
-            ),
-            ["1", "2"]
-        );
+        assert_eq!(rows("a.jsonl.zst", &zstd::encode_all(&b"1\n2\n"[..], 1).unwrap(), 0), ["1", "2"]);
         gz.truncate(gz.len() - 5);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.jsonl.gz");
         std::fs::write(&path, &gz).unwrap();
         let input = Input::local(path, String::new(), 0);
-        assert!(
-            open(&input, 0)
-                .unwrap()
-                .any(|b| b.is_err_and(|e| e.to_string().contains("damaged")))
-        );
+        assert!(open(&input, 0).unwrap().any(|b| b.is_err_and(|e| e.to_string().contains("damaged"))));
     }
 
     #[test]

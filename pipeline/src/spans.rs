@@ -142,12 +142,7 @@ impl From<Drop> for Fault {
 
 impl<'a> SpanFinder<'a> {
     /// For a template and a tokenizer's control tokens.
-    pub fn new(
-        template: &'a ChatTemplate,
-        control: &'a ControlText,
-        special_text: SpecialText,
-        lost_text: LostText,
-    ) -> Self {
+    pub fn new(template: &'a ChatTemplate, control: &'a ControlText, special_text: SpecialText, lost_text: LostText) -> Self {
         SpanFinder {
             template,
             control,
@@ -189,12 +184,7 @@ impl<'a> SpanFinder<'a> {
     }
 
     /// Renders a conversation into `out`; with `check`, a row that was filled into a skeleton is rendered too and compared.
-    pub fn render_into(
-        &mut self,
-        c: &Conversation,
-        check: bool,
-        out: &mut Rendered,
-    ) -> Result<(), Fault> {
+    pub fn render_into(&mut self, c: &Conversation, check: bool, out: &mut Rendered) -> Result<(), Fault> {
         out.clear();
         let found = self.look(c);
         if found.reserved {
@@ -207,26 +197,16 @@ impl<'a> SpanFinder<'a> {
         if let Some(linear) = self.linear
             && !found.trigger
             && c.tools.is_none()
-            && !(linear.edge_space
-                && c.messages
-                    .iter()
-                    .any(|m| m.content.starts_with(is_space) || m.content.ends_with(is_space)))
+            && !(linear.edge_space && c.messages.iter().any(|m| m.content.starts_with(is_space) || m.content.ends_with(is_space)))
             && let Some(s) = self.skeleton(&c.messages, None).filter(|s| s.linear)
         {
             fill_in(&s, &c.messages, control, out);
-            if check
-                && self.template.render(&c.messages, false).ok().as_deref()
-                    != Some(out.text.as_str())
-            {
+            if check && self.template.render(&c.messages, false).ok().as_deref() != Some(out.text.as_str()) {
                 return Err(Fault::NotLinear);
             }
             return Ok(());
         }
-        *out = if control {
-            self.render_marked(c)?
-        } else {
-            self.render_plain(&c.messages, c.tools.as_ref())?
-        };
+        *out = if control { self.render_marked(c)? } else { self.render_plain(&c.messages, c.tools.as_ref())? };
         Ok(())
     }
 
@@ -235,13 +215,9 @@ impl<'a> SpanFinder<'a> {
         let mut found = Found::default();
         for m in &c.messages {
             self.control.look(&m.content, &mut found);
-            m.tool_calls
-                .iter()
-                .for_each(|v| self.control.look_json(v, &mut found));
+            m.tool_calls.iter().for_each(|v| self.control.look_json(v, &mut found));
         }
-        c.tools
-            .iter()
-            .for_each(|v| self.control.look_json(v, &mut found));
+        c.tools.iter().for_each(|v| self.control.look_json(v, &mut found));
         found
     }
 
@@ -250,18 +226,13 @@ impl<'a> SpanFinder<'a> {
         let mut messages = c.messages.clone();
         for m in &mut messages {
             m.content = self.control.mark(&m.content);
-            m.tool_calls
-                .iter_mut()
-                .for_each(|v| self.control.mark_json(v));
+            m.tool_calls.iter_mut().for_each(|v| self.control.mark_json(v));
         }
         let mut tools = c.tools.clone();
         tools.iter_mut().for_each(|v| self.control.mark_json(v));
         let mut out = self.render_plain(&messages, tools.as_ref())?;
         // A template that looks at the text itself could treat a mark otherwise than the string it stands for.
-        let truth = self
-            .template
-            .render_with(&c.messages, c.tools.as_ref(), false, false)
-            .map_err(|_| Drop::TemplateRefused)?;
+        let truth = self.template.render_with(&c.messages, c.tools.as_ref(), false, false).map_err(|_| Drop::TemplateRefused)?;
         // Marks out, places moved along.
         let marked = std::mem::take(&mut out.text);
         let mut control = Vec::new();
@@ -303,34 +274,16 @@ impl<'a> SpanFinder<'a> {
         Ok(out)
     }
 
-    fn render_plain(
-        &mut self,
-        messages: &[Message],
-        tools: Option<&Value>,
-    ) -> Result<Rendered, Drop> {
-        let text = self
-            .template
-            .render_with(messages, tools, false, false)
-            .map_err(|_| Drop::TemplateRefused)?;
-        let mut out = Rendered {
-            text,
-            ..Default::default()
-        };
+    fn render_plain(&mut self, messages: &[Message], tools: Option<&Value>) -> Result<Rendered, Drop> {
+        let text = self.template.render_with(messages, tools, false, false).map_err(|_| Drop::TemplateRefused)?;
+        let mut out = Rendered { text, ..Default::default() };
         let skeleton = self.skeleton(messages, tools);
-        let places = skeleton
-            .as_deref()
-            .and_then(|s| align(s, &out.text, messages).map(|p| (s, p)));
+        let places = skeleton.as_deref().and_then(|s| align(s, &out.text, messages).map(|p| (s, p)));
         if let (Some((s, (_, starts, _))), true) = (&places, self.uses_generation) {
             out.spans = self.generation_spans(s, starts, &out.text);
         }
-        for (k, m) in messages
-            .iter()
-            .enumerate()
-            .filter(|(_, m)| m.is_assistant())
-        {
-            let placed = places
-                .as_ref()
-                .and_then(|(s, (slots, ..))| slots.iter().find(|p| p.0 == k).map(|p| (*s, *p)));
+        for (k, m) in messages.iter().enumerate().filter(|(_, m)| m.is_assistant()) {
+            let placed = places.as_ref().and_then(|(s, (slots, ..))| slots.iter().find(|p| p.0 == k).map(|p| (*s, *p)));
             let (span, fit) = match placed {
                 Some((s, (_, start, end, fit))) => {
                     let (back, forward) = s.reach.get(&k).copied().unwrap_or((0, 0));
@@ -362,25 +315,15 @@ impl<'a> SpanFinder<'a> {
             }
             if self.uses_generation {
                 // The template's own marks are the spans; ours only say what became of the text.
-                for g in out
-                    .spans
-                    .iter_mut()
-                    .filter(|g| g.start < span.1 && span.0 < g.end)
-                {
+                for g in out.spans.iter_mut().filter(|g| g.start < span.1 && span.0 < g.end) {
                     g.loss &= loss;
                 }
             } else {
-                out.spans.push(Span {
-                    start: span.0,
-                    end: span.1,
-                    loss,
-                });
+                out.spans.push(Span { start: span.0, end: span.1, loss });
             }
         }
         out.spans.sort_by_key(|s| s.start);
-        if out.spans.windows(2).any(|w| w[0].end > w[1].start)
-            || out.spans.iter().any(|s| s.end > out.text.len())
-        {
+        if out.spans.windows(2).any(|w| w[0].end > w[1].start) || out.spans.iter().any(|s| s.end > out.text.len()) {
             return Err(Drop::NoAssistantSpan);
         }
         Ok(out)
@@ -388,10 +331,7 @@ impl<'a> SpanFinder<'a> {
 
     /// The skeleton for this order of roles; none if the template refuses it.
     fn skeleton(&mut self, messages: &[Message], tools: Option<&Value>) -> Option<Rc<Skeleton>> {
-        let plain = tools.is_none()
-            && messages
-                .iter()
-                .all(|m| m.tool_calls.is_none() && m.name.is_none() && m.tool_call_id.is_none());
+        let plain = tools.is_none() && messages.iter().all(|m| m.tool_calls.is_none() && m.name.is_none() && m.tool_call_id.is_none());
         let mut key = String::new();
         if plain {
             for m in messages {
@@ -417,18 +357,11 @@ impl<'a> SpanFinder<'a> {
             return None;
         }
         let mut marked = messages.to_vec();
-        for (k, m) in marked
-            .iter_mut()
-            .enumerate()
-            .filter(|(_, m)| !m.content.is_empty())
-        {
+        for (k, m) in marked.iter_mut().enumerate().filter(|(_, m)| !m.content.is_empty()) {
             m.content.clear();
             mark(SLOT, k, SLOT_END, &mut m.content);
         }
-        let text = self
-            .template
-            .render_with(&marked, tools, false, self.uses_generation)
-            .ok()?;
+        let text = self.template.render_with(&marked, tools, false, self.uses_generation).ok()?;
         let mut s = parse_skeleton(&text)?;
         for (i, piece) in s.pieces.iter().enumerate() {
             let &Piece::Slot(k) = piece else { continue };
@@ -445,10 +378,7 @@ impl<'a> SpanFinder<'a> {
             if before.ends_with(is_space) && !before.ends_with('\n') {
                 // White space the generation prompt does not give is the model's to write.
                 let upto = text.find(&slot_text(k))?;
-                let prompt = self
-                    .template
-                    .render_with(&marked[..k], tools, true, self.uses_generation)
-                    .unwrap_or_default();
+                let prompt = self.template.render_with(&marked[..k], tools, true, self.uses_generation).unwrap_or_default();
                 if let Some(rest) = text[..upto].strip_prefix(prompt.as_str())
                     && !prompt.is_empty()
                     && rest.chars().all(is_space)
@@ -471,45 +401,24 @@ impl<'a> SpanFinder<'a> {
             }
         }
         // Every content has its slot, in order, and the shape behaves as the shapes that were tried out.
-        let order = s.pieces.iter().filter_map(|p| {
-            if let Piece::Slot(k) = p {
-                Some(*k)
-            } else {
-                None
-            }
-        });
+        let order = s.pieces.iter().filter_map(|p| if let Piece::Slot(k) = p { Some(*k) } else { None });
         let whole = order.eq((0..messages.len()).filter(|&k| !messages[k].content.is_empty()));
-        let answers = messages
-            .iter()
-            .all(|m| !m.is_assistant() || !m.content.is_empty());
-        s.linear = self.linear.is_some()
-            && whole
-            && answers
-            && tools.is_none()
-            && self.tried(&s, messages);
+        let answers = messages.iter().all(|m| !m.is_assistant() || !m.content.is_empty());
+        s.linear = self.linear.is_some() && whole && answers && tools.is_none() && self.tried(&s, messages);
         Some(s)
     }
 
     /// Whether a skeleton filled in with a few texts equals the render.
     fn tried(&self, s: &Skeleton, messages: &[Message]) -> bool {
-        let texts: [fn(usize) -> String; 2] = [
-            |k| format!("text {k},\n\nnumber {}", k * k),
-            |k| "word ".repeat(200 * (k % 3) + 1) + "end",
-        ];
+        let texts: [fn(usize) -> String; 2] = [|k| format!("text {k},\n\nnumber {}", k * k), |k| "word ".repeat(200 * (k % 3) + 1) + "end"];
         texts.iter().all(|text| {
             let mut trial = messages.to_vec();
-            for (k, m) in trial
-                .iter_mut()
-                .enumerate()
-                .filter(|(_, m)| !m.content.is_empty())
-            {
+            for (k, m) in trial.iter_mut().enumerate().filter(|(_, m)| !m.content.is_empty()) {
                 m.content = text(k);
             }
             let mut out = Rendered::default();
             fill_in(s, &trial, false, &mut out);
-            self.template
-                .render(&trial, false)
-                .is_ok_and(|t| t == out.text)
+            self.template.render(&trial, false).is_ok_and(|t| t == out.text)
         })
     }
 
@@ -527,32 +436,14 @@ impl<'a> SpanFinder<'a> {
         let mut open = None;
         for &(piece, offset, start) in &s.generation {
             let at = starts.get(piece).map_or(text.len(), |a| a + offset);
-            let at = if start {
-                at
-            } else {
-                at.min(starts.get(piece + 1).copied().unwrap_or(text.len()))
-            };
+            let at = if start { at } else { at.min(starts.get(piece + 1).copied().unwrap_or(text.len())) };
             match (start, open.take()) {
                 (true, _) => open = Some(at),
-                (false, Some(from))
-                    if from < at && text.is_char_boundary(from) && text.is_char_boundary(at) =>
-                {
+                (false, Some(from)) if from < at && text.is_char_boundary(from) && text.is_char_boundary(at) => {
                     // A block that ends just before the end-of-turn token takes it in.
-                    let closed = self
-                        .control
-                        .tokens()
-                        .iter()
-                        .any(|(t, _)| text[from..at].trim_end().ends_with(t.as_str()));
-                    let more = if closed {
-                        0
-                    } else {
-                        self.end_of_turn(&text[at..], false)
-                    };
-                    out.push(Span {
-                        start: from,
-                        end: at + more,
-                        loss: true,
-                    });
+                    let closed = self.control.tokens().iter().any(|(t, _)| text[from..at].trim_end().ends_with(t.as_str()));
+                    let more = if closed { 0 } else { self.end_of_turn(&text[at..], false) };
+                    out.push(Span { start: from, end: at + more, loss: true });
                 }
                 _ => {}
             }
@@ -561,20 +452,9 @@ impl<'a> SpanFinder<'a> {
     }
 
     /// Where turn `k` stands, found by rendering what precedes it.
-    fn by_prefix(
-        &self,
-        messages: &[Message],
-        tools: Option<&Value>,
-        k: usize,
-        text: &str,
-    ) -> Option<((usize, usize), Fit)> {
-        let prompt = self
-            .template
-            .render_with(&messages[..k], tools, true, false)
-            .ok()?;
-        let mut rest = text
-            .strip_prefix(prompt.as_str())
-            .filter(|_| !prompt.is_empty())?;
+    fn by_prefix(&self, messages: &[Message], tools: Option<&Value>, k: usize, text: &str) -> Option<((usize, usize), Fit)> {
+        let prompt = self.template.render_with(&messages[..k], tools, true, false).ok()?;
+        let mut rest = text.strip_prefix(prompt.as_str()).filter(|_| !prompt.is_empty())?;
         let content = messages[k].content.as_str();
         if !content.trim_start().starts_with("<think>") {
             rest = &rest[empty_thought(rest)..];
@@ -591,9 +471,7 @@ impl<'a> SpanFinder<'a> {
         let tail = &rest[end..];
         let calls = messages[k].tool_calls.is_some();
         let end = match self.control.first(tail) {
-            Some((at, len, _)) if calls || fit == Fit::Lost || tail[..at].chars().all(is_space) => {
-                end + at + len
-            }
+            Some((at, len, _)) if calls || fit == Fit::Lost || tail[..at].chars().all(is_space) => end + at + len,
             _ if fit == Fit::Lost || calls => return None,
             _ => end,
         };
@@ -602,12 +480,7 @@ impl<'a> SpanFinder<'a> {
 
     /// The ids of the tokens that end an assistant's turn.
     pub fn end_of_turn_ids(&mut self) -> Vec<i32> {
-        let talk = [
-            Message::new("user", "a"),
-            Message::new("assistant", "b"),
-            Message::new("user", "c"),
-            Message::new("assistant", "d"),
-        ];
+        let talk = [Message::new("user", "a"), Message::new("assistant", "b"), Message::new("user", "c"), Message::new("assistant", "d")];
         let mut ids = Vec::new();
         for n in [2, 4] {
             let Some(s) = self.skeleton(&talk[..n], None) else {
@@ -651,11 +524,7 @@ fn fill_in(s: &Skeleton, messages: &[Message], control: bool, out: &mut Rendered
                 out.text.push_str(&m.content);
                 if m.is_assistant() {
                     let (back, forward) = s.reach.get(k).copied().unwrap_or((0, 0));
-                    out.spans.push(Span {
-                        start: start - back,
-                        end: out.text.len() + forward,
-                        loss: true,
-                    });
+                    out.spans.push(Span { start: start - back, end: out.text.len() + forward, loss: true });
                 }
             }
         }
@@ -689,14 +558,11 @@ fn parse_skeleton(text: &str) -> Option<Skeleton> {
                 rest = tail;
             }
             GENERATION_START | GENERATION_END => {
-                s.generation
-                    .push((s.pieces.len(), literal.len(), c == GENERATION_START));
+                s.generation.push((s.pieces.len(), literal.len(), c == GENERATION_START));
                 rest = after;
             }
             _ => {
-                let n = rest
-                    .find([SLOT, GENERATION_START, GENERATION_END])
-                    .unwrap_or(rest.len());
+                let n = rest.find([SLOT, GENERATION_START, GENERATION_END]).unwrap_or(rest.len());
                 literal.push_str(&rest[..n]);
                 rest = &rest[n..];
             }
@@ -712,8 +578,7 @@ type Places = (Vec<(usize, usize, usize, Fit)>, Vec<usize>, bool);
 /// Lays a skeleton over a text.
 fn align(s: &Skeleton, text: &str, messages: &[Message]) -> Option<Places> {
     let mut at = 0;
-    let (mut slots, mut starts, mut verbatim) =
-        (Vec::new(), Vec::with_capacity(s.pieces.len()), true);
+    let (mut slots, mut starts, mut verbatim) = (Vec::new(), Vec::with_capacity(s.pieces.len()), true);
     for (i, piece) in s.pieces.iter().enumerate() {
         starts.push(at);
         let rest = &text[at..];
@@ -723,13 +588,8 @@ fn align(s: &Skeleton, text: &str, messages: &[Message]) -> Option<Places> {
                     at += l.len();
                 } else {
                     // An empty thought that the template writes for answers without one.
-                    let shell = l
-                        .trim_end_matches(is_space)
-                        .strip_suffix("</think>")
-                        .map(|x| x.trim_end_matches(is_space));
-                    let bare = shell
-                        .and_then(|x| x.strip_suffix("<think>"))
-                        .filter(|x| rest.starts_with(x))?;
+                    let shell = l.trim_end_matches(is_space).strip_suffix("</think>").map(|x| x.trim_end_matches(is_space));
+                    let bare = shell.and_then(|x| x.strip_suffix("<think>")).filter(|x| rest.starts_with(x))?;
                     at += bare.len();
                     verbatim = false;
                 }
@@ -747,11 +607,7 @@ fn align(s: &Skeleton, text: &str, messages: &[Message]) -> Option<Places> {
                     None => next,
                 };
                 let follows = |tail: &str| {
-                    if last {
-                        tail == next
-                    } else {
-                        tail.starts_with(sure)
-                    }
+                    if last { tail == next } else { tail.starts_with(sure) }
                 };
                 let (n, fit) = if rest.strip_prefix(content).is_some_and(follows) {
                     (content.len(), Fit::Verbatim)
@@ -761,12 +617,7 @@ fn align(s: &Skeleton, text: &str, messages: &[Message]) -> Option<Places> {
                 }) {
                     (n, Fit::Respaced)
                 } else if last {
-                    (
-                        rest.len()
-                            .checked_sub(next.len())
-                            .filter(|&n| rest.is_char_boundary(n) && &rest[n..] == next)?,
-                        Fit::Lost,
-                    )
+                    (rest.len().checked_sub(next.len()).filter(|&n| rest.is_char_boundary(n) && &rest[n..] == next)?, Fit::Lost)
                 } else {
                     (rest.find(sure).filter(|_| sure.len() > 1)?, Fit::Lost)
                 };
@@ -795,9 +646,7 @@ fn loose(rest: &str, content: &str) -> Option<usize> {
 
 /// Length of an empty thought at the start of `text`.
 fn empty_thought(text: &str) -> usize {
-    let inside = text
-        .strip_prefix("<think>")
-        .map(|t| t.trim_start_matches(is_space));
+    let inside = text.strip_prefix("<think>").map(|t| t.trim_start_matches(is_space));
     match inside.and_then(|t| t.strip_prefix("</think>")) {
         Some(after) => text.len() - after.trim_start_matches(is_space).len(),
         None => 0,

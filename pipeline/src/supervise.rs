@@ -50,14 +50,7 @@ impl Supervisor<'_> {
         for (k, &Span { start, end, loss }) in r.spans.iter().enumerate() {
             self.piece(&r.text, at, start, &mut control, false, out)?;
             let from = out.ids.len();
-            self.piece(
-                &r.text,
-                start,
-                end,
-                &mut control,
-                loss && (self.loss_on == LossOn::All || k == last),
-                out,
-            )?;
+            self.piece(&r.text, start, end, &mut control, loss && (self.loss_on == LossOn::All || k == last), out)?;
             out.turns.push((from, out.ids.len()));
             at = end;
         }
@@ -93,10 +86,7 @@ impl Supervisor<'_> {
     ) -> Result<(), Drop> {
         let slice = |a: usize, b: usize| text.get(a..b).ok_or(Drop::NoAssistantSpan);
         match control {
-            None if from < to => self
-                .tokenizer
-                .encode(slice(from, to)?, &mut out.ids)
-                .map_err(|_| Drop::TokenizerFailed)?,
+            None if from < to => self.tokenizer.encode(slice(from, to)?, &mut out.ids).map_err(|_| Drop::TokenizerFailed)?,
             None => {}
             Some(ahead) => {
                 let mut at = from;
@@ -104,9 +94,7 @@ impl Supervisor<'_> {
                     let token = ahead.first().filter(|t| t.0 < to);
                     let end = token.map_or(to, |t| t.0);
                     if at < end {
-                        self.tokenizer
-                            .encode_plain(slice(at, end)?, &mut out.ids)
-                            .map_err(|_| Drop::TokenizerFailed)?;
+                        self.tokenizer.encode_plain(slice(at, end)?, &mut out.ids).map_err(|_| Drop::TokenizerFailed)?;
                     }
                     at = end;
                     if let Some(&(_, len, id)) = token {

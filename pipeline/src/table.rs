@@ -4,8 +4,7 @@
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{
-    DataType, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type,
-    UInt16Type, UInt32Type, UInt64Type,
+    DataType, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
 };
 use serde_json::{Map, Value};
 
@@ -50,19 +49,11 @@ fn cell(a: &dyn Array, i: usize) -> Value {
         DataType::Float64 => number!(Float64Type),
         DataType::List(_) => {
             let l = a.as_list::<i32>();
-            list(
-                l.values().as_ref(),
-                l.value_offsets()[i] as usize,
-                l.value_offsets()[i + 1] as usize,
-            )
+            list(l.values().as_ref(), l.value_offsets()[i] as usize, l.value_offsets()[i + 1] as usize)
         }
         DataType::LargeList(_) => {
             let l = a.as_list::<i64>();
-            list(
-                l.values().as_ref(),
-                l.value_offsets()[i] as usize,
-                l.value_offsets()[i + 1] as usize,
-            )
+            list(l.values().as_ref(), l.value_offsets()[i] as usize, l.value_offsets()[i + 1] as usize)
         }
         DataType::FixedSizeList(_, n) => {
             let l = a.as_fixed_size_list();
@@ -81,9 +72,7 @@ fn cell(a: &dyn Array, i: usize) -> Value {
         }
         DataType::Dictionary(_, _) => {
             let d = a.as_any_dictionary();
-            d.normalized_keys()
-                .get(i)
-                .map_or(Value::Null, |&k| cell(d.values().as_ref(), k))
+            d.normalized_keys().get(i).map_or(Value::Null, |&k| cell(d.values().as_ref(), k))
         }
         _ => Value::Null,
     }

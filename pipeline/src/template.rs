@@ -40,14 +40,7 @@ pub fn special_tokens(dir: &Path) -> Result<BTreeMap<String, String>> {
         let Some(Json::Object(map)) = read_json(&dir.join(file))? else {
             continue;
         };
-        for name in [
-            "bos_token",
-            "eos_token",
-            "unk_token",
-            "pad_token",
-            "sep_token",
-            "cls_token",
-        ] {
+        for name in ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token"] {
             let text = match map.get(name) {
                 Some(Json::String(s)) => Some(s.as_str()),
                 Some(Json::Object(o)) => o.get("content").and_then(Json::as_str),
@@ -66,10 +59,7 @@ pub fn read_json(path: &Path) -> Result<Option<Json>> {
     match std::fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes)
             .map(Some)
-            .map_err(|e| Error::Input {
-                path: path.display().to_string(),
-                reason: format!("not JSON: {e}"),
-            }),
+            .map_err(|e| Error::Input { path: path.display().to_string(), reason: format!("not JSON: {e}") }),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::io("reading", path)(e)),
     }
@@ -105,17 +95,9 @@ impl ChatTemplate {
                             .map(String::from)
                     };
                     let Some(default) = named("default") else {
-                        let names: Vec<_> = list
-                            .iter()
-                            .filter_map(|t| t.get("name").and_then(Json::as_str))
-                            .collect();
-                        let reason = format!(
-                            "it has templates named {names:?} and none named \"default\"; pick one with --template FILE"
-                        );
-                        return Err(Error::Template {
-                            origin: file.to_string(),
-                            reason,
-                        });
+                        let names: Vec<_> = list.iter().filter_map(|t| t.get("name").and_then(Json::as_str)).collect();
+                        let reason = format!("it has templates named {names:?} and none named \"default\"; pick one with --template FILE");
+                        return Err(Error::Template { origin: file.to_string(), reason });
                     };
                     return Self::new(default, named("tool_use"), file, specials, now);
                 }
@@ -144,47 +126,26 @@ impl ChatTemplate {
     }
 
     /// What `--template` names: a built-in, or a file.
-    pub fn named(
-        name: &str,
-        specials: BTreeMap<String, String>,
-        now: jiff::civil::DateTime,
-    ) -> Result<Self> {
+    pub fn named(name: &str, specials: BTreeMap<String, String>, now: jiff::civil::DateTime) -> Result<Self> {
         if matches!(name, "chatml" | "llama3") {
             return Self::builtin_at(name, specials, now);
         }
         let path = Path::new(name);
         let source = std::fs::read_to_string(path).map_err(Error::io("reading", path))?;
-        let file = path
-            .file_name()
-            .map(|f| f.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let file = path.file_name().map(|f| f.to_string_lossy().into_owned()).unwrap_or_default();
         Self::new(source, None, &file, specials, now)
     }
 
-    fn builtin_at(
-        name: &str,
-        mut specials: BTreeMap<String, String>,
-        now: jiff::civil::DateTime,
-    ) -> Result<Self> {
+    fn builtin_at(name: &str, mut specials: BTreeMap<String, String>, now: jiff::civil::DateTime) -> Result<Self> {
         let (source, eos) = match name {
             "chatml" => (CHATML, "<|im_end|>"),
             "llama3" => (LLAMA3, "<|eot_id|>"),
             _ => {
-                return Err(Error::Usage(format!(
-                    "no built-in template {name:?}; there are chatml and llama3"
-                )));
+                return Err(Error::Usage(format!("no built-in template {name:?}; there are chatml and llama3")));
             }
         };
-        specials
-            .entry("eos_token".to_string())
-            .or_insert_with(|| eos.to_string());
-        Self::new(
-            source.to_string(),
-            None,
-            &format!("built-in {name}"),
-            specials,
-            now,
-        )
+        specials.entry("eos_token".to_string()).or_insert_with(|| eos.to_string());
+        Self::new(source.to_string(), None, &format!("built-in {name}"), specials, now)
     }
 
     /// A template from its source; `tool_use` is used instead for conversations with tools.
@@ -195,21 +156,11 @@ impl ChatTemplate {
         specials: BTreeMap<String, String>,
         now: jiff::civil::DateTime,
     ) -> Result<Self> {
-        let compile = |s: &str| {
-            python::environment(s, now).map_err(|e| Error::Template {
-                origin: origin.to_string(),
-                reason: one_line(&e),
-            })
-        };
+        let compile =
+            |s: &str| python::environment(s, now).map_err(|e| Error::Template { origin: origin.to_string(), reason: one_line(&e) });
         let env = compile(&source)?;
         let tool_env = tool_use.as_deref().map(compile).transpose()?;
-        Ok(ChatTemplate {
-            env,
-            tool_env,
-            source,
-            origin: origin.to_string(),
-            specials,
-        })
+        Ok(ChatTemplate { env, tool_env, source, origin: origin.to_string(), specials })
     }
 
     /// The template's text.
@@ -235,23 +186,10 @@ impl ChatTemplate {
     }
 
     /// [`render`](Self::render) with tools, and on request with marks around `{% generation %}` blocks.
-    pub fn render_with(
-        &self,
-        messages: &[Message],
-        tools: Option<&Json>,
-        add_generation_prompt: bool,
-        mark: bool,
-    ) -> Result<String> {
-        let mut context: BTreeMap<&str, Value> = self
-            .specials
-            .iter()
-            .map(|(k, v)| (k.as_str(), Value::from(v.as_str())))
-            .collect();
+    pub fn render_with(&self, messages: &[Message], tools: Option<&Json>, add_generation_prompt: bool, mark: bool) -> Result<String> {
+        let mut context: BTreeMap<&str, Value> = self.specials.iter().map(|(k, v)| (k.as_str(), Value::from(v.as_str()))).collect();
         context.insert("messages", Value::from(Serde(messages)));
-        context.insert(
-            "tools",
-            tools.map_or(Value::from(()), |t| Value::from(Serde(t))),
-        );
+        context.insert("tools", tools.map_or(Value::from(()), |t| Value::from(Serde(t))));
         context.insert("documents", Value::from(()));
         context.insert("add_generation_prompt", Value::from(add_generation_prompt));
         if mark {
@@ -262,11 +200,7 @@ impl ChatTemplate {
 
     /// Renders any context: what `dlm-prep render` does with a line of its input.
     pub fn render_context(&self, context: Value, with_tools: bool) -> Result<String> {
-        let env = self
-            .tool_env
-            .as_ref()
-            .filter(|_| with_tools)
-            .unwrap_or(&self.env);
+        let env = self.tool_env.as_ref().filter(|_| with_tools).unwrap_or(&self.env);
         let render = || env.get_template("chat")?.render(context);
         render().map_err(|e| Error::Render(one_line(&e)))
     }
@@ -286,11 +220,7 @@ mod tests {
     use super::*;
 
     fn talk() -> Vec<Message> {
-        vec![
-            Message::new("system", "s"),
-            Message::new("user", "q"),
-            Message::new("assistant", " a "),
-        ]
+        vec![Message::new("system", "s"), Message::new("user", "q"), Message::new("assistant", " a ")]
     }
 
     #[test]
@@ -300,17 +230,9 @@ mod tests {
             t.render(&talk(), false).unwrap(),
             "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n a <|im_end|>\n"
         );
-        assert!(
-            t.render(&talk()[..2], true)
-                .unwrap()
-                .ends_with("<|im_start|>assistant\n")
-        );
+        assert!(t.render(&talk()[..2], true).unwrap().ends_with("<|im_start|>assistant\n"));
         let t = ChatTemplate::builtin("llama3").unwrap();
-        assert!(
-            t.render(&talk(), false)
-                .unwrap()
-                .ends_with("<|start_header_id|>assistant<|end_header_id|>\n\na<|eot_id|>")
-        );
+        assert!(t.render(&talk(), false).unwrap().ends_with("<|start_header_id|>assistant<|end_header_id|>\n\na<|eot_id|>"));
         assert!(ChatTemplate::builtin("alpaca").is_err());
     }
 
@@ -321,10 +243,7 @@ mod tests {
         let first = || ChatTemplate::load(dir.path()).map(|t| t.render(&talk(), false).unwrap());
         put("tokenizer.json", "{\"added_tokens\": []}");
         assert!(first().is_err());
-        put(
-            "tokenizer.json",
-            "{\"added_tokens\": [\"<|im_start|>\", \"<|im_end|>\"]}",
-        );
+        put("tokenizer.json", "{\"added_tokens\": [\"<|im_start|>\", \"<|im_end|>\"]}");
         assert!(first().unwrap().starts_with("<|im_start|>system"));
         put(
             "tokenizer_config.json",
@@ -333,14 +252,8 @@ mod tests {
         assert_eq!(first().unwrap(), "<s>d");
         put("tokenizer_config.json", r#"{"chat_template": "c"}"#);
         assert_eq!(first().unwrap(), "c");
-        put(
-            "chat_template.jinja",
-            "{{ raise_exception('no ' + messages[0].role) }}",
-        );
-        let e = ChatTemplate::load(dir.path())
-            .unwrap()
-            .render(&talk(), false)
-            .unwrap_err();
+        put("chat_template.jinja", "{{ raise_exception('no ' + messages[0].role) }}");
+        let e = ChatTemplate::load(dir.path()).unwrap().render(&talk(), false).unwrap_err();
         assert!(e.to_string().contains("no system"), "{e}");
         put("chat_template.jinja", "{% for %}");
         assert!(ChatTemplate::load(dir.path()).is_err());

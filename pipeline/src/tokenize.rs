@@ -52,9 +52,7 @@ impl Tokenizer {
         let source = TokenizerSource::read(dir)?;
         match source.fast() {
             Ok(t) => Ok(t),
-            Err(reason) => source.stable(format!(
-                "stable (the fast engine refuses this tokenizer: {reason})"
-            )),
+            Err(reason) => source.stable(format!("stable (the fast engine refuses this tokenizer: {reason})")),
         }
     }
 
@@ -79,34 +77,21 @@ impl Tokenizer {
                 options.encode_special_tokens = plain;
                 SCRATCH.with_borrow_mut(|scratch| {
                     scratch.clear();
-                    t.encode_into(text, &options, scratch)
-                        .map_err(|e| failed(e.to_string()))?;
+                    t.encode_into(text, &options, scratch).map_err(|e| failed(e.to_string()))?;
                     let ids = fast::pipeline::PipelineToken::cast_slice(scratch);
                     let (from, by) = self.shift;
                     if by == 0 {
                         out.extend(ids.iter().map(|&id| id as i32));
                     } else {
                         let known = ids.iter().filter(|&&id| id < from || id >= from + by);
-                        out.extend(known.map(|&id| {
-                            if id < from {
-                                id as i32
-                            } else {
-                                (id - by) as i32
-                            }
-                        }));
+                        out.extend(known.map(|&id| if id < from { id as i32 } else { (id - by) as i32 }));
                     }
                     Ok(())
                 })
             }
             Engine::Stable(t) => {
-                let t = if plain {
-                    t.1.as_ref().unwrap_or(&t.0)
-                } else {
-                    &t.0
-                };
-                let encoding = t
-                    .encode_fast(text, false)
-                    .map_err(|e| failed(e.to_string()))?;
+                let t = if plain { t.1.as_ref().unwrap_or(&t.0) } else { &t.0 };
+                let encoding = t.encode_fast(text, false).map_err(|e| failed(e.to_string()))?;
                 out.extend(encoding.get_ids().iter().map(|&id| id as i32));
                 Ok(())
             }
@@ -115,25 +100,14 @@ impl Tokenizer {
 
     /// Text of ids; ids that are no token are skipped.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        let ids: Vec<u32> = ids
-            .iter()
-            .copied()
-            .filter(|&i| (i as usize) < self.vocab_size)
-            .collect();
+        let ids: Vec<u32> = ids.iter().copied().filter(|&i| (i as usize) < self.vocab_size).collect();
         match &self.engine {
             Engine::Fast(t) => {
                 let (from, by) = self.shift;
-                let ids: Vec<u32> = ids
-                    .iter()
-                    .map(|&i| if i < from { i } else { i + by })
-                    .collect();
-                t.decode(&ids, skip_special)
-                    .map_err(|e| Error::Render(e.to_string()))
+                let ids: Vec<u32> = ids.iter().map(|&i| if i < from { i } else { i + by }).collect();
+                t.decode(&ids, skip_special).map_err(|e| Error::Render(e.to_string()))
             }
-            Engine::Stable(t) => {
-                t.0.decode(&ids, skip_special)
-                    .map_err(|e| Error::Render(e.to_string()))
-            }
+            Engine::Stable(t) => t.0.decode(&ids, skip_special).map_err(|e| Error::Render(e.to_string())),
         }
     }
 
@@ -196,76 +170,44 @@ pub struct TokenizerSource {
 impl TokenizerSource {
     /// Reads `dir/tokenizer.json` (or the file itself).
     pub fn read(dir: &Path) -> Result<Self> {
-        let path = if dir.is_dir() {
-            dir.join("tokenizer.json")
-        } else {
-            dir.to_path_buf()
-        };
+        let path = if dir.is_dir() { dir.join("tokenizer.json") } else { dir.to_path_buf() };
         let json = std::fs::read_to_string(&path).map_err(|e| {
             if e.kind() == std::io::ErrorKind::NotFound {
                 Error::Tokenizer {
                     path: dir.to_path_buf(),
-                    reason: "no tokenizer.json there; give the folder of a Hugging Face tokenizer"
-                        .to_string(),
+                    reason: "no tokenizer.json there; give the folder of a Hugging Face tokenizer".to_string(),
                 }
             } else {
                 Error::io("reading", &path)(e)
             }
         })?;
-        let eos = if dir.is_dir() {
-            crate::template::special_tokens(dir)?.remove("eos_token")
-        } else {
-            None
-        };
-        let mut s = TokenizerSource {
-            path,
-            json,
-            added: Vec::new(),
-            vocab_size: 0,
-            model_size: 0,
-            missing_bytes: Vec::new(),
-            eos,
-        };
+        let eos = if dir.is_dir() { crate::template::special_tokens(dir)?.remove("eos_token") } else { None };
+        let mut s = TokenizerSource { path, json, added: Vec::new(), vocab_size: 0, model_size: 0, missing_bytes: Vec::new(), eos };
         s.look()?;
         Ok(s)
     }
 
     fn bad(&self, reason: impl Into<String>) -> Error {
-        Error::Tokenizer {
-            path: self.path.clone(),
-            reason: reason.into(),
-        }
+        Error::Tokenizer { path: self.path.clone(), reason: reason.into() }
     }
 
     /// Sizes, added tokens, missing bytes.
     fn look(&mut self) -> Result<()> {
-        let v: Head = serde_json::from_str(&self.json)
-            .map_err(|e| self.bad(format!("not a tokenizer.json: {e}")))?;
+        let v: Head = serde_json::from_str(&self.json).map_err(|e| self.bad(format!("not a tokenizer.json: {e}")))?;
         let mut size = v.model.vocab.size;
         self.model_size = size;
         self.added.clear();
         for t in v.added_tokens {
             size = size.max(t.id as usize + 1);
-            self.added.push(AddedToken {
-                content: t.content,
-                id: t.id,
-                special: t.special,
-            });
+            self.added.push(AddedToken { content: t.content, id: t.id, special: t.special });
         }
         if size == 0 {
             return Err(self.bad("its vocabulary is empty"));
         }
         self.vocab_size = size;
-        let byte_level = v.model.kind.as_deref().is_none_or(|k| k == "BPE")
-            && self.json.contains("\"ByteLevel\"");
-        self.missing_bytes = if byte_level {
-            byte_symbols()
-                .into_iter()
-                .filter(|c| !v.model.vocab.single.contains(c))
-                .collect()
-        } else {
-            Vec::new()
-        };
+        let byte_level = v.model.kind.as_deref().is_none_or(|k| k == "BPE") && self.json.contains("\"ByteLevel\"");
+        self.missing_bytes =
+            if byte_level { byte_symbols().into_iter().filter(|c| !v.model.vocab.single.contains(c)).collect() } else { Vec::new() };
         Ok(())
     }
 
@@ -278,22 +220,14 @@ impl TokenizerSource {
         let entry = json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}).to_string();
         // The file is left as it is but for the new entry at the end of its list.
         match added_tokens_end(&self.json) {
-            Some((at, empty)) => self
-                .json
-                .insert_str(at, &if empty { entry } else { format!(",{entry}") }),
+            Some((at, empty)) => self.json.insert_str(at, &if empty { entry } else { format!(",{entry}") }),
             None => {
-                let mut v: Value =
-                    serde_json::from_str(&self.json).map_err(|e| self.bad(e.to_string()))?;
-                v["added_tokens"] =
-                    json!([serde_json::from_str::<Value>(&entry).unwrap_or_default()]);
+                let mut v: Value = serde_json::from_str(&self.json).map_err(|e| self.bad(e.to_string()))?;
+                v["added_tokens"] = json!([serde_json::from_str::<Value>(&entry).unwrap_or_default()]);
                 self.json = serde_json::to_string(&v).map_err(|e| self.bad(e.to_string()))?;
             }
         }
-        self.added.push(AddedToken {
-            content: token.to_string(),
-            id,
-            special: true,
-        });
+        self.added.push(AddedToken { content: token.to_string(), id, special: true });
         self.vocab_size = id as usize + 1;
         Ok(id)
     }
@@ -311,32 +245,17 @@ impl TokenizerSource {
         }
         let mut note = "fast (tokenizers 1.0.0-rc.3)".to_string();
         if !self.missing_bytes.is_empty() {
-            let vocab = v
-                .get_mut("model")
-                .and_then(|m| m.get_mut("vocab"))
-                .and_then(Value::as_object_mut);
+            let vocab = v.get_mut("model").and_then(|m| m.get_mut("vocab")).and_then(Value::as_object_mut);
             let vocab = vocab.ok_or("its vocabulary is no map")?;
             for (k, c) in self.missing_bytes.iter().enumerate() {
                 vocab.insert(c.to_string(), json!(self.model_size + k));
             }
-            for t in v
-                .get_mut("added_tokens")
-                .and_then(Value::as_array_mut)
-                .into_iter()
-                .flatten()
-            {
-                if let Some(id) = t
-                    .get("id")
-                    .and_then(Value::as_u64)
-                    .filter(|&id| id >= self.model_size as u64)
-                {
+            for t in v.get_mut("added_tokens").and_then(Value::as_array_mut).into_iter().flatten() {
+                if let Some(id) = t.get("id").and_then(Value::as_u64).filter(|&id| id >= self.model_size as u64) {
                     t["id"] = json!(id + self.missing_bytes.len() as u64);
                 }
             }
-            note.push_str(&format!(
-                ", {} missing byte symbols mended",
-                self.missing_bytes.len()
-            ));
+            note.push_str(&format!(", {} missing byte symbols mended", self.missing_bytes.len()));
         }
         fast::canonicalize_value(&mut v).map_err(|e| e.to_string())?;
         let text = serde_json::to_string(&v).map_err(|e| e.to_string())?;
@@ -354,8 +273,7 @@ impl TokenizerSource {
     }
 
     fn stable_engine(&self) -> Result<tokenizers::Tokenizer> {
-        let mut t = tokenizers::Tokenizer::from_bytes(self.json.as_bytes())
-            .map_err(|e| self.bad(e.to_string()))?;
+        let mut t = tokenizers::Tokenizer::from_bytes(self.json.as_bytes()).map_err(|e| self.bad(e.to_string()))?;
         let _ = t.with_truncation(None);
         t.with_padding(None);
         Ok(t)
@@ -381,15 +299,11 @@ impl TokenizerSource {
             let stable = s.spawn(|| self.stable_engine());
             (self.fast(), stable.join())
         });
-        let mut stable =
-            stable.map_err(|_| Error::Internal("loading the tokenizer".to_string()))??;
-        let mut fast =
-            match fast {
-                Ok(f) => f,
-                Err(reason) => return self.stable(format!(
-                    "stable (tokenizers 0.23.2): the fast engine refuses this tokenizer: {reason}"
-                )),
-            };
+        let mut stable = stable.map_err(|_| Error::Internal("loading the tokenizer".to_string()))??;
+        let mut fast = match fast {
+            Ok(f) => f,
+            Err(reason) => return self.stable(format!("stable (tokenizers 0.23.2): the fast engine refuses this tokenizer: {reason}")),
+        };
         let mut ids = Vec::new();
         let mut compared = 0;
         for plain in [false, true] {
@@ -397,16 +311,10 @@ impl TokenizerSource {
             for text in sample {
                 ids.clear();
                 fast.encode_into(text, plain, &mut ids)?;
-                let truth = stable
-                    .encode_fast(text.as_str(), false)
-                    .map_err(|e| self.bad(e.to_string()))?;
+                let truth = stable.encode_fast(text.as_str(), false).map_err(|e| self.bad(e.to_string()))?;
                 let truth = truth.get_ids();
                 if !truth.iter().map(|&i| i as i32).eq(ids.iter().copied()) {
-                    let at = ids
-                        .iter()
-                        .zip(truth)
-                        .take_while(|(x, y)| **x == **y as i32)
-                        .count();
+                    let at = ids.iter().zip(truth).take_while(|(x, y)| **x == **y as i32).count();
                     return self.stable(format!(
                         "stable (tokenizers 0.23.2): the fast engine gives other ids on a sample row (token {at}: {:?} instead of {:?})",
                         ids.get(at),
@@ -416,10 +324,7 @@ impl TokenizerSource {
                 compared += ids.len();
             }
         }
-        fast.engine_note.push_str(&format!(
-            ", equal to 0.23.2 on {} sample texts, {compared} tokens",
-            sample.len()
-        ));
+        fast.engine_note.push_str(&format!(", equal to 0.23.2 on {} sample texts, {compared} tokens", sample.len()));
         Ok(fast)
     }
 }
@@ -438,10 +343,7 @@ fn added_tokens_end(json: &str) -> Option<(usize, bool)> {
                     i += 1 + usize::from(bytes[i] == b'\\');
                 }
                 if depth == 1 {
-                    key_at = json
-                        .get(start..i)
-                        .filter(|k| *k == "added_tokens")
-                        .map(|_| i);
+                    key_at = json.get(start..i).filter(|k| *k == "added_tokens").map(|_| i);
                 }
                 last = i + 1;
             }
@@ -472,9 +374,7 @@ fn added_tokens_end(json: &str) -> Option<(usize, bool)> {
 
 /// The 256 characters that stand for bytes in a byte-level vocabulary (GPT-2's table).
 fn byte_symbols() -> Vec<char> {
-    let printable = |b: u32| {
-        (0x21..=0x7e).contains(&b) || (0xa1..=0xac).contains(&b) || (0xae..=0xff).contains(&b)
-    };
+    let printable = |b: u32| (0x21..=0x7e).contains(&b) || (0xa1..=0xac).contains(&b) || (0xae..=0xff).contains(&b);
     let mut next = 256;
     (0..256u32)
         .filter_map(|b| {
@@ -520,10 +420,7 @@ impl<'de> serde::Deserialize<'de> for Vocab {
             fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
                 f.write_str("a map of tokens to ids or a list of tokens with scores")
             }
-            fn visit_map<A: serde::de::MapAccess<'de>>(
-                self,
-                mut map: A,
-            ) -> std::result::Result<Vocab, A::Error> {
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> std::result::Result<Vocab, A::Error> {
                 let mut v = Vocab::default();
                 while let Some((k, id)) = map.next_entry::<std::borrow::Cow<'de, str>, u32>()? {
                     v.size = v.size.max(id as usize + 1);
@@ -534,10 +431,7 @@ impl<'de> serde::Deserialize<'de> for Vocab {
                 }
                 Ok(v)
             }
-            fn visit_seq<A: serde::de::SeqAccess<'de>>(
-                self,
-                mut seq: A,
-            ) -> std::result::Result<Vocab, A::Error> {
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Vocab, A::Error> {
                 let mut v = Vocab::default();
                 while seq.next_element::<serde::de::IgnoredAny>()?.is_some() {
                     v.size += 1;
@@ -561,10 +455,7 @@ mod tests {
                 r#"{"a": "added_tokens", "added_tokens": [ {"id": 1, "content": "]"}X ], "z": []}"#,
             ),
             (r#"{"added_tokens":[]}"#, r#"{"added_tokens":[X]}"#),
-            (
-                r#"{"m": {"added_tokens": [1]}, "added_tokens": [ ]}"#,
-                r#"{"m": {"added_tokens": [1]}, "added_tokens": [X ]}"#,
-            ),
+            (r#"{"m": {"added_tokens": [1]}, "added_tokens": [ ]}"#, r#"{"m": {"added_tokens": [1]}, "added_tokens": [X ]}"#),
         ] {
             let (at, empty) = added_tokens_end(json).unwrap();
             let mut s = json.to_string();
@@ -579,9 +470,6 @@ mod tests {
     fn byte_table() {
         let t = byte_symbols();
         assert_eq!(t.len(), 256);
-        assert_eq!(
-            (t[b'a' as usize], t[b' ' as usize], t[b'\n' as usize]),
-            ('a', 'Ġ', 'Ċ')
-        );
+        assert_eq!((t[b'a' as usize], t[b' ' as usize], t[b'\n' as usize]), ('a', 'Ġ', 'Ċ'));
     }
 }

@@ -8,17 +8,7 @@ use crate::supervise::Sample;
 use dlm_datasets::IGNORE;
 
 /// What to do with a conversation longer than a row.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    Default,
-    clap::ValueEnum,
-    serde::Serialize,
-    serde::Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OverLong {
     /// Keep its start.
@@ -56,40 +46,19 @@ pub struct Cut {
 }
 
 /// Cuts a sample to rows of `seq_len`; `context` tokens are repeated under `split`. Gives the cuts and the tokens lost.
-pub fn cut(
-    s: &Sample,
-    policy: OverLong,
-    seq_len: usize,
-    bd_size: usize,
-    context: usize,
-) -> Result<(Vec<Cut>, usize), Drop> {
+pub fn cut(s: &Sample, policy: OverLong, seq_len: usize, bd_size: usize, context: usize) -> Result<(Vec<Cut>, usize), Drop> {
     let n = s.ids.len();
     let labelled = |from: usize, to: usize| s.labels[from..to].iter().any(|&l| l != IGNORE);
-    let whole = |end: usize| {
-        vec![Cut {
-            start: 0,
-            end,
-            context: 0,
-        }]
-    };
+    let whole = |end: usize| vec![Cut { start: 0, end, context: 0 }];
     if n <= seq_len {
-        return if labelled(0, n) {
-            Ok((whole(n), 0))
-        } else {
-            Err(Drop::NoLabel)
-        };
+        return if labelled(0, n) { Ok((whole(n), 0)) } else { Err(Drop::NoLabel) };
     }
     match policy {
         OverLong::Drop => Err(Drop::TooLong),
         OverLong::Truncate if labelled(0, seq_len) => Ok((whole(seq_len), n - seq_len)),
         OverLong::Truncate => Err(Drop::PromptTooLong),
         OverLong::Turns => {
-            let end = s
-                .turns
-                .iter()
-                .map(|t| t.1)
-                .take_while(|&e| e <= seq_len)
-                .last();
+            let end = s.turns.iter().map(|t| t.1).take_while(|&e| e <= seq_len).last();
             match end {
                 Some(end) if labelled(0, end) => Ok((whole(end), n - end)),
                 _ => Err(Drop::FirstTurnTooLong),
@@ -102,21 +71,13 @@ pub fn cut(
                 let start = if covered == 0 { 0 } else { covered - context };
                 let end = (start + seq_len).min(n);
                 if labelled(covered, end) {
-                    cuts.push(Cut {
-                        start,
-                        end,
-                        context: covered - start,
-                    });
+                    cuts.push(Cut { start, end, context: covered - start });
                 } else {
                     lost += end - covered; // a stretch of prompt that fills a row, or the tail behind the last label
                 }
                 covered = end;
             }
-            if cuts.is_empty() {
-                Err(Drop::NoLabel)
-            } else {
-                Ok((cuts, lost))
-            }
+            if cuts.is_empty() { Err(Drop::NoLabel) } else { Ok((cuts, lost)) }
         }
     }
 }
@@ -142,64 +103,14 @@ mod tests {
     #[test]
     fn policies() {
         let s = sample(&[(10, 30), (10, 30)]);
-        assert_eq!(
-            cut(&s, OverLong::Drop, 96, 16, 32),
-            Ok((
-                vec![Cut {
-                    start: 0,
-                    end: 80,
-                    context: 0
-                }],
-                0
-            ))
-        );
+        assert_eq!(cut(&s, OverLong::Drop, 96, 16, 32), Ok((vec![Cut { start: 0, end: 80, context: 0 }], 0)));
         assert_eq!(cut(&s, OverLong::Drop, 64, 16, 32), Err(Drop::TooLong));
-        assert_eq!(
-            cut(&s, OverLong::Truncate, 64, 16, 32),
-            Ok((
-                vec![Cut {
-                    start: 0,
-                    end: 64,
-                    context: 0
-                }],
-                16
-            ))
-        );
-        assert_eq!(
-            cut(&s, OverLong::Turns, 64, 16, 32),
-            Ok((
-                vec![Cut {
-                    start: 0,
-                    end: 40,
-                    context: 0
-                }],
-                40
-            ))
-        );
-        assert_eq!(
-            cut(&s, OverLong::Turns, 32, 16, 16),
-            Err(Drop::FirstTurnTooLong)
-        );
-        assert_eq!(
-            cut(&sample(&[(90, 10)]), OverLong::Truncate, 64, 16, 32),
-            Err(Drop::PromptTooLong)
-        );
+        assert_eq!(cut(&s, OverLong::Truncate, 64, 16, 32), Ok((vec![Cut { start: 0, end: 64, context: 0 }], 16)));
+        assert_eq!(cut(&s, OverLong::Turns, 64, 16, 32), Ok((vec![Cut { start: 0, end: 40, context: 0 }], 40)));
+        assert_eq!(cut(&s, OverLong::Turns, 32, 16, 16), Err(Drop::FirstTurnTooLong));
+        assert_eq!(cut(&sample(&[(90, 10)]), OverLong::Truncate, 64, 16, 32), Err(Drop::PromptTooLong));
         let (cuts, lost) = cut(&s, OverLong::Split, 64, 16, 32).unwrap();
-        assert_eq!(
-            cuts,
-            [
-                Cut {
-                    start: 0,
-                    end: 64,
-                    context: 0
-                },
-                Cut {
-                    start: 32,
-                    end: 80,
-                    context: 32
-                }
-            ]
-        );
+        assert_eq!(cuts, [Cut { start: 0, end: 64, context: 0 }, Cut { start: 32, end: 80, context: 32 }]);
         assert_eq!(lost, 0);
     }
 

@@ -177,7 +177,14 @@ impl Feed<'_> {
 }
 
 /// Runs streams of `inputs` through the stages on `workers` threads; `consume` pulls batches from whichever stream it wants.
-pub fn run<T>(stages: &Stages, inputs: &[Input], streams: &[Stream], workers: usize, meter: &Meter, consume: impl FnOnce(&mut Feed) -> Result<T>) -> Result<T> {
+pub fn run<T>(
+    stages: &Stages,
+    inputs: &[Input],
+    streams: &[Stream],
+    workers: usize,
+    meter: &Meter,
+    consume: impl FnOnce(&mut Feed) -> Result<T>,
+) -> Result<T> {
     let workers = workers.max(1);
     let window = workers * 4 + 4;
     let (raw_in, raw_out) = crossbeam_channel::bounded::<(usize, u64, Cursor, RawRows)>(workers * 2);
@@ -206,7 +213,9 @@ pub fn run<T>(stages: &Stages, inputs: &[Input], streams: &[Stream], workers: us
                 let mut worker = Worker::new(stages);
                 for (stream, number, from, raw) in raw_out {
                     let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.process(number, from, raw)));
-                    let done = done.unwrap_or_else(|_| Err(Error::Internal(format!("a worker failed on the rows after row {} of input {}", from.row, from.file))));
+                    let done = done.unwrap_or_else(|_| {
+                        Err(Error::Internal(format!("a worker failed on the rows after row {} of input {}", from.row, from.file)))
+                    });
                     if done_in.send(done.map(|b| (stream, b))).is_err() {
                         return;
                     }
@@ -215,14 +224,22 @@ pub fn run<T>(stages: &Stages, inputs: &[Input], streams: &[Stream], workers: us
         }
         drop((raw_out, done_in));
         let n = streams.len();
-        let mut feed = Feed { done, tickets, waiting: (0..n).map(|_| BTreeMap::new()).collect(), next: vec![0; n], ended: vec![None; n], ends, meter };
+        let mut feed =
+            Feed { done, tickets, waiting: (0..n).map(|_| BTreeMap::new()).collect(), next: vec![0; n], ended: vec![None; n], ends, meter };
         // When the feed is dropped, whoever still waits for us finds the channels closed.
         consume(&mut feed)
     })
 }
 
 /// Reads a stream; the number of batches, or none if the consumer has had enough.
-fn read(inputs: &[Input], k: usize, stream: &Stream, out: &crossbeam_channel::Sender<(usize, u64, Cursor, RawRows)>, tickets: &crossbeam_channel::Receiver<()>, meter: &Meter) -> Result<Option<u64>> {
+fn read(
+    inputs: &[Input],
+    k: usize,
+    stream: &Stream,
+    out: &crossbeam_channel::Sender<(usize, u64, Cursor, RawRows)>,
+    tickets: &crossbeam_channel::Receiver<()>,
+    meter: &Meter,
+) -> Result<Option<u64>> {
     let mut number = 0;
     for file in stream.inputs.clone().filter(|f| *f >= stream.from.file) {
         let mut row = if file == stream.from.file { stream.from.row } else { 0 };
@@ -267,20 +284,9 @@ impl<'a> Worker<'a> {
             settings: s,
             manifest: m,
             inputs: stages.inputs,
-            spans: SpanFinder::new(stages.template, stages.control, s.special_text, s.lost_text)
-                .with_linear(stages.linear),
-            supervisor: Supervisor {
-                tokenizer: stages.tokenizer,
-                loss_on: s.loss_on,
-                mask_id: m.mask_token_id,
-            },
-            grid: Grid {
-                bd_size: s.bd_size,
-                seq_len: s.seq_len,
-                alignment: s.alignment,
-                fill_id,
-                pad_id: m.pad_token_id,
-            },
+            spans: SpanFinder::new(stages.template, stages.control, s.special_text, s.lost_text).with_linear(stages.linear),
+            supervisor: Supervisor { tokenizer: stages.tokenizer, loss_on: s.loss_on, mask_id: m.mask_token_id },
+            grid: Grid { bd_size: s.bd_size, seq_len: s.seq_len, alignment: s.alignment, fill_id, pad_id: m.pad_token_id },
             rendered: Rendered::default(),
             sample: Sample::default(),
             wants_fingerprint: s.dedup || s.eval_fraction > 0.0,
@@ -290,13 +296,7 @@ impl<'a> Worker<'a> {
     /// All rows of a batch.
     pub fn process(&mut self, number: u64, from: Cursor, raw: RawRows) -> Result<OutBatch> {
         let n = raw.len();
-        let mut out = OutBatch {
-            number,
-            from,
-            rows: Vec::with_capacity(n),
-            raw_bytes: raw.bytes() as u64,
-            ..Default::default()
-        };
+        let mut out = OutBatch { number, from, rows: Vec::with_capacity(n), raw_bytes: raw.bytes() as u64, ..Default::default() };
         let tokens = raw.bytes() / 3;
         out.ids.reserve(tokens);
         out.labels.reserve(tokens);
@@ -306,10 +306,7 @@ impl<'a> Worker<'a> {
                 && (from.row + i as u64) % of != index
             {
                 // Another machine's row; counted there.
-                out.rows.push(OutRow {
-                    key: usize::MAX,
-                    ..Default::default()
-                });
+                out.rows.push(OutRow { key: usize::MAX, ..Default::default() });
                 continue;
             }
             let mut row = OutRow::default();
@@ -321,9 +318,7 @@ impl<'a> Worker<'a> {
             });
             let (ids, labels) = (out.ids.len(), out.labels.len());
             let check = (from.row + i as u64) % CHECK_EVERY == 0;
-            let done = conversation
-                .map_err(Fault::from)
-                .and_then(|c| self.conversation(&c, check, &mut row, &mut out));
+            let done = conversation.map_err(Fault::from).and_then(|c| self.conversation(&c, check, &mut row, &mut out));
             if let Err(fault) = done {
                 let Fault::Drop(why) = fault else {
                     return Err(Error::Unfit(format!(
@@ -343,13 +338,7 @@ impl<'a> Worker<'a> {
         Ok(out)
     }
 
-    fn conversation(
-        &mut self,
-        c: &Conversation,
-        check: bool,
-        row: &mut OutRow,
-        out: &mut OutBatch,
-    ) -> std::result::Result<(), Fault> {
+    fn conversation(&mut self, c: &Conversation, check: bool, row: &mut OutRow, out: &mut OutBatch) -> std::result::Result<(), Fault> {
         let s = self.settings;
         if self.wants_fingerprint {
             row.fingerprint = conversation::fingerprint(c);
@@ -362,45 +351,26 @@ impl<'a> Worker<'a> {
         row.rewritten = rendered.rewritten;
         self.supervisor.encode(rendered, &mut self.sample)?;
         row.over_long = self.sample.ids.len() > s.seq_len;
-        let (cuts, lost) = truncate::cut(
-            &self.sample,
-            s.over_long,
-            s.seq_len,
-            s.bd_size,
-            s.split_context,
-        )?;
+        let (cuts, lost) = truncate::cut(&self.sample, s.over_long, s.seq_len, s.bd_size, s.split_context)?;
         row.cut = lost as u64;
         for cut in cuts {
             let from = out.ids.len();
-            out.ids
-                .extend_from_slice(&self.sample.ids[cut.start..cut.end]);
-            out.labels
-                .extend_from_slice(&self.sample.labels[cut.start..cut.end]);
+            out.ids.extend_from_slice(&self.sample.ids[cut.start..cut.end]);
+            out.labels.extend_from_slice(&self.sample.labels[cut.start..cut.end]);
             out.labels[from..from + cut.context.max(1)].fill(IGNORE);
             // The last turn of this cut, for the `response` grid.
-            let turn = self
-                .sample
-                .turns
-                .iter()
-                .rev()
-                .find(|t| t.0 < cut.end)
-                .map_or(0, |t| t.0.saturating_sub(cut.start));
+            let turn = self.sample.turns.iter().rev().find(|t| t.0 < cut.end).map_or(0, |t| t.0.saturating_sub(cut.start));
             row.cut += self.grid.pad(&mut out.ids, &mut out.labels, from, turn) as u64;
             let summary = summarize(&out.ids[from..], &out.labels[from..], self.manifest);
             if summary.response_tokens == 0 {
-                row.cut +=
-                    (out.ids.len() - from) as u64 - summary.block_padding - cut.context as u64;
+                row.cut += (out.ids.len() - from) as u64 - summary.block_padding - cut.context as u64;
                 out.ids.truncate(from);
                 out.labels.truncate(from);
                 continue;
             }
             row.documents.push((out.ids.len() - from, summary));
         }
-        if row.documents.is_empty() {
-            Err(Drop::NoLabel.into())
-        } else {
-            Ok(())
-        }
+        if row.documents.is_empty() { Err(Drop::NoLabel.into()) } else { Ok(()) }
     }
 }
 

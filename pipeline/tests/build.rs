@@ -23,13 +23,7 @@ fn ground() -> Option<Ground> {
         return None;
     }
     let dir = tempfile::tempdir().ok()?;
-    let unpacked = Command::new("tar")
-        .arg("-xJf")
-        .arg(&archive)
-        .arg("-C")
-        .arg(dir.path())
-        .arg("tokenizers/smollm2")
-        .status();
+    let unpacked = Command::new("tar").arg("-xJf").arg(&archive).arg("-C").arg(dir.path()).arg("tokenizers/smollm2").status();
     if !unpacked.is_ok_and(|s| s.success()) {
         println!("SKIP: tar cannot unpack {}", archive.display());
         return None;
@@ -40,13 +34,8 @@ fn ground() -> Option<Ground> {
 impl Ground {
     fn prep(&self, out: &str, inputs: &[PathBuf], more: &[&str]) -> Command {
         let mut c = Command::new(env!("CARGO_BIN_EXE_dlm-prep"));
-        c.arg("--input")
-            .args(inputs)
-            .arg("--tokenizer")
-            .arg(self.dir.path().join("tokenizers/smollm2"));
-        c.arg("--out")
-            .arg(self.dir.path().join(out))
-            .args(["--engine", "fast"]);
+        c.arg("--input").args(inputs).arg("--tokenizer").arg(self.dir.path().join("tokenizers/smollm2"));
+        c.arg("--out").arg(self.dir.path().join(out)).args(["--engine", "fast"]);
         if !more.contains(&"--over-long") {
             c.args(["--over-long", "split"]);
         }
@@ -56,41 +45,24 @@ impl Ground {
     }
 
     fn conversations(&self) -> Vec<PathBuf> {
-        [
-            "chat-00000-of-00004",
-            "code-00000-of-00002",
-            "math-00000-of-00002",
-        ]
-        .iter()
-        .map(|n| {
-            self.shared
-                .join(format!("assets/conversations/{n}.parquet"))
-        })
-        .collect()
+        ["chat-00000-of-00004", "code-00000-of-00002", "math-00000-of-00002"]
+            .iter()
+            .map(|n| self.shared.join(format!("assets/conversations/{n}.parquet")))
+            .collect()
     }
 
     fn run(&self, out: &str, inputs: &[PathBuf], more: &[&str]) {
         let done = self.prep(out, inputs, more).output().unwrap();
-        assert!(
-            done.status.success(),
-            "{}",
-            String::from_utf8_lossy(&done.stderr)
-        );
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     }
 
     fn bytes(&self, out: &str) -> BTreeMap<String, String> {
         let mut all = BTreeMap::new();
-        for dir in [
-            self.dir.path().join(out),
-            self.dir.path().join(out).join("tokenizer"),
-        ] {
+        for dir in [self.dir.path().join(out), self.dir.path().join(out).join("tokenizer")] {
             for e in std::fs::read_dir(dir).unwrap() {
                 let p = e.unwrap().path();
                 if p.is_file() {
-                    all.insert(
-                        p.file_name().unwrap().to_string_lossy().into_owned(),
-                        dlm_datasets::hash::sha256_file(&p).unwrap(),
-                    );
+                    all.insert(p.file_name().unwrap().to_string_lossy().into_owned(), dlm_datasets::hash::sha256_file(&p).unwrap());
                 }
             }
         }
@@ -110,35 +82,16 @@ impl Ground {
 #[test]
 fn same_bytes_for_any_number_of_workers() {
     let Some(g) = ground() else { return };
-    let flags = [
-        "--shard-rows",
-        "1000",
-        "--eval-fraction",
-        "0.02",
-        "--over-long",
-        "split",
-    ];
+    let flags = ["--shard-rows", "1000", "--eval-fraction", "0.02", "--over-long", "split"];
     for n in ["1", "2", "7"] {
-        g.run(
-            &format!("w{n}"),
-            &g.conversations(),
-            &[&flags[..], &["--workers", n]].concat(),
-        );
+        g.run(&format!("w{n}"), &g.conversations(), &[&flags[..], &["--workers", n]].concat());
     }
     let one = g.bytes("w1");
     assert!(one.len() > 8, "{one:?}");
     assert_eq!(one, g.bytes("w2"));
     assert_eq!(one, g.bytes("w7"));
-    g.run(
-        "each",
-        &g.conversations(),
-        &[&flags[..], &["--render", "each"]].concat(),
-    );
-    assert_eq!(
-        one,
-        g.bytes("each"),
-        "filling skeletons and rendering every row give the same bytes"
-    );
+    g.run("each", &g.conversations(), &[&flags[..], &["--render", "each"]].concat());
+    assert_eq!(one, g.bytes("each"), "filling skeletons and rendering every row give the same bytes");
     let ds = g.check("w1");
     assert!(ds.manifest().packing.eval_rows > 0);
     assert_eq!(ds.manifest().counts.rows_read, 7738 + 6125 + 5056);
@@ -152,23 +105,15 @@ fn same_bytes_after_kills() {
     let begin = std::time::Instant::now();
     g.run("whole", &g.conversations(), &flags);
     let whole = begin.elapsed();
-    let mut seed = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap()
-        .as_nanos() as u64;
+    let mut seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
     let (mut kills, mut rounds, mut resumed) = (0, 0, 0);
     while kills < 20 {
         let out = format!("killed{rounds}");
         rounds += 1;
-        assert!(
-            rounds < 60,
-            "the run is over before it can be killed: {kills} kills"
-        );
+        assert!(rounds < 60, "the run is over before it can be killed: {kills} kills");
         loop {
             let mut child = g.prep(&out, &g.conversations(), &flags).spawn().unwrap();
-            seed = seed
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             std::thread::sleep(whole.mul_f64((seed >> 40) as f64 / (1u64 << 24) as f64));
             if kills < 20 && child.try_wait().unwrap().is_none() {
                 child.kill().unwrap();
@@ -176,10 +121,7 @@ fn same_bytes_after_kills() {
                 kills += 1;
                 let dir = g.dir.path().join(&out);
                 if !dir.join("manifest.json").exists() {
-                    assert!(
-                        Dataset::open(&dir).is_err(),
-                        "an unfinished folder must not pass for a dataset"
-                    );
+                    assert!(Dataset::open(&dir).is_err(), "an unfinished folder must not pass for a dataset");
                 }
                 continue;
             }
@@ -203,17 +145,11 @@ fn stale_and_foreign_output_is_refused() {
     let fails = |out: &str, more: &[&str], word: &str| {
         let done = g.prep(out, inputs, more).output().unwrap();
         let said = String::from_utf8_lossy(&done.stderr);
-        assert!(
-            !done.status.success() && said.contains(word),
-            "expected {word:?} in: {said}"
-        );
+        assert!(!done.status.success() && said.contains(word), "expected {word:?} in: {said}");
         done.status.code()
     };
     // Killed in the middle, then other settings.
-    let mut child = g
-        .prep("stale", inputs, &["--shard-rows", "50", "--workers", "1"])
-        .spawn()
-        .unwrap();
+    let mut child = g.prep("stale", inputs, &["--shard-rows", "50", "--workers", "1"]).spawn().unwrap();
     let state = g.dir.path().join("stale/prep-state.json");
     for _ in 0..2000 {
         if state.exists() && g.dir.path().join("stale/train-00001.arrow").exists() {
@@ -224,11 +160,7 @@ fn stale_and_foreign_output_is_refused() {
     let _ = child.kill();
     child.wait().unwrap();
     if state.exists() {
-        fails(
-            "stale",
-            &["--shard-rows", "51"],
-            "unfinished output of another run",
-        );
+        fails("stale", &["--shard-rows", "51"], "unfinished output of another run");
         g.run("stale", inputs, &["--shard-rows", "51", "--overwrite"]);
         g.check("stale");
     }
@@ -243,10 +175,7 @@ fn stale_and_foreign_output_is_refused() {
     // Unwritable output, wrong calls.
     std::fs::write(g.dir.path().join("file"), b"x").unwrap();
     fails("file/sub", &[], "making the output folder");
-    assert_eq!(
-        fails("bad", &["--seq-len", "100"], "multiple of --bd-size"),
-        Some(2)
-    );
+    assert_eq!(fails("bad", &["--seq-len", "100"], "multiple of --bd-size"), Some(2));
     assert_eq!(fails("bad", &["--shard", "3/2"], "below 2"), Some(2));
 }
 
@@ -264,10 +193,7 @@ fn hostile_rows_are_kept_or_dropped_by_name() {
             std::fs::write(&path, [o.stdout, extra, nested.into_bytes()].concat()).unwrap();
             inputs.push(path);
         }
-        _ => println!(
-            "SKIP: xz cannot unpack {}; the parquet half only",
-            packed.display()
-        ),
+        _ => println!("SKIP: xz cannot unpack {}; the parquet half only", packed.display()),
     }
     for policy in ["truncate", "drop", "turns", "split"] {
         g.run("hostile", &inputs, &["--over-long", policy, "--overwrite"]);
@@ -275,11 +201,7 @@ fn hostile_rows_are_kept_or_dropped_by_name() {
         let c = &ds.manifest().counts;
         let lines = u64::from(inputs.len() == 2);
         assert_eq!(c.rows_read, 17 + lines * (17 + 5), "{policy}: {c:?}");
-        assert_eq!(
-            c.dropped.get("bad_json").copied().unwrap_or(0),
-            lines * 4,
-            "{policy}: {c:?}"
-        );
+        assert_eq!(c.dropped.get("bad_json").copied().unwrap_or(0), lines * 4, "{policy}: {c:?}");
         assert_eq!(c.dropped.get("bad_utf8").copied().unwrap_or(0), lines);
         assert_eq!(c.dropped["null_content"], 2 * (1 + lines));
         assert!(c.notes["special_text_rows"] >= 1);
@@ -298,11 +220,7 @@ fn budgets_stop_the_run() {
     let mut read = 0;
     for i in 0..3 {
         let out = format!("part{i}");
-        g.run(
-            &out,
-            &g.conversations()[..1],
-            &["--shard", &format!("{i}/3")],
-        );
+        g.run(&out, &g.conversations()[..1], &["--shard", &format!("{i}/3")]);
         read += g.check(&out).manifest().counts.rows_read;
     }
     assert_eq!(read, 7738);

@@ -36,7 +36,24 @@ const SEEDS: [&str; 9] = [
     r#"{"input": "", "output": "a"}"#,
     r#"{"input": [{"role": "assistant", "content": "x"}, {"role": "assistant", "content": "y"}], "output": "z"}"#,
 ];
-const PIECES: [&str; 16] = ["\"", "{", "}", "[", "]", "null", ",", ":", "\\ud800", "<think>", "</think>", "<|im_end|>", "\u{fdee}", "\u{10ffff}", "1e999", "\"role\""];
+const PIECES: [&str; 16] = [
+    "\"",
+    "{",
+    "}",
+    "[",
+    "]",
+    "null",
+    ",",
+    ":",
+    "\\ud800",
+    "<think>",
+    "</think>",
+    "<|im_end|>",
+    "\u{fdee}",
+    "\u{10ffff}",
+    "1e999",
+    "\"role\"",
+];
 const TEMPLATES: [&str; 6] = [
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     "{% for m in messages %}{% if m.role == 'assistant' %}{% set c = m.content.split('</think>')[-1] %}{{ 'A:' + c }}</s>{% else %}{{ m.content }}\n{% endif %}{% endfor %}",
@@ -58,7 +75,11 @@ fn rows_and_templates() {
     println!("seed {seed}");
     let mut random = Random(seed);
     let mut templates = vec![ChatTemplate::load(&dir).unwrap()];
-    templates.extend(TEMPLATES.iter().map(|t| ChatTemplate::new(t.to_string(), None, "fuzz", Default::default(), dlm_prep::template::default_now()).unwrap()));
+    templates.extend(
+        TEMPLATES
+            .iter()
+            .map(|t| ChatTemplate::new(t.to_string(), None, "fuzz", Default::default(), dlm_prep::template::default_now()).unwrap()),
+    );
     let plain = ControlText::new(source.added_tokens(), Some("</s>")).unwrap();
     let tried: Vec<Option<linear::Linear>> = templates
         .iter()
@@ -67,8 +88,10 @@ fn rows_and_templates() {
             if t.has_generation() { None } else { linear::probe(t, &mut |m| s.fill(m)) }
         })
         .collect();
-    let controls: Vec<ControlText> =
-        tried.iter().map(|l| ControlText::with_triggers(source.added_tokens(), Some("</s>"), l.as_ref().map_or(&[], |l| &l.triggers)).unwrap()).collect();
+    let controls: Vec<ControlText> = tried
+        .iter()
+        .map(|l| ControlText::with_triggers(source.added_tokens(), Some("</s>"), l.as_ref().map_or(&[], |l| &l.triggers)).unwrap())
+        .collect();
     let (mut rows, mut kept, mut reasons) = (0u64, 0u64, std::collections::BTreeMap::<&str, u64>::new());
     while Instant::now() < end {
         let mut line = random.of(&SEEDS).as_bytes().to_vec();

@@ -46,7 +46,11 @@ impl Ground {
     fn prep(&self, hub: &Hub, cache: &str, out: &str, more: &[&str]) -> Output {
         let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
         let mut c = Command::new(env!("CARGO_BIN_EXE_dlm-prep"));
-        c.args(["--dataset", ID, "--engine", "fast", "--over-long", "split", "--tokenizer"]).arg(tokenizer).arg("--out").arg(self.path(out)).args(more);
+        c.args(["--dataset", ID, "--engine", "fast", "--over-long", "split", "--tokenizer"])
+            .arg(tokenizer)
+            .arg("--out")
+            .arg(self.path(out))
+            .args(more);
         c.env("HF_ENDPOINT", &hub.url).env("HF_HOME", self.path(cache)).env("HF_TOKEN", TOKEN).env("DLM_HUB_PAUSE_MS", "1");
         c.env_remove("HF_HUB_OFFLINE").env_remove("HF_HUB_CACHE");
         c.output().unwrap()

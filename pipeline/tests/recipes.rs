@@ -71,7 +71,11 @@ fn shares_are_met_and_recorded() {
 #[test]
 fn phases_come_one_after_the_other() {
     let g = ground();
-    std::fs::write(g.path("p.yaml"), format!("{TWO}phases:\n  - {{ tokens: 0.5, weights: {{ a: 1 }} }}\n  - {{ tokens: 0.5, weights: {{ b: 1 }} }}\n")).unwrap();
+    std::fs::write(
+        g.path("p.yaml"),
+        format!("{TWO}phases:\n  - {{ tokens: 0.5, weights: {{ a: 1 }} }}\n  - {{ tokens: 0.5, weights: {{ b: 1 }} }}\n"),
+    )
+    .unwrap();
     let m = g.build("p", &["--recipe", "p.yaml", "--max-tokens", "40000", "--pack-window", "8"]);
     assert!((m.mixture[0].share - 0.5).abs() < 0.005, "{:?}", m.mixture);
     let ds = Dataset::open(&g.path("p")).unwrap();

@@ -114,7 +114,8 @@ fn answer(bin: &Path, root: &Path, what: &str, model: &str, mode: &str, held_out
     command.current_dir(root).args(arguments.split_whitespace()).stdin(Stdio::null());
     let lines = binaries::capture(&mut command)?.ok()?.json_lines()?;
     ensure!(lines.len() == held_out.len(), "{} answers to {} prompts", lines.len(), held_out.len());
-    let mut score = Score { what: what.to_string(), prompts: lines.len(), tokens: 0, passes: 0, seconds: 0.0, exact: 0, missed: Vec::new() };
+    let mut score =
+        Score { what: what.to_string(), prompts: lines.len(), tokens: 0, passes: 0, seconds: 0.0, exact: 0, missed: Vec::new() };
     for (line, held) in lines.iter().zip(held_out) {
         let number = |value: &Value| value.as_u64().with_context(|| format!("no number in {line}"));
         score.tokens += line["completion_ids"].as_array().with_context(|| format!("no completion_ids in {line}"))?.len() as u64;

@@ -7,7 +7,13 @@ fn main() -> anyhow::Result<()> {
     let written = dlm_tests::sample::files::write(&dir)?;
     println!(
         "{}: {} conversations, {} tokens ({} in answers, longest {}), {} held-out prompts, {} ids",
-        dir.display(), written.train, written.tokens, written.answer_tokens, written.longest, written.held_out, written.ids
+        dir.display(),
+        written.train,
+        written.tokens,
+        written.answer_tokens,
+        written.longest,
+        written.held_out,
+        written.ids
     );
     Ok(())
 }

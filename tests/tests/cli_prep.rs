@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use dlm_tests::{binaries::capture, repository, run, samples, shared, skip};
 use dlm_tests::sample::TRAIN_ROWS;
+use dlm_tests::{binaries::capture, repository, run, samples, shared, skip};
 use serde_json::Value;
 
 fn manifest(dir: &str) -> Result<Value> {
@@ -33,7 +33,8 @@ fn the_sample_is_packed_whole_and_alike_for_any_number_of_workers() -> Result<()
     let dir = tempfile::tempdir()?;
     let mut fingerprints = Vec::new();
     for workers in ["1", "2", "5"] {
-        let out = samples::pack(dir.path(), &format!("w{workers}"), &["--seq-len", "256", "--eval-fraction", "0.05", "--workers", workers])?;
+        let out =
+            samples::pack(dir.path(), &format!("w{workers}"), &["--seq-len", "256", "--eval-fraction", "0.05", "--workers", workers])?;
         let m = accepted(&out)?;
         ensure!(m["counts"]["rows_kept"] == TRAIN_ROWS, "{}", m["counts"]);
         let files: Vec<_> = m["files"].as_array().context("files")?.iter().map(|f| f["sha256"].clone()).collect();
@@ -124,7 +125,18 @@ fn real_conversations_with_four_tokenizers() -> Result<()> {
     let Some(tokenizers) = tokenizers(dir.path())? else { return Ok(()) };
     for name in ["qwen2.5", "fast_dllm_v2_7b", "smollm2", "qwen3"] {
         let (tokenizer, out) = (tokenizers.join(name), dir.path().join(format!("out-{name}")));
-        let mut arguments = vec!["--input", text(&conversations)?, "--tokenizer", text(&tokenizer)?, "--out", text(&out)?, "--max-rows", "6000", "--max-unsupervised", "0.1"];
+        let mut arguments = vec![
+            "--input",
+            text(&conversations)?,
+            "--tokenizer",
+            text(&tokenizer)?,
+            "--out",
+            text(&out)?,
+            "--max-rows",
+            "6000",
+            "--max-unsupervised",
+            "0.1",
+        ];
         if name == "smollm2" {
             arguments.extend(["--template", "chatml"]);
         }

@@ -26,7 +26,16 @@ fn losses(out: &str) -> Result<Vec<(u64, String)>> {
 }
 
 fn settings(conversion: &'static str) -> Vec<&'static str> {
-    vec!["model=sample", conversion, "source.init=random", STEPS, "train.batch_rows=2", "train.save_every=5", "train.log_every=1", "train.eval_every=0"]
+    vec![
+        "model=sample",
+        conversion,
+        "source.init=random",
+        STEPS,
+        "train.batch_rows=2",
+        "train.save_every=5",
+        "train.log_every=1",
+        "train.eval_every=0",
+    ]
 }
 
 fn interrupted_and_not(conversion: &'static str) -> Result<()> {
@@ -86,13 +95,15 @@ fn a_tiny_run_exports_a_folder_that_generates() -> Result<()> {
     let data = samples::pack(dir.path(), "data", &["--max-rows", "300", "--seq-len", "128", "--bd-size", "16"])?;
     let out = text(&dir.path().join("model"))?;
     samples::train(&data, &out, &["conversion.objective=block_diffusion", "conversion.total_tokens=3000"])?.ok()?;
-    for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "dlm_config.json"] {
+    for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "dlm_config.json"]
+    {
         ensure!(Path::new(&out).join(name).is_file(), "no {name} in the export");
     }
     let config: Value = serde_json::from_str(&fs::read_to_string(Path::new(&out).join("dlm_config.json"))?)?;
     ensure!(config["bd_size"] == 16 && config["training_method"] == "fast-dllm-v2-sft", "{config}");
     for mode in ["block", "ar"] {
-        let arguments = ["generate", "--model", &out, "--prompt", "Write as JSON:\nitem=lamp", "--mode", mode, "--max-new-tokens", "32", "--json"];
+        let arguments =
+            ["generate", "--model", &out, "--prompt", "Write as JSON:\nitem=lamp", "--mode", mode, "--max-new-tokens", "32", "--json"];
         let answer = run("dlm-train", &repository(), &arguments)?.ok()?.json()?;
         ensure!(answer["mode"] == mode && answer["passes"]["total"].as_u64() > Some(0), "{answer}");
         let mask = &config["mask_token_id"];

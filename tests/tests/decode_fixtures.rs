@@ -48,8 +48,17 @@ fn check(model: &str) -> Result<usize> {
             let prompt = case["prompt"].as_array().context("prompt")?;
             let expected = &case["expected"].as_array().context("expected")?[prompt.len()..];
             ensure!(answer["prompt_ids"] == case["prompt"], "{options:?}: prompt {}", answer["prompt_ids"]);
-            ensure!(answer["completion_ids"] == json!(expected), "{options:?}, prompt {prompt:?}: {} instead of {expected:?}", answer["completion_ids"]);
-            ensure!(answer["passes"] == case["passes"], "{options:?}, prompt {prompt:?}: passes {} instead of {}", answer["passes"], case["passes"]);
+            ensure!(
+                answer["completion_ids"] == json!(expected),
+                "{options:?}, prompt {prompt:?}: {} instead of {expected:?}",
+                answer["completion_ids"]
+            );
+            ensure!(
+                answer["passes"] == case["passes"],
+                "{options:?}, prompt {prompt:?}: passes {} instead of {}",
+                answer["passes"],
+                case["passes"]
+            );
             checked += 1;
         }
     }

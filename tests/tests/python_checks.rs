@@ -47,12 +47,17 @@ fn an_export_loads_in_transformers_with_the_same_logits() -> Result<()> {
         let stored = said["stored_dtype"].as_str().unwrap_or("");
         ensure!(stored == if dtype == "fp32" { "torch.float32" } else { "torch.bfloat16" }, "{said}");
         ensure!(said["logits_spread"].as_f64().unwrap_or(0.0) > 0.05, "logits too flat to show anything: {said}");
-        let parity = ["parity", "--device", "cpu", "--json", "--model", out, "--case", case, "--tol-logits", tolerance, "--tol-loss", "1e-4"];
+        let parity =
+            ["parity", "--device", "cpu", "--json", "--model", out, "--case", case, "--tol-logits", tolerance, "--tol-loss", "1e-4"];
         let report = run("dlm-train", &repository(), &parity)?.ok()?.json()?;
         ensure!(report["ok"] == true, "{report}");
         // the prompt that generate encodes is the one transformers encodes
         let text = said["text"].as_str().context("text")?;
-        let generated = run("dlm-train", &repository(), &["generate", "--model", out, "--prompt", text, "--mode", "ar", "--max-new-tokens", "2", "--json"])?;
+        let generated = run(
+            "dlm-train",
+            &repository(),
+            &["generate", "--model", out, "--prompt", text, "--mode", "ar", "--max-new-tokens", "2", "--json"],
+        )?;
         ensure!(generated.ok()?.json()?["prompt_ids"] == said["prompt_ids"], "transformers encodes the prompt as {}", said["prompt_ids"]);
     }
     Ok(())

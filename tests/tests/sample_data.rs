@@ -44,6 +44,9 @@ fn another_seed_gives_other_rows_and_held_out_records_stay_out() -> Result<()> {
     let pair = |json: &str| json.split(',').take(2).collect::<Vec<_>>().join(",");
     let pairs: HashSet<String> = train.iter().filter(|c| c.task == "to-json").map(|c| pair(&c.output)).collect();
     ensure!(pairs.len() > 300);
-    ensure!(held_out.iter().filter(|c| c.task == "to-json").all(|c| !pairs.contains(&pair(&c.output))), "a held-out pair is in the training rows");
+    ensure!(
+        held_out.iter().filter(|c| c.task == "to-json").all(|c| !pairs.contains(&pair(&c.output))),
+        "a held-out pair is in the training rows"
+    );
     Ok(())
 }

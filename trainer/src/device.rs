@@ -47,7 +47,9 @@ fn cpu() -> Chosen {
 
 #[cfg(not(feature = "cuda"))]
 fn cuda(_index: usize) -> Result<Chosen> {
-    Err(Error::Device("this dlm-train was built without CUDA; build it with `cargo build --release --features cuda` or use --device cpu".into()))
+    Err(Error::Device(
+        "this dlm-train was built without CUDA; build it with `cargo build --release --features cuda` or use --device cpu".into(),
+    ))
 }
 
 #[cfg(feature = "cuda")]
@@ -68,7 +70,9 @@ fn cuda(index: usize) -> Result<Chosen> {
     }
     let count = std::panic::catch_unwind(|| Device::enumerate(DeviceType::Cuda).into_vec().len()).unwrap_or(0);
     if index >= count {
-        return Err(Error::Device(format!("cuda:{index} was asked for but the driver shows {count} CUDA devices; check nvidia-smi and CUDA_VISIBLE_DEVICES")));
+        return Err(Error::Device(format!(
+            "cuda:{index} was asked for but the driver shows {count} CUDA devices; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        )));
     }
     Ok(Chosen { device: Device::cuda(index), name: format!("cuda:{index}") })
 }

@@ -119,7 +119,8 @@ fn model_config(decoder: &Decoder, dtype: Dtype, format: ExportFormat, info: &Ex
         }
         if let Some(q) = o.get_mut("quantization_config").and_then(Value::as_object_mut) {
             // full-precision masters are quantised in every forward pass, packed weights were quantised here
-            let (mode, class) = if format == ExportFormat::PackedTernary { ("offline", linear_class(decoder)) } else { ("online", "autobitlinear") };
+            let (mode, class) =
+                if format == ExportFormat::PackedTernary { ("offline", linear_class(decoder)) } else { ("online", "autobitlinear") };
             q.insert("quant_method".into(), json!("bitnet"));
             q.insert("quantization_mode".into(), json!(mode));
             q.insert("linear_class".into(), json!(class));
@@ -157,7 +158,10 @@ fn generation_config(info: &ExportInfo) -> Result<Value> {
     };
     if let Some(o) = value.as_object_mut() {
         if !o.contains_key("eos_token_id") {
-            o.insert("eos_token_id".into(), if info.eos_token_ids.len() == 1 { json!(info.eos_token_ids[0]) } else { json!(info.eos_token_ids) });
+            o.insert(
+                "eos_token_id".into(),
+                if info.eos_token_ids.len() == 1 { json!(info.eos_token_ids[0]) } else { json!(info.eos_token_ids) },
+            );
         }
         if !o.contains_key("pad_token_id") {
             o.insert("pad_token_id".into(), json!(info.pad_token_id));

@@ -9,7 +9,13 @@ use dlm_train::{Result, commands};
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[derive(Parser)]
-#[command(name = "dlm-train", version, args_conflicts_with_subcommands = true, arg_required_else_help = true, about = "Fine-tune an autoregressive model into a block-diffusion one, and use it")]
+#[command(
+    name = "dlm-train",
+    version,
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true,
+    about = "Fine-tune an autoregressive model into a block-diffusion one, and use it"
+)]
 struct Cli {
     #[command(flatten)]
     train: commands::train::TrainArgs,

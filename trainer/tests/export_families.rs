@@ -26,7 +26,11 @@ fn runs(dir: &Path) -> Vec<Run> {
         let source = vec!["source.init=random".to_string(), format!("source.config={}", config.display())];
         runs.push(Run { name: format!("random {arch}"), source, more });
     }
-    let packed = Run { name: "random BitNet, packed".into(), source: runs[3].source.clone(), more: vec!["conversion.bitlinear=on", "export.format=packed-ternary"] };
+    let packed = Run {
+        name: "random BitNet, packed".into(),
+        source: runs[3].source.clone(),
+        more: vec!["conversion.bitlinear=on", "export.format=packed-ternary"],
+    };
     let biased = Run { name: "random Qwen2, packed".into(), source: runs[1].source.clone(), more: packed.more.clone() };
     runs.extend([packed, biased]);
     if let Some(fixtures) = families::fixtures() {
@@ -102,7 +106,11 @@ fn check_folder(out: &Path, data: &Path, run: &Run) {
     if let Some(dir) = run.source[0].strip_prefix("source.path=").filter(|d| !d.ends_with("_packed")) {
         let before = families::tensors(Path::new(dir));
         assert_eq!(stored, before, "{name}: names, types or shapes changed");
-        assert_ne!(std::fs::read(out.join("model.safetensors")).unwrap(), std::fs::read(Path::new(dir).join("model.safetensors")).unwrap(), "{name}: nothing was learned");
+        assert_ne!(
+            std::fs::read(out.join("model.safetensors")).unwrap(),
+            std::fs::read(Path::new(dir).join("model.safetensors")).unwrap(),
+            "{name}: nothing was learned"
+        );
     }
 }
 
@@ -116,7 +124,10 @@ fn case(path: &Path) {
 
 fn python() -> Option<PathBuf> {
     let python = std::env::var_os("DLM_PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from);
-    let found = Command::new(&python).args(["-c", "import torch, transformers, safetensors, accelerate"]).output().is_ok_and(|o| o.status.success());
+    let found = Command::new(&python)
+        .args(["-c", "import torch, transformers, safetensors, accelerate"])
+        .output()
+        .is_ok_and(|o| o.status.success());
     if !found {
         eprintln!("SKIP: {} cannot import torch, transformers, safetensors and accelerate; set DLM_PYTHON", python.display());
     }
@@ -140,7 +151,8 @@ fn every_family_exports_is_a_source_again_and_loads_in_transformers() {
 
         let logits = dir.path().join(format!("logits-{i}.safetensors"));
         let folder = out.to_str().unwrap();
-        let arguments = ["parity", "--device", "cpu", "--model", folder, "--case", ids.to_str().unwrap(), "--dump-logits", logits.to_str().unwrap()];
+        let arguments =
+            ["parity", "--device", "cpu", "--model", folder, "--case", ids.to_str().unwrap(), "--dump-logits", logits.to_str().unwrap()];
         families::dlm_train(&arguments).ok();
         let config = families::read_json(&out.join("config.json"));
         let class = config["architectures"][0].clone();
@@ -152,7 +164,14 @@ fn every_family_exports_is_a_source_again_and_loads_in_transformers() {
     let check = |cases: &Value| {
         std::fs::write(&list, cases.to_string()).unwrap();
         // the bitnet classes of transformers are under torch.compile, which needs a C++ compiler on the CPU
-        let out = Command::new(&python).arg(&script).arg(&list).env("TORCHDYNAMO_DISABLE", "1").env("HF_HUB_OFFLINE", "1").env("CUDA_VISIBLE_DEVICES", "").output().unwrap();
+        let out = Command::new(&python)
+            .arg(&script)
+            .arg(&list)
+            .env("TORCHDYNAMO_DISABLE", "1")
+            .env("HF_HUB_OFFLINE", "1")
+            .env("CUDA_VISIBLE_DEVICES", "")
+            .output()
+            .unwrap();
         print!("{}", String::from_utf8_lossy(&out.stdout));
         (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
     };
@@ -249,7 +268,18 @@ fn fast_dllm_folders_have_the_published_keys() {
     assert_eq!(families::read_json(&path("hf").join("config.json"))["architectures"], json!(["Qwen2ForCausalLM"]));
     let logits = |folder: &str| {
         let (folder, file) = (path(folder), path(&format!("{folder}.logits")));
-        families::dlm_train(&["parity", "--device", "cpu", "--model", folder.to_str().unwrap(), "--case", ids.to_str().unwrap(), "--dump-logits", file.to_str().unwrap()]).ok();
+        families::dlm_train(&[
+            "parity",
+            "--device",
+            "cpu",
+            "--model",
+            folder.to_str().unwrap(),
+            "--case",
+            ids.to_str().unwrap(),
+            "--dump-logits",
+            file.to_str().unwrap(),
+        ])
+        .ok();
         std::fs::read(file).unwrap()
     };
     assert!(logits("out") == logits("hf"));

@@ -73,7 +73,25 @@ fn options_reach_the_task() {
     let dir = workplace();
     let (task, command) = dry_run(
         dir.path(),
-        &["-m", "qwen3_4b", "-s", "hf://Qwen/Qwen3-4B@main", "--cloud", "nebius", "--spot", "--gpu", "H200", "--detach", "--bucket", "s3://b", "--binary", "dlm-train", "conversion=paper_7b", "data.dir=gs://d/packed", "optim.lr=1e-5"],
+        &[
+            "-m",
+            "qwen3_4b",
+            "-s",
+            "hf://Qwen/Qwen3-4B@main",
+            "--cloud",
+            "nebius",
+            "--spot",
+            "--gpu",
+            "H200",
+            "--detach",
+            "--bucket",
+            "s3://b",
+            "--binary",
+            "dlm-train",
+            "conversion=paper_7b",
+            "data.dir=gs://d/packed",
+            "optim.lr=1e-5",
+        ],
     );
     assert_eq!(task["resources"]["infra"], "nebius");
     assert_eq!(task["resources"]["use_spot"], true);
@@ -162,11 +180,18 @@ fn the_script_trains_copies_and_continues() {
     if !bash() {
         return;
     }
-    let home = home("save; mkdir -p \"$out/sub\"; echo weights > \"$out/model.safetensors\"; echo x > \"$out/sub/y\"; echo m >> \"$out/metrics.jsonl\"");
+    let home = home(
+        "save; mkdir -p \"$out/sub\"; echo weights > \"$out/model.safetensors\"; echo x > \"$out/sub/y\"; echo m >> \"$out/metrics.jsonl\"",
+    );
     let output = script(home.path(), "optim.lr=1e-5 'model.name=a b'", "hf://org/name").output().unwrap();
     assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
     let arguments = std::fs::read_to_string(home.path().join("arguments")).unwrap();
-    let expected = ["--data", "--device\ncpu", "--resume\nauto", "\nmodel=sample\nsource.path=hf://org/name\noptim.lr=1e-5\nmodel.name=a b\noutput.dir="];
+    let expected = [
+        "--data",
+        "--device\ncpu",
+        "--resume\nauto",
+        "\nmodel=sample\nsource.path=hf://org/name\noptim.lr=1e-5\nmodel.name=a b\noutput.dir=",
+    ];
     for part in expected {
         assert!(arguments.contains(part), "{part:?} in {arguments}");
     }

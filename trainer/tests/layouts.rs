@@ -19,7 +19,8 @@ fn decoder(arch: &str, quantised: bool) -> (Decoder, Weights) {
         "initializer_range": 0.2
     });
     if quantised {
-        raw["quantization_config"] = serde_json::json!({"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"});
+        raw["quantization_config"] =
+            serde_json::json!({"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"});
     }
     let cfg = ModelConfig::from_json(raw).unwrap();
     let params = Params::new(&cfg);
@@ -186,15 +187,18 @@ fn documents_do_not_see_each_other() {
         .into_iter()
         .map(|((ids, labels), span)| {
             let row = PackedRow { input_ids: ids.clone(), labels: labels.clone(), documents: vec![(0, ids.len())] };
-            let r = run(&d, &w, &[row], &[mask[span].to_vec()], &spec, (Objective::BlockDiffusion(Layout::Saving), Attention::Tiles, Shape::Flat, false));
+            let r = run(
+                &d,
+                &w,
+                &[row],
+                &[mask[span].to_vec()],
+                &spec,
+                (Objective::BlockDiffusion(Layout::Saving), Attention::Tiles, Shape::Flat, false),
+            );
             r.loss * ids.len() as f64 / 2.0
         })
         .sum();
-    let row = PackedRow {
-        input_ids: [a.0, b.0].concat(),
-        labels: [a.1, b.1].concat(),
-        documents: vec![(0, 12), (12, 8)],
-    };
+    let row = PackedRow { input_ids: [a.0, b.0].concat(), labels: [a.1, b.1].concat(), documents: vec![(0, 12), (12, 8)] };
     let packed = run(&d, &w, &[row], &[mask], &spec, (Objective::BlockDiffusion(Layout::Saving), Attention::Tiles, Shape::Flat, false));
     assert!((packed.loss * 10.0 - alone).abs() < 1e-5, "{} {}", packed.loss * 10.0, alone);
 }
@@ -205,10 +209,21 @@ fn bitlinear_trains_in_both_layouts() {
     let (d, w) = decoder("BitNetForCausalLM", true);
     let spec = Spec { bd_size: 4, mask_token_id: MASK, complementary: true, document_mask: DocumentMask::Document };
     let ids: Vec<i32> = (0..16).map(|i| i * 5 % MASK).collect();
-    let row = PackedRow { labels: ids.iter().enumerate().map(|(i, t)| if i > 5 { *t } else { IGNORE }).collect(), input_ids: ids, documents: vec![(0, 16)] };
+    let row = PackedRow {
+        labels: ids.iter().enumerate().map(|(i, t)| if i > 5 { *t } else { IGNORE }).collect(),
+        input_ids: ids,
+        documents: vec![(0, 16)],
+    };
     let mask: Vec<bool> = (0..16).map(|i| i % 2 == 0).collect();
     let rect = Shape::Rectangular { multiple: 1 };
-    let a = run(&d, &w, std::slice::from_ref(&row), std::slice::from_ref(&mask), &spec, (Objective::BlockDiffusion(Layout::Reference), Attention::Dense, rect, false));
+    let a = run(
+        &d,
+        &w,
+        std::slice::from_ref(&row),
+        std::slice::from_ref(&mask),
+        &spec,
+        (Objective::BlockDiffusion(Layout::Reference), Attention::Dense, rect, false),
+    );
     let b = run(&d, &w, &[row], &[mask], &spec, (Objective::BlockDiffusion(Layout::Saving), Attention::Tiles, Shape::Flat, true));
     assert!((a.loss - b.loss).abs() < 5e-3, "{} {}", a.loss, b.loss);
     assert!(a.grads.iter().flatten().all(|v| v.is_finite()));

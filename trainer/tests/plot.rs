@@ -67,7 +67,15 @@ fn a_run_is_drawn_whole_although_its_last_line_is_cut() {
     check_page(&html.replace("</body></html>", "</body>"));
     assert_eq!(html.matches("<svg").count(), 6);
     assert!(html.contains("first &lt;run&gt;") && !html.contains("<run>"));
-    for text in ["<b>599</b><span>steps", "<b>599k</b><span>source tokens", "1 (0.2 %)</b><span>skipped", "1 above the axis", "skipped as a spike", "clipped", "evaluation"] {
+    for text in [
+        "<b>599</b><span>steps",
+        "<b>599k</b><span>source tokens",
+        "1 (0.2 %)</b><span>skipped",
+        "1 above the axis",
+        "skipped as a spike",
+        "clipped",
+        "evaluation",
+    ] {
         assert!(html.contains(text), "no {text:?} in the page");
     }
     // the median of 2000 + (37 step mod 150) over the run: hours of a billion tokens at 2.07k a second
@@ -88,7 +96,8 @@ fn several_runs_share_the_charts() {
     metrics(&c, 20, 0.0);
     dlm_train(&["plot", a.to_str().unwrap(), c.to_str().unwrap(), "--out", page.to_str().unwrap()]).ok();
     assert!(std::fs::read_to_string(&page).unwrap().contains(c.to_str().unwrap()));
-    dlm_train(&["plot", a.to_str().unwrap(), b.join("metrics.jsonl").to_str().unwrap(), "--x", "tokens", "--out", page.to_str().unwrap()]).ok();
+    dlm_train(&["plot", a.to_str().unwrap(), b.join("metrics.jsonl").to_str().unwrap(), "--x", "tokens", "--out", page.to_str().unwrap()])
+        .ok();
     let html = std::fs::read_to_string(&page).unwrap();
     check_page(&html.replace("</body></html>", "</body>"));
     assert_eq!(html.matches("class=\"main k0\"").count(), 6);

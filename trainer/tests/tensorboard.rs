@@ -72,7 +72,14 @@ fn expected(run: &Path) -> BTreeMap<String, BTreeMap<u64, f32>> {
     let mut out: BTreeMap<String, BTreeMap<u64, f32>> = BTreeMap::new();
     for line in std::fs::read_to_string(run.join("metrics.jsonl")).unwrap().lines() {
         let v: Value = serde_json::from_str(line).unwrap();
-        for (tag, key) in [("train/loss", "loss"), ("train/lr", "lr"), ("train/grad_norm", "grad_norm"), ("train/tokens_per_second", "tok_s"), ("train/tokens", "tokens"), ("eval/loss", "eval_loss")] {
+        for (tag, key) in [
+            ("train/loss", "loss"),
+            ("train/lr", "lr"),
+            ("train/grad_norm", "grad_norm"),
+            ("train/tokens_per_second", "tok_s"),
+            ("train/tokens", "tokens"),
+            ("eval/loss", "eval_loss"),
+        ] {
             if let Some(x) = v[key].as_f64() {
                 out.entry(tag.into()).or_default().insert(v["step"].as_u64().unwrap(), x as f32);
             }
@@ -95,9 +102,17 @@ fn event_files_say_what_metrics_say_also_after_a_kill() {
     let config = dir.path().join("config.json");
     std::fs::write(&config, families::own_config("Llama").to_string()).unwrap();
     let run = dir.path().join("run");
-    let (source, out, steps) = (format!("source.config={}", config.display()), format!("output.dir={}", run.display()), format!("train.max_steps={STEPS}"));
+    let (source, out, steps) =
+        (format!("source.config={}", config.display()), format!("output.dir={}", run.display()), format!("train.max_steps={STEPS}"));
     let mut arguments = vec!["--device", "cpu", "--data", data.to_str().unwrap(), "source.init=random", &source, &out, &steps];
-    arguments.extend(["conversion.total_tokens=1000000", "train.batch_rows=2", "train.save_every=7", "train.eval_every=5", "train.eval_rows=2", "report.tensorboard=true"]);
+    arguments.extend([
+        "conversion.total_tokens=1000000",
+        "train.batch_rows=2",
+        "train.save_every=7",
+        "train.eval_every=5",
+        "train.eval_rows=2",
+        "report.tensorboard=true",
+    ]);
 
     // the first session is killed somewhere between two checkpoints
     let mut child = Command::new(env!("CARGO_BIN_EXE_dlm-train")).args(&arguments).stderr(Stdio::null()).spawn().unwrap();

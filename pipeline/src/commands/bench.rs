@@ -31,34 +31,19 @@ struct Watch(Instant, f64, f64);
 
 impl Watch {
     fn start() -> Self {
-        Watch(
-            Instant::now(),
-            cpu(libc::CLOCK_THREAD_CPUTIME_ID),
-            cpu(libc::CLOCK_PROCESS_CPUTIME_ID),
-        )
+        Watch(Instant::now(), cpu(libc::CLOCK_THREAD_CPUTIME_ID), cpu(libc::CLOCK_PROCESS_CPUTIME_ID))
     }
     /// (wall, this thread's CPU, the process's CPU).
     fn stop(&self) -> (f64, f64, f64) {
-        (
-            self.0.elapsed().as_secs_f64(),
-            cpu(libc::CLOCK_THREAD_CPUTIME_ID) - self.1,
-            cpu(libc::CLOCK_PROCESS_CPUTIME_ID) - self.2,
-        )
+        (self.0.elapsed().as_secs_f64(), cpu(libc::CLOCK_THREAD_CPUTIME_ID) - self.1, cpu(libc::CLOCK_PROCESS_CPUTIME_ID) - self.2)
     }
 }
 
 /// Measures.
 pub fn run(a: &Bench) -> Result<()> {
-    let mut typed = vec![
-        "dlm-prep".to_string(),
-        "--tokenizer".to_string(),
-        a.tokenizer.display().to_string(),
-        "--input".to_string(),
-    ];
+    let mut typed = vec!["dlm-prep".to_string(), "--tokenizer".to_string(), a.tokenizer.display().to_string(), "--input".to_string()];
     typed.extend(a.input.iter().map(|p| p.display().to_string()));
-    let build: Build = crate::args::Cli::try_parse_from(typed)
-        .map_err(|e| Error::Usage(e.to_string()))?
-        .build;
+    let build: Build = crate::args::Cli::try_parse_from(typed).map_err(|e| Error::Usage(e.to_string()))?.build;
     let load = Watch::start();
     let plan = plan(&build)?;
     let load = load.stop();
@@ -83,18 +68,10 @@ pub fn run(a: &Bench) -> Result<()> {
     }
     seconds.push(("read", w.stop().1));
     let w = Watch::start();
-    let talks: Vec<_> = raw
-        .iter()
-        .flat_map(|b| (0..b.len()).filter_map(|i| workers::decode(b, i, &[]).2.ok()))
-        .collect();
+    let talks: Vec<_> = raw.iter().flat_map(|b| (0..b.len()).filter_map(|i| workers::decode(b, i, &[]).2.ok())).collect();
     seconds.push(("decode", w.stop().1));
-    let mut spans = SpanFinder::new(
-        stages.template,
-        stages.control,
-        plan.settings.special_text,
-        plan.settings.lost_text,
-    )
-    .with_linear(stages.linear);
+    let mut spans =
+        SpanFinder::new(stages.template, stages.control, plan.settings.special_text, plan.settings.lost_text).with_linear(stages.linear);
     let mut texts: Vec<Rendered> = Vec::with_capacity(talks.len());
     let w = Watch::start();
     for c in &talks {
@@ -105,11 +82,7 @@ pub fn run(a: &Bench) -> Result<()> {
     }
     seconds.push(("render", w.stop().1));
     let bytes: usize = texts.iter().map(|t| t.text.len()).sum();
-    let supervisor = Supervisor {
-        tokenizer: stages.tokenizer,
-        loss_on: plan.settings.loss_on,
-        mask_id: plan.manifest.mask_token_id,
-    };
+    let supervisor = Supervisor { tokenizer: stages.tokenizer, loss_on: plan.settings.loss_on, mask_id: plan.manifest.mask_token_id };
     let mut sample = Sample::default();
     let (mut tokens, mut failed) = (0usize, 0usize);
     let w = Watch::start();
@@ -132,26 +105,16 @@ pub fn run(a: &Bench) -> Result<()> {
         done.push(worker.process(k as u64, Cursor::default(), b)?);
     }
     seconds.push(("worker (decode to blocks)", w.stop().1));
-    let mut packer = Packer::new(
-        plan.settings.seq_len,
-        plan.settings.bd_size,
-        plan.manifest.pad_token_id,
-        plan.settings.pack_window,
-    );
+    let mut packer = Packer::new(plan.settings.seq_len, plan.settings.bd_size, plan.manifest.pad_token_id, plan.settings.pack_window);
     let mut rows = 0;
     let w = Watch::start();
     for b in &done {
         let mut at = 0;
         for (n, _) in b.rows.iter().flat_map(|r| &r.documents) {
-            packer.push(
-                &b.ids[at..at + n],
-                &b.labels[at..at + n],
-                0,
-                |_| -> Result<()> {
-                    rows += 1;
-                    Ok(())
-                },
-            )?;
+            packer.push(&b.ids[at..at + n], &b.labels[at..at + n], 0, |_| -> Result<()> {
+                rows += 1;
+                Ok(())
+            })?;
             at += n;
         }
     }
@@ -178,9 +141,7 @@ pub fn run(a: &Bench) -> Result<()> {
     }
     drop((texts, talks));
     // The pipeline, N workers.
-    let dir = a.out.clone().unwrap_or_else(|| {
-        std::env::temp_dir().join(format!("dlm-prep-bench-{}", std::process::id()))
-    });
+    let dir = a.out.clone().unwrap_or_else(|| std::env::temp_dir().join(format!("dlm-prep-bench-{}", std::process::id())));
     let (mut dry, mut wet, mut wet_cpu) = (f64::MAX, f64::MAX, 0.0);
     for _ in 0..a.repeat {
         let meter = Meter::default();
@@ -211,21 +172,12 @@ pub fn run(a: &Bench) -> Result<()> {
         println!("{result}");
         return Ok(());
     }
-    println!(
-        "{mb:.1} MB of text, {tokens} tokens; loaded in {:.2} s ({:.2} s CPU)",
-        load.0, load.2
-    );
+    println!("{mb:.1} MB of text, {tokens} tokens; loaded in {:.2} s ({:.2} s CPU)", load.0, load.2);
     for (name, s) in &seconds {
         println!("{name:<26} {s:8.3} s CPU  {:9.1} MB/s", mb / s.max(1e-9));
     }
-    println!(
-        "engine alone, {threads} threads    {engine_wall:8.3} s wall {:9.1} MB/s",
-        mb / engine_wall
-    );
-    println!(
-        "pipeline, {threads} workers         {dry:8.3} s wall {:9.1} MB/s",
-        mb / dry
-    );
+    println!("engine alone, {threads} threads    {engine_wall:8.3} s wall {:9.1} MB/s", mb / engine_wall);
+    println!("pipeline, {threads} workers         {dry:8.3} s wall {:9.1} MB/s", mb / dry);
     println!(
         "… and files                {wet:8.3} s wall {:9.1} MB/s ({:.0} % of the engine), {:.1} MB per CPU second, {:.2} M tokens/s",
         mb / wet,
@@ -233,9 +185,6 @@ pub fn run(a: &Bench) -> Result<()> {
         mb / wet_cpu,
         tokens as f64 / wet / 1e6
     );
-    println!(
-        "peak memory                {:8.0} MB (rows held in memory for the stages above)",
-        super::build::peak_memory_mb()
-    );
+    println!("peak memory                {:8.0} MB (rows held in memory for the stages above)", super::build::peak_memory_mb());
     Ok(())
 }

@@ -15,10 +15,7 @@ use std::time::Instant;
 pub fn run(b: &Build) -> Result<()> {
     let begin = Instant::now();
     let plan = plan(b)?;
-    let workers = b
-        .workers
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
-        .clamp(1, 256);
+    let workers = b.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get())).clamp(1, 256);
     describe(&plan, b, workers);
     if b.dry_run {
         return Ok(());
@@ -27,10 +24,7 @@ pub fn run(b: &Build) -> Result<()> {
         && let Ok(m) = Manifest::read(&b.out)
         && m.recipe_fingerprint == plan.manifest.recipe_fingerprint
     {
-        eprintln!(
-            "{} is already prepared from these inputs with these settings",
-            b.out.display()
-        );
+        eprintln!("{} is already prepared from these inputs with these settings", b.out.display());
         return report(b, &m);
     }
     let mut output = Output::open(&b.out, &plan, b.overwrite)?;
@@ -53,14 +47,9 @@ pub fn run(b: &Build) -> Result<()> {
         inputs: &plan.inputs,
     };
     let streams = output.streams();
-    progress::watch(&meter, || {
-        workers::run(&stages, &plan.inputs, &streams, workers, &meter, |feed| output.consume(feed))
-    })?;
+    progress::watch(&meter, || workers::run(&stages, &plan.inputs, &streams, workers, &meter, |feed| output.consume(feed)))?;
     let manifest = output.finish()?;
-    let (all, text) = (
-        begin.elapsed().as_secs_f64(),
-        meter.text_bytes.load(Ordering::Relaxed) as f64,
-    );
+    let (all, text) = (begin.elapsed().as_secs_f64(), meter.text_bytes.load(Ordering::Relaxed) as f64);
     let run = all - loaded.as_secs_f64();
     eprintln!(
         "{:.1} s ({:.1} s to load): {:.1} MB of text at {:.1} MB/s, {:.2} M tokens/s with {workers} workers, {:.0} MB peak memory",
@@ -77,49 +66,27 @@ pub fn run(b: &Build) -> Result<()> {
 fn describe(plan: &Plan, b: &Build, workers: usize) {
     let m = &plan.manifest;
     let bytes: u64 = plan.inputs.iter().map(|i| i.bytes).sum();
-    eprintln!(
-        "inputs     {} files, {:.1} MB",
-        plan.inputs.len(),
-        bytes as f64 / 1e6
-    );
+    eprintln!("inputs     {} files, {:.1} MB", plan.inputs.len(), bytes as f64 / 1e6);
     let how = match &plan.linear {
         None => "rendered row by row".to_string(),
         Some(l) => format!(
             "copies content, but for {} strings{}",
             l.triggers.len(),
-            if l.edge_space {
-                " and white space at its edges"
-            } else {
-                ""
-            }
+            if l.edge_space { " and white space at its edges" } else { "" }
         ),
     };
     eprintln!("template   {}; {how}", m.template_source);
     eprintln!(
         "tokenizer  {} ids; mask {} = {}, pad {} = {}, eos {} = {}",
-        m.vocab_size,
-        m.mask_token,
-        m.mask_token_id,
-        m.pad_token,
-        m.pad_token_id,
-        m.eos_token,
-        m.eos_token_id
+        m.vocab_size, m.mask_token, m.mask_token_id, m.pad_token, m.pad_token_id, m.eos_token, m.eos_token_id
     );
     eprintln!("engine     {}", plan.tokenizer.engine());
-    eprintln!(
-        "rows       {} tokens in blocks of {}; {workers} workers; to {}",
-        m.seq_len,
-        m.bd_size,
-        b.out.display()
-    );
+    eprintln!("rows       {} tokens in blocks of {}; {workers} workers; to {}", m.seq_len, m.bd_size, b.out.display());
 }
 
 fn report(b: &Build, m: &Manifest) -> Result<()> {
     if b.json {
-        println!(
-            "{}",
-            serde_json::to_string(m).map_err(|e| Error::Internal(e.to_string()))?
-        );
+        println!("{}", serde_json::to_string(m).map_err(|e| Error::Internal(e.to_string()))?);
     } else {
         print!("{}", stats::summary(m));
     }
@@ -134,10 +101,6 @@ pub fn peak_memory_mb() -> f64 {
         libc::getrusage(libc::RUSAGE_SELF, &mut u);
         u
     };
-    let unit = if cfg!(target_os = "macos") {
-        1.0
-    } else {
-        1024.0
-    };
+    let unit = if cfg!(target_os = "macos") { 1.0 } else { 1024.0 };
     usage.ru_maxrss as f64 * unit / 1e6
 }

@@ -37,7 +37,10 @@ pub fn run(dir: &Path, out: &Path) -> Result<()> {
         }
         let state = json!({"_data_files": names, "_fingerprint": &ds.fingerprint()[..16], "_format_columns": null, "_format_kwargs": {},
             "_format_type": null, "_output_all_columns": false, "_split": split.name()});
-        put(&folder.join("dataset_info.json"), &json!({"citation": "", "description": "Packed rows for block-diffusion training", "homepage": "", "license": ""}))?;
+        put(
+            &folder.join("dataset_info.json"),
+            &json!({"citation": "", "description": "Packed rows for block-diffusion training", "homepage": "", "license": ""}),
+        )?;
         put(&folder.join("state.json"), &state)?;
         splits.push(split.name());
     }

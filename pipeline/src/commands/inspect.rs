@@ -34,9 +34,7 @@ pub fn run(a: &Inspect) -> Result<()> {
         "never" => false,
         "auto" => std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
         other => {
-            return Err(Error::Usage(format!(
-                "--color {other:?}: expected auto, always or never"
-            )));
+            return Err(Error::Usage(format!("--color {other:?}: expected auto, always or never")));
         }
     };
     let ds = Dataset::open(&a.dir)?;
@@ -50,15 +48,7 @@ pub fn run(a: &Inspect) -> Result<()> {
     Ok(())
 }
 
-fn show(
-    ds: &Dataset,
-    tokenizer: &Tokenizer,
-    split: Split,
-    i: usize,
-    views: Option<u64>,
-    colour: bool,
-    out: &mut String,
-) -> Result<()> {
+fn show(ds: &Dataset, tokenizer: &Tokenizer, split: Split, i: usize, views: Option<u64>, colour: bool, out: &mut String) -> Result<()> {
     let m = ds.manifest();
     let row = ds.row(split, i)?;
     let loss = row.labels.iter().filter(|&&l| l != IGNORE).count();
@@ -71,10 +61,7 @@ fn show(
     );
     for (k, d) in row.documents.iter().enumerate() {
         let source = m.sources.get(d.source).map_or("?", |s| s.name.as_str());
-        let (ids, labels) = (
-            &row.input_ids[d.start..d.start + d.length],
-            &row.labels[d.start..d.start + d.length],
-        );
+        let (ids, labels) = (&row.input_ids[d.start..d.start + d.length], &row.labels[d.start..d.start + d.length]);
         let padding = dlm_datasets::verify::summarize(ids, labels, m).block_padding as usize;
         let _ = writeln!(
             out,
@@ -94,21 +81,9 @@ fn show(
             None => text(ids, &looks, m.bd_size, tokenizer, colour, out)?,
             Some(seed) => {
                 for view in 0..2 {
-                    let _ = writeln!(
-                        out,
-                        "   view {}:",
-                        if view == 0 {
-                            "A"
-                        } else {
-                            "B (what A shows of the response)"
-                        }
-                    );
+                    let _ = writeln!(out, "   view {}:", if view == 0 { "A" } else { "B (what A shows of the response)" });
                     let hidden = hide(labels, d.start, i, m.bd_size, seed, view == 1);
-                    let looks: Vec<Look> = looks
-                        .iter()
-                        .zip(&hidden)
-                        .map(|(l, h)| if *h { Look::Hidden } else { *l })
-                        .collect();
+                    let looks: Vec<Look> = looks.iter().zip(&hidden).map(|(l, h)| if *h { Look::Hidden } else { *l }).collect();
                     text(ids, &looks, m.bd_size, tokenizer, colour, out)?;
                 }
             }
@@ -123,14 +98,7 @@ fn show(
 
 /// Which positions a view hides: per block `t ~ U(0,1)`, each labelled position with probability `(1-1e-3) t + 1e-3`. An
 /// illustration of the objective; the trainer draws from its own generator.
-fn hide(
-    labels: &[i32],
-    start: usize,
-    row: usize,
-    bd_size: usize,
-    seed: u64,
-    complement: bool,
-) -> Vec<bool> {
+fn hide(labels: &[i32], start: usize, row: usize, bd_size: usize, seed: u64, complement: bool) -> Vec<bool> {
     let uniform = |a: u64, b: u64| {
         let mut x = seed
             ^ (row as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
@@ -153,20 +121,11 @@ fn hide(
 }
 
 /// The decoded text, one run of a look at a time; `¦` where a block begins.
-fn text(
-    ids: &[i32],
-    looks: &[Look],
-    bd_size: usize,
-    tokenizer: &Tokenizer,
-    colour: bool,
-    out: &mut String,
-) -> Result<()> {
+fn text(ids: &[i32], looks: &[Look], bd_size: usize, tokenizer: &Tokenizer, colour: bool, out: &mut String) -> Result<()> {
     let mut p = 0;
     while p < ids.len() {
         let boundary = (p / bd_size + 1) * bd_size;
-        let end = (p..ids.len().min(boundary))
-            .find(|&q| looks[q] != looks[p])
-            .unwrap_or(ids.len().min(boundary));
+        let end = (p..ids.len().min(boundary)).find(|&q| looks[q] != looks[p]).unwrap_or(ids.len().min(boundary));
         if p % bd_size == 0 && p > 0 {
             out.push_str(if colour { "\x1b[36m¦\x1b[0m" } else { "¦" });
         }
@@ -194,13 +153,5 @@ fn text(
 
 /// Text from a dataset must not steer the terminal.
 fn safe(s: &str) -> String {
-    s.chars()
-        .map(|c| {
-            if c.is_control() && c != '\n' && c != '\t' {
-                '\u{fffd}'
-            } else {
-                c
-            }
-        })
-        .collect()
+    s.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
 }

@@ -30,7 +30,8 @@ pub fn run(dirs: &[PathBuf], out: &Path) -> Result<()> {
         let bytes = std::fs::read(&path).map_err(Error::io("reading", &path))?;
         write_atomic(&tokenizer.join(path.file_name().unwrap_or_default()), &bytes)?;
     }
-    let mut m = Manifest { files: Vec::new(), sources: Vec::new(), counts: Counts::default(), mixture: Vec::new(), ..first.manifest().clone() };
+    let mut m =
+        Manifest { files: Vec::new(), sources: Vec::new(), counts: Counts::default(), mixture: Vec::new(), ..first.manifest().clone() };
     (m.packing.train_rows, m.packing.eval_rows, m.packing.row_padding) = (0, 0, 0);
     if let Some(shard) = m.recipe.get_mut("shard") {
         *shard = serde_json::Value::Null;
@@ -49,11 +50,8 @@ pub fn run(dirs: &[PathBuf], out: &Path) -> Result<()> {
         for (p, numbers) in parts.iter().zip(&numbers) {
             for row in p.split(split).iter() {
                 let row = row?;
-                let documents: Vec<Document> = row
-                    .documents
-                    .iter()
-                    .map(|d| Document { source: numbers.get(d.source).copied().unwrap_or(d.source), ..*d })
-                    .collect();
+                let documents: Vec<Document> =
+                    row.documents.iter().map(|d| Document { source: numbers.get(d.source).copied().unwrap_or(d.source), ..*d }).collect();
                 if let Some(w) = writer.take_if(|w| w.rows() >= SHARD_ROWS) {
                     m.files.push(w.finish()?);
                 }

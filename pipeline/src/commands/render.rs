@@ -31,9 +31,7 @@ pub fn run(a: &Render) -> Result<()> {
             Renderer::new(t, added, BTreeMap::new())?
         }
         _ => {
-            return Err(Error::Usage(
-                "give either --tokenizer or --template".to_string(),
-            ));
+            return Err(Error::Usage("give either --tokenizer or --template".to_string()));
         }
     };
     let file = std::fs::File::open(&a.input).map_err(Error::io("opening", &a.input))?;
@@ -53,12 +51,7 @@ pub fn run(a: &Render) -> Result<()> {
         } else {
             match result.get("error") {
                 Some(e) => writeln!(out, "refused: {}", e.as_str().unwrap_or("")),
-                None => writeln!(
-                    out,
-                    "{}\n-- assistant: {}",
-                    result["text"].as_str().unwrap_or(""),
-                    result["assistant_spans"]
-                ),
+                None => writeln!(out, "{}\n-- assistant: {}", result["text"].as_str().unwrap_or(""), result["assistant_spans"]),
             }
         };
         match written {
@@ -67,13 +60,7 @@ pub fn run(a: &Render) -> Result<()> {
         }
     }
     out.flush()
-        .or_else(|e| {
-            if e.kind() == std::io::ErrorKind::BrokenPipe {
-                Ok(())
-            } else {
-                Err(e)
-            }
-        })
+        .or_else(|e| if e.kind() == std::io::ErrorKind::BrokenPipe { Ok(()) } else { Err(e) })
         .map_err(Error::io("writing", "standard output"))
 }
 
@@ -86,17 +73,9 @@ pub struct Renderer {
 
 impl Renderer {
     /// For a template, a tokenizer's added tokens and its named special tokens.
-    pub fn new(
-        template: ChatTemplate,
-        added: Vec<AddedToken>,
-        specials: BTreeMap<String, String>,
-    ) -> Result<Self> {
+    pub fn new(template: ChatTemplate, added: Vec<AddedToken>, specials: BTreeMap<String, String>) -> Result<Self> {
         let control = ControlText::new(&added, specials.get("eos_token").map(String::as_str))?;
-        Ok(Renderer {
-            template,
-            control,
-            specials,
-        })
+        Ok(Renderer { template, control, specials })
     }
 
     /// One context to one result.
@@ -115,19 +94,13 @@ impl Renderer {
 
     /// The text alone.
     pub fn text(&self, context: &Map<String, Json>, with_tools: bool) -> Result<String> {
-        self.template
-            .render_context(Value::from(Serde(context)), with_tools)
+        self.template.render_context(Value::from(Serde(context)), with_tools)
     }
 
     /// The spans, in characters; empty where the conversation is none we would train on.
     fn spans(&self, context: &Map<String, Json>, text: &str) -> Vec<[usize; 2]> {
-        let generating = context
-            .get("add_generation_prompt")
-            .is_some_and(|g| g == &json!(true));
-        let row: Map<String, Json> = ["messages", "tools"]
-            .iter()
-            .filter_map(|k| Some((k.to_string(), context.get(*k)?.clone())))
-            .collect();
+        let generating = context.get("add_generation_prompt").is_some_and(|g| g == &json!(true));
+        let row: Map<String, Json> = ["messages", "tools"].iter().filter_map(|k| Some((k.to_string(), context.get(*k)?.clone()))).collect();
         let Ok(c) = conversation::from_row(row).2 else {
             return Vec::new();
         };
@@ -142,14 +115,7 @@ impl Renderer {
     }
 
     fn rendered(&self, c: &Conversation) -> Option<Rendered> {
-        SpanFinder::new(
-            &self.template,
-            &self.control,
-            SpecialText::Text,
-            LostText::Keep,
-        )
-        .render(c)
-        .ok()
+        SpanFinder::new(&self.template, &self.control, SpecialText::Text, LostText::Keep).render(c).ok()
     }
 }
 
@@ -187,13 +153,5 @@ fn likely_control_tokens(source: &str) -> Vec<AddedToken> {
             }
         }
     }
-    found
-        .into_iter()
-        .enumerate()
-        .map(|(i, content)| AddedToken {
-            content,
-            id: i as u32,
-            special: true,
-        })
-        .collect()
+    found.into_iter().enumerate().map(|(i, content)| AddedToken { content, id: i as u32, special: true }).collect()
 }

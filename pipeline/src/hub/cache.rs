@@ -13,12 +13,21 @@ pub struct Repo {
 pub fn safe(path: &str) -> Result<&str> {
     let part_ok = |p: &str| !p.is_empty() && p != "." && p != ".." && !p.ends_with(['.', ' ']) && p.len() < 256;
     let ok = path.len() < 4096 && path.split('/').all(part_ok) && !path.contains(['\\', ':', '\0']) && !path.chars().any(char::is_control);
-    if ok { Ok(path) } else { Err(Error::Input { path: format!("{path:?}"), reason: "the hub lists a file whose path could leave the cache folder; refused".to_string() }) }
+    if ok {
+        Ok(path)
+    } else {
+        Err(Error::Input {
+            path: format!("{path:?}"),
+            reason: "the hub lists a file whose path could leave the cache folder; refused".to_string(),
+        })
+    }
 }
 
 /// Refuses what is no `ORG/NAME` (or bare `NAME`).
 pub fn check_id(id: &str) -> Result<&str> {
-    let word = |w: &str| !w.is_empty() && w.len() <= 96 && w != "." && w != ".." && w.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    let word = |w: &str| {
+        !w.is_empty() && w.len() <= 96 && w != "." && w != ".." && w.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
     let parts: Vec<&str> = id.split('/').collect();
     if parts.len() <= 2 && parts.iter().all(|p| word(p)) {
         Ok(id)

@@ -30,7 +30,8 @@ impl Settings {
         let on = |k: &str| var(k).is_some_and(|v| !matches!(v.to_ascii_lowercase().as_str(), "0" | "false" | "no" | "off"));
         let home = var("HF_HOME").map(Into::into).unwrap_or_else(|| {
             let base = var("XDG_CACHE_HOME").map(std::path::PathBuf::from);
-            base.unwrap_or_else(|| std::path::PathBuf::from(var("HOME").unwrap_or_else(|| ".".to_string())).join(".cache")).join("huggingface")
+            base.unwrap_or_else(|| std::path::PathBuf::from(var("HOME").unwrap_or_else(|| ".".to_string())).join(".cache"))
+                .join("huggingface")
         });
         let file = || {
             let path = var("HF_TOKEN_PATH").map(std::path::PathBuf::from).unwrap_or_else(|| home.join("token"));
@@ -93,7 +94,13 @@ impl Client {
 
     /// GETs `url`, from byte range `range` (last byte included) if given, and lets `take` read the response; its `Err` is a
     /// transfer cut short, to be tried again.
-    pub fn get<T>(&self, url: &str, range: Option<(u64, u64)>, stop: &dyn Fn() -> bool, mut take: impl FnMut(ureq::http::Response<ureq::Body>) -> std::result::Result<T, Cut>) -> Result<T> {
+    pub fn get<T>(
+        &self,
+        url: &str,
+        range: Option<(u64, u64)>,
+        stop: &dyn Fn() -> bool,
+        mut take: impl FnMut(ureq::http::Response<ureq::Body>) -> std::result::Result<T, Cut>,
+    ) -> Result<T> {
         if !url.starts_with(&format!("{}/", self.settings.endpoint)) {
             return Err(Self::remote(url, "is not on the hub's own host; refused"));
         }
@@ -155,7 +162,9 @@ impl Client {
                 Verdict::Never(Self::remote(url, format!("the hub answers {status}: {cause}")))
             }
             404 => {
-                let what = header("x-error-code").unwrap_or("no such dataset, revision or file (a private one looks the same without HF_TOKEN)").to_string();
+                let what = header("x-error-code")
+                    .unwrap_or("no such dataset, revision or file (a private one looks the same without HF_TOKEN)")
+                    .to_string();
                 Verdict::Never(Self::remote(url, format!("the hub answers 404: {what}")))
             }
             _ => Verdict::Never(Self::remote(url, format!("the hub answers {status}"))),
@@ -166,7 +175,12 @@ impl Client {
     pub fn json(&self, url: &str) -> Result<(serde_json::Value, Option<String>)> {
         self.get(url, None, &|| false, |mut response| {
             let link = response.headers().get("link").and_then(|v| v.to_str().ok()).and_then(next_page);
-            let text = response.body_mut().with_config().limit(256 << 20).read_to_string().map_err(|e| Cut::Again(format!("answer cut short ({})", kind(&e))))?;
+            let text = response
+                .body_mut()
+                .with_config()
+                .limit(256 << 20)
+                .read_to_string()
+                .map_err(|e| Cut::Again(format!("answer cut short ({})", kind(&e))))?;
             let value = serde_json::from_str(&text).map_err(|e| Cut::Again(format!("answer is not JSON ({e})")))?;
             Ok((value, link))
         })

@@ -45,7 +45,13 @@ impl HubSource {
     }
 
     fn url(&self, file: &RemoteFile) -> String {
-        format!("{}/datasets/{}/resolve/{}/{}", self.client.settings.endpoint, encode(&self.id, true), self.listing.commit, encode(&file.path, true))
+        format!(
+            "{}/datasets/{}/resolve/{}/{}",
+            self.client.settings.endpoint,
+            encode(&self.id, true),
+            self.listing.commit,
+            encode(&file.path, true)
+        )
     }
 
     fn bad(&self, file: &RemoteFile, reason: String) -> Error {
@@ -117,9 +123,13 @@ impl HubSource {
                     _ => header("content-length").and_then(|l| l.parse::<u64>().ok()),
                 };
                 if let Some(total) = total.filter(|&t| t != file.bytes) {
-                    return Err(never(format!("the hub sends {total} bytes, its listing says {}; the file has changed, or the listing is wrong", file.bytes)));
+                    return Err(never(format!(
+                        "the hub sends {total} bytes, its listing says {}; the file has changed, or the listing is wrong",
+                        file.bytes
+                    )));
                 }
-                let mut out = OpenOptions::new().create(true).append(true).open(path).map_err(|e| Cut::Never(Error::io("opening", path)(e)))?;
+                let mut out =
+                    OpenOptions::new().create(true).append(true).open(path).map_err(|e| Cut::Never(Error::io("opening", path)(e)))?;
                 let mut body = response.body_mut().as_reader();
                 let mut buffer = vec![0u8; 1 << 16];
                 let (mut left, mut written) = (to - start, 0u64);
@@ -205,7 +215,10 @@ impl ShardSource for HubSource {
             }
             if !done {
                 let wanted = file.sha256.as_deref().unwrap_or("-");
-                return Err(self.bad(file, format!("downloaded twice, and twice the content is not what the hub lists ({} bytes, sha256 {wanted})", file.bytes)));
+                return Err(self.bad(
+                    file,
+                    format!("downloaded twice, and twice the content is not what the hub lists ({} bytes, sha256 {wanted})", file.bytes),
+                ));
             }
         }
         self.repo.link(&self.listing.commit, &file.path, &file.etag)

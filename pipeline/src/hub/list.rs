@@ -54,8 +54,18 @@ pub fn list(client: &Client, id: &str, wanted: &Wanted) -> Result<Listing> {
         return offline(&repo, id, wanted);
     }
     let none = |revision: &str, seen: usize| {
-        let filter = format!("{}{}", wanted.splits.iter().map(|s| format!(" --split {s}")).collect::<String>(), wanted.globs.iter().map(|g| format!(" --files {g}")).collect::<String>());
-        Error::Input { path: format!("{id} at {revision}"), reason: format!("none of its {seen} files is parquet, JSONL or Arrow{}", if filter.is_empty() { filter } else { format!(" and fits{filter}") }) }
+        let filter = format!(
+            "{}{}",
+            wanted.splits.iter().map(|s| format!(" --split {s}")).collect::<String>(),
+            wanted.globs.iter().map(|g| format!(" --files {g}")).collect::<String>()
+        );
+        Error::Input {
+            path: format!("{id} at {revision}"),
+            reason: format!(
+                "none of its {seen} files is parquet, JSONL or Arrow{}",
+                if filter.is_empty() { filter } else { format!(" and fits{filter}") }
+            ),
+        }
     };
     if let Some(revision) = &wanted.revision {
         let (listing, seen) = at(client, &repo, id, revision, wanted)?.ok_or_else(|| none(revision, 0))?;
@@ -83,7 +93,10 @@ fn at(client: &Client, repo: &Repo, id: &str, revision: &str, wanted: &Wanted) -
         return Ok(None);
     };
     let commit = info.get("sha").and_then(|s| s.as_str()).filter(|s| is_commit(s)).map(String::from);
-    let commit = commit.ok_or_else(|| Error::Input { path: format!("{id} at {revision}"), reason: "the hub names no commit for this revision".to_string() })?;
+    let commit = commit.ok_or_else(|| Error::Input {
+        path: format!("{id} at {revision}"),
+        reason: "the hub names no commit for this revision".to_string(),
+    })?;
     let mut url = format!("{base}/tree/{commit}?recursive=true");
     let (mut files, mut seen) = (Vec::new(), 0);
     for _page in 0..10_000 {
@@ -98,12 +111,21 @@ fn at(client: &Client, repo: &Repo, id: &str, revision: &str, wanted: &Wanted) -
             if source::kind(Path::new(path)).is_none() || !wanted.takes(path) || source::is_metadata(path) {
                 continue;
             }
-            let sha256 = e.get("lfs").and_then(|l| l.get("oid")).and_then(|o| o.as_str()).map(|o| o.trim_start_matches("sha256:").to_string());
+            let sha256 =
+                e.get("lfs").and_then(|l| l.get("oid")).and_then(|o| o.as_str()).map(|o| o.trim_start_matches("sha256:").to_string());
             let etag = sha256.clone().or_else(|| text("oid").map(String::from)).unwrap_or_default();
             if etag.is_empty() || !etag.bytes().all(|b| b.is_ascii_alphanumeric()) {
-                return Err(Error::Input { path: path.to_string(), reason: "the hub lists no usable content id for this file".to_string() });
+                return Err(Error::Input {
+                    path: path.to_string(),
+                    reason: "the hub lists no usable content id for this file".to_string(),
+                });
             }
-            files.push(RemoteFile { path: safe(path)?.to_string(), bytes: e.get("size").and_then(|s| s.as_u64()).unwrap_or(0), sha256, etag });
+            files.push(RemoteFile {
+                path: safe(path)?.to_string(),
+                bytes: e.get("size").and_then(|s| s.as_u64()).unwrap_or(0),
+                sha256,
+                etag,
+            });
         }
         match next {
             Some(n) => url = n,
@@ -132,7 +154,10 @@ fn offline(repo: &Repo, id: &str, wanted: &Wanted) -> Result<Listing> {
         let mut files = Vec::new();
         for input in source::expand(std::slice::from_ref(&root)).unwrap_or_default() {
             if wanted.takes(&input.name) && !source::is_metadata(&input.name) {
-                let etag = std::fs::canonicalize(&input.path).ok().and_then(|p| p.file_name().map(|n| n.to_string_lossy().into_owned())).unwrap_or_default();
+                let etag = std::fs::canonicalize(&input.path)
+                    .ok()
+                    .and_then(|p| p.file_name().map(|n| n.to_string_lossy().into_owned()))
+                    .unwrap_or_default();
                 files.push(RemoteFile { path: input.name, bytes: input.bytes, sha256: None, etag });
             }
         }
@@ -141,7 +166,11 @@ fn offline(repo: &Repo, id: &str, wanted: &Wanted) -> Result<Listing> {
             return Ok(Listing { commit, revision: revision.to_string(), files });
         }
     }
-    Err(Error::Input { path: id.to_string(), reason: "HF_HUB_OFFLINE is set and the cache holds no data files of this dataset; run once with the network, or unset it".to_string() })
+    Err(Error::Input {
+        path: id.to_string(),
+        reason: "HF_HUB_OFFLINE is set and the cache holds no data files of this dataset; run once with the network, or unset it"
+            .to_string(),
+    })
 }
 
 /// `*` within a name, `**` across names, `?` for one character.

@@ -129,7 +129,10 @@ impl Served {
                 let size = content.len() - usize::from(self.faults.wrong_length);
                 let path = if self.faults.traversal { format!("../../{path}") } else { path.clone() };
                 let sha = dlm_datasets::hash::sha256(content);
-                format!("{{\"type\":\"file\",\"path\":{path:?},\"size\":{size},\"oid\":\"{}\",\"lfs\":{{\"oid\":\"{sha}\",\"size\":{size}}}}}", &sha[..40])
+                format!(
+                    "{{\"type\":\"file\",\"path\":{path:?},\"size\":{size},\"oid\":\"{}\",\"lfs\":{{\"oid\":\"{sha}\",\"size\":{size}}}}}",
+                    &sha[..40]
+                )
             })
             .collect();
         entries.insert(0, "{\"type\":\"directory\",\"path\":\"SFT\",\"size\":0,\"oid\":\"x\"}".to_string());
@@ -150,11 +153,16 @@ impl Served {
             *b ^= 1;
         }
         let total = content.len();
-        let asked = range.and_then(|r| r.strip_prefix("bytes=")).and_then(|r| r.split_once('-')).and_then(|(a, b)| Some((a.parse::<usize>().ok()?, b.parse::<usize>().ok()?)));
+        let asked = range
+            .and_then(|r| r.strip_prefix("bytes="))
+            .and_then(|r| r.split_once('-'))
+            .and_then(|(a, b)| Some((a.parse::<usize>().ok()?, b.parse::<usize>().ok()?)));
         let ignore = self.faults.mixed && n % 11 == 5;
         let etag = format!("\"{}\"", dlm_datasets::hash::sha256(&content));
         let (status, body, place) = match asked {
-            Some((a, b)) if !ignore && a < total => (206, &content[a..(b + 1).min(total)], format!("bytes {a}-{}/{total}", b.min(total - 1))),
+            Some((a, b)) if !ignore && a < total => {
+                (206, &content[a..(b + 1).min(total)], format!("bytes {a}-{}/{total}", b.min(total - 1)))
+            }
             Some((a, _)) if a >= total && !ignore => return self.send(stream, 416, &[], b""),
             _ => (200, &content[..], String::new()),
         };
@@ -187,7 +195,9 @@ fn head(mut stream: &TcpStream, status: u16, headers: &[(&str, &str)], length: u
 }
 
 fn encode(s: &str) -> String {
-    s.bytes().map(|b| if b.is_ascii_alphanumeric() || b"-_./".contains(&b) { (b as char).to_string() } else { format!("%{b:02X}") }).collect()
+    s.bytes()
+        .map(|b| if b.is_ascii_alphanumeric() || b"-_./".contains(&b) { (b as char).to_string() } else { format!("%{b:02X}") })
+        .collect()
 }
 
 fn decode(s: &str) -> String {
@@ -206,4 +216,3 @@ fn decode(s: &str) -> String {
     }
     String::from_utf8_lossy(&out).into_owned()
 }
-

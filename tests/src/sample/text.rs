@@ -73,12 +73,8 @@ impl Record {
         let (kind, fields) = match rng.below(4) {
             0 => {
                 let name = format!("{} {}", rng.pick(FIRST), rng.pick(LAST));
-                let fields = vec![
-                    ("name", Value::Word(name)),
-                    ("job", word(rng, JOB)),
-                    ("city", word(rng, CITY)),
-                    ("age", number(rng, 20, 79)),
-                ];
+                let fields =
+                    vec![("name", Value::Word(name)), ("job", word(rng, JOB)), ("city", word(rng, CITY)), ("age", number(rng, 20, 79))];
                 ("person", fields)
             }
             1 => {
@@ -140,9 +136,30 @@ impl Record {
         let get = |key| format!("\"{}\"", self.get(key));
         match self.kind {
             "person" => format!("The person {} works as {} in {} and is {} years old.", get("name"), get("job"), get("city"), get("age")),
-            "order" => format!("The item {} comes in {}: {} of them at {} each are {}.", get("item"), get("color"), get("count"), get("price"), get("status")),
-            "meeting" => format!("The meeting on {} with {} is on {} at {} in room {}.", get("topic"), get("host"), get("day"), get("hour"), get("room")),
-            _ => format!("The pet {} is a {} with {} hair, {} years old, and lives with {}.", get("pet"), get("kind"), get("color"), get("age"), get("owner")),
+            "order" => format!(
+                "The item {} comes in {}: {} of them at {} each are {}.",
+                get("item"),
+                get("color"),
+                get("count"),
+                get("price"),
+                get("status")
+            ),
+            "meeting" => format!(
+                "The meeting on {} with {} is on {} at {} in room {}.",
+                get("topic"),
+                get("host"),
+                get("day"),
+                get("hour"),
+                get("room")
+            ),
+            _ => format!(
+                "The pet {} is a {} with {} hair, {} years old, and lives with {}.",
+                get("pet"),
+                get("kind"),
+                get("color"),
+                get("age"),
+                get("owner")
+            ),
         }
     }
 }
@@ -166,11 +183,7 @@ fn ask(rng: &mut Rng, record: &Record) -> Conversation {
             task: "sentence",
         },
         90..97 => Conversation {
-            input: vec![
-                to_json(rng),
-                Turn { role: "assistant", content: record.json() },
-                user("Now as a record.".to_string()),
-            ],
+            input: vec![to_json(rng), Turn { role: "assistant", content: record.json() }, user("Now as a record.".to_string())],
             output: record.line(),
             task: "two-turns",
         },

@@ -45,9 +45,7 @@ pub fn train(conversations: &[Conversation], max_ids: usize) -> Result<Tokenizer
 
 /// `tokenizer_config.json`.
 pub fn config() -> serde_json::Value {
-    let token = |content: &str| {
-        json!({"content": content, "lstrip": false, "normalized": false, "rstrip": false, "single_word": false, "special": true})
-    };
+    let token = |content: &str| json!({"content": content, "lstrip": false, "normalized": false, "rstrip": false, "single_word": false, "special": true});
     json!({
         "add_bos_token": false,
         "add_prefix_space": false,

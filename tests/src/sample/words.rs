@@ -2,21 +2,37 @@
 
 /// First names.
 pub const FIRST: &[&str] = &[
-    "Anna", "Ben", "Carla", "David", "Elena", "Frank", "Grace", "Hugo", "Irene", "Jonas", "Karin", "Leo", "Maria", "Nina",
-    "Oscar", "Paula", "Ravi", "Sara", "Tom", "Vera",
+    "Anna", "Ben", "Carla", "David", "Elena", "Frank", "Grace", "Hugo", "Irene", "Jonas", "Karin", "Leo", "Maria", "Nina", "Oscar",
+    "Paula", "Ravi", "Sara", "Tom", "Vera",
 ];
 /// Family names.
 pub const LAST: &[&str] = &[
-    "Adler", "Berg", "Costa", "Dunn", "Evans", "Fox", "Grant", "Hall", "Ito", "Jones", "Klein", "Lopez", "Marsh", "Novak",
-    "Olsen", "Price", "Reed", "Stone", "Turner", "West",
+    "Adler", "Berg", "Costa", "Dunn", "Evans", "Fox", "Grant", "Hall", "Ito", "Jones", "Klein", "Lopez", "Marsh", "Novak", "Olsen",
+    "Price", "Reed", "Stone", "Turner", "West",
 ];
 /// Cities.
-pub const CITY: &[&str] =
-    &["Athens", "Berlin", "Cairo", "Delhi", "Geneva", "Lima", "Madrid", "Oslo", "Paris", "Quito", "Rome", "Seoul", "Tokyo", "Turin", "Vienna", "Zurich"];
+pub const CITY: &[&str] = &[
+    "Athens", "Berlin", "Cairo", "Delhi", "Geneva", "Lima", "Madrid", "Oslo", "Paris", "Quito", "Rome", "Seoul", "Tokyo", "Turin",
+    "Vienna", "Zurich",
+];
 /// Occupations.
 pub const JOB: &[&str] = &[
-    "actor", "baker", "carpenter", "doctor", "driver", "editor", "farmer", "judge", "lawyer", "nurse", "painter", "pilot",
-    "singer", "tailor", "teacher", "writer",
+    "actor",
+    "baker",
+    "carpenter",
+    "doctor",
+    "driver",
+    "editor",
+    "farmer",
+    "judge",
+    "lawyer",
+    "nurse",
+    "painter",
+    "pilot",
+    "singer",
+    "tailor",
+    "teacher",
+    "writer",
 ];
 /// Things one orders.
 pub const ITEM: &[&str] =
@@ -26,8 +42,10 @@ pub const COLOR: &[&str] = &["black", "blue", "brown", "gold", "green", "grey", 
 /// Order states.
 pub const STATUS: &[&str] = &["open", "paid", "packed", "sent", "lost", "returned"];
 /// Meeting subjects.
-pub const TOPIC: &[&str] =
-    &["audit", "budget", "design", "garden", "hiring", "launch", "music", "prices", "review", "safety", "sales", "school", "strategy", "travel"];
+pub const TOPIC: &[&str] = &[
+    "audit", "budget", "design", "garden", "hiring", "launch", "music", "prices", "review", "safety", "sales", "school", "strategy",
+    "travel",
+];
 /// Days of the week.
 pub const DAY: &[&str] = &["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
 /// Rooms.
@@ -35,4 +53,5 @@ pub const ROOM: &[&str] = &["north", "south", "east", "west", "upper", "lower", 
 /// Kinds of animals.
 pub const KIND: &[&str] = &["cat", "dog", "duck", "goat", "hen", "horse", "mouse", "pony", "rabbit", "sheep"];
 /// Names of animals.
-pub const PET: &[&str] = &["Ace", "Bella", "Coco", "Daisy", "Fluffy", "Ginger", "Lucky", "Max", "Milo", "Nala", "Rocky", "Rusty", "Shadow", "Teddy"];
+pub const PET: &[&str] =
+    &["Ace", "Bella", "Coco", "Daisy", "Fluffy", "Ginger", "Lucky", "Max", "Milo", "Nala", "Rocky", "Rusty", "Shadow", "Teddy"];

@@ -118,7 +118,14 @@ impl Store {
     }
 
     /// Write a checkpoint; returns its folder.
-    pub fn save(&self, params: &Params, weights: &Weights, optimizer: &[OptState], state: &RunState, identity: &Identity) -> Result<PathBuf> {
+    pub fn save(
+        &self,
+        params: &Params,
+        weights: &Weights,
+        optimizer: &[OptState],
+        state: &RunState,
+        identity: &Identity,
+    ) -> Result<PathBuf> {
         files::create_dir(&self.dir)?;
         let name = format!("step-{:09}", state.step);
         let (dir, tmp) = (self.dir.join(&name), self.dir.join(format!(".{name}.partial")));
@@ -211,7 +218,9 @@ pub fn restore(dir: &Path, params: &Params, muon: &[bool], device: &Device) -> R
         if found != *expected {
             return Err(Error::format(
                 &path,
-                format!("sha256 is {found}, state.json says {expected}: the checkpoint is damaged; resume from an older one by writing its folder name into checkpoints/latest"),
+                format!(
+                    "sha256 is {found}, state.json says {expected}: the checkpoint is damaged; resume from an older one by writing its folder name into checkpoints/latest"
+                ),
             ));
         }
     }

@@ -115,7 +115,9 @@ pub fn read_f32(path: &Path, wanted: impl Iterator<Item = (String, Vec<usize>, [
     let st = SafeTensors::deserialize(&map).map_err(|e| Error::format(path, format!("not a whole safetensors file: {e}")))?;
     wanted
         .map(|(name, shape, shape2)| {
-            let v = st.tensor(&name).map_err(|_| Error::format(path, format!("tensor {name} is missing; was the run configured differently?")))?;
+            let v = st
+                .tensor(&name)
+                .map_err(|_| Error::format(path, format!("tensor {name} is missing; was the run configured differently?")))?;
             if v.shape() != shape {
                 return Err(Error::format(path, format!("{name} has shape {:?}, expected {shape:?}", v.shape())));
             }

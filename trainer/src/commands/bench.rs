@@ -142,7 +142,8 @@ pub fn run(command: &BenchCommand) -> Result<bool> {
     for s in 0..args.warmup + args.steps {
         let counted_step = s >= args.warmup;
         let t0 = Instant::now();
-        let rows: Vec<PackedRow> = (0..args.batch).map(|r| synthetic_row(args, decoder.cfg.vocab_size, (s * args.batch + r) as u64)).collect();
+        let rows: Vec<PackedRow> =
+            (0..args.batch).map(|r| synthetic_row(args, decoder.cfg.vocab_size, (s * args.batch + r) as u64)).collect();
         let masks: Vec<Vec<bool>> =
             (0..args.batch).map(|r| noise::row_mask(5, 0, (s * args.batch + r) as u64, args.seq, args.bd_size, 1e-3)).collect();
         let counted: usize = rows.iter().map(|r| objective::counted(r, &spec, objective, None)).sum();

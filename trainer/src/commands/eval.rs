@@ -61,7 +61,11 @@ pub fn run(args: &EvalArgs) -> Result<bool> {
     };
     let rows = data.rows(split).min(args.rows.unwrap_or(usize::MAX));
     if rows == 0 {
-        return Err(Error::Usage(format!("{} has no {} rows; prepare it with --eval-fraction or use --split train", args.data.display(), split.name())));
+        return Err(Error::Usage(format!(
+            "{} has no {} rows; prepare it with --eval-fraction or use --split train",
+            args.data.display(),
+            split.name()
+        )));
     }
     let mut cfg = ModelConfig::read(&args.model)?;
     let params = Params::new(&cfg);
@@ -86,12 +90,7 @@ pub fn run(args: &EvalArgs) -> Result<bool> {
             batch_rows: args.micro_rows,
             micro_rows: args.micro_rows.max(1),
             objective,
-            spec: Spec {
-                bd_size: m.bd_size,
-                mask_token_id: m.mask_token_id,
-                complementary: true,
-                document_mask: DocumentMask::Document,
-            },
+            spec: Spec { bd_size: m.bd_size, mask_token_id: m.mask_token_id, complementary: true, document_mask: DocumentMask::Document },
             noise_eps: 1e-3,
             shape: if attention == Attention::Tiles { Shape::Flat } else { Shape::Rectangular { multiple: 32 } },
             vocab_size: decoder.cfg.vocab_size,

@@ -11,8 +11,8 @@ use burn::tensor::DType;
 use clap::{ArgGroup, Args, ValueEnum};
 use serde_json::json;
 
-use crate::decode::prompt::{self, Prompt, Text};
 use crate::decode::folder::Folder;
+use crate::decode::prompt::{self, Prompt, Text};
 use crate::decode::{ArOptions, BlockOptions, Completion};
 use crate::device;
 use crate::error::{Error, Result};
@@ -167,11 +167,7 @@ fn plan(args: &GenerateArgs, folder: &Folder, stop_ids: Vec<i64>) -> Result<Plan
         if let Some((flag, _)) = block_only.iter().find(|(_, given)| *given) {
             return Err(Error::Usage(format!("{flag} has no meaning with --mode ar")));
         }
-        return Ok(Plan::Ar(ArOptions {
-            max_new_tokens: args.max_new_tokens,
-            stop_ids,
-            mask_id,
-        }));
+        return Ok(Plan::Ar(ArOptions { max_new_tokens: args.max_new_tokens, stop_ids, mask_id }));
     }
     let mask_id = mask_id.ok_or_else(|| {
         Error::Usage(format!(
@@ -216,7 +212,9 @@ fn stop_ids(given: &[String]) -> Result<Option<Vec<i64>>> {
         [] => Ok(None),
         [none] if none == "none" => Ok(Some(Vec::new())),
         ids => {
-            let parse = |id: &String| id.parse::<i64>().map_err(|_| Error::Usage(format!("--stop-token-id {id}: expected a token id, or `none` alone")));
+            let parse = |id: &String| {
+                id.parse::<i64>().map_err(|_| Error::Usage(format!("--stop-token-id {id}: expected a token id, or `none` alone")))
+            };
             ids.iter().map(parse).collect::<Result<_>>().map(Some)
         }
     }

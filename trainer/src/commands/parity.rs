@@ -198,7 +198,8 @@ pub fn check(args: &ParityArgs) -> Result<Report> {
                 .collect();
             per_position.sort_by(f64::total_cmp);
             let worst = per_position.last().copied().unwrap_or(0.0);
-            let rank = ((per_position.len() as f64 * args.logits_quantile.clamp(0.0, 1.0)).ceil() as usize).clamp(1, per_position.len().max(1));
+            let rank =
+                ((per_position.len() as f64 * args.logits_quantile.clamp(0.0, 1.0)).ceil() as usize).clamp(1, per_position.len().max(1));
             let at = per_position.get(rank - 1).copied().unwrap_or(0.0);
             report.logits_max_abs = Some(worst);
             report.logits_at_quantile = Some(at);
@@ -250,7 +251,8 @@ fn compare_gradients(path: &Path, decoder: &Decoder, grads: &Gradients, args: &P
         // "within 1e-4 of its own largest entry (plus 1e-6)"
         let rel = (diff - 1e-6).max(0.0) / largest.max(1e-30);
         let sq = |it: &mut dyn Iterator<Item = f64>| it.map(|v| v * v).sum::<f64>().sqrt();
-        let l2 = sq(&mut ours.iter().zip(&expected).map(|(a, b)| f64::from(a - b))) / sq(&mut expected.iter().map(|v| f64::from(*v))).max(1e-30);
+        let l2 =
+            sq(&mut ours.iter().zip(&expected).map(|(a, b)| f64::from(a - b))) / sq(&mut expected.iter().map(|v| f64::from(*v))).max(1e-30);
         worst_l2 = nan_max(worst_l2, l2);
         if rel >= worst {
             worst = rel;

@@ -93,7 +93,10 @@ fn read(path: &Path) -> Result<RunData> {
         }
     }
     if steps.is_empty() {
-        return Err(Error::format(&file, format!("none of its {unread} lines is a step's record (a JSON object with step and loss); is this a run's metrics.jsonl?")));
+        return Err(Error::format(
+            &file,
+            format!("none of its {unread} lines is a step's record (a JSON object with step and loss); is this a run's metrics.jsonl?"),
+        ));
     }
     let dir = file.canonicalize().unwrap_or_else(|_| file.clone());
     let name = dir.parent().and_then(Path::file_name).map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
@@ -210,8 +213,22 @@ const PANELS: [Panel; 6] = [
     Panel { title: "Learning rate", of: |s| s.lr, zero: true, log: false, smoothed: false, text: scientific },
     Panel { title: "Gradient norm before clipping", of: |s| s.norm, zero: true, log: true, smoothed: true, text: scientific },
     Panel { title: "Source tokens per second", of: |s| s.tok_s, zero: true, log: false, smoothed: true, text: short },
-    Panel { title: "Share of the step spent waiting for data, %", of: |s| 100.0 * s.wait / s.seconds.max(1e-9), zero: true, log: false, smoothed: true, text: short },
-    Panel { title: "Resident memory, MiB", of: |s| if s.mem > 0.0 { s.mem } else { f64::NAN }, zero: true, log: false, smoothed: false, text: short },
+    Panel {
+        title: "Share of the step spent waiting for data, %",
+        of: |s| 100.0 * s.wait / s.seconds.max(1e-9),
+        zero: true,
+        log: false,
+        smoothed: true,
+        text: short,
+    },
+    Panel {
+        title: "Resident memory, MiB",
+        of: |s| if s.mem > 0.0 { s.mem } else { f64::NAN },
+        zero: true,
+        log: false,
+        smoothed: false,
+        text: short,
+    },
 ];
 
 fn panel(i: usize, p: &Panel, runs: &[RunData], tokens: bool) -> String {

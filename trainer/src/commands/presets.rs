@@ -5,11 +5,20 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 
 /// Names that [`config`] knows.
-pub const NAMES: [&str; 8] =
-    ["tiny_llama", "tiny_qwen3", "demo_5m", "smollm2_135m", "qwen2.5_0.5b", "qwen3_0.6b", "qwen3_4b", "bitnet_2b"];
+pub const NAMES: [&str; 8] = ["tiny_llama", "tiny_qwen3", "demo_5m", "smollm2_135m", "qwen2.5_0.5b", "qwen3_0.6b", "qwen3_4b", "bitnet_2b"];
 
 #[allow(clippy::too_many_arguments)]
-fn shape(arch: &str, vocab: usize, hidden: usize, mlp: usize, layers: usize, heads: usize, kv: usize, head_dim: usize, theta: f64) -> Value {
+fn shape(
+    arch: &str,
+    vocab: usize,
+    hidden: usize,
+    mlp: usize,
+    layers: usize,
+    heads: usize,
+    kv: usize,
+    head_dim: usize,
+    theta: f64,
+) -> Value {
     json!({
         "architectures": [arch], "vocab_size": vocab, "hidden_size": hidden, "intermediate_size": mlp,
         "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv, "head_dim": head_dim,
@@ -33,7 +42,10 @@ pub fn config(name: &str) -> Result<Value> {
             // one more row block than the source's 128,256, for the mask token
             let mut v = shape("BitNetForCausalLM", 128_320, 2560, 6912, 30, 20, 5, 128, 5e5);
             if let Some(o) = v.as_object_mut() {
-                o.insert("quantization_config".into(), json!({"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}));
+                o.insert(
+                    "quantization_config".into(),
+                    json!({"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}),
+                );
             }
             v
         }

@@ -262,7 +262,17 @@ mod tests {
 
     #[test]
     fn numbers_read_as_people_write_them() {
-        for (v, text) in [(0.0, "0"), (7.0, "7"), (2.5, "2.5"), (0.04, "0.04"), (9_500.0, "9500"), (12_340.0, "12.3k"), (999_900.0, "1M"), (1.25e6, "1.25M"), (3e9, "3B")] {
+        for (v, text) in [
+            (0.0, "0"),
+            (7.0, "7"),
+            (2.5, "2.5"),
+            (0.04, "0.04"),
+            (9_500.0, "9500"),
+            (12_340.0, "12.3k"),
+            (999_900.0, "1M"),
+            (1.25e6, "1.25M"),
+            (3e9, "3B"),
+        ] {
             assert_eq!(short(v), text);
         }
         assert_eq!(scientific(2e-5), "2e-5");
@@ -274,7 +284,9 @@ mod tests {
     fn ticks_are_round_and_inside() {
         assert_eq!(Axis { lo: 0.0, hi: 10.0, log: false }.ticks(5), [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]);
         assert_eq!(Axis { lo: 0.3, hi: 40.0, log: true }.ticks(5), [0.5, 1.0, 2.0, 5.0, 10.0, 20.0]);
-        for axis in [Axis::fit(&[3.0; 4], false, false, false), Axis::fit(&[], false, true, true), Axis::fit(&[f64::NAN, 1e-9], true, true, true)] {
+        for axis in
+            [Axis::fit(&[3.0; 4], false, false, false), Axis::fit(&[], false, true, true), Axis::fit(&[f64::NAN, 1e-9], true, true, true)]
+        {
             let t = axis.ticks(5);
             assert!(!t.is_empty() && t.len() <= 20 && t.iter().all(|v| *v >= axis.lo - 1e-9 && *v <= axis.hi + 1e-9), "{axis:?} {t:?}");
         }
@@ -282,7 +294,20 @@ mod tests {
 
     #[test]
     fn a_long_line_keeps_its_peaks() {
-        let points: Vec<Point> = (0..100_000).map(|i| (f64::from(i), if i == 54_321 { 9.0 } else if i == 7 { f64::NAN } else { 1.0 })).collect();
+        let points: Vec<Point> = (0..100_000)
+            .map(|i| {
+                (
+                    f64::from(i),
+                    if i == 54_321 {
+                        9.0
+                    } else if i == 7 {
+                        f64::NAN
+                    } else {
+                        1.0
+                    },
+                )
+            })
+            .collect();
         let x = Axis::exact(points.iter().map(|p| p.0));
         let less = reduce(&points, &x);
         assert!(less.len() <= 4 * BUCKETS + 4, "{}", less.len());

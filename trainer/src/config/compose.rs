@@ -23,11 +23,7 @@ const MAIN: &str = "config.yaml";
 #[derive(Debug, Clone, PartialEq)]
 enum Default {
     Itself,
-    Choice {
-        group: String,
-        choice: String,
-        origin: String,
-    },
+    Choice { group: String, choice: String, origin: String },
 }
 
 /// The composed tree and the name of its main file.
@@ -40,10 +36,7 @@ pub struct Composed {
 
 /// Composes the configuration of `files` with `overrides` on top; `kind` decides which values are plain text.
 pub fn compose(files: &Files, overrides: &[String], kind: &Kind) -> Result<Composed, ConfigError> {
-    let main = files.read(MAIN)?.ok_or_else(|| ConfigError::Yaml {
-        origin: MAIN.into(),
-        problem: "not found".into(),
-    })?;
+    let main = files.read(MAIN)?.ok_or_else(|| ConfigError::Yaml { origin: MAIN.into(), problem: "not found".into() })?;
     let (mut defaults, own) = split_main(&main)?;
     let mut on_top = Vec::new();
     for text in overrides {
@@ -56,11 +49,7 @@ pub fn compose(files: &Files, overrides: &[String], kind: &Kind) -> Result<Compo
     for entry in &defaults {
         match entry {
             Default::Itself => tree.merge(own.clone()),
-            Default::Choice {
-                group,
-                choice,
-                origin,
-            } => {
+            Default::Choice { group, choice, origin } => {
                 tree.merge(load_choice(files, group, choice, origin, &mut Vec::new())?);
             }
         }
@@ -68,18 +57,12 @@ pub fn compose(files: &Files, overrides: &[String], kind: &Kind) -> Result<Compo
     for node in on_top {
         tree.merge(node);
     }
-    Ok(Composed {
-        tree,
-        main: main.origin,
-    })
+    Ok(Composed { tree, main: main.origin })
 }
 
 /// The YAML mapping of a file, with its `defaults` taken out.
 fn read_mapping(file: &File) -> Result<(Vec<Value>, Node), ConfigError> {
-    let wrong = |problem: String| ConfigError::Yaml {
-        origin: file.origin.clone(),
-        problem,
-    };
+    let wrong = |problem: String| ConfigError::Yaml { origin: file.origin.clone(), problem };
     let origin: Rc<str> = file.origin.as_str().into();
     let mut entries = match parse_yaml(&file.text).map_err(wrong)? {
         Value::Object(entries) => entries,
@@ -101,11 +84,9 @@ fn split_main(file: &File) -> Result<(Vec<Default>, Node), ConfigError> {
         let one = match &entry {
             Value::String(text) if text == "_self_" => Some(Default::Itself),
             Value::Object(map) => match map.iter().next() {
-                Some((group, Value::String(choice))) if map.len() == 1 => Some(Default::Choice {
-                    group: group.clone(),
-                    choice: choice.clone(),
-                    origin: format!("{} (defaults)", file.origin),
-                }),
+                Some((group, Value::String(choice))) if map.len() == 1 => {
+                    Some(Default::Choice { group: group.clone(), choice: choice.clone(), origin: format!("{} (defaults)", file.origin) })
+                }
                 _ => None,
             },
             _ => None,
@@ -121,78 +102,38 @@ fn split_main(file: &File) -> Result<(Vec<Default>, Node), ConfigError> {
     Ok((defaults, own))
 }
 
-fn load_choice(
-    files: &Files,
-    group: &str,
-    choice: &str,
-    origin: &str,
-    above: &mut Vec<String>,
-) -> Result<Node, ConfigError> {
+fn load_choice(files: &Files, group: &str, choice: &str, origin: &str, above: &mut Vec<String>) -> Result<Node, ConfigError> {
     let file = files.choice(group, choice, origin)?;
-    let wrong = |problem: String| ConfigError::Yaml {
-        origin: file.origin.clone(),
-        problem,
-    };
+    let wrong = |problem: String| ConfigError::Yaml { origin: file.origin.clone(), problem };
     if above.iter().any(|name| name == choice) {
-        return Err(wrong(format!(
-            "its `defaults` lead back to itself: {} > {choice}",
-            above.join(" > ")
-        )));
+        return Err(wrong(format!("its `defaults` lead back to itself: {} > {choice}", above.join(" > "))));
     }
     let (bases, own) = read_mapping(&file)?;
-    let global = file
-        .text
-        .lines()
-        .take_while(|line| line.starts_with('#') || line.trim().is_empty());
-    let global = global
-        .into_iter()
-        .any(|line| line.trim_start_matches('#').trim() == "@package _global_");
+    let global = file.text.lines().take_while(|line| line.starts_with('#') || line.trim().is_empty());
+    let global = global.into_iter().any(|line| line.trim_start_matches('#').trim() == "@package _global_");
     let mut node = Node::empty(&file.origin);
     above.push(choice.into());
     for base in bases {
         let Value::String(base) = &base else {
-            return Err(wrong(format!(
-                "entry {base} of `defaults`; expected the name of a choice of `{group}`"
-            )));
+            return Err(wrong(format!("entry {base} of `defaults`; expected the name of a choice of `{group}`")));
         };
-        node.merge(load_choice(
-            files,
-            group,
-            base,
-            &format!("{} (defaults)", file.origin),
-            above,
-        )?);
+        node.merge(load_choice(files, group, base, &format!("{} (defaults)", file.origin), above)?);
     }
     above.pop();
-    node.merge(if global {
-        own
-    } else {
-        Node::below(&[group], own)
-    });
+    node.merge(if global { own } else { Node::below(&[group], own) });
     Ok(node)
 }
 
 /// A `group=choice` changes `defaults`; anything else comes back as a tree of one key.
-fn parse_override(
-    text: &str,
-    defaults: &mut [Default],
-    files: &Files,
-    kind: &Kind,
-) -> Result<Option<Node>, ConfigError> {
-    let wrong = |problem: &str| ConfigError::Override {
-        text: text.into(),
-        problem: problem.into(),
-    };
+fn parse_override(text: &str, defaults: &mut [Default], files: &Files, kind: &Kind) -> Result<Option<Node>, ConfigError> {
+    let wrong = |problem: &str| ConfigError::Override { text: text.into(), problem: problem.into() };
     let (key, raw) = text.split_once('=').ok_or_else(|| wrong("no `=` in it"))?;
     let (key, raw) = (key.trim(), raw.trim());
     if key.starts_with(['+', '~']) {
         return Err(wrong("keys are neither added nor removed here"));
     }
     let path: Vec<&str> = key.split('.').collect();
-    if path
-        .iter()
-        .any(|part| part.is_empty() || part.contains(char::is_whitespace))
-    {
+    if path.iter().any(|part| part.is_empty() || part.contains(char::is_whitespace)) {
         return Err(wrong("the key is empty or has an empty part or a space"));
     }
     let origin: Rc<str> = format!("command line, `{text}`").into();
@@ -200,21 +141,14 @@ fn parse_override(
         let mine = |entry: &&mut Default| matches!(entry, Default::Choice { group: name, .. } if name == group);
         if let Some(entry) = defaults.iter_mut().find(mine) {
             files.choice(group, raw, &origin)?;
-            *entry = Default::Choice {
-                group: group.into(),
-                choice: raw.into(),
-                origin: origin.to_string(),
-            };
+            *entry = Default::Choice { group: group.into(), choice: raw.into(), origin: origin.to_string() };
             return Ok(None);
         }
         if kind.at(&path).is_none() {
             return Err(unknown_group(group, &origin, defaults, files, kind));
         }
     }
-    let plain = matches!(
-        kind.at(&path).map(Kind::required),
-        Some(Kind::Text | Kind::Choice(_))
-    );
+    let plain = matches!(kind.at(&path).map(Kind::required), Some(Kind::Text | Kind::Choice(_)));
     let optional = matches!(kind.at(&path), Some(Kind::Optional(_)));
     let value = if optional && matches!(raw, "" | "null" | "~") {
         Value::Null
@@ -226,13 +160,7 @@ fn parse_override(
     Ok(Some(Node::below(&path, Node::new(value, &origin))))
 }
 
-fn unknown_group(
-    group: &str,
-    origin: &str,
-    defaults: &[Default],
-    files: &Files,
-    kind: &Kind,
-) -> ConfigError {
+fn unknown_group(group: &str, origin: &str, defaults: &[Default], files: &Files, kind: &Kind) -> ConfigError {
     let mut groups = Vec::new();
     for entry in defaults {
         if let Default::Choice { group, .. } = entry {
@@ -240,23 +168,13 @@ fn unknown_group(
         }
     }
     let keys = kind.keys();
-    let names = groups
-        .iter()
-        .copied()
-        .chain(keys.iter().map(|(key, _)| key.as_str()));
+    let names = groups.iter().copied().chain(keys.iter().map(|(key, _)| key.as_str()));
     let launch = !files.choices(group).is_empty();
-    let note = if launch {
-        "that folder is read by `wf`, not by the trainer; "
-    } else {
-        ""
-    };
+    let note = if launch { "that folder is read by `wf`, not by the trainer; " } else { "" };
     ConfigError::UnknownKey {
         key: group.into(),
         origin: origin.into(),
         nearest: nearest(group, names).filter(|_| !launch),
-        known: format!(
-            "{note}the groups are {}, and keys are written section.key",
-            groups.join(", ")
-        ),
+        known: format!("{note}the groups are {}, and keys are written section.key", groups.join(", ")),
     }
 }

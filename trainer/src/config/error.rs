@@ -54,9 +54,7 @@ pub enum ConfigError {
         expected: String,
     },
     /// A key that needs a value and has none.
-    #[error(
-        "`{key}` has no value; expected {expected}; set it in {config} or give `{key}=...` on the command line"
-    )]
+    #[error("`{key}` has no value; expected {expected}; set it in {config} or give `{key}=...` on the command line")]
     Missing {
         /// Dotted key.
         key: String,
@@ -114,10 +112,7 @@ pub enum ConfigError {
 }
 
 fn did_you_mean(nearest: &Option<String>) -> String {
-    nearest
-        .as_ref()
-        .map(|name| format!(" (did you mean `{name}`?)"))
-        .unwrap_or_default()
+    nearest.as_ref().map(|name| format!(" (did you mean `{name}`?)")).unwrap_or_default()
 }
 
 /// The candidate that looks most like `given`: the same last part first, then by edit distance; none when nothing is close.
@@ -173,18 +168,10 @@ mod tests {
 
     #[test]
     fn nearest_prefers_the_same_last_part() {
-        let keys = [
-            "optim.lr",
-            "optim.eps",
-            "train.seed",
-            "conversion.total_tokens",
-        ];
+        let keys = ["optim.lr", "optim.eps", "train.seed", "conversion.total_tokens"];
         assert_eq!(nearest("train.lr", keys).as_deref(), Some("optim.lr"));
         assert_eq!(nearest("train.sead", keys).as_deref(), Some("train.seed"));
-        assert_eq!(
-            nearest("total_token", keys).as_deref(),
-            Some("conversion.total_tokens")
-        );
+        assert_eq!(nearest("total_token", keys).as_deref(), Some("conversion.total_tokens"));
         assert_eq!(nearest("zebra.giraffe", keys), None);
     }
 }

@@ -98,11 +98,7 @@ impl Kind {
             return Some(self);
         };
         match self.required() {
-            Kind::Section(fields) => fields
-                .iter()
-                .find(|field| field.name == *first)?
-                .kind
-                .at(rest),
+            Kind::Section(fields) => fields.iter().find(|field| field.name == *first)?.kind.at(rest),
             _ => None,
         }
     }
@@ -117,11 +113,7 @@ impl Kind {
     fn collect<'a>(&'a self, prefix: &str, found: &mut Vec<(String, &'a Field)>) {
         if let Kind::Section(fields) = self.required() {
             for field in fields {
-                let key = if prefix.is_empty() {
-                    field.name.to_string()
-                } else {
-                    format!("{prefix}.{}", field.name)
-                };
+                let key = if prefix.is_empty() { field.name.to_string() } else { format!("{prefix}.{}", field.name) };
                 if matches!(field.kind.required(), Kind::Section(_)) {
                     field.kind.collect(&key, found);
                 } else {

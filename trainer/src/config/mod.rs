@@ -38,20 +38,14 @@ impl Config {
 
     /// Reads back what [`Config::to_yaml`] wrote; `origin` names the file in errors.
     pub fn from_yaml(text: &str, origin: &str) -> Result<Config, ConfigError> {
-        let value = parse_yaml(text).map_err(|problem| ConfigError::Yaml {
-            origin: origin.into(),
-            problem,
-        })?;
+        let value = parse_yaml(text).map_err(|problem| ConfigError::Yaml { origin: origin.into(), problem })?;
         let origin: Rc<str> = origin.into();
         Config::from_tree(Node::new(value, &origin), &Config::kind(), &origin)
     }
 
     /// The whole configuration as YAML, every key with its value, sections and keys in schema order.
     pub fn to_yaml(&self) -> Result<String, ConfigError> {
-        serde_saphyr::to_string(self).map_err(|error| ConfigError::Yaml {
-            origin: "configuration".into(),
-            problem: error.to_string(),
-        })
+        serde_saphyr::to_string(self).map_err(|error| ConfigError::Yaml { origin: "configuration".into(), problem: error.to_string() })
     }
 
     /// Every key with its documentation, in schema order.
@@ -76,10 +70,7 @@ impl Config {
             Ok(text) => Ok(text),
             Err(source) => match path.to_str().and_then(built_in) {
                 Some(text) if source.kind() == std::io::ErrorKind::NotFound => Ok(text.into()),
-                _ => Err(ConfigError::Io {
-                    path: path.clone(),
-                    source,
-                }),
+                _ => Err(ConfigError::Io { path: path.clone(), source }),
             },
         }
     }
@@ -92,64 +83,28 @@ impl Config {
             Err(error) => return Err(tree.clone().check(kind, main).err().unwrap_or(error)),
         };
         tree.check(kind, main)?;
-        let config: Config =
-            serde_json::from_value(tree.to_value()).map_err(|error| ConfigError::Yaml {
-                origin: main.into(),
-                problem: error.to_string(),
-            })?;
+        let config: Config = serde_json::from_value(tree.to_value())
+            .map_err(|error| ConfigError::Yaml { origin: main.into(), problem: error.to_string() })?;
         config.check_ranges()?;
         Ok(config)
     }
 
     /// Values of the right type that cannot be meant, alone or together.
     fn check_ranges(&self) -> Result<(), ConfigError> {
-        let (source, conversion, optim, train) =
-            (&self.source, &self.conversion, &self.optim, &self.train);
+        let (source, conversion, optim, train) = (&self.source, &self.conversion, &self.optim, &self.train);
         let name = &self.model.name;
-        ensure(
-            "model.name",
-            name,
-            !name.is_empty() && !name.contains(['/', '\\']),
-            "a name without slashes",
-        )?;
+        ensure("model.name", name, !name.is_empty() && !name.contains(['/', '\\']), "a name without slashes")?;
         match source.init {
-            Init::Pretrained => ensure_set(
-                "source.path",
-                &source.path,
-                "a folder or hub id, or source.init=random",
-            )?,
-            Init::Random => ensure_set(
-                "source.config",
-                &source.config,
-                "a config.json, since source.init is random",
-            )?,
+            Init::Pretrained => ensure_set("source.path", &source.path, "a folder or hub id, or source.init=random")?,
+            Init::Random => ensure_set("source.config", &source.config, "a config.json, since source.init is random")?,
         }
-        ensure(
-            "conversion.total_tokens",
-            conversion.total_tokens,
-            conversion.total_tokens > 0,
-            "1 or more",
-        )?;
+        ensure("conversion.total_tokens", conversion.total_tokens, conversion.total_tokens > 0, "1 or more")?;
         if let Some(bd_size) = conversion.bd_size {
-            ensure(
-                "conversion.bd_size",
-                bd_size,
-                bd_size > 0,
-                "1 or more, or null for the dataset's",
-            )?;
+            ensure("conversion.bd_size", bd_size, bd_size > 0, "1 or more, or null for the dataset's")?;
         }
         let eps = conversion.noise_eps;
-        ensure(
-            "conversion.noise_eps",
-            eps,
-            (0.0..1.0).contains(&eps),
-            "at least 0 and below 1",
-        )?;
-        for (key, rate) in [
-            ("optim.lr", optim.lr),
-            ("optim.muon_lr", optim.muon_lr),
-            ("optim.eps", optim.eps),
-        ] {
+        ensure("conversion.noise_eps", eps, (0.0..1.0).contains(&eps), "at least 0 and below 1")?;
+        for (key, rate) in [("optim.lr", optim.lr), ("optim.muon_lr", optim.muon_lr), ("optim.eps", optim.eps)] {
             ensure(key, rate, rate > 0.0, "above 0")?;
         }
         let (below_one, share) = ("at least 0 and below 1", "between 0 and 1");
@@ -170,105 +125,34 @@ impl Config {
         }
         let both = optim.warmup_ratio + optim.decay_ratio;
         let fits = optim.schedule != Schedule::Wsd || both <= 1.0;
-        ensure(
-            "optim.decay_ratio",
-            optim.decay_ratio,
-            fits,
-            "at most 1 - optim.warmup_ratio with optim.schedule=wsd",
-        )?;
-        ensure(
-            "optim.weight_decay",
-            optim.weight_decay,
-            optim.weight_decay >= 0.0,
-            "0 or more",
-        )?;
+        ensure("optim.decay_ratio", optim.decay_ratio, fits, "at most 1 - optim.warmup_ratio with optim.schedule=wsd")?;
+        ensure("optim.weight_decay", optim.weight_decay, optim.weight_decay >= 0.0, "0 or more")?;
         if let Some(clip) = optim.clip_norm {
-            ensure(
-                "optim.clip_norm",
-                clip,
-                clip > 0.0,
-                "above 0, or null for no clipping",
-            )?;
+            ensure("optim.clip_norm", clip, clip > 0.0, "above 0, or null for no clipping")?;
         }
-        ensure(
-            "optim.zclip.z",
-            optim.zclip.z,
-            optim.zclip.z > 0.0,
-            "above 0",
-        )?;
-        ensure(
-            "train.batch_rows",
-            train.batch_rows,
-            train.batch_rows > 0,
-            "1 or more",
-        )?;
+        ensure("optim.zclip.z", optim.zclip.z, optim.zclip.z > 0.0, "above 0")?;
+        ensure("train.batch_rows", train.batch_rows, train.batch_rows > 0, "1 or more")?;
         if let Some(micro) = train.micro_rows {
             let divides = micro > 0 && train.batch_rows.is_multiple_of(micro);
-            let expected = format!(
-                "a divisor of train.batch_rows, which is {}",
-                train.batch_rows
-            );
+            let expected = format!("a divisor of train.batch_rows, which is {}", train.batch_rows);
             ensure("train.micro_rows", micro, divides, &expected)?;
         }
         if let Some(steps) = train.max_steps {
             ensure("train.max_steps", steps, steps > 0, "1 or more, or null")?;
         }
         if let Some(factor) = train.spike_factor {
-            ensure(
-                "train.spike_factor",
-                factor,
-                factor > 1.0,
-                "above 1, or null for off",
-            )?;
+            ensure("train.spike_factor", factor, factor > 1.0, "above 1, or null for off")?;
         }
-        ensure(
-            "train.loss_chunk",
-            train.loss_chunk,
-            train.loss_chunk > 0,
-            "1 or more",
-        )?;
-        ensure(
-            "train.log_every",
-            train.log_every,
-            train.log_every > 0,
-            "1 or more",
-        )?;
-        ensure(
-            "train.eval_rows",
-            train.eval_rows,
-            train.eval_every == 0 || train.eval_rows > 0,
-            "1 or more with eval_every",
-        )?;
-        ensure(
-            "train.keep_checkpoints",
-            train.keep_checkpoints,
-            train.keep_checkpoints > 0,
-            "1 or more",
-        )?;
-        ensure(
-            "train.prefetch",
-            train.prefetch,
-            train.prefetch > 0,
-            "1 or more",
-        )
+        ensure("train.loss_chunk", train.loss_chunk, train.loss_chunk > 0, "1 or more")?;
+        ensure("train.log_every", train.log_every, train.log_every > 0, "1 or more")?;
+        ensure("train.eval_rows", train.eval_rows, train.eval_every == 0 || train.eval_rows > 0, "1 or more with eval_every")?;
+        ensure("train.keep_checkpoints", train.keep_checkpoints, train.keep_checkpoints > 0, "1 or more")?;
+        ensure("train.prefetch", train.prefetch, train.prefetch > 0, "1 or more")
     }
 }
 
-fn ensure(
-    key: &'static str,
-    found: impl std::fmt::Display,
-    holds: bool,
-    expected: &str,
-) -> Result<(), ConfigError> {
-    if holds {
-        Ok(())
-    } else {
-        Err(ConfigError::Value {
-            key,
-            found: found.to_string(),
-            expected: expected.into(),
-        })
-    }
+fn ensure(key: &'static str, found: impl std::fmt::Display, holds: bool, expected: &str) -> Result<(), ConfigError> {
+    if holds { Ok(()) } else { Err(ConfigError::Value { key, found: found.to_string(), expected: expected.into() }) }
 }
 
 fn ensure_set<T>(key: &'static str, value: &Option<T>, expected: &str) -> Result<(), ConfigError> {

@@ -32,10 +32,7 @@ pub enum Body {
 /// Parses YAML 1.2: `yes` and `on` are text, `1e-5` is a number, a key given twice is an error.
 pub fn parse_yaml(text: &str) -> Result<Value, String> {
     let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
-    if text
-        .lines()
-        .all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'))
-    {
+    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
         return Ok(Value::Null);
     }
     serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())
@@ -44,37 +41,23 @@ pub fn parse_yaml(text: &str) -> Result<Value, String> {
 impl Node {
     /// An empty mapping.
     pub fn empty(origin: &str) -> Self {
-        Self {
-            body: Body::Map(BTreeMap::new()),
-            origin: origin.into(),
-        }
+        Self { body: Body::Map(BTreeMap::new()), origin: origin.into() }
     }
 
     /// A parsed value with its place.
     pub fn new(value: Value, origin: &Rc<str>) -> Self {
         let body = match value {
-            Value::Object(entries) => Body::Map(
-                entries
-                    .into_iter()
-                    .map(|(key, value)| (key, Node::new(value, origin)))
-                    .collect(),
-            ),
+            Value::Object(entries) => Body::Map(entries.into_iter().map(|(key, value)| (key, Node::new(value, origin))).collect()),
             other => Body::Leaf(other),
         };
-        Self {
-            body,
-            origin: origin.clone(),
-        }
+        Self { body, origin: origin.clone() }
     }
 
     /// `value` below the dotted `path`.
     pub fn below(path: &[&str], value: Node) -> Self {
         path.iter().rev().fold(value, |inner, name| {
             let origin = inner.origin.clone();
-            Self {
-                body: Body::Map(BTreeMap::from([(name.to_string(), inner)])),
-                origin,
-            }
+            Self { body: Body::Map(BTreeMap::from([(name.to_string(), inner)])), origin }
         })
     }
 
@@ -100,20 +83,16 @@ impl Node {
 
     /// The node at a dotted path.
     pub fn at(&self, path: &str) -> Option<&Node> {
-        path.split('.')
-            .try_fold(self, |node, name| match &node.body {
-                Body::Map(entries) => entries.get(name),
-                Body::Leaf(_) => None,
-            })
+        path.split('.').try_fold(self, |node, name| match &node.body {
+            Body::Map(entries) => entries.get(name),
+            Body::Leaf(_) => None,
+        })
     }
 
     /// The value without its places.
     pub fn to_value(&self) -> Value {
         match &self.body {
-            Body::Map(entries) => entries
-                .iter()
-                .map(|(key, node)| (key.clone(), node.to_value()))
-                .collect(),
+            Body::Map(entries) => entries.iter().map(|(key, node)| (key.clone(), node.to_value())).collect(),
             Body::Leaf(value) => value.clone(),
         }
     }
@@ -126,53 +105,25 @@ impl Node {
     fn resolve(&self, root: &Node, key: &str, keys: &[String]) -> Result<Node, ConfigError> {
         let body = match &self.body {
             Body::Map(entries) => {
-                let resolve = |(name, node): (&String, &Node)| {
-                    Ok((name.clone(), node.resolve(root, &join(key, name), keys)?))
-                };
-                Body::Map(
-                    entries
-                        .iter()
-                        .map(resolve)
-                        .collect::<Result<_, ConfigError>>()?,
-                )
+                let resolve = |(name, node): (&String, &Node)| Ok((name.clone(), node.resolve(root, &join(key, name), keys)?));
+                Body::Map(entries.iter().map(resolve).collect::<Result<_, ConfigError>>()?)
             }
             Body::Leaf(Value::String(text)) => Body::Leaf(self.replaced(root, text, key, keys)?),
             Body::Leaf(other) => Body::Leaf(other.clone()),
         };
-        Ok(Node {
-            body,
-            origin: self.origin.clone(),
-        })
+        Ok(Node { body, origin: self.origin.clone() })
     }
 
     /// A text that is nothing but a reference takes the other value with its type.
-    fn replaced(
-        &self,
-        root: &Node,
-        text: &str,
-        key: &str,
-        keys: &[String],
-    ) -> Result<Value, ConfigError> {
-        let whole = text
-            .strip_prefix("${")
-            .and_then(|rest| rest.strip_suffix('}'))
-            .and_then(|path| root.at(path));
+    fn replaced(&self, root: &Node, text: &str, key: &str, keys: &[String]) -> Result<Value, ConfigError> {
+        let whole = text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}')).and_then(|path| root.at(path));
         match whole.map(|node| &node.body) {
-            Some(Body::Leaf(value @ (Value::Number(_) | Value::Bool(_) | Value::Null))) => {
-                Ok(value.clone())
-            }
+            Some(Body::Leaf(value @ (Value::Number(_) | Value::Bool(_) | Value::Null))) => Ok(value.clone()),
             _ => Ok(Value::String(self.replace(root, text, key, keys, 0)?)),
         }
     }
 
-    fn replace(
-        &self,
-        root: &Node,
-        text: &str,
-        key: &str,
-        keys: &[String],
-        depth: usize,
-    ) -> Result<String, ConfigError> {
+    fn replace(&self, root: &Node, text: &str, key: &str, keys: &[String], depth: usize) -> Result<String, ConfigError> {
         let (mut out, mut rest) = (String::new(), text);
         while let Some((before, after)) = rest.split_once("${") {
             let (reference, tail) = after.split_once('}').unwrap_or((after, ""));
@@ -187,16 +138,11 @@ impl Node {
                 return Err(fail("it leads back to itself", None));
             }
             let value = match root.at(reference).map(|node| &node.body) {
-                Some(Body::Leaf(Value::String(inner))) => {
-                    self.replace(root, inner, key, keys, depth + 1)?
-                }
+                Some(Body::Leaf(Value::String(inner))) => self.replace(root, inner, key, keys, depth + 1)?,
                 Some(Body::Leaf(value @ (Value::Number(_) | Value::Bool(_)))) => value.to_string(),
                 Some(_) => return Err(fail("that key holds no single value", None)),
                 None => {
-                    return Err(fail(
-                        "there is no such key",
-                        nearest(reference, keys.iter().map(String::as_str)),
-                    ));
+                    return Err(fail("there is no such key", nearest(reference, keys.iter().map(String::as_str))));
                 }
             };
             out.push_str(before);
@@ -214,13 +160,7 @@ impl Node {
         self.check_at(kind, "", &all, config)
     }
 
-    fn check_at(
-        &mut self,
-        kind: &Kind,
-        key: &str,
-        all: &[String],
-        config: &str,
-    ) -> Result<(), ConfigError> {
+    fn check_at(&mut self, kind: &Kind, key: &str, all: &[String], config: &str) -> Result<(), ConfigError> {
         let origin = self.origin.to_string();
         match (kind, &mut self.body) {
             (Kind::Optional(_), Body::Leaf(Value::Null)) => Ok(()),
@@ -228,13 +168,7 @@ impl Node {
             (Kind::Section(fields), Body::Map(entries)) => {
                 for (name, node) in entries.iter() {
                     if !fields.iter().any(|field| field.name == name) {
-                        return Err(unknown_key(
-                            &join(key, name),
-                            &node.origin,
-                            fields,
-                            key,
-                            all,
-                        ));
+                        return Err(unknown_key(&join(key, name), &node.origin, fields, key, all));
                     }
                 }
                 for field in fields {
@@ -244,11 +178,7 @@ impl Node {
                         None if matches!(field.kind, Kind::Optional(_)) => {}
                         None => {
                             let expected = field.kind.describe();
-                            return Err(ConfigError::Missing {
-                                key: inner,
-                                expected,
-                                config: config.into(),
-                            });
+                            return Err(ConfigError::Missing { key: inner, expected, config: config.into() });
                         }
                     }
                 }
@@ -257,19 +187,10 @@ impl Node {
             (kind, body) => {
                 let fitted = match (kind, &*body) {
                     (Kind::Bool, Body::Leaf(Value::Bool(flag))) => Some(Value::Bool(*flag)),
-                    (Kind::Int, Body::Leaf(Value::Number(number))) => {
-                        whole(number).map(Value::from)
-                    }
-                    (Kind::Float, Body::Leaf(Value::Number(number))) => number
-                        .as_f64()
-                        .filter(|float| float.is_finite())
-                        .map(Value::from),
-                    (Kind::Text, Body::Leaf(Value::String(text))) => {
-                        Some(Value::String(text.clone()))
-                    }
-                    (Kind::Choice(names), Body::Leaf(Value::String(text)))
-                        if names.contains(&text.as_str()) =>
-                    {
+                    (Kind::Int, Body::Leaf(Value::Number(number))) => whole(number).map(Value::from),
+                    (Kind::Float, Body::Leaf(Value::Number(number))) => number.as_f64().filter(|float| float.is_finite()).map(Value::from),
+                    (Kind::Text, Body::Leaf(Value::String(text))) => Some(Value::String(text.clone())),
+                    (Kind::Choice(names), Body::Leaf(Value::String(text))) if names.contains(&text.as_str()) => {
                         Some(Value::String(text.clone()))
                     }
                     _ => None,
@@ -278,12 +199,7 @@ impl Node {
                     Some(value) => *body = Body::Leaf(value),
                     None => {
                         let found = describe(body);
-                        return Err(ConfigError::Type {
-                            key: key.into(),
-                            origin,
-                            found,
-                            expected: kind.describe(),
-                        });
+                        return Err(ConfigError::Type { key: key.into(), origin, found, expected: kind.describe() });
                     }
                 }
                 Ok(())
@@ -292,23 +208,10 @@ impl Node {
     }
 }
 
-fn unknown_key(
-    key: &str,
-    origin: &str,
-    fields: &[super::kind::Field],
-    section: &str,
-    all: &[String],
-) -> ConfigError {
+fn unknown_key(key: &str, origin: &str, fields: &[super::kind::Field], section: &str, all: &[String]) -> ConfigError {
     let names: Vec<_> = fields.iter().map(|field| field.name).collect();
-    let whose = if section.is_empty() {
-        "the sections are".into()
-    } else {
-        format!("`{section}` has")
-    };
-    let candidates = all
-        .iter()
-        .map(String::as_str)
-        .chain(names.iter().copied().filter(|_| section.is_empty()));
+    let whose = if section.is_empty() { "the sections are".into() } else { format!("`{section}` has") };
+    let candidates = all.iter().map(String::as_str).chain(names.iter().copied().filter(|_| section.is_empty()));
     ConfigError::UnknownKey {
         key: key.into(),
         origin: origin.into(),
@@ -318,23 +221,13 @@ fn unknown_key(
 }
 
 fn join(section: &str, name: &str) -> String {
-    if section.is_empty() {
-        name.into()
-    } else {
-        format!("{section}.{name}")
-    }
+    if section.is_empty() { name.into() } else { format!("{section}.{name}") }
 }
 
 /// A whole number of 0 or more, also from `1e9`; floats stop at 2^53, above which they are not exact.
 fn whole(number: &serde_json::Number) -> Option<u64> {
-    let exact =
-        |float: f64| float.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(&float);
-    number.as_u64().or_else(|| {
-        number
-            .as_f64()
-            .filter(|float| !number.is_i64() && exact(*float))
-            .map(|float| float as u64)
-    })
+    let exact = |float: f64| float.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(&float);
+    number.as_u64().or_else(|| number.as_f64().filter(|float| !number.is_i64() && exact(*float)).map(|float| float as u64))
 }
 
 /// A value in words, for "`key` is {this}".

@@ -35,13 +35,7 @@ fn built_in_files_are_the_repository_tree() {
             if path.is_dir() {
                 open.push(path);
             } else {
-                on_disk.insert(
-                    path.strip_prefix(&root)
-                        .unwrap()
-                        .to_str()
-                        .unwrap()
-                        .to_string(),
-                );
+                on_disk.insert(path.strip_prefix(&root).unwrap().to_str().unwrap().to_string());
             }
         }
     }
@@ -53,30 +47,19 @@ fn built_in_files_are_the_repository_tree() {
 fn defaults_compose() {
     let config = load(&[]).unwrap();
     assert_eq!(config.model.name, "smollm2_135m");
-    assert_eq!(
-        config.source.path.as_deref(),
-        Some("hf://HuggingFaceTB/SmolLM2-135M-Instruct")
-    );
+    assert_eq!(config.source.path.as_deref(), Some("hf://HuggingFaceTB/SmolLM2-135M-Instruct"));
     assert_eq!(config.output.dir, Path::new("output/smollm2_135m"));
     assert_eq!(config.conversion.objective, Objective::BlockDiffusion);
-    assert_eq!(
-        (config.optim.lr, config.optim.beta2, config.optim.clip_norm),
-        (2e-5, 0.95, Some(1.0))
-    );
+    assert_eq!((config.optim.lr, config.optim.beta2, config.optim.clip_norm), (2e-5, 0.95, Some(1.0)));
     assert_eq!(config.train.dtype, None);
 }
 
 #[test]
 fn every_choice_of_every_group_composes() {
     for group in ["model", "data", "optim", "conversion"] {
-        let names = BUILT_IN.iter().filter_map(|(name, _)| {
-            name.strip_prefix(group)?
-                .strip_prefix('/')?
-                .strip_suffix(".yaml")
-        });
+        let names = BUILT_IN.iter().filter_map(|(name, _)| name.strip_prefix(group)?.strip_prefix('/')?.strip_suffix(".yaml"));
         for name in names {
-            load(&[&format!("{group}={name}")])
-                .unwrap_or_else(|error| panic!("{group}={name}: {error}"));
+            load(&[&format!("{group}={name}")]).unwrap_or_else(|error| panic!("{group}={name}: {error}"));
         }
     }
 }
@@ -84,14 +67,7 @@ fn every_choice_of_every_group_composes() {
 #[test]
 fn paper_numbers() {
     let small = load(&["model=qwen2_5_1_5b", "conversion=paper_1_5b"]).unwrap();
-    assert_eq!(
-        (
-            small.optim.lr,
-            small.train.max_steps,
-            small.train.batch_rows
-        ),
-        (2e-5, Some(6000), 256)
-    );
+    assert_eq!((small.optim.lr, small.train.max_steps, small.train.batch_rows), (2e-5, Some(6000), 256));
     assert_eq!(small.conversion.total_tokens, 6000 * 524_288);
     let large = load(&["conversion=paper_7b"]).unwrap();
     assert_eq!((large.optim.lr, large.train.max_steps), (1e-5, Some(2500)));
@@ -101,31 +77,11 @@ fn paper_numbers() {
 
 #[test]
 fn overrides_win_whatever_their_order() {
-    let config = load(&[
-        "optim.lr=3e-4",
-        "optim=muon",
-        "conversion=smoke",
-        "train.seed=7",
-        "model=sample",
-    ])
-    .unwrap();
-    assert_eq!(
-        (config.optim.lr, config.optim.name),
-        (3e-4, OptimName::Muon)
-    );
-    assert_eq!(
-        (
-            config.train.seed,
-            config.train.max_steps,
-            config.train.batch_rows
-        ),
-        (7, Some(10), 8)
-    );
+    let config = load(&["optim.lr=3e-4", "optim=muon", "conversion=smoke", "train.seed=7", "model=sample"]).unwrap();
+    assert_eq!((config.optim.lr, config.optim.name), (3e-4, OptimName::Muon));
+    assert_eq!((config.train.seed, config.train.max_steps, config.train.batch_rows), (7, Some(10), 8));
     assert_eq!(config.output.dir, Path::new("output/sample"));
-    assert!(
-        config.source_config().unwrap().contains("\"vocab_size\""),
-        "the built-in shapes are found"
-    );
+    assert!(config.source_config().unwrap().contains("\"vocab_size\""), "the built-in shapes are found");
 }
 
 #[test]
@@ -145,45 +101,20 @@ fn overrides_are_typed() {
     assert_eq!(config.source.path.as_deref(), Some("1e3"));
     assert_eq!(config.model.name, "a b");
     assert_eq!((config.optim.clip_norm, config.optim.lr), (None, 1.0));
-    assert_eq!(
-        (
-            config.optim.zclip.enabled,
-            config.optim.zclip.z,
-            config.optim.zclip.alpha
-        ),
-        (true, 2.0, 0.99)
-    );
-    assert_eq!(
-        (config.train.micro_rows, config.train.dtype),
-        (Some(64), Some(Dtype::Bf16))
-    );
+    assert_eq!((config.optim.zclip.enabled, config.optim.zclip.z, config.optim.zclip.alpha), (true, 2.0, 0.99));
+    assert_eq!((config.train.micro_rows, config.train.dtype), (Some(64), Some(Dtype::Bf16)));
 }
 
 #[test]
 fn yaml_round_trip() {
-    let config = load(&[
-        "model=sample",
-        "optim=muon",
-        "train.max_steps=3",
-        "optim.lr=1.25e-7",
-    ])
-    .unwrap();
+    let config = load(&["model=sample", "optim=muon", "train.max_steps=3", "optim.lr=1.25e-7"]).unwrap();
     let text = config.to_yaml().unwrap();
     assert_eq!(Config::from_yaml(&text, "saved.yaml").unwrap(), config);
     let broken = text.replace("  seed:", "  sead:");
-    let error = Config::from_yaml(&broken, "saved.yaml")
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("saved.yaml")
-            && error.contains("train.sead")
-            && error.contains("train.seed"),
-        "{error}"
-    );
+    let error = Config::from_yaml(&broken, "saved.yaml").unwrap_err().to_string();
+    assert!(error.contains("saved.yaml") && error.contains("train.sead") && error.contains("train.seed"), "{error}");
     let short = text.replace("  seed: 42\n", "");
-    let error = Config::from_yaml(&short, "saved.yaml")
-        .unwrap_err()
-        .to_string();
+    let error = Config::from_yaml(&short, "saved.yaml").unwrap_err().to_string();
     assert!(error.contains("`train.seed` has no value"), "{error}");
 }
 
@@ -202,10 +133,7 @@ fn refusals_name_the_nearest_key() {
         ("train.seed=-1", "is the number -1; expected a whole number"),
         ("conversion.total_tokens=1.5", "expected a whole number"),
         ("optim.zclip.enabled=yes", "expected true or false"),
-        (
-            "optim.schedule=linear",
-            "expected one of constant_with_warmup, cosine, wsd",
-        ),
+        ("optim.schedule=linear", "expected one of constant_with_warmup, cosine, wsd"),
         ("train=5", "expected a mapping"),
         ("model.name.x=3", "`model.name` is a mapping; expected text"),
         ("+train.x=3", "neither added nor removed"),
@@ -214,10 +142,7 @@ fn refusals_name_the_nearest_key() {
         ("optim.lr=[1", "override `optim.lr=[1`"),
         ("output.dir=${modl.name}", "did you mean `model.name`?"),
         ("model.name=${output.dir}", "leads back to itself"),
-        (
-            "train.micro_rows=7",
-            "a divisor of train.batch_rows, which is 256",
-        ),
+        ("train.micro_rows=7", "a divisor of train.batch_rows, which is 256"),
         ("source.path=null", "`source.path` is null"),
         ("source.init=random", "`source.config` is null"),
         ("optim.beta1=1", "below 1"),
@@ -231,10 +156,7 @@ fn refusals_name_the_nearest_key() {
 #[test]
 fn a_folder_stands_in_front_of_the_built_in_tree() {
     let dir = folder(&[
-        (
-            "model/mine.yaml",
-            "# @package _global_\ndefaults: [qwen3_4b]\nmodel:\n  name: mine\n",
-        ),
+        ("model/mine.yaml", "# @package _global_\ndefaults: [qwen3_4b]\nmodel:\n  name: mine\n"),
         ("model/bad.yaml", "nmae: x\n"),
         ("model/worse.yaml", "name: [\n"),
         ("model/twice.yaml", "name: x\nname: y\n"),
@@ -242,10 +164,7 @@ fn a_folder_stands_in_front_of_the_built_in_tree() {
     ]);
     let load = |text: &str| Config::load(Some(dir.path()), &[text.to_string()]);
     let mine = load("model=mine").unwrap();
-    assert_eq!(
-        (mine.model.name.as_str(), mine.source.path.as_deref()),
-        ("mine", Some("hf://Qwen/Qwen3-4B"))
-    );
+    assert_eq!((mine.model.name.as_str(), mine.source.path.as_deref()), ("mine", Some("hf://Qwen/Qwen3-4B")));
     for (choice, words) in [
         ("bad", "did you mean `model.name`?"),
         ("worse", "line"),
@@ -266,18 +185,11 @@ fn a_main_file_of_ones_own() {
     assert!(error.contains("entry 3 of `defaults`"), "{error}");
     let dir = folder(&[("config.yaml", "defaults:\n  - model: sample\n")]);
     let error = Config::load(Some(dir.path()), &[]).unwrap_err().to_string();
-    assert!(
-        error.contains("has no value") && error.contains("config.yaml"),
-        "{error}"
-    );
+    assert!(error.contains("has no value") && error.contains("config.yaml"), "{error}");
     let empty = tempfile::tempdir().unwrap();
-    let error = Config::load(Some(empty.path()), &[])
-        .unwrap_err()
-        .to_string();
+    let error = Config::load(Some(empty.path()), &[]).unwrap_err().to_string();
     assert!(error.contains("holds neither"), "{error}");
-    let error = Config::load(Some(Path::new("no/such/folder")), &[])
-        .unwrap_err()
-        .to_string();
+    let error = Config::load(Some(Path::new("no/such/folder")), &[]).unwrap_err().to_string();
     assert!(error.contains("not a folder"), "{error}");
 }
 

@@ -58,12 +58,7 @@ impl Engine {
             }
         }
         let finish = |((ids, passes), prompt): ((Vec<i64>, Passes), &Vec<i64>)| {
-            let whole = Completion {
-                ids,
-                prompt: prompt.len(),
-                stopped: false,
-                passes,
-            };
+            let whole = Completion { ids, prompt: prompt.len(), stopped: false, passes };
             whole.cut(&options.stop_ids)
         };
         Ok(rows.into_iter().zip(prompts).map(finish).collect())

@@ -145,7 +145,8 @@ impl Engine {
             rows.push(row);
         }
         loop {
-            let wants: Vec<(usize, Want)> = rows.iter().enumerate().filter(|(_, row)| !row.done).map(|(at, row)| (at, row.want(options))).collect();
+            let wants: Vec<(usize, Want)> =
+                rows.iter().enumerate().filter(|(_, row)| !row.done).map(|(at, row)| (at, row.want(options))).collect();
             if wants.is_empty() {
                 break;
             }
@@ -158,19 +159,21 @@ impl Engine {
             if !options.max_new_tokens.is_multiple_of(size) {
                 ids.truncate(row.prompt + options.max_new_tokens);
             }
-            let done = Completion {
-                ids,
-                prompt: row.prompt,
-                stopped: false,
-                passes: row.passes,
-            };
+            let done = Completion { ids, prompt: row.prompt, stopped: false, passes: row.passes };
             done.cut(&options.stop_ids)
         };
         Ok(rows.into_iter().map(cut).collect())
     }
 
     /// Runs `len` tokens of each of `wants`: their blocks, or sub-blocks over the keys and values of their blocks.
-    fn decode_pass(&mut self, rows: &mut [Row], wants: &[(usize, Want)], len: usize, cache: &mut KvCache, options: &BlockOptions) -> Result<()> {
+    fn decode_pass(
+        &mut self,
+        rows: &mut [Row],
+        wants: &[(usize, Want)],
+        len: usize,
+        cache: &mut KvCache,
+        options: &BlockOptions,
+    ) -> Result<()> {
         if wants.is_empty() {
             return Ok(());
         }

@@ -60,13 +60,7 @@ impl Engine {
         }
         let head = head.ok_or_else(|| Error::Model("the model has no output head".into()))?;
         decoder.ternary_weights |= ternary;
-        Ok(Engine {
-            decoder,
-            weights: Weights(ready),
-            head,
-            compute: Compute { dtype, device, by_tiles: by_columns },
-            last: None,
-        })
+        Ok(Engine { decoder, weights: Weights(ready), head, compute: Compute { dtype, device, by_tiles: by_columns }, last: None })
     }
 
     /// Attention by one masked product, as on devices without tiles, even where there are tiles.
@@ -120,11 +114,8 @@ impl Engine {
         let read = |error: String| Error::Device(format!("reading the decoded tokens back failed: {error}"));
         let tokens = token.try_into_data().map_err(|error| read(error.to_string()))?;
         let shares = probability.try_into_data().map_err(|error| read(error.to_string()))?;
-        let verdicts: Vec<Verdict> = tokens
-            .iter::<i64>()
-            .zip(shares.iter::<f32>())
-            .map(|(token, probability)| Verdict { token, probability })
-            .collect();
+        let verdicts: Vec<Verdict> =
+            tokens.iter::<i64>().zip(shares.iter::<f32>()).map(|(token, probability)| Verdict { token, probability }).collect();
         if verdicts.iter().any(|verdict| verdict.probability.is_nan()) {
             return Err(Error::Numeric("the model's logits hold NaN or inf; its weights are damaged or overflow in this precision".into()));
         }
@@ -133,7 +124,15 @@ impl Engine {
 
     /// Puts the first `len` tokens of `ids` into row `row` of `cache`; a token sees those before it, and those of its own
     /// block of `block` tokens (1: causal). Returns the verdict on what follows them.
-    pub(super) fn prefill(&mut self, ids: &[i64], len: usize, block: usize, cache: &mut KvCache, row: usize, never: Option<i64>) -> Result<Verdict> {
+    pub(super) fn prefill(
+        &mut self,
+        ids: &[i64],
+        len: usize,
+        block: usize,
+        cache: &mut KvCache,
+        row: usize,
+        never: Option<i64>,
+    ) -> Result<Verdict> {
         let chunk = PREFILL.next_multiple_of(block);
         let mut verdict = Verdict { token: 0, probability: 0.0 };
         for start in (0..len).step_by(chunk) {
@@ -159,10 +158,16 @@ impl Engine {
                 return Err(Error::Usage(format!("prompt {i} has no tokens; decoding needs at least one to start from")));
             }
             if let Some((at, id)) = prompt.iter().enumerate().find(|(_, id)| !known(**id)) {
-                return Err(Error::Usage(format!("prompt {i}, token {at} is id {id}, but the model has {vocab} token ids (0 to {})", vocab - 1)));
+                return Err(Error::Usage(format!(
+                    "prompt {i}, token {at} is id {id}, but the model has {vocab} token ids (0 to {})",
+                    vocab - 1
+                )));
             }
             if let Some(at) = prompt.iter().position(|id| Some(*id) == mask) {
-                return Err(Error::Usage(format!("prompt {i}, token {at} is the mask token ({}); a prompt must be plain text", prompt[at])));
+                return Err(Error::Usage(format!(
+                    "prompt {i}, token {at} is the mask token ({}); a prompt must be plain text",
+                    prompt[at]
+                )));
             }
         }
         Ok(())

@@ -37,7 +37,8 @@ struct Line {
 pub fn parse_ids(text: &str) -> Result<Vec<i64>> {
     let parts = text.split([',', ' ', '\n', '\t']).filter(|part| !part.is_empty());
     let parse = |part: &str| {
-        part.parse::<i64>().map_err(|_| Error::Usage(format!("--ids: {part:?} is not a token id; expected whole numbers separated by commas")))
+        part.parse::<i64>()
+            .map_err(|_| Error::Usage(format!("--ids: {part:?} is not a token id; expected whole numbers separated by commas")))
     };
     parts.map(parse).collect()
 }
@@ -48,8 +49,9 @@ pub fn read_jsonl(path: &Path) -> Result<Vec<Prompt>> {
     let mut prompts = Vec::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let wrong = |what: String| Error::Usage(format!("{}, line {}: {what}", path.display(), number + 1));
-        let line: Line = serde_json::from_str(line)
-            .map_err(|error| wrong(format!("{error}; expected one of {{\"messages\": [...]}}, {{\"prompt\": \"...\"}}, {{\"ids\": [...]}}")))?;
+        let line: Line = serde_json::from_str(line).map_err(|error| {
+            wrong(format!("{error}; expected one of {{\"messages\": [...]}}, {{\"prompt\": \"...\"}}, {{\"ids\": [...]}}"))
+        })?;
         prompts.push(match (line.messages, line.prompt, line.ids) {
             (Some(messages), None, None) if messages.is_empty() => return Err(wrong("`messages` is empty".into())),
             (Some(messages), None, None) => Prompt::Messages(messages),
@@ -112,7 +114,9 @@ impl Text {
         }
         let marked = template.render(&marked, true).map_err(usage)?;
         if self.control.unmark(&marked) != plain {
-            return Err(Error::Usage("a message holds the text of a control token, and the chat template treats it specially; remove it".into()));
+            return Err(Error::Usage(
+                "a message holds the text of a control token, and the chat template treats it specially; remove it".into(),
+            ));
         }
         for (text, control) in self.control.split(&marked) {
             if !text.is_empty() {

@@ -51,15 +51,7 @@ impl Batch {
     }
 
     fn empty(rows: usize, len: usize, causal: bool) -> Batch {
-        Batch {
-            rows,
-            len,
-            tokens: Vec::with_capacity(rows * len),
-            tiles: Vec::new(),
-            targets: Vec::new(),
-            processed: 0,
-            causal,
-        }
+        Batch { rows, len, tokens: Vec::with_capacity(rows * len), tiles: Vec::new(), targets: Vec::new(), processed: 0, causal }
     }
 
     fn push(&mut self, s: &Stream) {

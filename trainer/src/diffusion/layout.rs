@@ -173,9 +173,21 @@ pub fn reference(row: &PackedRow, hidden: &[bool], spec: &Spec) -> Vec<Stream> {
                         let in_block = spec.bd_size.min(n - first);
                         let clean = len + start;
                         s.tiles.push(if noised {
-                            Tile { query: start + first, len: in_block, prefix: (clean, first), own: (start + first, in_block), causal: false }
+                            Tile {
+                                query: start + first,
+                                len: in_block,
+                                prefix: (clean, first),
+                                own: (start + first, in_block),
+                                causal: false,
+                            }
                         } else {
-                            Tile { query: clean + first, len: in_block, prefix: (clean, first), own: (clean + first, in_block), causal: false }
+                            Tile {
+                                query: clean + first,
+                                len: in_block,
+                                prefix: (clean, first),
+                                own: (clean + first, in_block),
+                                causal: false,
+                            }
                         });
                     }
                 }

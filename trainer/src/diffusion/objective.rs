@@ -155,9 +155,7 @@ fn int_tensor(values: &[i32], device: &Device) -> Tensor<1, Int> {
 }
 
 fn scalar(t: Tensor<1>) -> Result<f64> {
-    let v: f32 = t
-        .try_into_scalar::<f32>()
-        .map_err(|e| Error::Device(format!("reading the loss back failed: {e}")))?;
+    let v: f32 = t.try_into_scalar::<f32>().map_err(|e| Error::Device(format!("reading the loss back failed: {e}")))?;
     Ok(f64::from(v))
 }
 
@@ -258,7 +256,12 @@ pub fn loss_and_gradients(
     }
     let d_picked = Tensor::cat(d_picked, 0);
     // A stream position can predict for both views, so gradients of equal positions add up.
-    let mut upstream = Tensor::<2>::zeros([tokens, width], (&device, d_picked.dtype())).select_assign(0, at, d_picked, burn::tensor::IndexingUpdateOp::Add);
+    let mut upstream = Tensor::<2>::zeros([tokens, width], (&device, d_picked.dtype())).select_assign(
+        0,
+        at,
+        d_picked,
+        burn::tensor::IndexingUpdateOp::Add,
+    );
 
     if let Some(h) = body {
         let mut g = (h * upstream.autodiff()).sum().backward();

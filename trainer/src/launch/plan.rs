@@ -166,7 +166,9 @@ impl Plan {
         let bucket = args.bucket.clone().or(bucket.filter(|name| !name.is_empty()).map(|name| format!("gs://{name}")));
         let bucket = bucket.map(|bucket| bucket.trim_end_matches('/').to_string());
         match &bucket {
-            None => obstacles.push("no bucket: checkpoints and the result would be lost with the machine; give --bucket gs://NAME or set GCS_BUCKET".into()),
+            None => obstacles.push(
+                "no bucket: checkpoints and the result would be lost with the machine; give --bucket gs://NAME or set GCS_BUCKET".into(),
+            ),
             Some(bucket) if !is_bucket(bucket) => return Err(Error::Usage(format!("--bucket {bucket}: expected gs://NAME or s3://NAME"))),
             Some(_) => {}
         }

@@ -67,7 +67,9 @@ fn run(command: &[String]) -> Result<()> {
         return Ok(());
     };
     let status = Command::new(program).args(arguments).status().map_err(|error| match error.kind() {
-        ErrorKind::NotFound => Error::Device(format!("`{program}` is not installed; wf needs SkyPilot (pip install \"skypilot[gcp]\" or with another cloud's name)")),
+        ErrorKind::NotFound => Error::Device(format!(
+            "`{program}` is not installed; wf needs SkyPilot (pip install \"skypilot[gcp]\" or with another cloud's name)"
+        )),
         _ => Error::io(Path::new(program), "starting", error),
     })?;
     match status.code() {

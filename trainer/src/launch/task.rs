@@ -15,7 +15,8 @@ impl Plan {
     /// The task as YAML.
     pub fn yaml(&self) -> Result<String> {
         let options = serde_saphyr::ser_options! { prefer_block_scalars: true };
-        serde_saphyr::to_string_with_options(&self.task()?, options).map_err(|error| Error::Model(format!("writing the task failed: {error}")))
+        serde_saphyr::to_string_with_options(&self.task()?, options)
+            .map_err(|error| Error::Model(format!("writing the task failed: {error}")))
     }
 
     /// The task as a tree.

@@ -33,11 +33,7 @@ pub struct KvCache {
 impl KvCache {
     /// For `rows` rows of at most `positions` tokens.
     pub fn new(rows: usize, positions: usize) -> Self {
-        KvCache {
-            layers: Vec::new(),
-            rows,
-            positions,
-        }
+        KvCache { layers: Vec::new(), rows, positions }
     }
 }
 
@@ -92,14 +88,7 @@ impl Pass {
         } else {
             AttentionPlan::Dense(hidden(&spans, len, order, device))
         };
-        let context = Context {
-            batch: spans.len(),
-            len,
-            cos,
-            sin,
-            mask,
-            dtype,
-        };
+        let context = Context { batch: spans.len(), len, cos, sin, mask, dtype };
         Pass { spans, order, context }
     }
 
@@ -122,13 +111,7 @@ fn tiles_of(query: usize, len: usize, span: &Span, order: Order, positions: usiz
     };
     let tile = |first: usize| {
         let (before, own) = (span.start + first, piece.min(len - first));
-        Tile {
-            query: query + first,
-            len: own,
-            prefix: (base, before),
-            own: (base + before, own),
-            causal: order == Order::Blocks(1),
-        }
+        Tile { query: query + first, len: own, prefix: (base, before), own: (base + before, own), causal: order == Order::Blocks(1) }
     };
     (0..len).step_by(piece).map(tile).collect()
 }

@@ -305,11 +305,7 @@ impl<'a> Reader<'a> {
     fn rope(&self) -> Result<(f64, Option<Llama3Scaling>)> {
         let new = self.raw.get("rope_parameters").filter(|v| v.is_object());
         let old = self.raw.get("rope_scaling").filter(|v| v.is_object());
-        let theta = new
-            .and_then(|p| p.get("rope_theta"))
-            .and_then(Value::as_f64)
-            .or(self.number("rope_theta")?)
-            .unwrap_or(10_000.0);
+        let theta = new.and_then(|p| p.get("rope_theta")).and_then(Value::as_f64).or(self.number("rope_theta")?).unwrap_or(10_000.0);
         let Some(s) = new.or(old) else { return Ok((theta, None)) };
         let kind = s.get("rope_type").or_else(|| s.get("type")).and_then(Value::as_str).unwrap_or("default");
         let part = |key: &str| {
@@ -352,7 +348,9 @@ impl<'a> Reader<'a> {
             ("online", _) => Ok(Some(Quantization::Online)),
             ("offline", "autobitlinear") => Ok(Some(Quantization::PackedMultiply)),
             ("offline", "bitlinear") => Ok(Some(Quantization::PackedDivide)),
-            (m, c) => Err(Error::Model(format!("quantization_config has quantization_mode {m:?} and linear_class {c:?}, which are not known"))),
+            (m, c) => {
+                Err(Error::Model(format!("quantization_config has quantization_mode {m:?} and linear_class {c:?}, which are not known")))
+            }
         }
     }
 }

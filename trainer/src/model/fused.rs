@@ -22,11 +22,21 @@ pub trait FusedOps: Backend {
     /// `x` `[T, n]`, `weight` `[1, n]` → `[T, n]`.
     fn fused_rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self>;
     /// Gradients of `x` and `weight`.
-    fn fused_rms_norm_backward(x: FloatTensor<Self>, weight: FloatTensor<Self>, grad: FloatTensor<Self>, eps: f64) -> (FloatTensor<Self>, FloatTensor<Self>);
+    fn fused_rms_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        eps: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
     /// `act(gate) * up`, all `[T, n]`.
     fn fused_gate(gate: FloatTensor<Self>, up: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self>;
     /// Gradients of `gate` and `up`.
-    fn fused_gate_backward(gate: FloatTensor<Self>, up: FloatTensor<Self>, grad: FloatTensor<Self>, activation: Activation) -> (FloatTensor<Self>, FloatTensor<Self>);
+    fn fused_gate_backward(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        activation: Activation,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
     /// Rotate-half RoPE of `x` `[T, heads, D]` with `cos`, `sin` `[T, 1, D]`; `inverse` turns the other way, which is the gradient.
     fn fused_rope(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>, inverse: bool) -> FloatTensor<Self>;
 }
@@ -36,7 +46,12 @@ impl FusedOps for Flex {
         cpu::rms_norm(x, weight, eps)
     }
 
-    fn fused_rms_norm_backward(x: FloatTensor<Self>, weight: FloatTensor<Self>, grad: FloatTensor<Self>, eps: f64) -> (FloatTensor<Self>, FloatTensor<Self>) {
+    fn fused_rms_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        eps: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         cpu::rms_norm_backward(x, weight, grad, eps)
     }
 
@@ -44,7 +59,12 @@ impl FusedOps for Flex {
         cpu::gate(gate, up, activation)
     }
 
-    fn fused_gate_backward(gate: FloatTensor<Self>, up: FloatTensor<Self>, grad: FloatTensor<Self>, activation: Activation) -> (FloatTensor<Self>, FloatTensor<Self>) {
+    fn fused_gate_backward(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        activation: Activation,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         cpu::gate_backward(gate, up, grad, activation)
     }
 
@@ -85,7 +105,12 @@ impl<B: Backend + FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
         }
     }
 
-    fn fused_rms_norm_backward(_x: FloatTensor<Self>, _w: FloatTensor<Self>, _g: FloatTensor<Self>, _eps: f64) -> (FloatTensor<Self>, FloatTensor<Self>) {
+    fn fused_rms_norm_backward(
+        _x: FloatTensor<Self>,
+        _w: FloatTensor<Self>,
+        _g: FloatTensor<Self>,
+        _eps: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         unreachable!("gradients are not differentiated")
     }
 
@@ -120,7 +145,12 @@ impl<B: Backend + FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
         }
     }
 
-    fn fused_gate_backward(_gate: FloatTensor<Self>, _up: FloatTensor<Self>, _g: FloatTensor<Self>, _a: Activation) -> (FloatTensor<Self>, FloatTensor<Self>) {
+    fn fused_gate_backward(
+        _gate: FloatTensor<Self>,
+        _up: FloatTensor<Self>,
+        _g: FloatTensor<Self>,
+        _a: Activation,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         unreachable!("gradients are not differentiated")
     }
 

@@ -128,9 +128,7 @@ impl<B: Backend + TileAttention, C: CheckpointStrategy> TileAttention for Autodi
                 let out = B::tile_attention(q.into_parts().0, k.into_parts().0, v.into_parts().0, plan.clone());
                 prep.finish((ids, plan), out)
             }
-            OpsKind::UnTracked(prep) => {
-                prep.finish(B::tile_attention(q.into_parts().0, k.into_parts().0, v.into_parts().0, plan))
-            }
+            OpsKind::UnTracked(prep) => prep.finish(B::tile_attention(q.into_parts().0, k.into_parts().0, v.into_parts().0, plan)),
         }
     }
 

@@ -36,10 +36,8 @@ impl Checkpoint {
             let text = std::fs::read_to_string(&index_file).map_err(|e| Error::io(&index_file, "reading the shard index", e))?;
             let json: serde_json::Value =
                 serde_json::from_str(&text).map_err(|e| Error::format(&index_file, format!("not valid JSON: {e}")))?;
-            let map = json
-                .get("weight_map")
-                .and_then(|m| m.as_object())
-                .ok_or_else(|| Error::format(&index_file, "no weight_map object"))?;
+            let map =
+                json.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| Error::format(&index_file, "no weight_map object"))?;
             let mut names: Vec<&str> = map.values().filter_map(|v| v.as_str()).collect();
             names.sort_unstable();
             names.dedup();
@@ -140,17 +138,19 @@ pub fn read_host(dir: &Path, cfg: &mut ModelConfig, params: &Params) -> Result<V
         out.push(values);
     }
     let tied_head = cfg.tie_word_embeddings.then_some("lm_head.weight");
-    let unused: Vec<&str> = ck
-        .names()
-        .filter(|n| !used.iter().any(|u| u == n) && Some(*n) != tied_head && !n.ends_with("rotary_emb.inv_freq"))
-        .collect();
+    let unused: Vec<&str> =
+        ck.names().filter(|n| !used.iter().any(|u| u == n) && Some(*n) != tied_head && !n.ends_with("rotary_emb.inv_freq")).collect();
     if !missing.is_empty() || !wrong.is_empty() || !unused.is_empty() {
         let mut text = format!("{}: the tensors do not fit the {:?} architecture of its config.json:", dir.display(), cfg.family);
         let mut list = |title: &str, items: Vec<String>| {
             if !items.is_empty() {
                 let shown = items.iter().take(12).cloned().collect::<Vec<_>>().join("; ");
                 let more = items.len().saturating_sub(12);
-                text += &format!("\n  {title} ({}): {shown}{}", items.len(), if more > 0 { format!("; and {more} more") } else { String::new() });
+                text += &format!(
+                    "\n  {title} ({}): {shown}{}",
+                    items.len(),
+                    if more > 0 { format!("; and {more} more") } else { String::new() }
+                );
             }
         };
         list("missing", missing);

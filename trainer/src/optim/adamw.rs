@@ -33,13 +33,18 @@ impl Optimizer {
     /// Zero state.
     pub fn new(optim: &Optim, params: &Params, device: &Device) -> Self {
         let zeros = |shape: [usize; 2]| Tensor::<2>::zeros(shape, (device, DType::F32));
-        let state = params
-            .specs
-            .iter()
-            .map(|s| {
-                if uses_muon(optim, s.kind) { State::Muon(zeros(s.shape2())) } else { State::Adam(zeros(s.shape2()), zeros(s.shape2())) }
-            })
-            .collect();
+        let state =
+            params
+                .specs
+                .iter()
+                .map(|s| {
+                    if uses_muon(optim, s.kind) {
+                        State::Muon(zeros(s.shape2()))
+                    } else {
+                        State::Adam(zeros(s.shape2()), zeros(s.shape2()))
+                    }
+                })
+                .collect();
         Optimizer { state, updates: 0 }
     }
 

@@ -122,7 +122,8 @@ pub fn identity(cfg: &Config, data: &Dataset, source: &str, decoder: &Decoder) -
     id.insert("source".into(), source.into());
     id.insert("parameters".into(), decoder.params.numel().to_string());
     let yaml = cfg.to_yaml()?;
-    let tree: serde_json::Value = serde_saphyr::from_str(&yaml).map_err(|e| Error::Usage(format!("the configuration cannot be recorded: {e}")))?;
+    let tree: serde_json::Value =
+        serde_saphyr::from_str(&yaml).map_err(|e| Error::Usage(format!("the configuration cannot be recorded: {e}")))?;
     // what only decides where, when and how much is told may change between sessions
     let free = ["train.log_every", "train.eval_every", "train.eval_rows", "train.save_every", "train.keep_checkpoints", "train.prefetch"];
     for section in ["conversion", "optim", "train"] {

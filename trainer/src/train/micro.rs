@@ -44,7 +44,9 @@ pub fn for_cpu(batch_rows: usize, row_bytes: usize) -> usize {
 fn available_bytes() -> usize {
     std::fs::read_to_string("/proc/meminfo")
         .ok()
-        .and_then(|s| s.lines().find_map(|l| l.strip_prefix("MemAvailable:").and_then(|v| v.split_whitespace().next()?.parse::<usize>().ok())))
+        .and_then(|s| {
+            s.lines().find_map(|l| l.strip_prefix("MemAvailable:").and_then(|v| v.split_whitespace().next()?.parse::<usize>().ok()))
+        })
         .map_or(8 << 30, |kib| kib << 10)
 }
 

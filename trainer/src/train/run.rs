@@ -21,8 +21,8 @@ use crate::model::{Decoder, Weights};
 use crate::optim::{Optimizer, adamw, clip, schedule};
 use crate::train::data::{self, EVAL_EPOCH, Plan, Prefetch, StepBatch};
 use crate::train::finish;
-use crate::train::micro;
 use crate::train::flops;
+use crate::train::micro;
 use crate::train::report::{Reporter, StepRecord, resident_mib};
 use crate::train::source::{self, Prepared};
 
@@ -131,12 +131,7 @@ impl<'a> Trainer<'a> {
             shape: if attention == Attention::Tiles { Shape::Flat } else { Shape::Rectangular { multiple: 32 } },
             vocab_size: decoder.cfg.vocab_size,
         };
-        let pass = PassOptions {
-            dtype,
-            attention,
-            recompute: cfg.train.recompute == Recompute::Layer,
-            loss_chunk: cfg.train.loss_chunk,
-        };
+        let pass = PassOptions { dtype, attention, recompute: cfg.train.recompute == Recompute::Layer, loss_chunk: cfg.train.loss_chunk };
         let optimizer = Optimizer::new(&cfg.optim, &decoder.params, &chosen.device);
         let identity = finish::identity(cfg, &data, &source, &decoder)?;
         Ok(Trainer {
@@ -222,7 +217,8 @@ impl<'a> Trainer<'a> {
         }
         let pad = self.data.manifest().pad_token_id;
         let feed = Prefetch::start(self.data.clone(), self.plan, self.state.cursor, pad, self.cfg.train.prefetch);
-        let mut reporter = Reporter::open(&self.cfg.output.dir, self.state.step, self.cfg.conversion.total_tokens, self.cfg.report.tensorboard)?;
+        let mut reporter =
+            Reporter::open(&self.cfg.output.dir, self.state.step, self.cfg.conversion.total_tokens, self.cfg.report.tensorboard)?;
         reporter.say(&self.headline());
         while !self.done() {
             let (batch, wait) = feed.next()?;
@@ -265,7 +261,10 @@ impl<'a> Trainer<'a> {
         let share = match self.plan.objective {
             Objective::Sft => String::new(),
             Objective::BlockDiffusion(_) => {
-                format!("; {:.0} % of the 4L form's tokens were processed", 25.0 * self.state.processed as f64 / self.state.slots.max(1) as f64)
+                format!(
+                    "; {:.0} % of the 4L form's tokens were processed",
+                    25.0 * self.state.processed as f64 / self.state.slots.max(1) as f64
+                )
             }
         };
         reporter.say(&format!(
@@ -383,7 +382,8 @@ impl<'a> Trainer<'a> {
     }
 
     fn save(&mut self, store: &Store) -> Result<PathBuf> {
-        if self.saved_step == Some(self.state.step) && !self.state.finished
+        if self.saved_step == Some(self.state.step)
+            && !self.state.finished
             && let Some(at) = store.latest()?
         {
             return Ok(at);

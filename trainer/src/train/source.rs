@@ -42,7 +42,9 @@ pub fn resolve(path: &str) -> Result<PathBuf> {
     if dir.is_dir() {
         Ok(dir)
     } else {
-        Err(Error::Usage(format!("source.path={path}: no such folder; expected a Hugging Face model folder with config.json and safetensors")))
+        Err(Error::Usage(format!(
+            "source.path={path}: no such folder; expected a Hugging Face model folder with config.json and safetensors"
+        )))
     }
 }
 
@@ -52,7 +54,9 @@ pub fn prepare(cfg: &Config, data: &Dataset, device: &Device) -> Result<Prepared
     let (mut model, folder, source) = match cfg.source.init {
         Init::Pretrained => {
             let path = cfg.source.path.as_deref().ok_or_else(|| {
-                Error::Usage("source.path is not set: give a model folder with source.path=DIR, or source.init=random with source.config".into())
+                Error::Usage(
+                    "source.path is not set: give a model folder with source.path=DIR, or source.init=random with source.config".into(),
+                )
             })?;
             let dir = resolve(path)?;
             (ModelConfig::read(&dir)?, Some(dir), path.to_string())
@@ -186,9 +190,17 @@ fn fit_vocabulary(model: &mut ModelConfig, params: Params, host: &mut [Vec<f32>]
 
 /// Files of a source folder that an export carries along when the dataset does not bring its own.
 pub fn tokenizer_files(dir: &Path) -> Vec<PathBuf> {
-    ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "added_tokens.json", "vocab.json", "merges.txt"]
-        .iter()
-        .map(|n| dir.join(n))
-        .filter(|p| p.is_file())
-        .collect()
+    [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+        "added_tokens.json",
+        "vocab.json",
+        "merges.txt",
+    ]
+    .iter()
+    .map(|n| dir.join(n))
+    .filter(|p| p.is_file())
+    .collect()
 }
