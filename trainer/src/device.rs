@@ -1,4 +1,4 @@
-//! Choosing the device: `auto`, `cpu`, `cuda[:N]`.
+//! Choosing the device: `auto`, `cpu`, `cuda[:N]`, `wgpu`.
 //!
 //! Burn opens CUDA lazily and panics at the first operation where something is missing, so everything a GPU run needs is
 //! looked for here first and named in one line.
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 pub struct Chosen {
     /// Burn's handle, without autodiff.
     pub device: Device,
-    /// `cpu` or `cuda:N`.
+    /// `cpu`, `cuda:N` or `wgpu`.
     pub name: String,
 }
 
@@ -24,10 +24,11 @@ impl Chosen {
     }
 }
 
-/// Resolve `auto | cpu | cuda | cuda:N`.
+/// Resolve `auto | cpu | cuda | cuda:N | wgpu`.
 pub fn choose(spec: &str) -> Result<Chosen> {
     match spec {
         "cpu" => Ok(cpu()),
+        "wgpu" => wgpu(),
         "auto" => Ok(cuda(0).unwrap_or_else(|_| cpu())),
         _ => {
             let index = match spec.strip_prefix("cuda") {
@@ -35,7 +36,7 @@ pub fn choose(spec: &str) -> Result<Chosen> {
                 Some(rest) => rest.strip_prefix(':').and_then(|n| n.parse::<usize>().ok()),
                 None => None,
             };
-            let index = index.ok_or_else(|| Error::Usage(format!("--device {spec:?} is not known; expected auto, cpu, cuda or cuda:N")))?;
+            let index = index.ok_or_else(|| Error::Usage(format!("--device {spec:?} is not known; expected auto, cpu, cuda, cuda:N or wgpu")))?;
             cuda(index)
         }
     }
@@ -43,6 +44,24 @@ pub fn choose(spec: &str) -> Result<Chosen> {
 
 fn cpu() -> Chosen {
     Chosen { device: Device::flex(), name: "cpu".into() }
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn wgpu() -> Result<Chosen> {
+    Err(Error::Device("this dlm-train was built without wgpu; build it with `cargo build --release --features wgpu` or use --device cpu".into()))
+}
+
+/// The adapter wgpu would choose, or the one CUBECL_WGPU_DEFAULT_DEVICE names; without a GPU the software driver, if one is installed.
+#[cfg(feature = "wgpu")]
+fn wgpu() -> Result<Chosen> {
+    use burn::tensor::{DeviceKind, DeviceType};
+    let count = std::panic::catch_unwind(|| Device::enumerate(DeviceType::Wgpu).into_vec().len()).unwrap_or(0);
+    if count == 0 {
+        return Err(Error::Device(
+            "wgpu finds no adapter: install a Vulkan driver (Mesa's software driver will do) or use --device cpu".into(),
+        ));
+    }
+    Ok(Chosen { device: Device::wgpu(DeviceKind::DefaultDevice), name: "wgpu".into() })
 }
 
 #[cfg(not(feature = "cuda"))]

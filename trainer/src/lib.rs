@@ -11,6 +11,7 @@ pub mod device;
 pub mod diffusion;
 pub mod error;
 pub mod export;
+pub mod kernels;
 pub mod launch;
 pub mod model;
 pub mod optim;

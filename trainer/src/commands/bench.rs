@@ -58,10 +58,10 @@ pub struct TrainBench {
     /// fp32 or bf16 compute; masters are fp32.
     #[arg(long, default_value = "fp32", value_parser = ["fp32", "bf16"])]
     pub dtype: String,
-    /// auto, dense or tiles.
-    #[arg(long, default_value = "auto", value_parser = ["auto", "dense", "tiles"])]
+    /// auto, dense, ranges or tiles.
+    #[arg(long, default_value = "auto", value_parser = ["auto", "dense", "ranges", "tiles"])]
     pub attention: String,
-    /// auto, cpu, cuda[:N].
+    /// auto, cpu, cuda[:N], wgpu.
     #[arg(long, default_value = "auto")]
     pub device: String,
     /// Documents a row, each isolated.
@@ -76,7 +76,7 @@ pub struct TrainBench {
     /// Logits rows at a time.
     #[arg(long, default_value_t = 1024)]
     pub loss_chunk: usize,
-    /// Round stream lengths up to this (dense attention).
+    /// Round stream lengths up to this (dense and ranges).
     #[arg(long, default_value_t = 32)]
     pub multiple: usize,
     /// Print one JSON object.
@@ -118,6 +118,7 @@ pub fn run(command: &BenchCommand) -> Result<bool> {
     let dtype = if args.dtype == "bf16" { DType::BF16 } else { DType::F32 };
     let attention = match args.attention.as_str() {
         "dense" => Attention::Dense,
+        "ranges" => Attention::Ranges,
         "tiles" => Attention::Tiles,
         _ => Attention::best(device, dtype),
     };

@@ -16,8 +16,9 @@ use burn::tensor::activation::log_softmax;
 use super::batch::Batch;
 use super::layout::{self, PackedRow, Spec};
 use crate::error::{Error, Result};
+use crate::kernels::{self, Rows};
 use crate::model::tiles::TilePlan;
-use crate::model::{AttentionPlan, Context, Decoder, Weights, ops};
+use crate::model::{AttentionPlan, Context, Decoder, Weights, ops, ranges};
 
 /// Which objective is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +53,10 @@ pub enum Shape {
 /// Who computes attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attention {
-    /// Materialised scores under a dense mask, any device and dtype.
+    /// Materialised scores under a dense mask, any device and dtype: the obvious form.
     Dense,
+    /// Materialised scores, softmax over key ranges in one pass, any device and dtype.
+    Ranges,
     /// By tiles, without a mask (CPU, fp32).
     Tiles,
 }
@@ -61,7 +64,7 @@ pub enum Attention {
 impl Attention {
     /// The fastest that a device and dtype have.
     pub fn best(device: &Device, dtype: DType) -> Self {
-        if *device == Device::flex() && dtype == DType::F32 { Attention::Tiles } else { Attention::Dense }
+        if *device == Device::flex() && dtype == DType::F32 { Attention::Tiles } else { Attention::Ranges }
     }
 }
 
@@ -123,6 +126,10 @@ pub struct Inputs {
     cx: Context,
     at: Vec<i32>,
     targets: Vec<i32>,
+    /// Which row of the embedding table each stream token came from.
+    embedded: Rows,
+    /// Which stream position each target is predicted at.
+    predicted: Rows,
 }
 
 /// Move a batch to the device.
@@ -133,18 +140,24 @@ pub fn upload(decoder: &Decoder, batch: &Batch, dtype: DType, attention: Attenti
             TensorData::new(batch.dense_mask(), [batch.rows, 1, batch.len, batch.len]),
             device,
         )),
+        Attention::Ranges => {
+            AttentionPlan::Ranges(int_tensor(&ranges::table(&batch.tiles, batch.tokens.len(), batch.len), device))
+        }
         Attention::Tiles => AttentionPlan::Tiles(Arc::new(TilePlan::new(&batch.tiles, batch.tokens.len()))),
     };
-    let n = batch.tokens.len();
+    let ids = batch.ids();
+    let at: Vec<i32> = batch.targets.iter().map(|t| t.at as i32).collect();
     Inputs {
-        ids: Tensor::<1, Int>::from_data(TensorData::new(batch.ids(), [n]), device),
+        embedded: Rows::new(&ids, device),
+        predicted: Rows::new(&at, device),
+        ids: int_tensor(&ids, device),
         cx: Context { batch: batch.rows, len: batch.len, cos, sin, mask, dtype },
-        at: batch.targets.iter().map(|t| t.at as i32).collect(),
+        at,
         targets: batch.targets.iter().map(|t| t.id).collect(),
     }
 }
 
-/// Sum of cross-entropies of logits `[N, V]` (fp32) against `targets` `[N]`.
+/// The obvious form of [`kernels::cross_entropy`], for losses alone: sum of cross-entropies of logits `[N, V]` (fp32) against `targets` `[N]`.
 fn cross_entropy_sum(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
     let [n, _] = logits.dims();
     log_softmax(logits, 1).gather(1, targets.reshape([n, 1])).sum().neg()
@@ -185,6 +198,12 @@ impl Gradients {
         Gradients((0..n).map(|_| None).collect())
     }
 
+    /// Add `source` `[N, D]` to rows of parameter `i`, which is like `weight`.
+    fn add_rows(&mut self, i: usize, source: Tensor<2>, rows: &Rows, weight: &Tensor<2>) {
+        let table = self.0[i].take().map_or_else(|| Tensor::zeros(weight.dims(), (&weight.device(), DType::F32)), ops::to_f32);
+        self.0[i] = Some(kernels::add_rows(table, source, rows));
+    }
+
     fn add(&mut self, i: usize, g: Tensor<2>) {
         self.0[i] = Some(match self.0[i].take() {
             Some(old) => old + g,
@@ -216,70 +235,78 @@ pub fn loss_and_gradients(
     let device = inputs.ids.device();
     let layers = decoder.params.layers.len();
     let cx = inputs.cx.tracked();
-    let at = int_tensor(&inputs.at, &device);
-
-    // Forward to the hidden states that predict something. With recomputation only the layer inputs are kept.
-    let mut layer_inputs: Vec<Tensor<2>> = Vec::new();
     let tracked = w.tracked();
-    let body: Option<Tensor<2>>; // tracked hidden states, when the whole tape is kept
+
+    // Forward to the hidden states. With recomputation only the layer inputs are kept, else the whole tape.
+    let embedded = decoder.embed(w, inputs.ids.clone(), opts.dtype);
+    let mut layer_inputs: Vec<Tensor<2>> = Vec::new();
+    let mut tape: Option<(Tensor<2>, Tensor<2>)> = None;
     let hidden = if opts.recompute {
-        let mut x = decoder.embed(w, inputs.ids.clone(), opts.dtype);
+        let mut x = embedded;
         for i in 0..layers {
             let y = decoder.layer(w, i, x.clone(), &inputs.cx);
             layer_inputs.push(x);
             x = y;
         }
-        body = None;
         x
     } else {
-        let h = decoder.hidden(&tracked, inputs.ids.clone().autodiff(), &cx);
+        let leaf = embedded.autodiff().require_grad();
+        let h = decoder.layers(&tracked, leaf.clone(), &cx);
         let inner = h.clone().inner();
-        body = Some(h);
+        tape = Some((leaf, h));
         inner
     };
     let [tokens, width] = hidden.dims();
-    let picked = hidden.select(0, at.clone());
 
-    // Head and loss in chunks; their gradient with respect to the picked states.
-    let mut total = 0.0;
-    let mut d_picked: Vec<Tensor<2>> = Vec::new();
+    // Final norm and head where something is predicted; the gradient of the logits comes with the loss.
+    let picked = hidden.select(0, int_tensor(&inputs.at, &device)).autodiff().require_grad();
+    let normed = decoder.final_norm(&tracked, picked.clone());
+    let states = normed.clone().inner();
+    let head = ops::cast_to(w[decoder.params.lm_head].clone(), opts.dtype);
+    let mut losses: Vec<Tensor<1>> = Vec::new();
+    let mut d_states: Vec<Tensor<2>> = Vec::new();
     for first in (0..inputs.at.len()).step_by(opts.loss_chunk.max(1)) {
         let end = (first + opts.loss_chunk.max(1)).min(inputs.at.len());
-        let leaf = picked.clone().slice([first..end]).autodiff().require_grad();
-        let logits = decoder.logits(&tracked, leaf.clone());
-        let ce = cross_entropy_sum(logits, int_tensor(&inputs.targets[first..end], &device).autodiff());
-        total += scalar(ce.clone().inner())?;
-        let mut g = (ce * scale).backward();
-        let d = leaf.grad_remove(&mut g).ok_or_else(|| Error::Numeric("no gradient reached the hidden states".into()))?;
-        d_picked.push(d);
-        into.take_from(&tracked, &mut g, [decoder.params.norm, decoder.params.lm_head].into_iter());
+        let x = states.clone().slice([first..end]);
+        let logits = ops::linear(x.clone(), &head, None);
+        let (loss, d_logits) = kernels::cross_entropy(logits, int_tensor(&inputs.targets[first..end], &device), scale);
+        losses.push(loss);
+        d_states.push(d_logits.clone().matmul(head.clone()));
+        into.add(decoder.params.lm_head, ops::to_f32(d_logits.transpose().matmul(x)));
     }
-    let d_picked = Tensor::cat(d_picked, 0);
-    // A stream position can predict for both views, so gradients of equal positions add up.
-    let mut upstream = Tensor::<2>::zeros([tokens, width], (&device, d_picked.dtype())).select_assign(
-        0,
-        at,
-        d_picked,
-        burn::tensor::IndexingUpdateOp::Add,
-    );
+    let mut g = (normed * Tensor::cat(d_states, 0).autodiff()).sum().backward();
+    let d_picked = picked.grad_remove(&mut g).ok_or_else(|| Error::Numeric("no gradient reached the hidden states".into()))?;
+    into.take_from(&tracked, &mut g, std::iter::once(decoder.params.norm));
 
-    if let Some(h) = body {
+    // A stream position can predict for both views, so gradients of equal positions add up.
+    let nothing = Tensor::<2>::zeros([tokens, width], (&device, DType::F32));
+    let mut upstream = ops::cast_to(kernels::add_rows(nothing, d_picked, &inputs.predicted), opts.dtype);
+    if let Some((leaf, h)) = tape {
         let mut g = (h * upstream.autodiff()).sum().backward();
+        upstream = leaf.grad_remove(&mut g).ok_or_else(|| Error::Numeric("no gradient reached the embeddings".into()))?;
         into.take_from(&tracked, &mut g, 0..w.0.len());
-        return Ok(total);
+    } else {
+        for i in (0..layers).rev() {
+            let Some(x) = layer_inputs.pop() else { break };
+            let x = x.autodiff().require_grad();
+            let y = decoder.layer(&tracked, i, x.clone(), &cx);
+            let mut g = (y * upstream.autodiff()).sum().backward();
+            upstream = x.grad_remove(&mut g).ok_or_else(|| Error::Numeric(format!("no gradient reached the input of layer {i}")))?;
+            into.take_from(&tracked, &mut g, decoder.params.layers[i].range.clone());
+        }
     }
-    for i in (0..layers).rev() {
-        let Some(x) = layer_inputs.pop() else { break };
-        let x = x.autodiff().require_grad();
-        let y = decoder.layer(&tracked, i, x.clone(), &cx);
-        let mut g = (y * upstream.autodiff()).sum().backward();
-        upstream = x.grad_remove(&mut g).ok_or_else(|| Error::Numeric(format!("no gradient reached the input of layer {i}")))?;
-        into.take_from(&tracked, &mut g, decoder.params.layers[i].range.clone());
-    }
-    let e = decoder.embed(&tracked, inputs.ids.clone().autodiff(), opts.dtype);
-    let mut g = (e * upstream.autodiff()).sum().backward();
-    into.take_from(&tracked, &mut g, std::iter::once(decoder.params.embed_tokens));
-    Ok(total)
+    let table = decoder.params.embed_tokens;
+    into.add_rows(table, upstream, &inputs.embedded, &w[table]);
+    // The only thing waited for: everything above is under way by now.
+    total(losses)
+}
+
+/// The sum of losses, in double precision.
+fn total(losses: Vec<Tensor<1>>) -> Result<f64> {
+    let failed = |e: String| Error::Device(format!("reading the losses back failed: {e}"));
+    let data = Tensor::cat(losses, 0).try_into_data().map_err(|e| failed(format!("{e:?}")))?;
+    let values = data.try_to_vec::<f32>().map_err(|e| failed(format!("{e:?}")))?;
+    Ok(values.into_iter().map(f64::from).sum())
 }
 
 /// fp32 logits of every stream position, `[rows · len, vocab_size]`; for parity checks, not for training.

@@ -152,6 +152,7 @@ impl Decoder {
             let a = match &cx.mask {
                 AttentionPlan::Tiles(plan) => tiles::attention(q, keys.clone(), values.clone(), plan),
                 AttentionPlan::Dense(mask) => dense(q, keys, values, pass, cache.rows, mask),
+                AttentionPlan::Ranges(_) => unreachable!("Pass::new makes tiles or a mask"),
             };
             let [tokens, heads, width] = a.dims();
             x = x + self.attention_out_flat(w, layer, a.reshape([tokens, heads * width]));

@@ -15,6 +15,7 @@ use super::config::ModelConfig;
 use super::fused;
 use super::ops;
 use super::params::{LayerIndex, LinearIndex, Params, Weights};
+use super::ranges;
 use super::tiles::{self, TilePlan};
 
 /// Architecture and parameter table; the weights come separately, so that the same code runs tracked and untracked.
@@ -52,6 +53,8 @@ pub struct Context {
 pub enum AttentionPlan {
     /// `[B, 1, S, S]`, true = hidden; scores are materialised.
     Dense(Tensor<4, Bool>),
+    /// Key ranges per query, `[B · S · 4]` ([`ranges::table`]); scores are materialised, masks are not.
+    Ranges(Tensor<1, Int>),
     /// Key ranges per run of queries over the flattened stream, `B · S` positions (CPU, fp32).
     Tiles(Arc<TilePlan>),
 }
@@ -66,6 +69,7 @@ impl Context {
             sin: self.sin.clone().autodiff(),
             mask: match &self.mask {
                 AttentionPlan::Dense(m) => AttentionPlan::Dense(m.clone().autodiff()),
+                AttentionPlan::Ranges(r) => AttentionPlan::Ranges(r.clone().autodiff()),
                 AttentionPlan::Tiles(plan) => AttentionPlan::Tiles(plan.clone()),
             },
             dtype: self.dtype,
@@ -136,6 +140,10 @@ impl Decoder {
                 let (q, k, v) = self.qkv(w, l, x, cx);
                 self.attention_out(w, l, ops::attention(q, k, v, hidden))
             }
+            AttentionPlan::Ranges(table) => {
+                let (q, k, v) = self.qkv(w, l, x, cx);
+                self.attention_out(w, l, ranges::attention(q, k, v, table))
+            }
             AttentionPlan::Tiles(plan) => {
                 let (q, k, v) = self.qkv_flat(w, l, x, cx);
                 let a = tiles::attention(q, k, v, plan);
@@ -194,17 +202,22 @@ impl Decoder {
 
     /// Final norm and head on the rows given, `[N, hidden_size]` → fp32 logits `[N, vocab_size]`.
     pub fn logits(&self, w: &Weights, h: Tensor<2>) -> Tensor<2> {
-        let h = ops::rms_norm(h, &w[self.params.norm], self.cfg.rms_norm_eps);
-        ops::to_f32(ops::linear(h, &w[self.params.lm_head], None))
+        ops::to_f32(ops::linear(self.final_norm(w, h), &w[self.params.lm_head], None))
+    }
+
+    /// The norm before the head, `[N, hidden_size]` → `[N, hidden_size]`.
+    pub fn final_norm(&self, w: &Weights, h: Tensor<2>) -> Tensor<2> {
+        ops::rms_norm(h, &w[self.params.norm], self.cfg.rms_norm_eps)
     }
 
     /// All layers in order, `[T, hidden_size]` → `[T, hidden_size]` (before the final norm).
     pub fn hidden(&self, w: &Weights, ids: Tensor<1, Int>, cx: &Context) -> Tensor<2> {
-        let mut x = self.embed(w, ids, cx.dtype);
-        for i in 0..self.params.layers.len() {
-            x = self.layer(w, i, x, cx);
-        }
-        x
+        self.layers(w, self.embed(w, ids, cx.dtype), cx)
+    }
+
+    /// All layers in order on embeddings, `[T, hidden_size]` → `[T, hidden_size]`.
+    pub fn layers(&self, w: &Weights, x: Tensor<2>, cx: &Context) -> Tensor<2> {
+        (0..self.params.layers.len()).fold(x, |x, i| self.layer(w, i, x, cx))
     }
 
     /// Cosine and sine tables for positions given per stream token.

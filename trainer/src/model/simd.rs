@@ -4,6 +4,7 @@
 //! bits are, too. Not-a-number stays not-a-number.
 
 use super::config::Activation;
+use crate::kernels::AdamwStep;
 
 const LANES: usize = 16;
 
@@ -66,9 +67,14 @@ pub fn sigmoid(x: f32) -> f32 {
     if x >= 0.0 { s } else { 1.0 - s }
 }
 
+/// Softmax of a row, in place.
+pub fn softmax(row: &mut [f32]) {
+    scaled_softmax(row, 1.0, &mut 0.0);
+}
+
 widest! {
-    /// Softmax of a row, in place.
-    pub fn softmax(row: &mut [f32]) {
+    /// `scale · softmax` of a row, in place; `log_sum` becomes the logarithm of the sum of the exponentials.
+    pub fn scaled_softmax(row: &mut [f32], scale: f32, log_sum: &mut f32) {
         let mut lanes = [f32::NEG_INFINITY; LANES];
         let mut most = f32::NEG_INFINITY;
         let chunks = row.chunks_exact(LANES);
@@ -94,8 +100,24 @@ widest! {
             *v = exp(*v - most);
             sum += *v;
         }
-        let scale = 1.0 / (sum + sums.iter().sum::<f32>());
+        let sum = sum + sums.iter().sum::<f32>();
+        *log_sum = most + sum.ln();
+        let scale = scale / sum;
         row.iter_mut().for_each(|v| *v *= scale);
+    }
+}
+
+widest! {
+    /// One AdamW update of a stretch of weights and moments, in place.
+    pub fn adamw(w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], s: AdamwStep) {
+        let keep = 1.0 - s.lr * s.decay;
+        for ((w, g), (m, v)) in w.iter_mut().zip(g).zip(m.iter_mut().zip(v)) {
+            let g = g * s.clip;
+            *m = *m * s.beta1 + g * (1.0 - s.beta1);
+            *v = *v * s.beta2 + g * g * (1.0 - s.beta2);
+            let denominator = (*v / s.correction2).sqrt() + s.eps;
+            *w = *w * keep - *m / s.correction1 / denominator * s.lr;
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use burn::tensor::DType;
 use super::muon;
 use crate::config::{Optim, OptimName};
 use crate::diffusion::objective::Gradients;
+use crate::kernels::{self, AdamwStep};
 use crate::model::{ParamKind, Params, Weights, ops};
 
 /// State of one parameter.
@@ -52,33 +53,45 @@ impl Optimizer {
     pub fn step(&mut self, optim: &Optim, params: &Params, weights: &mut Weights, grads: Gradients, lr_factor: f64, clip: f64) {
         self.updates += 1;
         let t = self.updates as i32;
-        let (c1, c2) = (1.0 - optim.beta1.powi(t), 1.0 - optim.beta2.powi(t));
         for (i, g) in grads.0.into_iter().enumerate() {
             let Some(g) = g else { continue };
             let g = ops::to_f32(g);
-            let g = if clip == 1.0 { g } else { g * clip };
             let decay = match params.specs[i].kind {
                 ParamKind::Norm | ParamKind::Bias => 0.0,
                 ParamKind::Matrix | ParamKind::Embedding => optim.weight_decay,
             };
-            let w = weights.0[i].clone();
-            let (lr, update) = match &mut self.state[i] {
+            match &mut self.state[i] {
                 State::Adam(m, v) => {
-                    *m = m.clone() * optim.beta1 + g.clone() * (1.0 - optim.beta1);
-                    *v = v.clone() * optim.beta2 + g.square() * (1.0 - optim.beta2);
-                    let denominator = (v.clone() / c2).sqrt() + optim.eps;
-                    (optim.lr * lr_factor, (m.clone() / c1) / denominator)
+                    let step = AdamwStep {
+                        lr: (optim.lr * lr_factor) as f32,
+                        beta1: optim.beta1 as f32,
+                        beta2: optim.beta2 as f32,
+                        eps: optim.eps as f32,
+                        decay: decay as f32,
+                        clip: clip as f32,
+                        correction1: (1.0 - optim.beta1.powi(t)) as f32,
+                        correction2: (1.0 - optim.beta2.powi(t)) as f32,
+                    };
+                    // taken out of their places, so that the kernel may write over them
+                    let (w, m0, v0) = (taken(&mut weights.0[i]), taken(m), taken(v));
+                    (weights.0[i], *m, *v) = kernels::adamw(w, m0, v0, g, step);
                 }
                 State::Muon(m) => {
-                    let (momentum, d) = muon::direction(g, m.clone(), optim.muon_momentum);
+                    let lr = optim.muon_lr * lr_factor;
+                    let (momentum, d) = muon::direction(g * clip, m.clone(), optim.muon_momentum);
                     *m = momentum;
-                    (optim.muon_lr * lr_factor, d)
+                    let w = weights.0[i].clone();
+                    weights.0[i] = (if decay > 0.0 { w * (1.0 - lr * decay) } else { w }) - d * lr;
                 }
-            };
-            let w = if decay > 0.0 { w * (1.0 - lr * decay) } else { w };
-            weights.0[i] = w - update * lr;
+            }
         }
     }
+}
+
+/// A tensor out of its place, where an empty one stays.
+fn taken(place: &mut Tensor<2>) -> Tensor<2> {
+    let empty = Tensor::empty([1, 1], (&place.device(), DType::F32));
+    std::mem::replace(place, empty)
 }
 
 /// Whether a parameter is Muon's: matrices of the layers, not embeddings, head, norms or biases.
