@@ -68,7 +68,7 @@ impl Client {
     pub fn new(settings: Settings) -> Client {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
-            .user_agent(concat!("dlm-prep/", env!("CARGO_PKG_VERSION")))
+            .user_agent(concat!("dlm/", env!("CARGO_PKG_VERSION")))
             .timeout_connect(Some(Duration::from_secs(20)))
             .timeout_recv_response(Some(Duration::from_secs(60)))
             .timeout_per_read(Some(Duration::from_secs(60)))
@@ -155,15 +155,22 @@ impl Client {
                 Verdict::Again(format!("the hub answers {status}"), wait)
             }
             401 | 403 => {
-                let cause = match &self.settings.token {
-                    Some(_) => "the token given is expired, or has no access to this dataset",
-                    None => "the dataset is gated or private: set HF_TOKEN",
+                let gated = header("x-error-code") == Some("GatedRepo");
+                let cause = match (gated, &self.settings.token) {
+                    (true, None) => {
+                        "the repository is gated: open its page on the hub, accept its conditions, then set HF_TOKEN to a token of that account"
+                    }
+                    (true, Some(_)) => {
+                        "the repository is gated and the account of this token has no access yet: open its page on the hub and accept its conditions (some wait for approval)"
+                    }
+                    (false, Some(_)) => "the token given (HF_TOKEN) is expired, or has no access to this repository",
+                    (false, None) => "there is no such repository, or it is gated or private: check the name, or set HF_TOKEN",
                 };
                 Verdict::Never(Self::remote(url, format!("the hub answers {status}: {cause}")))
             }
             404 => {
                 let what = header("x-error-code")
-                    .unwrap_or("no such dataset, revision or file (a private one looks the same without HF_TOKEN)")
+                    .unwrap_or("no such repository, revision or file (a private one looks the same without HF_TOKEN)")
                     .to_string();
                 Verdict::Never(Self::remote(url, format!("the hub answers 404: {what}")))
             }

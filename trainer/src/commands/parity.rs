@@ -22,7 +22,7 @@ use crate::model::{Decoder, ModelConfig, ops, weights};
 /// Options of `dlm-train parity`.
 #[derive(Args, Debug)]
 pub struct ParityArgs {
-    /// Hugging Face model folder.
+    /// Model: a Hugging Face folder, hf://ORG/NAME[@REV], or ORG/NAME.
     #[arg(long)]
     pub model: PathBuf,
     /// Case file (safetensors).
@@ -144,9 +144,10 @@ pub fn run(args: &ParityArgs) -> Result<bool> {
 pub fn check(args: &ParityArgs) -> Result<Report> {
     let chosen = device::choose(&args.device)?;
     let device = &chosen.device;
-    let mut cfg = ModelConfig::read(&args.model)?;
+    let folder = crate::train::source::folder_of(&args.model)?;
+    let mut cfg = ModelConfig::read(&folder)?;
     let params = crate::model::Params::new(&cfg);
-    let host = weights::read_host(&args.model, &mut cfg, &params)?;
+    let host = weights::read_host(&folder, &mut cfg, &params)?;
     if args.bitlinear {
         cfg.quantization = Some(Quantization::Online);
     }

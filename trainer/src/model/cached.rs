@@ -24,16 +24,49 @@ const CAUSAL_PIECE: usize = 64;
 /// Keys and values by row and position.
 #[derive(Debug)]
 pub struct KvCache {
-    /// For each layer keys and values `[R·C, K, D]`; empty before the first pass.
+    /// For each layer keys and values `[R·C, K, D]`; none before the first pass.
     layers: Vec<(Tensor<3>, Tensor<3>)>,
     rows: usize,
     positions: usize,
+    limit: usize,
 }
 
 impl KvCache {
-    /// For `rows` rows of at most `positions` tokens.
-    pub fn new(rows: usize, positions: usize) -> Self {
-        KvCache { layers: Vec::new(), rows, positions }
+    /// For `rows` rows of `positions` tokens, until it is made to hold more; none will have more than `limit`.
+    pub fn new(rows: usize, positions: usize, limit: usize) -> Self {
+        KvCache { layers: Vec::new(), rows, positions, limit }
+    }
+
+    /// What to grow to when a row needs `needed` tokens: twice the size, up to the limit.
+    pub fn next_size(&self, needed: usize) -> usize {
+        needed.max((2 * self.positions).min(self.limit))
+    }
+
+    /// Rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Positions a row has room for.
+    pub fn positions(&self) -> usize {
+        self.positions
+    }
+
+    /// Makes room for `positions` tokens a row; what is held stays. Passes made for the old size do not fit any more.
+    pub fn grow(&mut self, positions: usize) {
+        let more = positions.saturating_sub(self.positions);
+        if more == 0 {
+            return;
+        }
+        for (keys, values) in &mut self.layers {
+            for all in [keys, values] {
+                let [_, heads, width] = all.dims();
+                let none = Tensor::<4>::zeros([self.rows, more, heads, width], (&all.device(), all.dtype()));
+                let held = all.clone().reshape([self.rows, self.positions, heads, width]);
+                *all = Tensor::cat(vec![held, none], 1).reshape([self.rows * positions, heads, width]);
+            }
+        }
+        self.positions = positions;
     }
 }
 
