@@ -55,6 +55,8 @@ pub struct Client {
     agent: ureq::Agent,
     /// Its settings.
     pub settings: Settings,
+    /// Whether it says on stderr that it is waiting; background downloads leave that to their reader.
+    pub tells: bool,
 }
 
 /// What to do about a failed attempt.
@@ -73,7 +75,7 @@ impl Client {
             .timeout_recv_response(Some(Duration::from_secs(60)))
             .timeout_per_read(Some(Duration::from_secs(60)))
             .build();
-        Client { agent: config.new_agent(), settings }
+        Client { agent: config.new_agent(), settings, tells: false }
     }
 
     /// `url` for people: without user names and passwords.
@@ -111,6 +113,9 @@ impl Client {
                 return Err(Error::Interrupted);
             }
             if attempt > 0 {
+                if self.tells && attempt > 1 {
+                    eprintln!("{}: {last}; attempt {} of {ATTEMPTS} in {:.0} s", Self::shown(url), attempt + 1, pause.as_secs_f64().ceil());
+                }
                 sleep(pause, stop);
                 pause = (pause * 2).min(Duration::from_secs(30));
             }
@@ -142,7 +147,12 @@ impl Client {
                 }
             }
         }
-        Err(Self::remote(url, format!("gave up after {ATTEMPTS} attempts: {last}")))
+        Err(Self::remote(
+            url,
+            format!(
+                "gave up after {ATTEMPTS} attempts: {last}; is the network there, and HF_ENDPOINT right? (a local folder needs neither)"
+            ),
+        ))
     }
 
     fn judge(&self, url: &str, r: &ureq::http::Response<ureq::Body>) -> Option<Verdict> {
@@ -214,6 +224,8 @@ pub enum Cut {
 /// What kind of failure, without addresses (a signed address is a secret).
 fn kind(e: &ureq::Error) -> String {
     match e {
+        // the name of an uncategorised kind says nothing; the system's words hold no address
+        ureq::Error::Io(e) if e.kind().to_string().contains("uncategorized") => e.to_string(),
         ureq::Error::Io(e) => e.kind().to_string(),
         ureq::Error::Timeout(_) => "timed out".to_string(),
         ureq::Error::HostNotFound => "host not found".to_string(),

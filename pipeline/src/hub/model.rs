@@ -110,7 +110,8 @@ pub fn find(text: &str, part: Part, key: &str) -> Result<Found> {
 
 /// Brings a repository's files into the cache.
 fn fetch(name: &HubName, part: Part) -> Result<Found> {
-    let client = Client::new(Settings::from_env());
+    let mut client = Client::new(Settings::from_env());
+    client.tells = true;
     let repo = Repo::new(&client.settings.cache, Kind::Model, &name.id);
     let revision = name.revision.as_deref().unwrap_or("main");
     let found = |commit: &str| Found { folder: repo.snapshot(commit), name: format!("hf://{}@{commit}", name.id) };

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use burn::tensor::DType;
 use clap::Args;
-use dlm_datasets::{Dataset, Split};
+use dlm_datasets::Split;
 use serde_json::json;
 
 use crate::device;
@@ -52,7 +52,7 @@ pub struct EvalArgs {
 /// Run.
 pub fn run(args: &EvalArgs) -> Result<bool> {
     let chosen = device::choose(&args.device)?;
-    let data = Dataset::open(&args.data)?;
+    let data = crate::train::data::open(&args.data)?;
     let m = data.manifest();
     let split = match args.split.as_deref() {
         Some("train") => Split::Train,

@@ -92,7 +92,7 @@ pub fn export_checkpoint(cfg: &Config, data_dir: &Path, name: Option<&str>, out:
             .latest()?
             .ok_or_else(|| Error::Usage(format!("there is no checkpoint in {}", run_dir.join("checkpoints").display())))?,
     };
-    let data = Dataset::open(data_dir)?;
+    let data = crate::train::data::open(data_dir)?;
     let recorded = checkpoint::identity(&at)?;
     let located = source::locate(cfg, recorded.get("source").map(String::as_str))?;
     let Prepared { decoder, .. } = source::prepare(cfg, &located, &data, &chosen.device)?;

@@ -18,11 +18,11 @@ use crate::diffusion::{Attention, DocumentMask, Layout, Shape, Spec};
 use crate::error::{Error, Result};
 use crate::model::{Decoder, Weights};
 use crate::optim::{Optimizer, adamw};
-use crate::train::data::{Plan, Prefetch};
+use crate::train::data::{self, Plan, Prefetch};
 use crate::train::evaluate::evaluate;
 use crate::train::finish;
 use crate::train::micro;
-use crate::train::report::Reporter;
+use crate::train::report::{Extent, Reporter};
 use crate::train::source::{self, Located, Prepared};
 
 /// What to do with a checkpoint that is there.
@@ -74,7 +74,7 @@ pub(super) struct Trainer<'a> {
 
 /// Train by `cfg` on the dataset in `cfg.data.dir` and export the result.
 pub fn run(cfg: &Config, chosen: &Chosen, options: RunOptions) -> Result<Outcome> {
-    let data = Arc::new(Dataset::open(&cfg.data.dir)?);
+    let data = Arc::new(data::open(&cfg.data.dir)?);
     let out = &cfg.output.dir;
     let store = Store::new(out, cfg.train.keep_checkpoints);
     let recorded = match store.latest()? {
@@ -194,6 +194,9 @@ impl<'a> Trainer<'a> {
                         changed.join("; ")
                     )));
                 }
+                if !changed.is_empty() {
+                    eprintln!("warning: resuming under other settings (--allow-changes); {}", changed.join("; "));
+                }
                 self.weights = restored.weights;
                 self.optimizer.state = restored.optimizer;
                 self.optimizer.updates = restored.state.updates;
@@ -228,8 +231,13 @@ impl<'a> Trainer<'a> {
         let (data, depth) = (self.data.clone(), self.cfg.train.prefetch);
         let feed_from = move |plan: Plan, cursor: u64| Prefetch::start(data.clone(), plan, cursor, pad, depth);
         let mut feed = feed_from(self.plan, self.state.cursor);
-        let mut reporter =
-            Reporter::open(&self.cfg.output.dir, self.state.step, self.cfg.conversion.total_tokens, self.cfg.report.tensorboard)?;
+        let extent = Extent {
+            step: self.state.step,
+            tokens: self.state.tokens,
+            total_tokens: self.cfg.conversion.total_tokens,
+            max_steps: self.cfg.train.max_steps,
+        };
+        let mut reporter = Reporter::open(&self.cfg.output.dir, extent, self.cfg.report.tensorboard)?;
         reporter.say(&self.headline());
         while !self.done() {
             let (batch, wait) = feed.next()?;
