@@ -92,6 +92,9 @@ pub fn find(text: &str, part: Part, key: &str) -> Result<Found> {
         }
     }
     if let Some(name) = hub_name(text) {
+        if !text.starts_with("hf://") {
+            eprintln!("{key} {text}: no such folder; taking it as hf://{text}");
+        }
         return fetch(&name, part).map_err(|e| match e {
             // A mistyped folder looks like a repository.
             Error::Input { path, reason } if !text.starts_with("hf://") => {
@@ -119,8 +122,10 @@ fn fetch(name: &HubName, part: Part) -> Result<Found> {
     let cached = known.filter(|commit| complete(&repo.snapshot(commit), part));
     let offline = client.settings.offline;
     match &cached {
-        // What a commit holds never changes.
-        Some(commit) if offline || is_commit(revision) => return Ok(found(commit)),
+        // What a commit holds never changes; another client may have fetched less of it.
+        Some(commit) if offline || (is_commit(revision) && found(commit).folder.join("tokenizer.json").is_file()) => {
+            return Ok(found(commit));
+        }
         None if offline => {
             return Err(Error::Input {
                 path: format!("{} at {revision}", name.id),
@@ -143,9 +148,6 @@ fn fetch(name: &HubName, part: Part) -> Result<Found> {
         ),
     })?;
     let commit = listing.commit.clone();
-    if complete(&repo.snapshot(&commit), part) {
-        return Ok(found(&commit));
-    }
     download(client, &name.id, listing, part)?;
     Ok(found(&commit))
 }
@@ -153,7 +155,13 @@ fn fetch(name: &HubName, part: Part) -> Result<Found> {
 /// The folder of a tokenizer given as `--tokenizer`.
 pub fn tokenizer(given: &Path) -> Result<PathBuf> {
     match given.to_str() {
-        Some(text) => find(text, Part::Tokenizer, "--tokenizer").map(|found| found.folder),
+        Some(text) => {
+            let found = find(text, Part::Tokenizer, "--tokenizer")?;
+            if found.name.starts_with("hf://") {
+                eprintln!("from       {}", found.name);
+            }
+            Ok(found.folder)
+        }
         None => Ok(given.to_path_buf()),
     }
 }
@@ -233,15 +241,14 @@ fn download(client: Client, id: &str, listing: Listing, part: Part) -> Result<()
         }
     };
     let bytes: u64 = weights.iter().map(|&k| listing.files[k].bytes).sum();
-    let mut label = format!("hf://{id}@{}", listing.commit);
-    label.truncate(label.len() - 32);
-    eprintln!(
-        "fetching   {label}, {:.1} MB of weights in {} file{}",
-        bytes as f64 / 1e6,
-        weights.len(),
-        if weights.len() == 1 { "" } else { "s" }
-    );
-    watched(&source, &weights, bytes, || weights.iter().try_for_each(|&k| go(k).map(|_| ())))
+    let work = || weights.iter().try_for_each(|&k| go(k).map(|_| ()));
+    if weights.iter().map(|&k| source.held(k)).sum::<u64>() == bytes {
+        return work();
+    }
+    let short = listing.commit.get(..8).unwrap_or_default();
+    let files = if weights.len() == 1 { "1 file".to_string() } else { format!("{} files", weights.len()) };
+    eprintln!("fetching   hf://{id}@{short}, {:.1} MB of weights in {files}", bytes as f64 / 1e6);
+    watched(&source, &weights, bytes, work)
 }
 
 /// Runs `work` beside a bar on a terminal, or a line now and then.
