@@ -132,7 +132,12 @@ fn a_resume_keeps_the_commit() {
     hub.push(ID, B, model(dir, "train.seed=2"));
     let back = || fs::write(dir.join("run/checkpoints/latest"), "step-000000002").unwrap();
     back();
+    // on another machine, too: its cache is empty, and the weights are the checkpoint's
+    fs::remove_dir_all(dir.join("cache")).unwrap();
+    let before = hub.asked(0).len();
     let resumed = ok(&mut from(dir, &hub, "hf://org/tiny", "run", &more));
+    let asked = hub.asked(before).join("\n");
+    assert!(asked.contains("config.json") && !asked.contains("model.safetensors"), "{asked}");
     assert!(said(&resumed).contains("resumed") && said(&resumed).contains(A), "{}", said(&resumed));
     assert_eq!(whole, weights(dir, "run"));
     assert_eq!(json(dir.join("run/dlm_config.json"))["source_checkpoint"], format!("hf://{ID}@{A}"));

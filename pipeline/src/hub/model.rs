@@ -20,7 +20,9 @@ use std::time::{Duration, Instant};
 pub enum Part {
     /// Tokenizer files and chat template.
     Tokenizer,
-    /// Those, config.json and the weights.
+    /// Those and config.json: enough where the weights come from a checkpoint.
+    Shapes,
+    /// Those and the weights.
     Whole,
 }
 
@@ -171,6 +173,7 @@ fn complete(folder: &Path, part: Part) -> bool {
     let has = |file: &str| folder.join(file).is_file();
     match part {
         Part::Tokenizer => has("tokenizer.json") && has("tokenizer_config.json"),
+        Part::Shapes => has("config.json"),
         Part::Whole => {
             let weights = has(SINGLE) || shards(&folder.join(INDEX)).is_some_and(|names| names.iter().all(|n| has(n)));
             has("config.json") && weights
@@ -201,7 +204,7 @@ fn download(client: Client, id: &str, listing: Listing, part: Part) -> Result<()
             names(&|p| p.contains("token") || p.contains("vocab"))
         )));
     }
-    if part == Part::Whole && !has("config.json") {
+    if part != Part::Tokenizer && !has("config.json") {
         return Err(lacks(format!("has no config.json (it has {}); it is no transformers model", names(&|_| true))));
     }
     if part == Part::Whole && !has(SINGLE) && !has(INDEX) {
@@ -212,7 +215,7 @@ fn download(client: Client, id: &str, listing: Listing, part: Part) -> Result<()
         )));
     }
     let sharded = part == Part::Whole && !has(SINGLE);
-    let small = |p: &str| TOKENIZER.contains(&p) || (part == Part::Whole && CONFIG.contains(&p)) || (sharded && p == INDEX);
+    let small = |p: &str| TOKENIZER.contains(&p) || (part != Part::Tokenizer && CONFIG.contains(&p)) || (sharded && p == INDEX);
     let index_of = |pick: &dyn Fn(&str) -> bool| -> Vec<usize> {
         listing.files.iter().enumerate().filter(|(_, f)| pick(&f.path)).map(|(k, _)| k).collect()
     };
@@ -227,7 +230,7 @@ fn download(client: Client, id: &str, listing: Listing, part: Part) -> Result<()
             index = Some(path);
         }
     }
-    if part == Part::Tokenizer {
+    if part != Part::Whole {
         return Ok(());
     }
     let weights = match index {

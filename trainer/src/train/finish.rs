@@ -95,7 +95,7 @@ pub fn export_checkpoint(cfg: &Config, data_dir: &Path, name: Option<&str>, out:
     let data = crate::train::data::open(data_dir)?;
     let recorded = checkpoint::identity(&at)?;
     let located = source::locate(cfg, recorded.get("source").map(String::as_str))?;
-    let Prepared { decoder, .. } = source::prepare(cfg, &located, &data, &chosen.device)?;
+    let Prepared { decoder, .. } = source::prepare(cfg, &located, &data, &chosen.device, false)?;
     let muon: Vec<bool> = decoder.params.specs.iter().map(|s| adamw::uses_muon(&cfg.optim, s.kind)).collect();
     let restored = checkpoint::restore(&at, &decoder.params, &muon, &chosen.device)?;
     if restored.identity.get("data") != Some(&data.fingerprint()) {

@@ -78,7 +78,7 @@ pub fn run(cfg: &Config, chosen: &Chosen, options: RunOptions) -> Result<Outcome
     let out = &cfg.output.dir;
     let store = Store::new(out, cfg.train.keep_checkpoints);
     let recorded = match store.latest()? {
-        Some(at) if options.resume != Resume::Never => checkpoint::identity(&at)?.remove("source"),
+        Some(at) if options.resume != Resume::Never => Some(checkpoint::identity(&at)?.remove("source").unwrap_or_default()),
         _ => None,
     };
     let located = source::locate(cfg, recorded.as_deref())?;
@@ -88,7 +88,7 @@ pub fn run(cfg: &Config, chosen: &Chosen, options: RunOptions) -> Result<Outcome
         pinned.source.path = Some(located.name.clone());
     }
     let cfg = &pinned;
-    let mut trainer = Trainer::new(cfg, chosen, data, located)?;
+    let mut trainer = Trainer::new(cfg, chosen, data, located, recorded.is_none())?;
     trainer.begin(&store, options)?;
     checkpoint::files::create_dir(out)?;
     checkpoint::files::write_atomic(&out.join("config.yaml"), cfg.to_yaml()?.as_bytes())?;
@@ -109,7 +109,8 @@ pub fn run(cfg: &Config, chosen: &Chosen, options: RunOptions) -> Result<Outcome
 }
 
 impl<'a> Trainer<'a> {
-    fn new(cfg: &'a Config, chosen: &'a Chosen, data: Arc<Dataset>, located: Located) -> Result<Self> {
+    /// `fresh`: with weights and optimizer state of its own; else a checkpoint gives them.
+    fn new(cfg: &'a Config, chosen: &'a Chosen, data: Arc<Dataset>, located: Located, fresh: bool) -> Result<Self> {
         let manifest = data.manifest();
         if let Some(bd) = cfg.conversion.bd_size.filter(|bd| *bd != manifest.bd_size) {
             return Err(Error::Mismatch(format!(
@@ -118,7 +119,7 @@ impl<'a> Trainer<'a> {
                 manifest.bd_size
             )));
         }
-        let Prepared { decoder, weights } = source::prepare(cfg, &located, &data, &chosen.device)?;
+        let Prepared { decoder, weights } = source::prepare(cfg, &located, &data, &chosen.device, fresh)?;
         crate::export::check(&decoder, cfg.export.format)?;
         let objective = objective_of(cfg);
         let dtype = compute_dtype(cfg, chosen);
@@ -142,14 +143,15 @@ impl<'a> Trainer<'a> {
             vocab_size: decoder.cfg.vocab_size,
         };
         let pass = PassOptions { dtype, attention, recompute: cfg.train.recompute == Recompute::Layer, loss_chunk: cfg.train.loss_chunk };
-        let optimizer = Optimizer::new(&cfg.optim, &decoder.params, &chosen.device);
+        let optimizer =
+            if fresh { Optimizer::new(&cfg.optim, &decoder.params, &chosen.device) } else { Optimizer { state: Vec::new(), updates: 0 } };
         let identity = finish::identity(cfg, &data, &located.name, &decoder)?;
         Ok(Trainer {
             cfg,
             chosen,
             data,
             decoder,
-            weights,
+            weights: weights.unwrap_or(Weights(Vec::new())),
             optimizer,
             state: RunState::default(),
             plan,

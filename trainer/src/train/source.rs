@@ -13,14 +13,15 @@ use dlm_prep::hub::model::{self as hub, Part};
 
 use crate::config::{BitLinear, Config, Init};
 use crate::error::{Error, Result};
+use crate::model::config::Quantization;
 use crate::model::{Decoder, ModelConfig, ParamKind, Params, Weights, weights};
 
 /// A model ready to train.
 pub struct Prepared {
     /// Architecture.
     pub decoder: Decoder,
-    /// fp32 masters.
-    pub weights: Weights,
+    /// fp32 masters; none where a checkpoint gives them.
+    pub weights: Option<Weights>,
 }
 
 /// Rows are added in multiples of this, so that matrix shapes stay friendly.
@@ -43,10 +44,11 @@ pub fn folder_of(model: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Resolve `source.path` to a local folder, downloading what a hub has of it.
+/// Resolve `source.path` to a local folder, downloading what is needed of what a hub has.
 ///
-/// `recorded` is the source of the checkpoint that will be resumed: where `source.path` names that repository and no revision,
-/// the recorded commit is taken, whatever the repository's main branch has become.
+/// `recorded` is the source of the checkpoint that will be resumed: its weights come from there, so only shapes and tokenizer are
+/// needed; and where `source.path` names the recorded repository and no revision, the recorded commit is taken, whatever
+/// the repository's main branch has become.
 pub fn locate(cfg: &Config, recorded: Option<&str>) -> Result<Located> {
     if cfg.source.init == Init::Random {
         return Ok(Located { folder: None, name: "random".into() });
@@ -61,12 +63,13 @@ pub fn locate(cfg: &Config, recorded: Option<&str>) -> Result<Located> {
         (Some(asked), Some(before), Some(recorded)) if asked.id == before.id && asked.revision.is_none() => recorded,
         _ => path,
     };
-    let found = hub::find(path, Part::Whole, "source.path")?;
+    let part = if recorded.is_some() { Part::Shapes } else { Part::Whole };
+    let found = hub::find(path, part, "source.path")?;
     Ok(Located { folder: Some(found.folder), name: found.name })
 }
 
-/// Load or initialise the model that `cfg` names, fitted to the dataset.
-pub fn prepare(cfg: &Config, located: &Located, data: &Dataset, device: &Device) -> Result<Prepared> {
+/// The model that `cfg` names, fitted to the dataset; its weights, too, loaded or drawn, unless a checkpoint will give them.
+pub fn prepare(cfg: &Config, located: &Located, data: &Dataset, device: &Device, with_weights: bool) -> Result<Prepared> {
     let manifest = data.manifest();
     let Located { folder, name: source } = located;
     let mut model = match folder {
@@ -83,9 +86,14 @@ pub fn prepare(cfg: &Config, located: &Located, data: &Dataset, device: &Device)
     }
     let params = Params::new(&model);
     let mut host = match folder {
+        _ if !with_weights => Vec::new(),
         Some(dir) => weights::read_host(dir, &mut model, &params)?,
         None => weights::random_host(&model, &params, cfg.train.seed),
     };
+    if model.quantization.is_some() {
+        // packed weights become masters that are quantised online; a checkpoint holds such masters
+        model.quantization = Some(Quantization::Online);
+    }
     let new_mask = model.mask_token_id.is_none();
     let params = fit_vocabulary(&mut model, params, &mut host, manifest.mask_token_id as usize, new_mask && folder.is_some());
     match cfg.conversion.bitlinear {
@@ -94,7 +102,7 @@ pub fn prepare(cfg: &Config, located: &Located, data: &Dataset, device: &Device)
         BitLinear::Off => model.set_bitlinear(false),
     }
     let decoder = Decoder::new(model);
-    let weights = weights::upload(host, &params, device);
+    let weights = with_weights.then(|| weights::upload(host, &params, device));
     Ok(Prepared { decoder, weights })
 }
 
