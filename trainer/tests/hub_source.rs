@@ -101,7 +101,7 @@ fn a_repository_is_the_folder_it_holds() {
     for name in ["pytorch_model.bin", "consolidated", "README", "gguf", "original"] {
         assert!(!asked.iter().any(|a| a.contains(name)), "{name} was fetched");
     }
-    assert!(asked.iter().all(|a| a.starts_with("/cdn") || a.contains("auth=true")));
+    assert!(asked.iter().all(|a| a.contains("auth=true")), "the hub's own host gets the token, redirects included: {asked:?}");
     let link = dir.join("cache/hub/models--org--tiny/snapshots").join(A).join("model.safetensors");
     assert!(fs::symlink_metadata(link).unwrap().is_symlink());
     assert_eq!(fs::read_to_string(dir.join("cache/hub/models--org--tiny/refs/main")).unwrap(), A);
@@ -176,7 +176,7 @@ fn shards_come_by_their_index_and_other_commands_read_hubs_too() {
     let place = workplace();
     let dir = place.path();
     let files = model(dir, "train.seed=1");
-    let hub = Hub::of_models(Faults { mixed: true, ..Default::default() });
+    let hub = Hub::of_models(Faults { mixed: true, other_host: true, ..Default::default() });
     let parts = sharded(files.clone());
     hub.push(ID, A, files.clone());
     hub.push("org/parts", B, parts.clone());
@@ -184,6 +184,10 @@ fn shards_come_by_their_index_and_other_commands_read_hubs_too() {
     ok(&mut from(dir, &hub, "hf://org/parts", "shards", &[]));
     assert_eq!(weights(dir, "single"), weights(dir, "shards"));
     assert!(!hub.asked(0).iter().any(|a| a.contains("consolidated")));
+    // another host gets the request, and not the token
+    let (elsewhere, here): (Vec<_>, Vec<_>) = hub.asked(0).into_iter().partition(|a| a.starts_with("/cdn-models/"));
+    assert!(!elsewhere.is_empty() && elsewhere.iter().all(|a| a.contains("auth=false")), "{elsewhere:?}");
+    assert!(here.iter().all(|a| a.contains("auth=true")));
 
     let mut gone = parts;
     gone.remove("model-00002-of-00002.safetensors");

@@ -71,6 +71,8 @@ impl Client {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .user_agent(concat!("dlm/", env!("CARGO_PKG_VERSION")))
+            // The hub sends some files of a gated repository on to another path of its own, which asks for the token again.
+            .redirect_auth_headers(ureq::config::RedirectAuthHeaders::SameHost)
             .timeout_connect(Some(Duration::from_secs(20)))
             .timeout_recv_response(Some(Duration::from_secs(60)))
             .timeout_per_read(Some(Duration::from_secs(60)))

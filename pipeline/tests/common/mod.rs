@@ -26,6 +26,8 @@ pub struct Faults {
     pub expired: bool,
     /// Files are given to accounts that accepted conditions, and nobody did; listings are open.
     pub gated: bool,
+    /// Files of models lie on another host.
+    pub other_host: bool,
 }
 
 /// A model repository: its main branch, and what each commit holds.
@@ -176,7 +178,10 @@ impl Served {
             let content = models.get(&format!("{org}/{name}")).and_then(|r| r.commits.get(commit)?.get(file)).cloned();
             drop(models);
             return match content {
-                Some(_) if !cdn => self.send(stream, 302, &[("Location", &format!("/cdn-models/{}", encode(rest)))], b""),
+                Some(_) if !cdn => {
+                    let host = if self.faults.other_host { self.url.replace("127.0.0.1", "localhost") } else { String::new() };
+                    self.send(stream, 302, &[("Location", &format!("{host}/cdn-models/{}", encode(rest)))], b"")
+                }
                 Some(content) => self.file(stream, &content, headers.get("range"), n),
                 None => self.send(stream, 404, &[("X-Error-Code", "EntryNotFound")], b"{}"),
             };
