@@ -17,6 +17,8 @@ use crate::train::run::Trainer;
 /// What the passes of a step gave.
 struct Passed {
     grads: Gradients,
+    /// Their norm. Reading it waits for the backward passes, so that what they ran out of is met here.
+    norm: f64,
     /// Sum of cross-entropies over counted targets.
     sum: f64,
     /// Useful floating-point operations.
@@ -48,9 +50,8 @@ impl Trainer<'_> {
             ));
             batch = data::build_step(&self.data, &self.plan, self.state.cursor, self.data.manifest().pad_token_id)?;
         };
-        let Passed { grads, sum, flops, processed } = passed;
+        let Passed { grads, norm, sum, flops, processed } = passed;
         let loss = if batch.counted > 0 { sum / batch.counted as f64 } else { 0.0 };
-        let norm = clip::global_norm(&grads)?;
         if !loss.is_finite() || !norm.is_finite() {
             return Err(self.not_a_number(&batch, loss, norm));
         }
@@ -100,7 +101,7 @@ impl Trainer<'_> {
 
     /// Forward and backward over every micro-batch.
     fn passes(&self, batch: &StepBatch) -> Result<Passed> {
-        let mut out = Passed { grads: Gradients::new(self.weights.0.len()), sum: 0.0, flops: 0.0, processed: 0 };
+        let mut out = Passed { grads: Gradients::new(self.weights.0.len()), norm: 0.0, sum: 0.0, flops: 0.0, processed: 0 };
         if batch.counted == 0 {
             return Ok(out);
         }
@@ -111,6 +112,7 @@ impl Trainer<'_> {
             out.flops += flops::useful(&self.decoder, micro);
             out.processed += micro.processed;
         }
+        out.norm = clip::global_norm(&out.grads)?;
         Ok(out)
     }
 
