@@ -78,8 +78,8 @@ pub struct Build {
     /// Only files whose path fits one of these globs.
     #[arg(long, value_delimiter = ',', value_name = "GLOB", requires = "dataset")]
     pub files: Vec<String>,
-    /// Tokenizer folder (tokenizer.json, tokenizer_config.json).
-    #[arg(long, value_name = "DIR", required = true)]
+    /// Tokenizer: a folder (tokenizer.json, tokenizer_config.json), hf://ORG/NAME[@REV], or ORG/NAME.
+    #[arg(long, value_name = "ID|DIR", required = true)]
     pub tokenizer: Option<PathBuf>,
     /// Output folder.
     #[arg(long, default_value = "datasets/packed", value_name = "DIR")]
@@ -290,8 +290,8 @@ pub struct Bench {
     /// Files or folders.
     #[arg(long, num_args = 1.., required = true)]
     pub input: Vec<PathBuf>,
-    /// Tokenizer folder.
-    #[arg(long)]
+    /// Tokenizer: a folder, hf://ORG/NAME[@REV], or ORG/NAME.
+    #[arg(long, value_name = "ID|DIR")]
     pub tokenizer: PathBuf,
     /// Threads.
     #[arg(long, default_value_t = 2)]
@@ -310,8 +310,8 @@ pub struct Bench {
 /// Rendering.
 #[derive(Args, Debug)]
 pub struct Render {
-    /// Tokenizer folder.
-    #[arg(long, value_name = "DIR", conflicts_with = "template", required_unless_present = "template")]
+    /// Tokenizer: a folder, hf://ORG/NAME[@REV], or ORG/NAME.
+    #[arg(long, value_name = "ID|DIR", conflicts_with = "template", required_unless_present = "template")]
     pub tokenizer: Option<PathBuf>,
     /// A Jinja file, chatml or llama3.
     #[arg(long, value_name = "NAME|FILE")]

@@ -68,7 +68,7 @@ fn of_dataset(id: &str, wanted: &Wanted) -> Result<Vec<Input>> {
     let listing = hub::list::list(&client, hub::cache::check_id(id)?, wanted)?;
     eprintln!("dataset    {id} at {} ({}), {} files", listing.commit, listing.revision, listing.files.len());
     let origin = (id.to_string(), listing.commit.clone());
-    let source = HubSource::new(client, id, listing);
+    let source = HubSource::new(client, hub::cache::Kind::Dataset, id, listing);
     let files: Vec<_> = source.files().to_vec();
     let ahead = Arc::new(Ahead::new(Box::new(source), 0));
     let inputs = files.into_iter().enumerate().map(|(index, f)| Input {

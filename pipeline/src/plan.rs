@@ -117,6 +117,8 @@ pub fn plan(b: &Build) -> Result<Plan> {
         None => Mixture::single(),
     };
     let dir = b.tokenizer.as_deref().ok_or_else(|| Error::Usage("no --tokenizer".to_string()))?;
+    let dir = crate::hub::model::tokenizer(dir)?;
+    let dir = dir.as_path();
     let found = inputs::find(b, recipe.as_ref())?;
     let (inputs, streams) = (found.files, found.streams);
     let now = time(Some(&settings.now))?;

@@ -187,7 +187,51 @@ fn what_cannot_be_right_is_refused() {
         assert!(!g.path("SFT").exists() && !g.dir.path().parent().unwrap().join("SFT").exists());
     }
     let g = Ground::new();
-    let hub = Hub { url: "http://127.0.0.1:9".to_string(), requests: Default::default(), log: Default::default() };
+    let hub =
+        Hub { url: "http://127.0.0.1:9".to_string(), requests: Default::default(), log: Default::default(), models: Default::default() };
     let done = g.prep(&hub, "cache", "out", &[]);
     assert!(said(&done).contains("gave up after"), "{}", said(&done));
+}
+
+/// `--tokenizer ORG/NAME`: its files and no others, the same rows as from the folder, offline from the cache, and what it lacks is told.
+#[test]
+fn a_tokenizer_of_the_hub() {
+    let g = Ground::new();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
+    let hub = Hub::of_models(Faults { mixed: true, ..Default::default() });
+    let mut files = common::files_of(&folder);
+    files.insert("model.safetensors".to_string(), vec![1; 100]);
+    files.insert("README.md".to_string(), b"# A model".to_vec());
+    hub.push("org/small", COMMIT, files);
+    hub.push("org/old", CONVERTED, BTreeMap::from([("tokenizer.model".to_string(), vec![1; 10])]));
+    let input = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/train.parquet");
+    let prep = |tokenizer: &str, out: &str, offline: &str| {
+        let mut c = Command::new(env!("CARGO_BIN_EXE_dlm-prep"));
+        c.args(["--max-rows", "50", "--engine", "fast", "--tokenizer", tokenizer, "--input"]).arg(&input).arg("--out").arg(g.path(out));
+        c.env("HF_ENDPOINT", &hub.url).env("HF_HOME", g.path("cache")).env("HF_TOKEN", TOKEN).env("DLM_HUB_PAUSE_MS", "1");
+        c.env_remove("HF_HUB_CACHE").env("HF_HUB_OFFLINE", offline).output().unwrap()
+    };
+    let local = prep(folder.to_str().unwrap(), "local", "0");
+    assert!(local.status.success(), "{}", said(&local));
+    for (name, out) in [("hf://org/small", "a"), ("org/small@main", "b"), (&format!("hf://org/small@{COMMIT}"), "c")] {
+        let done = prep(name, out, "0");
+        assert!(done.status.success(), "{name}: {}", said(&done));
+        assert_eq!(g.shards("local"), g.shards(out));
+        assert!(!said(&done).contains(TOKEN));
+    }
+    let asked = hub.asked(0).join("\n");
+    assert!(asked.contains("tokenizer.json") && !asked.contains("safetensors") && !asked.contains("README"), "{asked}");
+    let before = hub.asked(0).len();
+    assert!(prep("org/small", "d", "1").status.success());
+    assert_eq!(hub.asked(0).len(), before, "offline asks nothing");
+    for (name, offline, words) in [
+        ("org/old", "0", ["tokenizer.model", "save_pretrained"]),
+        ("org/never", "1", ["HF_HUB_OFFLINE", "org/never"]),
+        ("org/small@v9", "0", ["404", "v9"]),
+        ("org/none", "0", ["401", "no local folder"]),
+        ("no-such-folder", "0", ["no such folder", "--tokenizer"]),
+    ] {
+        let done = prep(name, "x", offline);
+        assert!(!done.status.success() && words.iter().all(|w| said(&done).contains(w)), "{name}: {}", said(&done));
+    }
 }

@@ -94,7 +94,12 @@ fn a_tiny_run_exports_a_folder_that_generates() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let data = samples::pack(dir.path(), "data", &["--max-rows", "300", "--seq-len", "128", "--bd-size", "16"])?;
     let out = text(&dir.path().join("model"))?;
-    samples::train(&data, &out, &["conversion.objective=block_diffusion", "conversion.total_tokens=3000"])?.ok()?;
+    let trained = samples::train(&data, &out, &["conversion.objective=block_diffusion", "conversion.total_tokens=3000"])?.ok()?;
+    // the saving layout runs the decoder on at most 60 % of the tokens of the published form, on the sample as it is packed
+    let (before, _) = trained.stderr.split_once(" % of the 4L form's tokens").context("no share of the 4L form in the last line")?;
+    let share: f64 = before.rsplit(' ').next().context("a number")?.parse()?;
+    println!("{share} % of the 4L form's tokens");
+    ensure!(share > 0.0 && share <= 60.0, "{share} % of the 4L form's tokens were processed");
     for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "dlm_config.json"]
     {
         ensure!(Path::new(&out).join(name).is_file(), "no {name} in the export");

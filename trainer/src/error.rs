@@ -35,6 +35,9 @@ pub enum Error {
     /// Data and model do not fit each other.
     #[error("{0}")]
     Mismatch(String),
+    /// A model could not be brought from a hub.
+    #[error("{0}")]
+    Source(String),
     /// The dataset could not be read.
     #[error(transparent)]
     Data(#[from] dlm_datasets::Error),
@@ -55,6 +58,15 @@ pub enum Error {
 impl From<crate::config::ConfigError> for Error {
     fn from(error: crate::config::ConfigError) -> Self {
         Error::Config(Box::new(error))
+    }
+}
+
+impl From<dlm_prep::Error> for Error {
+    fn from(error: dlm_prep::Error) -> Self {
+        match error {
+            dlm_prep::Error::Usage(what) => Error::Usage(what),
+            other => Error::Source(other.to_string()),
+        }
     }
 }
 

@@ -8,6 +8,20 @@ use dlm_train::{Result, commands};
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+unsafe extern "C" {
+    /// mimalloc's own: the value of an option unless its environment variable sets it. The option's number is its place in `mi_option_t`.
+    fn mi_option_set_default(option: std::ffi::c_int, value: std::ffi::c_long);
+}
+
+/// Freed memory is kept for ten seconds instead of ten milliseconds: every step allocates what the step before has freed, and the
+/// system clears each page it takes back and gives again (7 steps of 4.5 M parameters: 33,667 page faults and 1.04 s of system
+/// time before, 655 and 0.22 s so). `MIMALLOC_PURGE_DELAY` wins.
+fn keep_freed_memory() {
+    const PURGE_DELAY: std::ffi::c_int = 15;
+    // SAFETY: mimalloc is linked as the global allocator; the call writes one of its settings, before other threads exist.
+    unsafe { mi_option_set_default(PURGE_DELAY, 10_000) };
+}
+
 #[derive(Parser)]
 #[command(
     name = "dlm-train",
@@ -44,6 +58,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    keep_freed_memory();
     let cli = Cli::parse();
     let result: Result<bool> = match &cli.command {
         None => commands::train::run(&cli.train),

@@ -243,7 +243,7 @@ fn ternary_weights_once() {
             }
         }
         let ids = Tensor::<1, Int>::from_data(TensorData::new((5..45i64).collect::<Vec<_>>(), [40]), &device);
-        let mut cache = KvCache::new(1, 40);
+        let mut cache = KvCache::new(1, 40, 40);
         let spans = vec![Span { row: 0, start: 0, visible: 40 }];
         let pass =
             Pass::new(&decoder, spans, 40, Order::Full, &cache, &Compute { dtype: DType::F32, device: device.clone(), by_tiles: true });

@@ -80,6 +80,36 @@ fn batches_do_not_change_answers() {
     }
 }
 
+/// The limit on new tokens costs nothing: the largest there is gives what a sensible one gives, in little memory, in both modes.
+#[test]
+fn a_limit_without_end_is_no_limit() {
+    let Some(dir) = fixtures() else { return };
+    let model = dir.join("qwen2_peaky");
+    for mode in [&["--mask-token-id", "319", "--threshold", "0.9"][..], &["--mode", "ar"]] {
+        // whatever comes as sixth token ends the completion
+        let free =
+            objects(&generate(&model, &[&["--json", "--ids", "304", "--max-new-tokens", "64", "--stop-token-id", "none"], mode].concat()));
+        let stop = free[0]["completion_ids"][5].to_string();
+        let run = |limit: &str| {
+            let fixed = ["--json", "--ids", "304", "--stop-token-id", &stop, "--max-new-tokens", limit];
+            let mut object = objects(&generate(&model, &[&fixed, mode].concat())).remove(0);
+            object["seconds"] = Value::Null;
+            object
+        };
+        assert_eq!(run("64"), run("18446744073709551615"), "{mode:?}");
+        assert_eq!(run("64")["stopped"], json!(true));
+    }
+    // and past the size at which the cache begins, a text goes on as it does from a prompt that long
+    let long =
+        objects(&generate(&model, &["--json", "--ids", "304", "--mode", "ar", "--max-new-tokens", "1100", "--stop-token-id", "none"]));
+    let tokens = long[0]["completion_ids"].as_array().unwrap();
+    assert_eq!(tokens.len(), 1100);
+    let prompt = format!("304,{}", ids(&json!(tokens[..1000])));
+    let rest =
+        objects(&generate(&model, &["--json", "--ids", &prompt, "--mode", "ar", "--max-new-tokens", "100", "--stop-token-id", "none"]));
+    assert_eq!(rest[0]["completion_ids"], json!(tokens[1000..]));
+}
+
 /// What a converted folder says is used without being asked for.
 #[test]
 fn a_converted_folder_speaks_for_itself() {
@@ -127,5 +157,5 @@ fn refusals() {
         assert!(said.contains(words), "{arguments:?}: {said}");
         assert!(output.stdout.is_empty());
     }
-    assert_eq!(generate(Path::new("no/such/folder"), &["--ids", "1"]).status.code(), Some(1));
+    assert_eq!(generate(Path::new("no/such/folder"), &["--ids", "1"]).status.code(), Some(2));
 }

@@ -116,8 +116,9 @@ fn vanished_and_damaged_data_files_are_errors() {
     fs::remove_file(&file).unwrap();
     refused(&mut train(dir.path(), "out", &[]), 1, &["train-00000.arrow"]);
     fs::remove_file(dir.path().join("data/manifest.json")).unwrap();
-    refused(&mut train(dir.path(), "out", &[]), 1, &["manifest.json"]);
-    refused(&mut train(dir.path(), "out", &["data.dir=nowhere"]), 1, &["manifest.json"]);
+    refused(&mut train(dir.path(), "out", &[]), 2, &["--data data", "manifest.json", "dlm-prep --out data"]);
+    fs::remove_dir_all(dir.path().join("data")).unwrap();
+    refused(&mut train(dir.path(), "out", &[]), 2, &["--data data", "no such folder"]);
 }
 
 #[test]

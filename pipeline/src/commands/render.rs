@@ -20,10 +20,11 @@ pub fn run(a: &Render) -> Result<()> {
         None => jiff::Zoned::now().datetime(),
     };
     let renderer = match (&a.tokenizer, &a.template) {
-        (Some(dir), None) => {
-            let specials = template::special_tokens(dir)?;
-            let added = TokenizerSource::read(dir)?.added_tokens().to_vec();
-            Renderer::new(ChatTemplate::load_at(dir, now)?, added, specials)?
+        (Some(given), None) => {
+            let dir = crate::hub::model::tokenizer(given)?;
+            let specials = template::special_tokens(&dir)?;
+            let added = TokenizerSource::read(&dir)?.added_tokens().to_vec();
+            Renderer::new(ChatTemplate::load_at(&dir, now)?, added, specials)?
         }
         (None, Some(name)) => {
             let t = ChatTemplate::named(name, BTreeMap::new(), now)?;

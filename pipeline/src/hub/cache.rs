@@ -1,9 +1,36 @@
-//! The cache folder, in the Python client's layout: `datasets--ORG--NAME/{refs, blobs, snapshots}`.
+//! The cache folder, in the Python client's layout: `{datasets,models}--ORG--NAME/{refs, blobs, snapshots}`.
 
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
-/// One dataset's folder in the cache.
+/// What a repository of the hub holds; its addresses and its folder in the cache differ by this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A dataset.
+    Dataset,
+    /// A model.
+    Model,
+}
+
+impl Kind {
+    /// As it stands in `/api/…` and in the cache.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Kind::Dataset => "datasets",
+            Kind::Model => "models",
+        }
+    }
+
+    /// What stands before the id in the address of a file.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Kind::Dataset => "datasets/",
+            Kind::Model => "",
+        }
+    }
+}
+
+/// One repository's folder in the cache.
 #[derive(Debug, Clone)]
 pub struct Repo {
     root: PathBuf,
@@ -23,23 +50,24 @@ pub fn safe(path: &str) -> Result<&str> {
     }
 }
 
-/// Refuses what is no `ORG/NAME` (or bare `NAME`).
-pub fn check_id(id: &str) -> Result<&str> {
+/// Whether this is an `ORG/NAME` (or bare `NAME`).
+pub fn is_id(id: &str) -> bool {
     let word = |w: &str| {
         !w.is_empty() && w.len() <= 96 && w != "." && w != ".." && w.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
     };
     let parts: Vec<&str> = id.split('/').collect();
-    if parts.len() <= 2 && parts.iter().all(|p| word(p)) {
-        Ok(id)
-    } else {
-        Err(Error::Usage(format!("--dataset {id:?}: expected ORG/NAME")))
-    }
+    parts.len() <= 2 && parts.iter().all(|p| word(p))
+}
+
+/// Refuses what is no id.
+pub fn check_id(id: &str) -> Result<&str> {
+    if is_id(id) { Ok(id) } else { Err(Error::Usage(format!("--dataset {id:?}: expected ORG/NAME"))) }
 }
 
 impl Repo {
-    /// The folder of dataset `id` under `cache`.
-    pub fn new(cache: &Path, id: &str) -> Repo {
-        Repo { root: cache.join(format!("datasets--{}", id.replace('/', "--"))) }
+    /// The folder of repository `id` under `cache`.
+    pub fn new(cache: &Path, kind: Kind, id: &str) -> Repo {
+        Repo { root: cache.join(format!("{}--{}", kind.plural(), id.replace('/', "--"))) }
     }
 
     /// Where blob `etag` lies.

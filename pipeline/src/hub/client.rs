@@ -55,6 +55,8 @@ pub struct Client {
     agent: ureq::Agent,
     /// Its settings.
     pub settings: Settings,
+    /// Whether it says on stderr that it is waiting; background downloads leave that to their reader.
+    pub tells: bool,
 }
 
 /// What to do about a failed attempt.
@@ -68,12 +70,14 @@ impl Client {
     pub fn new(settings: Settings) -> Client {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
-            .user_agent(concat!("dlm-prep/", env!("CARGO_PKG_VERSION")))
+            .user_agent(concat!("dlm/", env!("CARGO_PKG_VERSION")))
+            // The hub sends some files of a gated repository on to another path of its own, which asks for the token again.
+            .redirect_auth_headers(ureq::config::RedirectAuthHeaders::SameHost)
             .timeout_connect(Some(Duration::from_secs(20)))
             .timeout_recv_response(Some(Duration::from_secs(60)))
             .timeout_per_read(Some(Duration::from_secs(60)))
             .build();
-        Client { agent: config.new_agent(), settings }
+        Client { agent: config.new_agent(), settings, tells: false }
     }
 
     /// `url` for people: without user names and passwords.
@@ -111,6 +115,9 @@ impl Client {
                 return Err(Error::Interrupted);
             }
             if attempt > 0 {
+                if self.tells && attempt > 1 {
+                    eprintln!("{}: {last}; attempt {} of {ATTEMPTS} in {:.0} s", Self::shown(url), attempt + 1, pause.as_secs_f64().ceil());
+                }
                 sleep(pause, stop);
                 pause = (pause * 2).min(Duration::from_secs(30));
             }
@@ -142,7 +149,12 @@ impl Client {
                 }
             }
         }
-        Err(Self::remote(url, format!("gave up after {ATTEMPTS} attempts: {last}")))
+        Err(Self::remote(
+            url,
+            format!(
+                "gave up after {ATTEMPTS} attempts: {last}; is the network there, and HF_ENDPOINT right? (a local folder needs neither)"
+            ),
+        ))
     }
 
     fn judge(&self, url: &str, r: &ureq::http::Response<ureq::Body>) -> Option<Verdict> {
@@ -155,15 +167,22 @@ impl Client {
                 Verdict::Again(format!("the hub answers {status}"), wait)
             }
             401 | 403 => {
-                let cause = match &self.settings.token {
-                    Some(_) => "the token given is expired, or has no access to this dataset",
-                    None => "the dataset is gated or private: set HF_TOKEN",
+                let gated = header("x-error-code") == Some("GatedRepo");
+                let cause = match (gated, &self.settings.token) {
+                    (true, None) => {
+                        "the repository is gated: open its page on the hub, accept its conditions, then set HF_TOKEN to a token of that account"
+                    }
+                    (true, Some(_)) => {
+                        "the repository is gated and the account of this token has no access yet: open its page on the hub and accept its conditions (some wait for approval)"
+                    }
+                    (false, Some(_)) => "the token given (HF_TOKEN) is expired, or has no access to this repository",
+                    (false, None) => "there is no such repository, or it is gated or private: check the name, or set HF_TOKEN",
                 };
                 Verdict::Never(Self::remote(url, format!("the hub answers {status}: {cause}")))
             }
             404 => {
                 let what = header("x-error-code")
-                    .unwrap_or("no such dataset, revision or file (a private one looks the same without HF_TOKEN)")
+                    .unwrap_or("no such repository, revision or file (a private one looks the same without HF_TOKEN)")
                     .to_string();
                 Verdict::Never(Self::remote(url, format!("the hub answers 404: {what}")))
             }
@@ -207,6 +226,8 @@ pub enum Cut {
 /// What kind of failure, without addresses (a signed address is a secret).
 fn kind(e: &ureq::Error) -> String {
     match e {
+        // the name of an uncategorised kind says nothing; the system's words hold no address
+        ureq::Error::Io(e) if e.kind().to_string().contains("uncategorized") => e.to_string(),
         ureq::Error::Io(e) => e.kind().to_string(),
         ureq::Error::Timeout(_) => "timed out".to_string(),
         ureq::Error::HostNotFound => "host not found".to_string(),

@@ -4,7 +4,7 @@
 //! on where it stopped. A whole file is put together from its pieces, its length and (where the hub lists one) sha256 checked,
 //! and only then given its name in the cache.
 
-use super::cache::{Repo, make_parent};
+use super::cache::{Kind, Repo, make_parent};
 use super::client::{Client, Cut, encode};
 use super::list::Listing;
 use super::{RemoteFile, ShardSource};
@@ -24,19 +24,38 @@ const STREAMS: usize = 4;
 /// Files fetched ahead of the one being read.
 const AHEAD: usize = 2;
 
-/// A dataset at a commit, on a hub.
+/// A repository at a commit, on a hub.
 pub struct HubSource {
     client: Client,
     repo: Repo,
+    kind: Kind,
     id: String,
     listing: Listing,
 }
 
 impl HubSource {
     /// For a listing.
-    pub fn new(client: Client, id: &str, listing: Listing) -> HubSource {
-        let repo = Repo::new(&client.settings.cache, id);
-        HubSource { client, repo, id: id.to_string(), listing }
+    pub fn new(client: Client, kind: Kind, id: &str, listing: Listing) -> HubSource {
+        let repo = Repo::new(&client.settings.cache, kind, id);
+        HubSource { client, repo, kind, id: id.to_string(), listing }
+    }
+
+    /// Bytes of file `k` that are on the disk already.
+    pub fn held(&self, k: usize) -> u64 {
+        let Some(file) = self.listing.files.get(k) else { return 0 };
+        let blob = self.repo.blob(&file.etag);
+        if self.whole(file, &blob) {
+            return file.bytes;
+        }
+        (0..Self::count(file)).filter_map(|k| std::fs::metadata(Self::part(&blob, k)).ok()).map(|m| m.len()).sum()
+    }
+
+    fn count(file: &RemoteFile) -> usize {
+        file.bytes.div_ceil(PIECE).max(1) as usize
+    }
+
+    fn part(blob: &Path, k: usize) -> PathBuf {
+        blob.with_extension(format!("dlm-part-{k}"))
     }
 
     /// The revision the commit was found under.
@@ -46,8 +65,9 @@ impl HubSource {
 
     fn url(&self, file: &RemoteFile) -> String {
         format!(
-            "{}/datasets/{}/resolve/{}/{}",
+            "{}/{}{}/resolve/{}/{}",
             self.client.settings.endpoint,
+            self.kind.prefix(),
             encode(&self.id, true),
             self.listing.commit,
             encode(&file.path, true)
@@ -64,8 +84,8 @@ impl HubSource {
 
     /// Downloads the pieces of a file, several at a time.
     fn pieces(&self, file: &RemoteFile, blob: &Path, stop: &(dyn Fn() -> bool + Sync)) -> Result<Vec<PathBuf>> {
-        let count = file.bytes.div_ceil(PIECE).max(1) as usize;
-        let paths: Vec<PathBuf> = (0..count).map(|k| blob.with_extension(format!("dlm-part-{k}"))).collect();
+        let count = Self::count(file);
+        let paths: Vec<PathBuf> = (0..count).map(|k| Self::part(blob, k)).collect();
         let next = AtomicUsize::new(0);
         let failure: Mutex<Option<Error>> = Mutex::new(None);
         let failed = AtomicBool::new(false);

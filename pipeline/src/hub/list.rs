@@ -4,10 +4,10 @@
 //! else the hub's own conversion (`refs/convert/parquet`) when it is whole; else JSONL on `main`.
 
 use super::RemoteFile;
-use super::cache::{Repo, is_commit, safe};
+use super::cache::{Kind, Repo, is_commit, safe};
 use super::client::{Client, encode};
 use crate::error::{Error, Result};
-use crate::source::{self, Kind};
+use crate::source::{self, Kind as Format};
 use std::path::Path;
 
 /// The branch the hub converts datasets into.
@@ -49,7 +49,7 @@ impl Wanted {
 
 /// Finds the commit and files of dataset `id`.
 pub fn list(client: &Client, id: &str, wanted: &Wanted) -> Result<Listing> {
-    let repo = Repo::new(&client.settings.cache, id);
+    let repo = Repo::new(&client.settings.cache, Kind::Dataset, id);
     if client.settings.offline {
         return offline(&repo, id, wanted);
     }
@@ -72,7 +72,7 @@ pub fn list(client: &Client, id: &str, wanted: &Wanted) -> Result<Listing> {
         return if listing.files.is_empty() { Err(none(revision, seen)) } else { Ok(listing) };
     }
     let (main, seen) = at(client, &repo, id, "main", wanted)?.ok_or_else(|| none("main", 0))?;
-    let parquet = |l: &Listing| l.files.iter().any(|f| source::kind(Path::new(&f.path)) == Some(Kind::Parquet));
+    let parquet = |l: &Listing| l.files.iter().any(|f| source::kind(Path::new(&f.path)) == Some(Format::Parquet));
     if parquet(&main) {
         return Ok(main);
     }
@@ -86,9 +86,23 @@ pub fn list(client: &Client, id: &str, wanted: &Wanted) -> Result<Listing> {
     if main.files.is_empty() { Err(none("main", seen)) } else { Ok(main) }
 }
 
-/// The files at a revision, and how many there are of any kind; none if there is no such revision.
+/// The data files at a revision, and how many files there are of any kind; none if there is no such revision.
 fn at(client: &Client, repo: &Repo, id: &str, revision: &str, wanted: &Wanted) -> Result<Option<(Listing, usize)>> {
-    let base = format!("{}/api/datasets/{}", client.settings.endpoint, encode(id, true));
+    let keep = |path: &str| source::kind(Path::new(path)).is_some() && wanted.takes(path) && !source::is_metadata(path);
+    tree(client, repo, Kind::Dataset, id, revision, &keep)
+}
+
+/// The files at a revision that `keep` takes, and how many files there are; none if there is no such revision. Of a model only
+/// the top folder is listed.
+pub fn tree(
+    client: &Client,
+    repo: &Repo,
+    kind: Kind,
+    id: &str,
+    revision: &str,
+    keep: &dyn Fn(&str) -> bool,
+) -> Result<Option<(Listing, usize)>> {
+    let base = format!("{}/api/{}/{}", client.settings.endpoint, kind.plural(), encode(id, true));
     let Some(info) = client.exists(&format!("{base}/revision/{}", encode(revision, false)))? else {
         return Ok(None);
     };
@@ -97,7 +111,8 @@ fn at(client: &Client, repo: &Repo, id: &str, revision: &str, wanted: &Wanted) -
         path: format!("{id} at {revision}"),
         reason: "the hub names no commit for this revision".to_string(),
     })?;
-    let mut url = format!("{base}/tree/{commit}?recursive=true");
+    let recursive = kind == Kind::Dataset;
+    let mut url = format!("{base}/tree/{commit}?recursive={recursive}");
     let (mut files, mut seen) = (Vec::new(), 0);
     for _page in 0..10_000 {
         let (page, next) = client.json(&url)?;
@@ -108,7 +123,7 @@ fn at(client: &Client, repo: &Repo, id: &str, revision: &str, wanted: &Wanted) -
             }
             seen += 1;
             let path = text("path").unwrap_or("");
-            if source::kind(Path::new(path)).is_none() || !wanted.takes(path) || source::is_metadata(path) {
+            if !keep(path) {
                 continue;
             }
             let sha256 =

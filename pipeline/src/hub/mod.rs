@@ -1,11 +1,12 @@
-//! Datasets on a Hugging Face hub.
+//! Datasets and models on a Hugging Face hub.
 //!
-//! In: `ORG/NAME` and a revision. Out: its data files, pinned to a commit, downloaded in pieces while earlier files are already
-//! being processed, in the cache the Python client uses too.
+//! In: `ORG/NAME` and a revision. Out: its files, pinned to a commit, in the cache the Python client uses too. Data files are
+//! downloaded in pieces while earlier ones are already being processed; of a model only what is loaded is downloaded.
 //!
 //! ```text
 //! client ─ HTTP with retries       cache ─ where files lie, safe names
 //! list ─── commit, files, sizes    fetch ─ pieces, resume, size and sha256
+//! model ── a folder, hf://ORG/NAME[@REV] or ORG/NAME → a local folder
 //! ```
 //!
 //! Written against the hub's three endpoints rather than on the hf-hub crate, whose plain downloads neither resume nor check
@@ -15,6 +16,7 @@ pub mod cache;
 pub mod client;
 pub mod fetch;
 pub mod list;
+pub mod model;
 
 use crate::error::Result;
 use std::path::PathBuf;

@@ -1,7 +1,9 @@
 //! A hub on the loopback interface, with faults.
 //!
 //! Real HTTP over TCP: revision and tree endpoints (paged), resolve with a redirect to a second path, ETag, byte ranges. Faults
-//! are counted out deterministically over requests, so that a test meets each of them.
+//! are counted out deterministically over requests, so that a test meets each of them. It serves one dataset, [`ID`], and models
+//! whose main branch a test can move. The trainer's tests use it, too.
+#![allow(dead_code)]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -22,12 +24,27 @@ pub struct Faults {
     pub traversal: bool,
     /// No token is good.
     pub expired: bool,
+    /// Files are given to accounts that accepted conditions, and nobody did; listings are open.
+    pub gated: bool,
+    /// Files of models lie on another host.
+    pub other_host: bool,
 }
+
+/// A model repository: its main branch, and what each commit holds.
+#[derive(Debug, Clone, Default)]
+pub struct ModelRepo {
+    pub main: String,
+    pub commits: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
+}
+
+/// Model repositories by id.
+pub type Models = Arc<Mutex<BTreeMap<String, ModelRepo>>>;
 
 pub struct Hub {
     pub url: String,
     pub requests: Arc<AtomicUsize>,
     pub log: Arc<Mutex<Vec<String>>>,
+    pub models: Models,
 }
 
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -41,6 +58,7 @@ struct Served {
     wrong_left: AtomicUsize,
     count: Arc<AtomicUsize>,
     log: Arc<Mutex<Vec<String>>>,
+    models: Models,
     url: String,
 }
 
@@ -51,15 +69,49 @@ impl Hub {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (count, log) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
         let wrong_left = AtomicUsize::new(faults.wrong_bytes);
-        let served = Arc::new(Served { main, converted, faults, wrong_left, count: count.clone(), log: log.clone(), url: url.clone() });
+        let models = Models::default();
+        let served = Arc::new(Served {
+            main,
+            converted,
+            faults,
+            wrong_left,
+            count: count.clone(),
+            log: log.clone(),
+            models: models.clone(),
+            url: url.clone(),
+        });
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let served = served.clone();
                 std::thread::spawn(move || while served.answer(&stream) {});
             }
         });
-        Hub { url, requests: count, log }
+        Hub { url, requests: count, log, models }
     }
+
+    /// Serves models only.
+    pub fn of_models(faults: Faults) -> Hub {
+        Hub::start(BTreeMap::new(), BTreeMap::new(), faults)
+    }
+
+    /// Puts a commit on the main branch of model `id`.
+    pub fn push(&self, id: &str, commit: &str, files: BTreeMap<String, Vec<u8>>) {
+        let mut models = self.models.lock().unwrap();
+        let repo = models.entry(id.to_string()).or_default();
+        repo.main = commit.to_string();
+        repo.commits.insert(commit.to_string(), files);
+    }
+
+    /// Addresses asked for, from request `from` on.
+    pub fn asked(&self, from: usize) -> Vec<String> {
+        self.log.lock().unwrap()[from..].to_vec()
+    }
+}
+
+/// The files of a folder, by name.
+pub fn files_of(dir: &std::path::Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_file());
+    entries.map(|p| (p.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(&p).unwrap())).collect()
 }
 
 impl Served {
@@ -109,7 +161,72 @@ impl Served {
                 return self.file(stream, content, headers.get("range"), n);
             }
         }
+        if let Some(rest) = path.strip_prefix("/api/models/") {
+            return self.model_api(stream, rest, query);
+        }
+        // ORG/NAME/resolve/COMMIT/FILE, and where the redirect leads
+        let (cdn, rest) = match path.strip_prefix("/cdn-models/") {
+            Some(rest) => (true, rest),
+            None => (false, path.trim_start_matches('/')),
+        };
+        let parts: Vec<&str> = rest.splitn(5, '/').collect();
+        if let [org, name, "resolve", commit, file] = parts[..] {
+            if self.faults.gated {
+                return self.send(stream, 403, &[("X-Error-Code", "GatedRepo")], b"{}");
+            }
+            let models = self.models.lock().unwrap();
+            let content = models.get(&format!("{org}/{name}")).and_then(|r| r.commits.get(commit)?.get(file)).cloned();
+            drop(models);
+            return match content {
+                Some(_) if !cdn => {
+                    let host = if self.faults.other_host { self.url.replace("127.0.0.1", "localhost") } else { String::new() };
+                    self.send(stream, 302, &[("Location", &format!("{host}/cdn-models/{}", encode(rest)))], b"")
+                }
+                Some(content) => self.file(stream, &content, headers.get("range"), n),
+                None => self.send(stream, 404, &[("X-Error-Code", "EntryNotFound")], b"{}"),
+            };
+        }
         self.send(stream, 404, &[("X-Error-Code", "EntryNotFound")], b"{}")
+    }
+
+    /// ORG/NAME/revision/REV, ORG/NAME/tree/COMMIT.
+    fn model_api(&self, stream: &TcpStream, rest: &str, query: &str) -> bool {
+        let parts: Vec<&str> = rest.splitn(4, '/').collect();
+        let models = self.models.lock().unwrap();
+        let found = match parts[..] {
+            [org, name, what, which] => {
+                models.get(&format!("{org}/{name}")).map(|repo| (repo.clone(), what, which, format!("{org}/{name}")))
+            }
+            _ => None,
+        };
+        drop(models);
+        let Some((repo, what, which, id)) = found else {
+            return self.send(stream, 401, &[("X-Error-Code", "RepoNotFound")], b"{}");
+        };
+        if what == "revision" {
+            let commit = if which == "main" { &repo.main } else { which };
+            return match repo.commits.contains_key(commit) {
+                true => self.send(stream, 200, &[], format!("{{\"sha\": \"{commit}\"}}").as_bytes()),
+                false => self.send(stream, 404, &[("X-Error-Code", "RevisionNotFound")], b"{}"),
+            };
+        }
+        let none = BTreeMap::new();
+        let files = repo.commits.get(which).unwrap_or(&none);
+        let entries: Vec<String> = files
+            .iter()
+            .filter(|(path, _)| !path.contains('/') || query.contains("recursive=true"))
+            .map(|(path, content)| {
+                let (size, sha) = (content.len(), dlm_datasets::hash::sha256(content));
+                let large = path.ends_with(".safetensors") || path.ends_with(".bin");
+                let lfs = if large { format!(",\"lfs\":{{\"oid\":\"{sha}\",\"size\":{size}}}") } else { String::new() };
+                format!("{{\"type\":\"file\",\"path\":{path:?},\"size\":{size},\"oid\":\"{}\"{lfs}}}", &sha[..40])
+            })
+            .collect();
+        let page: usize = query.split('&').find_map(|q| q.strip_prefix("cursor=")).and_then(|c| c.parse().ok()).unwrap_or(0);
+        let shown: Vec<String> = entries.iter().skip(page * 2).take(2).cloned().collect();
+        let link = format!("<{}/api/models/{id}/tree/{which}?recursive=false&cursor={}>; rel=\"next\"", self.url, page + 1);
+        let headers: Vec<(&str, &str)> = if entries.len() > page * 2 + 2 { vec![("Link", &link)] } else { Vec::new() };
+        self.send(stream, 200, &headers, format!("[{}]", shown.join(",")).as_bytes())
     }
 
     fn api(&self, stream: &TcpStream, rest: &str, query: &str) -> bool {
@@ -147,7 +264,9 @@ impl Served {
 
     fn file(&self, stream: &TcpStream, content: &[u8], range: Option<&String>, n: usize) -> bool {
         let mut content = content.to_vec();
-        if self.wrong_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |w| w.checked_sub(1)).is_ok()
+        // Small files have no sha256 in a listing, and no check but their length.
+        if content.len() > 4096
+            && self.wrong_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |w| w.checked_sub(1)).is_ok()
             && let Some(b) = content.last_mut()
         {
             *b ^= 1;

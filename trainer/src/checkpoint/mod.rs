@@ -204,14 +204,24 @@ impl Store {
     }
 }
 
-/// Read a checkpoint folder back; its checksums must hold.
-pub fn restore(dir: &Path, params: &Params, muon: &[bool], device: &Device) -> Result<Restored> {
+/// What the run of a checkpoint folder was.
+pub fn identity(dir: &Path) -> Result<Identity> {
+    Ok(read_state(dir)?.identity)
+}
+
+fn read_state(dir: &Path) -> Result<StateFile> {
     let state_path = dir.join("state.json");
     let text = fs::read_to_string(&state_path).map_err(|e| Error::io(&state_path, "reading the checkpoint", e))?;
     let file: StateFile = serde_json::from_str(&text).map_err(|e| Error::format(&state_path, format!("not a checkpoint state: {e}")))?;
     if file.format_version != FORMAT {
         return Err(Error::format(&state_path, format!("format_version {}; this program reads {FORMAT}", file.format_version)));
     }
+    Ok(file)
+}
+
+/// Read a checkpoint folder back; its checksums must hold.
+pub fn restore(dir: &Path, params: &Params, muon: &[bool], device: &Device) -> Result<Restored> {
+    let file = read_state(dir)?;
     for (name, expected) in &file.files {
         let path = dir.join(name);
         let found = files::sha256(&path)?;

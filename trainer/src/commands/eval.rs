@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use burn::tensor::DType;
 use clap::Args;
-use dlm_datasets::{Dataset, Split};
+use dlm_datasets::Split;
 use serde_json::json;
 
 use crate::device;
@@ -14,12 +14,13 @@ use crate::diffusion::{Attention, DocumentMask, Layout, Objective, PassOptions, 
 use crate::error::{Error, Result};
 use crate::model::{Decoder, ModelConfig, Params, weights};
 use crate::train::data::Plan;
-use crate::train::run::evaluate;
+use crate::train::evaluate::evaluate;
+use crate::train::source;
 
 /// Options of `dlm-train eval`.
 #[derive(Args, Debug)]
 pub struct EvalArgs {
-    /// Model folder (Hugging Face form).
+    /// Model: a Hugging Face folder, hf://ORG/NAME[@REV], or ORG/NAME.
     #[arg(long)]
     pub model: PathBuf,
     /// Packed dataset.
@@ -51,7 +52,7 @@ pub struct EvalArgs {
 /// Run.
 pub fn run(args: &EvalArgs) -> Result<bool> {
     let chosen = device::choose(&args.device)?;
-    let data = Dataset::open(&args.data)?;
+    let data = crate::train::data::open(&args.data)?;
     let m = data.manifest();
     let split = match args.split.as_deref() {
         Some("train") => Split::Train,
@@ -67,9 +68,10 @@ pub fn run(args: &EvalArgs) -> Result<bool> {
             split.name()
         )));
     }
-    let mut cfg = ModelConfig::read(&args.model)?;
+    let folder = source::folder_of(&args.model)?;
+    let mut cfg = ModelConfig::read(&folder)?;
     let params = Params::new(&cfg);
-    let host = weights::read_host(&args.model, &mut cfg, &params)?;
+    let host = weights::read_host(&folder, &mut cfg, &params)?;
     if m.mask_token_id as usize >= cfg.vocab_size {
         return Err(Error::Mismatch(format!(
             "the dataset's mask id {} has no row in {} (vocabulary {}); evaluate a converted model, or prepare the data with its tokenizer",

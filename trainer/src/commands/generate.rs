@@ -30,7 +30,7 @@ pub enum Mode {
 #[derive(Args, Debug)]
 #[command(group(ArgGroup::new("prompts").required(true).args(["prompt", "ids", "input"])))]
 pub struct GenerateArgs {
-    /// Model folder (Hugging Face form).
+    /// Model: a Hugging Face folder, hf://ORG/NAME[@REV], or ORG/NAME.
     #[arg(long)]
     pub model: PathBuf,
     /// A user's message; may be given more than once.
@@ -91,7 +91,8 @@ pub fn run(args: &GenerateArgs) -> Result<bool> {
         return Err(Error::Usage("--batch-size 0: expected 1 or more".into()));
     }
     let needs_text = prompts.iter().any(|prompt| !matches!(prompt, Prompt::Ids(_)));
-    let text = match Text::load(&args.model) {
+    let dir = crate::train::source::folder_of(&args.model)?;
+    let text = match Text::load(&dir) {
         Ok(text) => Some(text),
         Err(error) if needs_text => return Err(error),
         Err(_) => None,
@@ -103,7 +104,7 @@ pub fn run(args: &GenerateArgs) -> Result<bool> {
     };
     let prompts = prompts.iter().map(encode).collect::<Result<Vec<_>>>()?;
 
-    let folder = Folder::read(&args.model)?;
+    let folder = Folder::read(&dir)?;
     let stop_ids = stop_override.unwrap_or_else(|| folder.stop_ids.clone());
     let how = plan(args, &folder, stop_ids)?;
     let chosen = device::choose(&args.device)?;
@@ -117,7 +118,7 @@ pub fn run(args: &GenerateArgs) -> Result<bool> {
     let started = Instant::now();
     let mut engine = folder.load(&chosen, dtype)?;
     eprintln!("loaded {} on {} in {:.1} s", args.model.display(), chosen.name, started.elapsed().as_secs_f64());
-    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + args.max_new_tokens;
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0).saturating_add(args.max_new_tokens);
     let limit = folder.config.max_position_embeddings;
     if longest > limit {
         eprintln!("warning: up to {longest} tokens with the prompt, but config.json claims positions up to {limit} only");

@@ -5,6 +5,7 @@ pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod parity;
+mod parity_case;
 pub mod plot;
 pub mod presets;
 mod svg;

@@ -70,6 +70,12 @@ impl Config {
             Ok(text) => Ok(text),
             Err(source) => match path.to_str().and_then(built_in) {
                 Some(text) if source.kind() == std::io::ErrorKind::NotFound => Ok(text.into()),
+                None if source.kind() == std::io::ErrorKind::NotFound => Err(ConfigError::Value {
+                    key: "source.config",
+                    found: path.display().to_string(),
+                    expected: "the path of a config.json with the model's shapes; there is no such file, nor a built-in one of that name"
+                        .into(),
+                }),
                 _ => Err(ConfigError::Io { path: path.clone(), source }),
             },
         }

@@ -120,11 +120,12 @@ section! {
 }
 
 section! {
-    /// Adaptive clipping: a gradient norm above mean + z standard deviations is brought down to that bound.
+    /// Adaptive clipping (ZClip): a gradient norm whose z-score is above `z` is brought down to z² / score standard deviations above
+    /// the running mean.
     Zclip {
         /// Off by default.
         enabled: bool,
-        /// Standard deviations above the running mean.
+        /// Standard deviations above the running mean from which a norm is an outlier.
         z: f64,
         /// Weight of the past in the running mean and variance.
         alpha: f64,

@@ -23,7 +23,7 @@ impl Engine {
     /// Decodes `prompts` together, one token a pass; each gets what it would get alone.
     pub fn autoregressive(&mut self, prompts: &[Vec<i64>], options: &ArOptions) -> Result<Vec<Completion>> {
         self.check(prompts, options.mask_id)?;
-        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + options.max_new_tokens;
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0).saturating_add(options.max_new_tokens);
         let mut cache = self.new_cache(prompts.len(), longest);
         let mut rows: Vec<(Vec<i64>, Passes)> = Vec::with_capacity(prompts.len());
         for (row, prompt) in prompts.iter().enumerate() {
@@ -50,7 +50,7 @@ impl Engine {
                 Span { row, start: visible - 1, visible }
             };
             let spans: Vec<Span> = live.iter().map(span).collect();
-            let hidden = self.pass(&ids, &spans, Order::Full, &mut cache);
+            let hidden = self.pass(&ids, &spans, Order::Full, &mut cache)?;
             let asked: Vec<usize> = (0..live.len()).collect();
             for (&row, verdict) in live.iter().zip(self.judge(hidden, &asked, options.mask_id)?) {
                 rows[row].0.push(verdict.token);

@@ -118,8 +118,8 @@ impl Engine {
         if size == 0 || small == 0 || !size.is_multiple_of(small) {
             return Err(Error::Usage(format!("sub-blocks of {small} tokens do not divide blocks of {size}")));
         }
-        let limit = options.max_new_tokens.next_multiple_of(size);
-        let longest = prompts.iter().map(|prompt| prompt.len() / size * size + limit).max().unwrap_or(0);
+        let limit = options.max_new_tokens.div_ceil(size).saturating_mul(size);
+        let longest = prompts.iter().map(|prompt| (prompt.len() / size * size).saturating_add(limit)).max().unwrap_or(0);
         let mut cache = self.new_cache(prompts.len(), longest);
         let mut rows = Vec::with_capacity(prompts.len());
         for (at, prompt) in prompts.iter().enumerate() {
@@ -157,7 +157,7 @@ impl Engine {
         let cut = |row: Row| {
             let mut ids = row.ids;
             if !options.max_new_tokens.is_multiple_of(size) {
-                ids.truncate(row.prompt + options.max_new_tokens);
+                ids.truncate(row.prompt.saturating_add(options.max_new_tokens));
             }
             let done = Completion { ids, prompt: row.prompt, stopped: false, passes: row.passes };
             done.cut(&options.stop_ids)
@@ -195,7 +195,7 @@ impl Engine {
                 Want::Commit => asked.push(i * len + len - 1),
             }
         }
-        let hidden = self.pass(&ids, &spans, Order::Full, cache);
+        let hidden = self.pass(&ids, &spans, Order::Full, cache)?;
         let verdicts = self.judge(hidden, &asked, Some(options.mask_id))?;
         let mut verdicts = verdicts.as_slice();
         for &(at, want) in wants {

@@ -14,6 +14,10 @@ use crate::model::{Decoder, ParamKind, Weights, ops};
 /// Prompt tokens a prefill pass takes at most; bounds the memory of its scores.
 const PREFILL: usize = 512;
 
+/// Tokens a row that the cache has room for at first; it doubles when they are used up, so that a large limit on new tokens
+/// costs nothing until the text is that long.
+const FIRST: usize = 512;
+
 /// The likeliest token of a position.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Verdict {
@@ -76,8 +80,15 @@ impl Engine {
     }
 
     /// Runs `ids` `[B·S]` in the rows and positions of `spans`: hidden states `[B·S, hidden_size]`.
-    pub(super) fn pass(&mut self, ids: &[i64], spans: &[Span], order: Order, cache: &mut KvCache) -> Tensor<2> {
+    pub(super) fn pass(&mut self, ids: &[i64], spans: &[Span], order: Order, cache: &mut KvCache) -> Result<Tensor<2>> {
         let len = ids.len() / spans.len().max(1);
+        let needed = spans.iter().map(|span| span.visible.max(span.start + len)).max().unwrap_or(0);
+        if needed > cache.positions() {
+            let positions = cache.next_size(needed);
+            self.check_room(cache.rows(), positions)?;
+            cache.grow(positions);
+            self.last = None;
+        }
         let pass = match self.last.take() {
             Some(last) if last.is(spans, len, order) => last,
             _ => Pass::new(&self.decoder, spans.to_vec(), len, order, cache, &self.compute),
@@ -85,13 +96,30 @@ impl Engine {
         let ids = Tensor::<1, Int>::from_data(TensorData::new(ids.to_vec(), [ids.len()]), &self.compute.device);
         let hidden = self.decoder.forward_cached(&self.weights, ids, &pass, cache);
         self.last = Some(pass);
-        hidden
+        Ok(hidden)
     }
 
-    /// Forgets what belongs to one cache; called when a new one is begun.
-    pub(super) fn new_cache(&mut self, rows: usize, positions: usize) -> KvCache {
+    /// Forgets what belongs to one cache; called when a new one is begun. No row will have more than `longest` tokens.
+    pub(super) fn new_cache(&mut self, rows: usize, longest: usize) -> KvCache {
         self.last = None;
-        KvCache::new(rows, positions)
+        KvCache::new(rows, longest.min(FIRST), longest)
+    }
+
+    /// Refuses a cache that the host's memory cannot hold: while it grows, a layer's old and new half of it are held at a time.
+    fn check_room(&self, rows: usize, positions: usize) -> Result<()> {
+        let c = &self.decoder.cfg;
+        let token = 2 * c.num_key_value_heads * c.head_dim * self.compute.dtype.size();
+        let bytes = (rows * positions).saturating_mul(token * (c.num_hidden_layers + 1));
+        let free = crate::train::micro::available_bytes();
+        if self.compute.device != Device::flex() || bytes / 2 < free {
+            return Ok(());
+        }
+        let gib = |n: usize| n as f64 / (1u64 << 30) as f64;
+        Err(Error::Device(format!(
+            "keys and values of {rows} rows of {positions} tokens need {:.1} GiB, of which half is held already; {:.1} GiB of memory are free; lower --max-new-tokens or --batch-size",
+            gib(bytes),
+            gib(free)
+        )))
     }
 
     /// What the model thinks at the rows `at` of `hidden`; `never` is a token it may not name.
@@ -138,7 +166,7 @@ impl Engine {
         for start in (0..len).step_by(chunk) {
             let end = len.min(start + chunk);
             let new = ids.get(start..end).unwrap_or_default();
-            let hidden = self.pass(new, &[Span { row, start, visible: end }], Order::Blocks(block), cache);
+            let hidden = self.pass(new, &[Span { row, start, visible: end }], Order::Blocks(block), cache)?;
             if end == len {
                 verdict = *self.judge(hidden, &[end - start - 1], never)?.first().unwrap_or(&verdict);
             }

@@ -24,16 +24,49 @@ const CAUSAL_PIECE: usize = 64;
 /// Keys and values by row and position.
 #[derive(Debug)]
 pub struct KvCache {
-    /// For each layer keys and values `[R·C, K, D]`; empty before the first pass.
+    /// For each layer keys and values `[R·C, K, D]`; none before the first pass.
     layers: Vec<(Tensor<3>, Tensor<3>)>,
     rows: usize,
     positions: usize,
+    limit: usize,
 }
 
 impl KvCache {
-    /// For `rows` rows of at most `positions` tokens.
-    pub fn new(rows: usize, positions: usize) -> Self {
-        KvCache { layers: Vec::new(), rows, positions }
+    /// For `rows` rows of `positions` tokens, until it is made to hold more; none will have more than `limit`.
+    pub fn new(rows: usize, positions: usize, limit: usize) -> Self {
+        KvCache { layers: Vec::new(), rows, positions, limit }
+    }
+
+    /// What to grow to when a row needs `needed` tokens: twice the size, up to the limit.
+    pub fn next_size(&self, needed: usize) -> usize {
+        needed.max((2 * self.positions).min(self.limit))
+    }
+
+    /// Rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Positions a row has room for.
+    pub fn positions(&self) -> usize {
+        self.positions
+    }
+
+    /// Makes room for `positions` tokens a row; what is held stays. Passes made for the old size do not fit any more.
+    pub fn grow(&mut self, positions: usize) {
+        let more = positions.saturating_sub(self.positions);
+        if more == 0 {
+            return;
+        }
+        for (keys, values) in &mut self.layers {
+            for all in [keys, values] {
+                let [_, heads, width] = all.dims();
+                let none = Tensor::<4>::zeros([self.rows, more, heads, width], (&all.device(), all.dtype()));
+                let held = all.clone().reshape([self.rows, self.positions, heads, width]);
+                *all = Tensor::cat(vec![held, none], 1).reshape([self.rows * positions, heads, width]);
+            }
+        }
+        self.positions = positions;
     }
 }
 
@@ -222,6 +255,41 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    /// A cache that grew between passes gives what one of the full size gives, in every row, by tiles and by a mask.
+    #[test]
+    fn growing_keeps_what_is_held() {
+        let device = Device::flex();
+        let config = serde_json::json!({
+            "architectures": ["LlamaForCausalLM"], "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "rope_theta": 1e4, "tie_word_embeddings": true,
+            "initializer_range": 0.3
+        });
+        let config = crate::model::ModelConfig::from_json(config).unwrap();
+        let params = crate::model::Params::new(&config);
+        let weights = crate::model::weights::upload(crate::model::weights::random_host(&config, &params, 3), &params, &device);
+        let decoder = Decoder::new(config);
+        for by_tiles in [true, false] {
+            let compute = Compute { dtype: DType::F32, device: device.clone(), by_tiles };
+            let pass = |cache: &mut KvCache, start: usize| {
+                let spans: Vec<Span> = (0..2).map(|row| Span { row, start, visible: start + 8 }).collect();
+                let ids: Vec<i64> = (0..16).map(|i| (i * 7 + start as i64 * 3) % 32).collect();
+                let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [16]), &device);
+                let pass = Pass::new(&decoder, spans, 8, Order::Full, cache, &compute);
+                decoder.forward_cached(&weights, ids, &pass, cache).into_data().iter::<f32>().collect::<Vec<_>>()
+            };
+            let (mut large, mut small) = (KvCache::new(2, 64, 64), KvCache::new(2, 16, 64));
+            for start in [0, 8] {
+                assert_eq!(pass(&mut large, start), pass(&mut small, start));
+            }
+            assert_eq!(small.next_size(17), 32);
+            small.grow(small.next_size(17));
+            assert_eq!(pass(&mut large, 16), pass(&mut small, 16), "by tiles: {by_tiles}");
+            small.grow(small.next_size(50));
+            assert_eq!((small.positions(), small.next_size(64)), (64, 64));
+            assert_eq!(pass(&mut large, 24), pass(&mut small, 24));
         }
     }
 }

@@ -4,6 +4,7 @@
 //! step contains is a pure function of (seed, cursor): the row order of an epoch is a seeded permutation, the masks are
 //! drawn by (seed, epoch, row). The cursor is all a resume needs.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -52,6 +53,20 @@ pub struct StepBatch {
     pub slots: u64,
     /// Cursor after this step.
     pub cursor: u64,
+}
+
+/// The packed dataset in `dir`.
+pub fn open(dir: &Path) -> Result<Dataset> {
+    if !dir.join("manifest.json").exists() {
+        let found =
+            if dir.is_dir() { "has no manifest.json: it is no packed dataset, or dlm-prep did not finish" } else { "no such folder" };
+        return Err(Error::Usage(format!(
+            "--data {}: {found}; expected a folder written by `dlm-prep --out {}`",
+            dir.display(),
+            dir.display()
+        )));
+    }
+    Ok(Dataset::open(dir)?)
 }
 
 /// Row `i` of a split as the objective wants it; ids are checked against the vocabulary.

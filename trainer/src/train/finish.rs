@@ -92,8 +92,10 @@ pub fn export_checkpoint(cfg: &Config, data_dir: &Path, name: Option<&str>, out:
             .latest()?
             .ok_or_else(|| Error::Usage(format!("there is no checkpoint in {}", run_dir.join("checkpoints").display())))?,
     };
-    let data = Dataset::open(data_dir)?;
-    let Prepared { decoder, source, folder, .. } = source::prepare(cfg, &data, &chosen.device)?;
+    let data = crate::train::data::open(data_dir)?;
+    let recorded = checkpoint::identity(&at)?;
+    let located = source::locate(cfg, recorded.get("source").map(String::as_str))?;
+    let Prepared { decoder, .. } = source::prepare(cfg, &located, &data, &chosen.device, false)?;
     let muon: Vec<bool> = decoder.params.specs.iter().map(|s| adamw::uses_muon(&cfg.optim, s.kind)).collect();
     let restored = checkpoint::restore(&at, &decoder.params, &muon, &chosen.device)?;
     if restored.identity.get("data") != Some(&data.fingerprint()) {
@@ -109,8 +111,8 @@ pub fn export_checkpoint(cfg: &Config, data_dir: &Path, name: Option<&str>, out:
         decoder: &decoder,
         weights: &restored.weights,
         state: &restored.state,
-        source: &source,
-        source_folder: folder.as_deref(),
+        source: &located.name,
+        source_folder: located.folder.as_deref(),
     };
     export(&what, out)
 }

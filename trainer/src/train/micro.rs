@@ -4,11 +4,17 @@
 //! effective batch never changes. The choice is kept in the checkpoint, so that a resume on a machine with other memory
 //! adds up in the same order.
 
+use burn::tensor::DType;
+
+use crate::config::{Config, Recompute};
+use crate::device::Chosen;
 use crate::diffusion::{Layout, Objective};
 use crate::model::Decoder;
 
 /// More rows than this at a time bring no speed on a CPU.
 const CPU_CAP: usize = 8;
+/// Nor on a GPU more than this.
+const GPU_CAP: usize = 64;
 
 /// Bytes of activations that one row of `seq_len` keeps until its backward pass is done, from the decoder's shapes.
 ///
@@ -35,13 +41,34 @@ pub fn choose(batch_rows: usize, row_bytes: usize, available: usize, cap: usize)
     (1..=batch_rows.min(fits)).rev().find(|m| batch_rows % m == 0).unwrap_or(1)
 }
 
-/// Rows a forward pass on the CPU, within half of the memory that is free now.
-pub fn for_cpu(batch_rows: usize, row_bytes: usize) -> usize {
-    choose(batch_rows, row_bytes, available_bytes() / 2, CPU_CAP)
+/// Rows a forward pass: what was asked for, else what fits into half of the memory that is free now on a CPU, into most of it on a
+/// GPU, where a step that does not fit is taken again in halves (`memory.rs`).
+pub fn rows(cfg: &Config, chosen: &Chosen, decoder: &Decoder, objective: Objective, seq_len: usize, dtype: DType) -> usize {
+    let recompute = cfg.train.recompute == Recompute::Layer;
+    let row = row_bytes(decoder, objective, seq_len, dtype.size(), recompute);
+    let batch = cfg.train.batch_rows.max(1);
+    cfg.train.micro_rows.unwrap_or_else(|| match chosen.name.starts_with("cuda") {
+        true => choose(batch, row, for_activations(gpu_free_bytes(), decoder.params.numel()), GPU_CAP),
+        false => choose(batch, row, available_bytes() / 2, CPU_CAP),
+    })
+}
+
+/// What a GPU has left for activations: gradients, two moments and a bf16 copy (14 bytes a parameter) are still to come, and a
+/// tenth is left alone.
+fn for_activations(free: usize, parameters: usize) -> usize {
+    (free / 10 * 9).saturating_sub(14 * parameters)
+}
+
+/// Free memory of the GPU as the driver's own tool tells it, the smallest where there are several; 16 GiB where it does not.
+fn gpu_free_bytes() -> usize {
+    let asked = std::process::Command::new("nvidia-smi").args(["--query-gpu=memory.free", "--format=csv,noheader,nounits"]).output();
+    let told = asked.ok().filter(|out| out.status.success()).map(|out| String::from_utf8_lossy(&out.stdout).into_owned());
+    let mib = told.and_then(|text| text.lines().filter_map(|line| line.trim().parse::<usize>().ok()).min());
+    mib.map_or(16 << 30, |mib| mib << 20)
 }
 
 /// Memory the system would give without swapping; 8 GiB where it does not say.
-fn available_bytes() -> usize {
+pub fn available_bytes() -> usize {
     std::fs::read_to_string("/proc/meminfo")
         .ok()
         .and_then(|s| {
@@ -52,7 +79,15 @@ fn available_bytes() -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::choose;
+    use super::{choose, for_activations};
+
+    #[test]
+    fn a_gpu_keeps_room_for_weights() {
+        assert_eq!(for_activations(100, 5), 20);
+        assert_eq!(for_activations(100, 50), 0);
+        // no room at all is one row at a time, not none
+        assert_eq!(choose(8, 10, for_activations(100, 50), 64), 1);
+    }
 
     #[test]
     fn the_effective_batch_is_kept() {

@@ -59,11 +59,26 @@ pub struct Reporter {
     events: Option<EventFile>,
     bar: Option<ProgressBar>,
     total_tokens: u64,
+    max_steps: Option<u64>,
+}
+
+/// Where a run stands and where it ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent {
+    /// Steps done.
+    pub step: u64,
+    /// Tokens consumed.
+    pub tokens: u64,
+    /// Token budget.
+    pub total_tokens: u64,
+    /// Steps after which it ends in any case.
+    pub max_steps: Option<u64>,
 }
 
 impl Reporter {
-    /// Open `metrics.jsonl` in the run's folder, keeping the steps up to `last_step`; with `tensorboard` an event file too.
-    pub fn open(dir: &Path, last_step: u64, total_tokens: u64, tensorboard: bool) -> Result<Self> {
+    /// Open `metrics.jsonl` in the run's folder, keeping the steps done; with `tensorboard` an event file too.
+    pub fn open(dir: &Path, extent: Extent, tensorboard: bool) -> Result<Self> {
+        let Extent { step: last_step, tokens, total_tokens, max_steps } = extent;
         let path = dir.join("metrics.jsonl");
         let mut kept = Vec::new();
         if last_step > 0 && path.is_file() {
@@ -84,10 +99,13 @@ impl Reporter {
             if let Ok(style) = ProgressStyle::with_template("{bar:30} {human_pos}/{human_len} tokens  {percent}%  ETA {eta}") {
                 bar.set_style(style);
             }
+            // what an earlier session did says nothing about the speed of this one
+            bar.set_position(tokens.min(total_tokens));
+            bar.reset_eta();
             bar
         });
         let events = if tensorboard { Some(EventFile::create(dir, last_step)?) } else { None };
-        Ok(Reporter { path, file, events, bar, total_tokens })
+        Ok(Reporter { path, file, events, bar, total_tokens, max_steps })
     }
 
     /// Record a step; `print` asks for the console line too.
@@ -99,7 +117,11 @@ impl Reporter {
             events.step(r)?;
         }
         if let Some(bar) = &self.bar {
-            bar.set_position(r.tokens.min(self.total_tokens));
+            if let Some(steps) = self.max_steps {
+                let expected = (r.tokens as f64 / r.step.max(1) as f64 * steps as f64) as u64;
+                bar.set_length(expected.min(self.total_tokens).max(r.tokens));
+            }
+            bar.set_position(r.tokens);
         }
         if print {
             let mfu = r.mfu.map_or(String::new(), |m| format!(" mfu {:.1}%", m * 100.0));

@@ -6,7 +6,6 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use burn::tensor::DType;
 use dlm_datasets::{Dataset, Split};
@@ -14,17 +13,17 @@ use dlm_datasets::{Dataset, Split};
 use crate::checkpoint::{self, Identity, RunState, Store};
 use crate::config::{self, Config, Recompute};
 use crate::device::Chosen;
-use crate::diffusion::objective::{self, Gradients, Objective, PassOptions};
-use crate::diffusion::{Attention, DocumentMask, Layout, Shape, Spec, noise};
+use crate::diffusion::objective::{Objective, PassOptions};
+use crate::diffusion::{Attention, DocumentMask, Layout, Shape, Spec};
 use crate::error::{Error, Result};
 use crate::model::{Decoder, Weights};
-use crate::optim::{Optimizer, adamw, clip, schedule};
-use crate::train::data::{self, EVAL_EPOCH, Plan, Prefetch, StepBatch};
+use crate::optim::{Optimizer, adamw};
+use crate::train::data::{self, Plan, Prefetch};
+use crate::train::evaluate::evaluate;
 use crate::train::finish;
-use crate::train::flops;
 use crate::train::micro;
-use crate::train::report::{Reporter, StepRecord, resident_mib};
-use crate::train::source::{self, Prepared};
+use crate::train::report::{Extent, Reporter};
+use crate::train::source::{self, Located, Prepared};
 
 /// What to do with a checkpoint that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -57,28 +56,39 @@ pub struct Outcome {
     pub export: PathBuf,
 }
 
-struct Trainer<'a> {
-    cfg: &'a Config,
-    chosen: &'a Chosen,
-    data: Arc<Dataset>,
-    decoder: Decoder,
-    weights: Weights,
-    optimizer: Optimizer,
-    state: RunState,
-    plan: Plan,
-    pass: PassOptions,
+/// A run under way.
+pub(super) struct Trainer<'a> {
+    pub(super) cfg: &'a Config,
+    pub(super) chosen: &'a Chosen,
+    pub(super) data: Arc<Dataset>,
+    pub(super) decoder: Decoder,
+    pub(super) weights: Weights,
+    pub(super) optimizer: Optimizer,
+    pub(super) state: RunState,
+    pub(super) plan: Plan,
+    pub(super) pass: PassOptions,
     identity: Identity,
-    source: String,
-    source_folder: Option<PathBuf>,
+    located: Located,
     saved_step: Option<u64>,
 }
 
 /// Train by `cfg` on the dataset in `cfg.data.dir` and export the result.
 pub fn run(cfg: &Config, chosen: &Chosen, options: RunOptions) -> Result<Outcome> {
-    let data = Arc::new(Dataset::open(&cfg.data.dir)?);
+    let data = Arc::new(data::open(&cfg.data.dir)?);
     let out = &cfg.output.dir;
     let store = Store::new(out, cfg.train.keep_checkpoints);
-    let mut trainer = Trainer::new(cfg, chosen, data)?;
+    let recorded = match store.latest()? {
+        Some(at) if options.resume != Resume::Never => Some(checkpoint::identity(&at)?.remove("source").unwrap_or_default()),
+        _ => None,
+    };
+    let located = source::locate(cfg, recorded.as_deref())?;
+    // a repository's commit stands in the saved configuration: the run's settings always mean the same model
+    let mut pinned = cfg.clone();
+    if located.name.starts_with("hf://") {
+        pinned.source.path = Some(located.name.clone());
+    }
+    let cfg = &pinned;
+    let mut trainer = Trainer::new(cfg, chosen, data, located, recorded.is_none())?;
     trainer.begin(&store, options)?;
     checkpoint::files::create_dir(out)?;
     checkpoint::files::write_atomic(&out.join("config.yaml"), cfg.to_yaml()?.as_bytes())?;
@@ -91,15 +101,16 @@ pub fn run(cfg: &Config, chosen: &Chosen, options: RunOptions) -> Result<Outcome
         decoder: &trainer.decoder,
         weights: &trainer.weights,
         state: &trainer.state,
-        source: &trainer.source,
-        source_folder: trainer.source_folder.as_deref(),
+        source: &trainer.located.name,
+        source_folder: trainer.located.folder.as_deref(),
     };
     finish::export(&what, out)?;
     Ok(Outcome { state: trainer.state, export: out.clone() })
 }
 
 impl<'a> Trainer<'a> {
-    fn new(cfg: &'a Config, chosen: &'a Chosen, data: Arc<Dataset>) -> Result<Self> {
+    /// `fresh`: with weights and optimizer state of its own; else a checkpoint gives them.
+    fn new(cfg: &'a Config, chosen: &'a Chosen, data: Arc<Dataset>, located: Located, fresh: bool) -> Result<Self> {
         let manifest = data.manifest();
         if let Some(bd) = cfg.conversion.bd_size.filter(|bd| *bd != manifest.bd_size) {
             return Err(Error::Mismatch(format!(
@@ -108,7 +119,7 @@ impl<'a> Trainer<'a> {
                 manifest.bd_size
             )));
         }
-        let Prepared { decoder, weights, source, folder } = source::prepare(cfg, &data, &chosen.device)?;
+        let Prepared { decoder, weights } = source::prepare(cfg, &located, &data, &chosen.device, fresh)?;
         crate::export::check(&decoder, cfg.export.format)?;
         let objective = objective_of(cfg);
         let dtype = compute_dtype(cfg, chosen);
@@ -116,7 +127,7 @@ impl<'a> Trainer<'a> {
         let plan = Plan {
             seed: cfg.train.seed,
             batch_rows: cfg.train.batch_rows,
-            micro_rows: micro_rows(cfg, &decoder, objective, manifest.seq_len, dtype),
+            micro_rows: micro::rows(cfg, chosen, &decoder, objective, manifest.seq_len, dtype),
             objective,
             spec: Spec {
                 bd_size: manifest.bd_size,
@@ -132,21 +143,21 @@ impl<'a> Trainer<'a> {
             vocab_size: decoder.cfg.vocab_size,
         };
         let pass = PassOptions { dtype, attention, recompute: cfg.train.recompute == Recompute::Layer, loss_chunk: cfg.train.loss_chunk };
-        let optimizer = Optimizer::new(&cfg.optim, &decoder.params, &chosen.device);
-        let identity = finish::identity(cfg, &data, &source, &decoder)?;
+        let optimizer =
+            if fresh { Optimizer::new(&cfg.optim, &decoder.params, &chosen.device) } else { Optimizer { state: Vec::new(), updates: 0 } };
+        let identity = finish::identity(cfg, &data, &located.name, &decoder)?;
         Ok(Trainer {
             cfg,
             chosen,
             data,
             decoder,
-            weights,
+            weights: weights.unwrap_or(Weights(Vec::new())),
             optimizer,
             state: RunState::default(),
             plan,
             pass,
             identity,
-            source,
-            source_folder: folder,
+            located,
             saved_step: None,
         })
     }
@@ -185,6 +196,9 @@ impl<'a> Trainer<'a> {
                         changed.join("; ")
                     )));
                 }
+                if !changed.is_empty() {
+                    eprintln!("warning: resuming under other settings (--allow-changes); {}", changed.join("; "));
+                }
                 self.weights = restored.weights;
                 self.optimizer.state = restored.optimizer;
                 self.optimizer.updates = restored.state.updates;
@@ -216,13 +230,24 @@ impl<'a> Trainer<'a> {
             registered.map_err(|e| Error::Device(format!("installing a signal handler failed: {e}")))?;
         }
         let pad = self.data.manifest().pad_token_id;
-        let feed = Prefetch::start(self.data.clone(), self.plan, self.state.cursor, pad, self.cfg.train.prefetch);
-        let mut reporter =
-            Reporter::open(&self.cfg.output.dir, self.state.step, self.cfg.conversion.total_tokens, self.cfg.report.tensorboard)?;
+        let (data, depth) = (self.data.clone(), self.cfg.train.prefetch);
+        let feed_from = move |plan: Plan, cursor: u64| Prefetch::start(data.clone(), plan, cursor, pad, depth);
+        let mut feed = feed_from(self.plan, self.state.cursor);
+        let extent = Extent {
+            step: self.state.step,
+            tokens: self.state.tokens,
+            total_tokens: self.cfg.conversion.total_tokens,
+            max_steps: self.cfg.train.max_steps,
+        };
+        let mut reporter = Reporter::open(&self.cfg.output.dir, extent, self.cfg.report.tensorboard)?;
         reporter.say(&self.headline());
         while !self.done() {
             let (batch, wait) = feed.next()?;
-            let mut record = self.step(&batch, wait.as_secs_f64())?;
+            let micro_rows = self.plan.micro_rows;
+            let mut record = self.step(batch, wait.as_secs_f64(), &|line| reporter.say(line))?;
+            if self.plan.micro_rows != micro_rows && !self.done() {
+                feed = feed_from(self.plan, self.state.cursor);
+            }
             let last = self.done();
             let step = self.state.step;
             let every = |n: u64| n > 0 && step % n == 0;
@@ -282,7 +307,7 @@ impl<'a> Trainer<'a> {
             self.cfg.model.name,
             self.decoder.cfg.family,
             self.decoder.params.numel() as f64 / 1e6,
-            self.source,
+            self.located.name,
             self.chosen.name,
             m.seq_len,
             m.bd_size,
@@ -301,78 +326,6 @@ impl<'a> Trainer<'a> {
         } else {
             self.state.evals_without_gain += 1;
         }
-    }
-
-    /// One optimizer step.
-    fn step(&mut self, batch: &StepBatch, data_wait: f64) -> Result<StepRecord> {
-        let t = Instant::now();
-        self.decoder.quant_lambda = match self.cfg.conversion.lambda_warmup {
-            0 => 1.0,
-            n => ((self.state.step + 1) as f64 / n as f64).min(1.0),
-        };
-        let mut grads = Gradients::new(self.weights.0.len());
-        let (mut sum, mut useful, mut processed) = (0.0, 0.0, 0);
-        if batch.counted > 0 {
-            let scale = 1.0 / batch.counted as f64;
-            for micro in &batch.micro {
-                let inputs = objective::upload(&self.decoder, micro, self.pass.dtype, self.pass.attention, &self.chosen.device);
-                sum += objective::loss_and_gradients(&self.decoder, &self.weights, &inputs, &self.pass, scale, &mut grads)?;
-                useful += flops::useful(&self.decoder, micro);
-                processed += micro.processed;
-            }
-        }
-        let loss = if batch.counted > 0 { sum / batch.counted as f64 } else { 0.0 };
-        let norm = clip::global_norm(&grads)?;
-        if !loss.is_finite() || !norm.is_finite() {
-            let rows: Vec<String> = batch.rows.iter().map(|(e, r)| format!("{r} (epoch {e})")).collect();
-            return Err(Error::Numeric(format!(
-                "step {}: loss {loss}, gradient norm {norm}; the weights were not touched. Rows of this step: {}. The last checkpoint is whole; look at these rows with `dlm-prep inspect`, lower optim.lr, or skip them",
-                self.state.step + 1,
-                rows.join(", ")
-            )));
-        }
-        let spike = match (self.cfg.train.spike_factor, self.state.loss_mean) {
-            (Some(f), Some(mean)) => loss > f * mean,
-            _ => false,
-        };
-        self.state.step += 1;
-        self.state.cursor = batch.cursor;
-        self.state.tokens += batch.tokens;
-        self.state.loss_tokens += batch.counted as u64;
-        self.state.processed += processed as u64;
-        self.state.slots += batch.slots;
-        let progress = (self.state.tokens as f64 / self.cfg.conversion.total_tokens.max(1) as f64)
-            .max(self.cfg.train.max_steps.map_or(0.0, |m| self.state.step as f64 / m.max(1) as f64));
-        let lr_factor = schedule::factor(&self.cfg.optim, progress);
-        let mut clip = 1.0;
-        if spike {
-            self.state.skipped += 1;
-        } else {
-            clip = clip::factor(&self.cfg.optim, norm, &mut self.state.zclip);
-            self.optimizer.step(&self.cfg.optim, &self.decoder.params, &mut self.weights, grads, lr_factor, clip);
-            self.state.updates = self.optimizer.updates;
-            self.state.loss_mean = Some(self.state.loss_mean.map_or(loss, |m| 0.95 * m + 0.05 * loss));
-        }
-        self.state.last_loss = Some(loss);
-        let seconds = t.elapsed().as_secs_f64() + data_wait;
-        self.state.seconds += seconds;
-        Ok(StepRecord {
-            step: self.state.step,
-            tokens: self.state.tokens,
-            loss,
-            lr: self.cfg.optim.lr * lr_factor,
-            grad_norm: norm,
-            clip,
-            counted: batch.counted,
-            processed,
-            tok_s: batch.tokens as f64 / seconds,
-            seconds,
-            data_wait,
-            mfu: self.chosen.peak_flops().map(|p| useful / seconds / p),
-            rss_mib: resident_mib(),
-            skipped: spike,
-            eval_loss: None,
-        })
     }
 
     /// Mean loss over the first `train.eval_rows` rows of the eval split under fixed masks.
@@ -394,35 +347,6 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// Mean loss over the first `rows` rows of a split under fixed masks; `None` where nothing is counted.
-#[allow(clippy::too_many_arguments)]
-pub fn evaluate(
-    decoder: &Decoder,
-    weights: &Weights,
-    data: &Dataset,
-    split: Split,
-    plan: &Plan,
-    pass: &PassOptions,
-    chosen: &Chosen,
-    rows: usize,
-) -> Result<Option<f64>> {
-    let (mut sum, mut counted) = (0.0, 0usize);
-    for first in (0..rows).step_by(plan.micro_rows.max(1)) {
-        let (mut packed, mut masks) = (Vec::new(), Vec::new());
-        for i in first..(first + plan.micro_rows).min(rows) {
-            let row = data::packed_row(data, split, i, plan.vocab_size)?;
-            let mask = noise::row_mask(plan.seed, EVAL_EPOCH, i as u64, row.input_ids.len(), plan.spec.bd_size, plan.noise_eps);
-            counted += objective::counted(&row, &plan.spec, plan.objective, Some(&mask));
-            packed.push(row);
-            masks.push(mask);
-        }
-        let batch = objective::build_batch(plan.objective, &packed, &masks, &plan.spec, plan.shape);
-        let inputs = objective::upload(decoder, &batch, pass.dtype, pass.attention, &chosen.device);
-        sum += objective::loss_sum(decoder, weights, &inputs, pass)?;
-    }
-    Ok((counted > 0).then(|| sum / counted as f64))
-}
-
 /// The objective a configuration asks for.
 pub fn objective_of(cfg: &Config) -> Objective {
     match (cfg.conversion.objective, cfg.conversion.layout) {
@@ -439,13 +363,4 @@ fn compute_dtype(cfg: &Config, chosen: &Chosen) -> DType {
         None if chosen.name.starts_with("cuda") => DType::BF16,
         None => DType::F32,
     }
-}
-
-/// Rows a forward pass: what was asked for, else what fits.
-fn micro_rows(cfg: &Config, decoder: &Decoder, objective: Objective, seq_len: usize, dtype: DType) -> usize {
-    let element = if dtype == DType::F32 { 4 } else { 2 };
-    let recompute = cfg.train.recompute == Recompute::Layer;
-    cfg.train
-        .micro_rows
-        .unwrap_or_else(|| micro::for_cpu(cfg.train.batch_rows.max(1), micro::row_bytes(decoder, objective, seq_len, element, recompute)))
 }

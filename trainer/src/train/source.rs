@@ -1,6 +1,6 @@
 //! From `source.*` and the dataset's manifest to a decoder with weights that knows the mask token.
 //!
-//! In: configuration, manifest. Out: [`Prepared`]. The dataset must fit the model: block size and mask id agree with an
+//! In: configuration, manifest. Out: [`Located`], then [`Prepared`]. The dataset must fit the model: block size and mask id agree with an
 //! already converted source, every token has a row. Spare rows of the embedding table are used first; a table only
 //! ever grows. A mask row that is new starts as the mean of the rows of ordinary tokens.
 
@@ -9,73 +9,91 @@ use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
 use dlm_datasets::{Dataset, Manifest};
+use dlm_prep::hub::model::{self as hub, Part};
 
 use crate::config::{BitLinear, Config, Init};
 use crate::error::{Error, Result};
+use crate::model::config::Quantization;
 use crate::model::{Decoder, ModelConfig, ParamKind, Params, Weights, weights};
 
 /// A model ready to train.
 pub struct Prepared {
     /// Architecture.
     pub decoder: Decoder,
-    /// fp32 masters.
-    pub weights: Weights,
-    /// Where the weights came from, for the record.
-    pub source: String,
-    /// Local folder of the source, where there is one.
-    pub folder: Option<PathBuf>,
+    /// fp32 masters; none where a checkpoint gives them.
+    pub weights: Option<Weights>,
 }
 
 /// Rows are added in multiples of this, so that matrix shapes stay friendly.
 const VOCAB_MULTIPLE: usize = 64;
 
-/// Resolve `source.path` to a local folder.
-pub fn resolve(path: &str) -> Result<PathBuf> {
-    for scheme in ["hf://", "gs://", "s3://"] {
-        if path.starts_with(scheme) {
-            return Err(Error::Usage(format!(
-                "source.path={path}: remote sources are not read yet; download the folder first (for the hub: `huggingface-cli download ORG/NAME --local-dir DIR`) and give its path"
-            )));
-        }
-    }
-    let dir = PathBuf::from(path);
-    if dir.is_dir() {
-        Ok(dir)
-    } else {
-        Err(Error::Usage(format!(
-            "source.path={path}: no such folder; expected a Hugging Face model folder with config.json and safetensors"
-        )))
+/// Where a run's model comes from.
+#[derive(Clone, Debug)]
+pub struct Located {
+    /// Local folder; none with `source.init=random`.
+    pub folder: Option<PathBuf>,
+    /// The folder as configured, `hf://org/name@commit`, or `random`: what is recorded.
+    pub name: String,
+}
+
+/// The folder of a model given on the command line: local, `hf://org/name[@rev]` or `org/name`.
+pub fn folder_of(model: &Path) -> Result<PathBuf> {
+    match model.to_str() {
+        Some(text) => Ok(hub::find(text, Part::Whole, "--model")?.folder),
+        None => Ok(model.to_path_buf()),
     }
 }
 
-/// Load or initialise the model that `cfg` names, fitted to the dataset.
-pub fn prepare(cfg: &Config, data: &Dataset, device: &Device) -> Result<Prepared> {
+/// Resolve `source.path` to a local folder, downloading what is needed of what a hub has.
+///
+/// `recorded` is the source of the checkpoint that will be resumed: its weights come from there, so only shapes and tokenizer are
+/// needed; and where `source.path` names the recorded repository and no revision, the recorded commit is taken, whatever
+/// the repository's main branch has become.
+pub fn locate(cfg: &Config, recorded: Option<&str>) -> Result<Located> {
+    if cfg.source.init == Init::Random {
+        return Ok(Located { folder: None, name: "random".into() });
+    }
+    let path = cfg.source.path.as_deref().ok_or_else(|| {
+        Error::Usage(
+            "source.path is not set: give a model with source.path=DIR|hf://ORG/NAME, or source.init=random with source.config".into(),
+        )
+    })?;
+    let before = recorded.and_then(hub::HubName::parse).filter(hub::HubName::pinned);
+    let path = match (hub::hub_name(path), before, recorded) {
+        (Some(asked), Some(before), Some(recorded)) if asked.id == before.id && asked.revision.is_none() => recorded,
+        _ => path,
+    };
+    let part = if recorded.is_some() { Part::Shapes } else { Part::Whole };
+    let found = hub::find(path, part, "source.path")?;
+    Ok(Located { folder: Some(found.folder), name: found.name })
+}
+
+/// The model that `cfg` names, fitted to the dataset; its weights, too, loaded or drawn, unless a checkpoint will give them.
+pub fn prepare(cfg: &Config, located: &Located, data: &Dataset, device: &Device, with_weights: bool) -> Result<Prepared> {
     let manifest = data.manifest();
-    let (mut model, folder, source) = match cfg.source.init {
-        Init::Pretrained => {
-            let path = cfg.source.path.as_deref().ok_or_else(|| {
-                Error::Usage(
-                    "source.path is not set: give a model folder with source.path=DIR, or source.init=random with source.config".into(),
-                )
-            })?;
-            let dir = resolve(path)?;
-            (ModelConfig::read(&dir)?, Some(dir), path.to_string())
-        }
-        Init::Random => {
+    let Located { folder, name: source } = located;
+    let mut model = match folder {
+        Some(dir) => ModelConfig::read(dir)?,
+        None => {
             let text = cfg.source_config().map_err(|e| Error::Usage(e.to_string()))?;
             let raw = serde_json::from_str(&text).map_err(|e| Error::Usage(format!("source.config is not valid JSON: {e}")))?;
-            (ModelConfig::from_json(raw)?, None, "random".to_string())
+            ModelConfig::from_json(raw)?
         }
     };
-    check_fit(&model, manifest, &source)?;
-    if let Some(dir) = &folder {
+    check_fit(&model, manifest, source)?;
+    if let Some(dir) = folder {
         check_tokenizer(&dir.join("tokenizer.json"), &data.dir().join("tokenizer/tokenizer.json"), &manifest.mask_token)?;
     }
     let params = Params::new(&model);
-    let mut host = match &folder {
+    let mut host = match folder {
+        _ if !with_weights => Vec::new(),
         Some(dir) => weights::read_host(dir, &mut model, &params)?,
         None => weights::random_host(&model, &params, cfg.train.seed),
     };
+    if model.quantization.is_some() {
+        // packed weights become masters that are quantised online; a checkpoint holds such masters
+        model.quantization = Some(Quantization::Online);
+    }
     let new_mask = model.mask_token_id.is_none();
     let params = fit_vocabulary(&mut model, params, &mut host, manifest.mask_token_id as usize, new_mask && folder.is_some());
     match cfg.conversion.bitlinear {
@@ -84,8 +102,8 @@ pub fn prepare(cfg: &Config, data: &Dataset, device: &Device) -> Result<Prepared
         BitLinear::Off => model.set_bitlinear(false),
     }
     let decoder = Decoder::new(model);
-    let weights = weights::upload(host, &params, device);
-    Ok(Prepared { decoder, weights, source, folder })
+    let weights = with_weights.then(|| weights::upload(host, &params, device));
+    Ok(Prepared { decoder, weights })
 }
 
 fn check_fit(model: &ModelConfig, manifest: &Manifest, source: &str) -> Result<()> {

@@ -1,0 +1,41 @@
+//! The evaluation loss: rows of a split under masks that never change.
+//!
+//! In: weights, the first rows of a split. Out: mean cross-entropy over counted targets, nats.
+
+use dlm_datasets::{Dataset, Split};
+
+use crate::device::Chosen;
+use crate::diffusion::noise;
+use crate::diffusion::objective::{self, PassOptions};
+use crate::error::Result;
+use crate::model::{Decoder, Weights};
+use crate::train::data::{self, EVAL_EPOCH, Plan};
+
+/// Mean loss over the first `rows` rows of a split under fixed masks; `None` where nothing is counted.
+#[allow(clippy::too_many_arguments)]
+pub fn evaluate(
+    decoder: &Decoder,
+    weights: &Weights,
+    data: &Dataset,
+    split: Split,
+    plan: &Plan,
+    pass: &PassOptions,
+    chosen: &Chosen,
+    rows: usize,
+) -> Result<Option<f64>> {
+    let (mut sum, mut counted) = (0.0, 0usize);
+    for first in (0..rows).step_by(plan.micro_rows.max(1)) {
+        let (mut packed, mut masks) = (Vec::new(), Vec::new());
+        for i in first..(first + plan.micro_rows).min(rows) {
+            let row = data::packed_row(data, split, i, plan.vocab_size)?;
+            let mask = noise::row_mask(plan.seed, EVAL_EPOCH, i as u64, row.input_ids.len(), plan.spec.bd_size, plan.noise_eps);
+            counted += objective::counted(&row, &plan.spec, plan.objective, Some(&mask));
+            packed.push(row);
+            masks.push(mask);
+        }
+        let batch = objective::build_batch(plan.objective, &packed, &masks, &plan.spec, plan.shape);
+        let inputs = objective::upload(decoder, &batch, pass.dtype, pass.attention, &chosen.device);
+        sum += objective::loss_sum(decoder, weights, &inputs, pass)?;
+    }
+    Ok((counted > 0).then(|| sum / counted as f64))
+}
