@@ -36,7 +36,8 @@ pub fn choose(spec: &str) -> Result<Chosen> {
                 Some(rest) => rest.strip_prefix(':').and_then(|n| n.parse::<usize>().ok()),
                 None => None,
             };
-            let index = index.ok_or_else(|| Error::Usage(format!("--device {spec:?} is not known; expected auto, cpu, cuda, cuda:N or wgpu")))?;
+            let index =
+                index.ok_or_else(|| Error::Usage(format!("--device {spec:?} is not known; expected auto, cpu, cuda, cuda:N or wgpu")))?;
             cuda(index)
         }
     }
@@ -48,7 +49,9 @@ fn cpu() -> Chosen {
 
 #[cfg(not(feature = "wgpu"))]
 fn wgpu() -> Result<Chosen> {
-    Err(Error::Device("this dlm-train was built without wgpu; build it with `cargo build --release --features wgpu` or use --device cpu".into()))
+    Err(Error::Device(
+        "this dlm-train was built without wgpu; build it with `cargo build --release --features wgpu` or use --device cpu".into(),
+    ))
 }
 
 /// The adapter wgpu would choose, or the one CUBECL_WGPU_DEFAULT_DEVICE names; without a GPU the software driver, if one is installed.

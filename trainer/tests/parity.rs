@@ -84,7 +84,8 @@ fn parity(dir: &Path, case: &Case, more: &[&str]) -> Value {
 /// Layouts and attention forms a case is computed in.
 fn forms(case: &Case, tiles: bool) -> Vec<Vec<&'static str>> {
     let layouts: &[&[&str]] = if case.objective { &[&["--layout", "reference"], &["--layout", "saving"]] } else { &[&[]] };
-    let attention: &[&[&str]] = if tiles { &[&["--attention", "tiles"], &["--attention", "dense", "--recompute"]] } else { &[&[]] };
+    let attention: &[&[&str]] =
+        if tiles { &[&["--attention", "tiles"], &["--attention", "dense", "--recompute"], &["--attention", "ranges"]] } else { &[&[]] };
     layouts.iter().flat_map(|l| attention.iter().map(|a| [*l, *a].concat())).collect()
 }
 

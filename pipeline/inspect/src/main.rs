@@ -63,7 +63,7 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     let dataset = Dataset::open(&args.dir)?;
     let frame = match &args.sql {
-        Some(query) => tables::query(&dataset, query).with_context(|| format!("query {query:?}"))?,
+        Some(query) => tables::query(&dataset, query).with_context(|| format!("query {query:?} (the tables are packed and documents)"))?,
         None => tables::query(&dataset, &tables::summary(matches!(args.by, By::Category)))?,
     };
     if args.json {

@@ -61,11 +61,11 @@ pub struct ParityArgs {
     /// Compute dtype.
     #[arg(long, default_value = "fp32", value_parser = ["fp32", "bf16"])]
     pub dtype: String,
-    /// auto, cpu, cuda[:N].
+    /// auto, cpu, cuda[:N], wgpu.
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Attention: dense (materialised scores), tiles (CPU, fp32) or auto.
-    #[arg(long, default_value = "auto", value_parser = ["auto", "dense", "tiles"])]
+    /// Attention: dense (materialised scores, a mask), ranges (materialised scores, key ranges), tiles (CPU, fp32) or auto.
+    #[arg(long, default_value = "auto", value_parser = ["auto", "dense", "ranges", "tiles"])]
     pub attention: String,
     /// Quantise linears online (BitNet) whatever config.json says.
     #[arg(long)]
@@ -222,6 +222,7 @@ fn measure(args: &ParityArgs, dtype: DType, rounded: bool) -> Result<Report> {
     };
     let attention = match args.attention.as_str() {
         "dense" => Attention::Dense,
+        "ranges" => Attention::Ranges,
         "tiles" => Attention::Tiles,
         _ => Attention::best(device, dtype),
     };

@@ -140,9 +140,7 @@ pub fn upload(decoder: &Decoder, batch: &Batch, dtype: DType, attention: Attenti
             TensorData::new(batch.dense_mask(), [batch.rows, 1, batch.len, batch.len]),
             device,
         )),
-        Attention::Ranges => {
-            AttentionPlan::Ranges(int_tensor(&ranges::table(&batch.tiles, batch.tokens.len(), batch.len), device))
-        }
+        Attention::Ranges => AttentionPlan::Ranges(int_tensor(&ranges::table(&batch.tiles, batch.tokens.len(), batch.len), device)),
         Attention::Tiles => AttentionPlan::Tiles(Arc::new(TilePlan::new(&batch.tiles, batch.tokens.len()))),
     };
     let ids = batch.ids();

@@ -169,8 +169,7 @@ pub fn add_rows(table: Tensor<2>, source: Tensor<2>, rows: &Rows) -> Tensor<2> {
 
 /// AdamW (arXiv:1711.05101): new weights, first and second moment. All fp32, one shape; in place where nobody else holds a tensor.
 pub fn adamw(w: Tensor<2>, m: Tensor<2>, v: Tensor<2>, g: Tensor<2>, step: AdamwStep) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
-    let (w, m, v) =
-        <Dispatch as Kernels>::adamw(w.into_dispatch(), m.into_dispatch(), v.into_dispatch(), g.into_dispatch(), step);
+    let (w, m, v) = <Dispatch as Kernels>::adamw(w.into_dispatch(), m.into_dispatch(), v.into_dispatch(), g.into_dispatch(), step);
     (Tensor::from_dispatch(w), Tensor::from_dispatch(m), Tensor::from_dispatch(v))
 }
 
@@ -283,13 +282,11 @@ mod tests {
         for device in devices() {
             let (w, m, g) = (random([37, 19], &device), random([37, 19], &device) * 0.1, random([37, 19], &device));
             let v = random([37, 19], &device).square();
-            let s =
-                AdamwStep { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.1, clip: 0.7, correction1: 0.3, correction2: 0.2 };
+            let s = AdamwStep { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.1, clip: 0.7, correction1: 0.3, correction2: 0.2 };
             let gc = g.clone() * s.clip;
             let m2 = m.clone() * s.beta1 + gc.clone() * (1.0 - s.beta1);
             let v2 = v.clone() * s.beta2 + gc.square() * (1.0 - s.beta2);
-            let w2 = w.clone() * (1.0 - s.lr * s.decay)
-                - m2.clone() / s.correction1 / ((v2.clone() / s.correction2).sqrt() + s.eps) * s.lr;
+            let w2 = w.clone() * (1.0 - s.lr * s.decay) - m2.clone() / s.correction1 / ((v2.clone() / s.correction2).sqrt() + s.eps) * s.lr;
             let kept = w.clone();
             let before: Vec<f32> = w.clone().into_data().try_to_vec().unwrap();
             let (a, b, c) = adamw(w, m, v, g, s);

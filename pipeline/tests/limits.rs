@@ -1,0 +1,116 @@
+//! The real binary at its limits: a disk that fills up, a row group and a line larger than the memory it may take.
+//!
+//! Everything is made here from the sample's tokenizer; memory is what the program itself reports at its end.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, RecordBatch, StringArray};
+use dlm_datasets::{Dataset, verify};
+use parquet::arrow::ArrowWriter;
+use parquet::basic::Compression;
+use parquet::file::properties::WriterProperties;
+
+fn prep(input: &Path, out: &Path, more: &[&str]) -> Output {
+    let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
+    let mut c = Command::new(env!("CARGO_BIN_EXE_dlm-prep"));
+    c.args(["--engine", "fast", "--workers", "2", "--over-long", "drop", "--max-unsupervised", "1"]).args(more);
+    c.arg("--input").arg(input).arg("--tokenizer").arg(tokenizer).arg("--out").arg(out).output().unwrap()
+}
+
+fn said(o: &Output) -> String {
+    String::from_utf8_lossy(&o.stderr).into_owned()
+}
+
+/// The "… MB peak memory" of a run's last lines.
+fn peak_mb(o: &Output) -> f64 {
+    let text = said(o);
+    let before = text.split(" MB peak memory").next().filter(|b| b.len() < text.len()).unwrap_or_else(|| panic!("no memory in {text}"));
+    before.rsplit([' ', ',']).next().unwrap().parse().unwrap()
+}
+
+/// `rows` prompts of about 1 kB that compress badly, with short answers.
+fn table(rows: usize) -> RecordBatch {
+    let mut state = 1u64;
+    let mut word = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        format!("{:x} ", state >> 16)
+    };
+    let prompts: Vec<String> = (0..rows).map(|_| (0..80).map(|_| word()).collect()).collect();
+    let answers: Vec<String> = (0..rows).map(|i| format!("Answer {i}.")).collect();
+    let column = |v: Vec<String>| Arc::new(StringArray::from(v)) as ArrayRef;
+    RecordBatch::try_from_iter([("prompt", column(prompts)), ("completion", column(answers))]).unwrap()
+}
+
+fn parquet(path: PathBuf, rows: usize) -> PathBuf {
+    let one_group = WriterProperties::builder().set_max_row_group_row_count(Some(usize::MAX)).set_compression(Compression::SNAPPY).build();
+    let batch = table(rows);
+    let mut w = ArrowWriter::try_new(std::fs::File::create(&path).unwrap(), batch.schema(), Some(one_group)).unwrap();
+    w.write(&batch).unwrap();
+    let meta = w.close().unwrap();
+    assert_eq!(meta.row_groups().len(), 1);
+    path
+}
+
+#[test]
+fn a_row_group_of_any_size_is_read_by_pages() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = ["--seq-len", "2048"];
+    let small = prep(&parquet(dir.path().join("small.parquet"), 2_000), &dir.path().join("a"), &long);
+    let large = prep(&parquet(dir.path().join("large.parquet"), 100_000), &dir.path().join("b"), &long);
+    assert!(small.status.success() && large.status.success(), "{}{}", said(&small), said(&large));
+    let rows = Dataset::open(&dir.path().join("b")).unwrap().manifest().counts.rows_read;
+    assert_eq!(rows, 100_000);
+    let (a, b) = (peak_mb(&small), peak_mb(&large));
+    println!("one row group: 2,000 rows {a} MB, 100,000 rows {b} MB");
+    assert!(b < a + 60.0, "the large row group took {b} MB, the small one {a} MB");
+}
+
+#[test]
+fn a_line_over_the_limit_is_dropped_by_name_and_never_held() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rows.jsonl");
+    let mut f = std::io::BufWriter::new(std::fs::File::create(&path).unwrap());
+    let good = "{\"prompt\": \"What?\", \"completion\": \"That.\"}\n";
+    f.write_all(good.as_bytes()).unwrap();
+    f.write_all(b"{\"prompt\": \"").unwrap();
+    let stretch = vec![b'a'; 1 << 20];
+    (0..160).for_each(|_| f.write_all(&stretch).unwrap());
+    f.write_all(format!("\", \"completion\": \"x\"}}\n{good}").as_bytes()).unwrap();
+    f.into_inner().unwrap().sync_all().unwrap();
+    let done = prep(&path, &dir.path().join("out"), &[]);
+    assert!(done.status.success(), "{}", said(&done));
+    let ds = Dataset::open(&dir.path().join("out")).unwrap();
+    let c = &ds.manifest().counts;
+    assert_eq!((c.rows_read, c.rows_kept, c.dropped.get("line_too_long").copied()), (3, 2, Some(1)), "{c:?}");
+    verify::check_dataset(&ds).unwrap();
+    println!("a line of 160 MiB: {} MB", peak_mb(&done));
+}
+
+#[test]
+fn a_full_disk_leaves_nothing_that_passes_for_a_dataset() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = parquet(dir.path().join("rows.parquet"), 3_000);
+    let out = dir.path().join("small");
+    std::fs::create_dir(&out).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"]).arg(&out).output();
+    if !mounted.is_ok_and(|o| o.status.success()) {
+        println!("SKIP: a_full_disk: no right to mount a small file system here");
+        return;
+    }
+    let failed = prep(&input, &out, &["--seq-len", "2048", "--shard-rows", "64"]);
+    let opened = Dataset::open(&out).is_ok();
+    // more room, the same command: it goes on and is whole
+    let grown = Command::new("mount").args(["-o", "remount,size=100m"]).arg(&out).status();
+    let again = prep(&input, &out, &["--seq-len", "2048", "--shard-rows", "64"]);
+    let whole = Dataset::open(&out).is_ok_and(|ds| verify::check_dataset(&ds).is_ok());
+    assert!(Command::new("umount").arg(&out).status().is_ok_and(|s| s.success()));
+    assert!(grown.is_ok_and(|s| s.success()));
+    let text = said(&failed);
+    assert_eq!(failed.status.code(), Some(1), "{text}");
+    assert!(text.contains("small") && text.contains("No space left") && !text.contains("panicked"), "{text}");
+    assert!(!opened, "half a dataset passed for a whole one");
+    assert!(again.status.success() && whole, "{}", said(&again));
+}
