@@ -106,15 +106,15 @@ impl Rows {
 #[backend_extension(Flex, Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"))]
 pub trait Kernels: Backend {
     /// See [`cross_entropy`].
-    #[cfg_attr(feature = "gpu", fusion(meta = |logits, _targets, _scale| (losses_of(logits), logits.clone())))]
+    #[fusion(meta = |logits, _targets, _scale| (losses_of(logits), logits.clone()))]
     fn cross_entropy(logits: FloatTensor<Self>, targets: IntTensor<Self>, scale: f64) -> (FloatTensor<Self>, FloatTensor<Self>);
 
     /// See [`add_rows`].
-    #[cfg_attr(feature = "gpu", fusion(dtype = table, shape = table))]
+    #[fusion(dtype = table, shape = table)]
     fn add_rows(table: FloatTensor<Self>, source: FloatTensor<Self>, index: IntTensor<Self>, plan: Arc<RowPlan>) -> FloatTensor<Self>;
 
     /// See [`adamw`].
-    #[cfg_attr(feature = "gpu", fusion(meta = |w, m, v, _g, _step| (w.clone(), m.clone(), v.clone())))]
+    #[fusion(meta = |w, m, v, _g, _step| (w.clone(), m.clone(), v.clone()))]
     fn adamw(
         w: FloatTensor<Self>,
         m: FloatTensor<Self>,

@@ -14,7 +14,6 @@ use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::prelude::*;
-use burn::tensor::DType;
 use rayon::prelude::*;
 
 use super::simd;
@@ -46,11 +45,11 @@ pub trait RangeSoftmax: Backend {
     /// `softmax(scale · scores)` over the keys that a query sees, 0 elsewhere; over the scores where nobody else holds them.
     ///
     /// `scores` `[B, K, G·S, S]`: row `g · S + s` of a key/value head is query s of its head g. `ranges` `[B · S · 4]`, see [`table`].
-    #[cfg_attr(feature = "gpu", fusion(dtype = scores, shape = scores))]
+    #[fusion(dtype = scores, shape = scores)]
     fn range_softmax(scores: FloatTensor<Self>, ranges: IntTensor<Self>, scale: f64) -> FloatTensor<Self>;
 
     /// Gradient of the scores for probabilities and their gradient: `scale · p ∘ (dp - Σ p ∘ dp)`.
-    #[cfg_attr(feature = "gpu", fusion(dtype = dp, shape = dp))]
+    #[fusion(dtype = dp, shape = dp)]
     fn range_softmax_backward(p: FloatTensor<Self>, dp: FloatTensor<Self>, scale: f64) -> FloatTensor<Self>;
 }
 
@@ -289,7 +288,7 @@ mod tests {
     use super::*;
     use crate::device;
     use crate::model::ops;
-    use burn::tensor::Distribution;
+    use burn::tensor::{DType, Distribution};
 
     /// Two rows of 24: a document of three blocks of 4 with noised copies behind it, and padding that sees itself.
     fn tiles() -> Vec<Tile> {
