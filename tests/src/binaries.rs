@@ -50,7 +50,8 @@ pub fn command(name: &str, directory: &Path) -> Result<Command> {
     let path = build()?.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
     ensure!(path.is_file(), "{} was not built", path.display());
     let mut command = Command::new(path);
-    command.current_dir(directory).stdin(Stdio::null());
+    // nothing that these tests run has business on a network
+    command.current_dir(directory).stdin(Stdio::null()).env("HF_HUB_OFFLINE", "1");
     Ok(command)
 }
 

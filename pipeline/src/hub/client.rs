@@ -3,10 +3,13 @@
 //! In: paths under the endpoint. Out: responses. The token goes to the endpoint's host only, and into no message.
 
 use crate::error::{Error, Result};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Attempts before giving up.
 const ATTEMPTS: u32 = 8;
+/// Attempts where the host's name is not known and nothing was ever heard from it: a mistyped folder on a machine without network.
+const ATTEMPTS_UNKNOWN: u32 = 2;
 
 /// Environment a client reads, gathered in one place so that tests can set it.
 #[derive(Debug, Clone)]
@@ -57,6 +60,8 @@ pub struct Client {
     pub settings: Settings,
     /// Whether it says on stderr that it is waiting; background downloads leave that to their reader.
     pub tells: bool,
+    /// Whether the hub ever answered.
+    answered: AtomicBool,
 }
 
 /// What to do about a failed attempt.
@@ -77,7 +82,7 @@ impl Client {
             .timeout_recv_response(Some(Duration::from_secs(60)))
             .timeout_per_read(Some(Duration::from_secs(60)))
             .build();
-        Client { agent: config.new_agent(), settings, tells: false }
+        Client { agent: config.new_agent(), settings, tells: false, answered: AtomicBool::new(false) }
     }
 
     /// `url` for people: without user names and passwords.
@@ -129,7 +134,7 @@ impl Client {
                 request = request.header("Range", format!("bytes={from}-{to}"));
             }
             let verdict = match request.call() {
-                Ok(response) => match self.judge(url, &response) {
+                Ok(response) => match self.heard(url, &response) {
                     None => match take(response) {
                         Ok(v) => return Ok(v),
                         Err(Cut::Again(why)) => Verdict::Again(why, None),
@@ -137,6 +142,10 @@ impl Client {
                     },
                     Some(v) => v,
                 },
+                Err(e) if unknown_host(&e) && attempt + 1 >= ATTEMPTS_UNKNOWN && !self.answered.load(Ordering::Relaxed) => {
+                    let reason = "its host is not found; is the network there, and HF_ENDPOINT right? (a local folder needs neither)";
+                    Verdict::Never(Self::remote(url, reason))
+                }
                 Err(e) => Verdict::Again(format!("no answer ({})", kind(&e)), None),
             };
             match verdict {
@@ -155,6 +164,11 @@ impl Client {
                 "gave up after {ATTEMPTS} attempts: {last}; is the network there, and HF_ENDPOINT right? (a local folder needs neither)"
             ),
         ))
+    }
+
+    fn heard(&self, url: &str, r: &ureq::http::Response<ureq::Body>) -> Option<Verdict> {
+        self.answered.store(true, Ordering::Relaxed);
+        self.judge(url, r)
     }
 
     fn judge(&self, url: &str, r: &ureq::http::Response<ureq::Body>) -> Option<Verdict> {
@@ -224,6 +238,16 @@ pub enum Cut {
 }
 
 /// What kind of failure, without addresses (a signed address is a secret).
+/// Whether no address was found for the host's name.
+fn unknown_host(e: &ureq::Error) -> bool {
+    match e {
+        ureq::Error::HostNotFound => true,
+        // the system's resolver; its errors have no kind of their own
+        ureq::Error::Io(e) => e.to_string().contains("lookup address"),
+        _ => false,
+    }
+}
+
 fn kind(e: &ureq::Error) -> String {
     match e {
         // the name of an uncategorised kind says nothing; the system's words hold no address
