@@ -4,7 +4,8 @@
 #   scripts/gpu.sh BINARY FIXTURES OUT        BINARY: a dlm-train built with --features cuda (may be .xz)
 #                                             FIXTURES: folder with *_tiny models and causal_*/obj_* cases
 #                                             OUT: receives log.txt, parity.jsonl, bench.jsonl, env.txt
-# DEVICE=cpu PRESETS="tiny_llama tiny_qwen3" STEPS=2 scripts/gpu.sh …   tries the script itself without a card.
+# DEVICE=cpu PRESETS="tiny_llama tiny_qwen3" STEPS=2 scripts/gpu.sh …   tries the script itself without a card; DEVICE=wgpu (a binary
+# with that feature) runs the kernels too, on Mesa's software driver if need be: fp32 only.
 # SECONDS_LEFT=540 stops starting new measurements after that many seconds.
 set -uo pipefail
 binary=$1 fixtures=$2 out=$3
@@ -53,7 +54,7 @@ bench() {
     local preset=$1 layout=$2 batch=$3
     shift 3
     timeout 240 "$binary" bench train --device "$device" --preset "$preset" --layout "$layout" --batch "$batch" --seq 512 --steps "$steps" \
-        --dtype "$([ "$device" = cpu ] && echo fp32 || echo bf16)" --json "$@" >>"$out/bench.jsonl" 2>>"$log" || echo "failed: $preset $layout $batch $*" | tee -a "$log"
+        --dtype "$([[ $device = cuda* ]] && echo bf16 || echo fp32)" --json "$@" >>"$out/bench.jsonl" 2>>"$log" || echo "failed: $preset $layout $batch $*" | tee -a "$log"
 }
 for preset in $presets; do
     for batch in ${BATCHES:-"4 16"}; do
@@ -62,14 +63,16 @@ for preset in $presets; do
         done
     done
     bench "$preset" saving 8 --recompute
+    # the obvious attention beside the usual one (key ranges)
+    bench "$preset" saving 4 --attention dense
 done
 
 python3 - "$out/bench.jsonl" <<'PY' 2>/dev/null || cat "$out/bench.jsonl"
 import json, sys
-print(f"{'preset':14} {'layout':10} {'batch':>5} {'recompute':>9} {'tok/s':>9} {'h per 1B':>9} {'MFU':>6} {'ms/step':>9} {'loss':>8}")
+print(f"{'preset':14} {'layout':10} {'attention':9} {'batch':>5} {'recompute':>9} {'tok/s':>9} {'h per 1B':>9} {'MFU':>6} {'ms/step':>9} {'loss':>8}")
 for line in open(sys.argv[1]):
     r = json.loads(line)
     mfu = f"{100 * r['mfu']:.1f}%" if r["mfu"] else "-"
-    print(f"{r['preset']:14} {r['layout']:10} {r['batch']:5} {str(r['recompute']):>9} {r['tokens_per_s_median']:9.0f} {r['hours_per_billion_tokens']:9.1f} {mfu:>6} {r['ms_per_step_median']:9.1f} {r['loss_last']:8.4f}")
+    print(f"{r['preset']:14} {r['layout']:10} {r['attention']:9} {r['batch']:5} {str(r['recompute']):>9} {r['tokens_per_s_median']:9.0f} {r['hours_per_billion_tokens']:9.1f} {mfu:>6} {r['ms_per_step_median']:9.1f} {r['loss_last']:8.4f}")
 PY
 [ "$failed" -eq 0 ]
