@@ -1,4 +1,4 @@
-//! The real binary at its limits: a disk that fills up, a row group and a line larger than the memory it may take.
+//! The real binary at its limits: a disk that fills up, a line larger than the memory it may take.
 //!
 //! Everything is made here from the sample's tokenizer; memory is what the program itself reports at its end.
 
@@ -52,20 +52,6 @@ fn parquet(path: PathBuf, rows: usize) -> PathBuf {
     let meta = w.close().unwrap();
     assert_eq!(meta.row_groups().len(), 1);
     path
-}
-
-#[test]
-fn a_row_group_of_any_size_is_read_by_pages() {
-    let dir = tempfile::tempdir().unwrap();
-    let long = ["--seq-len", "2048"];
-    let small = prep(&parquet(dir.path().join("small.parquet"), 2_000), &dir.path().join("a"), &long);
-    let large = prep(&parquet(dir.path().join("large.parquet"), 100_000), &dir.path().join("b"), &long);
-    assert!(small.status.success() && large.status.success(), "{}{}", said(&small), said(&large));
-    let rows = Dataset::open(&dir.path().join("b")).unwrap().manifest().counts.rows_read;
-    assert_eq!(rows, 100_000);
-    let (a, b) = (peak_mb(&small), peak_mb(&large));
-    println!("one row group: 2,000 rows {a} MB, 100,000 rows {b} MB");
-    assert!(b < a + 60.0, "the large row group took {b} MB, the small one {a} MB");
 }
 
 #[test]
