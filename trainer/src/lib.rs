@@ -1,6 +1,6 @@
 //! Block-diffusion training, export and decoding of Hugging Face decoder checkpoints, on Burn.
 //!
-//! Read in this order: `config` (what was asked for) → `model` (the decoder and its weights) → `diffusion` (the objective)
+//! Read in this order: `config` (what was asked for) → `model` (the decoder and its weights) → `diffusion` (the objective, on the single-pass operations of `kernels`)
 //! → `optim` → `train` (the loop) → `checkpoint` → `export` → `decode`. `commands` are the subcommands of `dlm-train`.
 
 pub mod checkpoint;
