@@ -288,6 +288,20 @@ fn take_text(row: &mut Row, key: &str) -> Result<String, Drop> {
     }
 }
 
+/// The role that a role's name means, for names that mean no more than a role.
+pub fn plain_role(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "system" => "system",
+        "developer" => "developer",
+        "user" | "human" => "user",
+        "assistant" | "gpt" | "bot" | "model" | "chatgpt" => "assistant",
+        "tool" | "observation" | "tool_response" => "tool",
+        "function" => "function",
+        "ipython" => "ipython",
+        _ => return None,
+    })
+}
+
 /// One message of a list, in OpenAI's or ShareGPT's keys.
 fn message(v: Value) -> Result<Message, Drop> {
     let Value::Object(mut m) = v else {
@@ -307,19 +321,15 @@ fn message(v: Value) -> Result<Message, Drop> {
         Some(_) => return Err(Drop::NonTextContent),
     };
     let role = match role.as_str() {
-        "system" | "developer" | "user" | "assistant" | "tool" | "function" | "ipython" => role,
-        "human" => "user".to_string(),
-        "gpt" | "bot" | "model" | "chatgpt" => "assistant".to_string(),
-        "observation" | "tool_response" => "tool".to_string(),
         "function_call" | "tool_call" => {
             // ShareGPT: the call as JSON text.
             let call: Value = serde_json::from_str(&content).map_err(|_| Drop::BadJson)?;
             let calls = if call.is_array() { call } else { Value::Array(vec![call]) };
             tool_calls = Some(calls);
             content.clear();
-            "assistant".to_string()
+            "assistant"
         }
-        _ => return Err(Drop::UnknownRole),
+        role => plain_role(role).ok_or(Drop::UnknownRole)?,
     };
     if let Some(Value::String(thought)) = m.remove("reasoning_content")
         && role == "assistant"
@@ -328,7 +338,7 @@ fn message(v: Value) -> Result<Message, Drop> {
         content = format!("<think>\n{}\n</think>\n\n{}", thought.trim_matches('\n'), content.trim_start_matches('\n'));
     }
     let mut text = |k: &str| m.remove(k).and_then(|v| v.as_str().map(String::from));
-    Ok(Message { role, content, tool_calls, tool_call_id: text("tool_call_id"), name: text("name") })
+    Ok(Message { role: role.to_string(), content, tool_calls, tool_call_id: text("tool_call_id"), name: text("name") })
 }
 
 /// The text of a content list of `{"type": "text", "text": …}` parts.
@@ -347,7 +357,8 @@ fn text_of_parts(parts: Vec<Value>) -> Result<String, Drop> {
     Ok(out)
 }
 
-fn validate(messages: &[Message]) -> Result<(), Drop> {
+/// Whether there is something to answer, and an answer.
+pub fn validate(messages: &[Message]) -> Result<(), Drop> {
     let Some(last) = messages.iter().rposition(Message::is_assistant) else {
         return Err(if messages.is_empty() { Drop::NoPrompt } else { Drop::NoAssistant });
     };

@@ -11,6 +11,7 @@ pub mod block;
 pub mod commands;
 pub mod control;
 pub mod conversation;
+pub mod direct;
 pub mod error;
 pub mod html;
 pub mod hub;

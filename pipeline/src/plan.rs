@@ -207,8 +207,9 @@ fn sample(inputs: &[Input], template: &ChatTemplate, control: &ControlText, sett
         let Some(Ok(batch)) = source::open(input, 0).ok().and_then(|mut b| b.next()) else {
             continue;
         };
+        let rows = workers::Rows::new(&batch, &input.columns);
         for i in 0..batch.len().min(each) {
-            let Ok(c) = workers::decode(&batch, i, &input.columns).2 else {
+            let Ok(c) = rows.decode(i).2 else {
                 continue;
             };
             let Ok(r) = spans.render(&c) else { continue };

@@ -211,6 +211,16 @@ impl RawRows {
             RawRows::Table(b) => b.num_rows(),
         }
     }
+    /// Line `i`, if these are lines; none for one that was too long.
+    pub fn line(&self, i: usize) -> Option<&[u8]> {
+        match self {
+            RawRows::Lines { bytes, ends } => {
+                let from = if i == 0 { 0 } else { ends[i - 1] };
+                Some(&bytes[from..ends[i]]).filter(|l| !l.is_empty())
+            }
+            RawRows::Table(_) => None,
+        }
+    }
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -10,6 +10,7 @@
 use crate::block::Grid;
 use crate::control::ControlText;
 use crate::conversation::{self, Conversation, Drop};
+use crate::direct;
 use crate::error::{Error, Result};
 use crate::linear::{CHECK_EVERY, Linear};
 use crate::settings::Settings;
@@ -300,7 +301,7 @@ impl<'a> Worker<'a> {
         let tokens = raw.bytes() / 3;
         out.ids.reserve(tokens);
         out.labels.reserve(tokens);
-        let columns = self.inputs.get(from.file).map_or(&[][..], |i| &i.columns);
+        let raw = Rows::new(&raw, self.inputs.get(from.file).map_or(&[][..], |i| &i.columns));
         for i in 0..n {
             if let Some((index, of)) = self.settings.shard
                 && (from.row + i as u64) % of != index
@@ -310,7 +311,7 @@ impl<'a> Worker<'a> {
                 continue;
             }
             let mut row = OutRow::default();
-            let (category, licence, conversation) = decode(&raw, i, columns);
+            let (category, licence, conversation) = raw.decode(i);
             let key = (category, licence);
             row.key = out.keys.iter().position(|k| *k == key).unwrap_or_else(|| {
                 out.keys.push(key);
@@ -374,20 +375,49 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// Category, licence and conversation of raw row `i`; `columns` gives (our name, the file's name) where they differ.
-pub fn decode(
-    raw: &RawRows,
-    i: usize,
-    columns: &[(String, String)],
-) -> (Option<String>, Option<String>, std::result::Result<Conversation, Drop>) {
+/// Raw rows, decoded the short way where they allow it.
+pub struct Rows<'a> {
+    raw: &'a RawRows,
+    columns: &'a [(String, String)],
+    direct: Option<direct::Columns<'a>>,
+}
+
+impl<'a> Rows<'a> {
+    /// `columns` gives (our name, the file's name) where they differ.
+    pub fn new(raw: &'a RawRows, columns: &'a [(String, String)]) -> Self {
+        let direct = match raw {
+            RawRows::Table(batch) if columns.is_empty() => direct::Columns::new(batch),
+            _ => None,
+        };
+        Rows { raw, columns, direct }
+    }
+
+    /// Whether its columns have a shape that is read straight.
+    pub fn is_direct(&self) -> bool {
+        self.direct.is_some()
+    }
+
+    /// Category, licence and conversation of row `i`.
+    pub fn decode(&self, i: usize) -> direct::Read {
+        let short = match (self.raw, &self.direct) {
+            (RawRows::Table(_), Some(d)) => d.read(i),
+            (RawRows::Lines { .. }, _) if self.columns.is_empty() => {
+                self.raw.line(i).and_then(|l| std::str::from_utf8(l).ok()).and_then(direct::line)
+            }
+            _ => None,
+        };
+        short.unwrap_or_else(|| decode(self.raw, i, self.columns))
+    }
+}
+
+/// The long way, and the definition: category, licence and conversation of raw row `i`; `columns` gives (our name, the file's name) where they differ.
+pub fn decode(raw: &RawRows, i: usize, columns: &[(String, String)]) -> direct::Read {
     let mut row = match raw {
         RawRows::Table(batch) => table::row(batch, i),
-        RawRows::Lines { bytes, ends } => {
-            let from = if i == 0 { 0 } else { ends[i - 1] };
-            let line = &bytes[from..ends[i]];
-            if line.is_empty() {
+        RawRows::Lines { .. } => {
+            let Some(line) = raw.line(i) else {
                 return (None, None, Err(Drop::LineTooLong));
-            }
+            };
             let Ok(text) = std::str::from_utf8(line) else {
                 return (None, None, Err(Drop::BadUtf8));
             };

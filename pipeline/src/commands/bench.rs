@@ -68,7 +68,13 @@ pub fn run(a: &Bench) -> Result<()> {
     }
     seconds.push(("read", w.stop().1));
     let w = Watch::start();
-    let talks: Vec<_> = raw.iter().flat_map(|b| (0..b.len()).filter_map(|i| workers::decode(b, i, &[]).2.ok())).collect();
+    let talks: Vec<_> = raw
+        .iter()
+        .flat_map(|b| {
+            let rows = workers::Rows::new(b, &[]);
+            (0..b.len()).filter_map(move |i| rows.decode(i).2.ok())
+        })
+        .collect();
     seconds.push(("decode", w.stop().1));
     let mut spans =
         SpanFinder::new(stages.template, stages.control, plan.settings.special_text, plan.settings.lost_text).with_linear(stages.linear);
