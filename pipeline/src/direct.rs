@@ -399,10 +399,8 @@ mod tests {
     fn message() -> impl Strategy<Value = String> {
         let key = prop::sample::select(vec!["role", "role", "role", "from"]);
         let text = prop::sample::select(vec!["content", "content", "value"]);
-        let more = prop::option::weighted(
-            0.2,
-            (prop::sample::select(vec!["name", "role", "value", "tool_calls", "reasoning_content"]), value()),
-        );
+        let more =
+            prop::option::weighted(0.2, (prop::sample::select(vec!["name", "role", "value", "tool_calls", "reasoning_content"]), value()));
         (key, role(), text, value(), more).prop_map(|(k, r, t, v, more)| {
             let more = more.map(|(k, v)| format!(", \"{k}\": {v}")).unwrap_or_default();
             format!("{{\"{k}\": {r}, \"{t}\": {v}{more}}}")

@@ -139,19 +139,24 @@ pub fn plan(b: &Build) -> Result<Plan> {
     let pad = pad.filter(|p| *p != settings.mask_token).unwrap_or_else(|| eos.clone());
     specials.insert("eos_token".to_string(), eos.clone());
     specials.insert("pad_token".to_string(), pad.clone());
-    let mut control = ControlText::new(tok.added_tokens(), Some(&eos))?;
-    let mut linear = None;
-    if b.render == RenderArg::Auto && !template.has_generation() {
-        let mut spans = SpanFinder::new(&template, &control, settings.special_text, settings.lost_text);
-        linear = linear::probe(&template, &mut |m| spans.fill(m));
-    }
-    if let Some(l) = &linear {
-        control = ControlText::with_triggers(tok.added_tokens(), Some(&eos), &l.triggers)?;
-    }
-    let tokenizer = match b.engine {
-        EngineArg::Auto => tok.choose(&sample(&inputs, &template, &control, &settings))?,
-        EngineArg::Fast => tok.fast().map_err(|e| bad(format!("the fast engine refuses it: {e}; use --engine auto")))?,
-        EngineArg::Stable => tok.stable("stable (tokenizers 0.23.2), as asked".to_string())?,
+    // Everything that needs no tokenizer is done while the engines load.
+    let look = |sampled: bool| -> Result<_> {
+        let mut control = ControlText::new(tok.added_tokens(), Some(&eos))?;
+        let mut linear = None;
+        if b.render == RenderArg::Auto && !template.has_generation() {
+            let mut spans = SpanFinder::new(&template, &control, settings.special_text, settings.lost_text);
+            linear = linear::probe(&template, &mut |m| spans.fill(m));
+        }
+        if let Some(l) = &linear {
+            control = ControlText::with_triggers(tok.added_tokens(), Some(&eos), &l.triggers)?;
+        }
+        let texts = if sampled { sample(&inputs, &template, &control, &settings) } else { Vec::new() };
+        Ok((texts, (control, linear)))
+    };
+    let (tokenizer, (control, linear)) = match b.engine {
+        EngineArg::Auto => tok.choose(|| look(true))?,
+        EngineArg::Fast => (tok.fast().map_err(|e| bad(format!("the fast engine refuses it: {e}; use --engine auto")))?, look(false)?.1),
+        EngineArg::Stable => (tok.stable("stable (tokenizers 0.23.2), as asked".to_string())?, look(false)?.1),
     };
     let id = |what: &str, token: &str| {
         tokenizer.id_of(token).map(|i| i as i32).ok_or_else(|| bad(format!("has no token {token:?}, which it names as {what}")))

@@ -10,6 +10,8 @@
 
 use crate::error::{Error, Result};
 use serde_json::{Value, json};
+use std::borrow::Cow;
+use std::ops::Range;
 use std::path::Path;
 use tokenizers_fast as fast;
 
@@ -219,8 +221,13 @@ impl TokenizerSource {
         let id = self.vocab_size as u32;
         let entry = json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}).to_string();
         // The file is left as it is but for the new entry at the end of its list.
-        match added_tokens_end(&self.json) {
-            Some((at, empty)) => self.json.insert_str(at, &if empty { entry } else { format!(",{entry}") }),
+        let list = value_of(&self.json, "added_tokens").filter(|l| self.json[l.clone()].starts_with('['));
+        match list {
+            Some(list) => {
+                let inside = self.json[list.start + 1..list.end - 1].trim_end();
+                let (at, empty) = (list.start + 1 + inside.len(), inside.is_empty());
+                self.json.insert_str(at, &if empty { entry } else { format!(",{entry}") })
+            }
             None => {
                 let mut v: Value = serde_json::from_str(&self.json).map_err(|e| self.bad(e.to_string()))?;
                 v["added_tokens"] = json!([serde_json::from_str::<Value>(&entry).unwrap_or_default()]);
@@ -239,29 +246,93 @@ impl TokenizerSource {
 
     /// The tokenizer on the fast engine, or why not.
     pub fn fast(&self) -> std::result::Result<Tokenizer, String> {
-        let mut v: Value = serde_json::from_str(&self.json).map_err(|e| e.to_string())?;
-        for k in ["truncation", "padding"] {
-            v[k] = Value::Null;
-        }
+        let text = match self.canonical_by_splicing() {
+            Some(text) => text,
+            None => self.canonical()?,
+        };
+        let engine = fast::from_json(&text).map_err(|e| e.to_string())?;
         let mut note = "fast (tokenizers 1.0.0-rc.3)".to_string();
+        if !self.missing_bytes.is_empty() {
+            note.push_str(&format!(", {} missing byte symbols mended", self.missing_bytes.len()));
+        }
+        Ok(self.tokenizer(Engine::Fast(Box::new(engine)), note))
+    }
+
+    /// The JSON as the fast engine wants it.
+    fn canonical(&self) -> std::result::Result<String, String> {
+        let mut v: Value = serde_json::from_str(&self.json).map_err(|e| e.to_string())?;
         if !self.missing_bytes.is_empty() {
             let vocab = v.get_mut("model").and_then(|m| m.get_mut("vocab")).and_then(Value::as_object_mut);
             let vocab = vocab.ok_or("its vocabulary is no map")?;
             for (k, c) in self.missing_bytes.iter().enumerate() {
                 vocab.insert(c.to_string(), json!(self.model_size + k));
             }
-            for t in v.get_mut("added_tokens").and_then(Value::as_array_mut).into_iter().flatten() {
-                if let Some(id) = t.get("id").and_then(Value::as_u64).filter(|&id| id >= self.model_size as u64) {
-                    t["id"] = json!(id + self.missing_bytes.len() as u64);
-                }
-            }
-            note.push_str(&format!(", {} missing byte symbols mended", self.missing_bytes.len()));
         }
-        fast::canonicalize_value(&mut v).map_err(|e| e.to_string())?;
-        let text = serde_json::to_string(&v).map_err(|e| e.to_string())?;
-        drop(v);
-        let engine = fast::from_json(&text).map_err(|e| e.to_string())?;
-        Ok(self.tokenizer(Engine::Fast(Box::new(engine)), note))
+        self.canonicalize(&mut v)?;
+        serde_json::to_string(&v).map_err(|e| e.to_string())
+    }
+
+    /// All of [`canonical`](Self::canonical) that does not concern the entries of vocabulary and merges.
+    fn canonicalize(&self, v: &mut Value) -> std::result::Result<(), String> {
+        for k in ["truncation", "padding"] {
+            v[k] = Value::Null;
+        }
+        let missing = self.missing_bytes.len() as u64;
+        for t in v.get_mut("added_tokens").and_then(Value::as_array_mut).into_iter().flatten().filter(|_| missing > 0) {
+            if let Some(id) = t.get("id").and_then(Value::as_u64).filter(|&id| id >= self.model_size as u64) {
+                t["id"] = json!(id + missing);
+            }
+        }
+        fast::canonicalize_value(v).map_err(|e| e.to_string())
+    }
+
+    /// [`canonical`](Self::canonical) without making a tree of the hundreds of thousands of entries of vocabulary and merges: they
+    /// are cut out as text, the rest is converted, and they are put back. None where that cannot be told to be the same.
+    fn canonical_by_splicing(&self) -> Option<String> {
+        let model = value_of(&self.json, "model")?;
+        let inside = &self.json[model.clone()];
+        let (vocab, merges) = (value_of(inside, "vocab")?, value_of(inside, "merges")?);
+        let (vocab_text, merges_text) = (&inside[vocab.clone()], &inside[merges.clone()]);
+        if !vocab_text.starts_with('{') || !merges_text.starts_with('[') {
+            return None;
+        }
+        let mut vocab_text = Cow::Borrowed(vocab_text);
+        if !self.missing_bytes.is_empty() {
+            let mut more = vocab_text.strip_suffix('}')?.to_string();
+            for (k, c) in self.missing_bytes.iter().enumerate() {
+                more.push_str(&format!(",{}:{}", serde_json::to_string(c).ok()?, self.model_size + k));
+            }
+            vocab_text = Cow::Owned(more + "}");
+        }
+        let merges_text = merge_pairs(merges_text)?;
+        let (first, second) = if vocab.start < merges.start { (&vocab, &merges) } else { (&merges, &vocab) };
+        let hole = |r: &Range<usize>| if *r == vocab { "{}" } else { "[]" };
+        let frame = [
+            &self.json[..model.start],
+            &inside[..first.start],
+            hole(first),
+            &inside[first.end..second.start],
+            hole(second),
+            &inside[second.end..],
+            &self.json[model.end..],
+        ]
+        .concat();
+        let mut v: Value = serde_json::from_str(&frame).ok()?;
+        self.canonicalize(&mut v).ok()?;
+        let frame = serde_json::to_string(&v).ok()?;
+        let model = value_of(&frame, "model")?;
+        let inside = &frame[model.clone()];
+        let mut holes = [(value_of(inside, "vocab")?, &*vocab_text), (value_of(inside, "merges")?, &*merges_text)];
+        holes.sort_by_key(|h| h.0.start);
+        let mut out = String::with_capacity(frame.len() + vocab_text.len() + merges_text.len());
+        let mut at = 0;
+        for (hole, text) in holes {
+            out.push_str(&frame[at..model.start + hole.start]);
+            out.push_str(text);
+            at = model.start + hole.end;
+        }
+        out.push_str(&frame[at..]);
+        Some(out)
     }
 
     /// The tokenizer on the stable engine.
@@ -292,80 +363,165 @@ impl TokenizerSource {
         }
     }
 
-    /// The fast engine if it gives the stable engine's ids on every text of `sample`, else the stable one; the note says which
-    /// and why.
-    pub fn choose(&self, sample: &[String]) -> Result<Tokenizer> {
-        let (fast, stable) = std::thread::scope(|s| {
-            let stable = s.spawn(|| self.stable_engine());
-            (self.fast(), stable.join())
+    /// The fast engine if it gives the stable engine's ids on every text of a sample, else the stable one; the note says which
+    /// and why. `meanwhile` gives the sample, and whatever else there is to do while the engines load.
+    pub fn choose<T>(&self, meanwhile: impl FnOnce() -> Result<(Vec<String>, T)>) -> Result<(Tokenizer, T)> {
+        let (fast, stable, sample) = std::thread::scope(|s| {
+            let (fast, stable) = (s.spawn(|| self.fast()), s.spawn(|| self.stable_engine()));
+            let sample = meanwhile();
+            (fast.join(), stable.join(), sample)
         });
-        let mut stable = stable.map_err(|_| Error::Internal("loading the tokenizer".to_string()))??;
-        let mut fast = match fast {
+        let (sample, other) = sample?;
+        let died = |_| Error::Internal("loading the tokenizer".to_string());
+        let mut stable = stable.map_err(died)??;
+        let mut fast = match fast.map_err(died)? {
             Ok(f) => f,
-            Err(reason) => return self.stable(format!("stable (tokenizers 0.23.2): the fast engine refuses this tokenizer: {reason}")),
+            Err(reason) => {
+                return Ok((self.stable(format!("stable (tokenizers 0.23.2): the fast engine refuses this tokenizer: {reason}"))?, other));
+            }
         };
-        let mut ids = Vec::new();
         let mut compared = 0;
         for plain in [false, true] {
             stable.set_encode_special_tokens(plain);
-            for text in sample {
-                ids.clear();
-                fast.encode_into(text, plain, &mut ids)?;
-                let truth = stable.encode_fast(text.as_str(), false).map_err(|e| self.bad(e.to_string()))?;
-                let truth = truth.get_ids();
-                if !truth.iter().map(|&i| i as i32).eq(ids.iter().copied()) {
-                    let at = ids.iter().zip(truth).take_while(|(x, y)| **x == **y as i32).count();
-                    return self.stable(format!(
-                        "stable (tokenizers 0.23.2): the fast engine gives other ids on a sample row (token {at}: {:?} instead of {:?})",
-                        ids.get(at),
-                        truth.get(at)
-                    ));
+            let (left, right) = sample.split_at(sample.len() / 2);
+            let halves = std::thread::scope(|s| {
+                let left = s.spawn(|| self.compare(&fast, &stable, plain, left));
+                [
+                    self.compare(&fast, &stable, plain, right),
+                    left.join().unwrap_or_else(|_| Err(Error::Internal("comparing engines".to_string()))),
+                ]
+            });
+            for half in halves {
+                match half? {
+                    Ok(tokens) => compared += tokens,
+                    Err(difference) => {
+                        let note = format!("stable (tokenizers 0.23.2): the fast engine gives other ids on a sample row ({difference})");
+                        return Ok((self.stable(note)?, other));
+                    }
                 }
-                compared += ids.len();
             }
         }
         fast.engine_note.push_str(&format!(", equal to 0.23.2 on {} sample texts, {compared} tokens", sample.len()));
-        Ok(fast)
+        Ok((fast, other))
+    }
+
+    /// The number of tokens of `sample` if both engines give the same, else the first difference.
+    fn compare(
+        &self,
+        fast: &Tokenizer,
+        stable: &tokenizers::Tokenizer,
+        plain: bool,
+        sample: &[String],
+    ) -> Result<std::result::Result<usize, String>> {
+        let (mut ids, mut compared) = (Vec::new(), 0);
+        for text in sample {
+            ids.clear();
+            fast.encode_into(text, plain, &mut ids)?;
+            let truth = stable.encode_fast(text.as_str(), false).map_err(|e| self.bad(e.to_string()))?;
+            let truth = truth.get_ids();
+            if !truth.iter().map(|&i| i as i32).eq(ids.iter().copied()) {
+                let at = ids.iter().zip(truth).take_while(|(x, y)| **x == **y as i32).count();
+                return Ok(Err(format!("token {at}: {:?} instead of {:?}", ids.get(at), truth.get(at))));
+            }
+            compared += ids.len();
+        }
+        Ok(Ok(compared))
     }
 }
 
-/// Where the top-level `added_tokens` list of a JSON object ends (after its last entry), and whether it is empty.
-fn added_tokens_end(json: &str) -> Option<(usize, bool)> {
+/// Where the value of a key of a JSON object stands. The text is known to be JSON; none if the key is missing or there twice.
+fn value_of(json: &str, key: &str) -> Option<Range<usize>> {
     let bytes = json.as_bytes();
-    let (mut depth, mut i, mut key_at, mut list) = (0usize, 0, None, None);
-    let mut last = 0;
+    let (mut depth, mut i) = (0usize, 0);
+    // The last string at depth 1, and where the value of the key begins.
+    let (mut last_key, mut begun, mut found) = (0..0, None, None);
     while i < bytes.len() {
         match bytes[i] {
             b'"' => {
                 let start = i + 1;
-                i = start;
-                while i < bytes.len() && bytes[i] != b'"' {
-                    i += 1 + usize::from(bytes[i] == b'\\');
-                }
+                i = string_end(bytes, start)?;
                 if depth == 1 {
-                    key_at = json.get(start..i).filter(|k| *k == "added_tokens").map(|_| i);
-                }
-                last = i + 1;
-            }
-            b'[' | b'{' => {
-                depth += 1;
-                if depth == 2 && bytes[i] == b'[' && key_at.is_some() {
-                    list = Some(i + 1);
-                    last = i + 1;
+                    last_key = start..i;
                 }
             }
-            b']' | b'}' => {
-                if depth == 2
-                    && let Some(from) = list
+            b'[' | b'{' => depth += 1,
+            b':' if depth == 1 && json.get(last_key.clone())? == key => {
+                if begun.is_some() || found.is_some() {
+                    return None;
+                }
+                begun = Some(i + 1);
+            }
+            b @ (b',' | b'}' | b']') => {
+                if depth == 1
+                    && let Some(from) = begun.take()
                 {
-                    return Some((last, last == from));
+                    let value = &json[from..i];
+                    let trimmed = value.trim();
+                    let from = from + value.len() - value.trim_start().len();
+                    found = Some(from..from + trimmed.len());
                 }
-                depth = depth.checked_sub(1)?;
-                last = i + 1;
+                if b != b',' {
+                    depth = depth.checked_sub(1)?;
+                } else if depth == 1 {
+                    last_key = 0..0;
+                }
             }
-            b if b.is_ascii_whitespace() || b == b':' => {}
-            b',' if depth == 1 => key_at = None,
-            _ => last = i + 1,
+            _ => {}
+        }
+        i += 1;
+    }
+    found
+}
+
+/// Where a JSON string ends whose first byte is at `from`.
+fn string_end(bytes: &[u8], from: usize) -> Option<usize> {
+    let mut i = from;
+    loop {
+        i += memchr::memchr2(b'"', b'\\', bytes.get(i..)?)?;
+        if bytes[i] == b'"' {
+            return Some(i);
+        }
+        i += 2;
+    }
+}
+
+/// A JSON list of merges with every `"a b"` as `["a","b"]`; a list of pairs stays as it is. None where a merge is neither.
+fn merge_pairs(json: &str) -> Option<Cow<'_, str>> {
+    let bytes = json.as_bytes();
+    let first = json[1..].trim_start();
+    if first.starts_with(['[', ']']) {
+        return Some(Cow::Borrowed(json));
+    }
+    let mut out = String::with_capacity(json.len() + json.len() / 2);
+    out.push('[');
+    let mut i = 1;
+    while i < bytes.len() {
+        match bytes[i] {
+            b'"' => {
+                let end = string_end(bytes, i + 1)?;
+                let merge = &json[i + 1..end];
+                i = end;
+                if merge.starts_with("#version") {
+                    // A comment, by the converter's rules too.
+                } else {
+                    let (a, b) = merge.split_once(' ')?;
+                    // A space may be written as an escape: leave that to a real parser.
+                    if b.contains(' ') || merge.contains("\\u0020") {
+                        return None;
+                    }
+                    if out.len() > 1 {
+                        out.push(',');
+                    }
+                    out.extend(["[\"", a, "\",\"", b, "\"]"]);
+                }
+            }
+            b',' => {}
+            b']' if json[i + 1..].trim().is_empty() => {
+                out.push(']');
+                return Some(Cow::Owned(out));
+            }
+            b if b.is_ascii_whitespace() => {}
+            _ => return None,
         }
         i += 1;
     }
@@ -448,22 +604,69 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entry_goes_to_the_end_of_the_list() {
+    fn values_by_key() {
         for (json, want) in [
-            (
-                r#"{"a": "added_tokens", "added_tokens": [ {"id": 1, "content": "]"} ], "z": []}"#,
-                r#"{"a": "added_tokens", "added_tokens": [ {"id": 1, "content": "]"}X ], "z": []}"#,
-            ),
-            (r#"{"added_tokens":[]}"#, r#"{"added_tokens":[X]}"#),
-            (r#"{"m": {"added_tokens": [1]}, "added_tokens": [ ]}"#, r#"{"m": {"added_tokens": [1]}, "added_tokens": [X ]}"#),
+            (r#"{"a": "k", "k": [ {"id": 1, "k": "]"} ] , "z": []}"#, Some(r#"[ {"id": 1, "k": "]"} ]"#)),
+            (r#"{"k":[]}"#, Some("[]")),
+            (r#"{"m": {"k": [1]}, "k": "x\"y,"}"#, Some(r#""x\"y,""#)),
+            (r#"{"k": 1, "k": 2}"#, None),
+            (r#"{"b": ["k", {"k": 1}]}"#, None),
         ] {
-            let (at, empty) = added_tokens_end(json).unwrap();
-            let mut s = json.to_string();
-            s.insert(at, 'X');
-            assert_eq!(s, want);
-            assert_eq!(empty, !json.contains("\"id\""), "{json}");
+            assert_eq!(value_of(json, "k").map(|r| &json[r]), want, "{json}");
         }
-        assert_eq!(added_tokens_end("{\"b\": 1}"), None);
+    }
+
+    #[test]
+    fn a_token_goes_to_the_end_of_the_list() {
+        let dir = tempfile::tempdir().unwrap();
+        for (list, want) in [("[]", "[X]"), (r#"[ {"id": 1, "content": "]"} ]"#, r#"[ {"id": 1, "content": "]"},X ]"#)] {
+            let text = |list: &str| format!(r#"{{"model": {{"vocab": {{"a": 0}}, "added_tokens": 3}}, "added_tokens": {list}, "z": []}}"#);
+            std::fs::write(dir.path().join("tokenizer.json"), text(list)).unwrap();
+            let mut t = TokenizerSource::read(dir.path()).unwrap();
+            let id = t.ensure_token("M").unwrap();
+            let x = json!({"id": id, "content": "M", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+            assert_eq!(t.json, text(&want.replace('X', &x.to_string())));
+        }
+    }
+
+    /// The quick form of the fast engine's JSON means what the obvious one means.
+    #[test]
+    fn splicing_is_converting() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut sources = Vec::new();
+        let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
+        sources.push(TokenizerSource::read(&sample).unwrap());
+        for (merges, quick) in [
+            (r#"["a b", "ab c", "\" \\"]"#, true),
+            (r##"["#version: 0.2", "a b"]"##, true),
+            (r#"[["a", "b"], [ "ab", "c" ]]"#, true),
+            ("[]", true),
+            (r#"["a\u0020b"]"#, false),
+            (r#"["a b", ["ab", "c"]]"#, false),
+            (r#"["a b c"]"#, false),
+            ("null", false),
+        ] {
+            let byte_level =
+                r#""pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}, "#;
+            for more in ["", byte_level] {
+                let text = format!(
+                    r#"{{"version": "1.0", "truncation": {{"x": 1}}, {more}"added_tokens": [{{"id": 5, "content": "<e>", "special": true}}],
+                    "model": {{"dropout": null, "merges": {merges}, "unk_token": null, "vocab": {{"a": 0, "b": 1, "ab": 2, "c": 3, "abc": 4 }} }} }}"#
+                );
+                std::fs::write(dir.path().join("tokenizer.json"), text).unwrap();
+                let s = TokenizerSource::read(dir.path()).unwrap();
+                assert_eq!(s.canonical_by_splicing().is_some(), quick, "{merges}");
+                assert_eq!(s.missing_bytes.is_empty(), more.is_empty());
+                sources.push(s);
+            }
+        }
+        for s in &sources {
+            if let Some(quick) = s.canonical_by_splicing() {
+                let slow = s.canonical().unwrap();
+                let [quick, slow]: [Value; 2] = [quick, slow].map(|t| serde_json::from_str(&t).unwrap());
+                assert!(quick == slow, "{}", s.path.display());
+            }
+        }
     }
 
     #[test]
