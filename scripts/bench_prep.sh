@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Ours and the Python peer in turn, whole process against whole process, on the same file, cores and tokenizer.
-#   scripts/bench_prep.sh SHARED TOKENIZER_DIR [PYTHON] [COPIES]
+#   [RC3=FOLDER] scripts/bench_prep.sh SHARED TOKENIZER_DIR [PYTHON] [COPIES]
+# RC3 is an unpacked wheel of tokenizers 1.0.0rc3, for the peer on our own engine.
 # SHARED has assets/conversations and peers/peer_prep.py; COPIES of the conversations are joined into one parquet file.
 set -euo pipefail
 shared=$1 tokenizer=$2 python=${3:-python3} copies=${4:-2}
@@ -11,17 +12,45 @@ import glob, sys, pyarrow as pa, pyarrow.parquet as pq
 t = pa.concat_tables([pq.read_table(f) for f in sorted(glob.glob(sys.argv[1] + "/assets/conversations/*.parquet"))] * int(sys.argv[3]))
 pq.write_table(t.filter(pa.compute.is_valid(t["output"])), sys.argv[2], row_group_size=1000)
 PY
-clock() { local t0 t1; t0=$(date +%s.%N); "$@" >"$tmp/log" 2>&1 || { cat "$tmp/log"; exit 1; }; t1=$(date +%s.%N); echo "$t1 - $t0" | bc; }
-TIMEFORMAT='%U %S'
-for round in 1 2; do
-    rm -rf "$tmp/ours"
-    cpu=$( { time clock "$bin" --input "$tmp/data.parquet" --tokenizer "$tokenizer" --out "$tmp/ours" --workers 2 --json >"$tmp/ours.wall"; } 2>&1 )
-    echo "ours:  $(cat "$tmp/ours.wall") s wall, $cpu s CPU (user, system)"
+# Prints "WALL USER+SYSTEM" of a command; its output goes to a log.
+clock() {
+    local t0 t1 cpu TIMEFORMAT='%U + %S'
+    t0=$(date +%s.%N)
+    cpu=$( { time "$@" >"$tmp/out" 2>"$tmp/log" || { cat "$tmp/log" >&2; exit 1; }; } 2>&1 ) || { echo "$cpu" >&2; exit 1; }
+    t1=$(date +%s.%N)
+    echo "$(echo "$t1 - $t0" | bc) $(echo "$cpu" | tail -1 | bc)"
+}
+declare -A wall
+run() { # NAME COMMAND…
+    local name=$1 took; shift
+    took=$(clock "$@")
+    wall[$name]="${wall[$name]:-}${took% *} "
+    printf '%-28s %8.2f s wall %8.2f s CPU   %s\n' "$name" ${took} "$(grep -o '[0-9]* MB peak memory' "$tmp/log" || tail -1 "$tmp/out" | cut -c1-80)"
+}
+ours() { rm -rf "$tmp/ours"; run "$1" "$bin" --input "$2" --tokenizer "$tokenizer" --out "$tmp/ours" --workers 2 --json; }
+median() { printf '%s\n' ${wall[$1]} | sort -g | sed -n "$((($(printf '%s\n' ${wall[$1]} | wc -l) + 1) / 2))p"; }
+
+for round in 1 2 3; do
+    ours dlm-prep "$tmp/data.parquet"
+    if PYTHONPATH="${RC3:-}" "$python" -c 'import tokenizers, datasets; assert tokenizers.__version__.startswith("1.")' 2>/dev/null; then
+        for way in datasets lean; do
+            run "1.0 engine, $way" env PYTHONPATH="${RC3:-}" "$python" "$(dirname "$0")/peers/prep_rc3.py" --data "$tmp/data.parquet" \
+                --tokenizer "$tokenizer/tokenizer.json" --out "$tmp/peer" --way $way
+        done
+    else
+        echo "SKIP: no tokenizers 1.0 in RC3 (an unpacked wheel of tokenizers==1.0.0rc3) or no datasets"
+    fi
 done
 if "$python" -c 'import datasets, trl, transformers' 2>/dev/null; then
-    cpu=$( { time clock "$python" "$shared/peers/peer_prep.py" --data "$tmp/data.parquet" --tokenizer "$tokenizer/tokenizer.json" --out "$tmp/peer" --procs 2 --batched >"$tmp/peer.wall"; } 2>&1 )
-    echo "peer:  $(cat "$tmp/peer.wall") s wall, $cpu s CPU (user, system)"
-    echo "ratio: $(echo "scale=1; $(cat "$tmp/peer.wall") / $(cat "$tmp/ours.wall")" | bc) (wall)"
+    run "stock peer" "$python" "$shared/peers/peer_prep.py" --data "$tmp/data.parquet" --tokenizer "$tokenizer/tokenizer.json" --out "$tmp/peer" --procs 2 --batched
 else
-    echo "SKIP: $python lacks datasets, trl or transformers; no peer"
+    echo "SKIP: $python lacks datasets, trl or transformers; no stock peer"
 fi
+for name in "${!wall[@]}"; do
+    [ "$name" = dlm-prep ] || echo "ratio to $name (medians): $(echo "scale=1; $(median "$name") / $(median dlm-prep)" | bc)"
+done
+# Memory, and ten times the input.
+mkdir "$tmp/ten"
+for k in 0 1 2 3 4 5 6 7 8 9; do ln -s "$tmp/data.parquet" "$tmp/ten/$k.parquet"; done
+ours "dlm-prep, ten times" "$tmp/ten"
+"$bin" bench --input "$tmp/data.parquet" --tokenizer "$tokenizer" --workers 2
