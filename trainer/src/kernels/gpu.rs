@@ -26,6 +26,39 @@ pub(crate) fn owned(t: CubeTensor) -> CubeTensor {
     if t.can_mut() { t } else { t.copy() }
 }
 
+/// Adds up what the units left in `part`; the sum then stands in entry 0. `units` is a power of two.
+#[cube]
+pub(crate) fn join_sums(part: &mut Shared<[f32]>, unit: usize, #[comptime] units: usize) {
+    sync_cube();
+    let mut half = (units / 2).runtime();
+    while half > 0 {
+        if unit < half {
+            part[unit] += part[unit + half];
+        }
+        sync_cube();
+        half /= 2;
+    }
+}
+
+/// Joins the units' maxima and their sums of exponentials below those; the whole row's then stand in entry 0. `units` is a power of
+/// two.
+#[cube]
+pub(crate) fn join_softmax(most_of: &mut Shared<[f32]>, sum_of: &mut Shared<[f32]>, unit: usize, #[comptime] units: usize) {
+    sync_cube();
+    let mut half = (units / 2).runtime();
+    while half > 0 {
+        if unit < half {
+            let a = most_of[unit];
+            let b = most_of[unit + half];
+            let top = max(a, b);
+            sum_of[unit] = sum_of[unit] * (a - top).exp() + sum_of[unit + half] * (b - top).exp();
+            most_of[unit] = top;
+        }
+        sync_cube();
+        half /= 2;
+    }
+}
+
 /// One cube a row: the logarithm of the sum of exponentials, then the loss, then the gradient over the logits.
 #[cube(launch)]
 fn cross_entropy_kernel<F: Float, I: Int>(
@@ -59,18 +92,7 @@ fn cross_entropy_kernel<F: Float, I: Int>(
     }
     most_of[unit] = most;
     sum_of[unit] = sum;
-    sync_cube();
-    let mut half = units / 2;
-    while half > 0 {
-        if unit < half {
-            let (a, b) = (most_of[unit], most_of[unit + half]);
-            let top = max(a, b);
-            sum_of[unit] = sum_of[unit] * (a - top).exp() + sum_of[unit + half] * (b - top).exp();
-            most_of[unit] = top;
-        }
-        sync_cube();
-        half /= 2;
-    }
+    join_softmax(&mut most_of, &mut sum_of, unit, units);
     let most = most_of[0];
     let sum = sum_of[0];
     let target = usize::cast_from(targets[row]);

@@ -138,7 +138,7 @@ mod gpu {
     use cubecl::prelude::*;
 
     use super::RangeSoftmax;
-    use crate::kernels::gpu::owned;
+    use crate::kernels::gpu::{join_softmax, join_sums, owned};
 
     /// Units that share a row.
     const UNITS: usize = 128;
@@ -185,19 +185,7 @@ mod gpu {
         }
         most_of[unit] = most;
         sum_of[unit] = sum;
-        sync_cube();
-        let mut half = units / 2;
-        while half > 0 {
-            if unit < half {
-                let m1 = most_of[unit];
-                let m2 = most_of[unit + half];
-                let top = max(m1, m2);
-                sum_of[unit] = sum_of[unit] * (m1 - top).exp() + sum_of[unit + half] * (m2 - top).exp();
-                most_of[unit] = top;
-            }
-            sync_cube();
-            half /= 2;
-        }
+        join_softmax(&mut most_of, &mut sum_of, unit, units);
         let most = most_of[0];
         let part = 1.0 / sum_of[0];
         let mut j = unit;
@@ -224,15 +212,7 @@ mod gpu {
             j += units;
         }
         dot_of[unit] = dot;
-        sync_cube();
-        let mut half = units / 2;
-        while half > 0 {
-            if unit < half {
-                dot_of[unit] += dot_of[unit + half];
-            }
-            sync_cube();
-            half /= 2;
-        }
+        join_sums(&mut dot_of, unit, units);
         let dot = dot_of[0];
         let mut j = unit;
         while j < keys {
