@@ -171,8 +171,8 @@ pub fn is_metadata(path: &str) -> bool {
 }
 
 fn walk(dir: &Path, depth: usize, out: &mut Vec<PathBuf>) -> Result<()> {
-    if depth > 8 {
-        return Ok(());
+    if depth > 32 {
+        return Err(Error::Usage(format!("{}: more than 32 folders deep; give the folder that holds the files", dir.display())));
     }
     for entry in std::fs::read_dir(dir).map_err(Error::io("listing", dir))? {
         let path = entry.map_err(Error::io("listing", dir))?.path();
@@ -229,7 +229,7 @@ impl RawRows {
     pub fn bytes(&self) -> usize {
         match self {
             RawRows::Lines { bytes, .. } => bytes.len(),
-            RawRows::Table(b) => b.get_array_memory_size(),
+            RawRows::Table(b) => b.columns().iter().map(|c| c.to_data().get_slice_memory_size().unwrap_or(0)).sum(),
         }
     }
 }

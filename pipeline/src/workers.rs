@@ -201,7 +201,12 @@ pub fn run<T>(
             }
             tickets.push(ticket_in);
             let (raw_in, failed, ends_in) = (raw_in.clone(), done_in.clone(), ends_in.clone());
-            scope.spawn(move || match read(inputs, k, stream, &raw_in, &ticket_out, meter) {
+            let reading = move || {
+                let read = std::panic::AssertUnwindSafe(|| read(inputs, k, stream, &raw_in, &ticket_out, meter));
+                // A decoder's bug is an error of this run, not the end of the thread.
+                std::panic::catch_unwind(read).unwrap_or_else(|_| Err(Error::Internal("reading an input".to_string())))
+            };
+            scope.spawn(move || match reading() {
                 Ok(Some(n)) => drop(ends_in.send((k, n))),
                 Ok(None) => {}
                 Err(e) => drop(failed.send(Err(e))),

@@ -44,14 +44,30 @@ fn table(rows: usize) -> RecordBatch {
     RecordBatch::try_from_iter([("prompt", column(prompts)), ("completion", column(answers))]).unwrap()
 }
 
-fn parquet(path: PathBuf, rows: usize) -> PathBuf {
-    let one_group = WriterProperties::builder().set_max_row_group_row_count(Some(usize::MAX)).set_compression(Compression::SNAPPY).build();
+/// `rows` of [`table`] in row groups of `group`.
+fn parquet(path: PathBuf, rows: usize, group: usize) -> PathBuf {
+    let groups = WriterProperties::builder().set_max_row_group_row_count(Some(group)).set_compression(Compression::SNAPPY).build();
     let batch = table(rows);
-    let mut w = ArrowWriter::try_new(std::fs::File::create(&path).unwrap(), batch.schema(), Some(one_group)).unwrap();
+    let mut w = ArrowWriter::try_new(std::fs::File::create(&path).unwrap(), batch.schema(), Some(groups)).unwrap();
     (0..rows).step_by(1000).for_each(|at| w.write(&batch.slice(at, 1000.min(rows - at))).unwrap());
     let meta = w.close().unwrap();
-    assert_eq!(meta.row_groups().len(), 1);
+    assert_eq!(meta.row_groups().len(), rows.div_ceil(group));
     path
+}
+
+#[test]
+fn a_row_group_of_any_size_takes_no_more_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |name: &str, group: usize| {
+        let input = parquet(dir.path().join(name), 100_000, group);
+        assert!(std::fs::metadata(&input).unwrap().len() > 90_000_000);
+        let done = prep(&input, &dir.path().join(format!("{name}.out")), &["--seq-len", "2048"]);
+        assert!(done.status.success(), "{}", said(&done));
+        peak_mb(&done)
+    };
+    let (many, one) = (run("many.parquet", 1_000), run("one.parquet", 100_000));
+    println!("100 MB in row groups of 1 MB: {many} MB, in one: {one} MB");
+    assert!(one < many + 40.0, "100 MB in row groups of 1 MB: {many} MB, in one: {one} MB");
 }
 
 #[test]
@@ -73,12 +89,14 @@ fn a_line_over_the_limit_is_dropped_by_name_and_never_held() {
     assert_eq!((c.rows_read, c.rows_kept, c.dropped.get("line_too_long").copied()), (3, 2, Some(1)), "{c:?}");
     verify::check_dataset(&ds).unwrap();
     println!("a line of 160 MiB: {} MB", peak_mb(&done));
+    // The buffer of a line grows by doubling up to the limit of 64 MiB; the whole line would take twice as much.
+    assert!(peak_mb(&done) < 300.0, "the line was held: {} MB", peak_mb(&done));
 }
 
 #[test]
 fn a_full_disk_leaves_nothing_that_passes_for_a_dataset() {
     let dir = tempfile::tempdir().unwrap();
-    let input = parquet(dir.path().join("rows.parquet"), 3_000);
+    let input = parquet(dir.path().join("rows.parquet"), 3_000, 3_000);
     let out = dir.path().join("small");
     std::fs::create_dir(&out).unwrap();
     let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"]).arg(&out).output();

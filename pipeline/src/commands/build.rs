@@ -97,6 +97,12 @@ fn report(b: &Build, m: &Manifest) -> Result<()> {
 
 /// Largest resident memory so far, in megabytes.
 pub fn peak_memory_mb() -> f64 {
+    // Linux counts what the parent held at the time of the fork into `ru_maxrss`; VmHWM is this program's own.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let own = status.lines().find_map(|l| l.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<f64>().ok());
+    if let Some(kib) = own {
+        return kib * 1024.0 / 1e6;
+    }
     // SAFETY: getrusage fills the struct it is given and reads nothing else.
     let usage = unsafe {
         let mut u: libc::rusage = std::mem::zeroed();
