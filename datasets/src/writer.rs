@@ -15,6 +15,8 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::thread::JoinHandle;
 
 /// Rows per record batch.
 pub const BATCH_ROWS: usize = 128;
@@ -26,6 +28,41 @@ pub fn shard_name(split: Split, index: usize) -> String {
     format!("{}-{index:05}.arrow", split.name())
 }
 
+/// Bytes after which what was written so far is sent to the disk.
+const FLUSH_BYTES: usize = 16 << 20;
+
+/// Flushes a file to disk while it is still being written, so that the flush at its end, which all wait for, is short.
+struct EarlyFlush {
+    wake: SyncSender<()>,
+    thread: JoinHandle<std::io::Result<()>>,
+    pending: usize,
+}
+
+impl EarlyFlush {
+    fn new(file: &File) -> std::io::Result<Self> {
+        let file = file.try_clone()?;
+        let (wake, woken) = std::sync::mpsc::sync_channel(1);
+        let thread = std::thread::Builder::new().name("flush".to_string());
+        let thread = thread.spawn(move || woken.into_iter().try_for_each(|()| file.sync_data()))?;
+        Ok(EarlyFlush { wake, thread, pending: 0 })
+    }
+
+    /// `bytes` more have been written.
+    fn wrote(&mut self, bytes: usize) {
+        self.pending += bytes;
+        // A flush under way takes the rest along, or the next one does.
+        if self.pending >= FLUSH_BYTES && self.wake.try_send(()).is_ok() {
+            self.pending = 0;
+        }
+    }
+
+    /// Waits for what is under way. A failed write is told to one flush only, so it must not be lost here.
+    fn finish(self) -> std::io::Result<()> {
+        drop(self.wake);
+        self.thread.join().unwrap_or_else(|_| Err(std::io::Error::other("the flushing thread died")))
+    }
+}
+
 /// Writes one data file.
 pub struct ShardWriter {
     dir: PathBuf,
@@ -33,6 +70,7 @@ pub struct ShardWriter {
     split: Split,
     seq_len: usize,
     file: FileWriter<HashWriter<BufWriter<File>>>,
+    flush: EarlyFlush,
     rows: usize,
     ids: Vec<i32>,
     labels: Vec<i32>,
@@ -45,6 +83,7 @@ impl ShardWriter {
     pub fn create(dir: &Path, name: &str, split: Split, seq_len: usize) -> Result<Self, Error> {
         let path = dir.join(format!("{name}{PARTIAL}"));
         let file = File::create(&path).map_err(Error::io("creating", &path))?;
+        let flush = EarlyFlush::new(&file).map_err(Error::io("opening", &path))?;
         let options = IpcWriteOptions::try_new(64, false, MetadataVersion::V5).map_err(Error::arrow(&path))?;
         let sink = HashWriter::new(BufWriter::with_capacity(1 << 20, file));
         let file = FileWriter::try_new_with_options(sink, &schema::schema(seq_len), options).map_err(Error::arrow(&path))?;
@@ -55,6 +94,7 @@ impl ShardWriter {
             split,
             seq_len,
             file,
+            flush,
             rows: 0,
             ids: Vec::with_capacity(capacity),
             labels: Vec::with_capacity(capacity),
@@ -104,7 +144,9 @@ impl ShardWriter {
         let offsets = OffsetBuffer::new(ScalarBuffer::from(std::mem::replace(&mut self.offsets, vec![0])));
         let documents = ListArray::try_new(schema::document_item(), offsets, Arc::new(structs), None).map_err(Error::arrow(&path))?;
         let batch = RecordBatch::try_new(schema::schema(self.seq_len), vec![ids, labels, Arc::new(documents)]);
-        self.file.write(&batch.map_err(Error::arrow(&path))?).map_err(Error::arrow(&path))
+        self.file.write(&batch.map_err(Error::arrow(&path))?).map_err(Error::arrow(&path))?;
+        self.flush.wrote(2 * size_of::<i32>() * rows * self.seq_len);
+        Ok(())
     }
 
     /// Completes the file: footer, fsync, rename.
@@ -115,7 +157,7 @@ impl ShardWriter {
         let sink = self.file.into_inner().map_err(Error::arrow(&path))?;
         let (buffered, bytes, sha256) = sink.finish();
         let file = buffered.into_inner().map_err(|e| Error::io("writing", &path)(e.into_error()))?;
-        file.sync_all().map_err(Error::io("flushing", &path))?;
+        self.flush.finish().and_then(|()| file.sync_all()).map_err(Error::io("flushing", &path))?;
         drop(file);
         rename(&path, &self.dir.join(&self.name))?;
         Ok(FileEntry { path: self.name, split: self.split, rows: self.rows, bytes, sha256 })
