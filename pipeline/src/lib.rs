@@ -3,7 +3,8 @@
 //! ```text
 //! source ─ conversation ─ template ─ spans ─ supervise ─ truncate ─ block ─ pack ─ shard
 //! files    row→messages   Jinja      who     ids, labels long rows  grid    rows   Arrow + manifest
-//! (table)  (control)      (python)           (tokenize)                     settings → plan; workers: threads around it all
+//! (lines)  (table)        (python)   (skeleton) (tokenize,
+//!          (direct)       (linear)   (control)   tokenizer_file)      settings → plan; workers: threads around it all
 //! ```
 
 pub mod args;
@@ -17,6 +18,7 @@ pub mod html;
 pub mod hub;
 pub mod inputs;
 pub mod linear;
+pub mod lines;
 pub mod mixture;
 pub mod pack;
 pub mod plan;
@@ -26,12 +28,14 @@ pub mod recipe;
 pub mod settings;
 pub mod shard;
 pub mod signals;
+pub mod skeleton;
 pub mod source;
 pub mod spans;
 pub mod supervise;
 pub mod table;
 pub mod template;
 pub mod tokenize;
+pub mod tokenizer_file;
 pub mod truncate;
 pub mod workers;
 

@@ -1,0 +1,429 @@
+//! `tokenizer.json`, read, completed and rewritten for the fast engine.
+//!
+//! In: a tokenizer folder. Out: [`TokenizerSource`]: sizes, added tokens, the JSON with the mask token added, and that JSON in the
+//! form the 1.0 engine wants ([`TokenizerSource::canonical`], and quicker by cutting and pasting text).
+
+use crate::error::{Error, Result};
+use crate::tokenize::AddedToken;
+use serde_json::{Value, json};
+use std::borrow::Cow;
+use std::ops::Range;
+use std::path::Path;
+use tokenizers_fast as fast;
+
+/// A `tokenizer.json` read and looked at, from which either engine can be made.
+pub struct TokenizerSource {
+    pub(crate) path: std::path::PathBuf,
+    pub(crate) json: String,
+    pub(crate) added: Vec<AddedToken>,
+    pub(crate) vocab_size: usize,
+    /// Ids below this are the model's.
+    pub(crate) model_size: usize,
+    pub(crate) missing_bytes: Vec<char>,
+    pub(crate) eos: Option<String>,
+}
+
+impl TokenizerSource {
+    /// Reads `dir/tokenizer.json` (or the file itself).
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = if dir.is_dir() { dir.join("tokenizer.json") } else { dir.to_path_buf() };
+        let json = std::fs::read_to_string(&path).map_err(|e| {
+            if e.kind() == std::io::ErrorKind::NotFound {
+                Error::Tokenizer {
+                    path: dir.to_path_buf(),
+                    reason: "no tokenizer.json there; give the folder of a Hugging Face tokenizer".to_string(),
+                }
+            } else {
+                Error::io("reading", &path)(e)
+            }
+        })?;
+        let eos = if dir.is_dir() { crate::template::special_tokens(dir)?.remove("eos_token") } else { None };
+        let mut s = TokenizerSource { path, json, added: Vec::new(), vocab_size: 0, model_size: 0, missing_bytes: Vec::new(), eos };
+        s.look()?;
+        Ok(s)
+    }
+
+    pub(crate) fn bad(&self, reason: impl Into<String>) -> Error {
+        Error::Tokenizer { path: self.path.clone(), reason: reason.into() }
+    }
+
+    /// Sizes, added tokens, missing bytes.
+    fn look(&mut self) -> Result<()> {
+        let v: Head = serde_json::from_str(&self.json).map_err(|e| self.bad(format!("not a tokenizer.json: {e}")))?;
+        let mut size = v.model.vocab.size;
+        self.model_size = size;
+        self.added.clear();
+        for t in v.added_tokens {
+            size = size.max(t.id as usize + 1);
+            self.added.push(AddedToken { content: t.content, id: t.id, special: t.special });
+        }
+        if size == 0 {
+            return Err(self.bad("its vocabulary is empty"));
+        }
+        self.vocab_size = size;
+        let byte_level = v.model.kind.as_deref().is_none_or(|k| k == "BPE") && self.json.contains("\"ByteLevel\"");
+        self.missing_bytes =
+            if byte_level { byte_symbols().into_iter().filter(|c| !v.model.vocab.single.contains(c)).collect() } else { Vec::new() };
+        Ok(())
+    }
+
+    /// Makes sure `token` is a control token; appends it with the next free id if the tokenizer lacks it. Gives its id.
+    pub fn ensure_token(&mut self, token: &str) -> Result<u32> {
+        if let Some(t) = self.added.iter().find(|t| t.content == token) {
+            return Ok(t.id);
+        }
+        let id = self.vocab_size as u32;
+        let entry = json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}).to_string();
+        // The file is left as it is but for the new entry at the end of its list.
+        let list = values_of(&self.json, ["added_tokens"]).filter(|[l]| self.json[l.clone()].starts_with('['));
+        match list {
+            Some([list]) => {
+                let inside = self.json[list.start + 1..list.end - 1].trim_end();
+                let (at, empty) = (list.start + 1 + inside.len(), inside.is_empty());
+                self.json.insert_str(at, &if empty { entry } else { format!(",{entry}") })
+            }
+            None => {
+                let mut v: Value = serde_json::from_str(&self.json).map_err(|e| self.bad(e.to_string()))?;
+                v["added_tokens"] = json!([serde_json::from_str::<Value>(&entry).unwrap_or_default()]);
+                self.json = serde_json::to_string(&v).map_err(|e| self.bad(e.to_string()))?;
+            }
+        }
+        self.added.push(AddedToken { content: token.to_string(), id, special: true });
+        self.vocab_size = id as usize + 1;
+        Ok(id)
+    }
+
+    /// Tokens matched before the model.
+    pub fn added_tokens(&self) -> &[AddedToken] {
+        &self.added
+    }
+
+    /// The JSON as the fast engine wants it.
+    pub(crate) fn canonical(&self) -> std::result::Result<String, String> {
+        let mut v: Value = serde_json::from_str(&self.json).map_err(|e| e.to_string())?;
+        if !self.missing_bytes.is_empty() {
+            let vocab = v.get_mut("model").and_then(|m| m.get_mut("vocab")).and_then(Value::as_object_mut);
+            let vocab = vocab.ok_or("its vocabulary is no map")?;
+            for (k, c) in self.missing_bytes.iter().enumerate() {
+                vocab.insert(c.to_string(), json!(self.model_size + k));
+            }
+        }
+        self.canonicalize(&mut v)?;
+        serde_json::to_string(&v).map_err(|e| e.to_string())
+    }
+
+    /// All of [`canonical`](Self::canonical) that does not concern the entries of vocabulary and merges.
+    fn canonicalize(&self, v: &mut Value) -> std::result::Result<(), String> {
+        for k in ["truncation", "padding"] {
+            v[k] = Value::Null;
+        }
+        let missing = self.missing_bytes.len() as u64;
+        for t in v.get_mut("added_tokens").and_then(Value::as_array_mut).into_iter().flatten().filter(|_| missing > 0) {
+            if let Some(id) = t.get("id").and_then(Value::as_u64).filter(|&id| id >= self.model_size as u64) {
+                t["id"] = json!(id + missing);
+            }
+        }
+        fast::canonicalize_value(v).map_err(|e| e.to_string())
+    }
+
+    /// [`canonical`](Self::canonical) without making a tree of the hundreds of thousands of entries of vocabulary and merges: they
+    /// are cut out as text, the rest is converted, and they are put back. None where that cannot be told to be the same.
+    pub(crate) fn canonical_by_splicing(&self) -> Option<String> {
+        let [model] = values_of(&self.json, ["model"])?;
+        let inside = &self.json[model.clone()];
+        let [vocab, merges] = values_of(inside, ["vocab", "merges"])?;
+        let (vocab_text, merges_text) = (&inside[vocab.clone()], &inside[merges.clone()]);
+        if !vocab_text.starts_with('{') || !merges_text.starts_with('[') {
+            return None;
+        }
+        let mut vocab_text = Cow::Borrowed(vocab_text);
+        if !self.missing_bytes.is_empty() {
+            let mut more = vocab_text.strip_suffix('}')?.to_string();
+            for (k, c) in self.missing_bytes.iter().enumerate() {
+                more.push_str(&format!(",{}:{}", serde_json::to_string(c).ok()?, self.model_size + k));
+            }
+            vocab_text = Cow::Owned(more + "}");
+        }
+        let merges_text = merge_pairs(merges_text)?;
+        let (first, second) = if vocab.start < merges.start { (&vocab, &merges) } else { (&merges, &vocab) };
+        let hole = |r: &Range<usize>| if *r == vocab { "{}" } else { "[]" };
+        let frame = [
+            &self.json[..model.start],
+            &inside[..first.start],
+            hole(first),
+            &inside[first.end..second.start],
+            hole(second),
+            &inside[second.end..],
+            &self.json[model.end..],
+        ]
+        .concat();
+        let mut v: Value = serde_json::from_str(&frame).ok()?;
+        self.canonicalize(&mut v).ok()?;
+        let frame = serde_json::to_string(&v).ok()?;
+        let [model] = values_of(&frame, ["model"])?;
+        let [vocab, merges] = values_of(&frame[model.clone()], ["vocab", "merges"])?;
+        let mut holes = [(vocab, &*vocab_text), (merges, &*merges_text)];
+        holes.sort_by_key(|h| h.0.start);
+        let mut out = String::with_capacity(frame.len() + vocab_text.len() + merges_text.len());
+        let mut at = 0;
+        for (hole, text) in holes {
+            out.push_str(&frame[at..model.start + hole.start]);
+            out.push_str(text);
+            at = model.start + hole.end;
+        }
+        out.push_str(&frame[at..]);
+        Some(out)
+    }
+}
+
+/// Where the values of keys of a JSON object stand. The text is known to be JSON; none if a key is missing or there twice.
+fn values_of<const N: usize>(json: &str, keys: [&str; N]) -> Option<[Range<usize>; N]> {
+    let bytes = json.as_bytes();
+    let (mut depth, mut i) = (0usize, 0);
+    // The last string at depth 1, and which key's value has begun where.
+    let (mut last, mut begun) = (0..0, None);
+    let mut found: [Option<Range<usize>>; N] = [const { None }; N];
+    while i < bytes.len() {
+        match bytes[i] {
+            b'"' => {
+                let start = i + 1;
+                i = string_end(bytes, start)?;
+                if depth == 1 {
+                    last = start..i;
+                }
+            }
+            b'[' | b'{' => depth += 1,
+            b':' if depth == 1 => {
+                let key = json.get(last.clone())?;
+                begun = keys.iter().position(|k| *k == key).map(|k| (k, i + 1));
+            }
+            b @ (b',' | b'}' | b']') => {
+                if depth == 1
+                    && let Some((k, from)) = begun.take()
+                {
+                    let value = &json[from..i];
+                    let from = from + value.len() - value.trim_start().len();
+                    if found[k].replace(from..from + value.trim().len()).is_some() {
+                        return None;
+                    }
+                }
+                if b != b',' {
+                    depth = depth.checked_sub(1)?;
+                } else if depth == 1 {
+                    last = 0..0;
+                }
+            }
+            _ => {}
+        }
+        i += 1;
+    }
+    let mut out = [const { 0..0 }; N];
+    for (o, f) in out.iter_mut().zip(found) {
+        *o = f?;
+    }
+    Some(out)
+}
+
+/// Where a JSON string ends whose first byte is at `from`.
+fn string_end(bytes: &[u8], from: usize) -> Option<usize> {
+    let mut i = from;
+    loop {
+        i += memchr::memchr2(b'"', b'\\', bytes.get(i..)?)?;
+        if bytes[i] == b'"' {
+            return Some(i);
+        }
+        i += 2;
+    }
+}
+
+/// A JSON list of merges with every `"a b"` as `["a","b"]`; a list of pairs stays as it is. None where a merge is neither.
+fn merge_pairs(json: &str) -> Option<Cow<'_, str>> {
+    let bytes = json.as_bytes();
+    let first = json[1..].trim_start();
+    if first.starts_with(['[', ']']) {
+        return Some(Cow::Borrowed(json));
+    }
+    let mut out = String::with_capacity(json.len() + json.len() / 2);
+    out.push('[');
+    let mut i = 1;
+    while i < bytes.len() {
+        match bytes[i] {
+            b'"' => {
+                let end = string_end(bytes, i + 1)?;
+                let merge = &json[i + 1..end];
+                i = end;
+                if merge.starts_with("#version") {
+                    // A comment, by the converter's rules too.
+                } else {
+                    let (a, b) = merge.split_once(' ')?;
+                    // A space may be written as an escape: leave that to a real parser.
+                    if b.contains(' ') || merge.contains("\\u0020") {
+                        return None;
+                    }
+                    if out.len() > 1 {
+                        out.push(',');
+                    }
+                    out.extend(["[\"", a, "\",\"", b, "\"]"]);
+                }
+            }
+            b',' => {}
+            b']' if json[i + 1..].trim().is_empty() => {
+                out.push(']');
+                return Some(Cow::Owned(out));
+            }
+            b if b.is_ascii_whitespace() => {}
+            _ => return None,
+        }
+        i += 1;
+    }
+    None
+}
+
+/// The 256 characters that stand for bytes in a byte-level vocabulary (GPT-2's table).
+fn byte_symbols() -> Vec<char> {
+    let printable = |b: u32| (0x21..=0x7e).contains(&b) || (0xa1..=0xac).contains(&b) || (0xae..=0xff).contains(&b);
+    let mut next = 256;
+    (0..256u32)
+        .filter_map(|b| {
+            let code = if printable(b) { b } else { next };
+            next += u32::from(!printable(b));
+            char::from_u32(code)
+        })
+        .collect()
+}
+
+/// The parts of a tokenizer.json we look at, without building the rest in memory.
+#[derive(serde::Deserialize)]
+struct Head {
+    #[serde(default)]
+    added_tokens: Vec<HeadToken>,
+    model: HeadModel,
+}
+#[derive(serde::Deserialize)]
+struct HeadToken {
+    id: u32,
+    content: String,
+    #[serde(default)]
+    special: bool,
+}
+#[derive(serde::Deserialize)]
+struct HeadModel {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    #[serde(default)]
+    vocab: Vocab,
+}
+/// Size of a vocabulary (a map of ids, or Unigram's list), and its entries of one character.
+#[derive(Default)]
+struct Vocab {
+    size: usize,
+    single: std::collections::HashSet<char>,
+}
+impl<'de> serde::Deserialize<'de> for Vocab {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+        struct Visit;
+        impl<'de> serde::de::Visitor<'de> for Visit {
+            type Value = Vocab;
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("a map of tokens to ids or a list of tokens with scores")
+            }
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> std::result::Result<Vocab, A::Error> {
+                let mut v = Vocab::default();
+                while let Some((k, id)) = map.next_entry::<std::borrow::Cow<'de, str>, u32>()? {
+                    v.size = v.size.max(id as usize + 1);
+                    let mut chars = k.chars();
+                    if let (Some(c), None) = (chars.next(), chars.next()) {
+                        v.single.insert(c);
+                    }
+                }
+                Ok(v)
+            }
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Vocab, A::Error> {
+                let mut v = Vocab::default();
+                while seq.next_element::<serde::de::IgnoredAny>()?.is_some() {
+                    v.size += 1;
+                }
+                Ok(v)
+            }
+        }
+        d.deserialize_any(Visit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_by_key() {
+        for (json, want) in [
+            (r#"{"a": "k", "k": [ {"id": 1, "k": "]"} ] , "z": []}"#, Some(r#"[ {"id": 1, "k": "]"} ]"#)),
+            (r#"{"k":[]}"#, Some("[]")),
+            (r#"{"m": {"k": [1]}, "k": "x\"y,"}"#, Some(r#""x\"y,""#)),
+            (r#"{"k": 1, "k": 2}"#, None),
+            (r#"{"b": ["k", {"k": 1}]}"#, None),
+        ] {
+            assert_eq!(values_of(json, ["k"]).map(|[r]| &json[r]), want, "{json}");
+        }
+    }
+
+    #[test]
+    fn a_token_goes_to_the_end_of_the_list() {
+        let dir = tempfile::tempdir().unwrap();
+        for (list, want) in [("[]", "[X]"), (r#"[ {"id": 1, "content": "]"} ]"#, r#"[ {"id": 1, "content": "]"},X ]"#)] {
+            let text = |list: &str| format!(r#"{{"model": {{"vocab": {{"a": 0}}, "added_tokens": 3}}, "added_tokens": {list}, "z": []}}"#);
+            std::fs::write(dir.path().join("tokenizer.json"), text(list)).unwrap();
+            let mut t = TokenizerSource::read(dir.path()).unwrap();
+            let id = t.ensure_token("M").unwrap();
+            let x = json!({"id": id, "content": "M", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+            assert_eq!(t.json, text(&want.replace('X', &x.to_string())));
+        }
+    }
+
+    /// The quick form of the fast engine's JSON means what the obvious one means.
+    #[test]
+    fn splicing_is_converting() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut sources = Vec::new();
+        let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
+        sources.push(TokenizerSource::read(&sample).unwrap());
+        for (merges, quick) in [
+            (r#"["a b", "ab c", "\" \\"]"#, true),
+            (r##"["#version: 0.2", "a b"]"##, true),
+            (r#"[["a", "b"], [ "ab", "c" ]]"#, true),
+            ("[]", true),
+            (r#"["a\u0020b"]"#, false),
+            (r#"["a b", ["ab", "c"]]"#, false),
+            (r#"["a b c"]"#, false),
+            ("null", false),
+        ] {
+            let byte_level =
+                r#""pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}, "#;
+            for more in ["", byte_level] {
+                let text = format!(
+                    r#"{{"version": "1.0", "truncation": {{"x": 1}}, {more}"added_tokens": [{{"id": 5, "content": "<e>", "special": true}}],
+                    "model": {{"dropout": null, "merges": {merges}, "unk_token": null, "vocab": {{"a": 0, "b": 1, "ab": 2, "c": 3, "abc": 4 }} }} }}"#
+                );
+                std::fs::write(dir.path().join("tokenizer.json"), text).unwrap();
+                let s = TokenizerSource::read(dir.path()).unwrap();
+                assert_eq!(s.canonical_by_splicing().is_some(), quick, "{merges}");
+                assert_eq!(s.missing_bytes.is_empty(), more.is_empty());
+                sources.push(s);
+            }
+        }
+        for s in &sources {
+            if let Some(quick) = s.canonical_by_splicing() {
+                let slow = s.canonical().unwrap();
+                let [quick, slow]: [Value; 2] = [quick, slow].map(|t| serde_json::from_str(&t).unwrap());
+                assert!(quick == slow, "{}", s.path.display());
+            }
+        }
+    }
+
+    #[test]
+    fn byte_table() {
+        let t = byte_symbols();
+        assert_eq!(t.len(), 256);
+        assert_eq!((t[b'a' as usize], t[b' ' as usize], t[b'\n' as usize]), ('a', 'Ġ', 'Ċ'));
+    }
+}
