@@ -28,6 +28,8 @@ pub fn shard_name(split: Split, index: usize) -> String {
     format!("{}-{index:05}.arrow", split.name())
 }
 
+/// Bytes gathered before they are written.
+const BUFFER: usize = 64 << 10;
 /// Bytes after which what was written so far is sent to the disk.
 const FLUSH_BYTES: usize = 8 << 20;
 
@@ -85,7 +87,8 @@ impl ShardWriter {
         let file = File::create(&path).map_err(Error::io("creating", &path))?;
         let flush = EarlyFlush::new(&file).map_err(Error::io("opening", &path))?;
         let options = IpcWriteOptions::try_new(64, false, MetadataVersion::V5).map_err(Error::arrow(&path))?;
-        let sink = HashWriter::new(BufWriter::with_capacity(1 << 20, file));
+        // Room for the small pieces; a batch's body is larger and goes straight through.
+        let sink = HashWriter::new(BufWriter::with_capacity(BUFFER, file));
         let file = FileWriter::try_new_with_options(sink, &schema::schema(seq_len), options).map_err(Error::arrow(&path))?;
         let capacity = BATCH_ROWS * seq_len;
         Ok(ShardWriter {
@@ -132,19 +135,21 @@ impl ShardWriter {
             return Ok(());
         }
         let path = self.dir.join(format!("{}{PARTIAL}", self.name));
-        let capacity = BATCH_ROWS * self.seq_len;
-        let take = |column: &mut Vec<i32>| -> Result<ArrayRef, Error> {
-            let values = Arc::new(Int32Array::from(std::mem::replace(column, Vec::with_capacity(capacity))));
-            let list = FixedSizeListArray::try_new(schema::id_item(), self.seq_len as i32, values, None);
-            Ok(Arc::new(list.map_err(Error::arrow(&path))?))
+        let list = |column: &mut Vec<i32>| -> Result<(Int32Array, ArrayRef), Error> {
+            let values = Int32Array::from(std::mem::take(column));
+            let list = FixedSizeListArray::try_new(schema::id_item(), self.seq_len as i32, Arc::new(values.clone()), None);
+            Ok((values, Arc::new(list.map_err(Error::arrow(&path))?)))
         };
-        let (ids, labels) = (take(&mut self.ids)?, take(&mut self.labels)?);
+        let ((id_values, ids), (label_values, labels)) = (list(&mut self.ids)?, list(&mut self.labels)?);
         let fields: Vec<ArrayRef> = self.documents.iter_mut().map(|c| Arc::new(Int32Array::from(std::mem::take(c))) as ArrayRef).collect();
         let structs = StructArray::try_new(schema::document_fields(), fields, None).map_err(Error::arrow(&path))?;
         let offsets = OffsetBuffer::new(ScalarBuffer::from(std::mem::replace(&mut self.offsets, vec![0])));
         let documents = ListArray::try_new(schema::document_item(), offsets, Arc::new(structs), None).map_err(Error::arrow(&path))?;
         let batch = RecordBatch::try_new(schema::schema(self.seq_len), vec![ids, labels, Arc::new(documents)]);
         self.file.write(&batch.map_err(Error::arrow(&path))?).map_err(Error::arrow(&path))?;
+        // The batch is gone, so the columns' memory is ours again.
+        self.ids = emptied(id_values, BATCH_ROWS * self.seq_len);
+        self.labels = emptied(label_values, BATCH_ROWS * self.seq_len);
         self.flush.wrote(2 * size_of::<i32>() * rows * self.seq_len);
         Ok(())
     }
@@ -162,6 +167,13 @@ impl ShardWriter {
         rename(&path, &self.dir.join(&self.name))?;
         Ok(FileEntry { path: self.name, split: self.split, rows: self.rows, bytes, sha256 })
     }
+}
+
+/// The memory of a column nobody else holds, empty; else new memory.
+fn emptied(column: Int32Array, capacity: usize) -> Vec<i32> {
+    let mut values = column.into_parts().1.into_inner().into_vec::<i32>().unwrap_or_else(|_| Vec::with_capacity(capacity));
+    values.clear();
+    values
 }
 
 /// Renames within a folder and flushes the folder, so that the new name survives a power cut.
