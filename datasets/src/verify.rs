@@ -10,6 +10,7 @@
 
 use crate::manifest::{Alignment, Counts, Manifest, Padding, Split};
 use crate::reader::{Dataset, Document};
+use crate::writer::LossRun;
 use crate::{Error, IGNORE, hash};
 
 /// What a row holds.
@@ -52,8 +53,24 @@ impl RowSummary {
     }
 }
 
-/// Counts what one document (ids and labels of its whole length) holds, without judging it.
-pub fn summarize(ids: &[i32], labels: &[i32], m: &Manifest) -> RowSummary {
+/// [`summarize`] for labels given as runs ([`LossRun`], in order, none touching the next).
+pub fn summarize_runs(ids: &[i32], loss: &[LossRun], m: &Manifest) -> RowSummary {
+    let labelled = loss.last().map_or(0, |r| r.1 as usize);
+    let padding = padding(ids, |i| i >= labelled, m);
+    let ends = |r: &&LossRun| (r.1 as usize).checked_sub(1).and_then(|i| ids.get(i)).is_some_and(|id| m.end_of_turn_ids.contains(id));
+    RowSummary {
+        documents: 1,
+        tokens: (ids.len() - padding) as u64,
+        response_tokens: loss.iter().map(|r| u64::from(r.1 - r.0)).sum(),
+        block_padding: padding as u64,
+        label_runs: loss.len() as u64,
+        unfinished_runs: (loss.len() - loss.iter().filter(ends).count()) as u64,
+        ..Default::default()
+    }
+}
+
+/// How many tokens at a document's end are padding; `bare` says whether a token carries no loss.
+fn padding(ids: &[i32], bare: impl Fn(usize) -> bool, m: &Manifest) -> usize {
     let pad = match m.padding {
         Padding::Mask => m.mask_token_id,
         Padding::Eos => m.eos_token_id,
@@ -62,15 +79,21 @@ pub fn summarize(ids: &[i32], labels: &[i32], m: &Manifest) -> RowSummary {
     // shorter than one block (two under `response`).
     let limit = if m.alignment == Alignment::Response { 2 * m.bd_size } else { m.bd_size }.saturating_sub(1);
     let mut padding = 0;
-    let last = |k: usize| ids.len().checked_sub(k + 1).map(|i| (ids[i], labels[i]));
+    let last = |k: usize, id: i32| ids.len().checked_sub(k + 1).is_some_and(|i| ids[i] == id && bare(i));
     if m.alignment == Alignment::Response {
-        while padding < limit && last(padding) == Some((m.pad_token_id, IGNORE)) {
+        while padding < limit && last(padding, m.pad_token_id) {
             padding += 1;
         }
     }
-    while padding < limit && last(padding) == Some((pad, IGNORE)) {
+    while padding < limit && last(padding, pad) {
         padding += 1;
     }
+    padding
+}
+
+/// Counts what one document (ids and labels of its whole length) holds, without judging it.
+pub fn summarize(ids: &[i32], labels: &[i32], m: &Manifest) -> RowSummary {
+    let padding = padding(ids, |i| labels[i] == IGNORE, m);
     let mut s = RowSummary { documents: 1, block_padding: padding as u64, ..Default::default() };
     s.tokens = (ids.len() - padding) as u64;
     for i in 0..labels.len() {

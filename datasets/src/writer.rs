@@ -6,7 +6,7 @@
 use crate::hash::HashWriter;
 use crate::manifest::{self, FileEntry, Manifest, Split};
 use crate::reader::Document;
-use crate::{Error, schema, verify};
+use crate::{Error, IGNORE, schema, verify};
 use arrow::array::{ArrayRef, FixedSizeListArray, Int32Array, ListArray, RecordBatch, StructArray};
 use arrow::buffer::{OffsetBuffer, ScalarBuffer};
 use arrow::ipc::MetadataVersion;
@@ -65,6 +65,20 @@ impl EarlyFlush {
     }
 }
 
+/// Tokens that carry loss, counted from their document's start: the first, and one past the last.
+pub type LossRun = (u32, u32);
+
+/// A document for [`ShardWriter::push_documents`].
+#[derive(Debug, Clone, Copy)]
+pub struct DocumentTokens<'a> {
+    /// Its ids, padding included.
+    pub input_ids: &'a [i32],
+    /// Where its labels equal its ids, in order, not overlapping; they are -100 elsewhere.
+    pub loss: &'a [LossRun],
+    /// Index of its source in the manifest.
+    pub source: usize,
+}
+
 /// Writes one data file.
 pub struct ShardWriter {
     dir: PathBuf,
@@ -119,11 +133,44 @@ impl ShardWriter {
         }
         self.ids.extend_from_slice(input_ids);
         self.labels.extend_from_slice(labels);
+        documents.iter().try_for_each(|d| self.document(d))?;
+        self.end_row()
+    }
+
+    /// Adds a row made of `documents`, one after another from its start, and `pad_id` behind the last. Gives the number of pad ids.
+    pub fn push_documents<'a>(&mut self, documents: impl IntoIterator<Item = DocumentTokens<'a>>, pad_id: i32) -> Result<usize, Error> {
+        let from = self.ids.len();
         for d in documents {
-            for (column, value) in self.documents.iter_mut().zip([d.start, d.length, d.source]) {
-                column.push(i32::try_from(value).map_err(|_| Error::WriteRow { reason: format!("document field {value}") })?);
+            let (start, length) = (self.ids.len() - from, d.input_ids.len());
+            self.ids.extend_from_slice(d.input_ids);
+            self.labels.resize(self.ids.len(), IGNORE);
+            for &(a, b) in d.loss {
+                let run = from + start + a as usize..from + start + b as usize;
+                match (self.labels.get_mut(run.clone()), self.ids.get(run)) {
+                    (Some(labels), Some(ids)) => labels.copy_from_slice(ids),
+                    _ => return Err(Error::WriteRow { reason: format!("loss on tokens {a}..{b} of a document of {length}") }),
+                }
             }
+            self.document(&Document { start, length, source: d.source })?;
         }
+        let end = self.ids.len() - from;
+        let Some(padding) = self.seq_len.checked_sub(end) else {
+            return Err(Error::WriteRow { reason: format!("documents of {end} tokens for a row of {}", self.seq_len) });
+        };
+        self.ids.resize(from + self.seq_len, pad_id);
+        self.labels.resize(from + self.seq_len, IGNORE);
+        self.end_row()?;
+        Ok(padding)
+    }
+
+    fn document(&mut self, d: &Document) -> Result<(), Error> {
+        for (column, value) in self.documents.iter_mut().zip([d.start, d.length, d.source]) {
+            column.push(i32::try_from(value).map_err(|_| Error::WriteRow { reason: format!("document field {value}") })?);
+        }
+        Ok(())
+    }
+
+    fn end_row(&mut self) -> Result<(), Error> {
         self.offsets.push(self.documents[0].len() as i32);
         self.rows += 1;
         if self.offsets.len() > BATCH_ROWS { self.write_batch() } else { Ok(()) }

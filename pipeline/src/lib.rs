@@ -4,7 +4,8 @@
 //! source ─ conversation ─ template ─ spans ─ supervise ─ truncate ─ block ─ pack ─ shard
 //! files    row→messages   Jinja      who     ids, labels long rows  grid    rows   Arrow + manifest
 //! (lines)  (table)        (python)   (skeleton) (tokenize,
-//!          (direct)       (linear)   (control)   tokenizer_file)      settings → plan; workers: threads around it all
+//!          (direct)       (linear)   (control)   tokenizer_file,      settings → plan; workers: threads around it all
+//!                                                frame)
 //! ```
 
 pub mod args;
@@ -14,6 +15,7 @@ pub mod control;
 pub mod conversation;
 pub mod direct;
 pub mod error;
+pub mod frame;
 pub mod html;
 pub mod hub;
 pub mod inputs;

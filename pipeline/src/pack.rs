@@ -6,8 +6,7 @@
 //! S / bd_size sizes and the search is short. On real lengths a window of 1,024 fills rows better than best-fit-decreasing over
 //! the whole set, which spends its small documents too early (docs/log.md).
 
-use dlm_datasets::IGNORE;
-use dlm_datasets::reader::Document;
+use dlm_datasets::writer::{DocumentTokens, LossRun};
 use std::collections::VecDeque;
 
 /// Steps a search for an exact fill may take.
@@ -19,73 +18,52 @@ pub struct Waiting {
     /// Its place in the order of arrival.
     number: u64,
     ids: Vec<i32>,
-    labels: Vec<i32>,
+    loss: Vec<LossRun>,
     source: usize,
 }
 
-/// A row, full.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PackedRow {
-    /// S ids.
-    pub ids: Vec<i32>,
-    /// S labels.
-    pub labels: Vec<i32>,
-    /// Its documents.
-    pub documents: Vec<Document>,
+impl Waiting {
+    /// The document, as the writer takes it.
+    pub fn tokens(&self) -> DocumentTokens<'_> {
+        DocumentTokens { input_ids: &self.ids, loss: &self.loss, source: self.source }
+    }
 }
 
 /// Exact-fit packing over a window.
 pub struct Packer {
     seq_len: usize,
     bd_size: usize,
-    pad_id: i32,
     window: usize,
     /// Waiting documents by blocks, oldest first; index 0 is unused.
     waiting: Vec<VecDeque<Waiting>>,
     count: usize,
     number: u64,
     spare: Vec<Waiting>,
-    row: PackedRow,
+    row: Vec<Waiting>,
 }
 
 impl Packer {
     /// An empty packer.
-    pub fn new(seq_len: usize, bd_size: usize, pad_id: i32, window: usize) -> Self {
+    pub fn new(seq_len: usize, bd_size: usize, window: usize) -> Self {
         let waiting = vec![VecDeque::new(); seq_len / bd_size + 1];
-        Packer {
-            seq_len,
-            bd_size,
-            pad_id,
-            window: window.max(1),
-            waiting,
-            count: 0,
-            number: 0,
-            spare: Vec::new(),
-            row: PackedRow::default(),
-        }
+        Packer { seq_len, bd_size, window: window.max(1), waiting, count: 0, number: 0, spare: Vec::new(), row: Vec::new() }
     }
 
-    /// Adds a document; `done` receives the row this makes, if any.
-    pub fn push<E>(
-        &mut self,
-        ids: &[i32],
-        labels: &[i32],
-        source: usize,
-        mut done: impl FnMut(&PackedRow) -> Result<(), E>,
-    ) -> Result<(), E> {
+    /// Adds a document; `done` receives the documents of the row this makes, if any.
+    pub fn push<E>(&mut self, document: DocumentTokens, mut done: impl FnMut(&[Waiting]) -> Result<(), E>) -> Result<(), E> {
         let mut w = self.spare.pop().unwrap_or_default();
         w.ids.clear();
-        w.ids.extend_from_slice(ids);
-        w.labels.clear();
-        w.labels.extend_from_slice(labels);
-        (w.source, w.number) = (source, self.number);
+        w.ids.extend_from_slice(document.input_ids);
+        w.loss.clear();
+        w.loss.extend_from_slice(document.loss);
+        (w.source, w.number) = (document.source, self.number);
         self.number += 1;
-        self.waiting[ids.len() / self.bd_size].push_back(w);
+        self.waiting[w.ids.len() / self.bd_size].push_back(w);
         self.count += 1;
         if self.count > self.window { self.emit(&mut done) } else { Ok(()) }
     }
 
-    fn emit<E>(&mut self, done: &mut impl FnMut(&PackedRow) -> Result<(), E>) -> Result<(), E> {
+    fn emit<E>(&mut self, done: &mut impl FnMut(&[Waiting]) -> Result<(), E>) -> Result<(), E> {
         let Some(largest) = self.waiting.iter().rposition(|c| !c.is_empty()) else {
             return Ok(());
         };
@@ -94,27 +72,17 @@ impl Packer {
         let mut search = Search { free, steps: SEARCH, used: Vec::new(), best: Vec::new(), left: usize::MAX };
         let rest = self.waiting.len() - 1 - largest;
         search.run(rest, rest);
-        let row = &mut self.row;
-        row.ids.clear();
-        row.labels.clear();
-        row.documents.clear();
         for class in std::iter::once(largest).chain(search.best) {
-            let Some(w) = self.waiting[class].pop_front() else {
-                continue;
-            };
-            row.documents.push(Document { start: row.ids.len(), length: w.ids.len(), source: w.source });
-            row.ids.extend_from_slice(&w.ids);
-            row.labels.extend_from_slice(&w.labels);
-            self.spare.push(w);
-            self.count -= 1;
+            self.row.extend(self.waiting[class].pop_front());
         }
-        row.ids.resize(self.seq_len, self.pad_id);
-        row.labels.resize(self.seq_len, IGNORE);
-        done(row)
+        self.count -= self.row.len();
+        let made = done(&self.row);
+        self.spare.append(&mut self.row);
+        made
     }
 
     /// Makes rows of all that waits.
-    pub fn finish<E>(&mut self, mut done: impl FnMut(&PackedRow) -> Result<(), E>) -> Result<(), E> {
+    pub fn finish<E>(&mut self, mut done: impl FnMut(&[Waiting]) -> Result<(), E>) -> Result<(), E> {
         while self.count > 0 {
             self.emit(&mut done)?;
         }
@@ -135,7 +103,8 @@ impl Packer {
         self.number = number;
         for w in all {
             let n = w.ids.len();
-            if n == 0 || n > self.seq_len || n % self.bd_size != 0 || w.labels.len() != n {
+            let inside = w.loss.iter().all(|r| r.0 <= r.1 && r.1 as usize <= n);
+            if n == 0 || n > self.seq_len || n % self.bd_size != 0 || !inside {
                 return false;
             }
             self.waiting[n / self.bd_size].push_back(w);
@@ -187,23 +156,29 @@ mod tests {
     use proptest::prelude::*;
     use std::convert::Infallible;
 
-    type Rows = Vec<(Vec<i32>, Vec<Document>)>;
+    /// (number, length) of every document of every row.
+    type Rows = Vec<Vec<(usize, usize)>>;
+
+    fn document(ids: &[i32], source: usize) -> DocumentTokens<'_> {
+        DocumentTokens { input_ids: ids, loss: &[(1, 2)], source }
+    }
 
     fn pack(lengths: &[usize], window: usize, stop: Option<usize>) -> Rows {
         let mut out: Rows = Vec::new();
-        let mut p = Packer::new(64, 16, -1, window);
-        let mut done = |r: &PackedRow| -> Result<(), Infallible> {
-            out.push((r.ids.clone(), r.documents.clone()));
+        let mut p = Packer::new(64, 16, window);
+        let mut done = |r: &[Waiting]| -> Result<(), Infallible> {
+            assert!(r.iter().all(|w| w.loss == [(1, 2)] && w.ids.iter().all(|&i| i == w.source as i32)));
+            out.push(r.iter().map(|w| (w.source, w.ids.len())).collect());
             Ok(())
         };
         for (i, &n) in lengths.iter().enumerate() {
             if Some(i) == stop {
                 let (age, rows) = p.snapshot();
-                p = Packer::new(64, 16, -1, window);
+                p = Packer::new(64, 16, window);
                 assert!(p.restore(age, rows));
             }
             let ids = vec![i as i32; n * 16];
-            p.push(&ids, &ids, i, &mut done).unwrap();
+            p.push(document(&ids, i), &mut done).unwrap();
         }
         p.finish(&mut done).unwrap();
         out
@@ -214,17 +189,12 @@ mod tests {
         fn every_document_once_whole_and_in_place(lengths in prop::collection::vec(1usize..=4, 0..200), window in 1usize..20, stop in 0usize..200) {
             let rows = pack(&lengths, window, None);
             let mut seen = vec![0; lengths.len()];
-            for (ids, documents) in &rows {
-                prop_assert_eq!(ids.len(), 64);
-                let mut at = 0;
-                for d in documents {
-                    prop_assert_eq!(d.start, at);
-                    prop_assert_eq!(d.length, lengths[d.source] * 16);
-                    prop_assert!(ids[at..at + d.length].iter().all(|&i| i == d.source as i32));
-                    at += d.length;
-                    seen[d.source] += 1;
+            for row in &rows {
+                prop_assert!(row.iter().map(|d| d.1).sum::<usize>() <= 64);
+                for &(number, length) in row {
+                    prop_assert_eq!(length, lengths[number] * 16);
+                    seen[number] += 1;
                 }
-                prop_assert!(ids[at..].iter().all(|&i| i == -1));
             }
             prop_assert!(seen.iter().all(|&n| n == 1));
             prop_assert_eq!(rows, pack(&lengths, window, Some(stop)), "a restored packer goes on as if nothing had happened");
@@ -243,11 +213,11 @@ mod tests {
     #[test]
     fn long_rows_do_not_stall() {
         // 1,024 blocks a row: the search gives up in time and takes the best it has.
-        let mut p = Packer::new(16 * 1024, 16, -1, 512);
+        let mut p = Packer::new(16 * 1024, 16, 512);
         let mut rows = 0;
         for i in 0..5000usize {
             let ids = vec![1; 16 * (1 + i * 7919 % 500 * 2)];
-            p.push(&ids, &ids, 0, |_| -> Result<(), Infallible> {
+            p.push(document(&ids, 0), |_| -> Result<(), Infallible> {
                 rows += 1;
                 Ok(())
             })

@@ -7,13 +7,13 @@
 use crate::conversation::Drop;
 use crate::error::{Error, Result};
 use crate::mixture::{Given, Mixture};
-use crate::pack::{PackedRow, Packer, Waiting};
+use crate::pack::{Packer, Waiting};
 use crate::plan::Plan;
 use crate::settings::Settings;
 use crate::source::Input;
-use crate::workers::{Cursor, Feed, OutBatch, OutRow, Stream};
+use crate::workers::{Cursor, Feed, OutBatch, OutRow, Place, Stream};
 use dlm_datasets::manifest::{Counts, Manifest, MixtureShare, Source, Split};
-use dlm_datasets::writer::{PARTIAL, ShardWriter, shard_name, write_atomic, write_manifest};
+use dlm_datasets::writer::{DocumentTokens, PARTIAL, ShardWriter, shard_name, write_atomic, write_manifest};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::ops::Range;
@@ -90,7 +90,7 @@ impl<'a> Output<'a> {
             let path = dir.join(dlm_datasets::manifest::FILE_NAME);
             std::fs::remove_file(&path).map_err(Error::io("removing", &path))?;
         }
-        let new = |m: &Manifest| Packer::new(m.seq_len, m.bd_size, m.pad_token_id, settings.pack_window);
+        let new = |m: &Manifest| Packer::new(m.seq_len, m.bd_size, settings.pack_window);
         let mut out = Output {
             dir: dir.to_path_buf(),
             settings,
@@ -213,7 +213,7 @@ impl<'a> Output<'a> {
         struct Open {
             batch: OutBatch,
             row: usize,
-            at: usize,
+            at: Place,
         }
         let mut open: Vec<Option<Open>> = self.cursors.iter().map(|_| None).collect();
         let mut ended = vec![false; open.len()];
@@ -221,9 +221,12 @@ impl<'a> Output<'a> {
             let Some(k) = self.mixture.next(&mut self.given, &ended) else { break };
             let o = match &mut open[k] {
                 Some(o) if o.row < o.batch.rows.len() => o,
-                slot => match feed.next(k)? {
+                slot => match {
+                    slot.take().into_iter().for_each(|o| feed.give_back(o.batch));
+                    feed.next(k)?
+                } {
                     Some(batch) if batch.rows.is_empty() => continue,
-                    Some(batch) => slot.insert(Open { batch, row: 0, at: 0 }),
+                    Some(batch) => slot.insert(Open { batch, row: 0, at: Place::default() }),
                     None => {
                         ended[k] = true;
                         continue;
@@ -233,9 +236,8 @@ impl<'a> Output<'a> {
             let Some(row) = o.batch.rows.get(o.row) else { continue };
             let from = o.batch.from;
             if row.key != usize::MAX {
-                self.given.tokens[k] += self.row(&o.batch, row, o.at, from.file)?;
+                self.given.tokens[k] += self.row(&o.batch, row, &mut o.at, from.file)?;
             }
-            o.at += row.documents.iter().map(|d| d.0).sum::<usize>();
             o.row += 1;
             self.cursors[k] = Cursor { file: from.file, row: from.row + o.row as u64 };
             if self.writers.iter().flatten().any(|w| w.rows() >= self.settings.shard_rows) {
@@ -246,8 +248,8 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
-    /// One row; the document tokens it gave.
-    fn row(&mut self, b: &OutBatch, row: &OutRow, mut at: usize, file: usize) -> Result<u64> {
+    /// One row, whose documents begin at `at`; the document tokens it gave.
+    fn row(&mut self, b: &OutBatch, row: &OutRow, at: &mut Place, file: usize) -> Result<u64> {
         self.rows_seen += 1;
         let (category, licence) = &b.keys[row.key];
         let source = self.source(file, category, licence);
@@ -273,13 +275,13 @@ impl<'a> Output<'a> {
                     }
                 }
                 let split = self.split_of(row.fingerprint);
-                for (length, summary) in &row.documents {
-                    summary.add_to(&mut c);
-                    self.document(split, &b.ids[at..at + length], &b.labels[at..at + length], source)?;
-                    at += length;
+                for (d, input_ids, loss) in b.documents_from(*at).take(row.documents) {
+                    d.summary.add_to(&mut c);
+                    self.document(split, DocumentTokens { input_ids, loss, source })?;
                 }
             }
         }
+        b.documents_from(*at).take(row.documents).for_each(|(d, ..)| at.pass(d));
         self.manifest.counts.add(&c);
         if let Some(s) = self.manifest.sources.get_mut(source) {
             s.counts.add(&c);
@@ -331,9 +333,9 @@ impl<'a> Output<'a> {
         k
     }
 
-    fn document(&mut self, split: Split, ids: &[i32], labels: &[i32], source: usize) -> Result<()> {
+    fn document(&mut self, split: Split, document: DocumentTokens) -> Result<()> {
         let Output { packers, writers, manifest, dir, .. } = self;
-        packers[side(split)].push(ids, labels, source, |row| write_row(dir, manifest, &mut writers[side(split)], split, row))
+        packers[side(split)].push(document, |row| write_row(dir, manifest, &mut writers[side(split)], split, row))
     }
 
     /// Completes the files that are open.
@@ -412,7 +414,7 @@ impl<'a> Output<'a> {
     }
 }
 
-fn write_row(dir: &Path, manifest: &mut Manifest, writer: &mut Option<ShardWriter>, split: Split, row: &PackedRow) -> Result<()> {
+fn write_row(dir: &Path, manifest: &mut Manifest, writer: &mut Option<ShardWriter>, split: Split, row: &[Waiting]) -> Result<()> {
     let w = match writer {
         Some(w) => w,
         None => {
@@ -420,9 +422,8 @@ fn write_row(dir: &Path, manifest: &mut Manifest, writer: &mut Option<ShardWrite
             writer.insert(ShardWriter::create(dir, &shard_name(split, index), split, manifest.seq_len)?)
         }
     };
-    w.push(&row.ids, &row.labels, &row.documents)?;
-    let end = row.documents.last().map_or(0, |d| d.start + d.length);
-    manifest.packing.row_padding += (manifest.seq_len - end) as u64;
+    let padding = w.push_documents(row.iter().map(Waiting::tokens), manifest.pad_token_id)?;
+    manifest.packing.row_padding += padding as u64;
     match split {
         Split::Train => manifest.packing.train_rows += 1,
         Split::Eval => manifest.packing.eval_rows += 1,

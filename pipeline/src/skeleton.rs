@@ -8,7 +8,10 @@ use crate::control::{mark, read_mark};
 use crate::conversation::Message;
 use crate::python::{GENERATION_END, GENERATION_START, is_space};
 use crate::spans::{Rendered, Span};
+use crate::frame::Frame;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
 
 /// Opens the mark of a content.
 pub const SLOT: char = '\u{FDD0}';
@@ -37,6 +40,19 @@ pub struct Skeleton {
     pub generation: Vec<(usize, usize, bool)>,
     /// Per assistant message with a slot: white space before it that is the response's, bytes after it up to the end of turn.
     pub reach: HashMap<usize, (usize, usize)>,
+    /// Whether it has been filled in before.
+    used: AtomicBool,
+    frame: OnceLock<Option<Frame>>,
+}
+
+impl Skeleton {
+    /// Its frame, made by `make` once; none for a skeleton used for the first time, which may well have been the last.
+    pub fn frame(&self, make: impl FnOnce() -> Option<Frame>) -> Option<&Frame> {
+        if !self.used.swap(true, Ordering::Relaxed) {
+            return None;
+        }
+        self.frame.get_or_init(make).as_ref()
+    }
 }
 
 /// How a content stands in a render.
@@ -50,7 +66,7 @@ pub enum Fit {
     Lost,
 }
 
-/// Fills contents into a skeleton.
+/// Fills contents into a skeleton. `control` asks for the places of control tokens, which a content then may hold the strings of.
 pub fn fill_in(s: &Skeleton, messages: &[Message], control: bool, out: &mut Rendered) {
     let mut controls = control.then(Vec::new);
     let mut next = s.control.iter().peekable();
@@ -68,11 +84,11 @@ pub fn fill_in(s: &Skeleton, messages: &[Message], control: bool, out: &mut Rend
                 out.text.push_str(l);
             }
             Piece::Slot(k) => {
-                let Some(m) = messages.get(*k) else { continue };
+                let content = messages.get(*k).map_or("", |m| m.content.as_str());
                 let start = out.text.len();
-                out.text.push_str(&m.content);
-                if m.is_assistant() {
-                    let (back, forward) = s.reach.get(k).copied().unwrap_or((0, 0));
+                out.text.push_str(content);
+                out.slots.push(content.len());
+                if let Some((back, forward)) = s.reach.get(k) {
                     out.spans.push(Span { start: start - back, end: out.text.len() + forward, loss: true });
                 }
             }

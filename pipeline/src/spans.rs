@@ -17,7 +17,7 @@ use crate::skeleton::{Fit, Piece, SLOT, SLOT_END, Skeleton, align, empty_thought
 use crate::template::ChatTemplate;
 use serde_json::Value;
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Skeletons kept per worker.
 const CACHE: usize = 1024;
@@ -60,7 +60,7 @@ pub struct Span {
 }
 
 /// A rendered conversation.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct Rendered {
     /// The text.
     pub text: String,
@@ -69,6 +69,10 @@ pub struct Rendered {
     /// Where content holds control-token strings: the control tokens the template wrote (place, length, id), in order. All
     /// other text is text.
     pub control: Option<Vec<(usize, usize, i32)>>,
+    /// The skeleton this is, filled in, where content holds no control-token strings and the template was not asked.
+    pub skeleton: Option<Arc<Skeleton>>,
+    /// Bytes of the contents in it, in order.
+    pub slots: Vec<usize>,
     /// Turns of which the template changed the white space only.
     pub respaced: u64,
     /// Turns of which it changed more (policies `mask` and `keep`).
@@ -80,7 +84,8 @@ impl Rendered {
     fn clear(&mut self) {
         self.text.clear();
         self.spans.clear();
-        self.control = None;
+        self.slots.clear();
+        (self.control, self.skeleton) = (None, None);
         (self.respaced, self.rewritten) = (0, 0);
     }
 }
@@ -93,7 +98,7 @@ pub struct SpanFinder<'a> {
     lost_text: LostText,
     uses_generation: bool,
     linear: Option<&'a Linear>,
-    cache: HashMap<String, Option<Rc<Skeleton>>>,
+    cache: HashMap<String, Option<Arc<Skeleton>>>,
 }
 
 /// Why there is no rendering.
@@ -175,6 +180,7 @@ impl<'a> SpanFinder<'a> {
             if check && self.template.render(&c.messages, false).ok().as_deref() != Some(out.text.as_str()) {
                 return Err(Fault::NotLinear);
             }
+            out.skeleton = (!control).then_some(s);
             return Ok(());
         }
         *out = if control { self.render_marked(c)? } else { self.render_plain(&c.messages, c.tools.as_ref())? };
@@ -301,7 +307,7 @@ impl<'a> SpanFinder<'a> {
     }
 
     /// The skeleton for this order of roles; none if the template refuses it.
-    fn skeleton(&mut self, messages: &[Message], tools: Option<&Value>) -> Option<Rc<Skeleton>> {
+    fn skeleton(&mut self, messages: &[Message], tools: Option<&Value>) -> Option<Arc<Skeleton>> {
         let plain = tools.is_none() && messages.iter().all(|m| m.tool_calls.is_none() && m.name.is_none() && m.tool_call_id.is_none());
         let mut key = String::new();
         if plain {
@@ -313,7 +319,7 @@ impl<'a> SpanFinder<'a> {
                 return s.clone();
             }
         }
-        let made = self.make_skeleton(messages, tools).map(Rc::new);
+        let made = self.make_skeleton(messages, tools).map(Arc::new);
         if plain {
             if self.cache.len() >= CACHE {
                 self.cache.clear();

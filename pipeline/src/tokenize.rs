@@ -42,6 +42,8 @@ pub struct Tokenizer {
     vocab_size: usize,
     /// Ids from `.0` on stand `.1` higher in the fast engine; what lies between is a byte the vocabulary lacks.
     shift: (u32, u32),
+    /// Ids of added tokens that part the text.
+    parting: Vec<i32>,
     eos: Option<String>,
     engine_note: String,
 }
@@ -129,6 +131,11 @@ impl Tokenizer {
         &self.added
     }
 
+    /// Whether the token `id` parts the text: the ids of what stands before it and behind it are those of each alone.
+    pub fn parts_text(&self, id: i32) -> bool {
+        self.parting.contains(&id)
+    }
+
     /// One past the largest id.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
@@ -193,6 +200,7 @@ impl TokenizerSource {
             added: self.added.clone(),
             vocab_size: self.vocab_size,
             shift,
+            parting: self.parting(),
             eos: self.eos.clone(),
             engine_note,
         }

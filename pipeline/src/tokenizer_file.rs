@@ -5,8 +5,10 @@
 
 use crate::error::{Error, Result};
 use crate::tokenize::AddedToken;
+use aho_corasick::AhoCorasick;
 use serde_json::{Value, json};
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
 use tokenizers_fast as fast;
@@ -21,6 +23,8 @@ pub struct TokenizerSource {
     pub(crate) model_size: usize,
     pub(crate) missing_bytes: Vec<char>,
     pub(crate) eos: Option<String>,
+    /// Whether text is cut at added tokens before, and no differently than, all else that is done to it.
+    local: bool,
 }
 
 impl TokenizerSource {
@@ -38,7 +42,7 @@ impl TokenizerSource {
             }
         })?;
         let eos = if dir.is_dir() { crate::template::special_tokens(dir)?.remove("eos_token") } else { None };
-        let mut s = TokenizerSource { path, json, added: Vec::new(), vocab_size: 0, model_size: 0, missing_bytes: Vec::new(), eos };
+        let mut s = TokenizerSource { path, json, added: Vec::new(), vocab_size: 0, model_size: 0, missing_bytes: Vec::new(), eos, local: false };
         s.look()?;
         Ok(s)
     }
@@ -53,8 +57,11 @@ impl TokenizerSource {
         let mut size = v.model.vocab.size;
         self.model_size = size;
         self.added.clear();
+        self.local = local(&v.normalizer) && local(&v.pre_tokenizer);
         for t in v.added_tokens {
             size = size.max(t.id as usize + 1);
+            // One that takes the white space beside it along, or is sought in normalised text, is not cut at plainly.
+            self.local &= !(t.lstrip || t.rstrip || t.single_word || t.normalized.unwrap_or(!t.special));
             self.added.push(AddedToken { content: t.content, id: t.id, special: t.special });
         }
         if size == 0 {
@@ -91,6 +98,28 @@ impl TokenizerSource {
         self.added.push(AddedToken { content: token.to_string(), id, special: true });
         self.vocab_size = id as usize + 1;
         Ok(id)
+    }
+
+    /// Ids of added tokens that part the text: no other is found across their edges, and what is done to the text behind does not
+    /// depend on what stands before.
+    pub(crate) fn parting(&self) -> Vec<i32> {
+        let all = || self.added.iter().map(|t| t.content.as_str()).filter(|t| !t.is_empty());
+        let Some(finder) = AhoCorasick::new(all()).ok().filter(|_| self.local) else { return Vec::new() };
+        // One that holds another, is held, or ends as another begins could be found in its stead, or the other in its.
+        let starts: HashSet<&str> = all().flat_map(|t| t.char_indices().skip(1).map(|(i, _)| &t[..i])).collect();
+        let ends: HashSet<&str> = all().flat_map(|t| t.char_indices().skip(1).map(|(i, _)| &t[i..])).collect();
+        let held: HashSet<usize> = all()
+            .flat_map(|t| finder.find_overlapping_iter(t).filter(|m| m.len() < t.len()).map(|m| m.pattern().as_usize()).collect::<Vec<_>>())
+            .collect();
+        let alone = |(k, t): &(usize, &AddedToken)| {
+            let t = t.content.as_str();
+            let mut inside = t.char_indices().skip(1).map(|(i, _)| i);
+            !held.contains(k)
+                && inside.all(|i| !starts.contains(&t[i..]) && !ends.contains(&t[..i]))
+                && finder.find_overlapping_iter(t).all(|m| m.len() == t.len())
+        };
+        let tokens = self.added.iter().filter(|t| !t.content.is_empty());
+        tokens.enumerate().filter(alone).map(|(_, t)| t.id as i32).collect()
     }
 
     /// Tokens matched before the model.
@@ -173,6 +202,19 @@ impl TokenizerSource {
         }
         out.push_str(&frame[at..]);
         Some(out)
+    }
+}
+
+/// Whether a normalizer or pre-tokenizer treats a stretch of text alike wherever it stands, and adds nothing at its edges.
+fn local(v: &Value) -> bool {
+    let all = |key: &str| v[key].as_array().is_some_and(|a| a.iter().all(local));
+    match v["type"].as_str() {
+        None => v.is_null(),
+        Some("Sequence") => all("normalizers") || all("pretokenizers"),
+        Some("ByteLevel") => v["add_prefix_space"].as_bool() != Some(true),
+        Some(t) => {
+            ["NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Split", "Digits", "Punctuation", "Whitespace", "WhitespaceSplit"].contains(&t)
+        }
     }
 }
 
@@ -297,6 +339,10 @@ fn byte_symbols() -> Vec<char> {
 struct Head {
     #[serde(default)]
     added_tokens: Vec<HeadToken>,
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
     model: HeadModel,
 }
 #[derive(serde::Deserialize)]
@@ -305,6 +351,13 @@ struct HeadToken {
     content: String,
     #[serde(default)]
     special: bool,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
+    #[serde(default)]
+    single_word: bool,
+    normalized: Option<bool>,
 }
 #[derive(serde::Deserialize)]
 struct HeadModel {

@@ -5,7 +5,6 @@
 
 use crate::conversation::Drop;
 use crate::supervise::Sample;
-use dlm_datasets::IGNORE;
 
 /// What to do with a conversation longer than a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
@@ -45,28 +44,36 @@ pub struct Cut {
     pub context: usize,
 }
 
-/// Cuts a sample to rows of `seq_len`; `context` tokens are repeated under `split`. Gives the cuts and the tokens lost.
-pub fn cut(s: &Sample, policy: OverLong, seq_len: usize, bd_size: usize, context: usize) -> Result<(Vec<Cut>, usize), Drop> {
+/// Cuts a sample to rows of `seq_len`; `context` tokens are repeated under `split`. Fills `cuts` and gives the number of tokens lost.
+pub fn cut(s: &Sample, policy: OverLong, seq_len: usize, bd_size: usize, context: usize, cuts: &mut Vec<Cut>) -> Result<usize, Drop> {
+    cuts.clear();
     let n = s.ids.len();
-    let labelled = |from: usize, to: usize| s.labels[from..to].iter().any(|&l| l != IGNORE);
-    let whole = |end: usize| vec![Cut { start: 0, end, context: 0 }];
+    let labelled = |from: usize, to: usize| s.loss.iter().any(|r| (r.0 as usize) < to && from < r.1 as usize);
+    let mut whole = |end: usize| cuts.push(Cut { start: 0, end, context: 0 });
     if n <= seq_len {
-        return if labelled(0, n) { Ok((whole(n), 0)) } else { Err(Drop::NoLabel) };
+        whole(n);
+        return if labelled(0, n) { Ok(0) } else { Err(Drop::NoLabel) };
     }
     match policy {
         OverLong::Drop => Err(Drop::TooLong),
-        OverLong::Truncate if labelled(0, seq_len) => Ok((whole(seq_len), n - seq_len)),
+        OverLong::Truncate if labelled(0, seq_len) => {
+            whole(seq_len);
+            Ok(n - seq_len)
+        }
         OverLong::Truncate => Err(Drop::PromptTooLong),
         OverLong::Turns => {
             let end = s.turns.iter().map(|t| t.1).take_while(|&e| e <= seq_len).last();
             match end {
-                Some(end) if labelled(0, end) => Ok((whole(end), n - end)),
+                Some(end) if labelled(0, end) => {
+                    whole(end);
+                    Ok(n - end)
+                }
                 _ => Err(Drop::FirstTurnTooLong),
             }
         }
         OverLong::Split => {
             let context = (context / bd_size * bd_size).min(seq_len - bd_size);
-            let (mut cuts, mut covered, mut lost) = (Vec::new(), 0, 0);
+            let (mut covered, mut lost) = (0, 0);
             while covered < n {
                 let start = if covered == 0 { 0 } else { covered - context };
                 let end = (start + seq_len).min(n);
@@ -77,7 +84,7 @@ pub fn cut(s: &Sample, policy: OverLong, seq_len: usize, bd_size: usize, context
                 }
                 covered = end;
             }
-            if cuts.is_empty() { Err(Drop::NoLabel) } else { Ok((cuts, lost)) }
+            if cuts.is_empty() { Err(Drop::NoLabel) } else { Ok(lost) }
         }
     }
 }
@@ -91,13 +98,17 @@ mod tests {
         let mut s = Sample::default();
         for &(prompt, response) in turns {
             s.ids.extend(0..prompt as i32);
-            s.labels.resize(s.ids.len(), IGNORE);
             let from = s.ids.len();
             s.ids.extend(0..response as i32);
-            s.labels.extend(0..response as i32);
             s.turns.push((from, s.ids.len()));
+            s.take_loss(from);
         }
         s
+    }
+
+    fn cut(s: &Sample, policy: OverLong, seq_len: usize, bd_size: usize, context: usize) -> Result<(Vec<Cut>, usize), Drop> {
+        let mut cuts = Vec::new();
+        super::cut(s, policy, seq_len, bd_size, context, &mut cuts).map(|lost| (cuts, lost))
     }
 
     #[test]
@@ -125,12 +136,12 @@ mod tests {
                     prop_assert!(c.end - c.start <= 64 && c.start % 16 == 0);
                     (c.start + c.context..c.end).for_each(|i| seen[i] += 1);
                 }
-                for (i, &l) in s.labels.iter().enumerate() {
-                    prop_assert!(seen[i] <= 1);
-                    prop_assert!(l == IGNORE || seen[i] == 1);
+                prop_assert!(seen.iter().all(|&n| n <= 1));
+                for &(a, b) in &s.loss {
+                    prop_assert!(seen[a as usize..b as usize].iter().all(|&n| n == 1));
                 }
             } else {
-                prop_assert!(s.labels.iter().all(|&l| l == IGNORE));
+                prop_assert!(s.loss.is_empty());
             }
         }
     }

@@ -20,10 +20,10 @@ use crate::supervise::{Sample, Supervisor};
 use crate::table;
 use crate::template::ChatTemplate;
 use crate::tokenize::Tokenizer;
-use crate::truncate;
-use dlm_datasets::IGNORE;
+use crate::truncate::{self, Cut};
 use dlm_datasets::manifest::Manifest;
-use dlm_datasets::verify::{RowSummary, summarize};
+use dlm_datasets::verify::{RowSummary, summarize_runs};
+use dlm_datasets::writer::LossRun;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -61,8 +61,8 @@ pub struct OutRow {
     pub dropped: Option<Drop>,
     /// Index into the batch's keys.
     pub key: usize,
-    /// Its documents' lengths and contents, in the batch's ids.
-    pub documents: Vec<(usize, RowSummary)>,
+    /// How many of the batch's documents are its.
+    pub documents: usize,
     /// Tokens cut away.
     pub cut: u64,
     /// Longer than a row.
@@ -77,6 +77,17 @@ pub struct OutRow {
     pub fingerprint: u128,
 }
 
+/// A document of a batch.
+#[derive(Debug)]
+pub struct OutDocument {
+    /// Tokens, padding included.
+    pub tokens: usize,
+    /// Runs of loss.
+    pub runs: usize,
+    /// What it holds.
+    pub summary: RowSummary,
+}
+
 /// A batch, processed.
 #[derive(Debug, Default)]
 pub struct OutBatch {
@@ -86,16 +97,59 @@ pub struct OutBatch {
     pub from: Cursor,
     /// Its rows.
     pub rows: Vec<OutRow>,
-    /// The ids of all documents, one after another.
+    /// The documents of all rows, in order.
+    pub documents: Vec<OutDocument>,
+    /// Their ids, one after another.
     pub ids: Vec<i32>,
-    /// Their labels.
-    pub labels: Vec<i32>,
+    /// Where they carry loss, each counted from its own start.
+    pub loss: Vec<LossRun>,
     /// (category, licence) of rows.
     pub keys: Vec<(Option<String>, Option<String>)>,
     /// Bytes of rendered text.
     pub text_bytes: u64,
     /// Bytes read.
     pub raw_bytes: u64,
+}
+
+impl OutBatch {
+    /// Empties it, keeping its memory.
+    fn clear(&mut self) {
+        self.rows.clear();
+        self.documents.clear();
+        self.ids.clear();
+        self.loss.clear();
+        self.keys.clear();
+        self.text_bytes = 0;
+    }
+
+    /// The documents behind a place, with their ids and loss.
+    pub fn documents_from(&self, mut at: Place) -> impl Iterator<Item = (&OutDocument, &[i32], &[LossRun])> {
+        self.documents[at.documents..].iter().map(move |d| {
+            let found = (d, &self.ids[at.ids..at.ids + d.tokens], &self.loss[at.runs..at.runs + d.runs]);
+            at.pass(d);
+            found
+        })
+    }
+}
+
+/// A place in a batch: how much of it lies before.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Place {
+    /// Documents.
+    pub documents: usize,
+    /// Ids.
+    pub ids: usize,
+    /// Runs of loss.
+    pub runs: usize,
+}
+
+impl Place {
+    /// Steps over `d`.
+    pub fn pass(&mut self, d: &OutDocument) {
+        self.documents += 1;
+        self.ids += d.tokens;
+        self.runs += d.runs;
+    }
 }
 
 /// Counters for a progress display.
@@ -128,6 +182,7 @@ pub struct Feed<'a> {
     next: Vec<u64>,
     ended: Vec<Option<u64>>,
     ends: crossbeam_channel::Receiver<(usize, u64)>,
+    used: crossbeam_channel::Sender<OutBatch>,
     meter: &'a Meter,
 }
 
@@ -154,6 +209,11 @@ impl Feed<'_> {
                 recv(self.done) -> batch => self.take(batch.ok())?,
             }
         }
+    }
+
+    /// Gives back a batch that is done with, for its memory.
+    pub fn give_back(&self, batch: OutBatch) {
+        let _ = self.used.try_send(batch);
     }
 
     fn take(&mut self, batch: Option<Result<(usize, OutBatch)>>) -> Result<()> {
@@ -192,6 +252,7 @@ pub fn run<T>(
     // Room for every ticket and a failure of every thread, so that no worker ever waits for the consumer.
     let (done_in, done) = crossbeam_channel::bounded(window * streams.len() + workers + streams.len());
     let (ends_in, ends) = crossbeam_channel::bounded(streams.len());
+    let (used_in, used) = crossbeam_channel::bounded::<OutBatch>(window);
     let mut tickets = Vec::new();
     std::thread::scope(|scope| {
         for (k, stream) in streams.iter().enumerate() {
@@ -214,11 +275,11 @@ pub fn run<T>(
         }
         drop((raw_in, ends_in));
         for _ in 0..workers {
-            let (raw_out, done_in) = (raw_out.clone(), done_in.clone());
+            let (raw_out, done_in, used) = (raw_out.clone(), done_in.clone(), used.clone());
             scope.spawn(move || {
                 let mut worker = Worker::new(stages);
                 for (stream, number, from, raw) in raw_out {
-                    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.process(number, from, raw)));
+                    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.process(number, from, raw, used.try_recv().ok())));
                     let done = done.unwrap_or_else(|_| {
                         Err(Error::Internal(format!("a worker failed on the rows after row {} of input {}", from.row, from.file)))
                     });
@@ -228,10 +289,10 @@ pub fn run<T>(
                 }
             });
         }
-        drop((raw_out, done_in));
+        drop((raw_out, done_in, used));
         let n = streams.len();
-        let mut feed =
-            Feed { done, tickets, waiting: (0..n).map(|_| BTreeMap::new()).collect(), next: vec![0; n], ended: vec![None; n], ends, meter };
+        let waiting = (0..n).map(|_| BTreeMap::new()).collect();
+        let mut feed = Feed { done, tickets, waiting, next: vec![0; n], ended: vec![None; n], ends, used: used_in, meter };
         // When the feed is dropped, whoever still waits for us finds the channels closed.
         consume(&mut feed)
     })
@@ -275,6 +336,7 @@ pub struct Worker<'a> {
     grid: Grid,
     rendered: Rendered,
     sample: Sample,
+    cuts: Vec<Cut>,
     wants_fingerprint: bool,
 }
 
@@ -295,17 +357,17 @@ impl<'a> Worker<'a> {
             grid: Grid { bd_size: s.bd_size, seq_len: s.seq_len, alignment: s.alignment, fill_id, pad_id: m.pad_token_id },
             rendered: Rendered::default(),
             sample: Sample::default(),
+            cuts: Vec::new(),
             wants_fingerprint: s.dedup || s.eval_fraction > 0.0,
         }
     }
 
-    /// All rows of a batch.
-    pub fn process(&mut self, number: u64, from: Cursor, raw: RawRows) -> Result<OutBatch> {
+    /// All rows of a batch, in the memory of one that is done with.
+    pub fn process(&mut self, number: u64, from: Cursor, raw: RawRows, used: Option<OutBatch>) -> Result<OutBatch> {
         let n = raw.len();
-        let mut out = OutBatch { number, from, rows: Vec::with_capacity(n), raw_bytes: raw.bytes() as u64, ..Default::default() };
-        let tokens = raw.bytes() / 3;
-        out.ids.reserve(tokens);
-        out.labels.reserve(tokens);
+        let mut out = used.unwrap_or_default();
+        out.clear();
+        (out.number, out.from, out.raw_bytes) = (number, from, raw.bytes() as u64);
         let raw = Rows::new(&raw, self.inputs.get(from.file).map_or(&[][..], |i| &i.columns));
         for i in 0..n {
             if let Some((index, of)) = self.settings.shard
@@ -322,7 +384,7 @@ impl<'a> Worker<'a> {
                 out.keys.push(key);
                 out.keys.len() - 1
             });
-            let (ids, labels) = (out.ids.len(), out.labels.len());
+            let (ids, loss, documents) = (out.ids.len(), out.loss.len(), out.documents.len());
             let check = (from.row + i as u64) % CHECK_EVERY == 0;
             let done = conversation.map_err(Fault::from).and_then(|c| self.conversation(&c, check, &mut row, &mut out));
             if let Err(fault) = done {
@@ -334,11 +396,12 @@ impl<'a> Worker<'a> {
                     )));
                 };
                 out.ids.truncate(ids);
-                out.labels.truncate(labels);
-                row.documents.clear();
+                out.loss.truncate(loss);
+                out.documents.truncate(documents);
                 row.cut = 0;
                 row.dropped = Some(why);
             }
+            row.documents = out.documents.len() - documents;
             out.rows.push(row);
         }
         Ok(out)
@@ -357,26 +420,29 @@ impl<'a> Worker<'a> {
         row.rewritten = rendered.rewritten;
         self.supervisor.encode(rendered, &mut self.sample)?;
         row.over_long = self.sample.ids.len() > s.seq_len;
-        let (cuts, lost) = truncate::cut(&self.sample, s.over_long, s.seq_len, s.bd_size, s.split_context)?;
+        let lost = truncate::cut(&self.sample, s.over_long, s.seq_len, s.bd_size, s.split_context, &mut self.cuts)?;
         row.cut = lost as u64;
-        for cut in cuts {
-            let from = out.ids.len();
+        let documents = out.documents.len();
+        for cut in &self.cuts {
+            let (from, runs) = (out.ids.len(), out.loss.len());
             out.ids.extend_from_slice(&self.sample.ids[cut.start..cut.end]);
-            out.labels.extend_from_slice(&self.sample.labels[cut.start..cut.end]);
-            out.labels[from..from + cut.context.max(1)].fill(IGNORE);
             // The last turn of this cut, for the `response` grid.
             let turn = self.sample.turns.iter().rev().find(|t| t.0 < cut.end).map_or(0, |t| t.0.saturating_sub(cut.start));
-            row.cut += self.grid.pad(&mut out.ids, &mut out.labels, from, turn) as u64;
-            let summary = summarize(&out.ids[from..], &out.labels[from..], self.manifest);
+            let beyond = self.grid.pad(&mut out.ids, from, turn);
+            row.cut += beyond as u64;
+            // What is context, or nothing precedes, carries no loss.
+            let (first, end) = (cut.start + cut.context.max(1), cut.end - beyond);
+            let runs_of = self.sample.loss.iter().map(|r| ((r.0 as usize).max(first), (r.1 as usize).min(end)));
+            out.loss.extend(runs_of.filter(|r| r.0 < r.1).map(|r| ((r.0 - cut.start) as u32, (r.1 - cut.start) as u32)));
+            let summary = summarize_runs(&out.ids[from..], &out.loss[runs..], self.manifest);
             if summary.response_tokens == 0 {
                 row.cut += (out.ids.len() - from) as u64 - summary.block_padding - cut.context as u64;
                 out.ids.truncate(from);
-                out.labels.truncate(from);
                 continue;
             }
-            row.documents.push((out.ids.len() - from, summary));
+            out.documents.push(OutDocument { tokens: out.ids.len() - from, runs: out.loss.len() - runs, summary });
         }
-        if row.documents.is_empty() { Err(Drop::NoLabel.into()) } else { Ok(()) }
+        if out.documents.len() == documents { Err(Drop::NoLabel.into()) } else { Ok(()) }
     }
 }
 

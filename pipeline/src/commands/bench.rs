@@ -11,8 +11,9 @@ use crate::shard::Output;
 use crate::source::{self, RawRows};
 use crate::spans::{Rendered, SpanFinder};
 use crate::supervise::{Sample, Supervisor};
-use crate::workers::{self, Cursor, Meter, Stages, Stream, Worker};
+use crate::workers::{self, Cursor, Meter, Place, Stages, Stream, Worker};
 use clap::Parser;
+use dlm_datasets::writer::DocumentTokens;
 use serde_json::json;
 use std::time::Instant;
 
@@ -108,20 +109,18 @@ pub fn run(a: &Bench) -> Result<()> {
     let w = Watch::start();
     let mut done = Vec::new();
     for (k, b) in raw.into_iter().enumerate() {
-        done.push(worker.process(k as u64, Cursor::default(), b)?);
+        done.push(worker.process(k as u64, Cursor::default(), b, None)?);
     }
     seconds.push(("worker (decode to blocks)", w.stop().1));
-    let mut packer = Packer::new(plan.settings.seq_len, plan.settings.bd_size, plan.manifest.pad_token_id, plan.settings.pack_window);
+    let mut packer = Packer::new(plan.settings.seq_len, plan.settings.bd_size, plan.settings.pack_window);
     let mut rows = 0;
     let w = Watch::start();
     for b in &done {
-        let mut at = 0;
-        for (n, _) in b.rows.iter().flat_map(|r| &r.documents) {
-            packer.push(&b.ids[at..at + n], &b.labels[at..at + n], 0, |_| -> Result<()> {
+        for (_, input_ids, loss) in b.documents_from(Place::default()) {
+            packer.push(DocumentTokens { input_ids, loss, source: 0 }, |_| -> Result<()> {
                 rows += 1;
                 Ok(())
             })?;
-            at += n;
         }
     }
     seconds.push(("pack", w.stop().1));
@@ -154,7 +153,9 @@ pub fn run(a: &Bench) -> Result<()> {
         let w = Watch::start();
         let streams = [Stream { inputs: 0..plan.inputs.len(), from: Cursor::default() }];
         workers::run(&stages, &plan.inputs, &streams, threads, &meter, |feed| {
-            while feed.next(0)?.is_some() {}
+            while let Some(batch) = feed.next(0)? {
+                feed.give_back(batch);
+            }
             Ok(())
         })?;
         dry = dry.min(w.stop().0);
