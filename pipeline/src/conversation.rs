@@ -14,6 +14,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 
 /// Why a row is left out. The names are part of the format: they stand in the manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -122,12 +123,12 @@ impl Drop {
 
 /// One message, as templates see it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct Message {
+pub struct Message<'a> {
     /// system, developer, user, assistant, tool, function or ipython.
-    pub role: String,
+    pub role: Cow<'a, str>,
     /// Its text.
     #[serde(default)]
-    pub content: String,
+    pub content: Cow<'a, str>,
     /// Calls the assistant makes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_calls: Option<Value>,
@@ -139,9 +140,9 @@ pub struct Message {
     pub name: Option<String>,
 }
 
-impl Message {
+impl<'a> Message<'a> {
     /// A plain message.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+    pub fn new(role: impl Into<Cow<'a, str>>, content: impl Into<Cow<'a, str>>) -> Self {
         Message { role: role.into(), content: content.into(), ..Default::default() }
     }
     /// Whether the assistant speaks.
@@ -150,11 +151,14 @@ impl Message {
     }
 }
 
+/// What a row holds: category, licence (both of a dropped row too), conversation or the reason why not.
+pub type Read<'a> = (Option<Cow<'a, str>>, Option<Cow<'a, str>>, Result<Conversation<'a>, Drop>);
+
 /// One training example.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Conversation {
+pub struct Conversation<'a> {
     /// At least one message before an assistant's, and one of the assistant's.
-    pub messages: Vec<Message>,
+    pub messages: Vec<Message<'a>>,
     /// Tool declarations, as templates expect them.
     pub tools: Option<Value>,
 }
@@ -179,11 +183,11 @@ pub fn fingerprint(c: &Conversation) -> u128 {
 
 type Row = Map<String, Value>;
 
-/// The conversation in a row. Category and licence are those of a dropped row too.
-pub fn from_row(mut row: Row) -> (Option<String>, Option<String>, Result<Conversation, Drop>) {
-    let mut text = |keys: &[&str]| -> Option<String> {
+/// The conversation in a row.
+pub fn from_row(mut row: Row) -> Read<'static> {
+    let mut text = |keys: &[&str]| -> Option<Cow<'static, str>> {
         keys.iter().find_map(|k| match row.remove(*k) {
-            Some(Value::String(s)) if !s.is_empty() => Some(s),
+            Some(Value::String(s)) if !s.is_empty() => Some(s.into()),
             _ => None,
         })
     };
@@ -191,7 +195,7 @@ pub fn from_row(mut row: Row) -> (Option<String>, Option<String>, Result<Convers
     (category, licence, read(row))
 }
 
-fn read(mut row: Row) -> Result<Conversation, Drop> {
+fn read(mut row: Row) -> Result<Conversation<'static>, Drop> {
     let messages = messages(&mut row)?;
     let tools = match row.remove("tools") {
         Some(Value::String(s)) if !s.trim().is_empty() => Some(serde_json::from_str(&s).map_err(|_| Drop::BadJson)?),
@@ -203,7 +207,7 @@ fn read(mut row: Row) -> Result<Conversation, Drop> {
     Ok(Conversation { messages, tools })
 }
 
-fn messages(row: &mut Row) -> Result<Vec<Message>, Drop> {
+fn messages(row: &mut Row) -> Result<Vec<Message<'static>>, Drop> {
     for key in ["messages", "conversations", "conversation"] {
         match row.remove(key) {
             Some(Value::Array(list)) => {
@@ -266,7 +270,7 @@ fn messages(row: &mut Row) -> Result<Vec<Message>, Drop> {
     Err(Drop::UnknownShape)
 }
 
-fn system_prompt(row: &mut Row, out: &mut Vec<Message>) -> Result<(), Drop> {
+fn system_prompt(row: &mut Row, out: &mut Vec<Message<'static>>) -> Result<(), Drop> {
     for key in ["system_prompt", "system"] {
         match row.remove(key) {
             Some(Value::String(s)) if !s.is_empty() => {
@@ -303,7 +307,7 @@ pub fn plain_role(name: &str) -> Option<&'static str> {
 }
 
 /// One message of a list, in OpenAI's or ShareGPT's keys.
-fn message(v: Value) -> Result<Message, Drop> {
+fn message(v: Value) -> Result<Message<'static>, Drop> {
     let Value::Object(mut m) = v else {
         return Err(if v.is_null() { Drop::NullContent } else { Drop::UnknownShape });
     };
@@ -338,7 +342,7 @@ fn message(v: Value) -> Result<Message, Drop> {
         content = format!("<think>\n{}\n</think>\n\n{}", thought.trim_matches('\n'), content.trim_start_matches('\n'));
     }
     let mut text = |k: &str| m.remove(k).and_then(|v| v.as_str().map(String::from));
-    Ok(Message { role: role.to_string(), content, tool_calls, tool_call_id: text("tool_call_id"), name: text("name") })
+    Ok(Message { role: role.into(), content: content.into(), tool_calls, tool_call_id: text("tool_call_id"), name: text("name") })
 }
 
 /// The text of a content list of `{"type": "text", "text": …}` parts.
@@ -376,14 +380,14 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn read(v: Value) -> Result<Conversation, Drop> {
+    fn read(v: Value) -> Result<Conversation<'static>, Drop> {
         match v {
             Value::Object(m) => from_row(m).2,
             _ => Err(Drop::BadJson),
         }
     }
     fn talk(v: Value) -> Vec<(String, String)> {
-        read(v).unwrap().messages.into_iter().map(|m| (m.role, m.content)).collect()
+        read(v).unwrap().messages.into_iter().map(|m| (m.role.into_owned(), m.content.into_owned())).collect()
     }
     fn pairs(v: &[(&str, &str)]) -> Vec<(String, String)> {
         v.iter().map(|(a, b)| (a.to_string(), b.to_string())).collect()

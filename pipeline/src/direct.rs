@@ -5,19 +5,15 @@
 //! from a table's columns or a JSON line. Whatever is not plainly in order (a null, an unknown role, a call, a doubled key, a
 //! broken line) gives `None`, and the row goes the long way. The two are held against each other on random rows.
 
-use crate::conversation::{Conversation, Drop, Message, plain_role, validate};
+use crate::conversation::{Conversation, Message, Read, plain_role, validate};
 use arrow::array::{Array, AsArray, LargeStringArray, OffsetSizeTrait, RecordBatch, StringArray, StringViewArray, StructArray};
 use arrow::datatypes::DataType;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use std::borrow::Cow;
 use std::fmt::Formatter;
 
-/// What a row holds: category, licence, conversation.
-pub type Read = (Option<String>, Option<String>, Result<Conversation, Drop>);
-
-fn finish(category: Option<&str>, licence: Option<&str>, messages: Vec<Message>) -> Read {
-    let some = |s: Option<&str>| s.filter(|s| !s.is_empty()).map(String::from);
-    (some(category), some(licence), validate(&messages).map(|()| Conversation { messages, tools: None }))
+fn finish<'a>(category: Option<Cow<'a, str>>, licence: Option<Cow<'a, str>>, messages: Vec<Message<'a>>) -> Read<'a> {
+    (category.filter(|s| !s.is_empty()), licence, validate(&messages).map(|()| Conversation { messages, tools: None }))
 }
 
 /// A column of strings.
@@ -70,7 +66,7 @@ impl<'a> Messages<'a> {
         Some(Messages { list, items, role: text(["role", "from"])?, content: text(["content", "value"])? })
     }
 
-    fn read(&self, i: usize, out: &mut Vec<Message>) -> Option<()> {
+    fn read(&self, i: usize, out: &mut Vec<Message<'a>>) -> Option<()> {
         let range = match self.list.data_type() {
             DataType::List(_) => range(self.list.as_list::<i32>().value_offsets(), i),
             _ => range(self.list.as_list::<i64>().value_offsets(), i),
@@ -133,7 +129,7 @@ impl<'a> Columns<'a> {
     }
 
     /// Row `i`; none if it has to go the long way.
-    pub fn read(&self, i: usize) -> Option<Read> {
+    pub fn read(&self, i: usize) -> Option<Read<'a>> {
         let first = |texts: &[Text<'a>]| texts.iter().filter_map(|t| t.get(i)).find(|s| !s.is_empty());
         let mut messages = Vec::with_capacity(8);
         if let Some(s) = first(&self.system) {
@@ -150,15 +146,15 @@ impl<'a> Columns<'a> {
                 messages.push(Message::new("assistant", output.get(i)?));
             }
         }
-        Some(finish(self.category.as_ref().and_then(|t| t.get(i)), first(&self.licence), messages))
+        Some(finish(self.category.as_ref().and_then(|t| t.get(i)).map(Cow::from), first(&self.licence).map(Cow::from), messages))
     }
 }
 
 /// A JSON line; none if it has to go the long way.
-pub fn line(text: &str) -> Option<Read> {
+pub fn line(text: &str) -> Option<Read<'_>> {
     let row: Line = serde_json::from_str(text).ok()?;
     let mut messages = Vec::with_capacity(8);
-    if let Some(s) = [row.system_prompt, row.system].into_iter().flatten().find(|s| !s.is_empty()) {
+    if let Some(Str(s)) = [row.system_prompt, row.system].into_iter().flatten().find(|s| !s.0.is_empty()) {
         messages.push(Message::new("system", s));
     }
     match (row.messages, row.input, row.output) {
@@ -168,21 +164,21 @@ pub fn line(text: &str) -> Option<Read> {
                 Input::List(m) => messages.extend(m),
                 Input::Text(s) => messages.push(Message::new("user", s)),
             }
-            messages.push(Message::new("assistant", output));
+            messages.push(Message::new("assistant", output.0));
         }
         _ => return None,
     }
-    let licence = [&row.license, &row.licence].into_iter().flatten().map(|s| &*s.0).find(|s| !s.is_empty());
-    Some(finish(row.category.as_ref().map(|s| &*s.0), licence, messages))
+    let licence = [row.license, row.licence].into_iter().flatten().map(|s| s.0).find(|s| !s.is_empty());
+    Some(finish(row.category.map(|s| s.0), licence, messages))
 }
 
 #[derive(Default)]
 struct Line<'a> {
-    messages: Option<Vec<Message>>,
-    input: Option<Input>,
-    output: Option<String>,
-    system_prompt: Option<String>,
-    system: Option<String>,
+    messages: Option<Vec<Message<'a>>>,
+    input: Option<Input<'a>>,
+    output: Option<NoNull<'a>>,
+    system_prompt: Option<Str<'a>>,
+    system: Option<Str<'a>>,
     category: Option<Str<'a>>,
     license: Option<Str<'a>>,
     licence: Option<Str<'a>>,
@@ -214,9 +210,21 @@ impl<'de> serde::Deserialize<'de> for Str<'de> {
     }
 }
 
-enum Input {
-    List(Vec<Message>),
-    Text(String),
+/// The same where null is the long way's to judge.
+struct NoNull<'a>(Cow<'a, str>);
+
+impl<'de> serde::Deserialize<'de> for NoNull<'de> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        match Option::<Str>::deserialize(d)? {
+            Some(s) => Ok(NoNull(s.0)),
+            None => Err(D::Error::custom(LONG_WAY)),
+        }
+    }
+}
+
+enum Input<'a> {
+    List(Vec<Message<'a>>),
+    Text(Cow<'a, str>),
 }
 
 /// Deserialising stops here, and the row goes the long way.
@@ -247,7 +255,7 @@ impl<'de> serde::Deserialize<'de> for Line<'de> {
                         "system_prompt" | "system" => {
                             let slot = if key == "system" { &mut row.system } else { &mut row.system_prompt };
                             // null and "" are alike.
-                            set(slot, map.next_value::<Option<String>>()?.unwrap_or_default())?
+                            set(slot, map.next_value()?)?
                         }
                         "category" => set(&mut row.category, map.next_value()?)?,
                         "license" => set(&mut row.license, map.next_value()?)?,
@@ -263,21 +271,21 @@ impl<'de> serde::Deserialize<'de> for Line<'de> {
     }
 }
 
-impl<'de> serde::Deserialize<'de> for Input {
+impl<'de> serde::Deserialize<'de> for Input<'de> {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         struct Visit;
         impl<'de> Visitor<'de> for Visit {
-            type Value = Input;
+            type Value = Input<'de>;
             fn expecting(&self, f: &mut Formatter) -> std::fmt::Result {
                 f.write_str("text or messages")
             }
-            fn visit_str<E>(self, s: &str) -> Result<Input, E> {
-                Ok(Input::Text(s.to_string()))
+            fn visit_borrowed_str<E>(self, s: &'de str) -> Result<Input<'de>, E> {
+                Ok(Input::Text(Cow::Borrowed(s)))
             }
-            fn visit_string<E>(self, s: String) -> Result<Input, E> {
-                Ok(Input::Text(s))
+            fn visit_str<E>(self, s: &str) -> Result<Input<'de>, E> {
+                Ok(Input::Text(Cow::Owned(s.to_string())))
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Input, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Input<'de>, A::Error> {
                 let mut out = Vec::with_capacity(8);
                 while let Some(Plain(m)) = seq.next_element()? {
                     out.push(m);
@@ -290,18 +298,18 @@ impl<'de> serde::Deserialize<'de> for Input {
 }
 
 /// A message of a role and a content.
-struct Plain(Message);
+struct Plain<'a>(Message<'a>);
 
-impl<'de> serde::Deserialize<'de> for Plain {
+impl<'de> serde::Deserialize<'de> for Plain<'de> {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         struct Visit;
         impl<'de> Visitor<'de> for Visit {
-            type Value = Plain;
+            type Value = Plain<'de>;
             fn expecting(&self, f: &mut Formatter) -> std::fmt::Result {
                 f.write_str("a message")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Plain, A::Error> {
-                let (mut role, mut content): (Option<Str>, Option<String>) = (None, None);
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Plain<'de>, A::Error> {
+                let (mut role, mut content): (Option<Str>, Option<NoNull>) = (None, None);
                 while let Some(Str(key)) = map.next_key()? {
                     match &*key {
                         "role" | "from" if role.is_none() => role = Some(map.next_value()?),
@@ -310,7 +318,7 @@ impl<'de> serde::Deserialize<'de> for Plain {
                     }
                 }
                 match (role.as_ref().and_then(|r| plain_role(&r.0)), content) {
-                    (Some(role), Some(content)) => Ok(Plain(Message::new(role, content))),
+                    (Some(role), Some(content)) => Ok(Plain(Message::new(role, content.0))),
                     _ => Err(A::Error::custom(LONG_WAY)),
                 }
             }

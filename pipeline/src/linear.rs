@@ -166,7 +166,7 @@ pub fn probe(template: &ChatTemplate, fill: &mut Fill) -> Option<Linear> {
     Some(out)
 }
 
-fn talk(roles: &[&str], content: impl Fn(usize) -> String) -> Vec<Message> {
+fn talk(roles: &[&'static str], content: impl Fn(usize) -> String) -> Vec<Message<'static>> {
     roles.iter().enumerate().map(|(k, r)| Message::new(*r, content(k))).collect()
 }
 

@@ -84,7 +84,7 @@ pub fn fill_in(s: &Skeleton, messages: &[Message], control: bool, out: &mut Rend
                 out.text.push_str(l);
             }
             Piece::Slot(k) => {
-                let content = messages.get(*k).map_or("", |m| m.content.as_str());
+                let content = messages.get(*k).map_or("", |m| &*m.content);
                 let start = out.text.len();
                 out.text.push_str(content);
                 out.slots.push(content.len());
@@ -161,7 +161,7 @@ pub fn align(s: &Skeleton, text: &str, messages: &[Message]) -> Option<Places> {
                 }
             }
             Piece::Slot(k) => {
-                let content = messages.get(*k)?.content.as_str();
+                let content = &*messages.get(*k)?.content;
                 let next = match s.pieces.get(i + 1) {
                     Some(Piece::Literal(l)) => l.as_str(),
                     _ => "",

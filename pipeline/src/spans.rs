@@ -9,11 +9,11 @@
 //! order of roles and are kept. Where the skeleton does not fit, the start of a turn is sought by rendering what precedes it
 //! with `add_generation_prompt`. Nothing is assumed about a template; what cannot be established is a named reason.
 
-use crate::control::{ControlText, Found, mark};
+use crate::control::{ControlText, Found};
 use crate::conversation::{Conversation, Drop, Message};
 use crate::linear::Linear;
 use crate::python::is_space;
-use crate::skeleton::{Fit, Piece, SLOT, SLOT_END, Skeleton, align, empty_thought, fill_in, loose, parse_skeleton, slot_text};
+use crate::skeleton::{Fit, Piece, Skeleton, align, empty_thought, fill_in, loose, parse_skeleton, slot_text};
 use crate::template::ChatTemplate;
 use serde_json::Value;
 use std::collections::HashMap;
@@ -143,7 +143,7 @@ impl<'a> SpanFinder<'a> {
         for p in &s.pieces {
             text.push_str(match p {
                 Piece::Literal(l) => l,
-                Piece::Slot(k) => messages.get(*k)?.content.as_str(),
+                Piece::Slot(k) => &*messages.get(*k)?.content,
             });
         }
         Some(text)
@@ -202,7 +202,7 @@ impl<'a> SpanFinder<'a> {
     fn render_marked(&mut self, c: &Conversation) -> Result<Rendered, Drop> {
         let mut messages = c.messages.clone();
         for m in &mut messages {
-            m.content = self.control.mark(&m.content);
+            m.content = self.control.mark(&m.content).into();
             m.tool_calls.iter_mut().for_each(|v| self.control.mark_json(v));
         }
         let mut tools = c.tools.clone();
@@ -335,8 +335,7 @@ impl<'a> SpanFinder<'a> {
         }
         let mut marked = messages.to_vec();
         for (k, m) in marked.iter_mut().enumerate().filter(|(_, m)| !m.content.is_empty()) {
-            m.content.clear();
-            mark(SLOT, k, SLOT_END, &mut m.content);
+            m.content = slot_text(k).into();
         }
         let text = self.template.render_with(&marked, tools, false, self.uses_generation).ok()?;
         let mut s = parse_skeleton(&text)?;
@@ -391,7 +390,7 @@ impl<'a> SpanFinder<'a> {
         texts.iter().all(|text| {
             let mut trial = messages.to_vec();
             for (k, m) in trial.iter_mut().enumerate().filter(|(_, m)| !m.content.is_empty()) {
-                m.content = text(k);
+                m.content = text(k).into();
             }
             let mut out = Rendered::default();
             fill_in(s, &trial, false, &mut out);
@@ -432,7 +431,7 @@ impl<'a> SpanFinder<'a> {
     fn by_prefix(&self, messages: &[Message], tools: Option<&Value>, k: usize, text: &str) -> Option<((usize, usize), Fit)> {
         let prompt = self.template.render_with(&messages[..k], tools, true, false).ok()?;
         let mut rest = text.strip_prefix(prompt.as_str()).filter(|_| !prompt.is_empty())?;
-        let content = messages[k].content.as_str();
+        let content = &*messages[k].content;
         if !content.trim_start().starts_with("<think>") {
             rest = &rest[empty_thought(rest)..];
         }

@@ -219,7 +219,7 @@ fn one_line(e: &minijinja::Error) -> String {
 mod tests {
     use super::*;
 
-    fn talk() -> Vec<Message> {
+    fn talk() -> Vec<Message<'static>> {
         vec![Message::new("system", "s"), Message::new("user", "q"), Message::new("assistant", " a ")]
     }
 

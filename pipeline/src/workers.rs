@@ -9,7 +9,7 @@
 
 use crate::block::Grid;
 use crate::control::ControlText;
-use crate::conversation::{self, Conversation, Drop};
+use crate::conversation::{self, Conversation, Drop, Read};
 use crate::direct;
 use crate::error::{Error, Result};
 use crate::linear::{CHECK_EVERY, Linear};
@@ -379,9 +379,9 @@ impl<'a> Worker<'a> {
             }
             let mut row = OutRow::default();
             let (category, licence, conversation) = raw.decode(i);
-            let key = (category, licence);
-            row.key = out.keys.iter().position(|k| *k == key).unwrap_or_else(|| {
-                out.keys.push(key);
+            let key = (category.as_deref(), licence.as_deref());
+            row.key = out.keys.iter().position(|k| (k.0.as_deref(), k.1.as_deref()) == key).unwrap_or_else(|| {
+                out.keys.push((key.0.map(String::from), key.1.map(String::from)));
                 out.keys.len() - 1
             });
             let (ids, loss, documents) = (out.ids.len(), out.loss.len(), out.documents.len());
@@ -469,7 +469,7 @@ impl<'a> Rows<'a> {
     }
 
     /// Category, licence and conversation of row `i`.
-    pub fn decode(&self, i: usize) -> direct::Read {
+    pub fn decode(&self, i: usize) -> Read<'a> {
         let short = match (self.raw, &self.direct) {
             (RawRows::Table(_), Some(d)) => d.read(i),
             (RawRows::Lines { .. }, _) if self.columns.is_empty() => {
@@ -482,7 +482,7 @@ impl<'a> Rows<'a> {
 }
 
 /// The long way, and the definition: category, licence and conversation of raw row `i`; `columns` gives (our name, the file's name) where they differ.
-pub fn decode(raw: &RawRows, i: usize, columns: &[(String, String)]) -> direct::Read {
+pub fn decode(raw: &RawRows, i: usize, columns: &[(String, String)]) -> Read<'static> {
     let mut row = match raw {
         RawRows::Table(batch) => table::row(batch, i),
         RawRows::Lines { .. } => {

@@ -105,6 +105,7 @@ pub fn run(a: &Bench) -> Result<()> {
         plan.tokenizer.encode(&t.text, &mut ids)?;
     }
     seconds.push(("engine alone", w.stop().1));
+    drop(talks);
     let mut worker = Worker::new(&stages);
     let w = Watch::start();
     let mut done = Vec::new();
@@ -144,7 +145,7 @@ pub fn run(a: &Bench) -> Result<()> {
         });
         engine_wall = engine_wall.min(w.stop().0);
     }
-    drop((texts, talks));
+    drop(texts);
     // The pipeline, N workers.
     let dir = a.out.clone().unwrap_or_else(|| std::env::temp_dir().join(format!("dlm-prep-bench-{}", std::process::id())));
     let (mut dry, mut wet, mut wet_cpu) = (f64::MAX, f64::MAX, 0.0);
