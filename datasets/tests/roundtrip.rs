@@ -1,7 +1,8 @@
 //! Write → map → compare, and every kind of damage to the folder refused with a clear error.
 
 use dlm_datasets::manifest::Manifest;
-use dlm_datasets::writer::DatasetWriter;
+use dlm_datasets::manifest::{Alignment, Padding};
+use dlm_datasets::writer::{DatasetWriter, DocumentTokens, LossRun, ShardWriter};
 use dlm_datasets::{Dataset, Document, Error, Split, verify};
 use proptest::prelude::*;
 use std::path::Path;
@@ -53,8 +54,52 @@ fn sample() -> tempfile::TempDir {
     dir
 }
 
+/// Maximal runs of labels.
+fn runs(labels: &[i32]) -> Vec<LossRun> {
+    let mut out: Vec<LossRun> = Vec::new();
+    for i in (0..labels.len()).filter(|&i| labels[i] != -100) {
+        match out.last_mut() {
+            Some(r) if r.1 == i as u32 => r.1 += 1,
+            _ => out.push((i as u32, i as u32 + 1)),
+        }
+    }
+    out
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, ..Default::default() })]
+    /// Documents with runs of loss give the file that whole rows give.
+    #[test]
+    fn by_documents_as_by_rows(rows in prop::collection::vec(prop::collection::vec((1usize..20, 1usize..20), 1..5), 1..300)) {
+        let dir = tempfile::tempdir().unwrap();
+        let rows: Vec<Packed> = rows.iter().map(|r| row(r)).collect();
+        let mut whole = ShardWriter::create(dir.path(), "a", Split::Train, S).unwrap();
+        let mut pieces = ShardWriter::create(dir.path(), "b", Split::Train, S).unwrap();
+        for (ids, labels, documents) in &rows {
+            whole.push(ids, labels, documents).unwrap();
+            let loss: Vec<_> = documents.iter().map(|d| runs(&labels[d.start..d.start + d.length])).collect();
+            let documents = documents.iter().zip(&loss);
+            let tokens = documents.map(|(d, loss)| DocumentTokens { input_ids: &ids[d.start..d.start + d.length], loss, source: d.source });
+            let padding = pieces.push_documents(tokens, PAD).unwrap();
+            prop_assert_eq!(padding, ids.iter().rev().take_while(|&&i| i == PAD).count());
+        }
+        let (a, b) = (whole.finish().unwrap(), pieces.finish().unwrap());
+        prop_assert_eq!((a.rows, a.bytes, a.sha256), (b.rows, b.bytes, b.sha256));
+    }
+
+    /// Counting by runs is counting by labels, whatever the ids and whatever the padding.
+    #[test]
+    fn summaries_agree(
+        tokens in prop::collection::vec((prop_oneof![Just(MASK), Just(PAD), Just(EOS), 0..90i32], any::<bool>()), 0..80), eos: bool, response: bool
+    ) {
+        let mut m = Manifest::new(S, D, 100, MASK, PAD, EOS);
+        m.padding = if eos { Padding::Eos } else { Padding::Mask };
+        m.alignment = if response { Alignment::Response } else { Alignment::Sample };
+        let ids: Vec<i32> = tokens.iter().map(|t| t.0).collect();
+        let labels: Vec<i32> = tokens.iter().map(|t| if t.1 { t.0 } else { -100 }).collect();
+        prop_assert_eq!(verify::summarize_runs(&ids, &runs(&labels), &m), verify::summarize(&ids, &labels, &m));
+    }
+
     #[test]
     fn what_is_written_is_read(rows in prop::collection::vec(prop::collection::vec((1usize..20, 1usize..20), 1..5), 1..30), repeat in 1usize..80) {
         let dir = tempfile::tempdir().unwrap();
@@ -86,6 +131,17 @@ proptest! {
         docs in prop::collection::vec((0usize..90, 0usize..90, 0usize..3), 0..4)) {
         let docs: Vec<Document> = docs.iter().map(|&(start, length, source)| Document { start, length, source }).collect();
         let _ = verify::check_row(&ids, &labels, &docs, &Manifest::new(S, D, 100, MASK, PAD, EOS));
+    }
+}
+
+#[test]
+fn documents_that_do_not_fit_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut w = ShardWriter::create(dir.path(), "a", Split::Train, S).unwrap();
+    let ids = [1; 2 * S];
+    for (length, loss) in [(2 * S, (1, 2)), (D, (1, D as u32 + 1))] {
+        let e = w.push_documents([DocumentTokens { input_ids: &ids[..length], loss: &[loss], source: 0 }], PAD).unwrap_err();
+        assert!(matches!(e, Error::WriteRow { .. }), "{e}");
     }
 }
 

@@ -376,7 +376,7 @@ impl<'de> Visitor<'de> for Sound {
 mod tests {
     use super::*;
     use crate::source::RawRows;
-    use crate::workers::{Rows, decode};
+    use crate::worker::{Rows, decode};
     use arrow::array::{ArrayRef, ListArray, StringArray};
     use arrow::buffer::{NullBuffer, OffsetBuffer};
     use arrow::datatypes::{Field, Fields};

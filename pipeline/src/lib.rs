@@ -4,11 +4,12 @@
 //! source ─ conversation ─ template ─ spans ─ supervise ─ truncate ─ block ─ pack ─ shard
 //! files    row→messages   Jinja      who     ids, labels long rows  grid    rows   Arrow + manifest
 //! (lines)  (table)        (python)   (skeleton) (tokenize,
-//!          (direct)       (linear)   (control)   tokenizer_file,      settings → plan; workers: threads around it all
+//!          (direct)       (linear)   (control)   tokenizer_file,      settings → plan; worker: a batch; workers: threads
 //!                                                frame)
 //! ```
 
 pub mod args;
+pub mod batch;
 pub mod block;
 pub mod commands;
 pub mod control;
@@ -39,6 +40,7 @@ pub mod template;
 pub mod tokenize;
 pub mod tokenizer_file;
 pub mod truncate;
+pub mod worker;
 pub mod workers;
 
 pub use error::{Error, Result};

@@ -14,7 +14,7 @@ use crate::source::{self, Input};
 use crate::spans::SpanFinder;
 use crate::template::{self, ChatTemplate};
 use crate::tokenize::{Tokenizer, TokenizerSource};
-use crate::workers;
+use crate::worker;
 use dlm_datasets::hash::sha256;
 use dlm_datasets::manifest::Manifest;
 use dlm_datasets::writer::write_atomic;
@@ -212,7 +212,7 @@ fn sample(inputs: &[Input], template: &ChatTemplate, control: &ControlText, sett
         let Some(Ok(batch)) = source::open(input, 0).ok().and_then(|mut b| b.next()) else {
             continue;
         };
-        let rows = workers::Rows::new(&batch, &input.columns);
+        let rows = worker::Rows::new(&batch, &input.columns);
         for i in 0..batch.len().min(each) {
             let Ok(c) = rows.decode(i).2 else {
                 continue;

@@ -4,6 +4,7 @@
 //! the inputs, documents waiting for a row, counts, files) is written to `prep-state.json`; a killed run goes on from there and, since a file's end
 //! depends only on rows, yields the same bytes. The state file goes when the manifest comes.
 
+use crate::batch::{Cursor, OutBatch, OutRow, Place};
 use crate::conversation::Drop;
 use crate::error::{Error, Result};
 use crate::mixture::{Given, Mixture};
@@ -11,7 +12,7 @@ use crate::pack::{Packer, Waiting};
 use crate::plan::Plan;
 use crate::settings::Settings;
 use crate::source::Input;
-use crate::workers::{Cursor, Feed, OutBatch, OutRow, Place, Stream};
+use crate::workers::{Feed, Stream};
 use dlm_datasets::manifest::{Counts, Manifest, MixtureShare, Source, Split};
 use dlm_datasets::writer::{DocumentTokens, PARTIAL, ShardWriter, shard_name, write_atomic, write_manifest};
 use serde::{Deserialize, Serialize};

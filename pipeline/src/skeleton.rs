@@ -6,12 +6,12 @@
 
 use crate::control::{mark, read_mark};
 use crate::conversation::Message;
+use crate::frame::Frame;
 use crate::python::{GENERATION_END, GENERATION_START, is_space};
 use crate::spans::{Rendered, Span};
-use crate::frame::Frame;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Opens the mark of a content.
 pub const SLOT: char = '\u{FDD0}';

@@ -79,6 +79,14 @@ pub struct Rendered {
     pub rewritten: u64,
 }
 
+/// What was made of the conversation counts, not how.
+impl PartialEq for Rendered {
+    fn eq(&self, o: &Self) -> bool {
+        let of = |r: &Self| (r.respaced, r.rewritten);
+        self.text == o.text && self.spans == o.spans && self.control == o.control && of(self) == of(o)
+    }
+}
+
 impl Rendered {
     /// Empties it, keeping its memory.
     fn clear(&mut self) {

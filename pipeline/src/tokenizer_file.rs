@@ -42,7 +42,8 @@ impl TokenizerSource {
             }
         })?;
         let eos = if dir.is_dir() { crate::template::special_tokens(dir)?.remove("eos_token") } else { None };
-        let mut s = TokenizerSource { path, json, added: Vec::new(), vocab_size: 0, model_size: 0, missing_bytes: Vec::new(), eos, local: false };
+        let mut s =
+            TokenizerSource { path, json, added: Vec::new(), vocab_size: 0, model_size: 0, missing_bytes: Vec::new(), eos, local: false };
         s.look()?;
         Ok(s)
     }
@@ -431,6 +432,41 @@ mod tests {
             let x = json!({"id": id, "content": "M", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
             assert_eq!(t.json, text(&want.replace('X', &x.to_string())));
         }
+    }
+
+    #[test]
+    fn tokens_that_part_the_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let parting = |tokens: &[(&str, &str)], normalizer: &str, pre_tokenizer: &str| {
+            let list = tokens
+                .iter()
+                .enumerate()
+                .map(|(i, (content, more))| format!(r#"{{"id": {i}, "content": "{content}", "special": true{more}}}"#));
+            let text = format!(
+                r#"{{"added_tokens": [{}], "normalizer": {normalizer}, "pre_tokenizer": {pre_tokenizer}, "model": {{"vocab": {{"a": 9}}}}}}"#,
+                list.collect::<Vec<_>>().join(",")
+            );
+            std::fs::write(dir.path().join("tokenizer.json"), text).unwrap();
+            TokenizerSource::read(dir.path()).unwrap().parting()
+        };
+        let plain = [("<s>", ""), ("<e>", "")];
+        let bytes = |prefix: bool| format!(r#"{{"type": "ByteLevel", "add_prefix_space": {prefix}}}"#);
+        assert_eq!(parting(&plain, "null", &bytes(false)), [0, 1]);
+        let sequence = format!(r#"{{"type": "Sequence", "pretokenizers": [{{"type": "Digits"}}, {}]}}"#, bytes(false));
+        assert_eq!(parting(&plain, r#"{"type": "NFC"}"#, &sequence), [0, 1]);
+        // What is done to text here depends on where it stands, or adds something at its start.
+        let none: [i32; 0] = [];
+        assert_eq!(parting(&plain, "null", &bytes(true)), none);
+        assert_eq!(parting(&plain, "null", &sequence.replace("false", "true")), none);
+        assert_eq!(parting(&plain, "null", r#"{"type": "Metaspace", "prepend_scheme": "first"}"#), none);
+        assert_eq!(parting(&plain, r#"{"type": "Prepend", "prepend": "_"}"#, "null"), none);
+        for more in ["lstrip", "rstrip", "single_word", "normalized"] {
+            assert_eq!(parting(&[("<s>", ""), ("<e>", &format!(r#", "{more}": true"#))], "null", "null"), none, "{more}");
+        }
+        // One inside another, one that ends as another begins, one that ends as it begins itself.
+        assert_eq!(parting(&[("<s>", ""), ("x<s>", ""), ("<e>", "")], "null", "null"), [2]);
+        assert_eq!(parting(&[("<s>", ""), (">>", ""), ("[e]", "")], "null", "null"), [2]);
+        assert_eq!(parting(&[("|m|", ""), ("<s>", "")], "null", "null"), [1]);
     }
 
     /// The quick form of the fast engine's JSON means what the obvious one means.

@@ -4,6 +4,7 @@
 //! the pipeline with N workers over the files, without and with the writing of files.
 
 use crate::args::{Bench, Build};
+use crate::batch::{Cursor, Place};
 use crate::error::{Error, Result};
 use crate::pack::Packer;
 use crate::plan::plan;
@@ -11,7 +12,8 @@ use crate::shard::Output;
 use crate::source::{self, RawRows};
 use crate::spans::{Rendered, SpanFinder};
 use crate::supervise::{Sample, Supervisor};
-use crate::workers::{self, Cursor, Meter, Place, Stages, Stream, Worker};
+use crate::worker::{self, Stages, Worker};
+use crate::workers::{self, Meter, Stream};
 use clap::Parser;
 use dlm_datasets::writer::DocumentTokens;
 use serde_json::json;
@@ -72,7 +74,7 @@ pub fn run(a: &Bench) -> Result<()> {
     let talks: Vec<_> = raw
         .iter()
         .flat_map(|b| {
-            let rows = workers::Rows::new(b, &[]);
+            let rows = worker::Rows::new(b, &[]);
             (0..b.len()).filter_map(move |i| rows.decode(i).2.ok())
         })
         .collect();
@@ -106,11 +108,11 @@ pub fn run(a: &Bench) -> Result<()> {
     }
     seconds.push(("engine alone", w.stop().1));
     drop(talks);
-    let mut worker = Worker::new(&stages);
+    let mut one = Worker::new(&stages);
     let w = Watch::start();
     let mut done = Vec::new();
     for (k, b) in raw.into_iter().enumerate() {
-        done.push(worker.process(k as u64, Cursor::default(), b, None)?);
+        done.push(one.process(k as u64, Cursor::default(), b, None)?);
     }
     seconds.push(("worker (decode to blocks)", w.stop().1));
     let mut packer = Packer::new(plan.settings.seq_len, plan.settings.bd_size, plan.settings.pack_window);
