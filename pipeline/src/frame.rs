@@ -58,6 +58,12 @@ impl Frame {
             let mut ids = Vec::new();
             if p.slots == 0 {
                 tokenizer.encode(&p.literal, &mut ids).ok()?;
+                // The same whether control-token strings count or not: a control token alone, or text without any.
+                let mut plain = Vec::new();
+                tokenizer.encode_plain(&p.literal, &mut plain).ok()?;
+                if ids != plain && !s.control.iter().any(|&(.., id)| ids == [id]) {
+                    return None;
+                }
             }
             match pieces.last_mut() {
                 Some(last) if last.slots + p.slots == 0 && last.span == p.span => {

@@ -69,7 +69,7 @@ pub struct Rendered {
     /// Where content holds control-token strings: the control tokens the template wrote (place, length, id), in order. All
     /// other text is text.
     pub control: Option<Vec<(usize, usize, i32)>>,
-    /// The skeleton this is, filled in, where content holds no control-token strings and the template was not asked.
+    /// The skeleton this is, filled in, where the template was not asked.
     pub skeleton: Option<Arc<Skeleton>>,
     /// Bytes of the contents in it, in order.
     pub slots: Vec<usize>,
@@ -188,7 +188,7 @@ impl<'a> SpanFinder<'a> {
             if check && self.template.render(&c.messages, false).ok().as_deref() != Some(out.text.as_str()) {
                 return Err(Fault::NotLinear);
             }
-            out.skeleton = (!control).then_some(s);
+            out.skeleton = Some(s);
             return Ok(());
         }
         *out = if control { self.render_marked(c)? } else { self.render_plain(&c.messages, c.tools.as_ref())? };

@@ -91,10 +91,11 @@ impl Supervisor<'_> {
         for p in &frame.pieces {
             let from = out.ids.len();
             let end = at + p.literal + slots.by_ref().take(p.slots).sum::<usize>();
-            if p.slots > 0 {
-                self.piece(&r.text, at, end, &mut None, out)?;
-            } else {
+            if p.slots == 0 {
                 out.ids.extend_from_slice(&p.ids);
+            } else {
+                // No control token that counts stands in it, so with `control` given all of it is text.
+                self.piece(&r.text, at, end, &mut r.control.as_ref().map(|_| &[][..]), out)?;
             }
             at = end;
             let Some(k) = p.span else { continue };

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Contents whose edges a tokenizer could join with what stands beside them.
-const CONTENTS: [&str; 16] = [
+const CONTENTS: [&str; 18] = [
     "Hello, world.",
     " leading",
     "trailing ",
@@ -30,6 +30,8 @@ const CONTENTS: [&str; 16] = [
     "fn f() {\n        x += 1;\n}",
     "<|im",
     "im_start|>",
+    "<|im_end|>",
+    "<|endoftext|>",
 ];
 
 /// Tries a tokenizer with a template; how many texts went the short way.
