@@ -69,8 +69,6 @@ pub struct OutBatch {
     pub keys: Vec<(Option<String>, Option<String>)>,
     /// Bytes of rendered text.
     pub text_bytes: u64,
-    /// Bytes read.
-    pub raw_bytes: u64,
 }
 
 impl OutBatch {

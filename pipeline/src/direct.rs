@@ -128,10 +128,9 @@ impl<'a> Columns<'a> {
         Some(Columns { body, system: texts(&["system_prompt", "system"])?, category, licence: texts(&["license", "licence"])? })
     }
 
-    /// Row `i`; none if it has to go the long way.
-    pub fn read(&self, i: usize) -> Option<Read<'a>> {
+    /// Row `i`, in the memory of an empty list; none if it has to go the long way.
+    pub fn read(&self, i: usize, mut messages: Vec<Message<'a>>) -> Option<Read<'a>> {
         let first = |texts: &[Text<'a>]| texts.iter().filter_map(|t| t.get(i)).find(|s| !s.is_empty());
-        let mut messages = Vec::with_capacity(8);
         if let Some(s) = first(&self.system) {
             messages.push(Message::new("system", s));
         }
@@ -150,10 +149,9 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// A JSON line; none if it has to go the long way.
-pub fn line(text: &str) -> Option<Read<'_>> {
+/// A JSON line, in the memory of an empty list; none if it has to go the long way.
+pub fn line<'a>(text: &'a str, mut messages: Vec<Message<'a>>) -> Option<Read<'a>> {
     let row: Line = serde_json::from_str(text).ok()?;
-    let mut messages = Vec::with_capacity(8);
     if let Some(Str(s)) = [row.system_prompt, row.system].into_iter().flatten().find(|s| !s.0.is_empty()) {
         messages.push(Message::new("system", s));
     }
@@ -445,7 +443,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(4000))]
         #[test]
         fn lines_mean_the_same(text in row()) {
-            if let Some(short) = line(&text) {
+            if let Some(short) = line(&text, Vec::new()) {
                 let raw = RawRows::Lines { ends: vec![text.len()], bytes: text.clone().into_bytes() };
                 prop_assert_eq!(short, decode(&raw, 0, &[]), "{}", text);
             }
@@ -491,7 +489,7 @@ mod tests {
             let short = Rows::new(&raw, &[]);
             prop_assert!(short.is_direct());
             for i in 0..raw.len() {
-                prop_assert_eq!(short.decode(i), decode(&raw, i, &[]));
+                prop_assert_eq!(short.decode(i, Vec::new()), decode(&raw, i, &[]));
             }
         }
     }
@@ -503,7 +501,7 @@ mod tests {
             r#"{"output": "a", "input": "q"}"#,
             r#"{"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}"#,
         ] {
-            assert!(line(text).is_some(), "{text}");
+            assert!(line(text, Vec::new()).is_some(), "{text}");
         }
         for text in [
             r#"{"messages": [{"role": "user", "content": "q"}], "messages": []}"#,
@@ -511,7 +509,7 @@ mod tests {
             r#"{"input": "q", "output": "a"} x"#,
             r#"{"input": "q", "output": "a", "tools": []}"#,
         ] {
-            assert!(line(text).is_none(), "{text}");
+            assert!(line(text, Vec::new()).is_none(), "{text}");
         }
     }
 }

@@ -86,7 +86,7 @@ fn parts(s: &Skeleton, content: &str) -> Option<Vec<Part>> {
     }
     for (i, piece) in s.pieces.iter().enumerate() {
         let Piece::Slot(k) = piece else { continue };
-        let Some(&(back, forward)) = s.reach.get(k) else { continue };
+        let Some((back, forward)) = s.reach.get(*k).copied().flatten() else { continue };
         let Some(Piece::Literal(before)) = i.checked_sub(1).and_then(|i| s.pieces.get(i)) else { return None };
         edges.push((i - 1, before.len().checked_sub(back)?, Edge::SpanStart));
         edges.push((i + 1, forward, Edge::SpanEnd));

@@ -214,7 +214,7 @@ fn sample(inputs: &[Input], template: &ChatTemplate, control: &ControlText, sett
         };
         let rows = worker::Rows::new(&batch, &input.columns);
         for i in 0..batch.len().min(each) {
-            let Ok(c) = rows.decode(i).2 else {
+            let Ok(c) = rows.decode(i, Vec::new()).2 else {
                 continue;
             };
             let Ok(r) = spans.render(&c) else { continue };

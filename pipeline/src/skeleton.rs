@@ -9,7 +9,6 @@ use crate::conversation::Message;
 use crate::frame::Frame;
 use crate::python::{GENERATION_END, GENERATION_START, is_space};
 use crate::spans::{Rendered, Span};
-use std::collections::HashMap;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -38,8 +37,8 @@ pub struct Skeleton {
     pub linear: bool,
     /// `{% generation %}` marks: (piece, offset in it, is start).
     pub generation: Vec<(usize, usize, bool)>,
-    /// Per assistant message with a slot: white space before it that is the response's, bytes after it up to the end of turn.
-    pub reach: HashMap<usize, (usize, usize)>,
+    /// By message, for the assistant's with a slot: white space before it that is the response's, bytes after it up to the end of turn.
+    pub reach: Vec<Option<(usize, usize)>>,
     /// Whether it has been filled in before.
     used: AtomicBool,
     frame: OnceLock<Option<Frame>>,
@@ -88,7 +87,7 @@ pub fn fill_in(s: &Skeleton, messages: &[Message], control: bool, out: &mut Rend
                 let start = out.text.len();
                 out.text.push_str(content);
                 out.slots.push(content.len());
-                if let Some((back, forward)) = s.reach.get(k) {
+                if let Some((back, forward)) = s.reach.get(*k).copied().flatten() {
                     out.spans.push(Span { start: start - back, end: out.text.len() + forward, loss: true });
                 }
             }

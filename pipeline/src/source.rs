@@ -7,11 +7,13 @@
 use crate::error::{Error, Result};
 use crate::lines::JsonRows;
 use arrow::array::RecordBatch;
+use arrow::datatypes::{DataType, FieldRef, Fields, Schema};
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Bytes a batch aims at.
 pub(crate) const BATCH_BYTES: usize = 256 << 10;
@@ -224,13 +226,6 @@ impl RawRows {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// About how many bytes.
-    pub fn bytes(&self) -> usize {
-        match self {
-            RawRows::Lines { bytes, .. } => bytes.len(),
-            RawRows::Table(b) => b.columns().iter().map(|c| c.to_data().get_slice_memory_size().unwrap_or(0)).sum(),
-        }
-    }
 }
 
 /// A file's batches, from row `skip` on.
@@ -275,8 +270,27 @@ fn parquet(input: &Input, skip: u64) -> Result<Box<dyn Iterator<Item = Result<Ra
     if skip >= rows {
         return Ok(Box::new(std::iter::empty()));
     }
+    // Strings stay where the pages are decoded to, where this reader can do that.
+    let schema = Arc::new(Schema::new(builder.schema().fields().iter().map(as_views).collect::<Fields>()));
+    let views = ArrowReaderMetadata::try_new(builder.metadata().clone(), ArrowReaderOptions::new().with_schema(schema));
+    let builder = match (views, File::open(&path)) {
+        (Ok(views), Ok(file)) => ParquetRecordBatchReaderBuilder::new_with_metadata(file, views),
+        _ => builder,
+    };
     let reader = builder.with_batch_size(batch).with_projection(mask).with_offset(skip as usize).build().map_err(|e| bad(e.to_string()))?;
     Ok(Box::new(reader.map(move |b| b.map(RawRows::Table).map_err(|e| bad(e.to_string())))))
+}
+
+/// A field with all strings in it as views.
+fn as_views(f: &FieldRef) -> FieldRef {
+    let to = match f.data_type() {
+        DataType::Utf8 | DataType::LargeUtf8 => DataType::Utf8View,
+        DataType::List(item) => DataType::List(as_views(item)),
+        DataType::LargeList(item) => DataType::LargeList(as_views(item)),
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(as_views).collect()),
+        _ => return f.clone(),
+    };
+    Arc::new(f.as_ref().clone().with_data_type(to))
 }
 
 fn arrow_file(input: &Input, skip: u64) -> Result<Box<dyn Iterator<Item = Result<RawRows>> + Send>> {

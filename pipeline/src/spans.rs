@@ -107,6 +107,7 @@ pub struct SpanFinder<'a> {
     uses_generation: bool,
     linear: Option<&'a Linear>,
     cache: HashMap<String, Option<Arc<Skeleton>>>,
+    key: String,
 }
 
 /// Why there is no rendering.
@@ -135,6 +136,7 @@ impl<'a> SpanFinder<'a> {
             uses_generation: template.has_generation(),
             linear: None,
             cache: HashMap::new(),
+            key: String::new(),
         }
     }
 
@@ -271,7 +273,7 @@ impl<'a> SpanFinder<'a> {
             let placed = places.as_ref().and_then(|(s, (slots, ..))| slots.iter().find(|p| p.0 == k).map(|p| (*s, *p)));
             let (span, fit) = match placed {
                 Some((s, (_, start, end, fit))) => {
-                    let (back, forward) = s.reach.get(&k).copied().unwrap_or((0, 0));
+                    let (back, forward) = s.reach.get(k).copied().flatten().unwrap_or((0, 0));
                     ((start - back, end + forward), fit)
                 }
                 None if m.content.is_empty() && m.tool_calls.is_none() => continue,
@@ -317,23 +319,22 @@ impl<'a> SpanFinder<'a> {
     /// The skeleton for this order of roles; none if the template refuses it.
     fn skeleton(&mut self, messages: &[Message], tools: Option<&Value>) -> Option<Arc<Skeleton>> {
         let plain = tools.is_none() && messages.iter().all(|m| m.tool_calls.is_none() && m.name.is_none() && m.tool_call_id.is_none());
-        let mut key = String::new();
-        if plain {
-            for m in messages {
-                key.push_str(&m.role);
-                key.push(if m.content.is_empty() { '0' } else { '1' });
-            }
-            if let Some(s) = self.cache.get(&key) {
-                return s.clone();
-            }
+        if !plain {
+            return self.make_skeleton(messages, tools).map(Arc::new);
+        }
+        self.key.clear();
+        for m in messages {
+            self.key.push_str(&m.role);
+            self.key.push(if m.content.is_empty() { '0' } else { '1' });
+        }
+        if let Some(s) = self.cache.get(&self.key) {
+            return s.clone();
         }
         let made = self.make_skeleton(messages, tools).map(Arc::new);
-        if plain {
-            if self.cache.len() >= CACHE {
-                self.cache.clear();
-            }
-            self.cache.insert(key, made.clone());
+        if self.cache.len() >= CACHE {
+            self.cache.clear();
         }
+        self.cache.insert(self.key.clone(), made.clone());
         made
     }
 
@@ -347,6 +348,7 @@ impl<'a> SpanFinder<'a> {
         }
         let text = self.template.render_with(&marked, tools, false, self.uses_generation).ok()?;
         let mut s = parse_skeleton(&text)?;
+        s.reach = vec![None; messages.len()];
         for (i, piece) in s.pieces.iter().enumerate() {
             let &Piece::Slot(k) = piece else { continue };
             if !messages[k].is_assistant() {
@@ -370,7 +372,7 @@ impl<'a> SpanFinder<'a> {
                     back = rest.len().min(before.len());
                 }
             }
-            s.reach.insert(k, (back, forward));
+            s.reach[k] = Some((back, forward));
         }
         for (i, piece) in s.pieces.iter().enumerate() {
             if let Piece::Literal(l) = piece {

@@ -6,7 +6,7 @@
 use crate::batch::{Cursor, OutBatch, OutDocument, OutRow};
 use crate::block::Grid;
 use crate::control::ControlText;
-use crate::conversation::{self, Conversation, Drop, Read};
+use crate::conversation::{self, Conversation, Drop, Message, Read};
 use crate::direct;
 use crate::error::{Error, Result};
 use crate::linear::{CHECK_EVERY, Linear};
@@ -80,8 +80,10 @@ impl<'a> Worker<'a> {
         let n = raw.len();
         let mut out = used.unwrap_or_default();
         out.clear();
-        (out.number, out.from, out.raw_bytes) = (number, from, raw.bytes() as u64);
+        (out.number, out.from) = (number, from);
         let raw = Rows::new(&raw, self.inputs.get(from.file).map_or(&[][..], |i| &i.columns));
+        // The list of one row's messages is the next one's.
+        let mut messages = Vec::new();
         for i in 0..n {
             if let Some((index, of)) = self.settings.shard
                 && (from.row + i as u64) % of != index
@@ -91,7 +93,7 @@ impl<'a> Worker<'a> {
                 continue;
             }
             let mut row = OutRow::default();
-            let (category, licence, conversation) = raw.decode(i);
+            let (category, licence, conversation) = raw.decode(i, std::mem::take(&mut messages));
             let key = (category.as_deref(), licence.as_deref());
             row.key = out.keys.iter().position(|k| (k.0.as_deref(), k.1.as_deref()) == key).unwrap_or_else(|| {
                 out.keys.push((key.0.map(String::from), key.1.map(String::from)));
@@ -99,7 +101,12 @@ impl<'a> Worker<'a> {
             });
             let (ids, loss, documents) = (out.ids.len(), out.loss.len(), out.documents.len());
             let check = (from.row + i as u64) % CHECK_EVERY == 0;
-            let done = conversation.map_err(Fault::from).and_then(|c| self.conversation(&c, check, &mut row, &mut out));
+            let done = conversation.map_err(Fault::from).and_then(|mut c| {
+                let done = self.conversation(&c, check, &mut row, &mut out);
+                c.messages.clear();
+                messages = c.messages;
+                done
+            });
             if let Err(fault) = done {
                 let Fault::Drop(why) = fault else {
                     return Err(Error::Unfit(format!(
@@ -181,12 +188,12 @@ impl<'a> Rows<'a> {
         self.direct.is_some()
     }
 
-    /// Category, licence and conversation of row `i`.
-    pub fn decode(&self, i: usize) -> Read<'a> {
+    /// Category, licence and conversation of row `i`; `memory` is an empty list to use.
+    pub fn decode(&self, i: usize, memory: Vec<Message<'a>>) -> Read<'a> {
         let short = match (self.raw, &self.direct) {
-            (RawRows::Table(_), Some(d)) => d.read(i),
+            (RawRows::Table(_), Some(d)) => d.read(i, memory),
             (RawRows::Lines { .. }, _) if self.columns.is_empty() => {
-                self.raw.line(i).and_then(|l| std::str::from_utf8(l).ok()).and_then(direct::line)
+                self.raw.line(i).and_then(|l| std::str::from_utf8(l).ok()).and_then(|l| direct::line(l, memory))
             }
             _ => None,
         };

@@ -75,7 +75,7 @@ pub fn run(a: &Bench) -> Result<()> {
         .iter()
         .flat_map(|b| {
             let rows = worker::Rows::new(b, &[]);
-            (0..b.len()).filter_map(move |i| rows.decode(i).2.ok())
+            (0..b.len()).filter_map(move |i| rows.decode(i, Vec::new()).2.ok())
         })
         .collect();
     seconds.push(("decode", w.stop().1));
