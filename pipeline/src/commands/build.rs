@@ -29,7 +29,6 @@ pub fn run(b: &Build) -> Result<()> {
         return report(b, &m);
     }
     let mut output = Output::open(&b.out, &plan, b.overwrite)?;
-    plan.write_tokenizer(&b.out)?;
     if output.rows_seen() > 0 {
         eprintln!("going on after row {}", output.rows_seen());
     }
@@ -48,7 +47,13 @@ pub fn run(b: &Build) -> Result<()> {
         inputs: &plan.inputs,
     };
     let streams = output.streams();
-    progress::watch(&meter, || workers::run(&stages, &plan.inputs, &streams, workers, &meter, |feed| output.consume(feed)))?;
+    // The tokenizer's files go to the disk meanwhile; the manifest waits for them.
+    let written = std::thread::scope(|s| {
+        let tokenizer = s.spawn(|| plan.write_tokenizer(&b.out));
+        progress::watch(&meter, || workers::run(&stages, &plan.inputs, &streams, workers, &meter, |feed| output.consume(feed)))?;
+        tokenizer.join().unwrap_or_else(|_| Err(Error::Internal("writing the tokenizer".to_string())))
+    });
+    written?;
     let manifest = output.finish()?;
     let (all, text) = (begin.elapsed().as_secs_f64(), meter.text_bytes.load(Ordering::Relaxed) as f64);
     let run = all - loaded.as_secs_f64();
