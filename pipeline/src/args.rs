@@ -160,7 +160,7 @@ pub struct Build {
     /// row in 61).
     #[arg(long, value_enum, default_value_t = RenderArg::Auto)]
     pub render: RenderArg,
-    /// Say what would be done and stop.
+    /// Say what would be done and what it would give, by a look at a part of the inputs, and stop.
     #[arg(long)]
     pub dry_run: bool,
     /// Replace what is in the output folder.

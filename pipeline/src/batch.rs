@@ -4,6 +4,7 @@
 //! that is used again for the next batch.
 
 use crate::conversation::Drop;
+use dlm_datasets::manifest::Counts;
 use dlm_datasets::verify::RowSummary;
 use dlm_datasets::writer::LossRun;
 
@@ -80,6 +81,33 @@ impl OutBatch {
         self.loss.clear();
         self.keys.clear();
         self.text_bytes = 0;
+    }
+
+    /// What a row adds to the totals; its documents begin at `at`. `dropped` may know better than the row.
+    pub fn counts(&self, row: &OutRow, at: Place, dropped: Option<Drop>) -> Counts {
+        let mut c = Counts { rows_read: 1, ..Default::default() };
+        if let Some(why) = dropped {
+            c.dropped.insert(why.name().to_string(), 1);
+            return c;
+        }
+        c.rows_kept = 1;
+        c.tokens_cut = row.cut;
+        c.over_long = u64::from(row.over_long);
+        for (name, n) in
+            [("special_text_rows", u64::from(row.marked)), ("respaced_turns", row.respaced), ("rewritten_turns", row.rewritten)]
+        {
+            if n > 0 {
+                c.notes.insert(name.to_string(), n);
+            }
+        }
+        self.documents_from(at).take(row.documents).for_each(|(d, ..)| d.summary.add_to(&mut c));
+        c
+    }
+
+    /// The place behind the documents of a row that begin at `at`.
+    pub fn after(&self, row: &OutRow, mut at: Place) -> Place {
+        self.documents[at.documents..].iter().take(row.documents).for_each(|d| at.pass(d));
+        at
     }
 
     /// The documents behind a place, with their ids and loss.

@@ -16,6 +16,7 @@ pub mod control;
 pub mod conversation;
 pub mod direct;
 pub mod error;
+pub mod estimate;
 pub mod frame;
 pub mod html;
 pub mod hub;

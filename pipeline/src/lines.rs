@@ -6,8 +6,10 @@
 use crate::error::{Error, Result};
 use crate::source::{BATCH_BYTES, BATCH_ROWS, RawRows};
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The longest line read; longer ones are dropped by name.
 pub const MAX_LINE: usize = 64 << 20;
@@ -19,12 +21,26 @@ pub struct JsonRows {
     array: bool,
     skip: u64,
     done: bool,
+    consumed: Arc<AtomicU64>,
+}
+
+/// Counts what is read of a file.
+struct Counted(File, Arc<AtomicU64>);
+
+impl Read for Counted {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.0.read(buf)?;
+        self.1.fetch_add(n as u64, Ordering::Relaxed);
+        Ok(n)
+    }
 }
 
 impl JsonRows {
     /// The rows of `path` from row `skip` on; `.gz` and `.zst` by the name.
     pub fn open(path: &Path, skip: u64) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("opening", path))?;
+        let consumed = Arc::new(AtomicU64::new(0));
+        let file = Counted(file, consumed.clone());
         let name = path.to_string_lossy().to_ascii_lowercase();
         let mut reader: Box<dyn BufRead + Send> = if name.ends_with(".gz") {
             Box::new(BufReader::with_capacity(1 << 18, flate2::read::MultiGzDecoder::new(BufReader::with_capacity(1 << 18, file))))
@@ -44,7 +60,35 @@ impl JsonRows {
         if let (true, Some(at)) = (array, first) {
             reader.consume(at + 1);
         }
-        Ok(JsonRows { reader, path: path.to_path_buf(), array, skip, done: false })
+        Ok(JsonRows { reader, path: path.to_path_buf(), array, skip, done: false, consumed })
+    }
+
+    /// The rows after the first line end from byte `at` on; none for a compressed file or an array.
+    pub fn from_byte(path: &Path, at: u64) -> Result<Option<Self>> {
+        let name = path.to_string_lossy().to_ascii_lowercase();
+        let rows = Self::open(path, 0)?;
+        if rows.array || name.ends_with(".gz") || name.ends_with(".zst") {
+            return Ok(None);
+        }
+        if at == 0 {
+            return Ok(Some(rows));
+        }
+        let mut file = File::open(path).map_err(Error::io("opening", path))?;
+        file.seek(SeekFrom::Start(at - 1)).map_err(Error::io("reading", path))?;
+        let mut reader = BufReader::with_capacity(1 << 18, file);
+        loop {
+            let buffer = reader.fill_buf().map_err(|e| unreadable(path, e))?;
+            let (newline, n) = (memchr::memchr(b'\n', buffer), buffer.len());
+            reader.consume(newline.map_or(n, |at| at + 1));
+            if newline.is_some() || n == 0 {
+                return Ok(Some(JsonRows { reader: Box::new(reader), ..rows }));
+            }
+        }
+    }
+
+    /// Bytes of the file read so far, those in buffers included.
+    pub fn consumed(&self) -> u64 {
+        self.consumed.load(Ordering::Relaxed)
     }
 
     /// Appends the next row's bytes; false at the end. A row past [`MAX_LINE`] leaves nothing behind.

@@ -14,7 +14,7 @@ use crate::source::{self, Input};
 use crate::spans::SpanFinder;
 use crate::template::{self, ChatTemplate};
 use crate::tokenize::{Tokenizer, TokenizerSource};
-use crate::worker;
+use crate::worker::{self, Stages};
 use dlm_datasets::hash::sha256;
 use dlm_datasets::manifest::Manifest;
 use dlm_datasets::writer::write_atomic;
@@ -248,6 +248,19 @@ fn config(dir: &Path, specials: &std::collections::BTreeMap<String, String>, tem
 }
 
 impl Plan {
+    /// What the stages of a run share.
+    pub fn stages(&self) -> Stages<'_> {
+        Stages {
+            settings: &self.settings,
+            tokenizer: &self.tokenizer,
+            control: &self.control,
+            template: &self.template,
+            linear: self.linear.as_ref(),
+            manifest: &self.manifest,
+            inputs: &self.inputs,
+        }
+    }
+
     /// Writes the dataset's `tokenizer/` folder.
     pub fn write_tokenizer(&self, out: &Path) -> Result<()> {
         let dir = out.join("tokenizer");

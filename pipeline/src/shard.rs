@@ -13,7 +13,7 @@ use crate::plan::Plan;
 use crate::settings::Settings;
 use crate::source::Input;
 use crate::workers::{Feed, Stream};
-use dlm_datasets::manifest::{Counts, Manifest, MixtureShare, Source, Split};
+use dlm_datasets::manifest::{Manifest, MixtureShare, Source, Split};
 use dlm_datasets::writer::{DocumentTokens, PARTIAL, ShardWriter, shard_name, write_atomic, write_manifest};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -254,35 +254,21 @@ impl<'a> Output<'a> {
         self.rows_seen += 1;
         let (category, licence) = &b.keys[row.key];
         let source = self.source(file, category, licence);
-        let mut c = Counts { rows_read: 1, ..Default::default() };
         let mut dropped = row.dropped;
         if dropped.is_none() && self.settings.dedup && !self.seen.insert(row.fingerprint) {
             dropped = Some(Drop::Duplicate);
         }
+        let c = b.counts(row, *at, dropped);
         match dropped {
-            Some(why) => {
-                self.unsupervised += u64::from(matches!(why, Drop::NoLabel | Drop::PromptTooLong | Drop::NoAssistantSpan));
-                c.dropped.insert(why.name().to_string(), 1);
-            }
+            Some(why) => self.unsupervised += u64::from(matches!(why, Drop::NoLabel | Drop::PromptTooLong | Drop::NoAssistantSpan)),
             None => {
-                c.rows_kept = 1;
-                c.tokens_cut = row.cut;
-                c.over_long = u64::from(row.over_long);
-                for (name, n) in
-                    [("special_text_rows", u64::from(row.marked)), ("respaced_turns", row.respaced), ("rewritten_turns", row.rewritten)]
-                {
-                    if n > 0 {
-                        c.notes.insert(name.to_string(), n);
-                    }
-                }
                 let split = self.split_of(row.fingerprint);
-                for (d, input_ids, loss) in b.documents_from(*at).take(row.documents) {
-                    d.summary.add_to(&mut c);
+                for (_, input_ids, loss) in b.documents_from(*at).take(row.documents) {
                     self.document(split, DocumentTokens { input_ids, loss, source })?;
                 }
             }
         }
-        b.documents_from(*at).take(row.documents).for_each(|(d, ..)| at.pass(d));
+        *at = b.after(row, *at);
         self.manifest.counts.add(&c);
         if let Some(s) = self.manifest.sources.get_mut(source) {
             s.counts.add(&c);

@@ -10,6 +10,7 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, FieldRef, Fields, Schema};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use parquet::file::metadata::RowGroupMetaData;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -240,6 +241,16 @@ pub fn open(input: &Input, skip: u64) -> Result<Box<dyn Iterator<Item = Result<R
     }
 }
 
+/// Rows of a parquet file, and their bytes before compression.
+pub fn parquet_size(path: &Path) -> Result<(u64, u64)> {
+    let file = File::open(path).map_err(Error::io("opening", path))?;
+    let meta = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())
+        .map_err(|e| Error::Input { path: path.display().to_string(), reason: format!("not readable as parquet: {e}") })?;
+    let groups = meta.metadata().row_groups();
+    let sum = |of: fn(&RowGroupMetaData) -> i64| groups.iter().map(|g| of(g).max(0) as u64).sum();
+    Ok((sum(RowGroupMetaData::num_rows), sum(RowGroupMetaData::total_byte_size)))
+}
+
 fn parquet(input: &Input, skip: u64) -> Result<Box<dyn Iterator<Item = Result<RawRows>> + Send>> {
     let path = input.path.clone();
     let file = File::open(&path).map_err(Error::io("opening", &path))?;
@@ -277,7 +288,18 @@ fn parquet(input: &Input, skip: u64) -> Result<Box<dyn Iterator<Item = Result<Ra
         (Ok(views), Ok(file)) => ParquetRecordBatchReaderBuilder::new_with_metadata(file, views),
         _ => builder,
     };
-    let reader = builder.with_batch_size(batch).with_projection(mask).with_offset(skip as usize).build().map_err(|e| bad(e.to_string()))?;
+    // Whole row groups before the first row wanted are not even opened.
+    let (mut first, mut skip) = (0, skip);
+    for group in builder.metadata().row_groups() {
+        let n = group.num_rows().max(0) as u64;
+        if skip < n {
+            break;
+        }
+        (first, skip) = (first + 1, skip - n);
+    }
+    let groups = (first..builder.metadata().num_row_groups()).collect();
+    let reader = builder.with_batch_size(batch).with_projection(mask).with_row_groups(groups).with_offset(skip as usize);
+    let reader = reader.build().map_err(|e| bad(e.to_string()))?;
     Ok(Box::new(reader.map(move |b| b.map(RawRows::Table).map_err(|e| bad(e.to_string())))))
 }
 
@@ -323,6 +345,31 @@ fn arrow_file(input: &Input, skip: u64) -> Result<Box<dyn Iterator<Item = Result
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Every row from where it is asked for, whatever row group that is in.
+    #[test]
+    fn parquet_from_any_row() {
+        use arrow::array::{ArrayRef, AsArray, StringArray};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.parquet");
+        let text = |k: &str| -> ArrayRef { Arc::new((0..17).map(|i| Some(format!("{k}{i}"))).collect::<StringArray>()) };
+        let batch = RecordBatch::try_from_iter([("input", text("q")), ("output", text("a"))]).unwrap();
+        let five = parquet::file::properties::WriterProperties::builder().set_max_row_group_row_count(Some(5)).build();
+        let mut w = parquet::arrow::ArrowWriter::try_new(File::create(&path).unwrap(), batch.schema(), Some(five)).unwrap();
+        w.write(&batch).unwrap();
+        w.close().unwrap();
+        assert_eq!(parquet_size(&path).unwrap().0, 17);
+        let input = Input::local(path, "a".to_string(), 0);
+        for skip in 0..=18 {
+            let mut found = Vec::new();
+            for b in open(&input, skip).unwrap() {
+                let RawRows::Table(b) = b.unwrap() else { panic!("not a table") };
+                assert_eq!(b.column(1).data_type(), &DataType::Utf8View);
+                found.extend(b.column(1).as_string_view().iter().flatten().map(String::from));
+            }
+            assert_eq!(found, (skip..17).map(|i| format!("a{i}")).collect::<Vec<_>>());
+        }
+    }
 
     #[test]
     fn kinds() {

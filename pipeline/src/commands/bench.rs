@@ -12,7 +12,7 @@ use crate::shard::Output;
 use crate::source::{self, RawRows};
 use crate::spans::{Rendered, SpanFinder};
 use crate::supervise::{Sample, Supervisor};
-use crate::worker::{self, Stages, Worker};
+use crate::worker::{self, Worker};
 use crate::workers::{self, Meter, Stream};
 use clap::Parser;
 use dlm_datasets::writer::DocumentTokens;
@@ -50,15 +50,7 @@ pub fn run(a: &Bench) -> Result<()> {
     let load = Watch::start();
     let plan = plan(&build)?;
     let load = load.stop();
-    let stages = Stages {
-        settings: &plan.settings,
-        tokenizer: &plan.tokenizer,
-        control: &plan.control,
-        template: &plan.template,
-        linear: plan.linear.as_ref(),
-        manifest: &plan.manifest,
-        inputs: &plan.inputs,
-    };
+    let stages = plan.stages();
     eprintln!("engine {}", plan.tokenizer.engine());
     // Stages, one thread.
     let mut seconds: Vec<(&str, f64)> = Vec::new();

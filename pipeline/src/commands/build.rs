@@ -2,9 +2,9 @@
 
 use crate::args::Build;
 use crate::error::{Error, Result};
+use crate::estimate;
 use crate::plan::{Plan, plan};
 use crate::shard::Output;
-use crate::worker::Stages;
 use crate::workers::{self, Meter};
 use crate::{commands::stats, progress};
 use dlm_datasets::manifest::Manifest;
@@ -19,6 +19,12 @@ pub fn run(b: &Build) -> Result<()> {
     let workers = b.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get())).clamp(1, 256);
     describe(&plan, b, workers);
     if b.dry_run {
+        let found = estimate::estimate(&plan, workers)?;
+        if b.json {
+            println!("{}", serde_json::to_string(&found).map_err(|e| Error::Internal(e.to_string()))?);
+        } else {
+            print!("{found}");
+        }
         return Ok(());
     }
     if !b.overwrite
@@ -37,15 +43,7 @@ pub fn run(b: &Build) -> Result<()> {
     let loaded = begin.elapsed();
     // A signal stops the reader; what is on disk is enough to go on from.
     let _ = crate::signals::on_interrupt(move || stop.stop.store(true, Ordering::Relaxed));
-    let stages = Stages {
-        settings: &plan.settings,
-        tokenizer: &plan.tokenizer,
-        control: &plan.control,
-        template: &plan.template,
-        linear: plan.linear.as_ref(),
-        manifest: &plan.manifest,
-        inputs: &plan.inputs,
-    };
+    let stages = plan.stages();
     let streams = output.streams();
     // The tokenizer's files go to the disk meanwhile; the manifest waits for them.
     let written = std::thread::scope(|s| {
