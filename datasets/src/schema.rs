@@ -45,3 +45,6 @@ pub fn schema(seq_len: usize) -> SchemaRef {
     let meta = HashMap::from([(FORMAT_KEY.to_string(), crate::manifest::FORMAT_VERSION.to_string())]);
     Arc::new(Schema::new_with_metadata(fields, meta))
 }
+
+/// Tokens that carry loss, counted from their document's start: the first, and one past the last.
+pub type LossRun = (u32, u32);

@@ -10,7 +10,7 @@
 
 use crate::manifest::{Alignment, Counts, Manifest, Padding, Split};
 use crate::reader::{Dataset, Document};
-use crate::writer::LossRun;
+use crate::schema::LossRun;
 use crate::{Error, IGNORE, hash};
 
 /// What a row holds.

@@ -6,6 +6,7 @@
 use crate::hash::HashWriter;
 use crate::manifest::{self, FileEntry, Manifest, Split};
 use crate::reader::Document;
+pub use crate::schema::LossRun;
 use crate::{Error, IGNORE, schema, verify};
 use arrow::array::{ArrayRef, FixedSizeListArray, Int32Array, ListArray, RecordBatch, StructArray};
 use arrow::buffer::{OffsetBuffer, ScalarBuffer};
@@ -64,9 +65,6 @@ impl EarlyFlush {
         self.thread.join().unwrap_or_else(|_| Err(std::io::Error::other("the flushing thread died")))
     }
 }
-
-/// Tokens that carry loss, counted from their document's start: the first, and one past the last.
-pub type LossRun = (u32, u32);
 
 /// A document for [`ShardWriter::push_documents`].
 #[derive(Debug, Clone, Copy)]

@@ -5,31 +5,11 @@
 //! before anything else does ([`Tokenizer::parts_text`]), so the ids are those of the text encoded from span edge to span
 //! edge, which is the definition and is what a few texts are compared with when a frame is made.
 
-use crate::skeleton::{Piece, Skeleton};
+use crate::skeleton::{Frame, FramePiece, Piece, Skeleton};
 use crate::tokenize::Tokenizer;
 
 /// Contents a frame is tried out with.
 const TRIALS: [&str; 4] = ["x", " 's \u{301}\n\n 12", "\n", "中\r\n\t</b>  "];
-
-/// A piece of text between two cuts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FramePiece {
-    /// Bytes of literals in it.
-    pub literal: usize,
-    /// Contents in it.
-    pub slots: usize,
-    /// Its ids, if it holds no content.
-    pub ids: Vec<i32>,
-    /// The assistant span it belongs to, by number.
-    pub span: Option<usize>,
-}
-
-/// A skeleton cut into pieces, in order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Frame {
-    /// The pieces.
-    pub pieces: Vec<FramePiece>,
-}
 
 /// What stands at a place of a literal; the order is that in which several at one place count.
 #[derive(PartialEq, Eq, PartialOrd, Ord, Clone, Copy)]
@@ -47,35 +27,33 @@ struct Part {
     span: Option<usize>,
 }
 
-impl Frame {
-    /// The frame of `s`; none if the tokenizer does not part text at control tokens or gives other ids for a trial.
-    pub fn new(s: &Skeleton, tokenizer: &Tokenizer) -> Option<Frame> {
-        if s.control.is_empty() || s.control.iter().any(|&(.., id)| !tokenizer.parts_text(id)) {
-            return None;
-        }
-        let mut pieces: Vec<FramePiece> = Vec::new();
-        for p in parts(s, "")? {
-            let mut ids = Vec::new();
-            if p.slots == 0 {
-                tokenizer.encode(&p.literal, &mut ids).ok()?;
-                // The same whether control-token strings count or not: a control token alone, or text without any.
-                let mut plain = Vec::new();
-                tokenizer.encode_plain(&p.literal, &mut plain).ok()?;
-                if ids != plain && !s.control.iter().any(|&(.., id)| ids == [id]) {
-                    return None;
-                }
-            }
-            match pieces.last_mut() {
-                Some(last) if last.slots + p.slots == 0 && last.span == p.span => {
-                    last.literal += p.literal.len();
-                    last.ids.append(&mut ids);
-                }
-                _ => pieces.push(FramePiece { literal: p.literal.len(), slots: p.slots, ids, span: p.span }),
-            }
-        }
-        let same = TRIALS.iter().all(|t| tried(s, tokenizer, t).unwrap_or(false));
-        same.then_some(Frame { pieces })
+/// The frame of `s`; none if the tokenizer does not part text at control tokens or gives other ids for a trial.
+pub fn frame(s: &Skeleton, tokenizer: &Tokenizer) -> Option<Frame> {
+    if s.control.is_empty() || s.control.iter().any(|&(.., id)| !tokenizer.parts_text(id)) {
+        return None;
     }
+    let mut pieces: Vec<FramePiece> = Vec::new();
+    for p in parts(s, "")? {
+        let mut ids = Vec::new();
+        if p.slots == 0 {
+            tokenizer.encode(&p.literal, &mut ids).ok()?;
+            // The same whether control-token strings count or not: a control token alone, or text without any.
+            let mut plain = Vec::new();
+            tokenizer.encode_plain(&p.literal, &mut plain).ok()?;
+            if ids != plain && !s.control.iter().any(|&(.., id)| ids == [id]) {
+                return None;
+            }
+        }
+        match pieces.last_mut() {
+            Some(last) if last.slots + p.slots == 0 && last.span == p.span => {
+                last.literal += p.literal.len();
+                last.ids.append(&mut ids);
+            }
+            _ => pieces.push(FramePiece { literal: p.literal.len(), slots: p.slots, ids, span: p.span }),
+        }
+    }
+    let same = TRIALS.iter().all(|t| tried(s, tokenizer, t).unwrap_or(false));
+    same.then_some(Frame { pieces })
 }
 
 /// The pieces between cuts, with `content` in every slot; none if spans are not in order.

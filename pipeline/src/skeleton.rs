@@ -6,11 +6,9 @@
 
 use crate::control::{mark, read_mark};
 use crate::conversation::Message;
-use crate::frame::Frame;
 use crate::python::{GENERATION_END, GENERATION_START, is_space};
-use crate::spans::{Rendered, Span};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Opens the mark of a content.
 pub const SLOT: char = '\u{FDD0}';
@@ -51,6 +49,76 @@ impl Skeleton {
             return None;
         }
         self.frame.get_or_init(make).as_ref()
+    }
+}
+
+/// A piece of text between two cuts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FramePiece {
+    /// Bytes of literals in it.
+    pub literal: usize,
+    /// Contents in it.
+    pub slots: usize,
+    /// Its ids, if it holds no content.
+    pub ids: Vec<i32>,
+    /// The assistant span it belongs to, by number.
+    pub span: Option<usize>,
+}
+
+/// A skeleton cut into pieces, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// The pieces.
+    pub pieces: Vec<FramePiece>,
+}
+
+/// A stretch of the text the assistant speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// First byte.
+    pub start: usize,
+    /// One past the last byte, end-of-turn token included.
+    pub end: usize,
+    /// Whether it may carry loss.
+    pub loss: bool,
+}
+
+/// A rendered conversation.
+#[derive(Debug, Clone, Default)]
+pub struct Rendered {
+    /// The text.
+    pub text: String,
+    /// In order, not overlapping.
+    pub spans: Vec<Span>,
+    /// Where content holds control-token strings: the control tokens the template wrote (place, length, id), in order. All
+    /// other text is text.
+    pub control: Option<Vec<(usize, usize, i32)>>,
+    /// The skeleton this is, filled in, where the template was not asked.
+    pub skeleton: Option<Arc<Skeleton>>,
+    /// Bytes of the contents in it, in order.
+    pub slots: Vec<usize>,
+    /// Turns of which the template changed the white space only.
+    pub respaced: u64,
+    /// Turns of which it changed more (policies `mask` and `keep`).
+    pub rewritten: u64,
+}
+
+/// What was made of the conversation counts, not how.
+impl PartialEq for Rendered {
+    fn eq(&self, o: &Self) -> bool {
+        let of = |r: &Self| (r.respaced, r.rewritten);
+        self.text == o.text && self.spans == o.spans && self.control == o.control && of(self) == of(o)
+    }
+}
+
+impl Rendered {
+    /// Empties it, keeping its memory.
+    pub(crate) fn clear(&mut self) {
+        self.text.clear();
+        self.spans.clear();
+        self.slots.clear();
+        (self.control, self.skeleton) = (None, None);
+        (self.respaced, self.rewritten) = (0, 0);
     }
 }
 

@@ -14,6 +14,7 @@ use crate::conversation::{Conversation, Drop, Message};
 use crate::linear::Linear;
 use crate::python::is_space;
 use crate::skeleton::{Fit, Piece, Skeleton, align, empty_thought, fill_in, loose, parse_skeleton, slot_text};
+pub use crate::skeleton::{Rendered, Span};
 use crate::template::ChatTemplate;
 use serde_json::Value;
 use std::collections::HashMap;
@@ -46,56 +47,6 @@ pub enum SpecialText {
     AsSpecial,
     /// Leave the conversation out.
     Reject,
-}
-
-/// A stretch of the text the assistant speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span {
-    /// First byte.
-    pub start: usize,
-    /// One past the last byte, end-of-turn token included.
-    pub end: usize,
-    /// Whether it may carry loss.
-    pub loss: bool,
-}
-
-/// A rendered conversation.
-#[derive(Debug, Clone, Default)]
-pub struct Rendered {
-    /// The text.
-    pub text: String,
-    /// In order, not overlapping.
-    pub spans: Vec<Span>,
-    /// Where content holds control-token strings: the control tokens the template wrote (place, length, id), in order. All
-    /// other text is text.
-    pub control: Option<Vec<(usize, usize, i32)>>,
-    /// The skeleton this is, filled in, where the template was not asked.
-    pub skeleton: Option<Arc<Skeleton>>,
-    /// Bytes of the contents in it, in order.
-    pub slots: Vec<usize>,
-    /// Turns of which the template changed the white space only.
-    pub respaced: u64,
-    /// Turns of which it changed more (policies `mask` and `keep`).
-    pub rewritten: u64,
-}
-
-/// What was made of the conversation counts, not how.
-impl PartialEq for Rendered {
-    fn eq(&self, o: &Self) -> bool {
-        let of = |r: &Self| (r.respaced, r.rewritten);
-        self.text == o.text && self.spans == o.spans && self.control == o.control && of(self) == of(o)
-    }
-}
-
-impl Rendered {
-    /// Empties it, keeping its memory.
-    fn clear(&mut self) {
-        self.text.clear();
-        self.spans.clear();
-        self.slots.clear();
-        (self.control, self.skeleton) = (None, None);
-        (self.respaced, self.rewritten) = (0, 0);
-    }
 }
 
 /// Finds the spans; one per worker, for its cache.

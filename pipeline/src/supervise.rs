@@ -5,8 +5,8 @@
 //! decode time the prompt is encoded alone. A sample ends with its last supervised token.
 
 use crate::conversation::Drop;
-use crate::frame::Frame;
-use crate::spans::{Rendered, Span};
+use crate::frame::frame;
+use crate::skeleton::{Frame, Rendered, Span};
 use crate::tokenize::Tokenizer;
 use dlm_datasets::manifest::LossOn;
 use dlm_datasets::writer::LossRun;
@@ -54,7 +54,7 @@ pub struct Supervisor<'a> {
 impl Supervisor<'_> {
     /// Fills `out` from `r`.
     pub fn encode(&self, r: &Rendered, out: &mut Sample) -> Result<(), Drop> {
-        match r.skeleton.as_ref().and_then(|s| s.frame(|| Frame::new(s, self.tokenizer))) {
+        match r.skeleton.as_ref().and_then(|s| s.frame(|| frame(s, self.tokenizer))) {
             Some(frame) => self.framed(frame, r, out)?,
             None => self.whole(r, out)?,
         }

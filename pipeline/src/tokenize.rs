@@ -9,23 +9,12 @@
 //! are dropped again after encoding.
 
 use crate::error::{Error, Result};
-pub use crate::tokenizer_file::TokenizerSource;
+pub use crate::tokenizer_file::{AddedToken, TokenizerSource};
 use std::path::Path;
 use tokenizers_fast as fast;
 
 /// The mask token this project adds.
 pub const MASK_TOKEN: &str = "|<MASK>|";
-
-/// A token outside the model's merges: matched in text before anything else.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AddedToken {
-    /// Its string.
-    pub content: String,
-    /// Its id.
-    pub id: u32,
-    /// Whether it is a control token.
-    pub special: bool,
-}
 
 enum Engine {
     Fast(Box<fast::pipeline::PipelineTokenizer>),

@@ -4,7 +4,6 @@
 //! form the 1.0 engine wants ([`TokenizerSource::canonical`], and quicker by cutting and pasting text).
 
 use crate::error::{Error, Result};
-use crate::tokenize::AddedToken;
 use aho_corasick::AhoCorasick;
 use serde_json::{Value, json};
 use std::borrow::Cow;
@@ -12,6 +11,17 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
 use tokenizers_fast as fast;
+
+/// A token outside the model's merges: matched in text before anything else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddedToken {
+    /// Its string.
+    pub content: String,
+    /// Its id.
+    pub id: u32,
+    /// Whether it is a control token.
+    pub special: bool,
+}
 
 /// A `tokenizer.json` read and looked at, from which either engine can be made.
 pub struct TokenizerSource {
