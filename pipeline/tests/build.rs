@@ -3,6 +3,7 @@
 
 use dlm_datasets::{Dataset, verify};
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -19,13 +20,13 @@ fn ground() -> Option<Ground> {
     };
     let archive = shared.join("assets/tokenizers.tar.xz");
     if !archive.exists() {
-        println!("SKIP: {} is not here", archive.display());
+        drop(writeln!(std::io::stderr(), "SKIP: {} is not here", archive.display()));
         return None;
     }
     let dir = tempfile::tempdir().ok()?;
     let unpacked = Command::new("tar").arg("-xJf").arg(&archive).arg("-C").arg(dir.path()).arg("tokenizers/smollm2").status();
     if !unpacked.is_ok_and(|s| s.success()) {
-        println!("SKIP: tar cannot unpack {}", archive.display());
+        drop(writeln!(std::io::stderr(), "SKIP: tar cannot unpack {}", archive.display()));
         return None;
     }
     Some(Ground { dir, shared })
@@ -193,7 +194,7 @@ fn hostile_rows_are_kept_or_dropped_by_name() {
             std::fs::write(&path, [o.stdout, extra, nested.into_bytes()].concat()).unwrap();
             inputs.push(path);
         }
-        _ => println!("SKIP: xz cannot unpack {}; the parquet half only", packed.display()),
+        _ => drop(writeln!(std::io::stderr(), "SKIP: xz cannot unpack {}; the parquet half only", packed.display())),
     }
     for policy in ["truncate", "drop", "turns", "split"] {
         g.run("hostile", &inputs, &["--over-long", policy, "--overwrite"]);

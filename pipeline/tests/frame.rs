@@ -9,6 +9,7 @@ use dlm_prep::spans::{LostText, Rendered, SpanFinder, SpecialText};
 use dlm_prep::supervise::{Sample, Supervisor};
 use dlm_prep::template::{self, ChatTemplate};
 use dlm_prep::tokenize::Tokenizer;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -87,12 +88,12 @@ fn shared_tokenizers() {
     let shared = std::env::var_os("DLM_SHARED").map_or(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
     let archive = shared.join("assets/tokenizers.tar.xz");
     if !archive.exists() {
-        println!("SKIP: {} is not here", archive.display());
+        drop(writeln!(std::io::stderr(), "SKIP: {} is not here", archive.display()));
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     if !Command::new("tar").arg("-xJf").arg(&archive).arg("-C").arg(dir.path()).status().is_ok_and(|s| s.success()) {
-        println!("SKIP: tar cannot unpack {}", archive.display());
+        drop(writeln!(std::io::stderr(), "SKIP: tar cannot unpack {}", archive.display()));
         return;
     }
     for name in ["qwen2.5", "qwen3", "fast_dllm_v2_7b", "smollm2", "llama3"] {

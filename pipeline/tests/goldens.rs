@@ -5,6 +5,7 @@ use dlm_prep::template::ChatTemplate;
 use minijinja::value::{Serde, Value};
 use serde_json::Value as Json;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::Write as _;
 use std::path::PathBuf;
 
 fn shared() -> PathBuf {
@@ -26,7 +27,7 @@ fn exceptions() -> BTreeSet<(String, String)> {
 fn renders_equal_python() {
     let path = shared().join("assets/template_goldens.json");
     let Ok(text) = std::fs::read_to_string(&path) else {
-        println!("SKIP: {} is not here", path.display());
+        drop(writeln!(std::io::stderr(), "SKIP: {} is not here", path.display()));
         return;
     };
     let goldens: Json = serde_json::from_str(&text).unwrap();

@@ -26,7 +26,7 @@ pub fn build() -> Result<&'static Path> {
     built.as_deref().map_err(|e| anyhow::anyhow!("{e}"))
 }
 
-/// Builds them now; `loud` shows what cargo says.
+/// Builds them now; `loud` shows what cargo says. `DLM_FEATURES` names cargo features, for tests that need a card.
 pub fn build_now(loud: bool) -> Result<PathBuf> {
     let dir = profile_dir()?;
     let target = dir.parent().context("no target folder")?;
@@ -39,6 +39,9 @@ pub fn build_now(loud: bool) -> Result<PathBuf> {
     // No -p: the default members together, so that features come out as in the user's own build.
     let mut command = Command::new(cargo);
     command.current_dir(crate::repository()).args(["build", "--locked", "--bins", "--profile", profile, "--target-dir"]).arg(target);
+    if let Some(features) = std::env::var_os("DLM_FEATURES") {
+        command.arg("--features").arg(features);
+    }
     let output = if loud { command.stderr(Stdio::inherit()) } else { &mut command };
     let output = output.stdin(Stdio::null()).output().context("running cargo build")?;
     ensure!(output.status.success(), "cargo build failed:\n{}", String::from_utf8_lossy(&output.stderr));

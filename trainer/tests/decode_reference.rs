@@ -2,6 +2,7 @@
 //!
 //! In: `decode_*.json` and the tiny models of ../shared/fixtures (or `$DLM_SHARED/fixtures`); skipped, loudly, without them.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
@@ -69,7 +70,7 @@ fn fixtures() -> Option<PathBuf> {
     let shared = std::env::var_os("DLM_SHARED").map_or(beside, PathBuf::from);
     let dir = shared.join("fixtures");
     if !dir.is_dir() {
-        eprintln!("SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/", dir.display());
+        drop(writeln!(std::io::stderr(), "SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/", dir.display()));
         return None;
     }
     Some(dir)

@@ -2,6 +2,7 @@
 
 mod families;
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -129,7 +130,11 @@ fn python() -> Option<PathBuf> {
         .output()
         .is_ok_and(|o| o.status.success());
     if !found {
-        eprintln!("SKIP: {} cannot import torch, transformers, safetensors and accelerate; set DLM_PYTHON", python.display());
+        drop(writeln!(
+            std::io::stderr(),
+            "SKIP: {} cannot import torch, transformers, safetensors and accelerate; set DLM_PYTHON",
+            python.display()
+        ));
     }
     found.then_some(python)
 }

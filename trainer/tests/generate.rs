@@ -2,6 +2,7 @@
 //!
 //! In: models and decodes of ../shared/fixtures (or `$DLM_SHARED/fixtures`); skipped, loudly, without them.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -11,7 +12,7 @@ fn fixtures() -> Option<PathBuf> {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
     let dir = std::env::var_os("DLM_SHARED").map_or(beside, PathBuf::from).join("fixtures");
     if !dir.is_dir() {
-        eprintln!("SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/", dir.display());
+        drop(writeln!(std::io::stderr(), "SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/", dir.display()));
         return None;
     }
     Some(dir)

@@ -1,6 +1,7 @@
 //! `wf`: the task it prints is the file in configs/launch with its values put in, and the run script in it does what it says
 //! (run here with bash, a stand-in for dlm-train and a folder for the bucket).
 
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -170,7 +171,7 @@ fn script(home: &Path, overrides: &str, source: &str) -> Command {
 fn bash() -> bool {
     let there = Command::new("bash").arg("--version").output().is_ok();
     if !there {
-        eprintln!("SKIP: no bash here to run the script with");
+        drop(writeln!(std::io::stderr(), "SKIP: no bash here to run the script with"));
     }
     there
 }

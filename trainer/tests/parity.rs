@@ -3,6 +3,7 @@
 //! case here covers fails the test.
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -18,7 +19,7 @@ fn fixtures() -> Option<PathBuf> {
     if dir.is_dir() {
         return Some(dir);
     }
-    eprintln!("SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/", dir.display());
+    drop(writeln!(std::io::stderr(), "SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/", dir.display()));
     None
 }
 

@@ -3,6 +3,7 @@
 mod families;
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -150,7 +151,7 @@ fn event_files_say_what_metrics_say_also_after_a_kill() {
     // as TensorBoard itself reads the folder
     let python = std::env::var_os("DLM_PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from);
     if !Command::new(&python).args(["-c", "import tensorboard"]).output().is_ok_and(|o| o.status.success()) {
-        eprintln!("SKIP: {} cannot import tensorboard; set DLM_PYTHON", python.display());
+        drop(writeln!(std::io::stderr(), "SKIP: {} cannot import tensorboard; set DLM_PYTHON", python.display()));
         return;
     }
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/python/read_tensorboard.py");

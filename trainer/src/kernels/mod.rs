@@ -179,6 +179,7 @@ mod tests {
     use crate::device;
     use burn::tensor::activation::log_softmax;
     use burn::tensor::{DType, Distribution, IndexingUpdateOp};
+    use std::io::Write as _;
 
     /// The CPU, and a GPU where this build and machine have one.
     fn devices() -> Vec<Device> {
@@ -186,7 +187,7 @@ mod tests {
         for name in ["cuda", "wgpu"] {
             match device::choose(name) {
                 Ok(d) => out.push(d.device),
-                Err(e) => eprintln!("SKIP {name}: {e}"),
+                Err(e) => drop(writeln!(std::io::stderr(), "SKIP: {name}: {e}")),
             }
         }
         out

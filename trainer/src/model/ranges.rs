@@ -269,6 +269,7 @@ mod tests {
     use crate::device;
     use crate::model::ops;
     use burn::tensor::{DType, Distribution};
+    use std::io::Write as _;
 
     /// Two rows of 24: a document of three blocks of 4 with noised copies behind it, and padding that sees itself.
     fn tiles() -> Vec<Tile> {
@@ -289,7 +290,7 @@ mod tests {
             let device = match device::choose(name) {
                 Ok(d) => d.device,
                 Err(e) => {
-                    eprintln!("SKIP {name}: {e}");
+                    drop(writeln!(std::io::stderr(), "SKIP: {name}: {e}"));
                     continue;
                 }
             };

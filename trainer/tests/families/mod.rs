@@ -2,6 +2,7 @@
 
 #![allow(dead_code)]
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -25,7 +26,7 @@ pub fn fixtures() -> Option<PathBuf> {
     if dir.is_dir() {
         return Some(dir);
     }
-    eprintln!("SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/", dir.display());
+    drop(writeln!(std::io::stderr(), "SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/", dir.display()));
     None
 }
 
