@@ -7,6 +7,7 @@
 use crate::control::{mark, read_mark};
 use crate::conversation::Message;
 use crate::python::{GENERATION_END, GENERATION_START, is_space};
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -174,7 +175,7 @@ pub fn slot_text(k: usize) -> String {
 /// Cuts a render of marks into literals and slots. None if a slot occurs twice.
 pub fn parse_skeleton(text: &str) -> Option<Skeleton> {
     let mut s = Skeleton::default();
-    let mut seen = Vec::new();
+    let mut seen = HashSet::new();
     let mut literal = String::new();
     let mut rest = text;
     while let Some(c) = rest.chars().next() {
@@ -182,10 +183,9 @@ pub fn parse_skeleton(text: &str) -> Option<Skeleton> {
         match c {
             SLOT => {
                 let (k, tail) = read_mark(after, SLOT_END)?;
-                if seen.contains(&k) {
+                if !seen.insert(k) {
                     return None;
                 }
-                seen.push(k);
                 s.pieces.push(Piece::Literal(std::mem::take(&mut literal)));
                 s.pieces.push(Piece::Slot(k));
                 rest = tail;

@@ -30,6 +30,16 @@ impl Sample {
         self.turns.clear();
     }
 
+    /// The runs of loss that have a token in `from..to`.
+    pub fn loss_within(&self, from: usize, to: usize) -> &[LossRun] {
+        if from >= to {
+            return &[];
+        }
+        let begin = self.loss.partition_point(|r| r.1 as usize <= from);
+        let n = self.loss[begin..].partition_point(|r| (r.0 as usize) < to);
+        &self.loss[begin..begin + n]
+    }
+
     /// The tokens from `from` on carry loss.
     pub fn take_loss(&mut self, from: usize) {
         let to = self.ids.len() as u32;

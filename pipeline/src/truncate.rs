@@ -48,7 +48,7 @@ pub struct Cut {
 pub fn cut(s: &Sample, policy: OverLong, seq_len: usize, bd_size: usize, context: usize, cuts: &mut Vec<Cut>) -> Result<usize, Drop> {
     cuts.clear();
     let n = s.ids.len();
-    let labelled = |from: usize, to: usize| s.loss.iter().any(|r| (r.0 as usize) < to && from < r.1 as usize);
+    let labelled = |from: usize, to: usize| !s.loss_within(from, to).is_empty();
     let mut whole = |end: usize| cuts.push(Cut { start: 0, end, context: 0 });
     if n <= seq_len {
         whole(n);

@@ -147,13 +147,15 @@ impl<'a> Worker<'a> {
             let (from, runs) = (out.ids.len(), out.loss.len());
             out.ids.extend_from_slice(&self.sample.ids[cut.start..cut.end]);
             // The last turn of this cut, for the `response` grid.
-            let turn = self.sample.turns.iter().rev().find(|t| t.0 < cut.end).map_or(0, |t| t.0.saturating_sub(cut.start));
+            let turn = self.sample.turns.partition_point(|t| t.0 < cut.end).checked_sub(1).map_or(0, |k| self.sample.turns[k].0);
+            let turn = turn.saturating_sub(cut.start);
             let beyond = self.grid.pad(&mut out.ids, from, turn);
             row.cut += beyond as u64;
             // What is context, or nothing precedes, carries no loss.
             let (first, end) = (cut.start + cut.context.max(1), cut.end - beyond);
-            let runs_of = self.sample.loss.iter().map(|r| ((r.0 as usize).max(first), (r.1 as usize).min(end)));
-            out.loss.extend(runs_of.filter(|r| r.0 < r.1).map(|r| ((r.0 - cut.start) as u32, (r.1 - cut.start) as u32)));
+            let inside = self.sample.loss_within(first, end).iter();
+            let inside = inside.map(|r| ((r.0 as usize).max(first) - cut.start, (r.1 as usize).min(end) - cut.start));
+            out.loss.extend(inside.map(|r| (r.0 as u32, r.1 as u32)));
             let summary = summarize_runs(&out.ids[from..], &out.loss[runs..], self.manifest);
             if summary.response_tokens == 0 {
                 row.cut += (out.ids.len() - from) as u64 - summary.block_padding - cut.context as u64;
