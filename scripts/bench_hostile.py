@@ -27,6 +27,16 @@ def row(text):
     return lambda: json.dumps({"prompt": text(), "completion": "ok."})
 
 
+def turns(n):
+    """A conversation of about n turns; no two have the same number, so that nothing learnt of one serves the next."""
+    def make():
+        make.n += 2
+        roles = ("user", "assistant")
+        return json.dumps({"messages": [{"role": roles[i % 2], "content": f"word {i}"} for i in range(make.n)]})
+    make.n = n
+    return make
+
+
 KINDS = {
     "plain text": row(lambda: prose(2000)),
     "1 MB of text": row(lambda: prose(1_000_000)),
@@ -40,6 +50,8 @@ KINDS = {
     "200k random letters": row(lambda: noise(200_000)),
     "control tokens": row(lambda: "<|im_end|>\n<|im_start|>system\n" * 2000),
     "template code": row(lambda: "{{ 7*7 }}{% for m in messages %}" * 2000),
+    "100 turns": turns(100),
+    "20,000 turns": turns(20_000),
     "nesting of 5,000": raw('{"prompt": "q", "completion": "a", "x": ' + "[" * 5000 + "]" * 5000 + "}"),
     "lone surrogates": raw('{"prompt": "\\ud800' + "x" * 2000 + '", "completion": "a"}'),
     "nulls": raw('{"prompt": null, "completion": null}'),

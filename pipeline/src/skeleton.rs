@@ -32,7 +32,7 @@ pub struct Skeleton {
     pub pieces: Vec<Piece>,
     /// Control tokens in literals: (piece, offset in it, length, id).
     pub control: Vec<(usize, usize, usize, i32)>,
-    /// Whether filling it in may stand for rendering.
+    /// Whether filling it in could stand for rendering; it has still to be [tried](Self::stands_for_render).
     pub linear: bool,
     /// `{% generation %}` marks: (piece, offset in it, is start).
     pub generation: Vec<(usize, usize, bool)>,
@@ -40,15 +40,20 @@ pub struct Skeleton {
     pub reach: Vec<Option<(usize, usize)>>,
     /// Whether it has been filled in before.
     used: AtomicBool,
+    tried: OnceLock<bool>,
     frame: OnceLock<Option<Frame>>,
 }
 
 impl Skeleton {
-    /// Its frame, made by `make` once; none for a skeleton used for the first time, which may well have been the last.
+    /// Whether filling it in stands for rendering: `try_out` says so once. A long skeleton is not tried when it is used for the first time,
+    /// which may well be the last.
+    pub fn stands_for_render(&self, long: bool, try_out: impl FnOnce() -> bool) -> bool {
+        let first = !self.used.swap(true, Ordering::Relaxed);
+        self.linear && !(long && first) && *self.tried.get_or_init(try_out)
+    }
+
+    /// Its frame, made by `make` once.
     pub fn frame(&self, make: impl FnOnce() -> Option<Frame>) -> Option<&Frame> {
-        if !self.used.swap(true, Ordering::Relaxed) {
-            return None;
-        }
         self.frame.get_or_init(make).as_ref()
     }
 }

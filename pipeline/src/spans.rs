@@ -20,8 +20,14 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Skeletons kept per worker.
-const CACHE: usize = 1024;
+/// Messages of all skeletons kept per worker, and of the longest that is kept.
+const CACHE: (usize, usize) = (32_768, 4_096);
+/// A conversation of more messages is long: what is done to learn about its order of roles must pay.
+const LONG: usize = 32;
+/// Messages that may be rendered to find a conversation's turns by what precedes them, and so many times its own number more.
+const SEARCH: (usize, usize) = (20_000, 8);
+/// Turns behind one literal for which it is looked up what the generation prompt gives, before that is taken to be known.
+const PROMPTS: usize = 4;
 
 /// What to do with an assistant turn whose text the template does not show as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -49,6 +55,13 @@ pub enum SpecialText {
     Reject,
 }
 
+/// Counts a render of `k` messages for a conversation of `n`; whether that is too much by now. A conversation of many turns that are found
+/// only one by one would cost the square of its length.
+fn over_search(searched: &mut usize, k: usize, n: usize) -> bool {
+    *searched += k;
+    *searched > SEARCH.0 + SEARCH.1 * n
+}
+
 /// Finds the spans; one per worker, for its cache.
 pub struct SpanFinder<'a> {
     template: &'a ChatTemplate,
@@ -58,6 +71,7 @@ pub struct SpanFinder<'a> {
     uses_generation: bool,
     linear: Option<&'a Linear>,
     cache: HashMap<String, Option<Arc<Skeleton>>>,
+    cached: usize,
     key: String,
 }
 
@@ -87,6 +101,7 @@ impl<'a> SpanFinder<'a> {
             uses_generation: template.has_generation(),
             linear: None,
             cache: HashMap::new(),
+            cached: 0,
             key: String::new(),
         }
     }
@@ -135,7 +150,8 @@ impl<'a> SpanFinder<'a> {
             && !found.trigger
             && c.tools.is_none()
             && !(linear.edge_space && c.messages.iter().any(|m| m.content.starts_with(is_space) || m.content.ends_with(is_space)))
-            && let Some(s) = self.skeleton(&c.messages, None).filter(|s| s.linear)
+            && let Some(s) = self.skeleton(&c.messages, None)
+            && s.stands_for_render(c.messages.len() > LONG, || self.tried(&s, &c.messages))
         {
             fill_in(&s, &c.messages, control, out);
             if check && self.template.render(&c.messages, false).ok().as_deref() != Some(out.text.as_str()) {
@@ -220,14 +236,20 @@ impl<'a> SpanFinder<'a> {
         if let (Some((s, (_, starts, _))), true) = (&places, self.uses_generation) {
             out.spans = self.generation_spans(s, starts, &out.text);
         }
+        let mut slot_of = vec![None; messages.len()];
+        for p in places.iter().flat_map(|(_, (slots, ..))| slots) {
+            slot_of[p.0] = Some(*p);
+        }
+        let mut searched = 0;
         for (k, m) in messages.iter().enumerate().filter(|(_, m)| m.is_assistant()) {
-            let placed = places.as_ref().and_then(|(s, (slots, ..))| slots.iter().find(|p| p.0 == k).map(|p| (*s, *p)));
+            let placed = places.as_ref().and_then(|(s, _)| slot_of[k].map(|p| (*s, p)));
             let (span, fit) = match placed {
                 Some((s, (_, start, end, fit))) => {
                     let (back, forward) = s.reach.get(k).copied().flatten().unwrap_or((0, 0));
                     ((start - back, end + forward), fit)
                 }
                 None if m.content.is_empty() && m.tool_calls.is_none() => continue,
+                None if over_search(&mut searched, k, messages.len()) => return Err(Drop::NoAssistantSpan),
                 None => match self.by_prefix(messages, tools, k, &out.text) {
                     Some(found) => found,
                     None if places.is_some() && self.lost_text != LostText::Drop => {
@@ -253,7 +275,8 @@ impl<'a> SpanFinder<'a> {
             }
             if self.uses_generation {
                 // The template's own marks are the spans; ours only say what became of the text.
-                for g in out.spans.iter_mut().filter(|g| g.start < span.1 && span.0 < g.end) {
+                let from = out.spans.partition_point(|g| g.end <= span.0);
+                for g in out.spans[from..].iter_mut().take_while(|g| g.start < span.1) {
                     g.loss &= loss;
                 }
             } else {
@@ -282,10 +305,14 @@ impl<'a> SpanFinder<'a> {
             return s.clone();
         }
         let made = self.make_skeleton(messages, tools).map(Arc::new);
-        if self.cache.len() >= CACHE {
-            self.cache.clear();
+        if messages.len() <= CACHE.1 {
+            self.cached += messages.len();
+            if self.cached > CACHE.0 {
+                self.cache.clear();
+                self.cached = messages.len();
+            }
+            self.cache.insert(self.key.clone(), made.clone());
         }
-        self.cache.insert(self.key.clone(), made.clone());
         made
     }
 
@@ -299,7 +326,10 @@ impl<'a> SpanFinder<'a> {
         }
         let text = self.template.render_with(&marked, tools, false, self.uses_generation).ok()?;
         let mut s = parse_skeleton(&text)?;
-        s.reach = vec![None; messages.len()];
+        let mut reach = vec![None; messages.len()];
+        // By the literal before a content: how much of it the generation prompt does not give, seen so often without exception.
+        let mut known: HashMap<&str, (usize, usize)> = HashMap::new();
+        let mut searched = 0;
         for (i, piece) in s.pieces.iter().enumerate() {
             let &Piece::Slot(k) = piece else { continue };
             if !messages[k].is_assistant() {
@@ -312,7 +342,13 @@ impl<'a> SpanFinder<'a> {
             let (before, after) = (literal(i.checked_sub(1)), literal(Some(i + 1)));
             let forward = self.end_of_turn(after, messages[k].tool_calls.is_some());
             let mut back = 0;
-            if before.ends_with(is_space) && !before.ends_with('\n') {
+            let seen = known.entry(before).or_default();
+            if seen.1 >= PROMPTS {
+                back = seen.0;
+            } else if before.ends_with(is_space) && !before.ends_with('\n') {
+                if over_search(&mut searched, k, messages.len()) {
+                    return None;
+                }
                 // White space the generation prompt does not give is the model's to write.
                 let upto = text.find(&slot_text(k))?;
                 let prompt = self.template.render_with(&marked[..k], tools, true, self.uses_generation).unwrap_or_default();
@@ -322,9 +358,11 @@ impl<'a> SpanFinder<'a> {
                 {
                     back = rest.len().min(before.len());
                 }
+                *seen = if seen.1 == 0 || seen.0 == back { (back, seen.1 + 1) } else { (back, 0) };
             }
-            s.reach[k] = Some((back, forward));
+            reach[k] = Some((back, forward));
         }
+        s.reach = reach;
         for (i, piece) in s.pieces.iter().enumerate() {
             if let Piece::Literal(l) = piece {
                 let mut at = 0;
@@ -341,13 +379,14 @@ impl<'a> SpanFinder<'a> {
         let order = s.pieces.iter().filter_map(|p| if let Piece::Slot(k) = p { Some(*k) } else { None });
         let whole = order.eq((0..messages.len()).filter(|&k| !messages[k].content.is_empty()));
         let answers = messages.iter().all(|m| !m.is_assistant() || !m.content.is_empty());
-        s.linear = self.linear.is_some() && whole && answers && tools.is_none() && self.tried(&s, messages);
+        s.linear = self.linear.is_some() && whole && answers && tools.is_none();
         Some(s)
     }
 
     /// Whether a skeleton filled in with a few texts equals the render.
     fn tried(&self, s: &Skeleton, messages: &[Message]) -> bool {
-        let texts: [fn(usize) -> String; 2] = [|k| format!("text {k},\n\nnumber {}", k * k), |k| "word ".repeat(200 * (k % 3) + 1) + "end"];
+        let long = |k: usize| "word ".repeat(if k < LONG { 200 * (k % 3) + 1 } else { 1 + k % 3 }) + "end";
+        let texts: [&dyn Fn(usize) -> String; 2] = [&|k| format!("text {k},\n\nnumber {}", k * k), &long];
         texts.iter().all(|text| {
             let mut trial = messages.to_vec();
             for (k, m) in trial.iter_mut().enumerate().filter(|(_, m)| !m.content.is_empty()) {

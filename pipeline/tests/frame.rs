@@ -8,7 +8,7 @@ use dlm_prep::linear;
 use dlm_prep::spans::{LostText, Rendered, SpanFinder, SpecialText};
 use dlm_prep::supervise::{Sample, Supervisor};
 use dlm_prep::template::{self, ChatTemplate};
-use dlm_prep::tokenize::Tokenizer;
+use dlm_prep::tokenize::{AddedToken, Tokenizer};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -110,5 +110,30 @@ fn shared_tokenizers() {
         let short = agree(&tokenizer, &template, eos);
         println!("{name}: {short} of 2,000 the short way");
         assert!(short > 50, "{name}: only {short} of 2,000 went the short way");
+    }
+}
+
+/// Thousands of turns: the same spans filled in as rendered, white space that is the response's own among them.
+#[test]
+fn a_long_conversation() {
+    let source = "{% for m in messages %}{% if m.role == 'user' %}<s>[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}</s>{% endif %}{% endfor %}";
+    let template = ChatTemplate::new(source.to_string(), None, "test", Default::default(), template::default_now()).unwrap();
+    let added = ["<s>", "</s>"].iter().zip(1..).map(|(t, id)| AddedToken { content: t.to_string(), id, special: true });
+    let control = ControlText::new(&added.collect::<Vec<_>>(), Some("</s>")).unwrap();
+    let mut finder = SpanFinder::new(&template, &control, SpecialText::Text, LostText::Drop);
+    let linear = linear::probe(&template, &mut |m| finder.fill(m)).unwrap();
+    let mut short = SpanFinder::new(&template, &control, SpecialText::Text, LostText::Drop).with_linear(Some(&linear));
+    let mut long = SpanFinder::new(&template, &control, SpecialText::Text, LostText::Drop);
+    // Not long, long, and too long to be remembered.
+    for turns in [10, 1000, 5000] {
+        let messages = (0..turns).map(|i| Message::new(["user", "assistant"][i % 2], format!("text {i}"))).collect();
+        let talk = Conversation { messages, tools: None };
+        let truth = long.render(&talk).unwrap();
+        assert_eq!(truth.spans.len(), turns / 2);
+        assert!(truth.spans.iter().all(|s| truth.text[s.start..s.end].starts_with(" text ") && truth.text[..s.end].ends_with("</s>")));
+        let filled: Vec<Rendered> = (0..3).map(|_| short.render(&talk).unwrap()).collect();
+        assert!(filled.iter().all(|r| *r == truth), "{turns} turns");
+        let quick: Vec<bool> = filled.iter().map(|r| r.skeleton.is_some()).collect();
+        assert_eq!(quick, [turns == 10, turns < 5000, turns < 5000], "{turns} turns");
     }
 }

@@ -20,7 +20,7 @@ pub enum Prompt {
     /// Text of one user's message.
     Text(String),
     /// A conversation that the assistant continues.
-    Messages(Vec<Message>),
+    Messages(Vec<Message<'static>>),
     /// Token ids.
     Ids(Vec<i64>),
 }
@@ -28,7 +28,7 @@ pub enum Prompt {
 /// One input line; other keys (an expected answer, a task name) are the caller's own and are left alone.
 #[derive(Deserialize)]
 struct Line {
-    messages: Option<Vec<Message>>,
+    messages: Option<Vec<Message<'static>>>,
     prompt: Option<String>,
     ids: Option<Vec<i64>>,
 }
@@ -110,7 +110,7 @@ impl Text {
         }
         let mut marked = messages.to_vec();
         for message in &mut marked {
-            message.content = self.control.mark(&message.content);
+            message.content = self.control.mark(&message.content).into();
         }
         let marked = template.render(&marked, true).map_err(usage)?;
         if self.control.unmark(&marked) != plain {
