@@ -222,17 +222,19 @@ impl<'a> Output<'a> {
             let Some(k) = self.mixture.next(&mut self.given, &ended) else { break };
             let o = match &mut open[k] {
                 Some(o) if o.row < o.batch.rows.len() => o,
-                slot => match {
-                    slot.take().into_iter().for_each(|o| feed.give_back(o.batch));
-                    feed.next(k)?
-                } {
-                    Some(batch) if batch.rows.is_empty() => continue,
-                    Some(batch) => slot.insert(Open { batch, row: 0, at: Place::default() }),
-                    None => {
-                        ended[k] = true;
-                        continue;
+                slot => {
+                    if let Some(done) = slot.take() {
+                        feed.give_back(done.batch);
                     }
-                },
+                    match feed.next(k)? {
+                        Some(batch) if batch.rows.is_empty() => continue,
+                        Some(batch) => slot.insert(Open { batch, row: 0, at: Place::default() }),
+                        None => {
+                            ended[k] = true;
+                            continue;
+                        }
+                    }
+                }
             };
             let Some(row) = o.batch.rows.get(o.row) else { continue };
             let from = o.batch.from;

@@ -119,7 +119,7 @@ impl<'a> SpanFinder<'a> {
         for p in &s.pieces {
             text.push_str(match p {
                 Piece::Literal(l) => l,
-                Piece::Slot(k) => &*messages.get(*k)?.content,
+                Piece::Slot(k) => &messages.get(*k)?.content,
             });
         }
         Some(text)
