@@ -116,7 +116,10 @@ fn python_loads_the_export() {
     let python = std::env::var("DLM_PYTHON").unwrap_or_else(|_| "python3".to_string());
     let script = "import datasets, sys; d = datasets.load_from_disk('hf'); print(len(d['train']), len(d['eval']), sum(sum(r) for r in d['train'].with_format('numpy')['input_ids'][:]), d['train'][0]['documents'][0]['start'])";
     if !Command::new(&python).args(["-c", "import datasets"]).output().is_ok_and(|o| o.status.success()) {
-        drop(writeln!(std::io::stderr(), "SKIP: {python} has no datasets package (DLM_PYTHON names another interpreter)"));
+        drop(
+            std::io::stderr()
+                .write_all(format!("SKIP: {python} has no datasets package (DLM_PYTHON names another interpreter)\n").as_bytes()),
+        );
         return;
     }
     let said = Command::new(&python).args(["-c", script]).current_dir(g.0.path()).env("HF_HUB_OFFLINE", "1").output().unwrap();

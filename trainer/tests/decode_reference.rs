@@ -70,7 +70,10 @@ fn fixtures() -> Option<PathBuf> {
     let shared = std::env::var_os("DLM_SHARED").map_or(beside, PathBuf::from);
     let dir = shared.join("fixtures");
     if !dir.is_dir() {
-        drop(writeln!(std::io::stderr(), "SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/", dir.display()));
+        drop(
+            std::io::stderr()
+                .write_all(format!("SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/\n", dir.display()).as_bytes()),
+        );
         return None;
     }
     Some(dir)

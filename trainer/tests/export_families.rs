@@ -130,11 +130,8 @@ fn python() -> Option<PathBuf> {
         .output()
         .is_ok_and(|o| o.status.success());
     if !found {
-        drop(writeln!(
-            std::io::stderr(),
-            "SKIP: {} cannot import torch, transformers, safetensors and accelerate; set DLM_PYTHON",
-            python.display()
-        ));
+        let why = format!("SKIP: {} cannot import torch, transformers, safetensors and accelerate; set DLM_PYTHON\n", python.display());
+        drop(std::io::stderr().write_all(why.as_bytes()));
     }
     found.then_some(python)
 }

@@ -12,7 +12,10 @@ fn fixtures() -> Option<PathBuf> {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
     let dir = std::env::var_os("DLM_SHARED").map_or(beside, PathBuf::from).join("fixtures");
     if !dir.is_dir() {
-        drop(writeln!(std::io::stderr(), "SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/", dir.display()));
+        drop(
+            std::io::stderr()
+                .write_all(format!("SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/\n", dir.display()).as_bytes()),
+        );
         return None;
     }
     Some(dir)

@@ -19,7 +19,9 @@ fn fixtures() -> Option<PathBuf> {
     if dir.is_dir() {
         return Some(dir);
     }
-    drop(writeln!(std::io::stderr(), "SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/", dir.display()));
+    drop(
+        std::io::stderr().write_all(format!("SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/\n", dir.display()).as_bytes()),
+    );
     None
 }
 

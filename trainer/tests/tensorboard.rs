@@ -151,7 +151,7 @@ fn event_files_say_what_metrics_say_also_after_a_kill() {
     // as TensorBoard itself reads the folder
     let python = std::env::var_os("DLM_PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from);
     if !Command::new(&python).args(["-c", "import tensorboard"]).output().is_ok_and(|o| o.status.success()) {
-        drop(writeln!(std::io::stderr(), "SKIP: {} cannot import tensorboard; set DLM_PYTHON", python.display()));
+        drop(std::io::stderr().write_all(format!("SKIP: {} cannot import tensorboard; set DLM_PYTHON\n", python.display()).as_bytes()));
         return;
     }
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/python/read_tensorboard.py");

@@ -187,7 +187,7 @@ mod tests {
         for name in ["cuda", "wgpu"] {
             match device::choose(name) {
                 Ok(d) => out.push(d.device),
-                Err(e) => drop(writeln!(std::io::stderr(), "SKIP: {name}: {e}")),
+                Err(e) => drop(std::io::stderr().write_all(format!("SKIP: {name}: {e}\n").as_bytes())),
             }
         }
         out

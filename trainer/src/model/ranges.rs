@@ -290,7 +290,7 @@ mod tests {
             let device = match device::choose(name) {
                 Ok(d) => d.device,
                 Err(e) => {
-                    drop(writeln!(std::io::stderr(), "SKIP: {name}: {e}"));
+                    drop(std::io::stderr().write_all(format!("SKIP: {name}: {e}\n").as_bytes()));
                     continue;
                 }
             };
