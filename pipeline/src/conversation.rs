@@ -92,6 +92,11 @@ impl Drop {
         Drop::Duplicate,
     ];
 
+    /// Whether it says that there is no token to learn from, of which a run bears a share only (`--max-unsupervised`).
+    pub fn is_unsupervised(self) -> bool {
+        matches!(self, Drop::NoLabel | Drop::PromptTooLong | Drop::NoAssistantSpan)
+    }
+
     /// The name in the manifest.
     pub fn name(self) -> &'static str {
         match self {

@@ -5,6 +5,7 @@
 //! mixture are applied to the result. Duplicates are not looked for.
 
 use crate::batch::{Cursor, OutBatch, Place};
+use crate::conversation::Drop;
 use crate::error::{Error, Result};
 use crate::lines::JsonRows;
 use crate::plan::Plan;
@@ -200,8 +201,9 @@ fn scale(plan: &Plan, seen: &[Seen], seconds: f64) -> Estimate {
     e.sources = (0..whole.len())
         .map(|k| SourcePart { source: name(k), available_tokens: available[k], tokens: available[k] * share(k, &given.tokens) })
         .collect();
-    let bare: f64 = ["no_label", "prompt_too_long", "no_assistant_span"].iter().filter_map(|w| e.dropped.get(*w)).sum();
-    if bare > s.max_unsupervised * e.rows_read {
+    let dropped = |d: &Drop| e.dropped.get(d.name()).copied().unwrap_or(0.0);
+    let bare: f64 = Drop::ALL.iter().filter(|d| d.is_unsupervised()).map(dropped).sum();
+    if s.too_many_unsupervised(bare, dropped(&Drop::PromptTooLong), e.rows_read) {
         e.problem = Some(format!(
             "{:.1} % of conversations would have no token to learn from, more than the {:.0} % allowed (--max-unsupervised)",
             100.0 * bare / e.rows_read.max(1.0),

@@ -4,23 +4,26 @@
 //! source ─ conversation ─ template ─ spans ─ supervise ─ truncate ─ block ─ pack ─ shard
 //! files    row→messages   Jinja      who     ids, labels long rows  grid    rows   Arrow + manifest
 //! (lines)  (table)        (python)   (skeleton) (tokenize,
-//!          (direct)       (linear)   (control)   tokenizer_file,      settings → plan; worker: a batch; workers: threads
-//!                                                frame)
+//!          (direct,       (linear)   (control)   tokenizer_file,      settings → plan → estimate; worker: a batch; workers: threads
+//!           direct_json)                          canonical, frame)
 //! ```
 
 pub mod args;
 pub mod batch;
 pub mod block;
+pub mod canonical;
 pub mod commands;
 pub mod control;
 pub mod conversation;
 pub mod direct;
+pub mod direct_json;
 pub mod error;
 pub mod estimate;
 pub mod frame;
 pub mod html;
 pub mod hub;
 pub mod inputs;
+pub mod json_text;
 pub mod linear;
 pub mod lines;
 pub mod mixture;

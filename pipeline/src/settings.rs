@@ -55,6 +55,18 @@ pub struct Settings {
     pub seed: u64,
 }
 
+/// Below so many rows, prompts that fill a row do not make a run fail.
+const FEW: f64 = 200.0;
+
+impl Settings {
+    /// Whether `unsupervised` of `rows` conversations are more than the run bears; `too_long` of them have prompts that fill a row.
+    pub fn too_many_unsupervised(&self, unsupervised: f64, too_long: f64, rows: f64) -> bool {
+        // A handful of rows says little about prompts in general; a template without labels shows at once.
+        let counted = if rows < FEW { unsupervised - too_long } else { unsupervised };
+        counted > self.max_unsupervised * rows
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Settings {

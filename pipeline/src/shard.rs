@@ -24,8 +24,6 @@ use std::path::{Path, PathBuf};
 pub const STATE: &str = "prep-state.json";
 /// Conversations after which a hopeless run is stopped early.
 const EARLY: u64 = 2000;
-/// Below so many rows, prompts that fill a row do not make a run fail.
-const FEW: u64 = 200;
 
 /// Everything a resumed run needs besides its inputs.
 #[derive(Serialize, Deserialize)]
@@ -262,7 +260,7 @@ impl<'a> Output<'a> {
         }
         let c = b.counts(row, *at, dropped);
         match dropped {
-            Some(why) => self.unsupervised += u64::from(matches!(why, Drop::NoLabel | Drop::PromptTooLong | Drop::NoAssistantSpan)),
+            Some(why) => self.unsupervised += u64::from(why.is_unsupervised()),
             None => {
                 let split = self.split_of(row.fingerprint);
                 for (_, input_ids, loss) in b.documents_from(*at).take(row.documents) {
@@ -368,10 +366,8 @@ impl<'a> Output<'a> {
         if c.rows_read == 0 {
             return Err(Error::Unfit("the inputs hold no rows".to_string()));
         }
-        // A handful of rows says little about prompts in general; a template without labels shows at once.
         let too_long = c.dropped.get(Drop::PromptTooLong.name()).copied().unwrap_or(0);
-        let counted = if c.rows_read < FEW { self.unsupervised - too_long } else { self.unsupervised };
-        if counted as f64 > self.settings.max_unsupervised * c.rows_read as f64 {
+        if self.settings.too_many_unsupervised(self.unsupervised as f64, too_long as f64, c.rows_read as f64) {
             return Err(self.unfit());
         }
         if c.rows_kept == 0 {

@@ -7,7 +7,6 @@ use crate::batch::{Cursor, OutBatch, OutDocument, OutRow};
 use crate::block::Grid;
 use crate::control::ControlText;
 use crate::conversation::{self, Conversation, Drop, Message, Read};
-use crate::direct;
 use crate::error::{Error, Result};
 use crate::linear::{CHECK_EVERY, Linear};
 use crate::settings::Settings;
@@ -18,6 +17,7 @@ use crate::table;
 use crate::template::ChatTemplate;
 use crate::tokenize::Tokenizer;
 use crate::truncate::{self, Cut};
+use crate::{direct, direct_json};
 use dlm_datasets::manifest::Manifest;
 use dlm_datasets::verify::summarize_runs;
 
@@ -195,7 +195,7 @@ impl<'a> Rows<'a> {
         let short = match (self.raw, &self.direct) {
             (RawRows::Table(_), Some(d)) => d.read(i, memory),
             (RawRows::Lines { .. }, _) if self.columns.is_empty() => {
-                self.raw.line(i).and_then(|l| std::str::from_utf8(l).ok()).and_then(|l| direct::line(l, memory))
+                self.raw.line(i).and_then(|l| std::str::from_utf8(l).ok()).and_then(|l| direct_json::line(l, memory))
             }
             _ => None,
         };

@@ -14,12 +14,16 @@ impl Ground {
     }
 
     fn prep(&self, args: &[&str]) -> Output {
+        let done = self.call(args);
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        done
+    }
+
+    fn call(&self, args: &[&str]) -> Output {
         let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
         let mut c = Command::new(env!("CARGO_BIN_EXE_dlm-prep"));
         c.args(args).arg("--tokenizer").arg(tokenizer).args(["--engine", "fast", "--out", "out"]).current_dir(self.0.path());
-        let done = c.output().unwrap();
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        done
+        c.output().unwrap()
     }
 
     fn estimate(&self, args: &[&str]) -> Value {
@@ -89,6 +93,20 @@ fn near_for_a_large_one() {
     near(&e["dropped"], "empty_response", m.counts.dropped["empty_response"], 0.2);
     let part = g.estimate(&["--input", "a.jsonl", "--shard", "1/4"]);
     near(&part, "rows_read", m.counts.rows_read / 4, 0.05);
+}
+
+/// What would make the run fail is said, and does make it fail.
+#[test]
+fn a_run_that_would_fail() {
+    let g = Ground(tempfile::tempdir().unwrap());
+    let row = |i: usize| format!("{{\"input\": \"{}\", \"output\": \"a\"}}\n", "why ".repeat(if i % 4 == 0 { 200 } else { 2 }));
+    for (rows, fails) in [(400, true), (100, false)] {
+        std::fs::write(g.path("a.jsonl"), (0..rows).map(row).collect::<String>()).unwrap();
+        let args = ["--input", "a.jsonl", "--seq-len", "64"];
+        assert_eq!(g.estimate(&args)["problem"].is_string(), fails, "{rows} rows");
+        assert_eq!(!g.call(&args).status.success(), fails, "{rows} rows");
+        std::fs::remove_dir_all(g.path("out")).unwrap();
+    }
 }
 
 #[test]
