@@ -35,7 +35,9 @@ pub enum Error {
         reason: String,
     },
     /// A manifest of another format version.
-    #[error("{path}: format_version is {found}, this build reads {expected}; use the build that wrote it, or prepare the data again")]
+    #[error(
+        "{path}: format_version is {found}, this build reads {expected}; use the build that wrote it, or prepare the data again"
+    )]
     Version {
         /// The manifest file.
         path: PathBuf,
@@ -45,7 +47,9 @@ pub enum Error {
         expected: u32,
     },
     /// A file's length is not what the manifest says.
-    #[error("{path}: {found} bytes, the manifest says {expected}; the copy is incomplete or the file was changed")]
+    #[error(
+        "{path}: {found} bytes, the manifest says {expected}; the copy is incomplete or the file was changed"
+    )]
     FileSize {
         /// The data file.
         path: PathBuf,
@@ -55,7 +59,9 @@ pub enum Error {
         expected: u64,
     },
     /// A file's content is not what the manifest says.
-    #[error("{path}: sha256 {found}, the manifest says {expected}; the file was changed after it was written")]
+    #[error(
+        "{path}: sha256 {found}, the manifest says {expected}; the file was changed after it was written"
+    )]
     FileHash {
         /// The data file.
         path: PathBuf,
@@ -130,7 +136,10 @@ pub enum Error {
 
 impl Error {
     /// An I/O error with its verb and path.
-    pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
+    pub fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.into();
         move |source| Error::Io { action, path, source }
     }
@@ -138,7 +147,9 @@ impl Error {
     pub fn arrow(path: impl Into<PathBuf>) -> impl FnOnce(arrow::error::ArrowError) -> Error {
         let path = path.into();
         move |source| match source {
-            arrow::error::ArrowError::IoError(_, source) => Error::Io { action: "writing", path, source },
+            arrow::error::ArrowError::IoError(_, source) => {
+                Error::Io { action: "writing", path, source }
+            }
             source => Error::Arrow { path, source },
         }
     }

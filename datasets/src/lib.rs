@@ -1,7 +1,8 @@
 //! The packed dataset format shared by dlm-prep and dlm-train.
 //!
-//! A dataset is a folder: `manifest.json`, `train-00000.arrow …`, optional `eval-00000.arrow …`, `tokenizer/`.
-//! dlm-prep writes it through [`writer`]; dlm-train maps it with [`reader`] and walks it in [`order`].
+//! A dataset is a folder: `manifest.json`, `train-00000.arrow …`, optional `eval-00000.arrow …`,
+//! `tokenizer/`. dlm-prep writes it through [`writer`]; dlm-train maps it with [`reader`] and walks
+//! it in [`order`].
 //!
 //! ```text
 //! schema ── what a row is          writer ── rows → Arrow files → manifest (last)
@@ -12,8 +13,10 @@
 pub mod error;
 pub mod hash;
 pub mod manifest;
+pub mod mask;
 pub mod order;
 pub mod reader;
+pub mod rng;
 pub mod schema;
 pub mod verify;
 pub mod writer;

@@ -1,6 +1,7 @@
 //! `manifest.json`: what a packed dataset is, where it came from, and what was left out.
 //!
-//! In: the folder. Out: [`Manifest`]. It is written last and renamed into place, so a folder that has one is whole.
+//! In: the folder. Out: [`Manifest`]. It is written last and renamed into place, so a folder that
+//! has one is whole.
 
 use crate::{Error, hash};
 use serde::{Deserialize, Serialize};
@@ -104,7 +105,8 @@ pub struct Counts {
     pub over_long: u64,
     /// Maximal runs of labels.
     pub label_runs: u64,
-    /// Runs that do not end in an end-of-turn token: cut by truncation, or a template that writes none.
+    /// Runs that do not end in an end-of-turn token: cut by truncation, or a template that writes
+    /// none.
     pub unfinished_runs: u64,
     /// Anything else worth counting (control-token strings in text, trimmed turns, …), by name.
     pub notes: BTreeMap<String, u64>,
@@ -135,7 +137,8 @@ impl Counts {
     }
 }
 
-/// One source of conversations; a document's `source` is an index into the manifest's list of these.
+/// One source of conversations; a document's `source` is an index into the manifest's list of
+/// these.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Source {
@@ -248,8 +251,16 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// A manifest with the given shape and ids and nothing else filled in: a starting point for writers and tests.
-    pub fn new(seq_len: usize, bd_size: usize, vocab_size: usize, mask_token_id: i32, pad_token_id: i32, eos_token_id: i32) -> Self {
+    /// A manifest with the given shape and ids and nothing else filled in: a starting point for
+    /// writers and tests.
+    pub fn new(
+        seq_len: usize,
+        bd_size: usize,
+        vocab_size: usize,
+        mask_token_id: i32,
+        pad_token_id: i32,
+        eos_token_id: i32,
+    ) -> Self {
         Manifest {
             format_version: FORMAT_VERSION,
             code_version: env!("CARGO_PKG_VERSION").to_string(),
@@ -297,12 +308,21 @@ impl Manifest {
             }
             Err(e) => return Err(Error::io("reading", &path)(e)),
         };
-        let bad = |reason: String| Error::BadManifest { path: path.clone(), expected: FORMAT_VERSION, reason };
-        let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
+        let bad = |reason: String| Error::BadManifest {
+            path: path.clone(),
+            expected: FORMAT_VERSION,
+            reason,
+        };
+        let value: serde_json::Value =
+            serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
         match value.get("format_version").and_then(|v| v.as_u64()) {
             Some(v) if v == u64::from(FORMAT_VERSION) => {}
             Some(v) => {
-                return Err(Error::Version { path, found: v.min(u64::from(u32::MAX)) as u32, expected: FORMAT_VERSION });
+                return Err(Error::Version {
+                    path,
+                    found: v.min(u64::from(u32::MAX)) as u32,
+                    expected: FORMAT_VERSION,
+                });
             }
             None => return Err(bad("no format_version".to_string())),
         }
@@ -316,16 +336,25 @@ impl Manifest {
         if s == 0 || d == 0 || !s.is_multiple_of(d) || s > i32::MAX as usize {
             return Err(format!("seq_len {s} must be a positive multiple of bd_size {d}"));
         }
-        for (name, id) in [("mask_token_id", self.mask_token_id), ("pad_token_id", self.pad_token_id), ("eos_token_id", self.eos_token_id)]
-        {
+        for (name, id) in [
+            ("mask_token_id", self.mask_token_id),
+            ("pad_token_id", self.pad_token_id),
+            ("eos_token_id", self.eos_token_id),
+        ] {
             if id < 0 || id as usize >= self.vocab_size {
-                return Err(format!("{name} {id} is outside the vocabulary of {}", self.vocab_size));
+                return Err(format!(
+                    "{name} {id} is outside the vocabulary of {}",
+                    self.vocab_size
+                ));
             }
         }
         for f in &self.files {
             // A manifest can come from anywhere: its files stay inside the folder.
             if f.path.is_empty() || f.path.contains(['/', '\\']) || f.path == ".." {
-                return Err(format!("file name {:?} must name a file in the dataset's own folder", f.path));
+                return Err(format!(
+                    "file name {:?} must name a file in the dataset's own folder",
+                    f.path
+                ));
             }
         }
         Ok(())

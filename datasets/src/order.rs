@@ -1,8 +1,9 @@
 //! The order in which an epoch visits its rows: a seeded permutation, computed, not stored.
 //!
-//! In: (seed, epoch, rows). Out: position → row, in constant time and memory, so that a resumed run needs only its
-//! position. A balanced Feistel network over the next even power of two, walked until the value is below `rows`
-//! (Black & Rogaway, "Ciphers with arbitrary finite domains", 2002).
+//! In: (seed, epoch, rows). Out: position → row, in constant time and memory, so that a resumed run
+//! needs only its position. A balanced Feistel network over the next even power of two, walked
+//! until the value is below `rows` (Black & Rogaway, "Ciphers with arbitrary finite domains",
+//! 2002).
 
 /// A permutation of `0..rows`.
 #[derive(Debug, Clone)]
@@ -44,7 +45,8 @@ impl RowOrder {
         self.rows == 0
     }
 
-    /// The row at position `i`; positions past the end start over (`i` is taken modulo the number of rows).
+    /// The row at position `i`; positions past the end start over (`i` is taken modulo the number
+    /// of rows).
     pub fn get(&self, i: usize) -> usize {
         if self.rows < 2 {
             return 0;

@@ -1,7 +1,8 @@
 //! A packed dataset, mapped: rows are slices of the files themselves, nothing is copied.
 //!
-//! In: the folder. Out: [`Row`]s in constant time. Opening checks the manifest, every file's length, schema and row
-//! count; content hashes are left to `dlm-prep verify`. The files must not be changed while they are mapped.
+//! In: the folder. Out: [`Row`]s in constant time. Opening checks the manifest, every file's
+//! length, schema and row count; content hashes are left to `dlm-prep verify`. The files must not
+//! be changed while they are mapped.
 
 use crate::manifest::{Manifest, Split};
 use crate::{Error, schema};
@@ -103,7 +104,8 @@ impl Dataset {
         &self.manifest
     }
 
-    /// sha256 over the manifest, and through its file hashes over the whole content: a changed dataset has another one.
+    /// sha256 over the manifest, and through its file hashes over the whole content: a changed
+    /// dataset has another one.
     pub fn fingerprint(&self) -> String {
         self.fingerprint.clone()
     }
@@ -148,16 +150,25 @@ impl Dataset {
         let list = batch.column(2).as_list::<i32>();
         let (from, to) = (list.value_offsets()[at] as usize, list.value_offsets()[at + 1] as usize);
         let fields = list.values().as_struct();
-        let field = |k: usize| -> &[i32] { &fields.column(k).as_primitive::<Int32Type>().values()[from..to] };
+        let field = |k: usize| -> &[i32] {
+            &fields.column(k).as_primitive::<Int32Type>().values()[from..to]
+        };
         let (start, length, source) = (field(0), field(1), field(2));
         let mut documents = Vec::with_capacity(to - from);
         for k in 0..to - from {
             let bad = |reason: String| Error::BadRow { split: split.name(), row: i, reason };
             let (a, n, src) = (start[k], length[k], source[k]);
             if a < 0 || n < 0 || i64::from(a) + i64::from(n) > s as i64 || src < 0 {
-                return Err(bad(format!("document {k} spans {a}..{} of {s}, source {src}", i64::from(a) + i64::from(n))));
+                return Err(bad(format!(
+                    "document {k} spans {a}..{} of {s}, source {src}",
+                    i64::from(a) + i64::from(n)
+                )));
             }
-            documents.push(Document { start: a as usize, length: n as usize, source: src as usize });
+            documents.push(Document {
+                start: a as usize,
+                length: n as usize,
+                source: src as usize,
+            });
         }
         Ok(Row { input_ids: ids(0), labels: ids(1), documents })
     }
@@ -197,35 +208,63 @@ impl MappedFile {
             return Err(Error::FileSize { path: path.to_path_buf(), found, expected });
         }
         if found == 0 {
-            return Err(Error::BadFile { path: path.to_path_buf(), reason: "empty file".to_string() });
+            return Err(Error::BadFile {
+                path: path.to_path_buf(),
+                reason: "empty file".to_string(),
+            });
         }
-        // SAFETY: the mapping is read-only and private to this process's view; the format requires (docs/format.md) that
-        // files are never changed in place once the manifest exists, and writers rename whole files over.
+        // SAFETY: the mapping is read-only and private to this process's view; the format requires
+        // (docs/format.md) that files are never changed in place once the manifest exists, and
+        // writers rename whole files over.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io("mapping", path))?;
         let (ptr, len) = (map.as_ptr() as *mut u8, map.len());
         let Some(ptr) = NonNull::new(ptr) else {
-            return Err(Error::BadFile { path: path.to_path_buf(), reason: "the mapping has no address".to_string() });
+            return Err(Error::BadFile {
+                path: path.to_path_buf(),
+                reason: "the mapping has no address".to_string(),
+            });
         };
-        // SAFETY: `ptr..ptr+len` is the mapping, kept alive by the Arc for as long as any Buffer refers to it.
-        Ok(MappedFile { buffer: unsafe { Buffer::from_custom_allocation(ptr, len, Arc::new(map)) } })
+        // SAFETY: `ptr..ptr+len` is the mapping, kept alive by the Arc for as long as any Buffer
+        // refers to it.
+        Ok(MappedFile {
+            buffer: unsafe { Buffer::from_custom_allocation(ptr, len, Arc::new(map)) },
+        })
     }
 
     /// Its record batches, checked against the schema for rows of `seq_len`.
     pub fn batches(&self, path: &Path, seq_len: usize) -> Result<Vec<RecordBatch>, Error> {
-        let bad = |reason: &str| Error::BadFile { path: path.to_path_buf(), reason: format!("not a packed Arrow file: {reason}") };
+        let bad = |reason: &str| Error::BadFile {
+            path: path.to_path_buf(),
+            reason: format!("not a packed Arrow file: {reason}"),
+        };
         let len = self.buffer.len();
-        let trailer: [u8; 10] = len.checked_sub(10).and_then(|t| self.buffer[t..].try_into().ok()).ok_or_else(|| bad("too short"))?;
+        let trailer: [u8; 10] = len
+            .checked_sub(10)
+            .and_then(|t| self.buffer[t..].try_into().ok())
+            .ok_or_else(|| bad("too short"))?;
         let footer_len = read_footer_length(trailer).map_err(|e| bad(&e.to_string()))?;
-        let start = (len - 10).checked_sub(footer_len).ok_or_else(|| bad("its footer is longer than the file"))?;
-        let footer = arrow::ipc::root_as_footer(&self.buffer[start..len - 10]).map_err(|e| bad(&e.to_string()))?;
+        let start = (len - 10)
+            .checked_sub(footer_len)
+            .ok_or_else(|| bad("its footer is longer than the file"))?;
+        let footer = arrow::ipc::root_as_footer(&self.buffer[start..len - 10])
+            .map_err(|e| bad(&e.to_string()))?;
         let found = footer.schema().ok_or_else(|| bad("no schema"))?;
-        let found = Arc::new(arrow::ipc::convert::try_fb_to_schema(found).map_err(|e| bad(&e.to_string()))?);
+        let found = Arc::new(
+            arrow::ipc::convert::try_fb_to_schema(found).map_err(|e| bad(&e.to_string()))?,
+        );
         let wanted = schema::schema(seq_len);
         for (k, want) in wanted.fields().iter().enumerate() {
             match found.fields().get(k) {
-                Some(f) if f.name() == want.name() && same_type(f.data_type(), want.data_type()) => {}
+                Some(f)
+                    if f.name() == want.name() && same_type(f.data_type(), want.data_type()) => {}
                 Some(f) => {
-                    let reason = format!("column {k} is {} {}, expected {} {}", f.name(), f.data_type(), want.name(), want.data_type());
+                    let reason = format!(
+                        "column {k} is {} {}, expected {} {}",
+                        f.name(),
+                        f.data_type(),
+                        want.name(),
+                        want.data_type()
+                    );
                     return Err(Error::BadFile { path: path.to_path_buf(), reason });
                 }
                 None => return Err(bad(&format!("no column {}", want.name()))),
@@ -244,23 +283,31 @@ impl MappedFile {
             }
             // The decoder trusts the lengths it is told: check them against the bytes there are.
             let meta = &self.buffer[at + 8..at + block.metaDataLength() as usize];
-            let header = arrow::ipc::root_as_message(meta).ok().and_then(|m| m.header_as_record_batch());
+            let header =
+                arrow::ipc::root_as_message(meta).ok().and_then(|m| m.header_as_record_batch());
             let header = header.ok_or_else(|| bad("a block holds no record batch"))?;
             let fits = |n: i64| (0..=block.bodyLength()).contains(&n);
-            let lengths =
-                fits(header.length().saturating_mul(4 * seq_len as i64)) && header.nodes().iter().flatten().all(|n| fits(n.length()));
-            let places = header
-                .buffers()
-                .iter()
-                .flatten()
-                .all(|b| b.offset() % 8 == 0 && fits(b.offset()) && fits(b.length()) && fits(b.offset() + b.length()));
+            let lengths = fits(header.length().saturating_mul(4 * seq_len as i64))
+                && header.nodes().iter().flatten().all(|n| fits(n.length()));
+            let places = header.buffers().iter().flatten().all(|b| {
+                b.offset() % 8 == 0
+                    && fits(b.offset())
+                    && fits(b.length())
+                    && fits(b.offset() + b.length())
+            });
             // Buffers in schema order; these hold 32-bit values, the others validity bits.
-            let whole = |k: usize| header.buffers().is_some_and(|all| k < all.len() && all.get(k).length() % 4 == 0);
-            let places = places && (at + block.metaDataLength() as usize).is_multiple_of(8) && [2, 5, 7, 10, 12, 14].into_iter().all(whole);
+            let whole = |k: usize| {
+                header.buffers().is_some_and(|all| k < all.len() && all.get(k).length() % 4 == 0)
+            };
+            let places = places
+                && (at + block.metaDataLength() as usize).is_multiple_of(8)
+                && [2, 5, 7, 10, 12, 14].into_iter().all(whole);
             if !lengths || !places {
                 return Err(bad("a record batch claims more than its bytes can hold"));
             }
-            let batch = decoder.read_record_batch(block, &self.buffer.slice_with_length(at, n)).map_err(Error::arrow(path))?;
+            let batch = decoder
+                .read_record_batch(block, &self.buffer.slice_with_length(at, n))
+                .map_err(Error::arrow(path))?;
             let batch = batch.ok_or_else(|| bad("a block holds no record batch"))?;
             if batch.columns().iter().any(|c| has_nulls(&c.to_data())) {
                 return Err(bad("it has null values"));
@@ -279,7 +326,9 @@ impl MappedFile {
 }
 
 fn inside(data: &ArrayData, from: usize, to: usize) -> bool {
-    let here = |b: &Buffer| b.is_empty() || (b.as_ptr() as usize >= from && b.as_ptr() as usize + b.len() <= to);
+    let here = |b: &Buffer| {
+        b.is_empty() || (b.as_ptr() as usize >= from && b.as_ptr() as usize + b.len() <= to)
+    };
     data.buffers().iter().all(here) && data.child_data().iter().all(|c| inside(c, from, to))
 }
 
@@ -290,10 +339,15 @@ fn has_nulls(data: &ArrayData) -> bool {
 /// Same type, field names of list items aside (writers differ in those).
 fn same_type(a: &DataType, b: &DataType) -> bool {
     match (a, b) {
-        (DataType::FixedSizeList(x, n), DataType::FixedSizeList(y, m)) => n == m && same_type(x.data_type(), y.data_type()),
+        (DataType::FixedSizeList(x, n), DataType::FixedSizeList(y, m)) => {
+            n == m && same_type(x.data_type(), y.data_type())
+        }
         (DataType::List(x), DataType::List(y)) => same_type(x.data_type(), y.data_type()),
         (DataType::Struct(x), DataType::Struct(y)) => {
-            x.len() == y.len() && x.iter().zip(y).all(|(f, g)| f.name() == g.name() && same_type(f.data_type(), g.data_type()))
+            x.len() == y.len()
+                && x.iter()
+                    .zip(y)
+                    .all(|(f, g)| f.name() == g.name() && same_type(f.data_type(), g.data_type()))
         }
         _ => a == b,
     }

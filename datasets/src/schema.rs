@@ -6,7 +6,8 @@
 //! | `labels` | FixedSizeList<Int32, S> | the id where loss is taken, -100 elsewhere |
 //! | `documents` | List<Struct<start, length, source: Int32>> | the conversations in this row, in order |
 //!
-//! Everything is non-null and uncompressed, bodies aligned to 64 bytes, so that a reader can map it.
+//! Everything is non-null and uncompressed, bodies aligned to 64 bytes, so that a reader can map
+//! it.
 
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use std::collections::HashMap;
@@ -42,7 +43,8 @@ pub fn schema(seq_len: usize) -> SchemaRef {
         Field::new("labels", ids, false),
         Field::new("documents", DataType::List(document_item()), false),
     ];
-    let meta = HashMap::from([(FORMAT_KEY.to_string(), crate::manifest::FORMAT_VERSION.to_string())]);
+    let meta =
+        HashMap::from([(FORMAT_KEY.to_string(), crate::manifest::FORMAT_VERSION.to_string())]);
     Arc::new(Schema::new_with_metadata(fields, meta))
 }
 

@@ -1,10 +1,13 @@
-//! The invariants of the format, checked: [`check_row`] for one row, [`check_dataset`] for a whole folder.
+//! The invariants of the format, checked: [`check_row`] for one row, [`check_dataset`] for a whole
+//! folder.
 //!
-//! 1. every document starts at a multiple of `bd_size`, its length is a positive multiple of it, documents follow each other
-//!    without overlap and the space after the last one holds the pad id;
-//! 2. a label is -100 or equals the id at its place; none lies outside a document, on a document's first token (nothing
-//!    precedes it to predict it from) or on the mask token;
-//! 3. every document has a label; the mask id occurs only in the run of padding at a document's end, shorter than a block;
+//! 1. every document starts at a multiple of `bd_size`, its length is a positive multiple of it,
+//!    documents follow each other without overlap and the space after the last one holds the pad
+//!    id;
+//! 2. a label is -100 or equals the id at its place; none lies outside a document, on a document's
+//!    first token (nothing precedes it to predict it from) or on the mask token;
+//! 3. every document has a label; the mask id occurs only in the run of padding at a document's
+//!    end, shorter than a block;
 //! 4. ids lie in the vocabulary, sources in the manifest;
 //! 5. rows read = kept + dropped, and all totals of the manifest are those of the rows.
 
@@ -57,7 +60,12 @@ impl RowSummary {
 pub fn summarize_runs(ids: &[i32], loss: &[LossRun], m: &Manifest) -> RowSummary {
     let labelled = loss.last().map_or(0, |r| r.1 as usize);
     let padding = padding(ids, |i| i >= labelled, m);
-    let ends = |r: &&LossRun| (r.1 as usize).checked_sub(1).and_then(|i| ids.get(i)).is_some_and(|id| m.end_of_turn_ids.contains(id));
+    let ends = |r: &&LossRun| {
+        (r.1 as usize)
+            .checked_sub(1)
+            .and_then(|i| ids.get(i))
+            .is_some_and(|id| m.end_of_turn_ids.contains(id))
+    };
     RowSummary {
         documents: 1,
         tokens: (ids.len() - padding) as u64,
@@ -75,11 +83,13 @@ fn padding(ids: &[i32], bare: impl Fn(usize) -> bool, m: &Manifest) -> usize {
         Padding::Mask => m.mask_token_id,
         Padding::Eos => m.eos_token_id,
     };
-    // Padding is the trailing run without labels of the padding id (and, under `response`, of pad ids behind it),
-    // shorter than one block (two under `response`).
-    let limit = if m.alignment == Alignment::Response { 2 * m.bd_size } else { m.bd_size }.saturating_sub(1);
+    // Padding is the trailing run without labels of the padding id (and, under `response`, of pad
+    // ids behind it), shorter than one block (two under `response`).
+    let limit = if m.alignment == Alignment::Response { 2 * m.bd_size } else { m.bd_size }
+        .saturating_sub(1);
     let mut padding = 0;
-    let last = |k: usize, id: i32| ids.len().checked_sub(k + 1).is_some_and(|i| ids[i] == id && bare(i));
+    let last =
+        |k: usize, id: i32| ids.len().checked_sub(k + 1).is_some_and(|i| ids[i] == id && bare(i));
     if m.alignment == Alignment::Response {
         while padding < limit && last(padding, m.pad_token_id) {
             padding += 1;
@@ -110,7 +120,12 @@ pub fn summarize(ids: &[i32], labels: &[i32], m: &Manifest) -> RowSummary {
 }
 
 /// Checks one row; the error says which invariant broke, with the numbers.
-pub fn check_row(ids: &[i32], labels: &[i32], documents: &[Document], m: &Manifest) -> Result<RowSummary, String> {
+pub fn check_row(
+    ids: &[i32],
+    labels: &[i32],
+    documents: &[Document],
+    m: &Manifest,
+) -> Result<RowSummary, String> {
     let (s, d) = (m.seq_len, m.bd_size);
     if ids.len() != s || labels.len() != s {
         return Err(format!("{} ids and {} labels, expected {s} of each", ids.len(), labels.len()));
@@ -123,7 +138,9 @@ pub fn check_row(ids: &[i32], labels: &[i32], documents: &[Document], m: &Manife
     for (k, doc) in documents.iter().enumerate() {
         let (a, n) = (doc.start, doc.length);
         if a % d != 0 || n % d != 0 || n == 0 {
-            return Err(format!("document {k} has start {a} and length {n}, both must be multiples of {d} and the length positive"));
+            return Err(format!(
+                "document {k} has start {a} and length {n}, both must be multiples of {d} and the length positive"
+            ));
         }
         if a != end {
             return Err(format!("document {k} starts at {a}, the one before ends at {end}"));
@@ -133,9 +150,14 @@ pub fn check_row(ids: &[i32], labels: &[i32], documents: &[Document], m: &Manife
             return Err(format!("document {k} ends at {end}, past the row's {s}"));
         }
         if doc.source >= m.sources.len() {
-            return Err(format!("document {k} names source {}, the manifest has {}", doc.source, m.sources.len()));
+            return Err(format!(
+                "document {k} names source {}, the manifest has {}",
+                doc.source,
+                m.sources.len()
+            ));
         }
-        let one = check_document(&ids[a..end], &labels[a..end], m).map_err(|e| format!("document {k} (at {a}): {e}"))?;
+        let one = check_document(&ids[a..end], &labels[a..end], m)
+            .map_err(|e| format!("document {k} (at {a}): {e}"))?;
         sum.add(&one);
     }
     for i in end..s {
@@ -192,7 +214,11 @@ pub struct Report {
 /// Checks a whole dataset: hashes, every row, and the manifest's totals, per source too.
 pub fn check_dataset(ds: &Dataset) -> Result<Report, Error> {
     let m = ds.manifest();
-    let mut report = Report { train_rows: ds.rows(Split::Train), eval_rows: ds.rows(Split::Eval), ..Default::default() };
+    let mut report = Report {
+        train_rows: ds.rows(Split::Train),
+        eval_rows: ds.rows(Split::Eval),
+        ..Default::default()
+    };
     for f in &m.files {
         let path = ds.dir().join(&f.path);
         let found = hash::sha256_file(&path)?;
@@ -205,14 +231,15 @@ pub fn check_dataset(ds: &Dataset) -> Result<Report, Error> {
     for split in [Split::Train, Split::Eval] {
         for (i, row) in ds.split(split).iter().enumerate() {
             let row = row?;
-            let sum = check_row(row.input_ids, row.labels, &row.documents, m).map_err(|reason| Error::BadRow {
-                split: split.name(),
-                row: i,
-                reason,
-            })?;
+            let sum = check_row(row.input_ids, row.labels, &row.documents, m)
+                .map_err(|reason| Error::BadRow { split: split.name(), row: i, reason })?;
             report.totals.add(&sum);
             for d in &row.documents {
-                let one = summarize(&row.input_ids[d.start..d.start + d.length], &row.labels[d.start..d.start + d.length], m);
+                let one = summarize(
+                    &row.input_ids[d.start..d.start + d.length],
+                    &row.labels[d.start..d.start + d.length],
+                    m,
+                );
                 sources[d.source].add(&one);
             }
         }

@@ -1,7 +1,8 @@
 //! Rows in, Arrow IPC files and a manifest out.
 //!
-//! A file is written under a temporary name, flushed to disk and renamed when whole; its sha256 is taken on the way.
-//! The manifest comes last. [`ShardWriter`] writes one file, [`DatasetWriter`] a whole folder.
+//! A file is written under a temporary name, flushed to disk and renamed when whole; its sha256 is
+//! taken on the way. The manifest comes last. [`ShardWriter`] writes one file, [`DatasetWriter`] a
+//! whole folder.
 
 use crate::hash::HashWriter;
 use crate::manifest::{self, FileEntry, Manifest, Split};
@@ -34,7 +35,8 @@ const BUFFER: usize = 64 << 10;
 /// Bytes after which what was written so far is sent to the disk.
 const FLUSH_BYTES: usize = 8 << 20;
 
-/// Flushes a file to disk while it is still being written, so that the flush at its end, which all wait for, is short.
+/// Flushes a file to disk while it is still being written, so that the flush at its end, which all
+/// wait for, is short.
 struct EarlyFlush {
     wake: SyncSender<()>,
     thread: JoinHandle<std::io::Result<()>>,
@@ -59,10 +61,13 @@ impl EarlyFlush {
         }
     }
 
-    /// Waits for what is under way. A failed write is told to one flush only, so it must not be lost here.
+    /// Waits for what is under way. A failed write is told to one flush only, so it must not be
+    /// lost here.
     fn finish(self) -> std::io::Result<()> {
         drop(self.wake);
-        self.thread.join().unwrap_or_else(|_| Err(std::io::Error::other("the flushing thread died")))
+        self.thread
+            .join()
+            .unwrap_or_else(|_| Err(std::io::Error::other("the flushing thread died")))
     }
 }
 
@@ -98,10 +103,12 @@ impl ShardWriter {
         let path = dir.join(format!("{name}{PARTIAL}"));
         let file = File::create(&path).map_err(Error::io("creating", &path))?;
         let flush = EarlyFlush::new(&file).map_err(Error::io("opening", &path))?;
-        let options = IpcWriteOptions::try_new(64, false, MetadataVersion::V5).map_err(Error::arrow(&path))?;
+        let options = IpcWriteOptions::try_new(64, false, MetadataVersion::V5)
+            .map_err(Error::arrow(&path))?;
         // Room for the small pieces; a batch's body is larger and goes straight through.
         let sink = HashWriter::new(BufWriter::with_capacity(BUFFER, file));
-        let file = FileWriter::try_new_with_options(sink, &schema::schema(seq_len), options).map_err(Error::arrow(&path))?;
+        let file = FileWriter::try_new_with_options(sink, &schema::schema(seq_len), options)
+            .map_err(Error::arrow(&path))?;
         let capacity = BATCH_ROWS * seq_len;
         Ok(ShardWriter {
             dir: dir.to_path_buf(),
@@ -124,9 +131,19 @@ impl ShardWriter {
     }
 
     /// Adds a row of `seq_len` ids and labels.
-    pub fn push(&mut self, input_ids: &[i32], labels: &[i32], documents: &[Document]) -> Result<(), Error> {
+    pub fn push(
+        &mut self,
+        input_ids: &[i32],
+        labels: &[i32],
+        documents: &[Document],
+    ) -> Result<(), Error> {
         if input_ids.len() != self.seq_len || labels.len() != self.seq_len {
-            let reason = format!("{} ids and {} labels for a row of {}", input_ids.len(), labels.len(), self.seq_len);
+            let reason = format!(
+                "{} ids and {} labels for a row of {}",
+                input_ids.len(),
+                labels.len(),
+                self.seq_len
+            );
             return Err(Error::WriteRow { reason });
         }
         self.ids.extend_from_slice(input_ids);
@@ -135,8 +152,13 @@ impl ShardWriter {
         self.end_row()
     }
 
-    /// Adds a row made of `documents`, one after another from its start, and `pad_id` behind the last. Gives the number of pad ids.
-    pub fn push_documents<'a>(&mut self, documents: impl IntoIterator<Item = DocumentTokens<'a>>, pad_id: i32) -> Result<usize, Error> {
+    /// Adds a row made of `documents`, one after another from its start, and `pad_id` behind the
+    /// last. Gives the number of pad ids.
+    pub fn push_documents<'a>(
+        &mut self,
+        documents: impl IntoIterator<Item = DocumentTokens<'a>>,
+        pad_id: i32,
+    ) -> Result<usize, Error> {
         let from = self.ids.len();
         for d in documents {
             let (start, length) = (self.ids.len() - from, d.input_ids.len());
@@ -146,14 +168,20 @@ impl ShardWriter {
                 let run = from + start + a as usize..from + start + b as usize;
                 match (self.labels.get_mut(run.clone()), self.ids.get(run)) {
                     (Some(labels), Some(ids)) => labels.copy_from_slice(ids),
-                    _ => return Err(Error::WriteRow { reason: format!("loss on tokens {a}..{b} of a document of {length}") }),
+                    _ => {
+                        return Err(Error::WriteRow {
+                            reason: format!("loss on tokens {a}..{b} of a document of {length}"),
+                        });
+                    }
                 }
             }
             self.document(&Document { start, length, source: d.source })?;
         }
         let end = self.ids.len() - from;
         let Some(padding) = self.seq_len.checked_sub(end) else {
-            return Err(Error::WriteRow { reason: format!("documents of {end} tokens for a row of {}", self.seq_len) });
+            return Err(Error::WriteRow {
+                reason: format!("documents of {end} tokens for a row of {}", self.seq_len),
+            });
         };
         self.ids.resize(from + self.seq_len, pad_id);
         self.labels.resize(from + self.seq_len, IGNORE);
@@ -163,7 +191,10 @@ impl ShardWriter {
 
     fn document(&mut self, d: &Document) -> Result<(), Error> {
         for (column, value) in self.documents.iter_mut().zip([d.start, d.length, d.source]) {
-            column.push(i32::try_from(value).map_err(|_| Error::WriteRow { reason: format!("document field {value}") })?);
+            column.push(
+                i32::try_from(value)
+                    .map_err(|_| Error::WriteRow { reason: format!("document field {value}") })?,
+            );
         }
         Ok(())
     }
@@ -182,15 +213,32 @@ impl ShardWriter {
         let path = self.dir.join(format!("{}{PARTIAL}", self.name));
         let list = |column: &mut Vec<i32>| -> Result<(Int32Array, ArrayRef), Error> {
             let values = Int32Array::from(std::mem::take(column));
-            let list = FixedSizeListArray::try_new(schema::id_item(), self.seq_len as i32, Arc::new(values.clone()), None);
+            let list = FixedSizeListArray::try_new(
+                schema::id_item(),
+                self.seq_len as i32,
+                Arc::new(values.clone()),
+                None,
+            );
             Ok((values, Arc::new(list.map_err(Error::arrow(&path))?)))
         };
-        let ((id_values, ids), (label_values, labels)) = (list(&mut self.ids)?, list(&mut self.labels)?);
-        let fields: Vec<ArrayRef> = self.documents.iter_mut().map(|c| Arc::new(Int32Array::from(std::mem::take(c))) as ArrayRef).collect();
-        let structs = StructArray::try_new(schema::document_fields(), fields, None).map_err(Error::arrow(&path))?;
-        let offsets = OffsetBuffer::new(ScalarBuffer::from(std::mem::replace(&mut self.offsets, vec![0])));
-        let documents = ListArray::try_new(schema::document_item(), offsets, Arc::new(structs), None).map_err(Error::arrow(&path))?;
-        let batch = RecordBatch::try_new(schema::schema(self.seq_len), vec![ids, labels, Arc::new(documents)]);
+        let ((id_values, ids), (label_values, labels)) =
+            (list(&mut self.ids)?, list(&mut self.labels)?);
+        let fields: Vec<ArrayRef> = self
+            .documents
+            .iter_mut()
+            .map(|c| Arc::new(Int32Array::from(std::mem::take(c))) as ArrayRef)
+            .collect();
+        let structs = StructArray::try_new(schema::document_fields(), fields, None)
+            .map_err(Error::arrow(&path))?;
+        let offsets =
+            OffsetBuffer::new(ScalarBuffer::from(std::mem::replace(&mut self.offsets, vec![0])));
+        let documents =
+            ListArray::try_new(schema::document_item(), offsets, Arc::new(structs), None)
+                .map_err(Error::arrow(&path))?;
+        let batch = RecordBatch::try_new(
+            schema::schema(self.seq_len),
+            vec![ids, labels, Arc::new(documents)],
+        );
         self.file.write(&batch.map_err(Error::arrow(&path))?).map_err(Error::arrow(&path))?;
         // The batch is gone, so the columns' memory is ours again.
         self.ids = emptied(id_values, BATCH_ROWS * self.seq_len);
@@ -206,7 +254,8 @@ impl ShardWriter {
         self.file.finish().map_err(Error::arrow(&path))?;
         let sink = self.file.into_inner().map_err(Error::arrow(&path))?;
         let (buffered, bytes, sha256) = sink.finish();
-        let file = buffered.into_inner().map_err(|e| Error::io("writing", &path)(e.into_error()))?;
+        let file =
+            buffered.into_inner().map_err(|e| Error::io("writing", &path)(e.into_error()))?;
         self.flush.finish().and_then(|()| file.sync_all()).map_err(Error::io("flushing", &path))?;
         drop(file);
         rename(&path, &self.dir.join(&self.name))?;
@@ -216,7 +265,12 @@ impl ShardWriter {
 
 /// The memory of a column nobody else holds, empty; else new memory.
 fn emptied(column: Int32Array, capacity: usize) -> Vec<i32> {
-    let mut values = column.into_parts().1.into_inner().into_vec::<i32>().unwrap_or_else(|_| Vec::with_capacity(capacity));
+    let mut values = column
+        .into_parts()
+        .1
+        .into_inner()
+        .into_vec::<i32>()
+        .unwrap_or_else(|_| Vec::with_capacity(capacity));
     values.clear();
     values
 }
@@ -246,14 +300,18 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 /// Writes `dir/manifest.json`. Everything it names must be in place.
 pub fn write_manifest(dir: &Path, manifest: &Manifest) -> Result<(), Error> {
     let path = dir.join(manifest::FILE_NAME);
-    let bad = |e: serde_json::Error| Error::BadManifest { path: path.clone(), expected: manifest::FORMAT_VERSION, reason: e.to_string() };
+    let bad = |e: serde_json::Error| Error::BadManifest {
+        path: path.clone(),
+        expected: manifest::FORMAT_VERSION,
+        reason: e.to_string(),
+    };
     let mut text = serde_json::to_vec_pretty(manifest).map_err(bad)?;
     text.push(b'\n');
     write_atomic(&path, &text)
 }
 
-/// Writes a whole dataset: rows of one split after another, one file per split. For small sets and tests; dlm-prep, which
-/// resumes and writes many files, uses [`ShardWriter`] itself.
+/// Writes a whole dataset: rows of one split after another, one file per split. For small sets and
+/// tests; dlm-prep, which resumes and writes many files, uses [`ShardWriter`] itself.
 pub struct DatasetWriter {
     dir: PathBuf,
     manifest: Manifest,
@@ -261,22 +319,35 @@ pub struct DatasetWriter {
 }
 
 impl DatasetWriter {
-    /// Starts a dataset in `dir` (made if missing). `manifest` gives shape, ids and sources; files and counts are filled in.
+    /// Starts a dataset in `dir` (made if missing). `manifest` gives shape, ids and sources; files
+    /// and counts are filled in.
     pub fn create(dir: &Path, manifest: Manifest) -> Result<Self, Error> {
         std::fs::create_dir_all(dir).map_err(Error::io("making", dir))?;
         Ok(DatasetWriter { dir: dir.to_path_buf(), manifest, open: None })
     }
 
     /// Adds a row to a split.
-    pub fn push(&mut self, split: Split, input_ids: &[i32], labels: &[i32], documents: &[Document]) -> Result<(), Error> {
+    pub fn push(
+        &mut self,
+        split: Split,
+        input_ids: &[i32],
+        labels: &[i32],
+        documents: &[Document],
+    ) -> Result<(), Error> {
         if self.open.as_ref().is_some_and(|w| w.split != split) {
             self.close()?;
         }
-        let summary = verify::check_row(input_ids, labels, documents, &self.manifest).map_err(|reason| Error::WriteRow { reason })?;
+        let summary = verify::check_row(input_ids, labels, documents, &self.manifest)
+            .map_err(|reason| Error::WriteRow { reason })?;
         let index = self.manifest.files.iter().filter(|f| f.split == split).count();
         let writer = match &mut self.open {
             Some(w) => w,
-            none => none.insert(ShardWriter::create(&self.dir, &shard_name(split, index), split, self.manifest.seq_len)?),
+            none => none.insert(ShardWriter::create(
+                &self.dir,
+                &shard_name(split, index),
+                split,
+                self.manifest.seq_len,
+            )?),
         };
         writer.push(input_ids, labels, documents)?;
         let (c, p) = (&mut self.manifest.counts, &mut self.manifest.packing);

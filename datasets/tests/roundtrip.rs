@@ -124,8 +124,8 @@ proptest! {
         prop_assert!(ds.row(Split::Train, train.len()).is_err());
     }
 
-    /// Any single change of an id, a label or a document breaks an invariant or is one the invariants allow to differ
-    /// (an unlabelled id); in no case does the check panic.
+    /// Any single change of an id, a label or a document breaks an invariant or is one the
+    /// invariants allow to differ (an unlabelled id); in no case does the check panic.
     #[test]
     fn check_row_survives_anything(ids in prop::collection::vec(-2i32..101, 0..80), labels in prop::collection::vec(-101i32..101, 0..80),
         docs in prop::collection::vec((0usize..90, 0usize..90, 0usize..3), 0..4)) {
@@ -140,7 +140,12 @@ fn documents_that_do_not_fit_are_refused() {
     let mut w = ShardWriter::create(dir.path(), "a", Split::Train, S).unwrap();
     let ids = [1; 2 * S];
     for (length, loss) in [(2 * S, (1, 2)), (D, (1, D as u32 + 1))] {
-        let e = w.push_documents([DocumentTokens { input_ids: &ids[..length], loss: &[loss], source: 0 }], PAD).unwrap_err();
+        let e = w
+            .push_documents(
+                [DocumentTokens { input_ids: &ids[..length], loss: &[loss], source: 0 }],
+                PAD,
+            )
+            .unwrap_err();
         assert!(matches!(e, Error::WriteRow { .. }), "{e}");
     }
 }
@@ -186,7 +191,9 @@ fn a_folder_without_manifest_is_no_dataset() {
 
 #[test]
 fn damage_is_refused() {
-    let open = |dir: &tempfile::TempDir| Dataset::open(dir.path()).err().map(|e| e.to_string()).unwrap_or_default();
+    let open = |dir: &tempfile::TempDir| {
+        Dataset::open(dir.path()).err().map(|e| e.to_string()).unwrap_or_default()
+    };
     let file = |dir: &tempfile::TempDir| dir.path().join("train-00000.arrow");
 
     let dir = sample();
@@ -196,19 +203,32 @@ fn damage_is_refused() {
 
     let dir = sample();
     let text = std::fs::read_to_string(dir.path().join("manifest.json")).unwrap();
-    std::fs::write(dir.path().join("manifest.json"), text.replace("\"format_version\": 1", "\"format_version\": 9")).unwrap();
+    std::fs::write(
+        dir.path().join("manifest.json"),
+        text.replace("\"format_version\": 1", "\"format_version\": 9"),
+    )
+    .unwrap();
     assert!(open(&dir).contains("format_version is 9"));
 
     let dir = sample();
-    std::fs::write(dir.path().join("manifest.json"), text.replace("train-00000.arrow", "../train-00000.arrow")).unwrap();
+    std::fs::write(
+        dir.path().join("manifest.json"),
+        text.replace("train-00000.arrow", "../train-00000.arrow"),
+    )
+    .unwrap();
     assert!(open(&dir).contains("own folder"));
 
     let dir = sample();
-    std::fs::write(dir.path().join("manifest.json"), text.replace("\"seq_len\": 64", "\"seq_len\": 128")).unwrap();
+    std::fs::write(
+        dir.path().join("manifest.json"),
+        text.replace("\"seq_len\": 64", "\"seq_len\": 128"),
+    )
+    .unwrap();
     assert!(open(&dir).contains("column 0"), "{}", open(&dir));
 
     let dir = sample();
-    std::fs::write(dir.path().join("manifest.json"), text.replace("\"rows\": 2", "\"rows\": 3")).unwrap();
+    std::fs::write(dir.path().join("manifest.json"), text.replace("\"rows\": 2", "\"rows\": 3"))
+        .unwrap();
     assert!(open(&dir).contains("2 rows, the manifest says 3"));
 
     // Same length, other content: found by verify's hashes.
@@ -235,7 +255,8 @@ fn no_byte_makes_it_panic() {
             std::fs::write(&path, &changed).unwrap();
             if let Ok(ds) = Dataset::open(dir.path()) {
                 for row in ds.split(Split::Eval).iter().flatten() {
-                    let _ = verify::check_row(row.input_ids, row.labels, &row.documents, ds.manifest());
+                    let _ =
+                        verify::check_row(row.input_ids, row.labels, &row.documents, ds.manifest());
                 }
             }
         }

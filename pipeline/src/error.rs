@@ -1,4 +1,5 @@
-//! What can go wrong in dlm-prep as a whole. What can go wrong with one row is a [`crate::conversation::Drop`], counted.
+//! What can go wrong in dlm-prep as a whole. What can go wrong with one row is a
+//! [`crate::parse::conversation::DropReason`], counted.
 
 use std::path::PathBuf;
 
@@ -72,7 +73,10 @@ pub enum Error {
 
 impl Error {
     /// An I/O error with its verb and path.
-    pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
+    pub fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.into();
         move |source| Error::Io { action, path, source }
     }

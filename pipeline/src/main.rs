@@ -1,8 +1,8 @@
 //! dlm-prep: parse, run, exit code.
 
 use clap::Parser;
-use dlm_prep::args::{Cli, Command};
-use dlm_prep::commands;
+use dlm_prep::cli;
+use dlm_prep::cli::args::{Cli, Command};
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -11,14 +11,14 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match &cli.command {
-        None => commands::build::run(&cli.build),
-        Some(Command::Inspect(a)) => commands::inspect::run(a),
-        Some(Command::Stats(a)) => commands::stats::run(a),
-        Some(Command::Verify { dir, json }) => commands::verify::run(dir, *json),
-        Some(Command::Render(a)) => commands::render::run(a),
-        Some(Command::Merge { dirs, out }) => commands::merge::run(dirs, out),
-        Some(Command::ExportHf { dir, out }) => commands::export_hf::run(dir, out),
-        Some(Command::Bench(a)) => commands::bench::run(a),
+        None => cli::prepare::run(&cli.build),
+        Some(Command::Inspect(a)) => cli::inspect::run(a),
+        Some(Command::Stats(a)) => cli::stats::run(a),
+        Some(Command::Verify { dir, json }) => cli::verify::run(dir, *json),
+        Some(Command::Render(a)) => cli::render::run(a),
+        Some(Command::Merge { dirs, out }) => cli::merge::run(dirs, out),
+        Some(Command::ExportHf { dir, out }) => cli::export_hf::run(dir, out),
+        Some(Command::Bench(a)) => cli::bench::run(a),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

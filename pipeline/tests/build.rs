@@ -1,5 +1,6 @@
-//! The real binary on the shared conversations and hostile rows: the same bytes for any number of workers and after kills, every
-//! row accounted for. Skipped, loudly, where ../shared (or DLM_SHARED) or tar with xz is missing.
+//! The real binary on the shared conversations and hostile rows: the same bytes for any number of
+//! workers and after kills, every row accounted for. Skipped, loudly, where ../shared (or
+//! DLM_SHARED) or tar with xz is missing.
 
 use dlm_datasets::{Dataset, verify};
 use std::collections::BTreeMap;
@@ -20,13 +21,25 @@ fn ground() -> Option<Ground> {
     };
     let archive = shared.join("assets/tokenizers.tar.xz");
     if !archive.exists() {
-        drop(std::io::stderr().write_all(format!("SKIP: {} is not here\n", archive.display()).as_bytes()));
+        drop(
+            std::io::stderr()
+                .write_all(format!("SKIP: {} is not here\n", archive.display()).as_bytes()),
+        );
         return None;
     }
     let dir = tempfile::tempdir().ok()?;
-    let unpacked = Command::new("tar").arg("-xJf").arg(&archive).arg("-C").arg(dir.path()).arg("tokenizers/smollm2").status();
+    let unpacked = Command::new("tar")
+        .arg("-xJf")
+        .arg(&archive)
+        .arg("-C")
+        .arg(dir.path())
+        .arg("tokenizers/smollm2")
+        .status();
     if !unpacked.is_ok_and(|s| s.success()) {
-        drop(std::io::stderr().write_all(format!("SKIP: tar cannot unpack {}\n", archive.display()).as_bytes()));
+        drop(
+            std::io::stderr()
+                .write_all(format!("SKIP: tar cannot unpack {}\n", archive.display()).as_bytes()),
+        );
         return None;
     }
     Some(Ground { dir, shared })
@@ -35,7 +48,10 @@ fn ground() -> Option<Ground> {
 impl Ground {
     fn prep(&self, out: &str, inputs: &[PathBuf], more: &[&str]) -> Command {
         let mut c = Command::new(env!("CARGO_BIN_EXE_dlm-prep"));
-        c.arg("--input").args(inputs).arg("--tokenizer").arg(self.dir.path().join("tokenizers/smollm2"));
+        c.arg("--input")
+            .args(inputs)
+            .arg("--tokenizer")
+            .arg(self.dir.path().join("tokenizers/smollm2"));
         c.arg("--out").arg(self.dir.path().join(out)).args(["--engine", "fast"]);
         if !more.contains(&"--over-long") {
             c.args(["--over-long", "split"]);
@@ -63,7 +79,10 @@ impl Ground {
             for e in std::fs::read_dir(dir).unwrap() {
                 let p = e.unwrap().path();
                 if p.is_file() {
-                    all.insert(p.file_name().unwrap().to_string_lossy().into_owned(), dlm_datasets::hash::sha256_file(&p).unwrap());
+                    all.insert(
+                        p.file_name().unwrap().to_string_lossy().into_owned(),
+                        dlm_datasets::hash::sha256_file(&p).unwrap(),
+                    );
                 }
             }
         }
@@ -92,7 +111,11 @@ fn same_bytes_for_any_number_of_workers() {
     assert_eq!(one, g.bytes("w2"));
     assert_eq!(one, g.bytes("w7"));
     g.run("each", &g.conversations(), &[&flags[..], &["--render", "each"]].concat());
-    assert_eq!(one, g.bytes("each"), "filling skeletons and rendering every row give the same bytes");
+    assert_eq!(
+        one,
+        g.bytes("each"),
+        "filling skeletons and rendering every row give the same bytes"
+    );
     let ds = g.check("w1");
     assert!(ds.manifest().packing.eval_rows > 0);
     assert_eq!(ds.manifest().counts.rows_read, 7738 + 6125 + 5056);
@@ -106,7 +129,9 @@ fn same_bytes_after_kills() {
     let begin = std::time::Instant::now();
     g.run("whole", &g.conversations(), &flags);
     let whole = begin.elapsed();
-    let mut seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let mut seed =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos()
+            as u64;
     let (mut kills, mut rounds, mut resumed) = (0, 0, 0);
     while kills < 20 {
         let out = format!("killed{rounds}");
@@ -122,7 +147,10 @@ fn same_bytes_after_kills() {
                 kills += 1;
                 let dir = g.dir.path().join(&out);
                 if !dir.join("manifest.json").exists() {
-                    assert!(Dataset::open(&dir).is_err(), "an unfinished folder must not pass for a dataset");
+                    assert!(
+                        Dataset::open(&dir).is_err(),
+                        "an unfinished folder must not pass for a dataset"
+                    );
                 }
                 continue;
             }
@@ -150,7 +178,8 @@ fn stale_and_foreign_output_is_refused() {
         done.status.code()
     };
     // Killed in the middle, then other settings.
-    let mut child = g.prep("stale", inputs, &["--shard-rows", "50", "--workers", "1"]).spawn().unwrap();
+    let mut child =
+        g.prep("stale", inputs, &["--shard-rows", "50", "--workers", "1"]).spawn().unwrap();
     let state = g.dir.path().join("stale/prep-state.json");
     for _ in 0..2000 {
         if state.exists() && g.dir.path().join("stale/train-00001.arrow").exists() {
@@ -194,7 +223,12 @@ fn hostile_rows_are_kept_or_dropped_by_name() {
             std::fs::write(&path, [o.stdout, extra, nested.into_bytes()].concat()).unwrap();
             inputs.push(path);
         }
-        _ => drop(std::io::stderr().write_all(format!("SKIP: xz cannot unpack {}; the parquet half only\n", packed.display()).as_bytes())),
+        _ => drop(
+            std::io::stderr().write_all(
+                format!("SKIP: xz cannot unpack {}; the parquet half only\n", packed.display())
+                    .as_bytes(),
+            ),
+        ),
     }
     for policy in ["truncate", "drop", "turns", "split"] {
         g.run("hostile", &inputs, &["--over-long", policy, "--overwrite"]);

@@ -1,4 +1,5 @@
-//! `--dry-run`: exact where all of the input is looked at, near where a part is, with mixture and budgets; nothing is written.
+//! `--dry-run`: exact where all of the input is looked at, near where a part is, with mixture and
+//! budgets; nothing is written.
 
 use dlm_datasets::manifest::Manifest;
 use serde_json::Value;
@@ -22,7 +23,11 @@ impl Ground {
     fn call(&self, args: &[&str]) -> Output {
         let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
         let mut c = Command::new(env!("CARGO_BIN_EXE_dlm-prep"));
-        c.args(args).arg("--tokenizer").arg(tokenizer).args(["--engine", "fast", "--out", "out"]).current_dir(self.0.path());
+        c.args(args)
+            .arg("--tokenizer")
+            .arg(tokenizer)
+            .args(["--engine", "fast", "--out", "out"])
+            .current_dir(self.0.path());
         c.output().unwrap()
     }
 
@@ -48,7 +53,11 @@ impl Ground {
             }
             let n = (i * 7919 + seed) % 50 + (i / 700 % 4) * 30;
             let output = if i % 97 == 0 { String::new() } else { "word by word ".repeat(n + 1) };
-            let _ = writeln!(text, "{{\"input\": \"Question {i}: {}?\", \"output\": \"{output}\"}}", "why ".repeat(i / 700 % 4 * 20));
+            let _ = writeln!(
+                text,
+                "{{\"input\": \"Question {i}: {}?\", \"output\": \"{output}\"}}",
+                "why ".repeat(i / 700 % 4 * 20)
+            );
         }
         std::fs::write(self.path(name), text).unwrap();
     }
@@ -65,7 +74,10 @@ fn exact_for_a_small_input() {
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/train.parquet");
     let args = ["--input", sample.to_str().unwrap()];
     let (e, m) = (g.estimate(&args), g.run(&args));
-    assert_eq!((e["looked_at"].as_u64(), e["share_of_bytes"].as_f64()), (Some(m.counts.rows_read), Some(1.0)));
+    assert_eq!(
+        (e["looked_at"].as_u64(), e["share_of_bytes"].as_f64()),
+        (Some(m.counts.rows_read), Some(1.0))
+    );
     for (key, truth) in [
         ("rows_read", m.counts.rows_read),
         ("rows_kept", m.counts.rows_kept),
@@ -87,7 +99,11 @@ fn near_for_a_large_one() {
     g.lines("a.jsonl", 40, 0);
     let (e, m) = (g.estimate(&["--input", "a.jsonl"]), g.run(&["--input", "a.jsonl"]));
     assert!(e["share_of_bytes"].as_f64().unwrap() < 0.5, "{e}");
-    for (key, truth) in [("rows_read", m.counts.rows_read), ("rows_kept", m.counts.rows_kept), ("tokens", m.counts.tokens)] {
+    for (key, truth) in [
+        ("rows_read", m.counts.rows_read),
+        ("rows_kept", m.counts.rows_kept),
+        ("tokens", m.counts.tokens),
+    ] {
         near(&e, key, truth, 0.05);
     }
     near(&e["dropped"], "empty_response", m.counts.dropped["empty_response"], 0.2);
@@ -99,7 +115,12 @@ fn near_for_a_large_one() {
 #[test]
 fn a_run_that_would_fail() {
     let g = Ground(tempfile::tempdir().unwrap());
-    let row = |i: usize| format!("{{\"input\": \"{}\", \"output\": \"a\"}}\n", "why ".repeat(if i % 4 == 0 { 200 } else { 2 }));
+    let row = |i: usize| {
+        format!(
+            "{{\"input\": \"{}\", \"output\": \"a\"}}\n",
+            "why ".repeat(if i % 4 == 0 { 200 } else { 2 })
+        )
+    };
     for (rows, fails) in [(400, true), (100, false)] {
         std::fs::write(g.path("a.jsonl"), (0..rows).map(row).collect::<String>()).unwrap();
         let args = ["--input", "a.jsonl", "--seq-len", "64"];

@@ -1,14 +1,15 @@
-//! What a template writes, encoded once, gives the ids and labels of the text encoded whole: on the shipped tokenizer, and on
-//! those of ../shared (or DLM_SHARED), skipped loudly where they are missing.
+//! What a template writes, encoded once, gives the ids and labels of the text encoded whole: on the
+//! shipped tokenizer, and on those of ../shared (or DLM_SHARED), skipped loudly where they are
+//! missing.
 
 use dlm_datasets::manifest::LossOn;
-use dlm_prep::control::ControlText;
-use dlm_prep::conversation::{Conversation, Message};
-use dlm_prep::linear;
-use dlm_prep::spans::{LostText, Rendered, SpanFinder, SpecialText};
-use dlm_prep::supervise::{Sample, Supervisor};
-use dlm_prep::template::{self, ChatTemplate};
-use dlm_prep::tokenize::{AddedToken, Tokenizer};
+use dlm_prep::label::supervise::{Sample, Supervisor};
+use dlm_prep::parse::conversation::{Conversation, Message};
+use dlm_prep::template::chat::{self, ChatTemplate};
+use dlm_prep::template::control::ControlText;
+use dlm_prep::template::spans::{LostText, Rendered, SpanFinder, SpecialText};
+use dlm_prep::template::verbatim;
+use dlm_prep::tokenize::tokenizer::{AddedToken, Tokenizer};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -39,15 +40,19 @@ const CONTENTS: [&str; 18] = [
 fn agree(tokenizer: &Tokenizer, template: &ChatTemplate, eos: &str) -> usize {
     let plain = ControlText::new(tokenizer.added_tokens(), Some(eos)).unwrap();
     let mut finder = SpanFinder::new(template, &plain, SpecialText::Text, LostText::Drop);
-    let linear = linear::probe(template, &mut |m| finder.fill(m)).expect("a template that copies content");
-    let control = ControlText::with_triggers(tokenizer.added_tokens(), Some(eos), &linear.triggers).unwrap();
-    let mut spans = SpanFinder::new(template, &control, SpecialText::Text, LostText::Drop).with_linear(Some(&linear));
+    let linear =
+        verbatim::probe(template, &mut |m| finder.fill(m)).expect("a template that copies content");
+    let control =
+        ControlText::with_triggers(tokenizer.added_tokens(), Some(eos), &linear.triggers).unwrap();
+    let mut spans = SpanFinder::new(template, &control, SpecialText::Text, LostText::Drop)
+        .with_linear(Some(&linear));
     let (mut short, mut state) = (0, 1u64);
     let mut pick = |n: usize| {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (state >> 33) as usize % n
     };
-    let (mut r, mut framed, mut whole) = (Rendered::default(), Sample::default(), Sample::default());
+    let (mut r, mut framed, mut whole) =
+        (Rendered::default(), Sample::default(), Sample::default());
     for _ in 0..2000 {
         let mut messages = Vec::new();
         if pick(3) == 0 {
@@ -55,7 +60,8 @@ fn agree(tokenizer: &Tokenizer, template: &ChatTemplate, eos: &str) -> usize {
         }
         for _ in 0..1 + pick(3) {
             for role in ["user", "assistant"] {
-                let content = (0..1 + pick(3)).map(|_| CONTENTS[pick(CONTENTS.len())]).collect::<String>();
+                let content =
+                    (0..1 + pick(3)).map(|_| CONTENTS[pick(CONTENTS.len())]).collect::<String>();
                 messages.push(Message::new(role, content));
             }
         }
@@ -77,7 +83,7 @@ fn agree(tokenizer: &Tokenizer, template: &ChatTemplate, eos: &str) -> usize {
 #[test]
 fn shipped_tokenizer() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
-    let template = ChatTemplate::load_at(&dir, template::default_now()).unwrap();
+    let template = ChatTemplate::load_at(&dir, chat::default_now()).unwrap();
     let tokenizer = Tokenizer::load(&dir).unwrap();
     let short = agree(&tokenizer, &template, template.special("eos_token").unwrap());
     assert!(short > 1000, "only {short} of 2,000 went the short way");
@@ -85,24 +91,38 @@ fn shipped_tokenizer() {
 
 #[test]
 fn shared_tokenizers() {
-    let shared = std::env::var_os("DLM_SHARED").map_or(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
+    let shared = std::env::var_os("DLM_SHARED")
+        .map_or(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
     let archive = shared.join("assets/tokenizers.tar.xz");
     if !archive.exists() {
-        drop(std::io::stderr().write_all(format!("SKIP: {} is not here\n", archive.display()).as_bytes()));
+        drop(
+            std::io::stderr()
+                .write_all(format!("SKIP: {} is not here\n", archive.display()).as_bytes()),
+        );
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    if !Command::new("tar").arg("-xJf").arg(&archive).arg("-C").arg(dir.path()).status().is_ok_and(|s| s.success()) {
-        drop(std::io::stderr().write_all(format!("SKIP: tar cannot unpack {}\n", archive.display()).as_bytes()));
+    if !Command::new("tar")
+        .arg("-xJf")
+        .arg(&archive)
+        .arg("-C")
+        .arg(dir.path())
+        .status()
+        .is_ok_and(|s| s.success())
+    {
+        drop(
+            std::io::stderr()
+                .write_all(format!("SKIP: tar cannot unpack {}\n", archive.display()).as_bytes()),
+        );
         return;
     }
     for name in ["qwen2.5", "qwen3", "fast_dllm_v2_7b", "smollm2", "llama3"] {
         let dir = dir.path().join("tokenizers").join(name);
-        let template = match ChatTemplate::load_at(&dir, template::default_now()) {
+        let template = match ChatTemplate::load_at(&dir, chat::default_now()) {
             Ok(t) => t,
             Err(_) => {
                 let builtin = if name == "llama3" { "llama3" } else { "chatml" };
-                ChatTemplate::named(builtin, Default::default(), template::default_now()).unwrap()
+                ChatTemplate::named(builtin, Default::default(), chat::default_now()).unwrap()
             }
         };
         let tokenizer = Tokenizer::load(&dir).unwrap();
@@ -113,24 +133,40 @@ fn shared_tokenizers() {
     }
 }
 
-/// Thousands of turns: the same spans filled in as rendered, white space that is the response's own among them.
+/// Thousands of turns: the same spans filled in as rendered, white space that is the response's own
+/// among them.
 #[test]
 fn a_long_conversation() {
     let source = "{% for m in messages %}{% if m.role == 'user' %}<s>[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}</s>{% endif %}{% endfor %}";
-    let template = ChatTemplate::new(source.to_string(), None, "test", Default::default(), template::default_now()).unwrap();
-    let added = ["<s>", "</s>"].iter().zip(1..).map(|(t, id)| AddedToken { content: t.to_string(), id, special: true });
+    let template = ChatTemplate::new(
+        source.to_string(),
+        None,
+        "test",
+        Default::default(),
+        chat::default_now(),
+    )
+    .unwrap();
+    let added = ["<s>", "</s>"].iter().zip(1..).map(|(t, id)| AddedToken {
+        content: t.to_string(),
+        id,
+        special: true,
+    });
     let control = ControlText::new(&added.collect::<Vec<_>>(), Some("</s>")).unwrap();
     let mut finder = SpanFinder::new(&template, &control, SpecialText::Text, LostText::Drop);
-    let linear = linear::probe(&template, &mut |m| finder.fill(m)).unwrap();
-    let mut short = SpanFinder::new(&template, &control, SpecialText::Text, LostText::Drop).with_linear(Some(&linear));
+    let linear = verbatim::probe(&template, &mut |m| finder.fill(m)).unwrap();
+    let mut short = SpanFinder::new(&template, &control, SpecialText::Text, LostText::Drop)
+        .with_linear(Some(&linear));
     let mut long = SpanFinder::new(&template, &control, SpecialText::Text, LostText::Drop);
     // Not long, long, and too long to be remembered.
     for turns in [10, 1000, 5000] {
-        let messages = (0..turns).map(|i| Message::new(["user", "assistant"][i % 2], format!("text {i}"))).collect();
+        let messages = (0..turns)
+            .map(|i| Message::new(["user", "assistant"][i % 2], format!("text {i}")))
+            .collect();
         let talk = Conversation { messages, tools: None };
         let truth = long.render(&talk).unwrap();
         assert_eq!(truth.spans.len(), turns / 2);
-        assert!(truth.spans.iter().all(|s| truth.text[s.start..s.end].starts_with(" text ") && truth.text[..s.end].ends_with("</s>")));
+        assert!(truth.spans.iter().all(|s| truth.text[s.start..s.end].starts_with(" text ")
+            && truth.text[..s.end].ends_with("</s>")));
         let filled: Vec<Rendered> = (0..3).map(|_| short.render(&talk).unwrap()).collect();
         assert!(filled.iter().all(|r| *r == truth), "{turns} turns");
         let quick: Vec<bool> = filled.iter().map(|r| r.skeleton.is_some()).collect();

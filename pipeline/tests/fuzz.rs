@@ -1,15 +1,16 @@
-//! Random damage to rows and templates: the row decoder, the renderer, the span finder and the labels must drop or keep, never
-//! panic, and what they keep must hold together. Runs for DLM_FUZZ_SECONDS (3 if not set; 600 is the long form).
+//! Random damage to rows and templates: the row decoder, the renderer, the span finder and the
+//! labels must drop or keep, never panic, and what they keep must hold together. Runs for
+//! DLM_FUZZ_SECONDS (3 if not set; 600 is the long form).
 
-use dlm_prep::control::ControlText;
-use dlm_prep::conversation;
-use dlm_prep::linear;
-use dlm_prep::source::RawRows;
-use dlm_prep::spans::{LostText, Rendered, SpanFinder, SpecialText};
-use dlm_prep::supervise::{Sample, Supervisor};
-use dlm_prep::template::ChatTemplate;
-use dlm_prep::tokenize::TokenizerSource;
-use dlm_prep::worker::decode;
+use dlm_prep::input::source::RawRows;
+use dlm_prep::label::supervise::{Sample, Supervisor};
+use dlm_prep::parse::conversation;
+use dlm_prep::run::row_processor::decode;
+use dlm_prep::template::chat::ChatTemplate;
+use dlm_prep::template::control::ControlText;
+use dlm_prep::template::spans::{LostText, Rendered, SpanFinder, SpecialText};
+use dlm_prep::template::verbatim;
+use dlm_prep::tokenize::tokenizer::TokenizerSource;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -75,24 +76,37 @@ fn rows_and_templates() {
     println!("seed {seed}");
     let mut random = Random(seed);
     let mut templates = vec![ChatTemplate::load(&dir).unwrap()];
-    templates.extend(
-        TEMPLATES
-            .iter()
-            .map(|t| ChatTemplate::new(t.to_string(), None, "fuzz", Default::default(), dlm_prep::template::default_now()).unwrap()),
-    );
+    templates.extend(TEMPLATES.iter().map(|t| {
+        ChatTemplate::new(
+            t.to_string(),
+            None,
+            "fuzz",
+            Default::default(),
+            dlm_prep::template::chat::default_now(),
+        )
+        .unwrap()
+    }));
     let plain = ControlText::new(source.added_tokens(), Some("</s>")).unwrap();
-    let tried: Vec<Option<linear::Linear>> = templates
+    let tried: Vec<Option<verbatim::Verbatim>> = templates
         .iter()
         .map(|t| {
             let mut s = SpanFinder::new(t, &plain, SpecialText::Text, LostText::Drop);
-            if t.has_generation() { None } else { linear::probe(t, &mut |m| s.fill(m)) }
+            if t.has_generation() { None } else { verbatim::probe(t, &mut |m| s.fill(m)) }
         })
         .collect();
     let controls: Vec<ControlText> = tried
         .iter()
-        .map(|l| ControlText::with_triggers(source.added_tokens(), Some("</s>"), l.as_ref().map_or(&[], |l| &l.triggers)).unwrap())
+        .map(|l| {
+            ControlText::with_triggers(
+                source.added_tokens(),
+                Some("</s>"),
+                l.as_ref().map_or(&[], |l| &l.triggers),
+            )
+            .unwrap()
+        })
         .collect();
-    let (mut rows, mut kept, mut reasons) = (0u64, 0u64, std::collections::BTreeMap::<&str, u64>::new());
+    let (mut rows, mut kept, mut reasons) =
+        (0u64, 0u64, std::collections::BTreeMap::<&str, u64>::new());
     while Instant::now() < end {
         let mut line = random.of(&SEEDS).as_bytes().to_vec();
         for _ in 0..random.next(6) {
@@ -126,7 +140,8 @@ fn rows_and_templates() {
         let k = random.next(templates.len());
         let policy = *random.of(&[SpecialText::Text, SpecialText::AsSpecial, SpecialText::Reject]);
         let lost = *random.of(&[LostText::Drop, LostText::Mask, LostText::Keep]);
-        let mut short = SpanFinder::new(&templates[k], &controls[k], policy, lost).with_linear(tried[k].as_ref());
+        let mut short = SpanFinder::new(&templates[k], &controls[k], policy, lost)
+            .with_linear(tried[k].as_ref());
         let mut long = SpanFinder::new(&templates[k], &plain, policy, lost);
         let (a, b) = (short.render(&c), long.render(&c));
         assert_eq!(a, b, "filled in and rendered differ: {}", String::from_utf8_lossy(&line));
@@ -137,7 +152,10 @@ fn rows_and_templates() {
                 continue;
             }
         };
-        assert_eq!(r.text, templates[k].render_with(&c.messages, c.tools.as_ref(), false, false).unwrap());
+        assert_eq!(
+            r.text,
+            templates[k].render_with(&c.messages, c.tools.as_ref(), false, false).unwrap()
+        );
         for s in &r.spans {
             assert!(s.start <= s.end && r.text.get(s.start..s.end).is_some());
         }
@@ -153,7 +171,9 @@ fn rows_and_templates() {
             Ok(_) => {
                 kept += 1;
                 let ends = sample.loss.iter().flat_map(|r| [r.0 as usize, r.1 as usize]);
-                assert!(ends.clone().is_sorted_by(|a, b| a < b) && ends.max() == Some(sample.ids.len()));
+                assert!(
+                    ends.clone().is_sorted_by(|a, b| a < b) && ends.max() == Some(sample.ids.len())
+                );
                 assert!(!sample.ids.contains(&mask_id));
             }
             Err(why) => *reasons.entry(why.name()).or_default() += 1,

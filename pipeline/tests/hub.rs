@@ -1,5 +1,5 @@
-//! `--dataset` against a hub on the loopback interface: the same bytes as from local files, with faults and without; what cannot
-//! be right is refused; a token shows nowhere.
+//! `--dataset` against a hub on the loopback interface: the same bytes as from local files, with
+//! faults and without; what cannot be right is refused; a token shows nowhere.
 
 mod common;
 
@@ -10,7 +10,8 @@ use std::process::{Command, Output};
 
 const TOKEN: &str = "hf_secretsecretsecret";
 
-/// Rows in the Nemotron layout: SFT/<category>/<category>.jsonl and files that are no data. One file is longer than a piece.
+/// Rows in the Nemotron layout: SFT/<category>/<category>.jsonl and files that are no data. One
+/// file is longer than a piece.
 fn layout() -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
     for (k, category) in ["chat", "code", "math", "science", "safety"].iter().enumerate() {
@@ -51,7 +52,10 @@ impl Ground {
             .arg("--out")
             .arg(self.path(out))
             .args(more);
-        c.env("HF_ENDPOINT", &hub.url).env("HF_HOME", self.path(cache)).env("HF_TOKEN", TOKEN).env("DLM_HUB_PAUSE_MS", "1");
+        c.env("HF_ENDPOINT", &hub.url)
+            .env("HF_HOME", self.path(cache))
+            .env("HF_TOKEN", TOKEN)
+            .env("DLM_HUB_PAUSE_MS", "1");
         c.env_remove("HF_HUB_OFFLINE").env_remove("HF_HUB_CACHE");
         c.output().unwrap()
     }
@@ -59,7 +63,14 @@ impl Ground {
     fn shards(&self, out: &str) -> BTreeMap<String, String> {
         let entries = std::fs::read_dir(self.path(out)).unwrap().map(|e| e.unwrap().path());
         let arrow = entries.filter(|p| p.extension().is_some_and(|x| x == "arrow"));
-        arrow.map(|p| (p.file_name().unwrap().to_string_lossy().into_owned(), dlm_datasets::hash::sha256_file(&p).unwrap())).collect()
+        arrow
+            .map(|p| {
+                (
+                    p.file_name().unwrap().to_string_lossy().into_owned(),
+                    dlm_datasets::hash::sha256_file(&p).unwrap(),
+                )
+            })
+            .collect()
     }
 
     fn local(&self, files: &BTreeMap<String, Vec<u8>>) -> BTreeMap<String, String> {
@@ -99,7 +110,10 @@ fn same_bytes_as_local_with_faults_and_without() {
     let manifest = std::fs::read_to_string(g.path("calm/manifest.json")).unwrap();
     assert!(manifest.contains(COMMIT) && manifest.contains(ID));
     assert!(!manifest.contains(TOKEN) && !said(&done).contains(TOKEN));
-    assert!(calm.log.lock().unwrap().iter().all(|l| l.starts_with("/cdn/") || l.contains("auth=true")), "the token goes to the hub");
+    assert!(
+        calm.log.lock().unwrap().iter().all(|l| l.starts_with("/cdn/") || l.contains("auth=true")),
+        "the token goes to the hub"
+    );
     // The cache has the Python client's layout.
     let repo = g.path("cache/hub/datasets--nvidia--Llama-Nemotron-Post-Training-Dataset");
     assert_eq!(std::fs::read_to_string(repo.join("refs/main")).unwrap(), COMMIT);
@@ -112,7 +126,11 @@ fn same_bytes_as_local_with_faults_and_without() {
     assert!(calm.log.lock().unwrap()[before..].iter().all(|l| l.starts_with("/api/")));
     assert_eq!(local, g.shards("again"));
 
-    let wild = Hub::start(files, BTreeMap::new(), Faults { mixed: true, wrong_bytes: 1, ..Default::default() });
+    let wild = Hub::start(
+        files,
+        BTreeMap::new(),
+        Faults { mixed: true, wrong_bytes: 1, ..Default::default() },
+    );
     let done = g.prep(&wild, "cache2", "wild", &[]);
     assert!(done.status.success(), "{}", said(&done));
     assert_eq!(local, g.shards("wild"));
@@ -140,23 +158,35 @@ fn splits_globs_and_revisions() {
     let rows = |out: &str, more: &[&str]| {
         let done = g.prep(&hub, "cache", out, more);
         assert!(done.status.success(), "{}", said(&done));
-        let m: serde_json::Value = serde_json::from_slice(&std::fs::read(g.path(out).join("manifest.json")).unwrap()).unwrap();
+        let m: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(g.path(out).join("manifest.json")).unwrap())
+                .unwrap();
         m["counts"]["rows_read"].as_u64().unwrap()
     };
     assert_eq!(rows("a", &["--split", "chat,math"]), 400);
     assert_eq!(rows("b", &["--files", "SFT/s*/*.jsonl"]), 400);
     assert_eq!(rows("c", &["--split", "chat", "--revision", COMMIT]), 200);
-    for (more, word) in [(["--split", "poetry"], "--split poetry"), (["--revision", "nope"], "404")] {
+    for (more, word) in [(["--split", "poetry"], "--split poetry"), (["--revision", "nope"], "404")]
+    {
         let done = g.prep(&hub, "cache", "x", &more);
         assert_eq!(done.status.code(), Some(1));
-        assert!(said(&done).contains(word) || said(&done).contains("no such") || said(&done).contains("none of its"), "{}", said(&done));
+        assert!(
+            said(&done).contains(word)
+                || said(&done).contains("no such")
+                || said(&done).contains("none of its"),
+            "{}",
+            said(&done)
+        );
     }
 }
 
 #[test]
 fn a_whole_conversion_is_preferred_and_a_partial_one_is_not() {
     let (g, files) = (Ground::new(), layout());
-    let sample = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/train.parquet")).unwrap();
+    let sample = std::fs::read(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/train.parquet"),
+    )
+    .unwrap();
     let used = |folder: &str, cache: &str| {
         let converted = BTreeMap::from([(format!("SFT/{folder}/0000.parquet"), sample.clone())]);
         let hub = Hub::start(files.clone(), converted, Faults::default());
@@ -170,11 +200,15 @@ fn a_whole_conversion_is_preferred_and_a_partial_one_is_not() {
 
 #[test]
 fn what_cannot_be_right_is_refused() {
-    let small: BTreeMap<String, Vec<u8>> = layout().into_iter().filter(|(k, _)| !k.contains("code")).collect();
+    let small: BTreeMap<String, Vec<u8>> =
+        layout().into_iter().filter(|(k, _)| !k.contains("code")).collect();
     for (faults, word) in [
         (Faults { expired: true, ..Default::default() }, "expired"),
         (Faults { wrong_length: true, ..Default::default() }, "its listing says"),
-        (Faults { wrong_bytes: 1000, ..Default::default() }, "twice the content is not what the hub lists"),
+        (
+            Faults { wrong_bytes: 1000, ..Default::default() },
+            "twice the content is not what the hub lists",
+        ),
         (Faults { traversal: true, ..Default::default() }, "could leave the cache folder"),
     ] {
         let g = Ground::new();
@@ -187,13 +221,18 @@ fn what_cannot_be_right_is_refused() {
         assert!(!g.path("SFT").exists() && !g.dir.path().parent().unwrap().join("SFT").exists());
     }
     let g = Ground::new();
-    let hub =
-        Hub { url: "http://127.0.0.1:9".to_string(), requests: Default::default(), log: Default::default(), models: Default::default() };
+    let hub = Hub {
+        url: "http://127.0.0.1:9".to_string(),
+        requests: Default::default(),
+        log: Default::default(),
+        models: Default::default(),
+    };
     let done = g.prep(&hub, "cache", "out", &[]);
     assert!(said(&done).contains("gave up after"), "{}", said(&done));
 }
 
-/// `--tokenizer ORG/NAME`: its files and no others, the same rows as from the folder, offline from the cache, and what it lacks is told.
+/// `--tokenizer ORG/NAME`: its files and no others, the same rows as from the folder, offline from
+/// the cache, and what it lacks is told.
 #[test]
 fn a_tokenizer_of_the_hub() {
     let g = Ground::new();
@@ -207,20 +246,35 @@ fn a_tokenizer_of_the_hub() {
     let input = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/train.parquet");
     let prep = |tokenizer: &str, out: &str, offline: &str| {
         let mut c = Command::new(env!("CARGO_BIN_EXE_dlm-prep"));
-        c.args(["--max-rows", "50", "--engine", "fast", "--tokenizer", tokenizer, "--input"]).arg(&input).arg("--out").arg(g.path(out));
-        c.env("HF_ENDPOINT", &hub.url).env("HF_HOME", g.path("cache")).env("HF_TOKEN", TOKEN).env("DLM_HUB_PAUSE_MS", "1");
+        c.args(["--max-rows", "50", "--engine", "fast", "--tokenizer", tokenizer, "--input"])
+            .arg(&input)
+            .arg("--out")
+            .arg(g.path(out));
+        c.env("HF_ENDPOINT", &hub.url)
+            .env("HF_HOME", g.path("cache"))
+            .env("HF_TOKEN", TOKEN)
+            .env("DLM_HUB_PAUSE_MS", "1");
         c.env_remove("HF_HUB_CACHE").env("HF_HUB_OFFLINE", offline).output().unwrap()
     };
     let local = prep(folder.to_str().unwrap(), "local", "0");
     assert!(local.status.success(), "{}", said(&local));
-    for (name, out) in [("hf://org/small", "a"), ("org/small@main", "b"), (&format!("hf://org/small@{COMMIT}"), "c")] {
+    for (name, out) in [
+        ("hf://org/small", "a"),
+        ("org/small@main", "b"),
+        (&format!("hf://org/small@{COMMIT}"), "c"),
+    ] {
         let done = prep(name, out, "0");
         assert!(done.status.success(), "{name}: {}", said(&done));
         assert_eq!(g.shards("local"), g.shards(out));
         assert!(!said(&done).contains(TOKEN));
     }
     let asked = hub.asked(0).join("\n");
-    assert!(asked.contains("tokenizer.json") && !asked.contains("safetensors") && !asked.contains("README"), "{asked}");
+    assert!(
+        asked.contains("tokenizer.json")
+            && !asked.contains("safetensors")
+            && !asked.contains("README"),
+        "{asked}"
+    );
     let before = hub.asked(0).len();
     assert!(prep("org/small", "d", "1").status.success());
     assert_eq!(hub.asked(0).len(), before, "offline asks nothing");
@@ -232,6 +286,10 @@ fn a_tokenizer_of_the_hub() {
         ("no-such-folder", "0", ["no such folder", "--tokenizer"]),
     ] {
         let done = prep(name, "x", offline);
-        assert!(!done.status.success() && words.iter().all(|w| said(&done).contains(w)), "{name}: {}", said(&done));
+        assert!(
+            !done.status.success() && words.iter().all(|w| said(&done).contains(w)),
+            "{name}: {}",
+            said(&done)
+        );
     }
 }

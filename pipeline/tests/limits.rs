@@ -1,6 +1,7 @@
 //! The real binary at its limits: a disk that fills up, a line larger than the memory it may take.
 //!
-//! Everything is made here from the sample's tokenizer; memory is what the program itself reports at its end.
+//! Everything is made here from the sample's tokenizer; memory is what the program itself reports
+//! at its end.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -16,8 +17,25 @@ use parquet::file::properties::WriterProperties;
 fn prep(input: &Path, out: &Path, more: &[&str]) -> Output {
     let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
     let mut c = Command::new(env!("CARGO_BIN_EXE_dlm-prep"));
-    c.args(["--engine", "fast", "--workers", "2", "--over-long", "drop", "--max-unsupervised", "1"]).args(more);
-    c.arg("--input").arg(input).arg("--tokenizer").arg(tokenizer).arg("--out").arg(out).output().unwrap()
+    c.args([
+        "--engine",
+        "fast",
+        "--workers",
+        "2",
+        "--over-long",
+        "drop",
+        "--max-unsupervised",
+        "1",
+    ])
+    .args(more);
+    c.arg("--input")
+        .arg(input)
+        .arg("--tokenizer")
+        .arg(tokenizer)
+        .arg("--out")
+        .arg(out)
+        .output()
+        .unwrap()
 }
 
 fn said(o: &Output) -> String {
@@ -27,7 +45,11 @@ fn said(o: &Output) -> String {
 /// The "… MB peak memory" of a run's last lines.
 fn peak_mb(o: &Output) -> f64 {
     let text = said(o);
-    let before = text.split(" MB peak memory").next().filter(|b| b.len() < text.len()).unwrap_or_else(|| panic!("no memory in {text}"));
+    let before = text
+        .split(" MB peak memory")
+        .next()
+        .filter(|b| b.len() < text.len())
+        .unwrap_or_else(|| panic!("no memory in {text}"));
     before.rsplit([' ', ',']).next().unwrap().parse().unwrap()
 }
 
@@ -41,14 +63,20 @@ fn table(rows: usize) -> RecordBatch {
     let prompts: Vec<String> = (0..rows).map(|_| (0..80).map(|_| word()).collect()).collect();
     let answers: Vec<String> = (0..rows).map(|i| format!("Answer {i}.")).collect();
     let column = |v: Vec<String>| Arc::new(StringArray::from(v)) as ArrayRef;
-    RecordBatch::try_from_iter([("prompt", column(prompts)), ("completion", column(answers))]).unwrap()
+    RecordBatch::try_from_iter([("prompt", column(prompts)), ("completion", column(answers))])
+        .unwrap()
 }
 
 /// `rows` of [`table`] in row groups of `group`.
 fn parquet(path: PathBuf, rows: usize, group: usize) -> PathBuf {
-    let groups = WriterProperties::builder().set_max_row_group_row_count(Some(group)).set_compression(Compression::SNAPPY).build();
+    let groups = WriterProperties::builder()
+        .set_max_row_group_row_count(Some(group))
+        .set_compression(Compression::SNAPPY)
+        .build();
     let batch = table(rows);
-    let mut w = ArrowWriter::try_new(std::fs::File::create(&path).unwrap(), batch.schema(), Some(groups)).unwrap();
+    let mut w =
+        ArrowWriter::try_new(std::fs::File::create(&path).unwrap(), batch.schema(), Some(groups))
+            .unwrap();
     (0..rows).step_by(1000).for_each(|at| w.write(&batch.slice(at, 1000.min(rows - at))).unwrap());
     let meta = w.close().unwrap();
     assert_eq!(meta.row_groups().len(), rows.div_ceil(group));
@@ -86,10 +114,15 @@ fn a_line_over_the_limit_is_dropped_by_name_and_never_held() {
     assert!(done.status.success(), "{}", said(&done));
     let ds = Dataset::open(&dir.path().join("out")).unwrap();
     let c = &ds.manifest().counts;
-    assert_eq!((c.rows_read, c.rows_kept, c.dropped.get("line_too_long").copied()), (3, 2, Some(1)), "{c:?}");
+    assert_eq!(
+        (c.rows_read, c.rows_kept, c.dropped.get("line_too_long").copied()),
+        (3, 2, Some(1)),
+        "{c:?}"
+    );
     verify::check_dataset(&ds).unwrap();
     println!("a line of 160 MiB: {} MB", peak_mb(&done));
-    // The buffer of a line grows by doubling up to the limit of 64 MiB; the whole line would take twice as much.
+    // The buffer of a line grows by doubling up to the limit of 64 MiB; the whole line would take
+    // twice as much.
     assert!(peak_mb(&done) < 300.0, "the line was held: {} MB", peak_mb(&done));
 }
 
@@ -99,9 +132,13 @@ fn a_full_disk_leaves_nothing_that_passes_for_a_dataset() {
     let input = parquet(dir.path().join("rows.parquet"), 3_000, 3_000);
     let out = dir.path().join("small");
     std::fs::create_dir(&out).unwrap();
-    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"]).arg(&out).output();
+    let mounted =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"]).arg(&out).output();
     if !mounted.is_ok_and(|o| o.status.success()) {
-        drop(std::io::stderr().write_all(b"SKIP: a_full_disk: no right to mount a small file system here\n"));
+        drop(
+            std::io::stderr()
+                .write_all(b"SKIP: a_full_disk: no right to mount a small file system here\n"),
+        );
         return;
     }
     let failed = prep(&input, &out, &["--seq-len", "2048", "--shard-rows", "64"]);
@@ -114,7 +151,10 @@ fn a_full_disk_leaves_nothing_that_passes_for_a_dataset() {
     assert!(grown.is_ok_and(|s| s.success()));
     let text = said(&failed);
     assert_eq!(failed.status.code(), Some(1), "{text}");
-    assert!(text.contains("small") && text.contains("No space left") && !text.contains("panicked"), "{text}");
+    assert!(
+        text.contains("small") && text.contains("No space left") && !text.contains("panicked"),
+        "{text}"
+    );
     assert!(!opened, "half a dataset passed for a whole one");
     assert!(again.status.success() && whole, "{}", said(&again));
 }

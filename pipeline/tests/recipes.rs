@@ -1,5 +1,6 @@
-//! Recipes end to end on the shipped sample: shares as asked for, phases, renamed columns, the same bytes for any workers; parts
-//! merged; an export that `datasets` loads (skipped, loudly, where Python lacks it).
+//! Recipes end to end on the shipped sample: shares as asked for, phases, renamed columns, the same
+//! bytes for any workers; parts merged; an export that `datasets` loads (skipped, loudly, where
+//! Python lacks it).
 
 use dlm_datasets::manifest::Manifest;
 use dlm_datasets::{Dataset, Split, verify};
@@ -15,13 +16,18 @@ impl Ground {
     }
 
     fn prep(&self, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_dlm-prep")).args(args).current_dir(self.0.path()).output().unwrap()
+        Command::new(env!("CARGO_BIN_EXE_dlm-prep"))
+            .args(args)
+            .current_dir(self.0.path())
+            .output()
+            .unwrap()
     }
 
     fn build(&self, out: &str, args: &[&str]) -> Manifest {
         let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
         let tokenizer = tokenizer.to_string_lossy().into_owned();
-        let done = self.prep(&[&["--tokenizer", &tokenizer, "--engine", "fast", "--out", out], args].concat());
+        let done = self
+            .prep(&[&["--tokenizer", &tokenizer, "--engine", "fast", "--out", out], args].concat());
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         let ds = Dataset::open(&self.path(out)).unwrap();
         verify::check_dataset(&ds).unwrap();
@@ -35,7 +41,10 @@ fn ground() -> Ground {
     let (mut a, mut b) = (String::new(), String::new());
     for i in 0..3000 {
         a.push_str(&format!("{{\"input\": \"Question {i}?\", \"output\": \"Answer {i}.\", \"category\": \"short\"}}\n"));
-        b.push_str(&format!("{{\"problem\": \"Problem {i}\", \"solution\": \"{}\"}}\n", "step by step ".repeat(1 + i % 9)));
+        b.push_str(&format!(
+            "{{\"problem\": \"Problem {i}\", \"solution\": \"{}\"}}\n",
+            "step by step ".repeat(1 + i % 9)
+        ));
     }
     std::fs::write(g.path("a.jsonl"), a).unwrap();
     std::fs::write(g.path("b.jsonl"), b).unwrap();
@@ -93,7 +102,10 @@ fn parts_make_a_whole() {
     std::fs::create_dir(g.path("in")).unwrap();
     std::fs::copy(g.path("a.jsonl"), g.path("in/a.jsonl")).unwrap();
     for part in ["0/2", "1/2"] {
-        g.build(&format!("part{}", &part[..1]), &["--input", "in", "--shard", part, "--eval-fraction", "0.1"]);
+        g.build(
+            &format!("part{}", &part[..1]),
+            &["--input", "in", "--shard", part, "--eval-fraction", "0.1"],
+        );
     }
     let done = g.prep(&["merge", "part0", "part1", "--out", "merged"]);
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
@@ -101,7 +113,10 @@ fn parts_make_a_whole() {
     verify::check_dataset(&ds).unwrap();
     let whole = g.build("whole", &["--input", "in", "--eval-fraction", "0.1"]);
     let (a, b) = (&ds.manifest().counts, &whole.counts);
-    assert_eq!((a.rows_read, a.tokens, a.response_tokens, a.documents), (b.rows_read, b.tokens, b.response_tokens, b.documents));
+    assert_eq!(
+        (a.rows_read, a.tokens, a.response_tokens, a.documents),
+        (b.rows_read, b.tokens, b.response_tokens, b.documents)
+    );
     assert_eq!(ds.manifest().sources.len(), 1);
     let done = g.prep(&["merge", "part0", "part0", "--out", "again"]);
     assert_eq!(done.status.code(), Some(2), "the same part twice");
@@ -115,17 +130,30 @@ fn python_loads_the_export() {
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     let python = std::env::var("DLM_PYTHON").unwrap_or_else(|_| "python3".to_string());
     let script = "import datasets, sys; d = datasets.load_from_disk('hf'); print(len(d['train']), len(d['eval']), sum(sum(r) for r in d['train'].with_format('numpy')['input_ids'][:]), d['train'][0]['documents'][0]['start'])";
-    if !Command::new(&python).args(["-c", "import datasets"]).output().is_ok_and(|o| o.status.success()) {
+    if !Command::new(&python)
+        .args(["-c", "import datasets"])
+        .output()
+        .is_ok_and(|o| o.status.success())
+    {
         drop(
             std::io::stderr()
                 .write_all(format!("SKIP: {python} has no datasets package (DLM_PYTHON names another interpreter)\n").as_bytes()),
         );
         return;
     }
-    let said = Command::new(&python).args(["-c", script]).current_dir(g.0.path()).env("HF_HUB_OFFLINE", "1").output().unwrap();
+    let said = Command::new(&python)
+        .args(["-c", script])
+        .current_dir(g.0.path())
+        .env("HF_HUB_OFFLINE", "1")
+        .output()
+        .unwrap();
     assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
     let ds = Dataset::open(&g.path("d")).unwrap();
-    let sum: i64 = ds.split(Split::Train).iter().map(|r| r.unwrap().input_ids.iter().map(|&i| i64::from(i)).sum::<i64>()).sum();
+    let sum: i64 = ds
+        .split(Split::Train)
+        .iter()
+        .map(|r| r.unwrap().input_ids.iter().map(|&i| i64::from(i)).sum::<i64>())
+        .sum();
     let want = format!("{} {} {sum} 0", ds.rows(Split::Train), ds.rows(Split::Eval));
     assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), want);
 }

@@ -1,7 +1,7 @@
 //! Building and running the workspace's binaries.
 //!
-//! In: a name such as `dlm-prep`. Out: its path beside the running program, built with the same profile; or what a run of it
-//! gave. One `cargo build` a process; tests of one binary share it.
+//! In: a name such as `dlm-prep`. Out: its path beside the running program, built with the same
+//! profile; or what a run of it gave. One `cargo build` a process; tests of one binary share it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,7 +15,11 @@ use serde_json::Value;
 pub fn profile_dir() -> Result<PathBuf> {
     let exe = std::env::current_exe().context("finding the running program")?;
     let dir = exe.parent().context("the running program is in no folder")?;
-    let dir = if dir.ends_with("deps") || dir.ends_with("examples") { dir.parent().unwrap_or(dir) } else { dir };
+    let dir = if dir.ends_with("deps") || dir.ends_with("examples") {
+        dir.parent().unwrap_or(dir)
+    } else {
+        dir
+    };
     Ok(dir.to_path_buf())
 }
 
@@ -26,7 +30,8 @@ pub fn build() -> Result<&'static Path> {
     built.as_deref().map_err(|e| anyhow::anyhow!("{e}"))
 }
 
-/// Builds them now; `loud` shows what cargo says. `DLM_FEATURES` names cargo features, for tests that need a card.
+/// Builds them now; `loud` shows what cargo says. `DLM_FEATURES` names cargo features, for tests
+/// that need a card.
 pub fn build_now(loud: bool) -> Result<PathBuf> {
     let dir = profile_dir()?;
     let target = dir.parent().context("no target folder")?;
@@ -38,13 +43,20 @@ pub fn build_now(loud: bool) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
     // No -p: the default members together, so that features come out as in the user's own build.
     let mut command = Command::new(cargo);
-    command.current_dir(crate::repository()).args(["build", "--locked", "--bins", "--profile", profile, "--target-dir"]).arg(target);
+    command
+        .current_dir(crate::repository())
+        .args(["build", "--locked", "--bins", "--profile", profile, "--target-dir"])
+        .arg(target);
     if let Some(features) = std::env::var_os("DLM_FEATURES") {
         command.arg("--features").arg(features);
     }
     let output = if loud { command.stderr(Stdio::inherit()) } else { &mut command };
     let output = output.stdin(Stdio::null()).output().context("running cargo build")?;
-    ensure!(output.status.success(), "cargo build failed:\n{}", String::from_utf8_lossy(&output.stderr));
+    ensure!(
+        output.status.success(),
+        "cargo build failed:\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(dir)
 }
 
@@ -105,7 +117,12 @@ impl Run {
             tail(&self.stdout),
             tail(&self.stderr)
         );
-        ensure!(!self.stderr.contains("panicked at"), "{}\npanicked:\n{}", self.call, tail(&self.stderr));
+        ensure!(
+            !self.stderr.contains("panicked at"),
+            "{}\npanicked:\n{}",
+            self.call,
+            tail(&self.stderr)
+        );
         Ok(self)
     }
 
@@ -116,12 +133,15 @@ impl Run {
 
     /// stdout as one JSON value.
     pub fn json(&self) -> Result<Value> {
-        serde_json::from_str(&self.stdout).with_context(|| format!("{}: stdout is not JSON: {}", self.call, tail(&self.stdout)))
+        serde_json::from_str(&self.stdout)
+            .with_context(|| format!("{}: stdout is not JSON: {}", self.call, tail(&self.stdout)))
     }
 
     /// stdout as one JSON value a line.
     pub fn json_lines(&self) -> Result<Vec<Value>> {
-        let parse = |line: &str| serde_json::from_str(line).with_context(|| format!("{}: not JSON: {line}", self.call));
+        let parse = |line: &str| {
+            serde_json::from_str(line).with_context(|| format!("{}: not JSON: {line}", self.call))
+        };
         self.stdout.lines().filter(|l| !l.trim().is_empty()).map(parse).collect()
     }
 }

@@ -1,8 +1,9 @@
 //! `cargo demo`: the whole way on the sample data, on a CPU, with nothing downloaded.
 //!
-//! In: `datasets/sample`. Steps: pack it, train a small autoregressive model from scratch, convert it with block_diffusion,
-//! answer the held-out prompts in both modes. Out: `output/demo/{data,ar,diffusion}` and a table of tokens per forward pass,
-//! tokens per second and exact answers. Stops at the first thing that fails, with what it said.
+//! In: `datasets/sample`. Steps: pack it, train a small autoregressive model from scratch, convert
+//! it with block_diffusion, answer the held-out prompts in both modes. Out:
+//! `output/demo/{data,ar,diffusion}` and a table of tokens per forward pass, tokens per second and
+//! exact answers. Stops at the first thing that fails, with what it said.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -56,7 +57,10 @@ fn demo() -> Result<()> {
         // The command lines are shown as a person would type them, in the repository's root.
         command.current_dir(&root).args(arguments.split_whitespace()).stdin(Stdio::null());
         let status = command.status().with_context(|| format!("starting {name}"))?;
-        ensure!(status.success(), "`{name} {arguments}` ended with {status}; see its message above");
+        ensure!(
+            status.success(),
+            "`{name} {arguments}` ended with {status}; see its message above"
+        );
         Ok(from.elapsed().as_secs_f64())
     };
     let prep = step(
@@ -80,7 +84,11 @@ fn demo() -> Result<()> {
         ("AR model, ar mode", "ar", "--mode ar"),
         ("converted, block mode, threshold 0.95", "diffusion", "--mode block --threshold 0.95"),
         ("converted, block mode, threshold 0.9", "diffusion", "--mode block --threshold 0.9"),
-        ("converted, block mode, threshold 0.9, sub-blocks of 32", "diffusion", "--mode block --threshold 0.9 --sub-block-size 32"),
+        (
+            "converted, block mode, threshold 0.9, sub-blocks of 32",
+            "diffusion",
+            "--mode block --threshold 0.9 --sub-block-size 32",
+        ),
         ("AR model unconverted, block mode", "ar", "--mode block --threshold 0.95"),
     ];
     let mut scores = Vec::new();
@@ -99,33 +107,65 @@ fn demo() -> Result<()> {
 fn held_out(path: &Path) -> Result<Vec<HeldOut>> {
     let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     let parse = |line: &str| -> Result<HeldOut> {
-        let value: Value = serde_json::from_str(line).with_context(|| format!("{}: {line}", path.display()))?;
-        let text = |key: &str| value[key].as_str().map(str::to_string).with_context(|| format!("{}: no `{key}` in {line}", path.display()));
+        let value: Value =
+            serde_json::from_str(line).with_context(|| format!("{}: {line}", path.display()))?;
+        let text = |key: &str| {
+            value[key]
+                .as_str()
+                .map(str::to_string)
+                .with_context(|| format!("{}: no `{key}` in {line}", path.display()))
+        };
         Ok(HeldOut { expected: text("expected")?, task: text("task")? })
     };
     text.lines().map(parse).collect()
 }
 
-fn answer(bin: &Path, root: &Path, what: &str, model: &str, mode: &str, held_out: &[HeldOut]) -> Result<Score> {
+fn answer(
+    bin: &Path,
+    root: &Path,
+    what: &str,
+    model: &str,
+    mode: &str,
+    held_out: &[HeldOut],
+) -> Result<Score> {
     let model = PathBuf::from("output/demo").join(model);
-    let arguments = format!("generate --model {} --input datasets/sample/heldout.jsonl {mode} --max-new-tokens 96 --json", model.display());
+    let arguments = format!(
+        "generate --model {} --input datasets/sample/heldout.jsonl {mode} --max-new-tokens 96 --json",
+        model.display()
+    );
     eprintln!("$ dlm-train {arguments}");
     let mut command = Command::new(bin.join("dlm-train"));
     command.current_dir(root).args(arguments.split_whitespace()).stdin(Stdio::null());
     let lines = binaries::capture(&mut command)?.ok()?.json_lines()?;
     ensure!(lines.len() == held_out.len(), "{} answers to {} prompts", lines.len(), held_out.len());
-    let mut score =
-        Score { what: what.to_string(), prompts: lines.len(), tokens: 0, passes: 0, seconds: 0.0, exact: 0, missed: Vec::new() };
+    let mut score = Score {
+        what: what.to_string(),
+        prompts: lines.len(),
+        tokens: 0,
+        passes: 0,
+        seconds: 0.0,
+        exact: 0,
+        missed: Vec::new(),
+    };
     for (line, held) in lines.iter().zip(held_out) {
         let number = |value: &Value| value.as_u64().with_context(|| format!("no number in {line}"));
-        score.tokens += line["completion_ids"].as_array().with_context(|| format!("no completion_ids in {line}"))?.len() as u64;
+        score.tokens += line["completion_ids"]
+            .as_array()
+            .with_context(|| format!("no completion_ids in {line}"))?
+            .len() as u64;
         score.passes += number(&line["passes"]["total"])?;
-        score.seconds += line["seconds"].as_f64().with_context(|| format!("no seconds in {line}"))?;
+        score.seconds +=
+            line["seconds"].as_f64().with_context(|| format!("no seconds in {line}"))?;
         let text = line["text"].as_str().with_context(|| format!("no text in {line}"))?;
         if text == held.expected {
             score.exact += 1;
         } else {
-            score.missed.push(format!("{}: {} instead of {}", held.task, json!(text), json!(held.expected)));
+            score.missed.push(format!(
+                "{}: {} instead of {}",
+                held.task,
+                json!(text),
+                json!(held.expected)
+            ));
         }
     }
     for missed in score.missed.iter().take(2) {
@@ -135,11 +175,16 @@ fn answer(bin: &Path, root: &Path, what: &str, model: &str, mode: &str, held_out
 }
 
 fn table(scores: &[Score]) -> String {
-    let mut out = String::from("| model and mode | tokens per forward | tokens/s | exact answers |\n|---|---|---|---|\n");
+    let mut out = String::from(
+        "| model and mode | tokens per forward | tokens/s | exact answers |\n|---|---|---|---|\n",
+    );
     for s in scores {
         let per_forward = s.tokens as f64 / s.passes.max(1) as f64;
         let per_second = s.tokens as f64 / s.seconds.max(1e-9);
-        out.push_str(&format!("| {} | {per_forward:.2} | {per_second:.0} | {} of {} |\n", s.what, s.exact, s.prompts));
+        out.push_str(&format!(
+            "| {} | {per_forward:.2} | {per_second:.0} | {} of {} |\n",
+            s.what, s.exact, s.prompts
+        ));
     }
     out
 }

@@ -1,7 +1,7 @@
 //! Whole-program tests: finding and running the real binaries, and the sample data set's generator.
 //!
-//! In: a binary's name and arguments. Out: exit code, stdout and stderr as text. The binaries are built once, with the
-//! profile and target folder of the running program.
+//! In: a binary's name and arguments. Out: exit code, stdout and stderr as text. The binaries are
+//! built once, with the profile and target folder of the running program.
 
 pub mod binaries;
 pub mod python;
@@ -18,10 +18,11 @@ pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_path_buf)
 }
 
-/// A file or folder of the project's shared folder (`DLM_SHARED`, else `../shared` beside the repository); where it is not
-/// there, says `SKIP` and gives nothing.
+/// A file or folder of the project's shared folder (`DLM_SHARED`, else `../shared` beside the
+/// repository); where it is not there, says `SKIP` and gives nothing.
 pub fn shared(what: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("DLM_SHARED").map_or_else(|| repository().join("../shared"), PathBuf::from);
+    let root = std::env::var_os("DLM_SHARED")
+        .map_or_else(|| repository().join("../shared"), PathBuf::from);
     let path = root.join(what);
     if path.exists() {
         return Some(path);
@@ -30,8 +31,8 @@ pub fn shared(what: &str) -> Option<PathBuf> {
     None
 }
 
-/// Says loudly that something was not tested. Tests that end with it have shown nothing. Written past the test harness, which
-/// keeps what a passing test prints to itself.
+/// Says loudly that something was not tested. Tests that end with it have shown nothing. Written
+/// past the test harness, which keeps what a passing test prints to itself.
 pub fn skip(why: &str) {
     // nobody to tell when stderr is closed
     let _ = std::io::stderr().write_all(format!("SKIP: {why}\n").as_bytes());

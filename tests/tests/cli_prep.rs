@@ -1,4 +1,5 @@
-//! dlm-prep as a user calls it: the sample and the shared conversations, worker counts, damage, hostile rows, wrong calls.
+//! dlm-prep as a user calls it: the sample and the shared conversations, worker counts, damage,
+//! hostile rows, wrong calls.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,20 +34,30 @@ fn the_sample_is_packed_whole_and_alike_for_any_number_of_workers() -> Result<()
     let dir = tempfile::tempdir()?;
     let mut fingerprints = Vec::new();
     for workers in ["1", "2", "5"] {
-        let out =
-            samples::pack(dir.path(), &format!("w{workers}"), &["--seq-len", "256", "--eval-fraction", "0.05", "--workers", workers])?;
+        let out = samples::pack(
+            dir.path(),
+            &format!("w{workers}"),
+            &["--seq-len", "256", "--eval-fraction", "0.05", "--workers", workers],
+        )?;
         let m = accepted(&out)?;
         ensure!(m["counts"]["rows_kept"] == TRAIN_ROWS, "{}", m["counts"]);
-        let files: Vec<_> = m["files"].as_array().context("files")?.iter().map(|f| f["sha256"].clone()).collect();
+        let files: Vec<_> =
+            m["files"].as_array().context("files")?.iter().map(|f| f["sha256"].clone()).collect();
         fingerprints.push((files, fs::read_to_string(Path::new(&out).join("manifest.json"))?));
     }
-    ensure!(fingerprints.iter().all(|f| f.0 == fingerprints[0].0), "the bytes depend on the number of workers");
-    ensure!(fingerprints.iter().all(|f| f.1 == fingerprints[0].1), "the manifest depends on the number of workers");
+    ensure!(
+        fingerprints.iter().all(|f| f.0 == fingerprints[0].0),
+        "the bytes depend on the number of workers"
+    );
+    ensure!(
+        fingerprints.iter().all(|f| f.1 == fingerprints[0].1),
+        "the manifest depends on the number of workers"
+    );
     Ok(())
 }
 
-/// In a noised block the model may only see what decoding shows it: documents end with their last supervised token, and what
-/// follows is mask tokens.
+/// In a noised block the model may only see what decoding shows it: documents end with their last
+/// supervised token, and what follows is mask tokens.
 #[test]
 fn nothing_but_padding_follows_the_last_label() -> Result<()> {
     let dir = tempfile::tempdir()?;
@@ -57,9 +68,17 @@ fn nothing_but_padding_follows_the_last_label() -> Result<()> {
     for row in data.split(dlm_datasets::Split::Train).iter() {
         let row = row?;
         for d in &row.documents {
-            let (ids, labels) = (&row.input_ids[d.start..d.start + d.length], &row.labels[d.start..d.start + d.length]);
-            let last = labels.iter().rposition(|l| *l != -100).context("a document without a label")?;
-            ensure!(ids[last + 1..].iter().all(|id| *id == mask), "after the last label at {last}: {:?}", &ids[last + 1..]);
+            let (ids, labels) = (
+                &row.input_ids[d.start..d.start + d.length],
+                &row.labels[d.start..d.start + d.length],
+            );
+            let last =
+                labels.iter().rposition(|l| *l != -100).context("a document without a label")?;
+            ensure!(
+                ids[last + 1..].iter().all(|id| *id == mask),
+                "after the last label at {last}: {:?}",
+                &ids[last + 1..]
+            );
             documents += 1;
         }
     }
@@ -95,10 +114,15 @@ fn wrong_calls_end_with_2_and_missing_things_with_an_error_that_names_them() -> 
     let root = repository();
     run("dlm-prep", &root, &["--inptu", "x"])?.expect(2)?;
     run("dlm-prep", &root, &[])?.expect(2)?;
-    let missing = ["--input", "no/such.parquet", "--tokenizer", "datasets/sample/tokenizer", "--out", &out];
+    let missing =
+        ["--input", "no/such.parquet", "--tokenizer", "datasets/sample/tokenizer", "--out", &out];
     let said = run("dlm-prep", &root, &missing)?;
-    ensure!(matches!(said.code, Some(1 | 2)) && said.stderr.contains("no/such.parquet"), "{said:?}");
-    let missing = ["--input", "datasets/sample/train.parquet", "--tokenizer", "no/tokenizer", "--out", &out];
+    ensure!(
+        matches!(said.code, Some(1 | 2)) && said.stderr.contains("no/such.parquet"),
+        "{said:?}"
+    );
+    let missing =
+        ["--input", "datasets/sample/train.parquet", "--tokenizer", "no/tokenizer", "--out", &out];
     let said = run("dlm-prep", &root, &missing)?;
     ensure!(matches!(said.code, Some(1 | 2)) && said.stderr.contains("no/tokenizer"), "{said:?}");
     ensure!(!Path::new(&out).join("manifest.json").exists());
@@ -107,7 +131,9 @@ fn wrong_calls_end_with_2_and_missing_things_with_an_error_that_names_them() -> 
 
 /// Unpacks the shared tokenizers; nothing where they are not here.
 fn tokenizers(into: &Path) -> Result<Option<PathBuf>> {
-    let Some(archive) = shared("assets/tokenizers.tar.xz") else { return Ok(None) };
+    let Some(archive) = shared("assets/tokenizers.tar.xz") else {
+        return Ok(None);
+    };
     let done = capture(Command::new("tar").arg("-xJf").arg(&archive).arg("-C").arg(into));
     match done {
         Ok(done) if done.code == Some(0) => Ok(Some(into.join("tokenizers"))),
@@ -121,8 +147,12 @@ fn tokenizers(into: &Path) -> Result<Option<PathBuf>> {
 #[test]
 fn real_conversations_with_four_tokenizers() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let Some(conversations) = shared("assets/conversations") else { return Ok(()) };
-    let Some(tokenizers) = tokenizers(dir.path())? else { return Ok(()) };
+    let Some(conversations) = shared("assets/conversations") else {
+        return Ok(());
+    };
+    let Some(tokenizers) = tokenizers(dir.path())? else {
+        return Ok(());
+    };
     for name in ["qwen2.5", "fast_dllm_v2_7b", "smollm2", "qwen3"] {
         let (tokenizer, out) = (tokenizers.join(name), dir.path().join(format!("out-{name}")));
         let mut arguments = vec![
@@ -156,12 +186,17 @@ fn real_conversations_with_four_tokenizers() -> Result<()> {
 #[test]
 fn hostile_rows_are_kept_or_dropped_by_name() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let Some(hostile) = shared("assets/hostile") else { return Ok(()) };
-    let Some(tokenizers) = tokenizers(dir.path())? else { return Ok(()) };
+    let Some(hostile) = shared("assets/hostile") else {
+        return Ok(());
+    };
+    let Some(tokenizers) = tokenizers(dir.path())? else {
+        return Ok(());
+    };
     for name in ["qwen2.5", "qwen3"] {
         let (tokenizer, out) = (tokenizers.join(name), dir.path().join(format!("out-{name}")));
         let input = hostile.join("hostile.parquet");
-        let arguments = ["--input", text(&input)?, "--tokenizer", text(&tokenizer)?, "--out", text(&out)?];
+        let arguments =
+            ["--input", text(&input)?, "--tokenizer", text(&tokenizer)?, "--out", text(&out)?];
         run("dlm-prep", &repository(), &arguments)?.ok()?;
         let m = accepted(text(&out)?)?;
         let read = m["counts"]["rows_read"].as_u64();

@@ -1,4 +1,5 @@
-//! dlm-train as a user calls it: a tiny run, kill -9 and resume, exit codes, wrong keys, mismatched data.
+//! dlm-train as a user calls it: a tiny run, kill -9 and resume, exit codes, wrong keys, mismatched
+//! data.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +16,8 @@ fn text(path: &Path) -> Result<String> {
     Ok(path.to_str().context("a path that is no text")?.to_string())
 }
 
-/// Step and loss of every line of metrics.jsonl, the loss as it is written: equal text is equal bits.
+/// Step and loss of every line of metrics.jsonl, the loss as it is written: equal text is equal
+/// bits.
 fn losses(out: &str) -> Result<Vec<(u64, String)>> {
     let metrics = fs::read_to_string(Path::new(out).join("metrics.jsonl"))?;
     let parse = |line: &str| -> Result<(u64, String)> {
@@ -44,7 +46,10 @@ fn interrupted_and_not(conversion: &'static str) -> Result<()> {
     let (whole, broken) = (text(&dir.path().join("whole"))?, text(&dir.path().join("broken"))?);
     let train = |out: &str| -> Result<std::process::Command> {
         let mut command = command("dlm-train", &repository())?;
-        command.args(["--data", &data, "--device", "cpu"]).args(settings(conversion)).arg(format!("output.dir={out}"));
+        command
+            .args(["--data", &data, "--device", "cpu"])
+            .args(settings(conversion))
+            .arg(format!("output.dir={out}"));
         Ok(command)
     };
     dlm_tests::binaries::capture(&mut train(&whole)?)?.ok()?;
@@ -57,7 +62,10 @@ fn interrupted_and_not(conversion: &'static str) -> Result<()> {
         let started = Instant::now();
         while losses(&broken).map_or(0, |l| l.len()) < kill_after {
             ensure!(child.try_wait()?.is_none(), "the run ended before it was killed");
-            ensure!(started.elapsed() < Duration::from_secs(300), "no {kill_after} steps in five minutes");
+            ensure!(
+                started.elapsed() < Duration::from_secs(300),
+                "no {kill_after} steps in five minutes"
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
         child.kill()?;
@@ -67,7 +75,13 @@ fn interrupted_and_not(conversion: &'static str) -> Result<()> {
     ensure!(resumed.stderr.contains("resumed"), "{}", resumed.stderr);
     let found = losses(&broken)?;
     for (expected, found) in expected.iter().zip(&found) {
-        ensure!(expected == found, "after kill -9 and resume: step {} has loss {}, without {}", found.0, found.1, expected.1);
+        ensure!(
+            expected == found,
+            "after kill -9 and resume: step {} has loss {}, without {}",
+            found.0,
+            found.1,
+            expected.1
+        );
     }
     ensure!(found.len() == expected.len());
     let file = |out: &str| fs::read(Path::new(out).join("model.safetensors"));
@@ -92,27 +106,60 @@ fn kill_and_resume_is_exact_for_sft() -> Result<()> {
 #[test]
 fn a_tiny_run_exports_a_folder_that_generates() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let data = samples::pack(dir.path(), "data", &["--max-rows", "300", "--seq-len", "128", "--bd-size", "16"])?;
+    let data = samples::pack(
+        dir.path(),
+        "data",
+        &["--max-rows", "300", "--seq-len", "128", "--bd-size", "16"],
+    )?;
     let out = text(&dir.path().join("model"))?;
-    let trained = samples::train(&data, &out, &["conversion.objective=block_diffusion", "conversion.total_tokens=3000"])?.ok()?;
-    // the saving layout runs the decoder on at most 60 % of the tokens of the published form, on the sample as it is packed
-    let (before, _) = trained.stderr.split_once(" % of the 4L form's tokens").context("no share of the 4L form in the last line")?;
+    let trained = samples::train(
+        &data,
+        &out,
+        &["conversion.objective=block_diffusion", "conversion.total_tokens=3000"],
+    )?
+    .ok()?;
+    // the saving layout runs the decoder on at most 60 % of the tokens of the published form, on
+    // the sample as it is packed
+    let (before, _) = trained
+        .stderr
+        .split_once(" % of the 4L form's tokens")
+        .context("no share of the 4L form in the last line")?;
     let share: f64 = before.rsplit(' ').next().context("a number")?.parse()?;
     println!("{share} % of the 4L form's tokens");
     ensure!(share > 0.0 && share <= 60.0, "{share} % of the 4L form's tokens were processed");
-    for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "dlm_config.json"]
-    {
+    for name in [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "dlm_config.json",
+    ] {
         ensure!(Path::new(&out).join(name).is_file(), "no {name} in the export");
     }
-    let config: Value = serde_json::from_str(&fs::read_to_string(Path::new(&out).join("dlm_config.json"))?)?;
+    let config: Value =
+        serde_json::from_str(&fs::read_to_string(Path::new(&out).join("dlm_config.json"))?)?;
     ensure!(config["bd_size"] == 16 && config["training_method"] == "fast-dllm-v2-sft", "{config}");
     for mode in ["block", "ar"] {
-        let arguments =
-            ["generate", "--model", &out, "--prompt", "Write as JSON:\nitem=lamp", "--mode", mode, "--max-new-tokens", "32", "--json"];
+        let arguments = [
+            "generate",
+            "--model",
+            &out,
+            "--prompt",
+            "Write as JSON:\nitem=lamp",
+            "--mode",
+            mode,
+            "--max-new-tokens",
+            "32",
+            "--json",
+        ];
         let answer = run("dlm-train", &repository(), &arguments)?.ok()?.json()?;
         ensure!(answer["mode"] == mode && answer["passes"]["total"].as_u64() > Some(0), "{answer}");
         let mask = &config["mask_token_id"];
-        ensure!(!answer["completion_ids"].as_array().context("ids")?.contains(mask), "the mask token was generated: {answer}");
+        ensure!(
+            !answer["completion_ids"].as_array().context("ids")?.contains(mask),
+            "the mask token was generated: {answer}"
+        );
     }
     Ok(())
 }
@@ -129,14 +176,23 @@ fn wrong_calls_end_with_2_and_say_what_is_meant() -> Result<()> {
     let value = samples::train(&data, &out, &["train.batch_rows=many"])?.expect(2)?;
     ensure!(value.stderr.contains("train.batch_rows"), "{}", value.stderr);
     let block = samples::train(&data, &out, &["conversion.bd_size=16"])?;
-    ensure!(matches!(block.code, Some(1 | 2)) && block.stderr.contains("16") && block.stderr.contains("32"), "{block:?}");
+    ensure!(
+        matches!(block.code, Some(1 | 2))
+            && block.stderr.contains("16")
+            && block.stderr.contains("32"),
+        "{block:?}"
+    );
     let missing = samples::train("no/such/data", &out, &[])?;
-    ensure!(matches!(missing.code, Some(1 | 2)) && missing.stderr.contains("no/such/data"), "{missing:?}");
+    ensure!(
+        matches!(missing.code, Some(1 | 2)) && missing.stderr.contains("no/such/data"),
+        "{missing:?}"
+    );
     ensure!(!Path::new(&out).join("dlm_config.json").exists(), "an export after refused calls");
     Ok(())
 }
 
-/// A model whose vocabulary is too small for the data, and data of another tokenizer, are told before training.
+/// A model whose vocabulary is too small for the data, and data of another tokenizer, are told
+/// before training.
 #[test]
 fn a_tokenizer_that_does_not_fit_is_refused() -> Result<()> {
     let dir = tempfile::tempdir()?;
@@ -162,8 +218,16 @@ fn a_tokenizer_that_does_not_fit_is_refused() -> Result<()> {
     fs::write(&path, tokenizer.to_string())?;
     let source = format!("source.path={}", text(&other)?);
     let out = text(&dir.path().join("second"))?;
-    let refused = samples::train(&data, &out, &["source.init=pretrained", &source, "train.max_steps=1", "train.batch_rows=2"])?;
-    ensure!(matches!(refused.code, Some(1 | 2)), "trained with a tokenizer that is not the data's: {}", refused.stderr);
+    let refused = samples::train(
+        &data,
+        &out,
+        &["source.init=pretrained", &source, "train.max_steps=1", "train.batch_rows=2"],
+    )?;
+    ensure!(
+        matches!(refused.code, Some(1 | 2)),
+        "trained with a tokenizer that is not the data's: {}",
+        refused.stderr
+    );
     Ok(())
 }
 
@@ -173,7 +237,8 @@ fn cuda_says_what_is_missing() -> Result<()> {
     let data = samples::pack(dir.path(), "data", &["--max-rows", "50", "--seq-len", "128"])?;
     let out = text(&dir.path().join("model"))?;
     let output = format!("output.dir={out}");
-    let arguments = ["--data", &data, "--device", "cuda:7", "model=sample", "conversion=sample_ar", &output];
+    let arguments =
+        ["--data", &data, "--device", "cuda:7", "model=sample", "conversion=sample_ar", &output];
     let said = run("dlm-train", &repository(), &arguments)?;
     ensure!(matches!(said.code, Some(1 | 2)) && said.stderr.contains("cuda"), "{said:?}");
     ensure!(said.stderr.trim().lines().count() <= 3, "more than a line or two: {}", said.stderr);

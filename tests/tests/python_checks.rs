@@ -1,4 +1,5 @@
-//! The checks under tests/python: packed files in pyarrow and polars, ids and labels against an independent computation, an exported folder in transformers.
+//! The checks under tests/python: packed files in pyarrow and polars, ids and labels against an
+//! independent computation, an exported folder in transformers.
 
 use std::process::Command;
 
@@ -16,7 +17,9 @@ fn script(python: &std::path::Path, name: &str, arguments: &[&str]) -> Result<dl
 
 #[test]
 fn packed_files_open_without_copying_in_pyarrow_and_polars() -> Result<()> {
-    let Some(python) = python::with(&["numpy", "polars", "pyarrow"]) else { return Ok(()) };
+    let Some(python) = python::with(&["numpy", "polars", "pyarrow"]) else {
+        return Ok(());
+    };
     let dir = tempfile::tempdir()?;
     let data = samples::pack(dir.path(), "data", &["--seq-len", "512", "--eval-fraction", "0.05"])?;
     let totals = script(&python, "check_packed.py", &[&data])?.ok()?.json()?;
@@ -34,21 +37,50 @@ fn packed_files_open_without_copying_in_pyarrow_and_polars() -> Result<()> {
 
 #[test]
 fn an_export_loads_in_transformers_with_the_same_logits() -> Result<()> {
-    let Some(python) = python::with(&["torch", "transformers", "safetensors", "jinja2"]) else { return Ok(()) };
+    let Some(python) = python::with(&["torch", "transformers", "safetensors", "jinja2"]) else {
+        return Ok(());
+    };
     let dir = tempfile::tempdir()?;
     let data = samples::pack(dir.path(), "data", &["--max-rows", "200", "--seq-len", "128"])?;
     for (dtype, tolerance) in [("fp32", "1e-3"), ("bf16", "1e-3")] {
         let out = dir.path().join(format!("model-{dtype}"));
         let out = out.to_str().context("path")?;
-        samples::train(&data, out, &["conversion.total_tokens=4000", "train.batch_rows=4", &format!("export.dtype={dtype}")])?.ok()?;
+        samples::train(
+            &data,
+            out,
+            &[
+                "conversion.total_tokens=4000",
+                "train.batch_rows=4",
+                &format!("export.dtype={dtype}"),
+            ],
+        )?
+        .ok()?;
         let case = dir.path().join(format!("case-{dtype}.safetensors"));
         let case = case.to_str().context("path")?;
         let said = script(&python, "check_export.py", &[out, case])?.ok()?.json()?;
         let stored = said["stored_dtype"].as_str().unwrap_or("");
-        ensure!(stored == if dtype == "fp32" { "torch.float32" } else { "torch.bfloat16" }, "{said}");
-        ensure!(said["logits_spread"].as_f64().unwrap_or(0.0) > 0.05, "logits too flat to show anything: {said}");
-        let parity =
-            ["parity", "--device", "cpu", "--json", "--model", out, "--case", case, "--tol-logits", tolerance, "--tol-loss", "1e-4"];
+        ensure!(
+            stored == if dtype == "fp32" { "torch.float32" } else { "torch.bfloat16" },
+            "{said}"
+        );
+        ensure!(
+            said["logits_spread"].as_f64().unwrap_or(0.0) > 0.05,
+            "logits too flat to show anything: {said}"
+        );
+        let parity = [
+            "parity",
+            "--device",
+            "cpu",
+            "--json",
+            "--model",
+            out,
+            "--case",
+            case,
+            "--tol-logits",
+            tolerance,
+            "--tol-loss",
+            "1e-4",
+        ];
         let report = run("dlm-train", &repository(), &parity)?.ok()?.json()?;
         ensure!(report["ok"] == true, "{report}");
         // the prompt that generate encodes is the one transformers encodes
@@ -56,24 +88,54 @@ fn an_export_loads_in_transformers_with_the_same_logits() -> Result<()> {
         let generated = run(
             "dlm-train",
             &repository(),
-            &["generate", "--model", out, "--prompt", text, "--mode", "ar", "--max-new-tokens", "2", "--json"],
+            &[
+                "generate",
+                "--model",
+                out,
+                "--prompt",
+                text,
+                "--mode",
+                "ar",
+                "--max-new-tokens",
+                "2",
+                "--json",
+            ],
         )?;
-        ensure!(generated.ok()?.json()?["prompt_ids"] == said["prompt_ids"], "transformers encodes the prompt as {}", said["prompt_ids"]);
+        ensure!(
+            generated.ok()?.json()?["prompt_ids"] == said["prompt_ids"],
+            "transformers encodes the prompt as {}",
+            said["prompt_ids"]
+        );
     }
     Ok(())
 }
 
-/// Ids and labels of 7,500 conversations for each of four tokenizers, computed by jinja2 and the stable tokenizers package.
+/// Ids and labels of 7,500 conversations for each of four tokenizers, computed by jinja2 and the
+/// stable tokenizers package.
 #[test]
 fn ids_and_labels_equal_an_independent_computation() -> Result<()> {
-    let Some(shared) = dlm_tests::shared("assets/conversations") else { return Ok(()) };
-    let Some(python) = python::with(&["jinja2", "pyarrow", "tokenizers"]) else { return Ok(()) };
-    let shared = shared.parent().and_then(|p| p.parent()).and_then(|p| p.to_str()).context("path")?;
+    let Some(shared) = dlm_tests::shared("assets/conversations") else {
+        return Ok(());
+    };
+    let Some(python) = python::with(&["jinja2", "pyarrow", "tokenizers"]) else {
+        return Ok(());
+    };
+    let shared =
+        shared.parent().and_then(|p| p.parent()).and_then(|p| p.to_str()).context("path")?;
     let prep = dlm_tests::build()?.join(format!("dlm-prep{}", std::env::consts::EXE_SUFFIX));
-    let check = script(&python, "check_prep_parity.py", &["--bin", prep.to_str().context("path")?, "--shared", shared])?;
+    let check = script(
+        &python,
+        "check_prep_parity.py",
+        &["--bin", prep.to_str().context("path")?, "--shared", shared],
+    )?;
     let said = check.ok()?.stdout;
-    let count = |line: &str| line.split("conversations, ").nth(1)?.split(' ').next()?.parse::<u64>().ok();
-    let equal: Vec<u64> = said.lines().filter(|l| l.contains("0 missing, 0 extra: equal")).filter_map(count).collect();
+    let count =
+        |line: &str| line.split("conversations, ").nth(1)?.split(' ').next()?.parse::<u64>().ok();
+    let equal: Vec<u64> = said
+        .lines()
+        .filter(|l| l.contains("0 missing, 0 extra: equal"))
+        .filter_map(count)
+        .collect();
     ensure!(equal.len() == 4 && equal.iter().all(|&n| n >= 5000), "{said}");
     Ok(())
 }

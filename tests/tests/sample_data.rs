@@ -1,4 +1,5 @@
-//! The shipped sample is what the generator writes, fits its tokenizer, and keeps its held-out records out of training.
+//! The shipped sample is what the generator writes, fits its tokenizer, and keeps its held-out
+//! records out of training.
 
 use std::collections::HashSet;
 use std::fs;
@@ -10,7 +11,9 @@ use dlm_tests::sample::{files, text};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 
 fn rows(path: &Path) -> Result<Vec<String>> {
-    let reader = SerializedFileReader::new(fs::File::open(path).with_context(|| path.display().to_string())?)?;
+    let reader = SerializedFileReader::new(
+        fs::File::open(path).with_context(|| path.display().to_string())?,
+    )?;
     let rows = reader.get_row_iter(None)?.map(|row| Ok(row?.to_string()));
     rows.collect()
 }
@@ -21,14 +24,29 @@ fn the_generator_reproduces_the_shipped_files() -> Result<()> {
     let written = files::write(dir.path())?;
     ensure!(written.train >= 2000 && (100..=200).contains(&written.held_out));
     let shipped = repository().join("datasets/sample");
-    for name in ["heldout.jsonl", "README.md", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"] {
+    for name in [
+        "heldout.jsonl",
+        "README.md",
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
+    ] {
         let (old, new) = (fs::read(shipped.join(name))?, fs::read(dir.path().join(name))?);
-        ensure!(old == new, "{name} is not what the generator writes; run `cargo run --release -p dlm-tests --bin make-sample`");
+        ensure!(
+            old == new,
+            "{name} is not what the generator writes; run `cargo run --release -p dlm-tests --bin make-sample`"
+        );
     }
     // by rows: another release of the compression library may write other bytes for the same table
-    ensure!(rows(&shipped.join("train.parquet"))? == rows(&dir.path().join("train.parquet"))?, "train.parquet differs");
+    ensure!(
+        rows(&shipped.join("train.parquet"))? == rows(&dir.path().join("train.parquet"))?,
+        "train.parquet differs"
+    );
     let size = |name: &str| fs::metadata(shipped.join(name)).map(|m| m.len());
-    ensure!(size("train.parquet")? + size("heldout.jsonl")? + size("tokenizer/tokenizer.json")? < 3 << 20, "the sample is over 3 MB");
+    ensure!(
+        size("train.parquet")? + size("heldout.jsonl")? + size("tokenizer/tokenizer.json")?
+            < 3 << 20,
+        "the sample is over 3 MB"
+    );
     Ok(())
 }
 
@@ -37,12 +55,18 @@ fn another_seed_gives_other_rows_and_held_out_records_stay_out() -> Result<()> {
     let (train, held_out) = text::conversations(42, 3000, 100);
     let (other, _) = text::conversations(43, 3000, 100);
     ensure!(train != other);
-    let key = |c: &text::Conversation| c.input.iter().map(|t| t.content.clone()).collect::<Vec<_>>().join("\n");
+    let key = |c: &text::Conversation| {
+        c.input.iter().map(|t| t.content.clone()).collect::<Vec<_>>().join("\n")
+    };
     let seen: HashSet<String> = train.iter().map(key).collect();
-    ensure!(held_out.iter().all(|c| !seen.contains(&key(c))), "a held-out prompt is in the training rows");
+    ensure!(
+        held_out.iter().all(|c| !seen.contains(&key(c))),
+        "a held-out prompt is in the training rows"
+    );
     // the pair of leading values, as the JSON has it, is in no training row
     let pair = |json: &str| json.split(',').take(2).collect::<Vec<_>>().join(",");
-    let pairs: HashSet<String> = train.iter().filter(|c| c.task == "to-json").map(|c| pair(&c.output)).collect();
+    let pairs: HashSet<String> =
+        train.iter().filter(|c| c.task == "to-json").map(|c| pair(&c.output)).collect();
     ensure!(pairs.len() > 300);
     ensure!(
         held_out.iter().filter(|c| c.task == "to-json").all(|c| !pairs.contains(&pair(&c.output))),

@@ -1,4 +1,5 @@
-//! The one error type of the trainer: every variant says what was found, where, what was expected and what to do.
+//! The one error type of the trainer: every variant says what was found, where, what was expected
+//! and what to do.
 
 use std::path::{Path, PathBuf};
 

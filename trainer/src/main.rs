@@ -3,22 +3,25 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use dlm_train::{Result, commands};
+use dlm_train::{Result, cli};
 
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 unsafe extern "C" {
-    /// mimalloc's own: the value of an option unless its environment variable sets it. The option's number is its place in `mi_option_t`.
+    /// mimalloc's own: the value of an option unless its environment variable sets it. The option's
+    /// number is its place in `mi_option_t`.
     fn mi_option_set_default(option: std::ffi::c_int, value: std::ffi::c_long);
 }
 
-/// Freed memory is kept for ten seconds instead of ten milliseconds: every step allocates what the step before has freed, and the
-/// system clears each page it takes back and gives again (7 steps of 4.5 M parameters: 33,667 page faults and 1.04 s of system
-/// time before, 655 and 0.22 s so). `MIMALLOC_PURGE_DELAY` wins.
+/// Freed memory is kept for ten seconds instead of ten milliseconds: every step allocates what the
+/// step before has freed, and the system clears each page it takes back and gives again (7 steps of
+/// 4.5 M parameters: 33,667 page faults and 1.04 s of system time before, 655 and 0.22 s so).
+/// `MIMALLOC_PURGE_DELAY` wins.
 fn keep_freed_memory() {
     const PURGE_DELAY: std::ffi::c_int = 15;
-    // SAFETY: mimalloc is linked as the global allocator; the call writes one of its settings, before other threads exist.
+    // SAFETY: mimalloc is linked as the global allocator; the call writes one of its settings,
+    // before other threads exist.
     unsafe { mi_option_set_default(PURGE_DELAY, 10_000) };
 }
 
@@ -32,7 +35,7 @@ fn keep_freed_memory() {
 )]
 struct Cli {
     #[command(flatten)]
-    train: commands::train::TrainArgs,
+    train: cli::train::TrainArgs,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -40,20 +43,20 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Complete prompts, in diffusion blocks or one token at a time.
-    Generate(commands::generate::GenerateArgs),
+    Generate(cli::generate::GenerateArgs),
     /// Mean loss of a model folder on a packed dataset.
-    Eval(commands::eval::EvalArgs),
+    Eval(cli::eval::EvalArgs),
     /// Write a Hugging Face folder from a run's checkpoint.
-    Export(commands::export::ExportArgs),
+    Export(cli::export::ExportArgs),
     /// Hold this implementation against reference tensors.
-    Parity(commands::parity::ParityArgs),
+    Parity(cli::parity::ParityArgs),
     /// Draw a run's metrics as one HTML file.
-    Plot(commands::plot::PlotArgs),
+    Plot(dlm_train::report::plot::PlotArgs),
     /// Measure throughput.
     Bench {
         /// What to measure.
         #[command(subcommand)]
-        what: commands::bench::BenchCommand,
+        what: cli::bench::BenchCommand,
     },
 }
 
@@ -61,13 +64,13 @@ fn main() -> ExitCode {
     keep_freed_memory();
     let cli = Cli::parse();
     let result: Result<bool> = match &cli.command {
-        None => commands::train::run(&cli.train),
-        Some(Command::Generate(args)) => commands::generate::run(args),
-        Some(Command::Eval(args)) => commands::eval::run(args),
-        Some(Command::Export(args)) => commands::export::run(args),
-        Some(Command::Parity(args)) => commands::parity::run(args),
-        Some(Command::Plot(args)) => commands::plot::run(args),
-        Some(Command::Bench { what }) => commands::bench::run(what),
+        None => cli::train::run(&cli.train),
+        Some(Command::Generate(args)) => cli::generate::run(args),
+        Some(Command::Eval(args)) => cli::eval::run(args),
+        Some(Command::Export(args)) => cli::export::run(args),
+        Some(Command::Parity(args)) => cli::parity::run(args),
+        Some(Command::Plot(args)) => dlm_train::report::plot::run(args),
+        Some(Command::Bench { what }) => cli::bench::run(what),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -1,16 +1,19 @@
-//! Decoding held against the reference's own decodes: the same tokens from the same number of passes of each kind.
+//! Decoding held against the reference's own decodes: the same tokens from the same number of
+//! passes of each kind.
 //!
-//! In: `decode_*.json` and the tiny models of ../shared/fixtures (or `$DLM_SHARED/fixtures`); skipped, loudly, without them.
+//! In: `decode_*.json` and the tiny models of ../shared/fixtures (or `$DLM_SHARED/fixtures`);
+//! skipped, loudly, without them.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
 use burn::tensor::DType;
+use dlm_train::decode::cached::{Compute, KvCache, Order, Pass, Span};
 use dlm_train::decode::{ArOptions, BlockOptions, Engine};
-use dlm_train::model::cached::{Compute, KvCache, Order, Pass, Span};
+use dlm_train::kernels::ops;
 use dlm_train::model::config::Quantization;
-use dlm_train::model::{Decoder, ModelConfig, ParamKind, Params, ops, weights};
+use dlm_train::model::{Decoder, ModelConfig, ParamKind, Params, load};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -71,8 +74,13 @@ fn fixtures() -> Option<PathBuf> {
     let dir = shared.join("fixtures");
     if !dir.is_dir() {
         drop(
-            std::io::stderr()
-                .write_all(format!("SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/\n", dir.display()).as_bytes()),
+            std::io::stderr().write_all(
+                format!(
+                    "SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/\n",
+                    dir.display()
+                )
+                .as_bytes(),
+            ),
         );
         return None;
     }
@@ -83,8 +91,8 @@ fn engine(dir: &Path) -> Engine {
     let device = Device::flex();
     let mut cfg = ModelConfig::read(dir).unwrap();
     let params = Params::new(&cfg);
-    let host = weights::read_host(dir, &mut cfg, &params).unwrap();
-    let weights = weights::upload(host, &params, &device);
+    let host = load::read_host(dir, &mut cfg, &params).unwrap();
+    let weights = load::upload(host, &params, &device);
     Engine::new(Decoder::new(cfg), weights, device, DType::F32).unwrap()
 }
 
@@ -115,14 +123,33 @@ fn check(model: &str) {
 fn compare(model: &str, mut engine: Engine, file: &File) {
     let mut wrong = Vec::new();
     for (i, case) in file.cases.iter().enumerate() {
-        let done = engine.block(std::slice::from_ref(&case.prompt), &options(case, file.mask_id)).unwrap().remove(0);
+        let done = engine
+            .block(std::slice::from_ref(&case.prompt), &options(case, file.mask_id))
+            .unwrap()
+            .remove(0);
         let p = done.passes;
-        let counts = Counts { prefill: p.prefill, block: p.block, small: p.small, commit: p.commit, total: p.total() };
+        let counts = Counts {
+            prefill: p.prefill,
+            block: p.block,
+            small: p.small,
+            commit: p.commit,
+            total: p.total(),
+        };
         if done.ids != case.expected || counts != case.passes {
-            wrong.push(format!("case {i}: {counts:?} for {:?}, tokens {}", case.passes, done.ids == case.expected));
+            wrong.push(format!(
+                "case {i}: {counts:?} for {:?}, tokens {}",
+                case.passes,
+                done.ids == case.expected
+            ));
         }
     }
-    assert!(wrong.is_empty(), "{model}: {} of {} differ\n{}", wrong.len(), file.cases.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{model}: {} of {} differ\n{}",
+        wrong.len(),
+        file.cases.len(),
+        wrong.join("\n")
+    );
 }
 
 #[test]
@@ -150,7 +177,8 @@ fn bitnet_tiny() {
     check("bitnet_tiny");
 }
 
-/// Rows of different lengths together: what each row gives alone, in no more passes than the reference's batch.
+/// Rows of different lengths together: what each row gives alone, in no more passes than the
+/// reference's batch.
 #[test]
 fn batches() {
     let Some(dir) = fixtures() else { return };
@@ -177,12 +205,24 @@ fn check_batches(dir: &Path, mut engine: Engine) {
         let longer = engine.block(&prompts, &longer).unwrap();
         for (row, ((done, longer), want)) in done.iter().zip(&longer).zip(&case.rows).enumerate() {
             for reference in [&want.expected, &want.expected_single] {
-                assert!(longer.ids.starts_with(reference), "case {i} row {row}: {:?}, expected {reference:?}", longer.ids);
+                assert!(
+                    longer.ids.starts_with(reference),
+                    "case {i} row {row}: {:?}, expected {reference:?}",
+                    longer.ids
+                );
             }
             assert!(longer.ids.starts_with(&done.ids), "case {i} row {row}");
             let ends = options.block_size * (want.prompt.len() / options.block_size + 2) + 1;
-            assert!(done.ids.len() == ends || done.stopped, "case {i} row {row}: {} tokens", done.ids.len());
-            assert!(done.passes.total() <= case.batch_forward_passes, "case {i} row {row}: {:?}", done.passes);
+            assert!(
+                done.ids.len() == ends || done.stopped,
+                "case {i} row {row}: {} tokens",
+                done.ids.len()
+            );
+            assert!(
+                done.passes.total() <= case.batch_forward_passes,
+                "case {i} row {row}: {:?}",
+                done.passes
+            );
         }
     }
 }
@@ -193,7 +233,12 @@ fn sub_block_cache_in_a_batch() {
     let Some(dir) = fixtures() else { return };
     let file: File = read(dir.join("decode_qwen2_peaky.json"));
     let mut engine = engine(&dir.join("qwen2_peaky"));
-    let cached = |case: &&Case| case.use_block_cache && case.small_block_size == 8 && case.threshold == 0.9 && case.stop_token.is_none();
+    let cached = |case: &&Case| {
+        case.use_block_cache
+            && case.small_block_size == 8
+            && case.threshold == 0.9
+            && case.stop_token.is_none()
+    };
     let cases: Vec<&Case> = file.cases.iter().filter(cached).collect();
     let prompts: Vec<_> = cases.iter().map(|case| case.prompt.clone()).collect();
     let done = engine.block(&prompts, &options(cases[0], file.mask_id)).unwrap();
@@ -203,14 +248,21 @@ fn sub_block_cache_in_a_batch() {
     }
 }
 
-/// One token a pass behind the cache equals running the whole sequence anew for every token, in a ragged batch too.
+/// One token a pass behind the cache equals running the whole sequence anew for every token, in a
+/// ragged batch too.
 #[test]
 fn autoregressive_equals_full_passes() {
     let Some(dir) = fixtures() else { return };
     for model in ["qwen2_peaky", "llama_tiny", "qwen3_tiny", "bitnet_tiny"] {
         let mut engine = engine(&dir.join(model));
-        let prompts: Vec<Vec<i64>> = [3usize, 40, 17].map(|len| (0..len as i64).map(|i| (i * 37 + 11) % 300).collect()).to_vec();
-        let step = |stop_ids: Vec<i64>, max_new_tokens| ArOptions { max_new_tokens, stop_ids, mask_id: Some(319) };
+        let prompts: Vec<Vec<i64>> = [3usize, 40, 17]
+            .map(|len| (0..len as i64).map(|i| (i * 37 + 11) % 300).collect())
+            .to_vec();
+        let step = |stop_ids: Vec<i64>, max_new_tokens| ArOptions {
+            max_new_tokens,
+            stop_ids,
+            mask_id: Some(319),
+        };
         let done = engine.autoregressive(&prompts, &step(vec![], 70)).unwrap();
         for (prompt, done) in prompts.iter().zip(&done) {
             let mut ids = prompt.clone();
@@ -220,37 +272,55 @@ fn autoregressive_equals_full_passes() {
             assert_eq!(done.ids, ids, "{model}, prompt of {}", prompt.len());
             assert_eq!((done.passes.prefill, done.passes.block), (1, 69));
             let stop = done.generated()[40];
-            let cut = engine.autoregressive(std::slice::from_ref(prompt), &step(vec![stop], 70)).unwrap().remove(0);
+            let cut = engine
+                .autoregressive(std::slice::from_ref(prompt), &step(vec![stop], 70))
+                .unwrap()
+                .remove(0);
             let first = done.generated().iter().position(|id| *id == stop).unwrap();
             assert_eq!((cut.generated(), cut.stopped), (&done.generated()[..=first], true));
         }
     }
 }
 
-/// Making BitNet's matrices ternary once, before decoding, gives what quantising them in each pass gives.
+/// Making BitNet's matrices ternary once, before decoding, gives what quantising them in each pass
+/// gives.
 #[test]
 fn ternary_weights_once() {
     let Some(dir) = fixtures() else { return };
     let device = Device::flex();
     let mut cfg = ModelConfig::read(&dir.join("bitnet_tiny")).unwrap();
     let params = Params::new(&cfg);
-    let host = weights::read_host(&dir.join("bitnet_tiny"), &mut cfg, &params).unwrap();
+    let host = load::read_host(&dir.join("bitnet_tiny"), &mut cfg, &params).unwrap();
     cfg.quantization = Some(Quantization::Online);
     let run = |ternary_weights: bool| {
         let mut decoder = Decoder::new(cfg.clone());
-        let mut weights = weights::upload(host.clone(), &params, &device);
+        let mut weights = load::upload(host.clone(), &params, &device);
         if ternary_weights {
             decoder.ternary_weights = true;
-            for (spec, tensor) in params.specs.iter().zip(&mut weights.0).filter(|(spec, _)| spec.kind == ParamKind::Matrix) {
+            for (spec, tensor) in params
+                .specs
+                .iter()
+                .zip(&mut weights.0)
+                .filter(|(spec, _)| spec.kind == ParamKind::Matrix)
+            {
                 assert_eq!(spec.shape.len(), 2);
                 *tensor = ops::ternary_weight(tensor.clone());
             }
         }
-        let ids = Tensor::<1, Int>::from_data(TensorData::new((5..45i64).collect::<Vec<_>>(), [40]), &device);
+        let ids = Tensor::<1, Int>::from_data(
+            TensorData::new((5..45i64).collect::<Vec<_>>(), [40]),
+            &device,
+        );
         let mut cache = KvCache::new(1, 40, 40);
         let spans = vec![Span { row: 0, start: 0, visible: 40 }];
-        let pass =
-            Pass::new(&decoder, spans, 40, Order::Full, &cache, &Compute { dtype: DType::F32, device: device.clone(), by_tiles: true });
+        let pass = Pass::new(
+            &decoder,
+            spans,
+            40,
+            Order::Full,
+            &cache,
+            &Compute { dtype: DType::F32, device: device.clone(), by_tiles: true },
+        );
         let hidden = decoder.forward_cached(&weights, ids, &pass, &mut cache);
         decoder.logits(&weights, hidden).into_data().try_into_vec::<f32>().unwrap()
     };
@@ -270,14 +340,25 @@ fn refusals() {
         stop_ids: vec![],
         sub_block_cache: false,
     };
-    let mut refused = |prompt: Vec<i64>, options: &BlockOptions| engine.block(&[prompt], options).unwrap_err().to_string();
+    let mut refused = |prompt: Vec<i64>, options: &BlockOptions| {
+        engine.block(&[prompt], options).unwrap_err().to_string()
+    };
     assert!(refused(vec![], &good).contains("no tokens"));
     assert!(refused(vec![1, 320], &good).contains("token 1 is id 320"));
     assert!(refused(vec![-1], &good).contains("id -1"));
     assert!(refused(vec![1, 2, 319], &good).contains("mask token"));
-    assert!(refused(vec![1], &BlockOptions { mask_id: 320, ..good.clone() }).contains("mask token id is 320"));
-    assert!(refused(vec![1], &BlockOptions { sub_block_size: 7, ..good.clone() }).contains("do not divide"));
-    assert!(refused(vec![1], &BlockOptions { sub_block_size: 0, ..good.clone() }).contains("do not divide"));
+    assert!(
+        refused(vec![1], &BlockOptions { mask_id: 320, ..good.clone() })
+            .contains("mask token id is 320")
+    );
+    assert!(
+        refused(vec![1], &BlockOptions { sub_block_size: 7, ..good.clone() })
+            .contains("do not divide")
+    );
+    assert!(
+        refused(vec![1], &BlockOptions { sub_block_size: 0, ..good.clone() })
+            .contains("do not divide")
+    );
 }
 
 /// A limit that is no multiple of the block size is kept to the token.

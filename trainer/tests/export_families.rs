@@ -1,4 +1,5 @@
-//! Every family: trained for three steps by the real binary, exported, read by us, by a next run, and by transformers.
+//! Every family: trained for three steps by the real binary, exported, read by us, by a next run,
+//! and by transformers.
 
 mod families;
 
@@ -24,7 +25,8 @@ fn runs(dir: &Path) -> Vec<Run> {
         let config = dir.join(format!("{arch}.json"));
         std::fs::write(&config, families::own_config(arch).to_string()).unwrap();
         let more = if arch == "BitNet" { vec!["conversion.bitlinear=on"] } else { vec![] };
-        let source = vec!["source.init=random".to_string(), format!("source.config={}", config.display())];
+        let source =
+            vec!["source.init=random".to_string(), format!("source.config={}", config.display())];
         runs.push(Run { name: format!("random {arch}"), source, more });
     }
     let packed = Run {
@@ -32,10 +34,15 @@ fn runs(dir: &Path) -> Vec<Run> {
         source: runs[3].source.clone(),
         more: vec!["conversion.bitlinear=on", "export.format=packed-ternary"],
     };
-    let biased = Run { name: "random Qwen2, packed".into(), source: runs[1].source.clone(), more: packed.more.clone() };
+    let biased = Run {
+        name: "random Qwen2, packed".into(),
+        source: runs[1].source.clone(),
+        more: packed.more.clone(),
+    };
     runs.extend([packed, biased]);
     if let Some(fixtures) = families::fixtures() {
-        for model in ["llama_tiny", "qwen2_tiny", "qwen3_tiny", "bitnet_tiny", "bitnet_tiny_packed"] {
+        for model in ["llama_tiny", "qwen2_tiny", "qwen3_tiny", "bitnet_tiny", "bitnet_tiny_packed"]
+        {
             let source = vec![format!("source.path={}", fixtures.join(model).display())];
             runs.push(Run { name: model.into(), source, more: vec![] });
         }
@@ -44,11 +51,13 @@ fn runs(dir: &Path) -> Vec<Run> {
 }
 
 fn train(data: &Path, out: &Path, run: &Run) {
-    let more: Vec<&str> = run.source.iter().map(String::as_str).chain(run.more.iter().copied()).collect();
+    let more: Vec<&str> =
+        run.source.iter().map(String::as_str).chain(run.more.iter().copied()).collect();
     families::train(data, out, &more).ok();
 }
 
-/// config.json, dlm_config.json, generation_config.json, tokenizer and tensors of an exported folder.
+/// config.json, dlm_config.json, generation_config.json, tokenizer and tensors of an exported
+/// folder.
 fn check_folder(out: &Path, data: &Path, run: &Run) {
     let name = &run.name;
     let config = families::read_json(&out.join("config.json"));
@@ -61,12 +70,16 @@ fn check_folder(out: &Path, data: &Path, run: &Run) {
     assert_eq!(config["vocab_size"], VOCAB, "{name}: the table had room for the mask token");
     // everything the source said and we had no reason to change
     for (key, value) in source.as_object().unwrap() {
-        let ours = ["torch_dtype", "dtype", "eos_token_id", "pad_token_id", "quantization_config"].contains(&key.as_str());
+        let ours = ["torch_dtype", "dtype", "eos_token_id", "pad_token_id", "quantization_config"]
+            .contains(&key.as_str());
         assert!(ours || config[key] == *value, "{name}: {key} was {value}, is {}", config[key]);
     }
     let dtype = config.get("dtype").or(config.get("torch_dtype"));
     assert_eq!(dtype, Some(&json!("float32")), "{name}");
-    assert!(config.get("dtype").is_none() || config.get("torch_dtype").is_none(), "{name}: both dialects at once");
+    assert!(
+        config.get("dtype").is_none() || config.get("torch_dtype").is_none(),
+        "{name}: both dialects at once"
+    );
 
     let dlm = families::read_json(&out.join("dlm_config.json"));
     for (key, expected) in [
@@ -85,7 +98,11 @@ fn check_folder(out: &Path, data: &Path, run: &Run) {
     let given = run.source[0].strip_prefix("source.path=").unwrap_or("random");
     assert_eq!(dlm["source_checkpoint"], given, "{name}");
     for key in ["training_loss", "eval_loss"] {
-        assert!(dlm[key].as_f64().is_some_and(|l| l > 1.0 && l < 30.0), "{name}: {key} is {}", dlm[key]);
+        assert!(
+            dlm[key].as_f64().is_some_and(|l| l > 1.0 && l < 30.0),
+            "{name}: {key} is {}",
+            dlm[key]
+        );
     }
     assert!(dlm["data_fingerprint"].as_str().is_some_and(|f| f.len() >= 32), "{name}: {dlm}");
 
@@ -93,7 +110,10 @@ fn check_folder(out: &Path, data: &Path, run: &Run) {
     assert_eq!(generation["eos_token_id"], EOS, "{name}");
     assert_eq!(generation["pad_token_id"], 0, "{name}");
     for file in ["tokenizer.json", "tokenizer_config.json"] {
-        let (ours, theirs) = (std::fs::read(out.join(file)).unwrap(), std::fs::read(data.join("tokenizer").join(file)).unwrap());
+        let (ours, theirs) = (
+            std::fs::read(out.join(file)).unwrap(),
+            std::fs::read(data.join("tokenizer").join(file)).unwrap(),
+        );
         assert!(ours == theirs, "{name}: {file} is not the dataset's");
     }
 
@@ -104,7 +124,9 @@ fn check_folder(out: &Path, data: &Path, run: &Run) {
     let untied = config["tie_word_embeddings"] == false;
     assert_eq!(stored.contains_key("lm_head.weight"), untied, "{name}");
     assert_eq!(stored["model.embed_tokens.weight"].1[0], VOCAB, "{name}");
-    if let Some(dir) = run.source[0].strip_prefix("source.path=").filter(|d| !d.ends_with("_packed")) {
+    if let Some(dir) =
+        run.source[0].strip_prefix("source.path=").filter(|d| !d.ends_with("_packed"))
+    {
         let before = families::tensors(Path::new(dir));
         assert_eq!(stored, before, "{name}: names, types or shapes changed");
         assert_ne!(
@@ -118,19 +140,24 @@ fn check_folder(out: &Path, data: &Path, run: &Run) {
 /// Ids to compare logits on, as a parity case file.
 fn case(path: &Path) {
     let (rows, len) = (4usize, 24usize);
-    let ids: Vec<u8> = (0..rows * len).flat_map(|i| (((i * i * 13 + i * 7) % 310) as i64).to_le_bytes()).collect();
+    let ids: Vec<u8> =
+        (0..rows * len).flat_map(|i| (((i * i * 13 + i * 7) % 310) as i64).to_le_bytes()).collect();
     let view = TensorView::new(Dtype::I64, vec![rows, len], &ids).unwrap();
     safetensors::serialize_to_file([("input_ids", view)], None, path).unwrap();
 }
 
 fn python() -> Option<PathBuf> {
-    let python = std::env::var_os("DLM_PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from);
+    let python =
+        std::env::var_os("DLM_PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from);
     let found = Command::new(&python)
         .args(["-c", "import torch, transformers, safetensors, accelerate"])
         .output()
         .is_ok_and(|o| o.status.success());
     if !found {
-        let why = format!("SKIP: {} cannot import torch, transformers, safetensors and accelerate; set DLM_PYTHON\n", python.display());
+        let why = format!(
+            "SKIP: {} cannot import torch, transformers, safetensors and accelerate; set DLM_PYTHON\n",
+            python.display()
+        );
         drop(std::io::stderr().write_all(why.as_bytes()));
     }
     found.then_some(python)
@@ -144,17 +171,32 @@ fn every_family_exports_is_a_source_again_and_loads_in_transformers() {
     case(&ids);
     let (runs, mut cases) = (runs(dir.path()), Vec::new());
     for (i, run) in runs.iter().enumerate() {
-        let (out, next) = (dir.path().join(format!("out-{i}")), dir.path().join(format!("next-{i}")));
+        let (out, next) =
+            (dir.path().join(format!("out-{i}")), dir.path().join(format!("next-{i}")));
         train(&data, &out, run);
         check_folder(&out, &data, run);
         let source = format!("source.path={}", out.display());
         families::train(&data, &next, &[&source]).ok();
-        assert_eq!(families::read_json(&next.join("dlm_config.json"))["source_checkpoint"], json!(out), "{}", run.name);
+        assert_eq!(
+            families::read_json(&next.join("dlm_config.json"))["source_checkpoint"],
+            json!(out),
+            "{}",
+            run.name
+        );
 
         let logits = dir.path().join(format!("logits-{i}.safetensors"));
         let folder = out.to_str().unwrap();
-        let arguments =
-            ["parity", "--device", "cpu", "--model", folder, "--case", ids.to_str().unwrap(), "--dump-logits", logits.to_str().unwrap()];
+        let arguments = [
+            "parity",
+            "--device",
+            "cpu",
+            "--model",
+            folder,
+            "--case",
+            ids.to_str().unwrap(),
+            "--dump-logits",
+            logits.to_str().unwrap(),
+        ];
         families::dlm_train(&arguments).ok();
         let config = families::read_json(&out.join("config.json"));
         let class = config["architectures"][0].clone();
@@ -165,7 +207,8 @@ fn every_family_exports_is_a_source_again_and_loads_in_transformers() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/python/check_families.py");
     let check = |cases: &Value| {
         std::fs::write(&list, cases.to_string()).unwrap();
-        // the bitnet classes of transformers are under torch.compile, which needs a C++ compiler on the CPU
+        // the bitnet classes of transformers are under torch.compile, which needs a C++ compiler on
+        // the CPU
         let out = Command::new(&python)
             .arg(&script)
             .arg(&list)
@@ -191,7 +234,8 @@ fn another_mask_id_or_block_size_is_refused_with_both_values() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let data = families::dataset(&path("data"), MASK, 8);
-    let (mask, block) = (families::dataset(&path("mask"), 317, 8), families::dataset(&path("block"), MASK, 16));
+    let (mask, block) =
+        (families::dataset(&path("mask"), 317, 8), families::dataset(&path("block"), MASK, 16));
     train(&data, &path("out"), &runs(dir.path())[0]);
     let source = format!("source.path={}", path("out").display());
     for (data, found, expected) in [(&mask, "317", "319"), (&block, "bd_size 16", "bd_size 8")] {
@@ -202,30 +246,60 @@ fn another_mask_id_or_block_size_is_refused_with_both_values() {
     }
     // asked for in the configuration
     let ran = families::train(&data, &path("refused"), &[&source, "conversion.bd_size=32"]);
-    assert!(ran.code != Some(0) && ran.stderr.contains("32") && ran.stderr.contains("bd_size 8"), "{}", ran.stderr);
+    assert!(
+        ran.code != Some(0) && ran.stderr.contains("32") && ran.stderr.contains("bd_size 8"),
+        "{}",
+        ran.stderr
+    );
 }
 
 #[test]
 fn both_dialects_of_config_json_are_kept() {
-    let Some(fixtures) = families::fixtures() else { return };
+    let Some(fixtures) = families::fixtures() else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let data = families::dataset(&dir.path().join("data"), MASK, 8);
     for model in ["llama_tiny", "qwen2_tiny", "qwen3_tiny", "bitnet_tiny"] {
         let mut weights = Vec::new();
         for dialect in ["config.json", "config_v5.json"] {
-            let (source, out) = (dir.path().join(format!("{model}-{dialect}-source")), dir.path().join(format!("{model}-{dialect}")));
+            let (source, out) = (
+                dir.path().join(format!("{model}-{dialect}-source")),
+                dir.path().join(format!("{model}-{dialect}")),
+            );
             std::fs::create_dir(&source).unwrap();
-            std::fs::copy(fixtures.join(model).join("model.safetensors"), source.join("model.safetensors")).unwrap();
+            std::fs::copy(
+                fixtures.join(model).join("model.safetensors"),
+                source.join("model.safetensors"),
+            )
+            .unwrap();
             std::fs::copy(fixtures.join(model).join(dialect), source.join("config.json")).unwrap();
-            let run = Run { name: format!("{model} {dialect}"), source: vec![format!("source.path={}", source.display())], more: vec![] };
+            let run = Run {
+                name: format!("{model} {dialect}"),
+                source: vec![format!("source.path={}", source.display())],
+                more: vec![],
+            };
             train(&data, &out, &run);
             check_folder(&out, &data, &run);
             let config = families::read_json(&out.join("config.json"));
-            assert_eq!(config.get("rope_parameters").is_some(), dialect == "config_v5.json", "{}: {config}", run.name);
-            assert_eq!(config.get("dtype").is_some(), dialect == "config_v5.json", "{}: {config}", run.name);
+            assert_eq!(
+                config.get("rope_parameters").is_some(),
+                dialect == "config_v5.json",
+                "{}: {config}",
+                run.name
+            );
+            assert_eq!(
+                config.get("dtype").is_some(),
+                dialect == "config_v5.json",
+                "{}: {config}",
+                run.name
+            );
             weights.push(std::fs::read(out.join("model.safetensors")).unwrap());
         }
-        assert!(weights[0] == weights[1], "{model}: the dialects of its config gave different models");
+        assert!(
+            weights[0] == weights[1],
+            "{model}: the dialects of its config gave different models"
+        );
     }
 }
 
@@ -236,7 +310,11 @@ fn fast_dllm_folders_have_the_published_keys() {
     let path = |name: &str| dir.path().join(name);
     let data = families::dataset(&path("data"), MASK, 8);
     let mut runs = runs(dir.path());
-    let ran = families::train(&data, &path("no"), &[&runs[0].source[0], &runs[0].source[1], "export.format=fast-dllm"]);
+    let ran = families::train(
+        &data,
+        &path("no"),
+        &[&runs[0].source[0], &runs[0].source[1], "export.format=fast-dllm"],
+    );
     assert_eq!(ran.code, Some(2), "{}", ran.stderr);
     assert!(ran.stderr.contains("fast-dllm") && ran.stderr.contains("Llama"), "{}", ran.stderr);
     runs[1].more.push("export.format=fast-dllm");
@@ -266,8 +344,19 @@ fn fast_dllm_folders_have_the_published_keys() {
     let ids = path("ids.safetensors");
     case(&ids);
     // the same weights under the plain Qwen2 config give the same logits
-    families::dlm_train(&["export", path("out").to_str().unwrap(), "--out", path("hf").to_str().unwrap(), "--format", "hf"]).ok();
-    assert_eq!(families::read_json(&path("hf").join("config.json"))["architectures"], json!(["Qwen2ForCausalLM"]));
+    families::dlm_train(&[
+        "export",
+        path("out").to_str().unwrap(),
+        "--out",
+        path("hf").to_str().unwrap(),
+        "--format",
+        "hf",
+    ])
+    .ok();
+    assert_eq!(
+        families::read_json(&path("hf").join("config.json"))["architectures"],
+        json!(["Qwen2ForCausalLM"])
+    );
     let logits = |folder: &str| {
         let (folder, file) = (path(folder), path(&format!("{folder}.logits")));
         families::dlm_train(&[

@@ -1,6 +1,8 @@
-//! `dlm-train generate` as a program: what it prints, what it refuses, and that it agrees with the reference's decodes.
+//! `dlm-train generate` as a program: what it prints, what it refuses, and that it agrees with the
+//! reference's decodes.
 //!
-//! In: models and decodes of ../shared/fixtures (or `$DLM_SHARED/fixtures`); skipped, loudly, without them.
+//! In: models and decodes of ../shared/fixtures (or `$DLM_SHARED/fixtures`); skipped, loudly,
+//! without them.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -13,8 +15,13 @@ fn fixtures() -> Option<PathBuf> {
     let dir = std::env::var_os("DLM_SHARED").map_or(beside, PathBuf::from).join("fixtures");
     if !dir.is_dir() {
         drop(
-            std::io::stderr()
-                .write_all(format!("SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/\n", dir.display()).as_bytes()),
+            std::io::stderr().write_all(
+                format!(
+                    "SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/\n",
+                    dir.display()
+                )
+                .as_bytes(),
+            ),
         );
         return None;
     }
@@ -23,12 +30,20 @@ fn fixtures() -> Option<PathBuf> {
 
 fn generate(model: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
-    command.args(["generate", "--device", "cpu", "--model"]).arg(model).args(arguments).output().unwrap()
+    command
+        .args(["generate", "--device", "cpu", "--model"])
+        .arg(model)
+        .args(arguments)
+        .output()
+        .unwrap()
 }
 
 fn objects(output: &Output) -> Vec<Value> {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
 }
 
 fn ids(values: &Value) -> String {
@@ -38,13 +53,25 @@ fn ids(values: &Value) -> String {
 #[test]
 fn agrees_with_the_reference() {
     let Some(dir) = fixtures() else { return };
-    let file: Value = serde_json::from_str(&std::fs::read_to_string(dir.join("decode_qwen2_peaky.json")).unwrap()).unwrap();
+    let file: Value = serde_json::from_str(
+        &std::fs::read_to_string(dir.join("decode_qwen2_peaky.json")).unwrap(),
+    )
+    .unwrap();
     for case in file["cases"].as_array().unwrap().iter().step_by(17) {
-        let [threshold, small, limit] = ["threshold", "small_block_size", "max_new_tokens"].map(|key| case[key].to_string());
+        let [threshold, small, limit] =
+            ["threshold", "small_block_size", "max_new_tokens"].map(|key| case[key].to_string());
         let stop = case["stop_token"].as_i64().map_or("none".into(), |id| id.to_string());
         let prompt = ids(&case["prompt"]);
-        let mut arguments = vec!["--json", "--mask-token-id", "319", "--ids", &prompt, "--threshold", &threshold];
-        arguments.extend(["--sub-block-size", &small, "--max-new-tokens", &limit, "--stop-token-id", &stop]);
+        let mut arguments =
+            vec!["--json", "--mask-token-id", "319", "--ids", &prompt, "--threshold", &threshold];
+        arguments.extend([
+            "--sub-block-size",
+            &small,
+            "--max-new-tokens",
+            &limit,
+            "--stop-token-id",
+            &stop,
+        ]);
         if case["use_block_cache"] == json!(true) {
             arguments.push("--sub-block-cache");
         }
@@ -67,12 +94,17 @@ fn batches_do_not_change_answers() {
     let Some(dir) = fixtures() else { return };
     let place = tempfile::tempdir().unwrap();
     let input = place.path().join("prompts.jsonl");
-    let prompts = [json!({"ids": [3, 4, 5]}), json!({"ids": (10..80).collect::<Vec<_>>(), "answer": "kept out"}), json!({"ids": [7]})];
+    let prompts = [
+        json!({"ids": [3, 4, 5]}),
+        json!({"ids": (10..80).collect::<Vec<_>>(), "answer": "kept out"}),
+        json!({"ids": [7]}),
+    ];
     std::fs::write(&input, prompts.map(|prompt| prompt.to_string()).join("\n")).unwrap();
     let input = input.to_str().unwrap();
     for mode in [&["--mask-token-id", "319", "--threshold", "0.9"][..], &["--mode", "ar"]] {
         let run = |size: &str| {
-            let fixed = ["--json", "--input", input, "--max-new-tokens", "64", "--batch-size", size];
+            let fixed =
+                ["--json", "--input", input, "--max-new-tokens", "64", "--batch-size", size];
             let mut found = objects(&generate(&dir.join("qwen2_peaky"), &[&fixed, mode].concat()));
             found.iter_mut().for_each(|object| object["seconds"] = Value::Null);
             found
@@ -84,18 +116,26 @@ fn batches_do_not_change_answers() {
     }
 }
 
-/// The limit on new tokens costs nothing: the largest there is gives what a sensible one gives, in little memory, in both modes.
+/// The limit on new tokens costs nothing: the largest there is gives what a sensible one gives, in
+/// little memory, in both modes.
 #[test]
 fn a_limit_without_end_is_no_limit() {
     let Some(dir) = fixtures() else { return };
     let model = dir.join("qwen2_peaky");
     for mode in [&["--mask-token-id", "319", "--threshold", "0.9"][..], &["--mode", "ar"]] {
         // whatever comes as sixth token ends the completion
-        let free =
-            objects(&generate(&model, &[&["--json", "--ids", "304", "--max-new-tokens", "64", "--stop-token-id", "none"], mode].concat()));
+        let free = objects(&generate(
+            &model,
+            &[
+                &["--json", "--ids", "304", "--max-new-tokens", "64", "--stop-token-id", "none"],
+                mode,
+            ]
+            .concat(),
+        ));
         let stop = free[0]["completion_ids"][5].to_string();
         let run = |limit: &str| {
-            let fixed = ["--json", "--ids", "304", "--stop-token-id", &stop, "--max-new-tokens", limit];
+            let fixed =
+                ["--json", "--ids", "304", "--stop-token-id", &stop, "--max-new-tokens", limit];
             let mut object = objects(&generate(&model, &[&fixed, mode].concat())).remove(0);
             object["seconds"] = Value::Null;
             object
@@ -103,14 +143,39 @@ fn a_limit_without_end_is_no_limit() {
         assert_eq!(run("64"), run("18446744073709551615"), "{mode:?}");
         assert_eq!(run("64")["stopped"], json!(true));
     }
-    // and past the size at which the cache begins, a text goes on as it does from a prompt that long
-    let long =
-        objects(&generate(&model, &["--json", "--ids", "304", "--mode", "ar", "--max-new-tokens", "1100", "--stop-token-id", "none"]));
+    // and past the size at which the cache begins, a text goes on as it does from a prompt that
+    // long
+    let long = objects(&generate(
+        &model,
+        &[
+            "--json",
+            "--ids",
+            "304",
+            "--mode",
+            "ar",
+            "--max-new-tokens",
+            "1100",
+            "--stop-token-id",
+            "none",
+        ],
+    ));
     let tokens = long[0]["completion_ids"].as_array().unwrap();
     assert_eq!(tokens.len(), 1100);
     let prompt = format!("304,{}", ids(&json!(tokens[..1000])));
-    let rest =
-        objects(&generate(&model, &["--json", "--ids", &prompt, "--mode", "ar", "--max-new-tokens", "100", "--stop-token-id", "none"]));
+    let rest = objects(&generate(
+        &model,
+        &[
+            "--json",
+            "--ids",
+            &prompt,
+            "--mode",
+            "ar",
+            "--max-new-tokens",
+            "100",
+            "--stop-token-id",
+            "none",
+        ],
+    ));
     assert_eq!(rest[0]["completion_ids"], json!(tokens[1000..]));
 }
 
@@ -122,13 +187,23 @@ fn a_converted_folder_speaks_for_itself() {
     for file in ["model.safetensors", "config.json"] {
         std::fs::copy(dir.join("qwen2_peaky").join(file), place.path().join(file)).unwrap();
     }
-    let put = |name: &str, value: Value| std::fs::write(place.path().join(name), value.to_string()).unwrap();
+    let put = |name: &str, value: Value| {
+        std::fs::write(place.path().join(name), value.to_string()).unwrap()
+    };
     put("dlm_config.json", json!({"bd_size": 16, "mask_token_id": 319}));
     put("generation_config.json", json!({"eos_token_id": [107, 245]}));
-    let object = objects(&generate(place.path(), &["--json", "--ids", "304", "--threshold", "0.9"])).remove(0);
+    let object =
+        objects(&generate(place.path(), &["--json", "--ids", "304", "--threshold", "0.9"]))
+            .remove(0);
     let completion = object["completion_ids"].as_array().unwrap();
-    assert!([json!(107), json!(245)].contains(completion.last().unwrap()) && object["stopped"] == json!(true), "{object}");
-    let mut config: Value = serde_json::from_str(&std::fs::read_to_string(place.path().join("config.json")).unwrap()).unwrap();
+    assert!(
+        [json!(107), json!(245)].contains(completion.last().unwrap())
+            && object["stopped"] == json!(true),
+        "{object}"
+    );
+    let mut config: Value =
+        serde_json::from_str(&std::fs::read_to_string(place.path().join("config.json")).unwrap())
+            .unwrap();
     config["bd_size"] = json!(32);
     put("config.json", config);
     let output = generate(place.path(), &["--ids", "304"]);

@@ -1,4 +1,5 @@
-//! What a run does when memory does not suffice, when the loss is no number, when it jumps, when it stands still.
+//! What a run does when memory does not suffice, when the loss is no number, when it jumps, when it
+//! stands still.
 
 mod common;
 
@@ -17,12 +18,18 @@ fn weights(dir: &Path, out: &str) -> Vec<u8> {
     fs::read(dir.join(out).join("model.safetensors")).unwrap()
 }
 
-/// Memory fails above one row: the run goes on with smaller micro-batches and ends in the weights of a run that had them from
-/// the start; the effective batch and every row stay; a resume keeps the size.
+/// Memory fails above one row: the run goes on with smaller micro-batches and ends in the weights
+/// of a run that had them from the start; the effective batch and every row stay; a resume keeps
+/// the size.
 #[test]
 fn too_little_memory_halves_the_micro_batch() {
     let dir = workplace();
-    let more = ["conversion.total_tokens=1200", "export.dtype=fp32", "train.save_every=2", "train.log_every=1"];
+    let more = [
+        "conversion.total_tokens=1200",
+        "export.dtype=fp32",
+        "train.save_every=2",
+        "train.log_every=1",
+    ];
     let run = |out: &str, limit: Option<&str>, micro: &[&str]| {
         let mut all = more.to_vec();
         all.extend(micro);
@@ -35,20 +42,35 @@ fn too_little_memory_halves_the_micro_batch() {
         run(&format!("small{limit}"), None, &[&given]);
         let failed = run(&format!("halved{limit}"), Some(limit), &[]);
         assert_eq!(said(&failed).matches("no memory for").count(), tried, "{}", said(&failed));
-        assert!(said(&failed).contains(&format!("micro-batches of {limit}, still 4 rows a step")), "{}", said(&failed));
+        assert!(
+            said(&failed).contains(&format!("micro-batches of {limit}, still 4 rows a step")),
+            "{}",
+            said(&failed)
+        );
         assert!(!said(&failed).contains("panicked"));
-        assert_eq!(weights(dir.path(), &format!("small{limit}")), weights(dir.path(), &format!("halved{limit}")));
-        assert_eq!(losses(&dir.path().join(format!("small{limit}"))), losses(&dir.path().join(format!("halved{limit}"))));
+        assert_eq!(
+            weights(dir.path(), &format!("small{limit}")),
+            weights(dir.path(), &format!("halved{limit}"))
+        );
+        assert_eq!(
+            losses(&dir.path().join(format!("small{limit}"))),
+            losses(&dir.path().join(format!("halved{limit}")))
+        );
     }
     // from its second step on, with enough memory: the sums are still made in the same order
     fs::write(dir.path().join("halved1/checkpoints/latest"), "step-000000002").unwrap();
     run("halved1", None, &[]);
     assert_eq!(weights(dir.path(), "small1"), weights(dir.path(), "halved1"));
     let mut none = train(dir.path(), "none", &more);
-    refused(none.env("DLM_FAULT_MEMORY_ROWS", "0"), 1, &["no memory for one row", "train.recompute=layer"]);
+    refused(
+        none.env("DLM_FAULT_MEMORY_ROWS", "0"),
+        1,
+        &["no memory for one row", "train.recompute=layer"],
+    );
 }
 
-/// One token's embedding is infinite: the step that meets it is named by the rows that hold it, and nothing is saved of it.
+/// One token's embedding is infinite: the step that meets it is named by the rows that hold it, and
+/// nothing is saved of it.
 #[test]
 fn a_loss_that_is_no_number_names_the_rows() {
     let dir = workplace();
@@ -60,30 +82,59 @@ fn a_loss_that_is_no_number_names_the_rows() {
     // the rarest token of the training rows
     let data = Dataset::open(&dir.path().join("data")).unwrap();
     let rows_with = |token: i32| -> Vec<usize> {
-        (0..data.rows(Split::Train)).filter(|i| data.row(Split::Train, *i).unwrap().input_ids.contains(&token)).collect()
+        (0..data.rows(Split::Train))
+            .filter(|i| data.row(Split::Train, *i).unwrap().input_ids.contains(&token))
+            .collect()
     };
-    let token = (2..VOCAB as i32).filter(|t| *t != MASK && !rows_with(*t).is_empty()).min_by_key(|t| rows_with(*t).len()).unwrap();
+    let token = (2..VOCAB as i32)
+        .filter(|t| *t != MASK && !rows_with(*t).is_empty())
+        .min_by_key(|t| rows_with(*t).len())
+        .unwrap();
     let bad = rows_with(token);
     assert!(bad.len() < 20);
     let file = dir.path().join("source/model.safetensors");
     let mut bytes = fs::read(&file).unwrap();
     let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let meta: Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
-    let at = 8 + header + meta["model.embed_tokens.weight"]["data_offsets"][0].as_u64().unwrap() as usize + token as usize * 32 * 4;
+    let at = 8
+        + header
+        + meta["model.embed_tokens.weight"]["data_offsets"][0].as_u64().unwrap() as usize
+        + token as usize * 32 * 4;
     bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
     fs::write(&file, bytes).unwrap();
     let mut run = train(
         dir.path(),
         "out",
-        &["source.init=pretrained", "source.path=source", "train.save_every=1", "train.keep_checkpoints=90", "train.eval_every=0"],
+        &[
+            "source.init=pretrained",
+            "source.path=source",
+            "train.save_every=1",
+            "train.keep_checkpoints=90",
+            "train.eval_every=0",
+        ],
     );
     let out = run.output().unwrap();
     let err = said(&out);
     assert_eq!(out.status.code(), Some(1), "{err}");
-    assert!(err.contains("loss NaN") && err.contains("weights were not touched") && err.contains("dlm-prep inspect data --row N"), "{err}");
-    let list = err.split("The cause is in its training rows ").nth(1).expect(&err).split(". Look").next().unwrap();
-    let named: Vec<usize> = list.split(", ").map(|r| r.split(' ').next().unwrap().parse().unwrap()).collect();
-    assert!(!named.is_empty() && named.iter().all(|r| bad.contains(r)), "{named:?} of {bad:?}: {err}");
+    assert!(
+        err.contains("loss NaN")
+            && err.contains("weights were not touched")
+            && err.contains("dlm-prep inspect data --row N"),
+        "{err}"
+    );
+    let list = err
+        .split("The cause is in its training rows ")
+        .nth(1)
+        .expect(&err)
+        .split(". Look")
+        .next()
+        .unwrap();
+    let named: Vec<usize> =
+        list.split(", ").map(|r| r.split(' ').next().unwrap().parse().unwrap()).collect();
+    assert!(
+        !named.is_empty() && named.iter().all(|r| bad.contains(r)),
+        "{named:?} of {bad:?}: {err}"
+    );
     // whatever was saved before is whole and finite
     for (_, loss, norm) in losses(&dir.path().join("out")) {
         assert!(f64::from_bits(loss).is_finite() && f64::from_bits(norm).is_finite());
@@ -95,23 +146,46 @@ fn a_loss_that_is_no_number_names_the_rows() {
 fn a_jump_of_the_loss_is_skipped_and_counted() {
     let dir = workplace();
     // a rate far too high makes the loss jump by itself
-    let more = ["optim.lr=0.5", "optim.warmup_ratio=0.0", "optim.clip_norm=null", "train.spike_factor=1.02", "train.log_every=1"];
+    let more = [
+        "optim.lr=0.5",
+        "optim.warmup_ratio=0.0",
+        "optim.clip_norm=null",
+        "train.spike_factor=1.02",
+        "train.log_every=1",
+    ];
     let out = ok(&mut train(dir.path(), "out", &more));
     let text = fs::read_to_string(dir.path().join("out/metrics.jsonl")).unwrap();
     let skipped = text.lines().filter(|l| l.contains("\"skipped\":true")).count();
     assert!(skipped > 0, "{}", said(&out));
     assert_eq!(said(&out).matches("SKIPPED (spike)").count(), skipped);
-    assert!(said(&out).contains(&format!("({skipped} skipped by the spike guard)")), "{}", said(&out));
+    assert!(
+        said(&out).contains(&format!("({skipped} skipped by the spike guard)")),
+        "{}",
+        said(&out)
+    );
 }
 
 /// Evaluations without gain end the run early, with an export.
 #[test]
 fn a_plateau_ends_the_run() {
     let dir = workplace();
-    let more = ["optim.lr=1e-9", "train.eval_every=2", "train.early_stop_patience=3", "train.early_stop_min_delta=0.01"];
+    let more = [
+        "optim.lr=1e-9",
+        "train.eval_every=2",
+        "train.early_stop_patience=3",
+        "train.early_stop_min_delta=0.01",
+    ];
     let out = ok(&mut train(dir.path(), "out", &more));
-    assert!(said(&out).contains("no gain of the evaluation loss in 3 evaluations"), "{}", said(&out));
-    assert_eq!(losses(&dir.path().join("out")).len(), 8, "the first evaluation and three without gain, every second step");
+    assert!(
+        said(&out).contains("no gain of the evaluation loss in 3 evaluations"),
+        "{}",
+        said(&out)
+    );
+    assert_eq!(
+        losses(&dir.path().join("out")).len(),
+        8,
+        "the first evaluation and three without gain, every second step"
+    );
     assert!(dir.path().join("out/dlm_config.json").is_file());
     // it is finished: called again, it does not train on
     let again = ok(&mut train(dir.path(), "out", &more));

@@ -1,5 +1,6 @@
-//! Models from a hub on the loopback interface, by the real binary: the same run as from the folder, pinned to a commit that a
-//! resume keeps, offline from the cache; and errors that say what to do.
+//! Models from a hub on the loopback interface, by the real binary: the same run as from the
+//! folder, pinned to a commit that a resume keeps, offline from the cache; and errors that say what
+//! to do.
 
 mod common;
 #[path = "../../pipeline/tests/common/mod.rs"]
@@ -23,13 +24,18 @@ type Files = BTreeMap<String, Vec<u8>>;
 
 /// Sets the environment of a client of `hub`, with its cache in the workplace.
 fn client<'a>(command: &'a mut Command, hub: &Hub, dir: &Path) -> &'a mut Command {
-    command.env("HF_ENDPOINT", &hub.url).env("HF_HOME", dir.join("cache")).env("HF_TOKEN", TOKEN).env("DLM_HUB_PAUSE_MS", "1");
+    command
+        .env("HF_ENDPOINT", &hub.url)
+        .env("HF_HOME", dir.join("cache"))
+        .env("HF_TOKEN", TOKEN)
+        .env("DLM_HUB_PAUSE_MS", "1");
     command.env_remove("HF_HUB_CACHE").env_remove("HF_HUB_OFFLINE")
 }
 
 fn from(dir: &Path, hub: &Hub, source: &str, out: &str, more: &[&str]) -> Command {
     let path = format!("source.path={source}");
-    let mut all = vec!["source.init=pretrained", &path, "export.dtype=fp32", "conversion.total_tokens=1500"];
+    let mut all =
+        vec!["source.init=pretrained", &path, "export.dtype=fp32", "conversion.total_tokens=1500"];
     all.extend(more);
     let mut command = train(dir, out, &all);
     client(&mut command, hub, dir);
@@ -101,7 +107,10 @@ fn a_repository_is_the_folder_it_holds() {
     for name in ["pytorch_model.bin", "consolidated", "README", "gguf", "original"] {
         assert!(!asked.iter().any(|a| a.contains(name)), "{name} was fetched");
     }
-    assert!(asked.iter().all(|a| a.contains("auth=true")), "the hub's own host gets the token, redirects included: {asked:?}");
+    assert!(
+        asked.iter().all(|a| a.contains("auth=true")),
+        "the hub's own host gets the token, redirects included: {asked:?}"
+    );
     let link = dir.join("cache/hub/models--org--tiny/snapshots").join(A).join("model.safetensors");
     assert!(fs::symlink_metadata(link).unwrap().is_symlink());
     assert_eq!(fs::read_to_string(dir.join("cache/hub/models--org--tiny/refs/main")).unwrap(), A);
@@ -109,10 +118,15 @@ fn a_repository_is_the_folder_it_holds() {
     // a second run: by the bare name, by the commit, and without any network
     let before = hub.asked(0).len();
     ok(&mut from(dir, &hub, ID, "bare", &[]));
-    assert!(hub.asked(before).iter().all(|a| a.starts_with("/api/")), "nothing is downloaded twice");
+    assert!(
+        hub.asked(before).iter().all(|a| a.starts_with("/api/")),
+        "nothing is downloaded twice"
+    );
     let before = hub.asked(0).len();
     ok(&mut from(dir, &hub, &pinned, "by-commit", &[]));
-    ok(from(dir, &hub, "hf://org/tiny", "offline", &[]).env("HF_HUB_OFFLINE", "1").env("HF_ENDPOINT", "http://127.0.0.1:9"));
+    ok(from(dir, &hub, "hf://org/tiny", "offline", &[])
+        .env("HF_HUB_OFFLINE", "1")
+        .env("HF_ENDPOINT", "http://127.0.0.1:9"));
     assert_eq!(hub.asked(0).len(), before, "a commit in the cache, or offline: nothing is asked");
     for out in ["bare", "by-commit", "offline"] {
         assert_eq!(weights(dir, "by-folder"), weights(dir, out), "{out}");
@@ -140,7 +154,10 @@ fn a_resume_keeps_the_commit() {
     assert!(asked.contains("config.json") && !asked.contains("model.safetensors"), "{asked}");
     assert!(said(&resumed).contains("resumed") && said(&resumed).contains(A), "{}", said(&resumed));
     assert_eq!(whole, weights(dir, "run"));
-    assert_eq!(json(dir.join("run/dlm_config.json"))["source_checkpoint"], format!("hf://{ID}@{A}"));
+    assert_eq!(
+        json(dir.join("run/dlm_config.json"))["source_checkpoint"],
+        format!("hf://{ID}@{A}")
+    );
     // a revision that is named is meant
     back();
     common::refused(&mut from(dir, &hub, "hf://org/tiny@main", "run", &more), 1, &[A, B, "source"]);
@@ -148,11 +165,17 @@ fn a_resume_keeps_the_commit() {
     let mut export = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
     export.current_dir(dir).args(["export", "run", "--out", "again", "--data", "data"]);
     ok(client(&mut export, &hub, dir));
-    assert_eq!(json(dir.join("again/dlm_config.json"))["source_checkpoint"], format!("hf://{ID}@{A}"));
+    assert_eq!(
+        json(dir.join("again/dlm_config.json"))["source_checkpoint"],
+        format!("hf://{ID}@{A}")
+    );
     // a new run takes what main is now
     ok(&mut from(dir, &hub, "hf://org/tiny", "new", &[]));
     assert_ne!(whole, weights(dir, "new"));
-    assert_eq!(json(dir.join("new/dlm_config.json"))["source_checkpoint"], format!("hf://{ID}@{B}"));
+    assert_eq!(
+        json(dir.join("new/dlm_config.json"))["source_checkpoint"],
+        format!("hf://{ID}@{B}")
+    );
 }
 
 /// Cuts `model.safetensors` into two files and an index.
@@ -167,7 +190,10 @@ fn sharded(mut files: Files) -> Files {
         files.insert(file.clone(), safetensors::serialize(views, None).unwrap());
         map.extend(part.iter().map(|n| (n.clone(), Value::from(file.clone()))));
     }
-    files.insert("model.safetensors.index.json".into(), serde_json::json!({ "weight_map": map }).to_string().into_bytes());
+    files.insert(
+        "model.safetensors.index.json".into(),
+        serde_json::json!({ "weight_map": map }).to_string().into_bytes(),
+    );
     files
 }
 
@@ -185,14 +211,22 @@ fn shards_come_by_their_index_and_other_commands_read_hubs_too() {
     assert_eq!(weights(dir, "single"), weights(dir, "shards"));
     assert!(!hub.asked(0).iter().any(|a| a.contains("consolidated")));
     // another host gets the request, and not the token
-    let (elsewhere, here): (Vec<_>, Vec<_>) = hub.asked(0).into_iter().partition(|a| a.starts_with("/cdn-models/"));
-    assert!(!elsewhere.is_empty() && elsewhere.iter().all(|a| a.contains("auth=false")), "{elsewhere:?}");
+    let (elsewhere, here): (Vec<_>, Vec<_>) =
+        hub.asked(0).into_iter().partition(|a| a.starts_with("/cdn-models/"));
+    assert!(
+        !elsewhere.is_empty() && elsewhere.iter().all(|a| a.contains("auth=false")),
+        "{elsewhere:?}"
+    );
     assert!(here.iter().all(|a| a.contains("auth=true")));
 
     let mut gone = parts;
     gone.remove("model-00002-of-00002.safetensors");
     hub.push("org/gone", A, gone);
-    common::refused(&mut from(dir, &hub, "hf://org/gone", "x", &[]), 1, &["model-00002-of-00002.safetensors", "another revision"]);
+    common::refused(
+        &mut from(dir, &hub, "hf://org/gone", "x", &[]),
+        1,
+        &["model-00002-of-00002.safetensors", "another revision"],
+    );
 
     let call = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
@@ -200,7 +234,10 @@ fn shards_come_by_their_index_and_other_commands_read_hubs_too() {
         serde_json::from_slice::<Value>(&ok(client(&mut command, &hub, dir)).stdout).unwrap()
     };
     folder(dir, "local", &files);
-    for arguments in [["generate", "--ids", "5,6,7", "--max-new-tokens", "8"], ["eval", "--data", "data", "--rows", "4"]] {
+    for arguments in [
+        ["generate", "--ids", "5,6,7", "--max-new-tokens", "8"],
+        ["eval", "--data", "data", "--rows", "4"],
+    ] {
         let mut answers = ["org/parts", "local"].map(|model| {
             let mut all = arguments.to_vec();
             all.extend(["--model", model]);
@@ -232,7 +269,11 @@ fn errors_say_what_to_do() {
         }
         assert!(!said(&out).contains(TOKEN) && !said(&out).contains("panicked"));
     };
-    refused("hf://org/bin", 1, &["no model.safetensors", "pytorch_model.bin", "model.gguf", "save_pretrained"]);
+    refused(
+        "hf://org/bin",
+        1,
+        &["no model.safetensors", "pytorch_model.bin", "model.gguf", "save_pretrained"],
+    );
     refused("org/bare", 1, &["no config.json", "model.safetensors"]);
     refused("hf://org/bin@v7", 1, &["404", "v7"]);
     refused("org/none", 1, &["401", "no local folder"]);
@@ -252,11 +293,16 @@ fn errors_say_what_to_do() {
         assert_eq!(out.status.code(), Some(1));
         said(&out)
     };
-    assert!(on(&gated, false).contains("accept its conditions, then set HF_TOKEN"), "{}", on(&gated, false));
+    assert!(
+        on(&gated, false).contains("accept its conditions, then set HF_TOKEN"),
+        "{}",
+        on(&gated, false)
+    );
     assert!(on(&gated, true).contains("no access yet"), "{}", on(&gated, true));
     assert!(on(&expired, true).contains("expired") && !on(&expired, true).contains(TOKEN));
     assert!(on(&expired, false).contains("set HF_TOKEN"));
-    let nobody = from(dir, &hub, "hf://org/tiny", "x", &[]).env("HF_HUB_OFFLINE", "1").output().unwrap();
+    let nobody =
+        from(dir, &hub, "hf://org/tiny", "x", &[]).env("HF_HUB_OFFLINE", "1").output().unwrap();
     assert!(said(&nobody).contains("HF_HUB_OFFLINE is set"), "{}", said(&nobody));
     assert!(!dir.join("x").exists(), "a refused call leaves no folder");
 }

@@ -1,5 +1,6 @@
-//! `wf`: the task it prints is the file in configs/launch with its values put in, and the run script in it does what it says
-//! (run here with bash, a stand-in for dlm-train and a folder for the bucket).
+//! `wf`: the task it prints is the file in configs/launch with its values put in, and the run
+//! script in it does what it says (run here with bash, a stand-in for dlm-train and a folder for
+//! the bucket).
 
 use std::io::Write as _;
 use std::path::Path;
@@ -46,7 +47,10 @@ fn dry_run(dir: &Path, more: &[&str]) -> (Value, String) {
 #[test]
 fn the_task_keeps_what_the_template_says() {
     let dir = workplace();
-    let (task, command) = dry_run(dir.path(), &["-m", "smollm2_135m", "--bucket", "gs://b/", "--binary", "dlm-train", "--name", "first"]);
+    let (task, command) = dry_run(
+        dir.path(),
+        &["-m", "smollm2_135m", "--bucket", "gs://b/", "--binary", "dlm-train", "--name", "first"],
+    );
     let template = template();
     for key in ["setup", "run", "secrets"] {
         assert_eq!(task[key], template[key], "{key}");
@@ -61,11 +65,18 @@ fn the_task_keeps_what_the_template_says() {
     assert_eq!(task["file_mounts"]["~/outputs"]["source"], "gs://b");
     assert!(task["file_mounts"]["~/data"].as_str().unwrap().ends_with("datasets/packed"));
     assert!(task.get("workdir").is_none(), "a program is sent, so the repository is not");
-    assert!(command.starts_with("sky jobs launch --yes --name first ") && command.ends_with("first.yaml"), "{command}");
+    assert!(
+        command.starts_with("sky jobs launch --yes --name first ")
+            && command.ends_with("first.yaml"),
+        "{command}"
+    );
     let envs = task["envs"].as_object().unwrap();
     let script = format!("{}{}", task["run"], task["setup"]);
     for name in envs.keys() {
-        assert!(script.contains(&format!("${name}")) || script.contains(&format!("${{{name}")), "{name} is set but never read");
+        assert!(
+            script.contains(&format!("${name}")) || script.contains(&format!("${{{name}")),
+            "{name} is set but never read"
+        );
     }
 }
 
@@ -99,10 +110,16 @@ fn options_reach_the_task() {
     assert_eq!(task["resources"]["accelerators"], "H200:1");
     assert_eq!(task["envs"]["SOURCE_PATH"], "hf://Qwen/Qwen3-4B@main");
     assert_eq!(task["envs"]["HYDRA_OVERRIDES"], "conversion=paper_7b optim.lr=1e-5");
-    assert_eq!(task["file_mounts"]["~/data"], serde_json::json!({"source": "gs://d/packed", "mode": "COPY"}));
+    assert_eq!(
+        task["file_mounts"]["~/data"],
+        serde_json::json!({"source": "gs://d/packed", "mode": "COPY"})
+    );
     assert!(command.contains(" --detach-run "), "{command}");
     let name = task["name"].as_str().unwrap();
-    assert!(name.starts_with("dlm-qwen3-4b-") && name.len() > "dlm-qwen3-4b-".len(), "names differ from run to run: {name}");
+    assert!(
+        name.starts_with("dlm-qwen3-4b-") && name.len() > "dlm-qwen3-4b-".len(),
+        "names differ from run to run: {name}"
+    );
     let (task, _) = dry_run(dir.path(), &["-m", "qwen3_4b", "-s", "ckpt"]);
     assert_eq!(task["envs"]["SOURCE_PATH"], "source");
     assert!(task["file_mounts"]["~/source"].as_str().unwrap().ends_with("ckpt"));
@@ -125,8 +142,14 @@ fn refusals() {
         (&["-m", "qwen3_4b", "--dry-run", "--name", "a b"], "letters, digits"),
         (&["-m", "qwen3_4b", "--dry-run", "--binary", "nowhere"], "no such file"),
         (&["-m", "qwen3_4b", "--binary", "dlm-train"], "no bucket"),
-        (&["-m", "qwen3_4b", "--binary", "dlm-train", "--bucket", "gs://b", "data.dir=nowhere"], "written by dlm-prep"),
-        (&["-m", "qwen3_4b", "--binary", "dlm-train", "--bucket", "gs://b", "data.dir=ckpt"], "no manifest.json"),
+        (
+            &["-m", "qwen3_4b", "--binary", "dlm-train", "--bucket", "gs://b", "data.dir=nowhere"],
+            "written by dlm-prep",
+        ),
+        (
+            &["-m", "qwen3_4b", "--binary", "dlm-train", "--bucket", "gs://b", "data.dir=ckpt"],
+            "no manifest.json",
+        ),
         (&["-m", "qwen3_4b", "--bucket", "gs://b"], "no dlm-train to send"),
     ] {
         let output = wf(dir.path(), &[&["dlm"], arguments].concat());
@@ -136,7 +159,8 @@ fn refusals() {
     }
 }
 
-/// A home with a stand-in trainer: each call adds a step to what it finds, writes an export, and can wait for a signal.
+/// A home with a stand-in trainer: each call adds a step to what it finds, writes an export, and
+/// can wait for a signal.
 fn home(trainer: &str) -> tempfile::TempDir {
     let home = tempfile::tempdir().unwrap();
     std::fs::create_dir_all(home.path().join("dlm")).unwrap();
@@ -162,8 +186,17 @@ save() {
 fn script(home: &Path, overrides: &str, source: &str) -> Command {
     let run = template()["run"].as_str().unwrap().to_string();
     let mut command = Command::new("bash");
-    command.arg("-c").arg(run).env("HOME", home).env("MODEL", "sample").env("RUN_NAME", "first").env("DEVICE", "cpu");
-    command.env("SOURCE_PATH", source).env("HYDRA_OVERRIDES", overrides).env("UPLOAD_SECONDS", "0.2");
+    command
+        .arg("-c")
+        .arg(run)
+        .env("HOME", home)
+        .env("MODEL", "sample")
+        .env("RUN_NAME", "first")
+        .env("DEVICE", "cpu");
+    command
+        .env("SOURCE_PATH", source)
+        .env("HYDRA_OVERRIDES", overrides)
+        .env("UPLOAD_SECONDS", "0.2");
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -184,7 +217,8 @@ fn the_script_trains_copies_and_continues() {
     let home = home(
         "save; mkdir -p \"$out/sub\"; echo weights > \"$out/model.safetensors\"; echo x > \"$out/sub/y\"; echo m >> \"$out/metrics.jsonl\"",
     );
-    let output = script(home.path(), "optim.lr=1e-5 'model.name=a b'", "hf://org/name").output().unwrap();
+    let output =
+        script(home.path(), "optim.lr=1e-5 'model.name=a b'", "hf://org/name").output().unwrap();
     assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
     let arguments = std::fs::read_to_string(home.path().join("arguments")).unwrap();
     let expected = [
@@ -198,7 +232,10 @@ fn the_script_trains_copies_and_continues() {
     }
     let remote = home.path().join("outputs/dlm/sample/first");
     let read = |name: &str| std::fs::read_to_string(remote.join(name)).unwrap_or_default();
-    assert_eq!((read("checkpoints/latest"), read("model.safetensors"), read("sub/y")), ("step-1".into(), "weights\n".into(), "x\n".into()));
+    assert_eq!(
+        (read("checkpoints/latest"), read("model.safetensors"), read("sub/y")),
+        ("step-1".into(), "weights\n".into(), "x\n".into())
+    );
     // Another machine: the local disk is empty.
     std::fs::remove_dir_all(home.path().join("run")).unwrap();
     let output = script(home.path(), "", "").output().unwrap();
@@ -206,7 +243,9 @@ fn the_script_trains_copies_and_continues() {
     assert_eq!(read("checkpoints/latest"), "step-2");
     assert_eq!(read("checkpoints/step-2/state.json"), "after step-1\n");
     assert_eq!(read("metrics.jsonl"), "m\nm\n");
-    assert!(!std::fs::read_to_string(home.path().join("arguments")).unwrap().contains("source.path"));
+    assert!(
+        !std::fs::read_to_string(home.path().join("arguments")).unwrap().contains("source.path")
+    );
 }
 
 #[test]
@@ -217,8 +256,17 @@ fn the_script_tells_failure() {
     for (trainer, code) in [("exit 2", 2), ("save; exit 1", 1), ("save; kill -9 $$", 137)] {
         let home = home(trainer);
         let output = script(home.path(), "", "").output().unwrap();
-        assert_eq!(output.status.code(), Some(code), "{trainer}: {}{}", text(&output.stdout), text(&output.stderr));
-        let latest = std::fs::read_to_string(home.path().join("outputs/dlm/sample/first/checkpoints/latest")).ok();
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{trainer}: {}{}",
+            text(&output.stdout),
+            text(&output.stderr)
+        );
+        let latest = std::fs::read_to_string(
+            home.path().join("outputs/dlm/sample/first/checkpoints/latest"),
+        )
+        .ok();
         assert_eq!(latest.is_some(), trainer.starts_with("save"), "{trainer}");
     }
 }
@@ -237,6 +285,8 @@ fn the_script_hands_a_signal_on_and_copies_what_was_saved() {
     }
     Command::new("kill").arg("-TERM").arg(child.id().to_string()).status().unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
-    let latest = std::fs::read_to_string(home.path().join("outputs/dlm/sample/first/checkpoints/latest")).unwrap();
+    let latest =
+        std::fs::read_to_string(home.path().join("outputs/dlm/sample/first/checkpoints/latest"))
+            .unwrap();
     assert_eq!(latest, "step-1");
 }

@@ -1,11 +1,12 @@
-//! The optimizer against numbers made elsewhere (`tests/python/optim_reference.py`, numpy float64, itself held against
-//! torch.optim): AdamW with and without decay, Muon's Newton-Schulz steps, ZClip's bounds and statistics.
+//! The optimizer against numbers made elsewhere (`tests/python/optim_reference.py`, numpy float64,
+//! itself held against torch.optim): AdamW with and without decay, Muon's Newton-Schulz steps,
+//! ZClip's bounds and statistics.
 
 use burn::prelude::*;
 use burn::tensor::DType;
 use dlm_train::config::{Config, Optim, OptimName};
 use dlm_train::diffusion::objective::Gradients;
-use dlm_train::model::{ModelConfig, ParamKind, Params, Weights, weights};
+use dlm_train::model::{ModelConfig, ParamKind, Params, Weights, load};
 use dlm_train::optim::Optimizer;
 use dlm_train::optim::clip::{self, ZState};
 use serde_json::{Value, json};
@@ -23,14 +24,16 @@ fn optim(hyper: &Value, name: OptimName) -> Optim {
     let mut o = Config::load(None, &[]).unwrap().optim;
     o.name = name;
     (o.lr, o.beta1, o.beta2, o.eps) = (h("lr"), h("beta1"), h("beta2"), h("eps"));
-    (o.weight_decay, o.muon_lr, o.muon_momentum) = (h("weight_decay"), h("muon_lr"), h("muon_momentum"));
+    (o.weight_decay, o.muon_lr, o.muon_momentum) =
+        (h("weight_decay"), h("muon_lr"), h("muon_momentum"));
     o
 }
 
 /// Weights after each of the steps, when every parameter of kind `kind` is one matrix of the case.
 fn steps(case: &Value, optim: &Optim, kind: ParamKind) -> Vec<Vec<f64>> {
     let device = Device::flex();
-    let shape: Vec<usize> = case["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
+    let shape: Vec<usize> =
+        case["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
     let shape = [shape[0], shape[1]];
     let cfg = json!({
         "architectures": ["LlamaForCausalLM"], "vocab_size": 8, "hidden_size": 4, "intermediate_size": 8, "num_hidden_layers": 1,
@@ -52,7 +55,7 @@ fn steps(case: &Value, optim: &Optim, kind: ParamKind) -> Vec<Vec<f64>> {
         let mut grads = Gradients::new(1);
         grads.0[0] = Some(tensor(grad));
         optimizer.step(optim, &params, &mut w, grads, 1.0, 1.0);
-        out.push(weights::download(&w.0[0]).unwrap().iter().map(|v| f64::from(*v)).collect());
+        out.push(load::download(&w.0[0]).unwrap().iter().map(|v| f64::from(*v)).collect());
     }
     out
 }
@@ -75,7 +78,11 @@ fn adamw_is_the_published_one() {
     let reference = reference();
     let o = optim(&reference["hyper"], OptimName::Adamw);
     for case in reference["matrices"].as_array().unwrap() {
-        for (kind, key) in [(ParamKind::Matrix, "adamw"), (ParamKind::Embedding, "adamw"), (ParamKind::Norm, "adamw_no_decay")] {
+        for (kind, key) in [
+            (ParamKind::Matrix, "adamw"),
+            (ParamKind::Embedding, "adamw"),
+            (ParamKind::Norm, "adamw_no_decay"),
+        ] {
             let difference = off(case, &steps(case, &o, kind), &case[key]);
             println!("{} {key}: {difference:.1e}", case["name"]);
             assert!(difference < 1e-5, "{} {kind:?} {key}: {difference:.1e}", case["name"]);
@@ -111,14 +118,30 @@ fn zclip_is_the_published_one() {
             let after = clip::factor(&o, *norm, &mut state) * norm;
             let expected = row[0].as_f64().unwrap();
             // clip_grad_norm_ adds 1e-6 to the norm it divides by
-            assert!((after - expected).abs() <= 2e-6 * expected.max(1.0), "step {step}: {after} for {norm}, expected {expected}");
+            assert!(
+                (after - expected).abs() <= 2e-6 * expected.max(1.0),
+                "step {step}: {after} for {norm}, expected {expected}"
+            );
             clipped += usize::from(expected < *norm);
             if let (Some(mean), Some(var)) = (row[1].as_f64(), row[2].as_f64()) {
-                assert!((state.mean - mean).abs() <= 1e-12 * mean, "step {step}: mean {} expected {mean}", state.mean);
-                assert!((state.var - var).abs() <= 1e-10 * var, "step {step}: variance {} expected {var}", state.var);
+                assert!(
+                    (state.mean - mean).abs() <= 1e-12 * mean,
+                    "step {step}: mean {} expected {mean}",
+                    state.mean
+                );
+                assert!(
+                    (state.var - var).abs() <= 1e-10 * var,
+                    "step {step}: variance {} expected {var}",
+                    state.var
+                );
             }
         }
-        println!("z {} alpha {}: {clipped} of {} norms clipped", case["z"], case["alpha"], norms.len());
+        println!(
+            "z {} alpha {}: {clipped} of {} norms clipped",
+            case["z"],
+            case["alpha"],
+            norms.len()
+        );
         assert!(clipped >= 1);
     }
 }

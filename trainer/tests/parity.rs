@@ -1,6 +1,7 @@
-//! `dlm-train parity` on every fixture: causal and block-diffusion cases of all families, with gradients, in both layouts and both
-//! forms of attention, in fp32 at the fixtures' own tolerances and in bf16 within the bound of docs/objective.md. A fixture that no
-//! case here covers fails the test.
+//! `dlm-train parity` on every fixture: causal and block-diffusion cases of all families, with
+//! gradients, in both layouts and both forms of attention, in fp32 at the fixtures' own tolerances
+//! and in bf16 within the bound of docs/objective.md. A fixture that no case here covers fails the
+//! test.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -9,7 +10,8 @@ use std::process::Command;
 
 use burn::prelude::*;
 use burn::tensor::DType;
-use dlm_train::model::{ops, weights};
+use dlm_train::kernels::ops;
+use dlm_train::model::load;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -20,7 +22,13 @@ fn fixtures() -> Option<PathBuf> {
         return Some(dir);
     }
     drop(
-        std::io::stderr().write_all(format!("SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/\n", dir.display()).as_bytes()),
+        std::io::stderr().write_all(
+            format!(
+                "SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/\n",
+                dir.display()
+            )
+            .as_bytes(),
+        ),
     );
     None
 }
@@ -30,7 +38,8 @@ struct Case {
     file: String,
     more: Vec<String>,
     objective: bool,
-    /// BitLinear on generic activations: rounding to 8 bits is chaotic (fixtures' README, "BitNet").
+    /// BitLinear on generic activations: rounding to 8 bits is chaotic (fixtures' README,
+    /// "BitNet").
     chaotic: bool,
 }
 
@@ -52,14 +61,27 @@ fn cases(dir: &Path) -> Vec<Case> {
         causal("bitnet_tiny_packed", "causal_bitnet_tiny_packed", false, true),
         causal("bitnet_tiny_packed_divisor", "causal_bitnet_tiny_packed", false, true),
     ];
-    let list: Value = serde_json::from_slice(&std::fs::read(dir.join("objective.json")).unwrap()).unwrap();
-    for (name, case) in list.as_object().unwrap().iter().filter(|(_, c)| c.get("mask_id").is_some()) {
-        let mut more = vec!["--bd-size".to_string(), case["block_size"].to_string(), "--mask-token-id".into(), case["mask_id"].to_string()];
+    let list: Value =
+        serde_json::from_slice(&std::fs::read(dir.join("objective.json")).unwrap()).unwrap();
+    for (name, case) in list.as_object().unwrap().iter().filter(|(_, c)| c.get("mask_id").is_some())
+    {
+        let mut more = vec![
+            "--bd-size".to_string(),
+            case["block_size"].to_string(),
+            "--mask-token-id".into(),
+            case["mask_id"].to_string(),
+        ];
         let chaotic = name.contains("online");
         if chaotic {
             more.push("--bitlinear".into());
         }
-        all.push(Case { model: case["model"].as_str().unwrap().into(), file: format!("obj_{name}"), more, objective: true, chaotic });
+        all.push(Case {
+            model: case["model"].as_str().unwrap().into(),
+            file: format!("obj_{name}"),
+            more,
+            objective: true,
+            chaotic,
+        });
     }
     all
 }
@@ -86,9 +108,20 @@ fn parity(dir: &Path, case: &Case, more: &[&str]) -> Value {
 
 /// Layouts and attention forms a case is computed in.
 fn forms(case: &Case, tiles: bool) -> Vec<Vec<&'static str>> {
-    let layouts: &[&[&str]] = if case.objective { &[&["--layout", "reference"], &["--layout", "saving"]] } else { &[&[]] };
-    let attention: &[&[&str]] =
-        if tiles { &[&["--attention", "tiles"], &["--attention", "dense", "--recompute"], &["--attention", "ranges"]] } else { &[&[]] };
+    let layouts: &[&[&str]] = if case.objective {
+        &[&["--layout", "reference"], &["--layout", "saving"]]
+    } else {
+        &[&[]]
+    };
+    let attention: &[&[&str]] = if tiles {
+        &[
+            &["--attention", "tiles"],
+            &["--attention", "dense", "--recompute"],
+            &["--attention", "ranges"],
+        ]
+    } else {
+        &[&[]]
+    };
     layouts.iter().flat_map(|l| attention.iter().map(|a| [*l, *a].concat())).collect()
 }
 
@@ -105,7 +138,15 @@ fn every_fixture_in_fp32() {
         for form in forms(&case, true) {
             let mut more = form.clone();
             if case.chaotic {
-                more.extend(["--logits-quantile", "0.25", "--tol-loss", "5e-3", "--grads-l2", "--tol-grads", "0.05"]);
+                more.extend([
+                    "--logits-quantile",
+                    "0.25",
+                    "--tol-loss",
+                    "5e-3",
+                    "--grads-l2",
+                    "--tol-grads",
+                    "0.05",
+                ]);
             }
             let report = parity(&dir, &case, &more);
             println!(
@@ -115,17 +156,27 @@ fn every_fixture_in_fp32() {
                 form.join(" "),
                 shown(&report["logits_at_quantile"]),
                 shown(&report["loss_rel"]),
-                shown(if case.chaotic { &report["grads_max_l2"] } else { &report["grads_max_rel"] })
+                shown(if case.chaotic {
+                    &report["grads_max_l2"]
+                } else {
+                    &report["grads_max_rel"]
+                })
             );
             let has_grads = dir.join(format!("{}_grads.safetensors", case.file)).is_file();
             assert_eq!(has_grads, report["grads_max_rel"].is_f64(), "{report}");
-            assert!(report["logits_max_abs"].is_f64() || report["loss_rel"].is_f64(), "nothing was compared: {report}");
+            assert!(
+                report["logits_max_abs"].is_f64() || report["loss_rel"].is_f64(),
+                "nothing was compared: {report}"
+            );
         }
     }
     for entry in std::fs::read_dir(&dir).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
-        let Some(stem) = name.strip_suffix(".safetensors") else { continue };
-        let expected = ["causal_", "obj_"].iter().any(|p| stem.starts_with(p)) && !stem.ends_with("_grads");
+        let Some(stem) = name.strip_suffix(".safetensors") else {
+            continue;
+        };
+        let expected =
+            ["causal_", "obj_"].iter().any(|p| stem.starts_with(p)) && !stem.ends_with("_grads");
         assert!(!expected || covered.contains(stem), "no case covers {name}");
     }
 }
@@ -168,10 +219,14 @@ fn quantisers_equal_the_unit_fixture() {
     let read = |name: &str| {
         let view = file.tensor(name).unwrap();
         let shape = [view.shape()[0], view.shape()[1]];
-        Tensor::<2>::from_data(TensorData::new(weights::decode_floats(view.dtype(), view.data()).unwrap(), shape), (&device, DType::F32))
+        Tensor::<2>::from_data(
+            TensorData::new(load::decode_floats(view.dtype(), view.data()).unwrap(), shape),
+            (&device, DType::F32),
+        )
     };
     let same = |ours: Tensor<2>, expected: &str| {
-        let (ours, expected) = (weights::download(&ours).unwrap(), weights::download(&read(expected)).unwrap());
+        let (ours, expected) =
+            (load::download(&ours).unwrap(), load::download(&read(expected)).unwrap());
         let worst = ours.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
         println!("{expected:?}: {worst:.1e}", expected = expected.len());
         assert!(worst < 1e-6, "{worst}");

@@ -1,4 +1,5 @@
-//! `dlm-train plot` on metrics made up here: whole files, a line cut by a crash, several runs, files that are something else.
+//! `dlm-train plot` on metrics made up here: whole files, a line cut by a crash, several runs,
+//! files that are something else.
 
 mod families;
 
@@ -14,9 +15,15 @@ fn metrics(dir: &Path, n: u64, offset: f64) -> String {
         let at = step as f64 / n as f64;
         let spike = step == n / 2;
         let calm = 2.0 + offset + 5.0 * (-6.0 * at).exp();
-        let loss = calm + 0.4 * ((step * 7919 % 101) as f64 / 101.0 - 0.5) + if spike { 30.0 } else { 0.0 };
+        let loss = calm
+            + 0.4 * ((step * 7919 % 101) as f64 / 101.0 - 0.5)
+            + if spike { 30.0 } else { 0.0 };
         let norm = 0.6 + 3.0 * (-9.0 * at).exp() + (step * 31 % 17) as f64 / 20.0;
-        let eval = if step % (n / 10) == 0 { format!(",\"eval_loss\":{}", calm + 0.15) } else { String::new() };
+        let eval = if step % (n / 10) == 0 {
+            format!(",\"eval_loss\":{}", calm + 0.15)
+        } else {
+            String::new()
+        };
         let skipped = if spike { ",\"skipped\":true" } else { "" };
         let _ = writeln!(
             text,
@@ -37,7 +44,11 @@ fn metrics(dir: &Path, n: u64, offset: f64) -> String {
 /// Tags are closed in order, and nothing is asked of the network.
 fn check_page(html: &str) {
     for outside in ["http://", "https://", "src=", "href=", "@import", "<script", "NaN", "inf\""] {
-        assert!(!html.contains(outside), "{outside} in the page: {}", &html[html.find(outside).unwrap().saturating_sub(120)..][..200]);
+        assert!(
+            !html.contains(outside),
+            "{outside} in the page: {}",
+            &html[html.find(outside).unwrap().saturating_sub(120)..][..200]
+        );
     }
     let mut open: Vec<&str> = Vec::new();
     let body = &html[html.find("<body>").unwrap()..];
@@ -78,8 +89,13 @@ fn a_run_is_drawn_whole_although_its_last_line_is_cut() {
     ] {
         assert!(html.contains(text), "no {text:?} in the page");
     }
-    // the median of 2000 + (37 step mod 150) over the run: hours of a billion tokens at 2.07k a second
-    assert!(html.contains("<b>134</b><span>hours per 1 B tokens"), "{}", &html[html.find("hours per").unwrap() - 60..][..80]);
+    // the median of 2000 + (37 step mod 150) over the run: hours of a billion tokens at 2.07k a
+    // second
+    assert!(
+        html.contains("<b>134</b><span>hours per 1 B tokens"),
+        "{}",
+        &html[html.find("hours per").unwrap() - 60..][..80]
+    );
     if let Some(keep) = std::env::var_os("DLM_KEEP_PLOT") {
         std::fs::copy(&out, Path::new(&keep).join("one.html")).unwrap();
     }
@@ -94,10 +110,19 @@ fn several_runs_share_the_charts() {
     // runs of one name are told apart by their paths
     let c = dir.path().join("c/a");
     metrics(&c, 20, 0.0);
-    dlm_train(&["plot", a.to_str().unwrap(), c.to_str().unwrap(), "--out", page.to_str().unwrap()]).ok();
-    assert!(std::fs::read_to_string(&page).unwrap().contains(c.to_str().unwrap()));
-    dlm_train(&["plot", a.to_str().unwrap(), b.join("metrics.jsonl").to_str().unwrap(), "--x", "tokens", "--out", page.to_str().unwrap()])
+    dlm_train(&["plot", a.to_str().unwrap(), c.to_str().unwrap(), "--out", page.to_str().unwrap()])
         .ok();
+    assert!(std::fs::read_to_string(&page).unwrap().contains(c.to_str().unwrap()));
+    dlm_train(&[
+        "plot",
+        a.to_str().unwrap(),
+        b.join("metrics.jsonl").to_str().unwrap(),
+        "--x",
+        "tokens",
+        "--out",
+        page.to_str().unwrap(),
+    ])
+    .ok();
     let html = std::fs::read_to_string(&page).unwrap();
     check_page(&html.replace("</body></html>", "</body>"));
     assert_eq!(html.matches("class=\"main k0\"").count(), 6);
@@ -114,7 +139,9 @@ fn what_is_not_a_run_is_refused() {
     let missing = dlm_train(&["plot", dir.path().to_str().unwrap()]);
     assert_eq!(missing.code, Some(1), "{}", missing.stderr);
     assert!(missing.stderr.contains("metrics.jsonl"), "{}", missing.stderr);
-    for (content, said) in [("", "none of its 0 lines"), ("{\"a\": 1}\n\u{0}\u{1}\nno\n", "none of its 3 lines")] {
+    for (content, said) in
+        [("", "none of its 0 lines"), ("{\"a\": 1}\n\u{0}\u{1}\nno\n", "none of its 3 lines")]
+    {
         std::fs::write(dir.path().join("metrics.jsonl"), content).unwrap();
         let ran = dlm_train(&["plot", dir.path().to_str().unwrap()]);
         assert_eq!(ran.code, Some(1));

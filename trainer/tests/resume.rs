@@ -10,12 +10,18 @@ use common::{losses, ok, refused, train, workplace};
 
 /// Deterministic pseudo-random delays, so that a failure can be repeated.
 fn delays(n: usize, longest: Duration) -> impl Iterator<Item = Duration> {
-    (0..n as u64).map(move |i| longest.mul_f64(dlm_train::rng::uniform(dlm_train::rng::key(&[i, 99]), 0)))
+    (0..n as u64).map(move |i| {
+        longest.mul_f64(dlm_datasets::rng::uniform(dlm_datasets::rng::key(&[i, 99]), 0))
+    })
 }
 
 fn same_weights(a: &Path, b: &Path) {
     assert_eq!(losses(a), losses(b));
-    assert!(std::fs::read(a.join("model.safetensors")).unwrap() == std::fs::read(b.join("model.safetensors")).unwrap(), "weights differ");
+    assert!(
+        std::fs::read(a.join("model.safetensors")).unwrap()
+            == std::fs::read(b.join("model.safetensors")).unwrap(),
+        "weights differ"
+    );
 }
 
 #[test]
@@ -28,7 +34,8 @@ fn thirty_kills_end_in_the_same_weights() {
     let whole = t.elapsed();
     let mut killed = 0;
     for delay in delays(400, whole / 14) {
-        let mut child = train(dir.path(), "broken", &every_step).stderr(Stdio::null()).spawn().unwrap();
+        let mut child =
+            train(dir.path(), "broken", &every_step).stderr(Stdio::null()).spawn().unwrap();
         let end = Instant::now() + delay;
         let mut finished = false;
         while Instant::now() < end {
@@ -58,7 +65,10 @@ fn thirty_kills_end_in_the_same_weights() {
     let (a, b) = (dir.path().join("whole"), dir.path().join("broken"));
     same_weights(&a, &b);
     // no debris of killed writers
-    let left: Vec<_> = std::fs::read_dir(b.join("checkpoints")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let left: Vec<_> = std::fs::read_dir(b.join("checkpoints"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
     assert!(left.iter().all(|n| n == "latest" || n.starts_with("step-")), "{left:?}");
 }
 
@@ -80,7 +90,11 @@ fn a_signal_saves_and_exits_130() {
     assert_eq!(status.code(), Some(130));
     assert!(dir.path().join("out/checkpoints/latest").is_file());
     // another budget is another run: refused, with the key named, unless told
-    refused(&mut train(dir.path(), "out", &["conversion.total_tokens=9000"]), 1, &["conversion.total_tokens", "--allow-changes"]);
+    refused(
+        &mut train(dir.path(), "out", &["conversion.total_tokens=9000"]),
+        1,
+        &["conversion.total_tokens", "--allow-changes"],
+    );
     let mut go_on = train(dir.path(), "out", &["conversion.total_tokens=9000"]);
     ok(go_on.arg("--allow-changes"));
 }

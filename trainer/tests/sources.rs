@@ -1,4 +1,5 @@
-//! Sources in half precision: weights stored as f16 or bf16 are the masters they stand for, in fp32.
+//! Sources in half precision: weights stored as f16 or bf16 are the masters they stand for, in
+//! fp32.
 
 mod common;
 
@@ -18,8 +19,12 @@ fn half_precision_is_read_as_it_is_stored() {
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let loss = |folder: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
-        command.current_dir(dir.path()).args(["eval", "--model", folder, "--data", "data", "--device", "cpu", "--json"]);
-        serde_json::from_slice::<Value>(&ok(&mut command).stdout).unwrap()["block_diffusion_loss"].as_f64().unwrap()
+        command
+            .current_dir(dir.path())
+            .args(["eval", "--model", folder, "--data", "data", "--device", "cpu", "--json"]);
+        serde_json::from_slice::<Value>(&ok(&mut command).stdout).unwrap()["block_diffusion_loss"]
+            .as_f64()
+            .unwrap()
     };
     let full = loss("full");
     for (name, dtype) in [("f16", Dtype::F16), ("bf16", Dtype::BF16)] {
@@ -27,18 +32,35 @@ fn half_precision_is_read_as_it_is_stored() {
         let (half_dir, wide_dir) = (dir.path().join(name), dir.path().join(format!("{name}-wide")));
         let (mut half, mut wide) = (Vec::new(), Vec::new());
         for (tensor, view) in file.tensors() {
-            let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+            let values =
+                view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
             let rounded: Vec<(Vec<u8>, f32)> = match dtype {
-                Dtype::F16 => values.map(half::f16::from_f32).map(|v| (v.to_le_bytes().to_vec(), v.to_f32())).collect(),
-                _ => values.map(half::bf16::from_f32).map(|v| (v.to_le_bytes().to_vec(), v.to_f32())).collect(),
+                Dtype::F16 => values
+                    .map(half::f16::from_f32)
+                    .map(|v| (v.to_le_bytes().to_vec(), v.to_f32()))
+                    .collect(),
+                _ => values
+                    .map(half::bf16::from_f32)
+                    .map(|v| (v.to_le_bytes().to_vec(), v.to_f32()))
+                    .collect(),
             };
-            half.push((tensor.clone(), view.shape().to_vec(), rounded.iter().flat_map(|(b, _)| b.clone()).collect::<Vec<u8>>()));
-            wide.push((tensor, view.shape().to_vec(), rounded.iter().flat_map(|(_, v)| v.to_le_bytes()).collect::<Vec<u8>>()));
+            half.push((
+                tensor.clone(),
+                view.shape().to_vec(),
+                rounded.iter().flat_map(|(b, _)| b.clone()).collect::<Vec<u8>>(),
+            ));
+            wide.push((
+                tensor,
+                view.shape().to_vec(),
+                rounded.iter().flat_map(|(_, v)| v.to_le_bytes()).collect::<Vec<u8>>(),
+            ));
         }
         for (at, dtype, tensors) in [(&half_dir, dtype, &half), (&wide_dir, Dtype::F32, &wide)] {
             fs::create_dir(at).unwrap();
             fs::copy(dir.path().join("full/config.json"), at.join("config.json")).unwrap();
-            let views = tensors.iter().map(|(n, shape, data)| (n.clone(), TensorView::new(dtype, shape.clone(), data).unwrap()));
+            let views = tensors.iter().map(|(n, shape, data)| {
+                (n.clone(), TensorView::new(dtype, shape.clone(), data).unwrap())
+            });
             safetensors::serialize_to_file(views, None, &at.join("model.safetensors")).unwrap();
         }
         let (half, wide) = (loss(name), loss(&format!("{name}-wide")));

@@ -1,4 +1,5 @@
-//! `report.tensorboard=true`: the event files hold what metrics.jsonl holds, also after a killed and resumed run.
+//! `report.tensorboard=true`: the event files hold what metrics.jsonl holds, also after a killed
+//! and resumed run.
 
 mod families;
 
@@ -62,7 +63,11 @@ fn scalars(path: &Path) -> Vec<(u64, String, f32)> {
         let step = get(2).map_or(0, |s| u64::from_le_bytes(s.try_into().unwrap()));
         for value in fields(&get(5).unwrap_or_default()) {
             let v = fields(&value.2);
-            out.push((step, String::from_utf8(v[0].2.clone()).unwrap(), f32::from_le_bytes(v[1].2.clone().try_into().unwrap())));
+            out.push((
+                step,
+                String::from_utf8(v[0].2.clone()).unwrap(),
+                f32::from_le_bytes(v[1].2.clone().try_into().unwrap()),
+            ));
         }
     }
     out
@@ -90,7 +95,9 @@ fn expected(run: &Path) -> BTreeMap<String, BTreeMap<u64, f32>> {
 }
 
 fn event_files(run: &Path) -> Vec<PathBuf> {
-    let Ok(dir) = std::fs::read_dir(run.join("tensorboard")) else { return Vec::new() };
+    let Ok(dir) = std::fs::read_dir(run.join("tensorboard")) else {
+        return Vec::new();
+    };
     let mut files: Vec<PathBuf> = dir.map(|e| e.unwrap().path()).collect();
     files.sort();
     files
@@ -103,9 +110,21 @@ fn event_files_say_what_metrics_say_also_after_a_kill() {
     let config = dir.path().join("config.json");
     std::fs::write(&config, families::own_config("Llama").to_string()).unwrap();
     let run = dir.path().join("run");
-    let (source, out, steps) =
-        (format!("source.config={}", config.display()), format!("output.dir={}", run.display()), format!("train.max_steps={STEPS}"));
-    let mut arguments = vec!["--device", "cpu", "--data", data.to_str().unwrap(), "source.init=random", &source, &out, &steps];
+    let (source, out, steps) = (
+        format!("source.config={}", config.display()),
+        format!("output.dir={}", run.display()),
+        format!("train.max_steps={STEPS}"),
+    );
+    let mut arguments = vec![
+        "--device",
+        "cpu",
+        "--data",
+        data.to_str().unwrap(),
+        "source.init=random",
+        &source,
+        &out,
+        &steps,
+    ];
     arguments.extend([
         "conversion.total_tokens=1000000",
         "train.batch_rows=2",
@@ -116,9 +135,16 @@ fn event_files_say_what_metrics_say_also_after_a_kill() {
     ]);
 
     // the first session is killed somewhere between two checkpoints
-    let mut child = Command::new(env!("CARGO_BIN_EXE_dlm-train")).args(&arguments).stderr(Stdio::null()).spawn().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_dlm-train"))
+        .args(&arguments)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let started = Instant::now();
-    let lines = || std::fs::read(run.join("metrics.jsonl")).map_or(0, |b| b.iter().filter(|b| **b == b'\n').count());
+    let lines = || {
+        std::fs::read(run.join("metrics.jsonl"))
+            .map_or(0, |b| b.iter().filter(|b| **b == b'\n').count())
+    };
     while lines() < 12 {
         assert!(started.elapsed() < Duration::from_secs(120), "no 12 steps in two minutes");
         assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
@@ -134,10 +160,17 @@ fn event_files_say_what_metrics_say_also_after_a_kill() {
 
     let files = event_files(&run);
     assert_eq!(files.len(), 2, "{files:?}");
-    assert!(files.iter().all(|f| f.file_name().unwrap().to_str().unwrap().starts_with("events.out.tfevents.")));
+    assert!(
+        files.iter().all(|f| {
+            f.file_name().unwrap().to_str().unwrap().starts_with("events.out.tfevents.")
+        })
+    );
     let (first, second) = (scalars(&files[0]), scalars(&files[1]));
     let resumed_at = second.iter().map(|s| s.0).min().unwrap();
-    assert!(resumed_at > 7 && resumed_at % 7 == 1, "the second session begins at step {resumed_at}, the one after a checkpoint");
+    assert!(
+        resumed_at > 7 && resumed_at % 7 == 1,
+        "the second session begins at step {resumed_at}, the one after a checkpoint"
+    );
     let expected = expected(&run);
     assert_eq!(expected["train/loss"].len() as u64, STEPS);
     assert_eq!(expected["eval/loss"].len() as u64, STEPS / 5);
@@ -149,9 +182,19 @@ fn event_files_say_what_metrics_say_also_after_a_kill() {
     assert_eq!(found, expected);
 
     // as TensorBoard itself reads the folder
-    let python = std::env::var_os("DLM_PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from);
-    if !Command::new(&python).args(["-c", "import tensorboard"]).output().is_ok_and(|o| o.status.success()) {
-        drop(std::io::stderr().write_all(format!("SKIP: {} cannot import tensorboard; set DLM_PYTHON\n", python.display()).as_bytes()));
+    let python =
+        std::env::var_os("DLM_PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from);
+    if !Command::new(&python)
+        .args(["-c", "import tensorboard"])
+        .output()
+        .is_ok_and(|o| o.status.success())
+    {
+        drop(
+            std::io::stderr().write_all(
+                format!("SKIP: {} cannot import tensorboard; set DLM_PYTHON\n", python.display())
+                    .as_bytes(),
+            ),
+        );
         return;
     }
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/python/read_tensorboard.py");
@@ -187,6 +230,11 @@ fn nothing_is_written_unless_asked() {
     let config = dir.path().join("config.json");
     std::fs::write(&config, families::own_config("Llama").to_string()).unwrap();
     let run = dir.path().join("run");
-    families::train(&data, &run, &["source.init=random", &format!("source.config={}", config.display())]).ok();
+    families::train(
+        &data,
+        &run,
+        &["source.init=random", &format!("source.config={}", config.display())],
+    )
+    .ok();
     assert!(event_files(&run).is_empty());
 }

@@ -117,7 +117,11 @@ fn vanished_and_damaged_data_files_are_errors() {
     fs::remove_file(&file).unwrap();
     refused(&mut train(dir.path(), "out", &[]), 1, &["train-00000.arrow"]);
     fs::remove_file(dir.path().join("data/manifest.json")).unwrap();
-    refused(&mut train(dir.path(), "out", &[]), 2, &["--data data", "manifest.json", "dlm-prep --out data"]);
+    refused(
+        &mut train(dir.path(), "out", &[]),
+        2,
+        &["--data data", "manifest.json", "dlm-prep --out data"],
+    );
     fs::remove_dir_all(dir.path().join("data")).unwrap();
     refused(&mut train(dir.path(), "out", &[]), 2, &["--data data", "no such folder"]);
 }
@@ -126,30 +130,47 @@ fn vanished_and_damaged_data_files_are_errors() {
 fn a_typo_in_the_config_names_the_nearest_key() {
     let dir = workplace();
     refused(&mut train(dir.path(), "out", &["optim.lrr=1"]), 2, &["optim.lrr", "optim.lr"]);
-    refused(&mut train(dir.path(), "out", &["train.batch_rows=many"]), 2, &["train.batch_rows", "many"]);
+    refused(
+        &mut train(dir.path(), "out", &["train.batch_rows=many"]),
+        2,
+        &["train.batch_rows", "many"],
+    );
     refused(&mut train(dir.path(), "out", &["model=qwen9"]), 2, &["qwen9"]);
-    refused(&mut train(dir.path(), "out", &["source.path=hf:/x", "source.init=pretrained"]), 2, &["source.path"]);
+    refused(
+        &mut train(dir.path(), "out", &["source.path=hf:/x", "source.init=pretrained"]),
+        2,
+        &["source.path"],
+    );
     let mut device = train(dir.path(), "out", &[]);
     device.args(["--device", "tpu"]);
     assert_eq!(device.output().unwrap().status.code(), Some(2));
 }
 
-/// A run into a file system that is full: the error names the file, the last whole checkpoint stays, no export appears.
+/// A run into a file system that is full: the error names the file, the last whole checkpoint
+/// stays, no export appears.
 #[test]
 fn a_full_disk_leaves_nothing_that_passes_for_whole() {
     let dir = workplace();
     let out = dir.path().join("small");
     fs::create_dir(&out).unwrap();
-    let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=400k", "tmpfs"]).arg(&out).output();
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=400k", "tmpfs"])
+        .arg(&out)
+        .output();
     if !mounted.is_ok_and(|o| o.status.success()) {
-        drop(std::io::stderr().write_all(b"SKIP: a_full_disk: no right to mount a small file system here\n"));
+        drop(
+            std::io::stderr()
+                .write_all(b"SKIP: a_full_disk: no right to mount a small file system here\n"),
+        );
         return;
     }
     let run = train(dir.path(), "small", &["train.save_every=2"]).output().unwrap();
     let err = String::from_utf8_lossy(&run.stderr).to_string();
     let exported = out.join("dlm_config.json").exists();
     let latest = fs::read_to_string(out.join("checkpoints/latest"));
-    let whole = latest.as_ref().map(|n| out.join("checkpoints").join(n.trim()).join("state.json").is_file());
+    let whole = latest
+        .as_ref()
+        .map(|n| out.join("checkpoints").join(n.trim()).join("state.json").is_file());
     let unmounted = std::process::Command::new("umount").arg(&out).status();
     assert!(unmounted.is_ok_and(|s| s.success()));
     assert_eq!(run.status.code(), Some(1), "{err}");

@@ -1,6 +1,7 @@
 //! A frame as JSON lines.
 //!
-//! In: a frame of numbers, text, booleans, lists and structs. Out: one object a row, keys in the order of the columns.
+//! In: a frame of numbers, text, booleans, lists and structs. Out: one object a row, keys in the
+//! order of the columns.
 
 use anyhow::Result;
 use polars::prelude::*;
@@ -26,7 +27,9 @@ fn value(cell: &AnyValue<'_>) -> Value {
         AnyValue::Boolean(b) => json!(b),
         AnyValue::String(s) => json!(s),
         AnyValue::StringOwned(s) => json!(s.as_str()),
-        AnyValue::List(series) | AnyValue::Array(series, _) => series.iter().map(|v| value(&v)).collect(),
+        AnyValue::List(series) | AnyValue::Array(series, _) => {
+            series.iter().map(|v| value(&v)).collect()
+        }
         AnyValue::Float32(_) | AnyValue::Float64(_) => json!(cell.extract::<f64>()),
         other => other.extract::<i64>().map_or_else(|| json!(other.to_string()), |n| json!(n)),
     }

@@ -1,8 +1,9 @@
 //! `dlm-inspect`: tables over a packed dataset, with polars.
 //!
-//! In: a folder written by dlm-prep; a query, if any. Out, on stdout: one summary line per source or category, or what the query
-//! gives, as a table or as one JSON object a row. Tables for `--sql`: `packed` (the Arrow files as they are, with `split`
-//! and `row`) and `documents` (one line a conversation, see `tables.rs`).
+//! In: a folder written by dlm-prep; a query, if any. Out, on stdout: one summary line per source
+//! or category, or what the query gives, as a table or as one JSON object a row. Tables for
+//! `--sql`: `packed` (the Arrow files as they are, with `split` and `row`) and `documents` (one
+//! line a conversation, see `tables.rs`).
 
 mod json;
 mod tables;
@@ -63,7 +64,8 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     let dataset = Dataset::open(&args.dir)?;
     let frame = match &args.sql {
-        Some(query) => tables::query(&dataset, query).with_context(|| format!("query {query:?} (the tables are packed and documents)"))?,
+        Some(query) => tables::query(&dataset, query)
+            .with_context(|| format!("query {query:?} (the tables are packed and documents)"))?,
         None => tables::query(&dataset, &tables::summary(matches!(args.by, By::Category)))?,
     };
     if args.json {
@@ -72,7 +74,8 @@ fn run(args: &Args) -> Result<()> {
     if args.sql.is_none() {
         let m = dataset.manifest();
         let c = &m.counts;
-        let dropped: Vec<String> = c.dropped.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
+        let dropped: Vec<String> =
+            c.dropped.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
         let dropped = if dropped.is_empty() { "none".to_string() } else { dropped.join(", ") };
         say(&format!(
             "{}: {} train and {} eval rows of {} tokens in blocks of {}; {} conversations read, {} kept, dropped: {dropped}\n",
@@ -91,7 +94,9 @@ fn run(args: &Args) -> Result<()> {
 /// To stdout; a reader that has gone away is no error.
 fn say(text: &str) -> Result<()> {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("writing to stdout"),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("writing to stdout")
+        }
         _ => Ok(()),
     }
 }

@@ -1,7 +1,7 @@
 //! The tables that queries see.
 //!
-//! In: an open dataset. Out: `packed` (columns of the Arrow files, scanned from the files, with `split` and `row`) and
-//! `documents`:
+//! In: an open dataset. Out: `packed` (columns of the Arrow files, scanned from the files, with
+//! `split` and `row`) and `documents`:
 //!
 //! | column | meaning |
 //! |---|---|
@@ -53,8 +53,14 @@ fn packed(dataset: &Dataset) -> Result<LazyFrame> {
         let mut frames = Vec::new();
         for file in files {
             let path = dataset.dir().join(&file.path);
-            let path = path.to_str().with_context(|| format!("{}: a path that is no text", path.display()))?;
-            frames.push(LazyFrame::scan_ipc(PlRefPath::new(path), Default::default(), UnifiedScanArgs::default())?);
+            let path = path
+                .to_str()
+                .with_context(|| format!("{}: a path that is no text", path.display()))?;
+            frames.push(LazyFrame::scan_ipc(
+                PlRefPath::new(path),
+                Default::default(),
+                UnifiedScanArgs::default(),
+            )?);
         }
         if !frames.is_empty() {
             let rows = concat(frames, UnionArgs::default())?.with_row_index("row", None);
@@ -74,9 +80,20 @@ fn documents(dataset: &Dataset) -> Result<DataFrame> {
             let row = row?;
             for d in &row.documents {
                 let range = d.start..d.start + d.length;
-                let (Some(ids), Some(labels)) = (row.input_ids.get(range.clone()), row.labels.get(range)) else { continue };
+                let (Some(ids), Some(labels)) =
+                    (row.input_ids.get(range.clone()), row.labels.get(range))
+                else {
+                    continue;
+                };
                 let s = verify::summarize(ids, labels, manifest);
-                let line = [index as u64, d.start as u64, d.length as u64, s.tokens, s.block_padding, s.response_tokens];
+                let line = [
+                    index as u64,
+                    d.start as u64,
+                    d.length as u64,
+                    s.tokens,
+                    s.block_padding,
+                    s.response_tokens,
+                ];
                 numbers.iter_mut().zip(line).for_each(|(column, n)| column.push(n));
                 let source = manifest.sources.get(d.source);
                 splits.push(split.name());
@@ -86,7 +103,9 @@ fn documents(dataset: &Dataset) -> Result<DataFrame> {
         }
     }
     let mut columns = vec![Column::new("split".into(), &splits)];
-    for (name, values) in ["row", "start", "length", "tokens", "padding", "loss_tokens"].into_iter().zip(&numbers) {
+    for (name, values) in
+        ["row", "start", "length", "tokens", "padding", "loss_tokens"].into_iter().zip(&numbers)
+    {
         columns.push(Column::new(name.into(), values));
     }
     columns.push(Column::new("source".into(), &sources));

@@ -1,8 +1,9 @@
 //! A hub on the loopback interface, with faults.
 //!
-//! Real HTTP over TCP: revision and tree endpoints (paged), resolve with a redirect to a second path, ETag, byte ranges. Faults
-//! are counted out deterministically over requests, so that a test meets each of them. It serves one dataset, [`ID`], and models
-//! whose main branch a test can move. The trainer's tests use it, too.
+//! Real HTTP over TCP: revision and tree endpoints (paged), resolve with a redirect to a second
+//! path, ETag, byte ranges. Faults are counted out deterministically over requests, so that a test
+//! meets each of them. It serves one dataset, [`ID`], and models whose main branch a test can move.
+//! The trainer's tests use it, too.
 #![allow(dead_code)]
 
 use std::collections::BTreeMap;
@@ -14,7 +15,8 @@ use std::sync::{Arc, Mutex};
 /// What the hub does wrong.
 #[derive(Debug, Clone, Default)]
 pub struct Faults {
-    /// Every so many requests: 429, 503, the connection cut in the middle of a body, an answer with ranges ignored.
+    /// Every so many requests: 429, 503, the connection cut in the middle of a body, an answer with
+    /// ranges ignored.
     pub mixed: bool,
     /// The listing's sizes are too small by one.
     pub wrong_length: bool,
@@ -64,7 +66,11 @@ struct Served {
 
 impl Hub {
     /// Serves `main` (path → content) and a conversion branch until the process ends.
-    pub fn start(main: BTreeMap<String, Vec<u8>>, converted: BTreeMap<String, Vec<u8>>, faults: Faults) -> Hub {
+    pub fn start(
+        main: BTreeMap<String, Vec<u8>>,
+        converted: BTreeMap<String, Vec<u8>>,
+        faults: Faults,
+    ) -> Hub {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (count, log) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
@@ -110,8 +116,13 @@ impl Hub {
 
 /// The files of a folder, by name.
 pub fn files_of(dir: &std::path::Path) -> BTreeMap<String, Vec<u8>> {
-    let entries = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_file());
-    entries.map(|p| (p.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(&p).unwrap())).collect()
+    let entries =
+        std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_file());
+    entries
+        .map(|p| {
+            (p.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(&p).unwrap())
+        })
+        .collect()
 }
 
 impl Served {
@@ -135,9 +146,18 @@ impl Served {
         }
         let n = self.count.fetch_add(1, Ordering::SeqCst);
         let target = first.split_whitespace().nth(1).unwrap_or("/").to_string();
-        self.log.lock().unwrap().push(format!("{target} range={:?} auth={}", headers.get("range"), headers.contains_key("authorization")));
+        self.log.lock().unwrap().push(format!(
+            "{target} range={:?} auth={}",
+            headers.get("range"),
+            headers.contains_key("authorization")
+        ));
         if self.faults.expired {
-            return self.send(stream, 401, &[], b"{\"error\":\"Invalid credentials in Authorization header\"}");
+            return self.send(
+                stream,
+                401,
+                &[],
+                b"{\"error\":\"Invalid credentials in Authorization header\"}",
+            );
         }
         if self.faults.mixed {
             match n % 7 {
@@ -175,12 +195,24 @@ impl Served {
                 return self.send(stream, 403, &[("X-Error-Code", "GatedRepo")], b"{}");
             }
             let models = self.models.lock().unwrap();
-            let content = models.get(&format!("{org}/{name}")).and_then(|r| r.commits.get(commit)?.get(file)).cloned();
+            let content = models
+                .get(&format!("{org}/{name}"))
+                .and_then(|r| r.commits.get(commit)?.get(file))
+                .cloned();
             drop(models);
             return match content {
                 Some(_) if !cdn => {
-                    let host = if self.faults.other_host { self.url.replace("127.0.0.1", "localhost") } else { String::new() };
-                    self.send(stream, 302, &[("Location", &format!("{host}/cdn-models/{}", encode(rest)))], b"")
+                    let host = if self.faults.other_host {
+                        self.url.replace("127.0.0.1", "localhost")
+                    } else {
+                        String::new()
+                    };
+                    self.send(
+                        stream,
+                        302,
+                        &[("Location", &format!("{host}/cdn-models/{}", encode(rest)))],
+                        b"",
+                    )
                 }
                 Some(content) => self.file(stream, &content, headers.get("range"), n),
                 None => self.send(stream, 404, &[("X-Error-Code", "EntryNotFound")], b"{}"),
@@ -194,9 +226,9 @@ impl Served {
         let parts: Vec<&str> = rest.splitn(4, '/').collect();
         let models = self.models.lock().unwrap();
         let found = match parts[..] {
-            [org, name, what, which] => {
-                models.get(&format!("{org}/{name}")).map(|repo| (repo.clone(), what, which, format!("{org}/{name}")))
-            }
+            [org, name, what, which] => models
+                .get(&format!("{org}/{name}"))
+                .map(|repo| (repo.clone(), what, which, format!("{org}/{name}"))),
             _ => None,
         };
         drop(models);
@@ -206,7 +238,9 @@ impl Served {
         if what == "revision" {
             let commit = if which == "main" { &repo.main } else { which };
             return match repo.commits.contains_key(commit) {
-                true => self.send(stream, 200, &[], format!("{{\"sha\": \"{commit}\"}}").as_bytes()),
+                true => {
+                    self.send(stream, 200, &[], format!("{{\"sha\": \"{commit}\"}}").as_bytes())
+                }
                 false => self.send(stream, 404, &[("X-Error-Code", "RevisionNotFound")], b"{}"),
             };
         }
@@ -218,14 +252,30 @@ impl Served {
             .map(|(path, content)| {
                 let (size, sha) = (content.len(), dlm_datasets::hash::sha256(content));
                 let large = path.ends_with(".safetensors") || path.ends_with(".bin");
-                let lfs = if large { format!(",\"lfs\":{{\"oid\":\"{sha}\",\"size\":{size}}}") } else { String::new() };
-                format!("{{\"type\":\"file\",\"path\":{path:?},\"size\":{size},\"oid\":\"{}\"{lfs}}}", &sha[..40])
+                let lfs = if large {
+                    format!(",\"lfs\":{{\"oid\":\"{sha}\",\"size\":{size}}}")
+                } else {
+                    String::new()
+                };
+                format!(
+                    "{{\"type\":\"file\",\"path\":{path:?},\"size\":{size},\"oid\":\"{}\"{lfs}}}",
+                    &sha[..40]
+                )
             })
             .collect();
-        let page: usize = query.split('&').find_map(|q| q.strip_prefix("cursor=")).and_then(|c| c.parse().ok()).unwrap_or(0);
+        let page: usize = query
+            .split('&')
+            .find_map(|q| q.strip_prefix("cursor="))
+            .and_then(|c| c.parse().ok())
+            .unwrap_or(0);
         let shown: Vec<String> = entries.iter().skip(page * 2).take(2).cloned().collect();
-        let link = format!("<{}/api/models/{id}/tree/{which}?recursive=false&cursor={}>; rel=\"next\"", self.url, page + 1);
-        let headers: Vec<(&str, &str)> = if entries.len() > page * 2 + 2 { vec![("Link", &link)] } else { Vec::new() };
+        let link = format!(
+            "<{}/api/models/{id}/tree/{which}?recursive=false&cursor={}>; rel=\"next\"",
+            self.url,
+            page + 1
+        );
+        let headers: Vec<(&str, &str)> =
+            if entries.len() > page * 2 + 2 { vec![("Link", &link)] } else { Vec::new() };
         self.send(stream, 200, &headers, format!("[{}]", shown.join(",")).as_bytes())
     }
 
@@ -252,11 +302,22 @@ impl Served {
                 )
             })
             .collect();
-        entries.insert(0, "{\"type\":\"directory\",\"path\":\"SFT\",\"size\":0,\"oid\":\"x\"}".to_string());
+        entries.insert(
+            0,
+            "{\"type\":\"directory\",\"path\":\"SFT\",\"size\":0,\"oid\":\"x\"}".to_string(),
+        );
         // Two entries a page.
-        let page: usize = query.split('&').find_map(|q| q.strip_prefix("cursor=")).and_then(|c| c.parse().ok()).unwrap_or(0);
+        let page: usize = query
+            .split('&')
+            .find_map(|q| q.strip_prefix("cursor="))
+            .and_then(|c| c.parse().ok())
+            .unwrap_or(0);
         let shown: Vec<String> = entries.iter().skip(page * 2).take(2).cloned().collect();
-        let link = format!("<{}/api/datasets/{ID}/tree/{commit}?recursive=true&cursor={}>; rel=\"next\"", self.url, page + 1);
+        let link = format!(
+            "<{}/api/datasets/{ID}/tree/{commit}?recursive=true&cursor={}>; rel=\"next\"",
+            self.url,
+            page + 1
+        );
         let more = entries.len() > page * 2 + 2;
         let headers: Vec<(&str, &str)> = if more { vec![("Link", &link)] } else { Vec::new() };
         self.send(stream, 200, &headers, format!("[{}]", shown.join(",")).as_bytes())
@@ -266,7 +327,10 @@ impl Served {
         let mut content = content.to_vec();
         // Small files have no sha256 in a listing, and no check but their length.
         if content.len() > 4096
-            && self.wrong_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |w| w.checked_sub(1)).is_ok()
+            && self
+                .wrong_left
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |w| w.checked_sub(1))
+                .is_ok()
             && let Some(b) = content.last_mut()
         {
             *b ^= 1;
@@ -279,9 +343,11 @@ impl Served {
         let ignore = self.faults.mixed && n % 11 == 5;
         let etag = format!("\"{}\"", dlm_datasets::hash::sha256(&content));
         let (status, body, place) = match asked {
-            Some((a, b)) if !ignore && a < total => {
-                (206, &content[a..(b + 1).min(total)], format!("bytes {a}-{}/{total}", b.min(total - 1)))
-            }
+            Some((a, b)) if !ignore && a < total => (
+                206,
+                &content[a..(b + 1).min(total)],
+                format!("bytes {a}-{}/{total}", b.min(total - 1)),
+            ),
             Some((a, _)) if a >= total && !ignore => return self.send(stream, 416, &[], b""),
             _ => (200, &content[..], String::new()),
         };
@@ -300,12 +366,23 @@ impl Served {
         self.send(stream, status, &headers, body)
     }
 
-    fn send(&self, mut stream: &TcpStream, status: u16, headers: &[(&str, &str)], body: &[u8]) -> bool {
+    fn send(
+        &self,
+        mut stream: &TcpStream,
+        status: u16,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> bool {
         head(stream, status, headers, body.len()).is_ok() && stream.write_all(body).is_ok()
     }
 }
 
-fn head(mut stream: &TcpStream, status: u16, headers: &[(&str, &str)], length: usize) -> std::io::Result<()> {
+fn head(
+    mut stream: &TcpStream,
+    status: u16,
+    headers: &[(&str, &str)],
+    length: usize,
+) -> std::io::Result<()> {
     let mut text = format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n");
     for (k, v) in headers {
         text.push_str(&format!("{k}: {v}\r\n"));
@@ -315,7 +392,13 @@ fn head(mut stream: &TcpStream, status: u16, headers: &[(&str, &str)], length: u
 
 fn encode(s: &str) -> String {
     s.bytes()
-        .map(|b| if b.is_ascii_alphanumeric() || b"-_./".contains(&b) { (b as char).to_string() } else { format!("%{b:02X}") })
+        .map(|b| {
+            if b.is_ascii_alphanumeric() || b"-_./".contains(&b) {
+                (b as char).to_string()
+            } else {
+                format!("%{b:02X}")
+            }
+        })
         .collect()
 }
 

@@ -1,7 +1,7 @@
 //! Writes the sample's files.
 //!
-//! In: a folder. Out: `train.parquet` (Nemotron schema), `heldout.jsonl`, `tokenizer/`, `README.md`, each by
-//! temporary file and rename.
+//! In: a folder. Out: `train.parquet` (Nemotron schema), `heldout.jsonl`, `tokenizer/`,
+//! `README.md`, each by temporary file and rename.
 
 use std::fs;
 use std::path::Path;
@@ -39,19 +39,31 @@ pub fn write(dir: &Path) -> Result<Written> {
     let (train, held_out) = conversations(SEED, TRAIN_ROWS, HELD_OUT_ROWS);
     let tok = tokenizer::train(&train, MODEL_VOCAB - 1)?;
     let ids = tok.get_vocab_size(true);
-    ensure!(ids < MODEL_VOCAB, "the tokenizer has {ids} ids, which leaves no room for the mask token in {MODEL_VOCAB}");
+    ensure!(
+        ids < MODEL_VOCAB,
+        "the tokenizer has {ids} ids, which leaves no room for the mask token in {MODEL_VOCAB}"
+    );
     let (mut tokens, mut answer_tokens, mut longest) = (0, 0, 0);
     for conversation in &train {
         let (prompt, answer) = rendered(conversation);
-        let length = |text: &str| tok.encode_fast(text, false).map(|e| e.len()).map_err(anyhow::Error::msg);
+        let length =
+            |text: &str| tok.encode_fast(text, false).map(|e| e.len()).map_err(anyhow::Error::msg);
         let (prompt, answer) = (length(&prompt)?, length(&answer)?);
         tokens += prompt + answer;
         answer_tokens += answer;
         longest = longest.max(prompt + answer);
     }
-    let written = Written { train: train.len(), held_out: held_out.len(), tokens, answer_tokens, longest, ids };
+    let written = Written {
+        train: train.len(),
+        held_out: held_out.len(),
+        tokens,
+        answer_tokens,
+        longest,
+        ids,
+    };
 
-    fs::create_dir_all(dir.join("tokenizer")).with_context(|| format!("creating {}", dir.display()))?;
+    fs::create_dir_all(dir.join("tokenizer"))
+        .with_context(|| format!("creating {}", dir.display()))?;
     put(&dir.join("train.parquet"), &parquet_bytes(&train)?)?;
     put(&dir.join("heldout.jsonl"), held_out_lines(&held_out).as_bytes())?;
     let json = tok.to_string(false).map_err(anyhow::Error::msg)?;
@@ -61,9 +73,14 @@ pub fn write(dir: &Path) -> Result<Written> {
     Ok(written)
 }
 
-/// Prompt (with the generation prompt) and answer (with its end-of-turn token), as the chat template renders them.
+/// Prompt (with the generation prompt) and answer (with its end-of-turn token), as the chat
+/// template renders them.
 pub fn rendered(conversation: &Conversation) -> (String, String) {
-    let turns: String = conversation.input.iter().map(|t| format!("<|im_start|>{}\n{}<|im_end|>\n", t.role, t.content)).collect();
+    let turns: String = conversation
+        .input
+        .iter()
+        .map(|t| format!("<|im_start|>{}\n{}<|im_end|>\n", t.role, t.content))
+        .collect();
     (format!("{turns}<|im_start|>assistant\n"), format!("{}<|im_end|>", conversation.output))
 }
 
@@ -79,21 +96,32 @@ fn pretty(value: &serde_json::Value) -> Result<String> {
 
 /// The rows in the schema of the Nemotron post-training sets.
 fn parquet_bytes(rows: &[Conversation]) -> Result<Vec<u8>> {
-    let turn = Fields::from(vec![Field::new("role", DataType::Utf8, true), Field::new("content", DataType::Utf8, true)]);
-    let builder = StructBuilder::new(turn.clone(), vec![Box::new(StringBuilder::new()), Box::new(StringBuilder::new())]);
+    let turn = Fields::from(vec![
+        Field::new("role", DataType::Utf8, true),
+        Field::new("content", DataType::Utf8, true),
+    ]);
+    let builder = StructBuilder::new(
+        turn.clone(),
+        vec![Box::new(StringBuilder::new()), Box::new(StringBuilder::new())],
+    );
     let element = Field::new("element", DataType::Struct(turn), true);
     let mut input = ListBuilder::new(builder).with_field(element);
     for row in rows {
         for turn in &row.input {
             let fields = input.values();
             for (index, text) in [turn.role, turn.content.as_str()].into_iter().enumerate() {
-                fields.field_builder::<StringBuilder>(index).context("a string column")?.append_value(text);
+                fields
+                    .field_builder::<StringBuilder>(index)
+                    .context("a string column")?
+                    .append_value(text);
             }
             fields.append(true);
         }
         input.append(true);
     }
-    let column = |f: &dyn Fn(&Conversation) -> String| -> ArrayRef { Arc::new(StringArray::from_iter_values(rows.iter().map(f))) };
+    let column = |f: &dyn Fn(&Conversation) -> String| -> ArrayRef {
+        Arc::new(StringArray::from_iter_values(rows.iter().map(f)))
+    };
     let columns: Vec<(&str, ArrayRef)> = vec![
         ("input", Arc::new(input.finish())),
         ("output", column(&|r| r.output.clone())),
@@ -105,8 +133,14 @@ fn parquet_bytes(rows: &[Conversation]) -> Result<Vec<u8>> {
         ("version", column(&|_| "v1".to_string())),
         ("system_prompt", column(&|_| String::new())),
     ];
-    let fields: Vec<Field> = columns.iter().map(|(name, array)| Field::new(*name, array.data_type().clone(), true)).collect();
-    let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns.into_iter().map(|(_, array)| array).collect())?;
+    let fields: Vec<Field> = columns
+        .iter()
+        .map(|(name, array)| Field::new(*name, array.data_type().clone(), true))
+        .collect();
+    let batch = RecordBatch::try_new(
+        Arc::new(Schema::new(fields)),
+        columns.into_iter().map(|(_, array)| array).collect(),
+    )?;
     let properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(9)?))
         .set_created_by("make-sample".to_string())
@@ -119,8 +153,11 @@ fn parquet_bytes(rows: &[Conversation]) -> Result<Vec<u8>> {
 fn held_out_lines(rows: &[Conversation]) -> String {
     let mut out = String::new();
     for row in rows {
-        let messages: Vec<_> = row.input.iter().map(|t| json!({"role": t.role, "content": t.content})).collect();
-        out.push_str(&json!({"messages": messages, "expected": row.output, "task": row.task}).to_string());
+        let messages: Vec<_> =
+            row.input.iter().map(|t| json!({"role": t.role, "content": t.content})).collect();
+        out.push_str(
+            &json!({"messages": messages, "expected": row.output, "task": row.task}).to_string(),
+        );
         out.push('\n');
     }
     out

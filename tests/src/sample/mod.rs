@@ -1,7 +1,8 @@
 //! The sample data set: small records and what one asks about them, written by a seeded program.
 //!
-//! In: a seed. Out: the files of `datasets/sample`, the same bytes every time. `make-sample` writes them; a test holds the
-//! shipped files against a fresh run. Flow: [`words`] → [`text`] (conversations) → [`tokenizer`] (trained on them) → [`files`].
+//! In: a seed. Out: the files of `datasets/sample`, the same bytes every time. `make-sample` writes
+//! them; a test holds the shipped files against a fresh run. Flow: [`words`] → [`text`]
+//! (conversations) → [`tokenizer`] (trained on them) → [`files`].
 
 pub mod files;
 pub mod rng;

@@ -1,6 +1,7 @@
 //! SplitMix64: a seed in, the same numbers out on every machine and in every release.
 //!
-//! Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (2014), constants from there.
+//! Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (2014), constants
+//! from there.
 
 /// Generator state.
 pub struct Rng(u64);
@@ -40,5 +41,7 @@ impl Rng {
 
 /// FNV-1a over bytes: a stable hash for the held-out rule.
 pub fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xCBF2_9CE4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01B3))
+    bytes
+        .iter()
+        .fold(0xCBF2_9CE4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01B3))
 }

@@ -1,11 +1,13 @@
 //! Conversations over small records: what the sample teaches.
 //!
-//! In: a [`Rng`]. Out: [`Conversation`]s of 40 to 110 tokens. Four kinds of record (person, order, meeting, pet) and four tasks:
-//! record to JSON (about 70 %), JSON to record, one field asked for, a sentence. Every answer follows from its prompt
-//! alone; keys and syntax are predictable, values must be copied from the prompt, where the fields stand in any order.
+//! In: a [`Rng`]. Out: [`Conversation`]s of 40 to 110 tokens. Four kinds of record (person, order,
+//! meeting, pet) and four tasks: record to JSON (about 70 %), JSON to record, one field asked for,
+//! a sentence. Every answer follows from its prompt alone; keys and syntax are predictable, values
+//! must be copied from the prompt, where the fields stand in any order.
 //!
-//! Held out: the pair of a record's two leading values decides by hash whether a record belongs to the training rows or
-//! to the held-out prompts, so that a held-out record is a combination never seen, made of words that were.
+//! Held out: the pair of a record's two leading values decides by hash whether a record belongs to
+//! the training rows or to the held-out prompts, so that a held-out record is a combination never
+//! seen, made of words that were.
 
 use super::rng::{Rng, fnv1a};
 use super::words::*;
@@ -73,8 +75,12 @@ impl Record {
         let (kind, fields) = match rng.below(4) {
             0 => {
                 let name = format!("{} {}", rng.pick(FIRST), rng.pick(LAST));
-                let fields =
-                    vec![("name", Value::Word(name)), ("job", word(rng, JOB)), ("city", word(rng, CITY)), ("age", number(rng, 20, 79))];
+                let fields = vec![
+                    ("name", Value::Word(name)),
+                    ("job", word(rng, JOB)),
+                    ("city", word(rng, CITY)),
+                    ("age", number(rng, 20, 79)),
+                ];
                 ("person", fields)
             }
             1 => {
@@ -113,7 +119,8 @@ impl Record {
 
     /// Whether the pair of leading values puts this record among the held-out ones (one in ten).
     fn held_out(&self) -> bool {
-        let pair = format!("{}|{}|{}", self.kind, self.fields[0].1.plain(), self.fields[1].1.plain());
+        let pair =
+            format!("{}|{}|{}", self.kind, self.fields[0].1.plain(), self.fields[1].1.plain());
         fnv1a(pair.as_bytes()) >> 32 & 0xFFFF < 0xFFFF / 10
     }
 
@@ -122,20 +129,28 @@ impl Record {
     }
 
     fn json(&self) -> String {
-        let fields: Vec<String> = self.fields.iter().map(|(k, v)| format!("\"{k}\":{}", v.json())).collect();
+        let fields: Vec<String> =
+            self.fields.iter().map(|(k, v)| format!("\"{k}\":{}", v.json())).collect();
         format!("{{{}}}", fields.join(","))
     }
 
     /// `key=value; key=value`.
     fn line(&self) -> String {
-        let fields: Vec<String> = self.fields.iter().map(|(k, v)| format!("{k}={}", v.plain())).collect();
+        let fields: Vec<String> =
+            self.fields.iter().map(|(k, v)| format!("{k}={}", v.plain())).collect();
         fields.join("; ")
     }
 
     fn sentence(&self) -> String {
         let get = |key| format!("\"{}\"", self.get(key));
         match self.kind {
-            "person" => format!("The person {} works as {} in {} and is {} years old.", get("name"), get("job"), get("city"), get("age")),
+            "person" => format!(
+                "The person {} works as {} in {} and is {} years old.",
+                get("name"),
+                get("job"),
+                get("city"),
+                get("age")
+            ),
             "order" => format!(
                 "The item {} comes in {}: {} of them at {} each are {}.",
                 get("item"),
@@ -174,16 +189,26 @@ fn ask(rng: &mut Rng, record: &Record) -> Conversation {
     let to_json = |rng: &mut Rng| user(format!("{}\n{}", rng.pick(TO_JSON), record.line()));
     match rng.below(100) {
         0..70 => Conversation { input: vec![to_json(rng)], output: record.json(), task: "to-json" },
-        70..78 => {
-            Conversation { input: vec![user(format!("Write as a record:\n{}", record.json()))], output: record.line(), task: "to-record" }
-        }
+        70..78 => Conversation {
+            input: vec![user(format!("Write as a record:\n{}", record.json()))],
+            output: record.line(),
+            task: "to-record",
+        },
         78..90 => Conversation {
-            input: vec![user(format!("Write a sentence about this {}:\n{}", record.kind, record.line()))],
+            input: vec![user(format!(
+                "Write a sentence about this {}:\n{}",
+                record.kind,
+                record.line()
+            ))],
             output: record.sentence(),
             task: "sentence",
         },
         90..97 => Conversation {
-            input: vec![to_json(rng), Turn { role: "assistant", content: record.json() }, user("Now as a record.".to_string())],
+            input: vec![
+                to_json(rng),
+                Turn { role: "assistant", content: record.json() },
+                user("Now as a record.".to_string()),
+            ],
             output: record.line(),
             task: "two-turns",
         },
@@ -199,13 +224,18 @@ fn ask(rng: &mut Rng, record: &Record) -> Conversation {
 }
 
 /// `train` conversations for training and `held_out` for the held-out prompts, from one seed.
-pub fn conversations(seed: u64, train: usize, held_out: usize) -> (Vec<Conversation>, Vec<Conversation>) {
+pub fn conversations(
+    seed: u64,
+    train: usize,
+    held_out: usize,
+) -> (Vec<Conversation>, Vec<Conversation>) {
     let mut rng = Rng::new(seed);
     let (mut seen, mut kept) = (Vec::with_capacity(train), Vec::with_capacity(held_out));
     while seen.len() < train || kept.len() < held_out {
         let record = Record::draw(&mut rng);
         let conversation = ask(&mut rng, &record);
-        let (list, limit) = if record.held_out() { (&mut kept, held_out) } else { (&mut seen, train) };
+        let (list, limit) =
+            if record.held_out() { (&mut kept, held_out) } else { (&mut seen, train) };
         if list.len() < limit {
             list.push(conversation);
         }

@@ -1,13 +1,16 @@
 //! A byte-level BPE tokenizer trained on the sample.
 //!
-//! In: the sample's conversations. Out: `tokenizer.json` and `tokenizer_config.json` as text. Layout as in SmolLM2: digits one by
-//! one, then the GPT-2 split, all 256 byte symbols in the alphabet; ChatML control tokens as ids 0, 1, 2. The mask token is
-//! not in it: dlm-prep appends it.
+//! In: the sample's conversations. Out: `tokenizer.json` and `tokenizer_config.json` as text.
+//! Layout as in SmolLM2: digits one by one, then the GPT-2 split, all 256 byte symbols in the
+//! alphabet; ChatML control tokens as ids 0, 1, 2. The mask token is not in it: dlm-prep appends
+//! it.
 
 use anyhow::{Result, anyhow};
 use serde_json::json;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
-use tokenizers::pre_tokenizers::{PreTokenizerWrapper, byte_level::ByteLevel, digits::Digits, sequence::Sequence};
+use tokenizers::pre_tokenizers::{
+    PreTokenizerWrapper, byte_level::ByteLevel, digits::Digits, sequence::Sequence,
+};
 use tokenizers::{AddedToken, Tokenizer, models::TrainerWrapper};
 
 use super::text::Conversation;
@@ -34,12 +37,15 @@ pub fn train(conversations: &[Conversation], max_ids: usize) -> Result<Tokenizer
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .build();
     let texts = conversations.iter().map(|c| {
-        let turns: Vec<String> = c.input.iter().map(|t| format!("{}\n{}", t.role, t.content)).collect();
+        let turns: Vec<String> =
+            c.input.iter().map(|t| format!("{}\n{}", t.role, t.content)).collect();
         format!("{}\nassistant\n{}", turns.join("\n"), c.output)
     });
     let texts: Vec<String> = texts.collect();
     let mut trainer = TrainerWrapper::from(trainer);
-    tokenizer.train(&mut trainer, texts.into_iter()).map_err(|e| anyhow!("training the tokenizer: {e}"))?;
+    tokenizer
+        .train(&mut trainer, texts.into_iter())
+        .map_err(|e| anyhow!("training the tokenizer: {e}"))?;
     Ok(tokenizer)
 }
 

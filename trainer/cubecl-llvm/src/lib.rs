@@ -1,8 +1,10 @@
-//! Stand-in for `cubecl-llvm` 0.11.3, so that `burn/cuda` builds with nothing but the package registry.
+//! Stand-in for `cubecl-llvm` 0.11.3, so that `burn/cuda` builds with nothing but the package
+//! registry.
 //!
-//! The published crate downloads an LLVM bundle in its build script. `cubecl-cuda` only needs its types when the
-//! CUDA C++ compiler (feature `cuda-cpp`, NVRTC at run time) is chosen, which this workspace always does. Selecting the
-//! LLVM compiler anyway is an ordinary compilation error that says so.
+//! The published crate downloads an LLVM bundle in its build script. `cubecl-cuda` only needs its
+//! types when the CUDA C++ compiler (feature `cuda-cpp`, NVRTC at run time) is chosen, which this
+//! workspace always does. Selecting the LLVM compiler anyway is an ordinary compilation error that
+//! says so.
 
 /// Names under `cubecl_llvm::nvptx`.
 pub mod nvptx {

@@ -1,12 +1,14 @@
-//! Hydra-like composition: a main file with a `defaults:` list, groups of alternatives, overrides from the command line.
+//! Hydra-like composition: a main file with a `defaults:` list, groups of alternatives, overrides
+//! from the command line.
 //!
 //! In: the files of `files.rs` and overrides `group=choice` or `a.b=value`. Out: one [`Node`] tree.
 //!
 //! * `config.yaml` lists `- group: choice` and `- _self_` (the file's own keys); later entries win.
-//! * A group file's keys belong below the group's name, or at the top with the comment `# @package _global_`.
+//! * A group file's keys belong below the group's name, or at the top with the comment `# @package
+//!   _global_`.
 //! * A group file may open with `defaults: [other]`: choices of the same group laid below it.
-//! * `group=choice` replaces an entry of the list; `a.b=value` is laid on top of everything, value as YAML (as plain text
-//!   where the key holds text).
+//! * `group=choice` replaces an entry of the list; `a.b=value` is laid on top of everything, value
+//!   as YAML (as plain text where the key holds text).
 
 use std::rc::Rc;
 
@@ -14,14 +16,14 @@ use serde_json::Value;
 
 use super::error::{ConfigError, nearest};
 use super::files::{File, Files};
-use super::kind::Kind;
+use super::kind::ValueKind;
 use super::node::{Node, parse_yaml};
 
 const MAIN: &str = "config.yaml";
 
 /// One entry of the main file's defaults list.
 #[derive(Debug, Clone, PartialEq)]
-enum Default {
+enum DefaultsEntry {
     Itself,
     Choice { group: String, choice: String, origin: String },
 }
@@ -34,9 +36,16 @@ pub struct Composed {
     pub main: String,
 }
 
-/// Composes the configuration of `files` with `overrides` on top; `kind` decides which values are plain text.
-pub fn compose(files: &Files, overrides: &[String], kind: &Kind) -> Result<Composed, ConfigError> {
-    let main = files.read(MAIN)?.ok_or_else(|| ConfigError::Yaml { origin: MAIN.into(), problem: "not found".into() })?;
+/// Composes the configuration of `files` with `overrides` on top; `kind` decides which values are
+/// plain text.
+pub fn compose(
+    files: &Files,
+    overrides: &[String],
+    kind: &ValueKind,
+) -> Result<Composed, ConfigError> {
+    let main = files
+        .read(MAIN)?
+        .ok_or_else(|| ConfigError::Yaml { origin: MAIN.into(), problem: "not found".into() })?;
     let (mut defaults, own) = split_main(&main)?;
     let mut on_top = Vec::new();
     for text in overrides {
@@ -48,8 +57,8 @@ pub fn compose(files: &Files, overrides: &[String], kind: &Kind) -> Result<Compo
     let mut tree = Node::empty(&main.origin);
     for entry in &defaults {
         match entry {
-            Default::Itself => tree.merge(own.clone()),
-            Default::Choice { group, choice, origin } => {
+            DefaultsEntry::Itself => tree.merge(own.clone()),
+            DefaultsEntry::Choice { group, choice, origin } => {
                 tree.merge(load_choice(files, group, choice, origin, &mut Vec::new())?);
             }
         }
@@ -77,15 +86,19 @@ fn read_mapping(file: &File) -> Result<(Vec<Value>, Node), ConfigError> {
     Ok((defaults, Node::new(Value::Object(entries), &origin)))
 }
 
-fn split_main(file: &File) -> Result<(Vec<Default>, Node), ConfigError> {
+fn split_main(file: &File) -> Result<(Vec<DefaultsEntry>, Node), ConfigError> {
     let (list, own) = read_mapping(file)?;
     let mut defaults = Vec::new();
     for entry in list {
         let one = match &entry {
-            Value::String(text) if text == "_self_" => Some(Default::Itself),
+            Value::String(text) if text == "_self_" => Some(DefaultsEntry::Itself),
             Value::Object(map) => match map.iter().next() {
                 Some((group, Value::String(choice))) if map.len() == 1 => {
-                    Some(Default::Choice { group: group.clone(), choice: choice.clone(), origin: format!("{} (defaults)", file.origin) })
+                    Some(DefaultsEntry::Choice {
+                        group: group.clone(),
+                        choice: choice.clone(),
+                        origin: format!("{} (defaults)", file.origin),
+                    })
                 }
                 _ => None,
             },
@@ -96,26 +109,39 @@ fn split_main(file: &File) -> Result<(Vec<Default>, Node), ConfigError> {
             problem: format!("entry {entry} of `defaults`; expected `group: choice` or `_self_`"),
         })?);
     }
-    if !defaults.contains(&Default::Itself) {
-        defaults.insert(0, Default::Itself);
+    if !defaults.contains(&DefaultsEntry::Itself) {
+        defaults.insert(0, DefaultsEntry::Itself);
     }
     Ok((defaults, own))
 }
 
-fn load_choice(files: &Files, group: &str, choice: &str, origin: &str, above: &mut Vec<String>) -> Result<Node, ConfigError> {
+fn load_choice(
+    files: &Files,
+    group: &str,
+    choice: &str,
+    origin: &str,
+    above: &mut Vec<String>,
+) -> Result<Node, ConfigError> {
     let file = files.choice(group, choice, origin)?;
     let wrong = |problem: String| ConfigError::Yaml { origin: file.origin.clone(), problem };
     if above.iter().any(|name| name == choice) {
-        return Err(wrong(format!("its `defaults` lead back to itself: {} > {choice}", above.join(" > "))));
+        return Err(wrong(format!(
+            "its `defaults` lead back to itself: {} > {choice}",
+            above.join(" > ")
+        )));
     }
     let (bases, own) = read_mapping(&file)?;
-    let global = file.text.lines().take_while(|line| line.starts_with('#') || line.trim().is_empty());
-    let global = global.into_iter().any(|line| line.trim_start_matches('#').trim() == "@package _global_");
+    let global =
+        file.text.lines().take_while(|line| line.starts_with('#') || line.trim().is_empty());
+    let global =
+        global.into_iter().any(|line| line.trim_start_matches('#').trim() == "@package _global_");
     let mut node = Node::empty(&file.origin);
     above.push(choice.into());
     for base in bases {
         let Value::String(base) = &base else {
-            return Err(wrong(format!("entry {base} of `defaults`; expected the name of a choice of `{group}`")));
+            return Err(wrong(format!(
+                "entry {base} of `defaults`; expected the name of a choice of `{group}`"
+            )));
         };
         node.merge(load_choice(files, group, base, &format!("{} (defaults)", file.origin), above)?);
     }
@@ -125,8 +151,14 @@ fn load_choice(files: &Files, group: &str, choice: &str, origin: &str, above: &m
 }
 
 /// A `group=choice` changes `defaults`; anything else comes back as a tree of one key.
-fn parse_override(text: &str, defaults: &mut [Default], files: &Files, kind: &Kind) -> Result<Option<Node>, ConfigError> {
-    let wrong = |problem: &str| ConfigError::Override { text: text.into(), problem: problem.into() };
+fn parse_override(
+    text: &str,
+    defaults: &mut [DefaultsEntry],
+    files: &Files,
+    kind: &ValueKind,
+) -> Result<Option<Node>, ConfigError> {
+    let wrong =
+        |problem: &str| ConfigError::Override { text: text.into(), problem: problem.into() };
     let (key, raw) = text.split_once('=').ok_or_else(|| wrong("no `=` in it"))?;
     let (key, raw) = (key.trim(), raw.trim());
     if key.starts_with(['+', '~']) {
@@ -138,18 +170,25 @@ fn parse_override(text: &str, defaults: &mut [Default], files: &Files, kind: &Ki
     }
     let origin: Rc<str> = format!("command line, `{text}`").into();
     if let [group] = path[..] {
-        let mine = |entry: &&mut Default| matches!(entry, Default::Choice { group: name, .. } if name == group);
+        let mine = |entry: &&mut DefaultsEntry| matches!(entry, DefaultsEntry::Choice { group: name, .. } if name == group);
         if let Some(entry) = defaults.iter_mut().find(mine) {
             files.choice(group, raw, &origin)?;
-            *entry = Default::Choice { group: group.into(), choice: raw.into(), origin: origin.to_string() };
+            *entry = DefaultsEntry::Choice {
+                group: group.into(),
+                choice: raw.into(),
+                origin: origin.to_string(),
+            };
             return Ok(None);
         }
         if kind.at(&path).is_none() {
             return Err(unknown_group(group, &origin, defaults, files, kind));
         }
     }
-    let plain = matches!(kind.at(&path).map(Kind::required), Some(Kind::Text | Kind::Choice(_)));
-    let optional = matches!(kind.at(&path), Some(Kind::Optional(_)));
+    let plain = matches!(
+        kind.at(&path).map(ValueKind::required),
+        Some(ValueKind::Text | ValueKind::Choice(_))
+    );
+    let optional = matches!(kind.at(&path), Some(ValueKind::Optional(_)));
     let value = if optional && matches!(raw, "" | "null" | "~") {
         Value::Null
     } else if plain && !raw.starts_with(['"', '\'']) {
@@ -160,10 +199,16 @@ fn parse_override(text: &str, defaults: &mut [Default], files: &Files, kind: &Ki
     Ok(Some(Node::below(&path, Node::new(value, &origin))))
 }
 
-fn unknown_group(group: &str, origin: &str, defaults: &[Default], files: &Files, kind: &Kind) -> ConfigError {
+fn unknown_group(
+    group: &str,
+    origin: &str,
+    defaults: &[DefaultsEntry],
+    files: &Files,
+    kind: &ValueKind,
+) -> ConfigError {
     let mut groups = Vec::new();
     for entry in defaults {
-        if let Default::Choice { group, .. } = entry {
+        if let DefaultsEntry::Choice { group, .. } = entry {
             groups.push(group.as_str());
         }
     }
@@ -175,6 +220,9 @@ fn unknown_group(group: &str, origin: &str, defaults: &[Default], files: &Files,
         key: group.into(),
         origin: origin.into(),
         nearest: nearest(group, names).filter(|_| !launch),
-        known: format!("{note}the groups are {}, and keys are written section.key", groups.join(", ")),
+        known: format!(
+            "{note}the groups are {}, and keys are written section.key",
+            groups.join(", ")
+        ),
     }
 }

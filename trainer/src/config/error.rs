@@ -1,4 +1,5 @@
-//! What can be wrong with a configuration; each message says where, what was found, what was expected, what to do.
+//! What can be wrong with a configuration; each message says where, what was found, what was
+//! expected, what to do.
 
 use std::path::PathBuf;
 
@@ -54,7 +55,9 @@ pub enum ConfigError {
         expected: String,
     },
     /// A key that needs a value and has none.
-    #[error("`{key}` has no value; expected {expected}; set it in {config} or give `{key}=...` on the command line")]
+    #[error(
+        "`{key}` has no value; expected {expected}; set it in {config} or give `{key}=...` on the command line"
+    )]
     Missing {
         /// Dotted key.
         key: String,
@@ -115,7 +118,8 @@ fn did_you_mean(nearest: &Option<String>) -> String {
     nearest.as_ref().map(|name| format!(" (did you mean `{name}`?)")).unwrap_or_default()
 }
 
-/// The candidate that looks most like `given`: the same last part first, then by edit distance; none when nothing is close.
+/// The candidate that looks most like `given`: the same last part first, then by edit distance;
+/// none when nothing is close.
 pub fn nearest<'a>(given: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
     let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_lowercase();
     let given_last = last(given);

@@ -1,7 +1,8 @@
-//! Where configuration files come from: the folder given as `--config-dir`, and behind it the repository's `configs/`
-//! tree, which is built into the binary.
+//! Where configuration files come from: the folder given as `--config-dir`, and behind it the
+//! repository's `configs/` tree, which is built into the binary.
 //!
-//! In: a path within the tree, for example `model/qwen3_4b.yaml`. Out: its text and the name errors give it.
+//! In: a path within the tree, for example `model/qwen3_4b.yaml`. Out: its text and the name errors
+//! give it.
 
 use std::path::{Path, PathBuf};
 
@@ -58,16 +59,23 @@ pub fn built_in(path: &str) -> Option<&'static str> {
 }
 
 impl Files {
-    /// The tree with `dir` in front; a folder that has neither a config.yaml nor a known group is refused.
+    /// The tree with `dir` in front; a folder that has neither a config.yaml nor a known group is
+    /// refused.
     pub fn new(dir: Option<&Path>) -> Result<Self, ConfigError> {
         if let Some(dir) = dir {
-            let refuse = |problem: &str| ConfigError::Dir { path: dir.into(), problem: problem.into() };
+            let refuse =
+                |problem: &str| ConfigError::Dir { path: dir.into(), problem: problem.into() };
             if !dir.is_dir() {
                 return Err(refuse("not a folder"));
             }
-            let known = BUILT_IN.iter().filter_map(|(name, _)| name.split_once('/')).any(|(group, _)| dir.join(group).is_dir());
+            let known = BUILT_IN
+                .iter()
+                .filter_map(|(name, _)| name.split_once('/'))
+                .any(|(group, _)| dir.join(group).is_dir());
             if !known && !dir.join("config.yaml").is_file() {
-                return Err(refuse("holds neither config.yaml nor a group such as model/ or conversion/"));
+                return Err(refuse(
+                    "holds neither config.yaml nor a group such as model/ or conversion/",
+                ));
             }
         }
         Ok(Self { dir: dir.map(Into::into) })
@@ -87,14 +95,19 @@ impl Files {
                 }
             }
         }
-        Ok(built_in(path).map(|text| File { origin: format!("configs/{path} (built in)"), text: text.into() }))
+        Ok(built_in(path)
+            .map(|text| File { origin: format!("configs/{path} (built in)"), text: text.into() }))
     }
 
     /// The choices of a group, sorted: the names of its YAML files in both places.
     pub fn choices(&self, group: &str) -> Vec<String> {
-        let built_in = BUILT_IN.iter().filter_map(|(name, _)| name.strip_prefix(group)?.strip_prefix('/'));
-        let mut names: Vec<String> = built_in.filter_map(|name| name.strip_suffix(".yaml")).map(Into::into).collect();
-        if let Some(entries) = self.dir.as_ref().and_then(|dir| std::fs::read_dir(dir.join(group)).ok()) {
+        let built_in =
+            BUILT_IN.iter().filter_map(|(name, _)| name.strip_prefix(group)?.strip_prefix('/'));
+        let mut names: Vec<String> =
+            built_in.filter_map(|name| name.strip_suffix(".yaml")).map(Into::into).collect();
+        if let Some(entries) =
+            self.dir.as_ref().and_then(|dir| std::fs::read_dir(dir.join(group)).ok())
+        {
             let listed = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
             names.extend(listed.filter_map(|name| name.strip_suffix(".yaml").map(Into::into)));
         }
@@ -105,7 +118,8 @@ impl Files {
 
     /// The file of `group=choice`, asked for by `origin`.
     pub fn choice(&self, group: &str, choice: &str, origin: &str) -> Result<File, ConfigError> {
-        let plain = choice.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c)) && !choice.starts_with('.');
+        let plain = choice.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
+            && !choice.starts_with('.');
         let file = if plain { self.read(&format!("{group}/{choice}.yaml"))? } else { None };
         file.ok_or_else(|| {
             let known = self.choices(group);

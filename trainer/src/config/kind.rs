@@ -1,14 +1,15 @@
 //! What kinds of values the configuration accepts, and the macros that declare a section.
 //!
-//! In: the declarations in `schema.rs`. Out: typed structs (serde) and, from the same declaration, a [`Kind`] tree that
-//! says which keys exist, what each may hold and what it is for. Composition checks values against the tree before serde
-//! sees them, so that an error can name the file, the key and its nearest neighbour.
+//! In: the declarations in `schema.rs`. Out: typed structs (serde) and, from the same declaration,
+//! a [`ValueKind`] tree that says which keys exist, what each may hold and what it is for.
+//! Composition checks values against the tree before serde sees them, so that an error can name the
+//! file, the key and its nearest neighbour.
 
 use std::path::PathBuf;
 
 /// What a key may hold.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Kind {
+pub enum ValueKind {
     /// `true` or `false`.
     Bool,
     /// A whole number, 0 or more. `1e9` is accepted where it is whole.
@@ -20,7 +21,7 @@ pub enum Kind {
     /// One of a few names.
     Choice(&'static [&'static str]),
     /// The inner kind, or `null` for "not set".
-    Optional(Box<Kind>),
+    Optional(Box<ValueKind>),
     /// A mapping with these keys and no others.
     Section(Vec<Field>),
 }
@@ -33,19 +34,19 @@ pub struct Field {
     /// Its documentation, one entry for each line.
     pub doc: &'static [&'static str],
     /// What it may hold.
-    pub kind: Kind,
+    pub kind: ValueKind,
 }
 
 /// A type that may stand in the configuration.
 pub trait Schema {
     /// What values of this type look like.
-    fn kind() -> Kind;
+    fn kind() -> ValueKind;
 }
 
 macro_rules! leaf {
     ($($ty:ty => $kind:expr),* $(,)?) => {
         $(impl Schema for $ty {
-            fn kind() -> Kind {
+            fn kind() -> ValueKind {
                 $kind
             }
         })*
@@ -53,31 +54,31 @@ macro_rules! leaf {
 }
 
 leaf! {
-    bool => Kind::Bool,
-    u64 => Kind::Int,
-    usize => Kind::Int,
-    f64 => Kind::Float,
-    String => Kind::Text,
-    PathBuf => Kind::Text,
+    bool => ValueKind::Bool,
+    u64 => ValueKind::Int,
+    usize => ValueKind::Int,
+    f64 => ValueKind::Float,
+    String => ValueKind::Text,
+    PathBuf => ValueKind::Text,
 }
 
 impl<T: Schema> Schema for Option<T> {
-    fn kind() -> Kind {
-        Kind::Optional(Box::new(T::kind()))
+    fn kind() -> ValueKind {
+        ValueKind::Optional(Box::new(T::kind()))
     }
 }
 
-impl Kind {
+impl ValueKind {
     /// In words, for errors: "expected {this}".
     pub fn describe(&self) -> String {
         match self {
-            Kind::Bool => "true or false".into(),
-            Kind::Int => "a whole number, 0 or more".into(),
-            Kind::Float => "a number".into(),
-            Kind::Text => "text".into(),
-            Kind::Choice(names) => format!("one of {}", names.join(", ")),
-            Kind::Optional(inner) => format!("{}, or null", inner.describe()),
-            Kind::Section(fields) => {
+            ValueKind::Bool => "true or false".into(),
+            ValueKind::Int => "a whole number, 0 or more".into(),
+            ValueKind::Float => "a number".into(),
+            ValueKind::Text => "text".into(),
+            ValueKind::Choice(names) => format!("one of {}", names.join(", ")),
+            ValueKind::Optional(inner) => format!("{}, or null", inner.describe()),
+            ValueKind::Section(fields) => {
                 let names: Vec<_> = fields.iter().map(|field| field.name).collect();
                 format!("a mapping with the keys {}", names.join(", "))
             }
@@ -85,25 +86,28 @@ impl Kind {
     }
 
     /// The kind behind `Optional`.
-    pub fn required(&self) -> &Kind {
+    pub fn required(&self) -> &ValueKind {
         match self {
-            Kind::Optional(inner) => inner.required(),
+            ValueKind::Optional(inner) => inner.required(),
             other => other,
         }
     }
 
     /// The kind at a dotted path below this one; the empty path is this one.
-    pub fn at(&self, path: &[&str]) -> Option<&Kind> {
+    pub fn at(&self, path: &[&str]) -> Option<&ValueKind> {
         let Some((first, rest)) = path.split_first() else {
             return Some(self);
         };
         match self.required() {
-            Kind::Section(fields) => fields.iter().find(|field| field.name == *first)?.kind.at(rest),
+            ValueKind::Section(fields) => {
+                fields.iter().find(|field| field.name == *first)?.kind.at(rest)
+            }
             _ => None,
         }
     }
 
-    /// Every dotted key below this kind that holds a value, in declaration order, with its documentation.
+    /// Every dotted key below this kind that holds a value, in declaration order, with its
+    /// documentation.
     pub fn keys(&self) -> Vec<(String, &Field)> {
         let mut found = Vec::new();
         self.collect("", &mut found);
@@ -111,10 +115,14 @@ impl Kind {
     }
 
     fn collect<'a>(&'a self, prefix: &str, found: &mut Vec<(String, &'a Field)>) {
-        if let Kind::Section(fields) = self.required() {
+        if let ValueKind::Section(fields) = self.required() {
             for field in fields {
-                let key = if prefix.is_empty() { field.name.to_string() } else { format!("{prefix}.{}", field.name) };
-                if matches!(field.kind.required(), Kind::Section(_)) {
+                let key = if prefix.is_empty() {
+                    field.name.to_string()
+                } else {
+                    format!("{prefix}.{}", field.name)
+                };
+                if matches!(field.kind.required(), ValueKind::Section(_)) {
                     field.kind.collect(&key, found);
                 } else {
                     found.push((key, field));
@@ -124,7 +132,7 @@ impl Kind {
     }
 }
 
-/// Declares a section: a serde struct that refuses unknown fields, and its [`Kind`].
+/// Declares a section: a serde struct that refuses unknown fields, and its [`ValueKind`].
 macro_rules! section {
     ($(#[doc = $section_doc:literal])* $name:ident {
         $($(#[doc = $doc:literal])* $field:ident: $ty:ty,)*
@@ -137,8 +145,8 @@ macro_rules! section {
         }
 
         impl $crate::config::kind::Schema for $name {
-            fn kind() -> $crate::config::kind::Kind {
-                $crate::config::kind::Kind::Section(vec![
+            fn kind() -> $crate::config::kind::ValueKind {
+                $crate::config::kind::ValueKind::Section(vec![
                     $($crate::config::kind::Field {
                         name: stringify!($field),
                         doc: &[$($doc),*],
@@ -177,8 +185,8 @@ macro_rules! choice {
         }
 
         impl $crate::config::kind::Schema for $name {
-            fn kind() -> $crate::config::kind::Kind {
-                $crate::config::kind::Kind::Choice(&[$($text),*])
+            fn kind() -> $crate::config::kind::ValueKind {
+                $crate::config::kind::ValueKind::Choice(&[$($text),*])
             }
         }
     };

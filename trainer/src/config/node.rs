@@ -1,7 +1,8 @@
 //! YAML values that remember where they were written.
 //!
-//! In: YAML text of a file or of an override's right-hand side. Out: a [`Node`] tree that can be merged key by key, have its
-//! `${a.b}` references replaced, be checked against a [`Kind`] and become JSON for serde.
+//! In: YAML text of a file or of an override's right-hand side. Out: a [`Node`] tree that can be
+//! merged key by key, have its `${a.b}` references replaced, be checked against a [`ValueKind`] and
+//! become JSON for serde.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -9,7 +10,7 @@ use std::rc::Rc;
 use serde_json::Value;
 
 use super::error::{ConfigError, nearest};
-use super::kind::Kind;
+use super::kind::ValueKind;
 
 /// A value and the file or override it was written in.
 #[derive(Debug, Clone)]
@@ -47,7 +48,9 @@ impl Node {
     /// A parsed value with its place.
     pub fn new(value: Value, origin: &Rc<str>) -> Self {
         let body = match value {
-            Value::Object(entries) => Body::Map(entries.into_iter().map(|(key, value)| (key, Node::new(value, origin))).collect()),
+            Value::Object(entries) => Body::Map(
+                entries.into_iter().map(|(key, value)| (key, Node::new(value, origin))).collect(),
+            ),
             other => Body::Leaf(other),
         };
         Self { body, origin: origin.clone() }
@@ -92,7 +95,9 @@ impl Node {
     /// The value without its places.
     pub fn to_value(&self) -> Value {
         match &self.body {
-            Body::Map(entries) => entries.iter().map(|(key, node)| (key.clone(), node.to_value())).collect(),
+            Body::Map(entries) => {
+                entries.iter().map(|(key, node)| (key.clone(), node.to_value())).collect()
+            }
             Body::Leaf(value) => value.clone(),
         }
     }
@@ -105,7 +110,9 @@ impl Node {
     fn resolve(&self, root: &Node, key: &str, keys: &[String]) -> Result<Node, ConfigError> {
         let body = match &self.body {
             Body::Map(entries) => {
-                let resolve = |(name, node): (&String, &Node)| Ok((name.clone(), node.resolve(root, &join(key, name), keys)?));
+                let resolve = |(name, node): (&String, &Node)| {
+                    Ok((name.clone(), node.resolve(root, &join(key, name), keys)?))
+                };
                 Body::Map(entries.iter().map(resolve).collect::<Result<_, ConfigError>>()?)
             }
             Body::Leaf(Value::String(text)) => Body::Leaf(self.replaced(root, text, key, keys)?),
@@ -115,15 +122,33 @@ impl Node {
     }
 
     /// A text that is nothing but a reference takes the other value with its type.
-    fn replaced(&self, root: &Node, text: &str, key: &str, keys: &[String]) -> Result<Value, ConfigError> {
-        let whole = text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}')).and_then(|path| root.at(path));
+    fn replaced(
+        &self,
+        root: &Node,
+        text: &str,
+        key: &str,
+        keys: &[String],
+    ) -> Result<Value, ConfigError> {
+        let whole = text
+            .strip_prefix("${")
+            .and_then(|rest| rest.strip_suffix('}'))
+            .and_then(|path| root.at(path));
         match whole.map(|node| &node.body) {
-            Some(Body::Leaf(value @ (Value::Number(_) | Value::Bool(_) | Value::Null))) => Ok(value.clone()),
+            Some(Body::Leaf(value @ (Value::Number(_) | Value::Bool(_) | Value::Null))) => {
+                Ok(value.clone())
+            }
             _ => Ok(Value::String(self.replace(root, text, key, keys, 0)?)),
         }
     }
 
-    fn replace(&self, root: &Node, text: &str, key: &str, keys: &[String], depth: usize) -> Result<String, ConfigError> {
+    fn replace(
+        &self,
+        root: &Node,
+        text: &str,
+        key: &str,
+        keys: &[String],
+        depth: usize,
+    ) -> Result<String, ConfigError> {
         let (mut out, mut rest) = (String::new(), text);
         while let Some((before, after)) = rest.split_once("${") {
             let (reference, tail) = after.split_once('}').unwrap_or((after, ""));
@@ -138,11 +163,16 @@ impl Node {
                 return Err(fail("it leads back to itself", None));
             }
             let value = match root.at(reference).map(|node| &node.body) {
-                Some(Body::Leaf(Value::String(inner))) => self.replace(root, inner, key, keys, depth + 1)?,
+                Some(Body::Leaf(Value::String(inner))) => {
+                    self.replace(root, inner, key, keys, depth + 1)?
+                }
                 Some(Body::Leaf(value @ (Value::Number(_) | Value::Bool(_)))) => value.to_string(),
                 Some(_) => return Err(fail("that key holds no single value", None)),
                 None => {
-                    return Err(fail("there is no such key", nearest(reference, keys.iter().map(String::as_str))));
+                    return Err(fail(
+                        "there is no such key",
+                        nearest(reference, keys.iter().map(String::as_str)),
+                    ));
                 }
             };
             out.push_str(before);
@@ -153,19 +183,25 @@ impl Node {
         Ok(out)
     }
 
-    /// Holds the tree against `kind`: unknown keys, types and missing values are errors; numbers take the wanted form.
-    /// `config` names the main file.
-    pub fn check(&mut self, kind: &Kind, config: &str) -> Result<(), ConfigError> {
+    /// Holds the tree against `kind`: unknown keys, types and missing values are errors; numbers
+    /// take the wanted form. `config` names the main file.
+    pub fn check(&mut self, kind: &ValueKind, config: &str) -> Result<(), ConfigError> {
         let all: Vec<String> = kind.keys().into_iter().map(|(key, _)| key).collect();
         self.check_at(kind, "", &all, config)
     }
 
-    fn check_at(&mut self, kind: &Kind, key: &str, all: &[String], config: &str) -> Result<(), ConfigError> {
+    fn check_at(
+        &mut self,
+        kind: &ValueKind,
+        key: &str,
+        all: &[String],
+        config: &str,
+    ) -> Result<(), ConfigError> {
         let origin = self.origin.to_string();
         match (kind, &mut self.body) {
-            (Kind::Optional(_), Body::Leaf(Value::Null)) => Ok(()),
-            (Kind::Optional(inner), _) => self.check_at(inner, key, all, config),
-            (Kind::Section(fields), Body::Map(entries)) => {
+            (ValueKind::Optional(_), Body::Leaf(Value::Null)) => Ok(()),
+            (ValueKind::Optional(inner), _) => self.check_at(inner, key, all, config),
+            (ValueKind::Section(fields), Body::Map(entries)) => {
                 for (name, node) in entries.iter() {
                     if !fields.iter().any(|field| field.name == name) {
                         return Err(unknown_key(&join(key, name), &node.origin, fields, key, all));
@@ -175,10 +211,14 @@ impl Node {
                     let inner = join(key, field.name);
                     match entries.get_mut(field.name) {
                         Some(node) => node.check_at(&field.kind, &inner, all, config)?,
-                        None if matches!(field.kind, Kind::Optional(_)) => {}
+                        None if matches!(field.kind, ValueKind::Optional(_)) => {}
                         None => {
                             let expected = field.kind.describe();
-                            return Err(ConfigError::Missing { key: inner, expected, config: config.into() });
+                            return Err(ConfigError::Missing {
+                                key: inner,
+                                expected,
+                                config: config.into(),
+                            });
                         }
                     }
                 }
@@ -186,11 +226,19 @@ impl Node {
             }
             (kind, body) => {
                 let fitted = match (kind, &*body) {
-                    (Kind::Bool, Body::Leaf(Value::Bool(flag))) => Some(Value::Bool(*flag)),
-                    (Kind::Int, Body::Leaf(Value::Number(number))) => whole(number).map(Value::from),
-                    (Kind::Float, Body::Leaf(Value::Number(number))) => number.as_f64().filter(|float| float.is_finite()).map(Value::from),
-                    (Kind::Text, Body::Leaf(Value::String(text))) => Some(Value::String(text.clone())),
-                    (Kind::Choice(names), Body::Leaf(Value::String(text))) if names.contains(&text.as_str()) => {
+                    (ValueKind::Bool, Body::Leaf(Value::Bool(flag))) => Some(Value::Bool(*flag)),
+                    (ValueKind::Int, Body::Leaf(Value::Number(number))) => {
+                        whole(number).map(Value::from)
+                    }
+                    (ValueKind::Float, Body::Leaf(Value::Number(number))) => {
+                        number.as_f64().filter(|float| float.is_finite()).map(Value::from)
+                    }
+                    (ValueKind::Text, Body::Leaf(Value::String(text))) => {
+                        Some(Value::String(text.clone()))
+                    }
+                    (ValueKind::Choice(names), Body::Leaf(Value::String(text)))
+                        if names.contains(&text.as_str()) =>
+                    {
                         Some(Value::String(text.clone()))
                     }
                     _ => None,
@@ -199,7 +247,12 @@ impl Node {
                     Some(value) => *body = Body::Leaf(value),
                     None => {
                         let found = describe(body);
-                        return Err(ConfigError::Type { key: key.into(), origin, found, expected: kind.describe() });
+                        return Err(ConfigError::Type {
+                            key: key.into(),
+                            origin,
+                            found,
+                            expected: kind.describe(),
+                        });
                     }
                 }
                 Ok(())
@@ -208,10 +261,18 @@ impl Node {
     }
 }
 
-fn unknown_key(key: &str, origin: &str, fields: &[super::kind::Field], section: &str, all: &[String]) -> ConfigError {
+fn unknown_key(
+    key: &str,
+    origin: &str,
+    fields: &[super::kind::Field],
+    section: &str,
+    all: &[String],
+) -> ConfigError {
     let names: Vec<_> = fields.iter().map(|field| field.name).collect();
-    let whose = if section.is_empty() { "the sections are".into() } else { format!("`{section}` has") };
-    let candidates = all.iter().map(String::as_str).chain(names.iter().copied().filter(|_| section.is_empty()));
+    let whose =
+        if section.is_empty() { "the sections are".into() } else { format!("`{section}` has") };
+    let candidates =
+        all.iter().map(String::as_str).chain(names.iter().copied().filter(|_| section.is_empty()));
     ConfigError::UnknownKey {
         key: key.into(),
         origin: origin.into(),
@@ -224,10 +285,14 @@ fn join(section: &str, name: &str) -> String {
     if section.is_empty() { name.into() } else { format!("{section}.{name}") }
 }
 
-/// A whole number of 0 or more, also from `1e9`; floats stop at 2^53, above which they are not exact.
+/// A whole number of 0 or more, also from `1e9`; floats stop at 2^53, above which they are not
+/// exact.
 fn whole(number: &serde_json::Number) -> Option<u64> {
-    let exact = |float: f64| float.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(&float);
-    number.as_u64().or_else(|| number.as_f64().filter(|float| !number.is_i64() && exact(*float)).map(|float| float as u64))
+    let exact =
+        |float: f64| float.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(&float);
+    number.as_u64().or_else(|| {
+        number.as_f64().filter(|float| !number.is_i64() && exact(*float)).map(|float| float as u64)
+    })
 }
 
 /// A value in words, for "`key` is {this}".

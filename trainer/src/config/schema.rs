@@ -1,8 +1,9 @@
 //! Every key of the training configuration, with its type and unit.
 //!
-//! In: the composed YAML tree (`compose.rs`). Out: [`Config`], read by the trainer as `cfg.section.key`. Defaults live in
-//! `configs/`, not here: a key without a value there is an error, except where the type is optional. Model shapes are not
-//! configuration; they come from the source's own `config.json`. Paper numbers: arXiv:2509.26328, section 4.1.
+//! In: the composed YAML tree (`compose.rs`). Out: [`Config`], read by the trainer as
+//! `cfg.section.key`. Defaults live in `configs/`, not here: a key without a value there is an
+//! error, except where the type is optional. Model shapes are not configuration; they come from the
+//! source's own `config.json`. Paper numbers: arXiv:2509.26328, section 4.1.
 
 use std::path::PathBuf;
 
@@ -43,11 +44,13 @@ section! {
 section! {
     /// Where weights, shapes and tokenizer come from.
     Source {
-        /// Folder with config.json and safetensors, or `hf://org/name[@revision]`, or `org/name`. Needed unless `init: random`.
+        /// Folder with config.json and safetensors, or `hf://org/name[@revision]`, or `org/name`.
+        /// Needed unless `init: random`.
         path: Option<String>,
         /// `pretrained` reads the weights; `random` draws them anew for the shapes of `config`.
         init: Init,
-        /// config.json with the shapes for `init: random`; a path below `configs/` is also found among the built-in files.
+        /// config.json with the shapes for `init: random`; a path below `configs/` is also found
+        /// among the built-in files.
         config: Option<PathBuf>,
     }
 }
@@ -63,24 +66,29 @@ section! {
 section! {
     /// The objective and its budget.
     Conversion {
-        /// `block_diffusion` (denoise blocks, Fast-dLLM v2) or `sft` (causal next token on responses).
+        /// `block_diffusion` (denoise blocks, Fast-dLLM v2) or `sft` (causal next token on
+        /// responses).
         objective: Objective,
-        /// `saving` shares one clean stream and drops blocks that nothing needs; `reference` is the plain form of the paper.
-        /// Equal in loss and gradient.
+        /// `saving` shares one clean stream and drops blocks that nothing needs; `reference` is the
+        /// plain form of the paper. Equal in loss and gradient.
         layout: Layout,
         /// Tokens to consume, padding not counted; the run ends with the step that reaches it.
         total_tokens: u64,
         /// Tokens a diffusion block; null takes the dataset's, any other value must agree with it.
         bd_size: Option<usize>,
-        /// `document` keeps packed conversations apart and restarts positions; `hub` lets a row be one text, as the published code does.
+        /// `document` keeps packed conversations apart and restarts positions; `hub` lets a row be
+        /// one text, as the published code does.
         document_mask: DocumentMask,
-        /// Smallest share of a block that is hidden: p = (1 - noise_eps) t + noise_eps, t ~ U(0, 1).
+        /// Smallest share of a block that is hidden: p = (1 - noise_eps) t + noise_eps, t ~ U(0,
+        /// 1).
         noise_eps: f64,
         /// Train on both views of each row: the drawn mask and its complement.
         complementary: bool,
-        /// BitLinear (ternary weights, int8 activations) in the layers: `auto` as the source's quantization_config says, `on`, `off`.
+        /// BitLinear (ternary weights, int8 activations) in the layers: `auto` as the source's
+        /// quantization_config says, `on`, `off`.
         bitlinear: BitLinear,
-        /// Steps over which BitLinear's quantisation is blended in, from none to full; 0: full from the first step.
+        /// Steps over which BitLinear's quantisation is blended in, from none to full; 0: full from
+        /// the first step.
         lambda_warmup: u64,
     }
 }
@@ -120,8 +128,8 @@ section! {
 }
 
 section! {
-    /// Adaptive clipping (ZClip): a gradient norm whose z-score is above `z` is brought down to z² / score standard deviations above
-    /// the running mean.
+    /// Adaptive clipping (ZClip): a gradient norm whose z-score is above `z` is brought down to z²
+    /// / score standard deviations above the running mean.
     Zclip {
         /// Off by default.
         enabled: bool,
@@ -139,11 +147,13 @@ section! {
         batch_rows: usize,
         /// Rows a forward pass; must divide `batch_rows`; null takes what fits.
         micro_rows: Option<usize>,
-        /// Steps after which to end even when tokens are left; null: the token budget alone decides.
+        /// Steps after which to end even when tokens are left; null: the token budget alone
+        /// decides.
         max_steps: Option<u64>,
         /// Seed of row order, masks and random initialisation.
         seed: u64,
-        /// Precision of the matrix products; master weights stay fp32. Null: bf16 on CUDA, fp32 on the CPU.
+        /// Precision of the matrix products; master weights stay fp32. Null: bf16 on CUDA, fp32 on
+        /// the CPU.
         dtype: Option<Dtype>,
         /// `layer` keeps only each layer's input and computes the rest again in the backward pass.
         recompute: Recompute,
@@ -159,7 +169,8 @@ section! {
         save_every: u64,
         /// Newest checkpoints kept.
         keep_checkpoints: usize,
-        /// A step whose loss is above this many times the running mean is skipped and counted; null: off.
+        /// A step whose loss is above this many times the running mean is skipped and counted;
+        /// null: off.
         spike_factor: Option<f64>,
         /// Evaluations without improvement after which to end early; null: never.
         early_stop_patience: Option<u64>,
@@ -181,8 +192,9 @@ section! {
 section! {
     /// The form of the exported folder.
     Export {
-        /// `hf` keeps the source's architecture; `fast-dllm` writes the published Fast_dLLM_Qwen config (qwen2 sources);
-        /// `packed-ternary` is `hf` with BitLinear's weights stored in two bits each (models with BitLinear).
+        /// `hf` keeps the source's architecture; `fast-dllm` writes the published Fast_dLLM_Qwen
+        /// config (qwen2 sources); `packed-ternary` is `hf` with BitLinear's weights stored in two
+        /// bits each (models with BitLinear).
         format: ExportFormat,
         /// Type of the stored weights.
         dtype: Dtype,

@@ -1,4 +1,5 @@
-//! Composition over the built-in tree and over folders made here: precedence, overrides, and every refusal by its words.
+//! Composition over the built-in tree and over folders made here: precedence, overrides, and every
+//! refusal by its words.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -50,16 +51,22 @@ fn defaults_compose() {
     assert_eq!(config.source.path.as_deref(), Some("hf://HuggingFaceTB/SmolLM2-135M-Instruct"));
     assert_eq!(config.output.dir, Path::new("output/smollm2_135m"));
     assert_eq!(config.conversion.objective, Objective::BlockDiffusion);
-    assert_eq!((config.optim.lr, config.optim.beta2, config.optim.clip_norm), (2e-5, 0.95, Some(1.0)));
+    assert_eq!(
+        (config.optim.lr, config.optim.beta2, config.optim.clip_norm),
+        (2e-5, 0.95, Some(1.0))
+    );
     assert_eq!(config.train.dtype, None);
 }
 
 #[test]
 fn every_choice_of_every_group_composes() {
     for group in ["model", "data", "optim", "conversion"] {
-        let names = BUILT_IN.iter().filter_map(|(name, _)| name.strip_prefix(group)?.strip_prefix('/')?.strip_suffix(".yaml"));
+        let names = BUILT_IN.iter().filter_map(|(name, _)| {
+            name.strip_prefix(group)?.strip_prefix('/')?.strip_suffix(".yaml")
+        });
         for name in names {
-            load(&[&format!("{group}={name}")]).unwrap_or_else(|error| panic!("{group}={name}: {error}"));
+            load(&[&format!("{group}={name}")])
+                .unwrap_or_else(|error| panic!("{group}={name}: {error}"));
         }
     }
 }
@@ -67,7 +74,10 @@ fn every_choice_of_every_group_composes() {
 #[test]
 fn paper_numbers() {
     let small = load(&["model=qwen2_5_1_5b", "conversion=paper_1_5b"]).unwrap();
-    assert_eq!((small.optim.lr, small.train.max_steps, small.train.batch_rows), (2e-5, Some(6000), 256));
+    assert_eq!(
+        (small.optim.lr, small.train.max_steps, small.train.batch_rows),
+        (2e-5, Some(6000), 256)
+    );
     assert_eq!(small.conversion.total_tokens, 6000 * 524_288);
     let large = load(&["conversion=paper_7b"]).unwrap();
     assert_eq!((large.optim.lr, large.train.max_steps), (1e-5, Some(2500)));
@@ -77,11 +87,19 @@ fn paper_numbers() {
 
 #[test]
 fn overrides_win_whatever_their_order() {
-    let config = load(&["optim.lr=3e-4", "optim=muon", "conversion=smoke", "train.seed=7", "model=sample"]).unwrap();
+    let config =
+        load(&["optim.lr=3e-4", "optim=muon", "conversion=smoke", "train.seed=7", "model=sample"])
+            .unwrap();
     assert_eq!((config.optim.lr, config.optim.name), (3e-4, OptimName::Muon));
-    assert_eq!((config.train.seed, config.train.max_steps, config.train.batch_rows), (7, Some(10), 8));
+    assert_eq!(
+        (config.train.seed, config.train.max_steps, config.train.batch_rows),
+        (7, Some(10), 8)
+    );
     assert_eq!(config.output.dir, Path::new("output/sample"));
-    assert!(config.source_config().unwrap().contains("\"vocab_size\""), "the built-in shapes are found");
+    assert!(
+        config.source_config().unwrap().contains("\"vocab_size\""),
+        "the built-in shapes are found"
+    );
 }
 
 #[test]
@@ -101,18 +119,27 @@ fn overrides_are_typed() {
     assert_eq!(config.source.path.as_deref(), Some("1e3"));
     assert_eq!(config.model.name, "a b");
     assert_eq!((config.optim.clip_norm, config.optim.lr), (None, 1.0));
-    assert_eq!((config.optim.zclip.enabled, config.optim.zclip.z, config.optim.zclip.alpha), (true, 2.0, 0.99));
+    assert_eq!(
+        (config.optim.zclip.enabled, config.optim.zclip.z, config.optim.zclip.alpha),
+        (true, 2.0, 0.99)
+    );
     assert_eq!((config.train.micro_rows, config.train.dtype), (Some(64), Some(Dtype::Bf16)));
 }
 
 #[test]
 fn yaml_round_trip() {
-    let config = load(&["model=sample", "optim=muon", "train.max_steps=3", "optim.lr=1.25e-7"]).unwrap();
+    let config =
+        load(&["model=sample", "optim=muon", "train.max_steps=3", "optim.lr=1.25e-7"]).unwrap();
     let text = config.to_yaml().unwrap();
     assert_eq!(Config::from_yaml(&text, "saved.yaml").unwrap(), config);
     let broken = text.replace("  seed:", "  sead:");
     let error = Config::from_yaml(&broken, "saved.yaml").unwrap_err().to_string();
-    assert!(error.contains("saved.yaml") && error.contains("train.sead") && error.contains("train.seed"), "{error}");
+    assert!(
+        error.contains("saved.yaml")
+            && error.contains("train.sead")
+            && error.contains("train.seed"),
+        "{error}"
+    );
     let short = text.replace("  seed: 42\n", "");
     let error = Config::from_yaml(&short, "saved.yaml").unwrap_err().to_string();
     assert!(error.contains("`train.seed` has no value"), "{error}");
@@ -164,7 +191,10 @@ fn a_folder_stands_in_front_of_the_built_in_tree() {
     ]);
     let load = |text: &str| Config::load(Some(dir.path()), &[text.to_string()]);
     let mine = load("model=mine").unwrap();
-    assert_eq!((mine.model.name.as_str(), mine.source.path.as_deref()), ("mine", Some("hf://Qwen/Qwen3-4B")));
+    assert_eq!(
+        (mine.model.name.as_str(), mine.source.path.as_deref()),
+        ("mine", Some("hf://Qwen/Qwen3-4B"))
+    );
     for (choice, words) in [
         ("bad", "did you mean `model.name`?"),
         ("worse", "line"),
@@ -200,7 +230,8 @@ fn every_key_is_documented() {
     }
 }
 
-/// Rust source without comments and without the insides of string literals; chains broken before a dot are joined.
+/// Rust source without comments and without the insides of string literals; chains broken before a
+/// dot are joined.
 fn bare(source: &str) -> String {
     let mut out = String::new();
     for line in source.lines() {
@@ -208,14 +239,15 @@ fn bare(source: &str) -> String {
         if !line.trim_start().starts_with('.') {
             out.push('\n');
         }
-        // Every second piece between quotes is a literal (escaped quotes only move text from one side to the other).
+        // Every second piece between quotes is a literal (escaped quotes only move text from one
+        // side to the other).
         out.extend(line.trim().split('"').step_by(2));
     }
     out
 }
 
-/// No dead keys: the trainer's code reads every key of the schema, as `section.key`, or through a section borrowed as
-/// `let name = &cfg.section;`.
+/// No dead keys: the trainer's code reads every key of the schema, as `section.key`, or through a
+/// section borrowed as `let name = &cfg.section;`.
 #[test]
 fn every_key_is_read() {
     let mut code = String::new();
@@ -243,7 +275,9 @@ fn every_key_is_read() {
         let (section, name) = key.rsplit_once('.').unwrap();
         let own = section.rsplit('.').next().unwrap();
         let borrow = format!("= &cfg.{section};");
-        let mut aliases = code.match_indices(&borrow).filter_map(|(at, _)| code[..at].trim_end().rsplit(|c| !word(c)).next());
+        let mut aliases = code
+            .match_indices(&borrow)
+            .filter_map(|(at, _)| code[..at].trim_end().rsplit(|c| !word(c)).next());
         let through = key == "source.config" && code.contains(".source_config()");
         if !through && !reads(own, name) && !aliases.any(|alias| reads(alias, name)) {
             dead.push(key);

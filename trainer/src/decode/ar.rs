@@ -1,9 +1,10 @@
-//! Autoregressive decoding, greedy and causal: the baseline that block decoding is measured against.
+//! Autoregressive decoding, greedy and causal: the baseline that block decoding is measured
+//! against.
 //!
 //! In: prompts. Out: completions. The prompt is prefilled, then each pass runs one token a row.
 
+use crate::decode::cached::{Order, Span};
 use crate::error::Result;
-use crate::model::cached::{Order, Span};
 
 use super::engine::Engine;
 use super::{Completion, Passes};
@@ -21,22 +22,30 @@ pub struct ArOptions {
 
 impl Engine {
     /// Decodes `prompts` together, one token a pass; each gets what it would get alone.
-    pub fn autoregressive(&mut self, prompts: &[Vec<i64>], options: &ArOptions) -> Result<Vec<Completion>> {
+    pub fn autoregressive(
+        &mut self,
+        prompts: &[Vec<i64>],
+        options: &ArOptions,
+    ) -> Result<Vec<Completion>> {
         self.check(prompts, options.mask_id)?;
-        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0).saturating_add(options.max_new_tokens);
+        let longest =
+            prompts.iter().map(Vec::len).max().unwrap_or(0).saturating_add(options.max_new_tokens);
         let mut cache = self.new_cache(prompts.len(), longest);
         let mut rows: Vec<(Vec<i64>, Passes)> = Vec::with_capacity(prompts.len());
         for (row, prompt) in prompts.iter().enumerate() {
             let (mut ids, mut passes) = (prompt.clone(), Passes::default());
             if options.max_new_tokens > 0 {
-                ids.push(self.prefill(prompt, prompt.len(), 1, &mut cache, row, options.mask_id)?.token);
+                ids.push(
+                    self.prefill(prompt, prompt.len(), 1, &mut cache, row, options.mask_id)?.token,
+                );
                 passes.prefill += 1;
             }
             rows.push((ids, passes));
         }
         let done = |row: usize, ids: &[i64]| {
             let generated = ids.len() - prompts[row].len();
-            generated >= options.max_new_tokens || ids.last().is_some_and(|id| options.stop_ids.contains(id))
+            generated >= options.max_new_tokens
+                || ids.last().is_some_and(|id| options.stop_ids.contains(id))
         };
         let mut live: Vec<usize> = (0..rows.len()).collect();
         loop {
@@ -44,7 +53,8 @@ impl Engine {
             if live.is_empty() {
                 break;
             }
-            let ids: Vec<i64> = live.iter().filter_map(|&row| rows[row].0.last().copied()).collect();
+            let ids: Vec<i64> =
+                live.iter().filter_map(|&row| rows[row].0.last().copied()).collect();
             let span = |&row: &usize| {
                 let visible = rows[row].0.len();
                 Span { row, start: visible - 1, visible }

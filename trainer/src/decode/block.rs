@@ -1,15 +1,16 @@
 //! Block-diffusion decoding, greedy: Fast-dLLM v2's `batch_sample` (arXiv:2509.26328).
 //!
-//! In: prompts. Out: completions. The sequence is cut into blocks of `block_size` from position 0. Whole prompt blocks are
-//! prefilled. The block in work starts with what is known of it (the end of the prompt, or the token that the last commit
-//! gave) and MASK elsewhere. Its sub-blocks are filled from left to right: a pass runs the whole block behind the cache,
-//! token j is judged by the logits of j-1, and every MASK of the sub-block whose likeliest token is above the threshold is
-//! fixed, at least the likeliest one. A full block is run once more (commit): its keys and values join the cache, its
-//! last logits give the first token of the next block. Every row of a batch is at its own block; a pass runs the rows that
-//! need one, so that none is idle.
+//! In: prompts. Out: completions. The sequence is cut into blocks of `block_size` from position 0.
+//! Whole prompt blocks are prefilled. The block in work starts with what is known of it (the end of
+//! the prompt, or the token that the last commit gave) and MASK elsewhere. Its sub-blocks are
+//! filled from left to right: a pass runs the whole block behind the cache, token j is judged by
+//! the logits of j-1, and every MASK of the sub-block whose likeliest token is above the threshold
+//! is fixed, at least the likeliest one. A full block is run once more (commit): its keys and
+//! values join the cache, its last logits give the first token of the next block. Every row of a
+//! batch is at its own block; a pass runs the rows that need one, so that none is idle.
 
+use crate::decode::cached::{KvCache, Order, Span};
 use crate::error::{Error, Result};
-use crate::model::cached::{KvCache, Order, Span};
 
 use super::engine::{Engine, Verdict};
 use super::{Completion, Passes};
@@ -23,14 +24,15 @@ pub struct BlockOptions {
     pub sub_block_size: usize,
     /// Probability above which a token is fixed.
     pub threshold: f64,
-    /// Length limit: whole blocks, so that up to `block_size` tokens more or less may come; a limit that is no multiple
-    /// of the block size is rounded up, and the completion cut to it.
+    /// Length limit: whole blocks, so that up to `block_size` tokens more or less may come; a limit
+    /// that is no multiple of the block size is rounded up, and the completion cut to it.
     pub max_new_tokens: usize,
     /// The id of MASK; never produced.
     pub mask_id: i64,
     /// Ids that end a completion; none: it runs to its limit.
     pub stop_ids: Vec<i64>,
-    /// Run only the sub-block where the rest of the block has been run before: faster in large batches, approximate.
+    /// Run only the sub-block where the rest of the block has been run before: faster in large
+    /// batches, approximate.
     pub sub_block_cache: bool,
 }
 
@@ -90,12 +92,16 @@ impl Row {
         places.filter(|at| self.ids.get(self.start + at) == Some(&options.mask_id)).collect()
     }
 
-    /// Fixes what is above the threshold, at least the likeliest; ends the row when a stop token has nothing open before it.
+    /// Fixes what is above the threshold, at least the likeliest; ends the row when a stop token
+    /// has nothing open before it.
     fn accept(&mut self, places: &[usize], verdicts: &[Verdict], options: &BlockOptions) {
-        let best = verdicts.iter().enumerate().fold(None, |best: Option<(usize, f32)>, (i, verdict)| match best {
-            Some((_, most)) if verdict.probability <= most => best,
-            _ => Some((i, verdict.probability)),
-        });
+        let best =
+            verdicts.iter().enumerate().fold(None, |best: Option<(usize, f32)>, (i, verdict)| {
+                match best {
+                    Some((_, most)) if verdict.probability <= most => best,
+                    _ => Some((i, verdict.probability)),
+                }
+            });
         for (i, (place, verdict)) in places.iter().zip(verdicts).enumerate() {
             let sure = f64::from(verdict.probability) > options.threshold;
             if (sure || best.is_some_and(|(most, _)| most == i))
@@ -105,21 +111,32 @@ impl Row {
             }
         }
         let decoded = self.ids.get(self.open..).unwrap_or_default();
-        let end = decoded.iter().find(|id| **id == options.mask_id || options.stop_ids.contains(id));
+        let end =
+            decoded.iter().find(|id| **id == options.mask_id || options.stop_ids.contains(id));
         self.done = end.is_some_and(|id| options.stop_ids.contains(id));
     }
 }
 
 impl Engine {
     /// Decodes `prompts` together in diffusion blocks; each gets what it would get alone.
-    pub fn block(&mut self, prompts: &[Vec<i64>], options: &BlockOptions) -> Result<Vec<Completion>> {
+    pub fn block(
+        &mut self,
+        prompts: &[Vec<i64>],
+        options: &BlockOptions,
+    ) -> Result<Vec<Completion>> {
         self.check(prompts, Some(options.mask_id))?;
         let (size, small) = (options.block_size, options.sub_block_size);
         if size == 0 || small == 0 || !size.is_multiple_of(small) {
-            return Err(Error::Usage(format!("sub-blocks of {small} tokens do not divide blocks of {size}")));
+            return Err(Error::Usage(format!(
+                "sub-blocks of {small} tokens do not divide blocks of {size}"
+            )));
         }
         let limit = options.max_new_tokens.div_ceil(size).saturating_mul(size);
-        let longest = prompts.iter().map(|prompt| (prompt.len() / size * size).saturating_add(limit)).max().unwrap_or(0);
+        let longest = prompts
+            .iter()
+            .map(|prompt| (prompt.len() / size * size).saturating_add(limit))
+            .max()
+            .unwrap_or(0);
         let mut cache = self.new_cache(prompts.len(), longest);
         let mut rows = Vec::with_capacity(prompts.len());
         for (at, prompt) in prompts.iter().enumerate() {
@@ -135,7 +152,8 @@ impl Engine {
             };
             let whole = prompt.len() / size * size;
             if whole > 0 {
-                let next = self.prefill(prompt, whole, size, &mut cache, at, Some(options.mask_id))?;
+                let next =
+                    self.prefill(prompt, whole, size, &mut cache, at, Some(options.mask_id))?;
                 row.passes.prefill += 1;
                 if whole == prompt.len() {
                     row.ids.push(next.token);
@@ -145,12 +163,17 @@ impl Engine {
             rows.push(row);
         }
         loop {
-            let wants: Vec<(usize, Want)> =
-                rows.iter().enumerate().filter(|(_, row)| !row.done).map(|(at, row)| (at, row.want(options))).collect();
+            let wants: Vec<(usize, Want)> = rows
+                .iter()
+                .enumerate()
+                .filter(|(_, row)| !row.done)
+                .map(|(at, row)| (at, row.want(options)))
+                .collect();
             if wants.is_empty() {
                 break;
             }
-            let (small, block): (Vec<_>, Vec<_>) = wants.into_iter().partition(|(_, want)| matches!(want, Want::Small { .. }));
+            let (small, block): (Vec<_>, Vec<_>) =
+                wants.into_iter().partition(|(_, want)| matches!(want, Want::Small { .. }));
             self.decode_pass(&mut rows, &block, size, &mut cache, options)?;
             self.decode_pass(&mut rows, &small, options.sub_block_size, &mut cache, options)?;
         }
@@ -165,7 +188,8 @@ impl Engine {
         Ok(rows.into_iter().map(cut).collect())
     }
 
-    /// Runs `len` tokens of each of `wants`: their blocks, or sub-blocks over the keys and values of their blocks.
+    /// Runs `len` tokens of each of `wants`: their blocks, or sub-blocks over the keys and values
+    /// of their blocks.
     fn decode_pass(
         &mut self,
         rows: &mut [Row],
@@ -188,9 +212,14 @@ impl Engine {
             let visible = row.start + options.block_size;
             spans.push(Span { row: at, start: row.start + first, visible });
             match want {
-                // The first token of a pass has none before it and judges itself; it is never a MASK, but for odd inputs.
+                // The first token of a pass has none before it and judges itself; it is never a
+                // MASK, but for odd inputs.
                 Want::Block { sub } | Want::Small { sub } => {
-                    asked.extend(row.masked(sub, options).iter().map(|place| i * len + (place - first).saturating_sub(1)));
+                    asked.extend(
+                        row.masked(sub, options)
+                            .iter()
+                            .map(|place| i * len + (place - first).saturating_sub(1)),
+                    );
                 }
                 Want::Commit => asked.push(i * len + len - 1),
             }

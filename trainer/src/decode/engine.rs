@@ -1,21 +1,23 @@
-//! One model, ready to decode: runs passes behind a cache and says what the model thinks of single positions.
+//! One model, ready to decode: runs passes behind a cache and says what the model thinks of single
+//! positions.
 //!
-//! In: token ids and positions of a few new tokens a row. Out: hidden states, and for positions asked for the likeliest
-//! token with its probability ([`Verdict`]). Only those positions go through the output head, and only two numbers for
-//! each come back to the host.
+//! In: token ids and positions of a few new tokens a row. Out: hidden states, and for positions
+//! asked for the likeliest token with its probability ([`Verdict`]). Only those positions go
+//! through the output head, and only two numbers for each come back to the host.
 
 use burn::prelude::*;
 use burn::tensor::DType;
 
+use crate::decode::cached::{Compute, KvCache, Order, Pass, Span};
 use crate::error::{Error, Result};
-use crate::model::cached::{Compute, KvCache, Order, Pass, Span};
-use crate::model::{Decoder, ParamKind, Weights, ops};
+use crate::kernels::ops;
+use crate::model::{Decoder, ParamKind, Weights};
 
 /// Prompt tokens a prefill pass takes at most; bounds the memory of its scores.
 const PREFILL: usize = 512;
 
-/// Tokens a row that the cache has room for at first; it doubles when they are used up, so that a large limit on new tokens
-/// costs nothing until the text is that long.
+/// Tokens a row that the cache has room for at first; it doubles when they are used up, so that a
+/// large limit on new tokens costs nothing until the text is that long.
 const FIRST: usize = 512;
 
 /// The likeliest token of a position.
@@ -40,9 +42,17 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Takes over a model; matrices are brought to `dtype` once, those of a BitNet model made ternary before (norms stay).
-    pub fn new(mut decoder: Decoder, weights: Weights, device: Device, dtype: DType) -> Result<Self> {
-        let ternary = decoder.cfg.quantization.is_some() && decoder.quant_lambda >= 1.0 && !decoder.ternary_weights;
+    /// Takes over a model; matrices are brought to `dtype` once, those of a BitNet model made
+    /// ternary before (norms stay).
+    pub fn new(
+        mut decoder: Decoder,
+        weights: Weights,
+        device: Device,
+        dtype: DType,
+    ) -> Result<Self> {
+        let ternary = decoder.cfg.quantization.is_some()
+            && decoder.quant_lambda >= 1.0
+            && !decoder.ternary_weights;
         let by_columns = device == Device::flex() && dtype == DType::F32;
         let params = &decoder.params;
         let mut ready = Vec::with_capacity(params.specs.len());
@@ -55,7 +65,8 @@ impl Engine {
                 tensor = ops::cast_to(tensor, dtype);
             }
             if i == params.lm_head {
-                head = Some(if by_columns { column_major(&tensor, &device)? } else { tensor.clone() });
+                head =
+                    Some(if by_columns { column_major(&tensor, &device)? } else { tensor.clone() });
             }
             if by_columns && spec.kind == ParamKind::Matrix {
                 tensor = column_major(&tensor, &device)?;
@@ -64,7 +75,13 @@ impl Engine {
         }
         let head = head.ok_or_else(|| Error::Model("the model has no output head".into()))?;
         decoder.ternary_weights |= ternary;
-        Ok(Engine { decoder, weights: Weights(ready), head, compute: Compute { dtype, device, by_tiles: by_columns }, last: None })
+        Ok(Engine {
+            decoder,
+            weights: Weights(ready),
+            head,
+            compute: Compute { dtype, device, by_tiles: by_columns },
+            last: None,
+        })
     }
 
     /// Attention by one masked product, as on devices without tiles, even where there are tiles.
@@ -80,7 +97,13 @@ impl Engine {
     }
 
     /// Runs `ids` `[B·S]` in the rows and positions of `spans`: hidden states `[B·S, hidden_size]`.
-    pub(super) fn pass(&mut self, ids: &[i64], spans: &[Span], order: Order, cache: &mut KvCache) -> Result<Tensor<2>> {
+    pub(super) fn pass(
+        &mut self,
+        ids: &[i64],
+        spans: &[Span],
+        order: Order,
+        cache: &mut KvCache,
+    ) -> Result<Tensor<2>> {
         let len = ids.len() / spans.len().max(1);
         let needed = spans.iter().map(|span| span.visible.max(span.start + len)).max().unwrap_or(0);
         if needed > cache.positions() {
@@ -93,24 +116,29 @@ impl Engine {
             Some(last) if last.is(spans, len, order) => last,
             _ => Pass::new(&self.decoder, spans.to_vec(), len, order, cache, &self.compute),
         };
-        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids.to_vec(), [ids.len()]), &self.compute.device);
+        let ids = Tensor::<1, Int>::from_data(
+            TensorData::new(ids.to_vec(), [ids.len()]),
+            &self.compute.device,
+        );
         let hidden = self.decoder.forward_cached(&self.weights, ids, &pass, cache);
         self.last = Some(pass);
         Ok(hidden)
     }
 
-    /// Forgets what belongs to one cache; called when a new one is begun. No row will have more than `longest` tokens.
+    /// Forgets what belongs to one cache; called when a new one is begun. No row will have more
+    /// than `longest` tokens.
     pub(super) fn new_cache(&mut self, rows: usize, longest: usize) -> KvCache {
         self.last = None;
         KvCache::new(rows, longest.min(FIRST), longest)
     }
 
-    /// Refuses a cache that the host's memory cannot hold: while it grows, a layer's old and new half of it are held at a time.
+    /// Refuses a cache that the host's memory cannot hold: while it grows, a layer's old and new
+    /// half of it are held at a time.
     fn check_room(&self, rows: usize, positions: usize) -> Result<()> {
         let c = &self.decoder.cfg;
         let token = 2 * c.num_key_value_heads * c.head_dim * self.compute.dtype.size();
         let bytes = (rows * positions).saturating_mul(token * (c.num_hidden_layers + 1));
-        let free = crate::train::micro::available_bytes();
+        let free = crate::train::micro_batch::available_bytes();
         if self.compute.device != Device::flex() || bytes / 2 < free {
             return Ok(());
         }
@@ -123,12 +151,18 @@ impl Engine {
     }
 
     /// What the model thinks at the rows `at` of `hidden`; `never` is a token it may not name.
-    pub(super) fn judge(&self, hidden: Tensor<2>, at: &[usize], never: Option<i64>) -> Result<Vec<Verdict>> {
+    pub(super) fn judge(
+        &self,
+        hidden: Tensor<2>,
+        at: &[usize],
+        never: Option<i64>,
+    ) -> Result<Vec<Verdict>> {
         if at.is_empty() {
             return Ok(Vec::new());
         }
         let rows: Vec<i64> = at.iter().map(|&row| row as i64).collect();
-        let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [at.len()]), &self.compute.device);
+        let rows =
+            Tensor::<1, Int>::from_data(TensorData::new(rows, [at.len()]), &self.compute.device);
         let norm = &self.weights[self.decoder.params.norm];
         let hidden = ops::rms_norm(hidden.select(0, rows), norm, self.decoder.cfg.rms_norm_eps);
         let mut logits = ops::to_f32(ops::linear(hidden, &self.head, None));
@@ -139,19 +173,25 @@ impl Engine {
         }
         let (best, token) = logits.clone().max_dim_with_indices(1);
         let probability = (logits - best).exp().sum_dim(1).recip();
-        let read = |error: String| Error::Device(format!("reading the decoded tokens back failed: {error}"));
+        let read = |error: String| {
+            Error::Device(format!("reading the decoded tokens back failed: {error}"))
+        };
         let tokens = token.try_into_data().map_err(|error| read(error.to_string()))?;
         let shares = probability.try_into_data().map_err(|error| read(error.to_string()))?;
-        let verdicts: Vec<Verdict> =
-            tokens.iter::<i64>().zip(shares.iter::<f32>()).map(|(token, probability)| Verdict { token, probability }).collect();
+        let verdicts: Vec<Verdict> = tokens
+            .iter::<i64>()
+            .zip(shares.iter::<f32>())
+            .map(|(token, probability)| Verdict { token, probability })
+            .collect();
         if verdicts.iter().any(|verdict| verdict.probability.is_nan()) {
             return Err(Error::Numeric("the model's logits hold NaN or inf; its weights are damaged or overflow in this precision".into()));
         }
         Ok(verdicts)
     }
 
-    /// Puts the first `len` tokens of `ids` into row `row` of `cache`; a token sees those before it, and those of its own
-    /// block of `block` tokens (1: causal). Returns the verdict on what follows them.
+    /// Puts the first `len` tokens of `ids` into row `row` of `cache`; a token sees those before
+    /// it, and those of its own block of `block` tokens (1: causal). Returns the verdict on what
+    /// follows them.
     pub(super) fn prefill(
         &mut self,
         ids: &[i64],
@@ -166,24 +206,32 @@ impl Engine {
         for start in (0..len).step_by(chunk) {
             let end = len.min(start + chunk);
             let new = ids.get(start..end).unwrap_or_default();
-            let hidden = self.pass(new, &[Span { row, start, visible: end }], Order::Blocks(block), cache)?;
+            let hidden =
+                self.pass(new, &[Span { row, start, visible: end }], Order::Blocks(block), cache)?;
             if end == len {
-                verdict = *self.judge(hidden, &[end - start - 1], never)?.first().unwrap_or(&verdict);
+                verdict =
+                    *self.judge(hidden, &[end - start - 1], never)?.first().unwrap_or(&verdict);
             }
         }
         Ok(verdict)
     }
 
-    /// Refuses prompts that cannot be decoded: empty, or with ids the model has no row for, or with the mask token.
+    /// Refuses prompts that cannot be decoded: empty, or with ids the model has no row for, or with
+    /// the mask token.
     pub(super) fn check(&self, prompts: &[Vec<i64>], mask: Option<i64>) -> Result<()> {
         let vocab = self.decoder.cfg.vocab_size;
         let known = |id: i64| usize::try_from(id).is_ok_and(|id| id < vocab);
         if let Some(mask) = mask.filter(|mask| !known(*mask)) {
-            return Err(Error::Usage(format!("the mask token id is {mask}, but the model has {vocab} token ids (0 to {})", vocab - 1)));
+            return Err(Error::Usage(format!(
+                "the mask token id is {mask}, but the model has {vocab} token ids (0 to {})",
+                vocab - 1
+            )));
         }
         for (i, prompt) in prompts.iter().enumerate() {
             if prompt.is_empty() {
-                return Err(Error::Usage(format!("prompt {i} has no tokens; decoding needs at least one to start from")));
+                return Err(Error::Usage(format!(
+                    "prompt {i} has no tokens; decoding needs at least one to start from"
+                )));
             }
             if let Some((at, id)) = prompt.iter().enumerate().find(|(_, id)| !known(**id)) {
                 return Err(Error::Usage(format!(
@@ -202,12 +250,12 @@ impl Engine {
     }
 }
 
-/// The same matrix with its columns contiguous: what the CPU's matrix product reads without packing it anew for each of the
-/// few rows of a decoding pass.
+/// The same matrix with its columns contiguous: what the CPU's matrix product reads without packing
+/// it anew for each of the few rows of a decoding pass.
 fn column_major(tensor: &Tensor<2>, device: &Device) -> Result<Tensor<2>> {
     const TILE: usize = 32;
     let [rows, columns] = tensor.dims();
-    let values = crate::model::weights::download(tensor)?;
+    let values = crate::model::load::download(tensor)?;
     let mut turned = vec![0f32; values.len()];
     for top in (0..rows).step_by(TILE) {
         for left in (0..columns).step_by(TILE) {
@@ -218,5 +266,6 @@ fn column_major(tensor: &Tensor<2>, device: &Device) -> Result<Tensor<2>> {
             }
         }
     }
-    Ok(Tensor::from_data(TensorData::new(turned, [columns, rows]), (device, DType::F32)).transpose())
+    Ok(Tensor::from_data(TensorData::new(turned, [columns, rows]), (device, DType::F32))
+        .transpose())
 }

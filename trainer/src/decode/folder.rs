@@ -1,25 +1,27 @@
 //! A model folder made ready to decode.
 //!
-//! In: a Hugging Face folder, converted or not. Out: an [`Engine`] and what the folder says about decoding: block size and
-//! mask id (`dlm_config.json`, `config.json`), stop tokens (`generation_config.json`, else `config.json`).
+//! In: a Hugging Face folder, converted or not. Out: an [`Engine`] and what the folder says about
+//! decoding: block size and mask id (`dlm_config.json`, `config.json`), stop tokens
+//! (`generation_config.json`, else `config.json`).
 
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
 use serde_json::Value;
 
-use crate::device::Chosen;
+use crate::compute::device::ComputeDevice;
 use crate::error::{Error, Result};
-use crate::model::{Decoder, ModelConfig, Params, weights};
+use crate::model::{Decoder, ModelConfig, Params, load};
 
 use super::Engine;
 
-/// The mask id that the published Fast-dLLM v2 checkpoints use without writing it down (Qwen2.5's tokenizer).
+/// The mask id that the published Fast-dLLM v2 checkpoints use without writing it down (Qwen2.5's
+/// tokenizer).
 const PUBLISHED_MASK_ID: i64 = 151_665;
 
 /// What a folder says about its model; the weights are not read yet.
 #[derive(Debug, Clone)]
-pub struct Folder {
+pub struct ModelFolder {
     dir: PathBuf,
     /// Shapes and switches.
     pub config: ModelConfig,
@@ -31,14 +33,15 @@ pub struct Folder {
     pub stop_ids: Vec<i64>,
 }
 
-impl Folder {
+impl ModelFolder {
     /// Reads the folder's JSON files.
     pub fn read(dir: &Path) -> Result<Self> {
         let config = ModelConfig::read(dir)?;
         let record = read_json(&dir.join("dlm_config.json"))?;
         let own_block = integer(record.as_ref(), "bd_size").and_then(|n| usize::try_from(n).ok());
         let own_mask = integer(record.as_ref(), "mask_token_id");
-        let published = config.raw.get("model_type").and_then(Value::as_str) == Some("Fast_dLLM_Qwen");
+        let published =
+            config.raw.get("model_type").and_then(Value::as_str) == Some("Fast_dLLM_Qwen");
         let mask_id = agree(dir, "mask_token_id", own_mask, config.mask_token_id)?;
         let generation = read_json(&dir.join("generation_config.json"))?;
         let stop_ids = match generation.as_ref().and_then(|value| value.get("eos_token_id")) {
@@ -46,7 +49,7 @@ impl Folder {
             Some(Value::Number(id)) => id.as_i64().into_iter().collect(),
             _ => config.eos_token_ids.clone(),
         };
-        Ok(Folder {
+        Ok(ModelFolder {
             dir: dir.into(),
             block_size: agree(dir, "bd_size", own_block, config.bd_size)?,
             mask_id: mask_id.or(published.then_some(PUBLISHED_MASK_ID)),
@@ -56,11 +59,11 @@ impl Folder {
     }
 
     /// Loads the weights onto a device, to compute in `dtype`.
-    pub fn load(&self, chosen: &Chosen, dtype: DType) -> Result<Engine> {
+    pub fn load(&self, chosen: &ComputeDevice, dtype: DType) -> Result<Engine> {
         let mut config = self.config.clone();
         let params = Params::new(&config);
-        let host = weights::read_host(&self.dir, &mut config, &params)?;
-        let weights = weights::upload(host, &params, &chosen.device);
+        let host = load::read_host(&self.dir, &mut config, &params)?;
+        let weights = load::upload(host, &params, &chosen.device);
         Engine::new(Decoder::new(config), weights, chosen.device.clone(), dtype)
     }
 }
@@ -68,7 +71,9 @@ impl Folder {
 /// A JSON file, or none where there is none.
 fn read_json(path: &Path) -> Result<Option<Value>> {
     match std::fs::read_to_string(path) {
-        Ok(text) => serde_json::from_str(&text).map(Some).map_err(|error| Error::format(path, format!("not valid JSON: {error}"))),
+        Ok(text) => serde_json::from_str(&text)
+            .map(Some)
+            .map_err(|error| Error::format(path, format!("not valid JSON: {error}"))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io(path, "reading", error)),
     }
@@ -79,11 +84,19 @@ fn integer(json: Option<&Value>, key: &str) -> Option<i64> {
 }
 
 /// One value from two files that must not contradict each other.
-fn agree<T: PartialEq + std::fmt::Display>(dir: &Path, key: &str, record: Option<T>, config: Option<T>) -> Result<Option<T>> {
+fn agree<T: PartialEq + std::fmt::Display>(
+    dir: &Path,
+    key: &str,
+    record: Option<T>,
+    config: Option<T>,
+) -> Result<Option<T>> {
     match (record, config) {
-        (Some(a), Some(b)) if a != b => {
-            Err(Error::format(dir, format!("dlm_config.json says {key} {a}, config.json says {b}; the folder is a mixture of two models")))
-        }
+        (Some(a), Some(b)) if a != b => Err(Error::format(
+            dir,
+            format!(
+                "dlm_config.json says {key} {a}, config.json says {b}; the folder is a mixture of two models"
+            ),
+        )),
         (a, b) => Ok(a.or(b)),
     }
 }

@@ -1,12 +1,15 @@
-//! Decoding: many tokens a forward pass in diffusion blocks, or one at a time as the autoregressive baseline.
+//! Decoding: many tokens a forward pass in diffusion blocks, or one at a time as the autoregressive
+//! baseline.
 //!
-//! In: prompts as token ids. Out: [`Completion`]s with the forward passes they took. `folder.rs` reads a model folder,
-//! `prompt.rs` makes ids of text, `engine.rs` runs one pass and judges positions, `block.rs` is Fast-dLLM v2's `batch_sample`
-//! (arXiv:2509.26328), `ar.rs` is greedy causal decoding in the same engine. Rows of a batch are independent: each gets the
-//! tokens it would get alone.
+//! In: prompts as token ids. Out: [`Completion`]s with the forward passes they took. `folder.rs`
+//! reads a model folder, `prompt.rs` makes ids of text, `engine.rs` runs one pass and judges
+//! positions, `block.rs` is Fast-dLLM v2's `batch_sample` (arXiv:2509.26328), `ar.rs` is greedy
+//! causal decoding in the same engine. Rows of a batch are independent: each gets the tokens it
+//! would get alone.
 
 mod ar;
 mod block;
+pub mod cached;
 mod engine;
 pub mod folder;
 pub mod prompt;

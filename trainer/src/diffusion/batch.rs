@@ -1,9 +1,10 @@
 //! Several streams as one batch for the decoder: rectangular (dense mask) or flat (tiles).
 //!
-//! In: [`Stream`]s. Out: [`Batch`] with ids, positions, tiles and targets in flat coordinates, T = rows · len.
+//! In: [`Stream`]s. Out: [`Batch`] with ids, positions, tiles and targets in flat coordinates, T =
+//! rows · len.
 
-use super::layout::{Copy, Stream, Target, Token, sees};
-use crate::model::tiles::Tile;
+use super::layout::{Stream, StreamRole, Target, Token, sees};
+use crate::attention::tiles::Tile;
 
 /// Streams laid side by side.
 #[derive(Clone, Debug)]
@@ -23,7 +24,7 @@ pub struct Batch {
     causal: bool,
 }
 
-const PAD: Token = Token { id: 0, position: 0, document: -1, block: 0, copy: Copy::Pad };
+const PAD: Token = Token { id: 0, position: 0, document: -1, block: 0, role: StreamRole::Pad };
 
 impl Batch {
     /// One stream per row, each padded to the longest, rounded up to `multiple`.
@@ -51,7 +52,15 @@ impl Batch {
     }
 
     fn empty(rows: usize, len: usize, causal: bool) -> Batch {
-        Batch { rows, len, tokens: Vec::with_capacity(rows * len), tiles: Vec::new(), targets: Vec::new(), processed: 0, causal }
+        Batch {
+            rows,
+            len,
+            tokens: Vec::with_capacity(rows * len),
+            tiles: Vec::new(),
+            targets: Vec::new(),
+            processed: 0,
+            causal,
+        }
     }
 
     fn push(&mut self, s: &Stream) {
@@ -71,7 +80,13 @@ impl Batch {
         let at = self.tokens.len();
         if at < end {
             // padding attends to itself
-            self.tiles.push(Tile { query: at, len: end - at, prefix: (at, 0), own: (at, end - at), causal: false });
+            self.tiles.push(Tile {
+                query: at,
+                len: end - at,
+                prefix: (at, 0),
+                own: (at, end - at),
+                causal: false,
+            });
         }
         self.tokens.resize(end, PAD);
     }
@@ -86,7 +101,8 @@ impl Batch {
         self.tokens.iter().map(|t| t.position).collect()
     }
 
-    /// The dense mask `[B, S, S]`, true = hidden, from the predicate alone (tiles are not consulted).
+    /// The dense mask `[B, S, S]`, true = hidden, from the predicate alone (tiles are not
+    /// consulted).
     pub fn dense_mask(&self) -> Vec<bool> {
         let s = self.len;
         let mut out = vec![true; self.rows * s * s];
@@ -95,7 +111,9 @@ impl Batch {
             for (i, q) in row.iter().enumerate() {
                 for (j, k) in row.iter().enumerate() {
                     let seen = if self.causal {
-                        q.document == k.document && q.copy == k.copy && (j <= i || q.copy == Copy::Pad)
+                        q.document == k.document
+                            && q.role == k.role
+                            && (j <= i || q.role == StreamRole::Pad)
                     } else {
                         sees(q, k)
                     };
@@ -106,7 +124,8 @@ impl Batch {
         out
     }
 
-    /// The dense mask as the tiles say it; the test that both agree is what makes tiles trustworthy.
+    /// The dense mask as the tiles say it; the test that both agree is what makes tiles
+    /// trustworthy.
     pub fn dense_mask_from_tiles(&self) -> Vec<bool> {
         let s = self.len;
         let mut out = vec![true; self.rows * s * s];

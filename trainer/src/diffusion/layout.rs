@@ -1,20 +1,23 @@
 //! From a packed row and a mask to the token stream that the decoder runs on.
 //!
-//! In: [`PackedRow`] (ids, labels, documents) and `hidden[L]`. Out: [`Stream`]s: tokens with position, document, block and
-//! copy; *tiles* that say which key ranges each group of queries sees; *targets* that say which stream position predicts
-//! which token.
+//! In: [`PackedRow`] (ids, labels, documents) and `hidden[L]`. Out: [`Stream`]s: tokens with
+//! position, document, block and copy; *tiles* that say which key ranges each group of queries
+//! sees; *targets* that say which stream position predicts which token.
 //!
 //! Three layouts of the same objective:
-//! - [`reference`]: per view one stream `[x_t ; x_0]` of 2L tokens, 4L together (the published formulation);
-//! - [`saving`]: one stream with the clean copy shared by both views, noised blocks that predict nothing counted left out,
-//!   clean blocks that nothing needs left out, and unhidden noised blocks read from the clean copy;
+//! - [`reference`]: per view one stream `[x_t ; x_0]` of 2L tokens, 4L together (the published
+//!   formulation);
+//! - [`saving`]: one stream with the clean copy shared by both views, noised blocks that predict
+//!   nothing counted left out, clean blocks that nothing needs left out, and unhidden noised blocks
+//!   read from the clean copy;
 //! - [`causal`]: the row itself under a causal mask (`objective=sft`).
 //!
-//! Rules (Fast-dLLM v2 section 3.2 and appendix A.2; DESIGN section 5): a noised token sees its own noised block in both
-//! directions and the clean tokens of strictly earlier blocks; a clean token sees clean tokens of its own and earlier
-//! blocks; nothing sees another document. By the token shift the logits at position i-1 predict token i.
+//! Rules (Fast-dLLM v2 section 3.2 and appendix A.2; DESIGN section 5): a noised token sees its own
+//! noised block in both directions and the clean tokens of strictly earlier blocks; a clean token
+//! sees clean tokens of its own and earlier blocks; nothing sees another document. By the token
+//! shift the logits at position i-1 predict token i.
 
-use crate::model::tiles::Tile;
+use crate::attention::tiles::Tile;
 
 /// Label that carries no loss.
 pub const IGNORE: i32 = -100;
@@ -32,7 +35,7 @@ pub struct PackedRow {
 
 /// Which copy of a token a stream entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Copy {
+pub enum StreamRole {
     /// The clean token.
     Clean,
     /// The noised token of view 0 (A) or 1 (B).
@@ -52,8 +55,8 @@ pub struct Token {
     pub document: i32,
     /// Block within the document.
     pub block: i32,
-    /// Which copy.
-    pub copy: Copy,
+    /// Which stream it belongs to.
+    pub role: StreamRole,
 }
 
 /// "The logits at stream position `at` are to predict `id`."
@@ -87,7 +90,7 @@ pub enum DocumentMask {
 
 /// What the layouts need to know besides the row.
 #[derive(Clone, Copy, Debug)]
-pub struct Spec {
+pub struct ObjectiveSpec {
     /// Tokens per block.
     pub bd_size: usize,
     /// Id of the mask token.
@@ -98,12 +101,13 @@ pub struct Spec {
     pub document_mask: DocumentMask,
 }
 
-impl Spec {
+impl ObjectiveSpec {
     fn views(&self) -> std::ops::Range<u8> {
         0..if self.complementary { 2 } else { 1 }
     }
 
-    /// Documents of a row under this spec, and the row padding as (start, length) pairs with its document id.
+    /// Documents of a row under this spec, and the row padding as (start, length) pairs with its
+    /// document id.
     fn documents(&self, row: &PackedRow) -> Vec<(i32, usize, usize)> {
         let len = row.input_ids.len();
         match self.document_mask {
@@ -132,27 +136,28 @@ fn is_hidden(row: &PackedRow, hidden: &[bool], view: u8, i: usize) -> bool {
     row.labels[i] != IGNORE && (hidden[i] == (view == 0))
 }
 
-/// Whether a query sees a key, for the two diffusion layouts: the obvious predicate that tiles are held against.
+/// Whether a query sees a key, for the two diffusion layouts: the obvious predicate that tiles are
+/// held against.
 pub fn sees(q: &Token, k: &Token) -> bool {
     q.document == k.document
-        && match (q.copy, k.copy) {
-            (Copy::Clean, Copy::Clean) => k.block <= q.block,
-            (Copy::Noised(a), Copy::Noised(b)) => a == b && k.block == q.block,
-            (Copy::Noised(_), Copy::Clean) => k.block < q.block,
-            (Copy::Pad, Copy::Pad) => true,
+        && match (q.role, k.role) {
+            (StreamRole::Clean, StreamRole::Clean) => k.block <= q.block,
+            (StreamRole::Noised(a), StreamRole::Noised(b)) => a == b && k.block == q.block,
+            (StreamRole::Noised(_), StreamRole::Clean) => k.block < q.block,
+            (StreamRole::Pad, StreamRole::Pad) => true,
             _ => false,
         }
 }
 
 /// The published formulation: for each view one stream `[x_t ; x_0]`, every position kept.
-pub fn reference(row: &PackedRow, hidden: &[bool], spec: &Spec) -> Vec<Stream> {
+pub fn reference(row: &PackedRow, hidden: &[bool], spec: &ObjectiveSpec) -> Vec<Stream> {
     let len = row.input_ids.len();
     let documents = spec.documents(row);
     spec.views()
         .map(|view| {
             let mut s = Stream::default();
-            for copy in [Copy::Noised(view), Copy::Clean] {
-                let noised = copy != Copy::Clean;
+            for role in [StreamRole::Noised(view), StreamRole::Clean] {
+                let noised = role != StreamRole::Clean;
                 for &(doc, start, n) in &documents {
                     for j in 0..n {
                         let i = start + j;
@@ -162,7 +167,7 @@ pub fn reference(row: &PackedRow, hidden: &[bool], spec: &Spec) -> Vec<Stream> {
                             position: j as i32,
                             document: doc,
                             block: (j / spec.bd_size) as i32,
-                            copy,
+                            role,
                         });
                         if mask && j > 0 && doc >= 0 {
                             s.targets.push(Target { at: i - 1, id: row.input_ids[i] });
@@ -199,10 +204,11 @@ pub fn reference(row: &PackedRow, hidden: &[bool], spec: &Spec) -> Vec<Stream> {
 
 /// The same objective on fewer tokens; equal to [`reference`] in loss and gradients.
 ///
-/// A view's noised block is needed when one of its positions predicts a counted token. If nothing in it is hidden in that
-/// view, its hidden states are those of the clean block, and the logits are read there. A clean block is needed when a
-/// later noised block is kept or its own logits are read.
-pub fn saving(row: &PackedRow, hidden: &[bool], spec: &Spec) -> Stream {
+/// A view's noised block is needed when one of its positions predicts a counted token. If nothing
+/// in it is hidden in that view, its hidden states are those of the clean block, and the logits are
+/// read there. A clean block is needed when a later noised block is kept or its own logits are
+/// read.
+pub fn saving(row: &PackedRow, hidden: &[bool], spec: &ObjectiveSpec) -> Stream {
     let bd = spec.bd_size;
     let mut s = Stream::default();
     for (doc, start, n) in spec.documents(row) {
@@ -234,14 +240,20 @@ pub fn saving(row: &PackedRow, hidden: &[bool], spec: &Spec) -> Stream {
         let clean = s.tokens.len();
         for b in 0..clean_blocks {
             let (first, len) = span(b);
-            s.tiles.push(Tile { query: clean + first, len, prefix: (clean, first), own: (clean + first, len), causal: false });
+            s.tiles.push(Tile {
+                query: clean + first,
+                len,
+                prefix: (clean, first),
+                own: (clean + first, len),
+                causal: false,
+            });
             for j in first..first + len {
                 s.tokens.push(Token {
                     id: row.input_ids[start + j],
                     position: j as i32,
                     document: doc,
                     block: b as i32,
-                    copy: Copy::Clean,
+                    role: StreamRole::Clean,
                 });
             }
         }
@@ -260,15 +272,25 @@ pub fn saving(row: &PackedRow, hidden: &[bool], spec: &Spec) -> Stream {
         for &(view, b) in &noised {
             let (first, len) = span(b);
             let at = s.tokens.len();
-            s.tiles.push(Tile { query: at, len, prefix: (clean, first), own: (at, len), causal: false });
+            s.tiles.push(Tile {
+                query: at,
+                len,
+                prefix: (clean, first),
+                own: (at, len),
+                causal: false,
+            });
             for j in first..first + len {
                 let i = start + j;
                 s.tokens.push(Token {
-                    id: if is_hidden(row, hidden, view, i) { spec.mask_token_id } else { row.input_ids[i] },
+                    id: if is_hidden(row, hidden, view, i) {
+                        spec.mask_token_id
+                    } else {
+                        row.input_ids[i]
+                    },
                     position: j as i32,
                     document: doc,
                     block: b as i32,
-                    copy: Copy::Noised(view),
+                    role: StreamRole::Noised(view),
                 });
             }
             predict(&mut s, view, b, at);
@@ -278,13 +300,25 @@ pub fn saving(row: &PackedRow, hidden: &[bool], spec: &Spec) -> Stream {
 }
 
 /// The row under a causal mask, with response-only loss: `objective=sft`.
-pub fn causal(row: &PackedRow, spec: &Spec) -> Stream {
+pub fn causal(row: &PackedRow, spec: &ObjectiveSpec) -> Stream {
     let mut s = Stream::default();
     for (doc, start, n) in spec.documents(row) {
-        s.tiles.push(Tile { query: start, len: n, prefix: (start, 0), own: (start, n), causal: true });
+        s.tiles.push(Tile {
+            query: start,
+            len: n,
+            prefix: (start, 0),
+            own: (start, n),
+            causal: true,
+        });
         for j in 0..n {
             let i = start + j;
-            s.tokens.push(Token { id: row.input_ids[i], position: j as i32, document: doc, block: 0, copy: Copy::Clean });
+            s.tokens.push(Token {
+                id: row.input_ids[i],
+                position: j as i32,
+                document: doc,
+                block: 0,
+                role: StreamRole::Clean,
+            });
             if j > 0 && doc >= 0 && row.labels[i] != IGNORE {
                 s.targets.push(Target { at: i - 1, id: row.labels[i] });
             }

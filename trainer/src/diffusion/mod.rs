@@ -2,9 +2,8 @@
 
 pub mod batch;
 pub mod layout;
-pub mod noise;
 pub mod objective;
 
 pub use batch::Batch;
-pub use layout::{DocumentMask, PackedRow, Spec};
-pub use objective::{Attention, Layout, Objective, PassOptions, Shape};
+pub use layout::{DocumentMask, ObjectiveSpec, PackedRow};
+pub use objective::{Attention, Layout, Objective, PassOptions, StreamShape};

@@ -1,11 +1,13 @@
-//! The objective: which loss is taken, and its gradient. **This is the file that makes the model a diffusion model.**
+//! The objective: which loss is taken, and its gradient. **This is the file that makes the model a
+//! diffusion model.**
 //!
-//! In: packed rows with masks, weights. Out: the *sum* of cross-entropies over counted targets and, where asked, its
-//! gradient; the caller divides by the number of counted targets of the whole optimizer step (both views, all
-//! micro-batches), as Fast-dLLM v2 does (no 1/t weight).
+//! In: packed rows with masks, weights. Out: the *sum* of cross-entropies over counted targets and,
+//! where asked, its gradient; the caller divides by the number of counted targets of the whole
+//! optimizer step (both views, all micro-batches), as Fast-dLLM v2 does (no 1/t weight).
 //!
-//! Masking happens here, in the training forward pass, not in the data: see `docs/objective.md`. Formal definition:
-//! DESIGN section 5; layouts in [`super::layout`]; noise in [`super::noise`].
+//! Masking happens here, in the training forward pass, not in the data: see `docs/objective.md`.
+//! Formal definition: DESIGN section 5; layouts in [`super::layout`]; noise in
+//! [`dlm_datasets::mask`].
 
 use std::sync::Arc;
 
@@ -14,11 +16,13 @@ use burn::tensor::DType;
 use burn::tensor::activation::log_softmax;
 
 use super::batch::Batch;
-use super::layout::{self, PackedRow, Spec};
+use super::layout::{self, ObjectiveSpec, PackedRow};
+use crate::attention::ranges;
+use crate::attention::tiles::TilePlan;
 use crate::error::{Error, Result};
-use crate::kernels::{self, Rows};
-use crate::model::tiles::TilePlan;
-use crate::model::{AttentionPlan, Context, Decoder, Weights, ops, ranges};
+use crate::kernels::ops;
+use crate::kernels::{self, RowIndex};
+use crate::model::{AttentionPlan, Context, Decoder, Weights};
 
 /// Which objective is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +44,7 @@ pub enum Layout {
 
 /// How the streams of a micro-batch lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shape {
+pub enum StreamShape {
     /// End to end in one row, no padding: for attention by tiles.
     Flat,
     /// One stream a row, lengths rounded up to a multiple: for dense masks and static shapes.
@@ -64,17 +68,32 @@ pub enum Attention {
 impl Attention {
     /// The fastest that a device and dtype have.
     pub fn best(device: &Device, dtype: DType) -> Self {
-        if *device == Device::flex() && dtype == DType::F32 { Attention::Tiles } else { Attention::Ranges }
+        if *device == Device::flex() && dtype == DType::F32 {
+            Attention::Tiles
+        } else {
+            Attention::Ranges
+        }
     }
 }
 
-/// Build the decoder's batch for rows with their masks (`hidden[row][position]`, unused for [`Objective::Sft`]).
-pub fn build_batch(objective: Objective, rows: &[PackedRow], hidden: &[Vec<bool>], spec: &Spec, shape: Shape) -> Batch {
+/// Build the decoder's batch for rows with their masks (`hidden[row][position]`, unused for
+/// [`Objective::Sft`]).
+pub fn build_batch(
+    objective: Objective,
+    rows: &[PackedRow],
+    hidden: &[Vec<bool>],
+    spec: &ObjectiveSpec,
+    shape: StreamShape,
+) -> Batch {
     let mut streams = Vec::with_capacity(rows.len() * 2);
     for (i, row) in rows.iter().enumerate() {
         match objective {
-            Objective::BlockDiffusion(Layout::Reference) => streams.extend(layout::reference(row, &hidden[i], spec)),
-            Objective::BlockDiffusion(Layout::Saving) => streams.push(layout::saving(row, &hidden[i], spec)),
+            Objective::BlockDiffusion(Layout::Reference) => {
+                streams.extend(layout::reference(row, &hidden[i], spec))
+            }
+            Objective::BlockDiffusion(Layout::Saving) => {
+                streams.push(layout::saving(row, &hidden[i], spec))
+            }
             Objective::Sft => streams.push(layout::causal(row, spec)),
         }
     }
@@ -82,18 +101,25 @@ pub fn build_batch(objective: Objective, rows: &[PackedRow], hidden: &[Vec<bool>
     if objective == Objective::BlockDiffusion(Layout::Reference) {
         // view A rows first, then view B, as in the reference implementation
         let views = streams.len() / rows.len().max(1);
-        let streams: Vec<_> = (0..views).flat_map(|v| streams.iter().skip(v).step_by(views).cloned().collect::<Vec<_>>()).collect();
+        let streams: Vec<_> = (0..views)
+            .flat_map(|v| streams.iter().skip(v).step_by(views).cloned().collect::<Vec<_>>())
+            .collect();
         return Batch::rectangular(&streams, 1, causal);
     }
     match shape {
-        Shape::Flat => Batch::flat(&streams, 1, causal),
-        Shape::Rectangular { multiple } => Batch::rectangular(&streams, multiple, causal),
+        StreamShape::Flat => Batch::flat(&streams, 1, causal),
+        StreamShape::Rectangular { multiple } => Batch::rectangular(&streams, multiple, causal),
     }
 }
 
-/// Number of targets a row contributes, without building its layout: every labelled token that is not the first of its
-/// document, once over both views.
-pub fn counted(row: &PackedRow, spec: &Spec, objective: Objective, hidden: Option<&[bool]>) -> usize {
+/// Number of targets a row contributes, without building its layout: every labelled token that is
+/// not the first of its document, once over both views.
+pub fn counted(
+    row: &PackedRow,
+    spec: &ObjectiveSpec,
+    objective: Objective,
+    hidden: Option<&[bool]>,
+) -> usize {
     let one_view = matches!(objective, Objective::BlockDiffusion(_)) && !spec.complementary;
     let whole = [(0, row.input_ids.len())];
     let documents: &[(usize, usize)] = match spec.document_mask {
@@ -121,33 +147,44 @@ pub struct PassOptions {
 }
 
 /// Prepared inputs of one micro-batch on the device.
-pub struct Inputs {
+pub struct DeviceBatch {
     ids: Tensor<1, Int>,
     cx: Context,
     at: Vec<i32>,
     targets: Vec<i32>,
     /// Which row of the embedding table each stream token came from.
-    embedded: Rows,
+    embedded: RowIndex,
     /// Which stream position each target is predicted at.
-    predicted: Rows,
+    predicted: RowIndex,
 }
 
 /// Move a batch to the device.
-pub fn upload(decoder: &Decoder, batch: &Batch, dtype: DType, attention: Attention, device: &Device) -> Inputs {
+pub fn upload(
+    decoder: &Decoder,
+    batch: &Batch,
+    dtype: DType,
+    attention: Attention,
+    device: &Device,
+) -> DeviceBatch {
     let (cos, sin) = decoder.rope_tables(&batch.positions(), batch.rows, batch.len, dtype, device);
     let mask = match attention {
         Attention::Dense => AttentionPlan::Dense(Tensor::<4, Bool>::from_data(
             TensorData::new(batch.dense_mask(), [batch.rows, 1, batch.len, batch.len]),
             device,
         )),
-        Attention::Ranges => AttentionPlan::Ranges(int_tensor(&ranges::table(&batch.tiles, batch.tokens.len(), batch.len), device)),
-        Attention::Tiles => AttentionPlan::Tiles(Arc::new(TilePlan::new(&batch.tiles, batch.tokens.len()))),
+        Attention::Ranges => AttentionPlan::Ranges(int_tensor(
+            &ranges::table(&batch.tiles, batch.tokens.len(), batch.len),
+            device,
+        )),
+        Attention::Tiles => {
+            AttentionPlan::Tiles(Arc::new(TilePlan::new(&batch.tiles, batch.tokens.len())))
+        }
     };
     let ids = batch.ids();
     let at: Vec<i32> = batch.targets.iter().map(|t| t.at as i32).collect();
-    Inputs {
-        embedded: Rows::new(&ids, device),
-        predicted: Rows::new(&at, device),
+    DeviceBatch {
+        embedded: RowIndex::new(&ids, device),
+        predicted: RowIndex::new(&at, device),
         ids: int_tensor(&ids, device),
         cx: Context { batch: batch.rows, len: batch.len, cos, sin, mask, dtype },
         at,
@@ -155,7 +192,8 @@ pub fn upload(decoder: &Decoder, batch: &Batch, dtype: DType, attention: Attenti
     }
 }
 
-/// The obvious form of [`kernels::cross_entropy`], for losses alone: sum of cross-entropies of logits `[N, V]` (fp32) against `targets` `[N]`.
+/// The obvious form of [`kernels::cross_entropy`], for losses alone: sum of cross-entropies of
+/// logits `[N, V]` (fp32) against `targets` `[N]`.
 fn cross_entropy_sum(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
     let [n, _] = logits.dims();
     log_softmax(logits, 1).gather(1, targets.reshape([n, 1])).sum().neg()
@@ -166,12 +204,19 @@ fn int_tensor(values: &[i32], device: &Device) -> Tensor<1, Int> {
 }
 
 fn scalar(t: Tensor<1>) -> Result<f64> {
-    let v: f32 = t.try_into_scalar::<f32>().map_err(|e| Error::Device(format!("reading the loss back failed: {e}")))?;
+    let v: f32 = t
+        .try_into_scalar::<f32>()
+        .map_err(|e| Error::Device(format!("reading the loss back failed: {e}")))?;
     Ok(f64::from(v))
 }
 
 /// Loss sum without gradients.
-pub fn loss_sum(decoder: &Decoder, w: &Weights, inputs: &Inputs, opts: &PassOptions) -> Result<f64> {
+pub fn loss_sum(
+    decoder: &Decoder,
+    w: &Weights,
+    inputs: &DeviceBatch,
+    opts: &PassOptions,
+) -> Result<f64> {
     if inputs.at.is_empty() {
         return Ok(0.0);
     }
@@ -182,7 +227,8 @@ pub fn loss_sum(decoder: &Decoder, w: &Weights, inputs: &Inputs, opts: &PassOpti
     for first in (0..inputs.at.len()).step_by(opts.loss_chunk.max(1)) {
         let end = (first + opts.loss_chunk.max(1)).min(inputs.at.len());
         let logits = decoder.logits(w, h.clone().slice([first..end]));
-        total += scalar(cross_entropy_sum(logits, int_tensor(&inputs.targets[first..end], &device)))?;
+        total +=
+            scalar(cross_entropy_sum(logits, int_tensor(&inputs.targets[first..end], &device)))?;
     }
     Ok(total)
 }
@@ -197,8 +243,11 @@ impl Gradients {
     }
 
     /// Add `source` `[N, D]` to rows of parameter `i`, which is like `weight`.
-    fn add_rows(&mut self, i: usize, source: Tensor<2>, rows: &Rows, weight: &Tensor<2>) {
-        let table = self.0[i].take().map_or_else(|| Tensor::zeros(weight.dims(), (&weight.device(), DType::F32)), ops::to_f32);
+    fn add_rows(&mut self, i: usize, source: Tensor<2>, rows: &RowIndex, weight: &Tensor<2>) {
+        let table = self.0[i].take().map_or_else(
+            || Tensor::zeros(weight.dims(), (&weight.device(), DType::F32)),
+            ops::to_f32,
+        );
         self.0[i] = Some(kernels::add_rows(table, source, rows));
     }
 
@@ -209,7 +258,12 @@ impl Gradients {
         });
     }
 
-    fn take_from(&mut self, w: &Weights, grads: &mut burn::tensor::Gradients, which: impl Iterator<Item = usize>) {
+    fn take_from(
+        &mut self,
+        w: &Weights,
+        grads: &mut burn::tensor::Gradients,
+        which: impl Iterator<Item = usize>,
+    ) {
         for i in which {
             if let Some(g) = w[i].grad_remove(grads) {
                 self.add(i, g);
@@ -218,11 +272,12 @@ impl Gradients {
     }
 }
 
-/// Loss sum, with `scale ·` its gradient added to `into` (`scale` = 1 / counted targets of the optimizer step).
+/// Loss sum, with `scale ·` its gradient added to `into` (`scale` = 1 / counted targets of the
+/// optimizer step).
 pub fn loss_and_gradients(
     decoder: &Decoder,
     w: &Weights,
-    inputs: &Inputs,
+    inputs: &DeviceBatch,
     opts: &PassOptions,
     scale: f64,
     into: &mut Gradients,
@@ -235,7 +290,8 @@ pub fn loss_and_gradients(
     let cx = inputs.cx.tracked();
     let tracked = w.tracked();
 
-    // Forward to the hidden states. With recomputation only the layer inputs are kept, else the whole tape.
+    // Forward to the hidden states. With recomputation only the layer inputs are kept, else the
+    // whole tape.
     let embedded = decoder.embed(w, inputs.ids.clone(), opts.dtype);
     let mut layer_inputs: Vec<Tensor<2>> = Vec::new();
     let mut tape: Option<(Tensor<2>, Tensor<2>)> = None;
@@ -256,7 +312,8 @@ pub fn loss_and_gradients(
     };
     let [tokens, width] = hidden.dims();
 
-    // Final norm and head where something is predicted; the gradient of the logits comes with the loss.
+    // Final norm and head where something is predicted; the gradient of the logits comes with the
+    // loss.
     let picked = hidden.select(0, int_tensor(&inputs.at, &device)).autodiff().require_grad();
     let normed = decoder.final_norm(&tracked, picked.clone());
     let states = normed.clone().inner();
@@ -267,21 +324,27 @@ pub fn loss_and_gradients(
         let end = (first + opts.loss_chunk.max(1)).min(inputs.at.len());
         let x = states.clone().slice([first..end]);
         let logits = ops::linear(x.clone(), &head, None);
-        let (loss, d_logits) = kernels::cross_entropy(logits, int_tensor(&inputs.targets[first..end], &device), scale);
+        let (loss, d_logits) =
+            kernels::cross_entropy(logits, int_tensor(&inputs.targets[first..end], &device), scale);
         losses.push(loss);
         d_states.push(d_logits.clone().matmul(head.clone()));
         into.add(decoder.params.lm_head, ops::to_f32(d_logits.transpose().matmul(x)));
     }
     let mut g = (normed * Tensor::cat(d_states, 0).autodiff()).sum().backward();
-    let d_picked = picked.grad_remove(&mut g).ok_or_else(|| Error::Numeric("no gradient reached the hidden states".into()))?;
+    let d_picked = picked
+        .grad_remove(&mut g)
+        .ok_or_else(|| Error::Numeric("no gradient reached the hidden states".into()))?;
     into.take_from(&tracked, &mut g, std::iter::once(decoder.params.norm));
 
     // A stream position can predict for both views, so gradients of equal positions add up.
     let nothing = Tensor::<2>::zeros([tokens, width], (&device, DType::F32));
-    let mut upstream = ops::cast_to(kernels::add_rows(nothing, d_picked, &inputs.predicted), opts.dtype);
+    let mut upstream =
+        ops::cast_to(kernels::add_rows(nothing, d_picked, &inputs.predicted), opts.dtype);
     if let Some((leaf, h)) = tape {
         let mut g = (h * upstream.autodiff()).sum().backward();
-        upstream = leaf.grad_remove(&mut g).ok_or_else(|| Error::Numeric("no gradient reached the embeddings".into()))?;
+        upstream = leaf
+            .grad_remove(&mut g)
+            .ok_or_else(|| Error::Numeric("no gradient reached the embeddings".into()))?;
         into.take_from(&tracked, &mut g, 0..w.0.len());
     } else {
         for i in (0..layers).rev() {
@@ -289,7 +352,9 @@ pub fn loss_and_gradients(
             let x = x.autodiff().require_grad();
             let y = decoder.layer(&tracked, i, x.clone(), &cx);
             let mut g = (y * upstream.autodiff()).sum().backward();
-            upstream = x.grad_remove(&mut g).ok_or_else(|| Error::Numeric(format!("no gradient reached the input of layer {i}")))?;
+            upstream = x.grad_remove(&mut g).ok_or_else(|| {
+                Error::Numeric(format!("no gradient reached the input of layer {i}"))
+            })?;
             into.take_from(&tracked, &mut g, decoder.params.layers[i].range.clone());
         }
     }
@@ -307,8 +372,9 @@ fn total(losses: Vec<Tensor<1>>) -> Result<f64> {
     Ok(values.into_iter().map(f64::from).sum())
 }
 
-/// fp32 logits of every stream position, `[rows · len, vocab_size]`; for parity checks, not for training.
-pub fn all_logits(decoder: &Decoder, w: &Weights, inputs: &Inputs) -> Tensor<2> {
+/// fp32 logits of every stream position, `[rows · len, vocab_size]`; for parity checks, not for
+/// training.
+pub fn all_logits(decoder: &Decoder, w: &Weights, inputs: &DeviceBatch) -> Tensor<2> {
     let h = decoder.hidden(w, inputs.ids.clone(), &inputs.cx);
     ops::to_f32(decoder.logits(w, h))
 }

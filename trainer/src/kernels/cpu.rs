@@ -1,12 +1,13 @@
-//! The CPU forms of [`super::Kernels`]: rows in parallel, results independent of the number of threads.
+//! The CPU forms of [`super::Kernels`]: rows in parallel, results independent of the number of
+//! threads.
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, Element, TensorData};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::{AdamwStep, RowPlan};
-use crate::model::simd;
+use super::{AdamwStep, RowGroups};
+use crate::kernels::simd;
 
 /// Elements a parallel task of [`adamw`] works on.
 const CHUNK: usize = 16 * 1024;
@@ -32,7 +33,11 @@ pub(crate) fn ids(t: FlexTensor) -> Vec<usize> {
 }
 
 /// See [`super::cross_entropy`].
-pub fn cross_entropy(logits: FlexTensor, targets: FlexTensor, scale: f64) -> (FlexTensor, FlexTensor) {
+pub fn cross_entropy(
+    logits: FlexTensor,
+    targets: FlexTensor,
+    scale: f64,
+) -> (FlexTensor, FlexTensor) {
     let targets = ids(targets);
     match logits.dtype() {
         DType::BF16 => halves::<bf16>(logits, &targets, scale as f32, bf16::to_f32, bf16::from_f32),
@@ -42,7 +47,9 @@ pub fn cross_entropy(logits: FlexTensor, targets: FlexTensor, scale: f64) -> (Fl
             let width = logits.layout().shape()[1].max(1);
             let mut losses = vec![0f32; targets.len()];
             let rows = logits.storage_mut::<f32>().par_chunks_exact_mut(width);
-            rows.zip(&mut losses).zip(&targets).for_each(|((row, loss), target)| *loss = one_row(row, *target, scale as f32));
+            rows.zip(&mut losses)
+                .zip(&targets)
+                .for_each(|((row, loss), target)| *loss = one_row(row, *target, scale as f32));
             (FlexTensor::from_data(TensorData::new(losses, [targets.len()])), logits)
         }
     }
@@ -67,17 +74,20 @@ fn halves<E: Element + bytemuck::Pod + Send + Sync>(
     let width = logits.layout().shape()[1].max(1);
     let mut losses = vec![0f32; targets.len()];
     let rows = logits.storage_mut::<E>().par_chunks_exact_mut(width);
-    rows.zip(&mut losses).zip(targets).for_each_init(Vec::new, |scratch: &mut Vec<f32>, ((row, loss), target)| {
-        scratch.clear();
-        scratch.extend(row.iter().map(|v| get(*v)));
-        *loss = one_row(scratch, *target, scale);
-        row.iter_mut().zip(scratch).for_each(|(v, s)| *v = put(*s));
-    });
+    rows.zip(&mut losses).zip(targets).for_each_init(
+        Vec::new,
+        |scratch: &mut Vec<f32>, ((row, loss), target)| {
+            scratch.clear();
+            scratch.extend(row.iter().map(|v| get(*v)));
+            *loss = one_row(scratch, *target, scale);
+            row.iter_mut().zip(scratch).for_each(|(v, s)| *v = put(*s));
+        },
+    );
     (FlexTensor::from_data(TensorData::new(losses, [targets.len()])), logits)
 }
 
 /// See [`super::add_rows`].
-pub fn add_rows(table: FlexTensor, source: FlexTensor, plan: &RowPlan) -> FlexTensor {
+pub fn add_rows(table: FlexTensor, source: FlexTensor, plan: &RowGroups) -> FlexTensor {
     let source = as_f32(source);
     let mut table = plain::<f32>(table);
     let width = table.layout().shape()[1].max(1);
@@ -96,7 +106,10 @@ pub fn add_rows(table: FlexTensor, source: FlexTensor, plan: &RowPlan) -> FlexTe
         }
     }
     tasks.into_par_iter().with_min_len(16).for_each(|(u, row)| {
-        let (from, to) = (plan.pieces[plan.firsts[u] as usize] as usize, plan.pieces[plan.firsts[u + 1] as usize] as usize);
+        let (from, to) = (
+            plan.pieces[plan.firsts[u] as usize] as usize,
+            plan.pieces[plan.firsts[u + 1] as usize] as usize,
+        );
         for &i in &plan.order[from..to] {
             let i = i as usize;
             row.iter_mut().zip(&values[i * width..(i + 1) * width]).for_each(|(a, b)| *a += b);
@@ -121,15 +134,28 @@ pub(crate) fn back_to(t: FlexTensor, dtype: DType) -> FlexTensor {
     let shape = t.layout().shape().to_vec();
     let values = t.storage::<f32>().iter();
     match dtype {
-        DType::BF16 => FlexTensor::from_data(TensorData::new(values.map(|v| bf16::from_f32(*v)).collect::<Vec<_>>(), shape)),
-        DType::F16 => FlexTensor::from_data(TensorData::new(values.map(|v| f16::from_f32(*v)).collect::<Vec<_>>(), shape)),
+        DType::BF16 => FlexTensor::from_data(TensorData::new(
+            values.map(|v| bf16::from_f32(*v)).collect::<Vec<_>>(),
+            shape,
+        )),
+        DType::F16 => FlexTensor::from_data(TensorData::new(
+            values.map(|v| f16::from_f32(*v)).collect::<Vec<_>>(),
+            shape,
+        )),
         _ => t,
     }
 }
 
 /// See [`super::adamw`].
-pub fn adamw(w: FlexTensor, m: FlexTensor, v: FlexTensor, g: FlexTensor, s: AdamwStep) -> (FlexTensor, FlexTensor, FlexTensor) {
-    let (mut w, mut m, mut v, g) = (plain::<f32>(w), plain::<f32>(m), plain::<f32>(v), plain::<f32>(g));
+pub fn adamw(
+    w: FlexTensor,
+    m: FlexTensor,
+    v: FlexTensor,
+    g: FlexTensor,
+    s: AdamwStep,
+) -> (FlexTensor, FlexTensor, FlexTensor) {
+    let (mut w, mut m, mut v, g) =
+        (plain::<f32>(w), plain::<f32>(m), plain::<f32>(v), plain::<f32>(g));
     {
         let (w, m, v) = (w.storage_mut::<f32>(), m.storage_mut::<f32>(), v.storage_mut::<f32>());
         let moments = m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK));

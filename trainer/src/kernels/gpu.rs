@@ -1,7 +1,8 @@
 //! The GPU forms of [`super::Kernels`], in CubeCL: one source for CUDA and for what wgpu drives.
 //!
-//! Statistics and sums are fp32 whatever the tensors' dtype, and every sum is taken by one owner in one order: no atomics, so the
-//! same launch gives the same bits. No plane (warp) operations, so nothing depends on a device's plane size.
+//! Statistics and sums are fp32 whatever the tensors' dtype, and every sum is taken by one owner in
+//! one order: no atomics, so the same launch gives the same bits. No plane (warp) operations, so
+//! nothing depends on a device's plane size.
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
-use super::{AdamwStep, Kernels, RowPlan};
+use super::{AdamwStep, Kernels, RowGroups};
 
 /// Units that share a row of logits.
 const UNITS: usize = 256;
@@ -26,7 +27,8 @@ pub(crate) fn owned(t: CubeTensor) -> CubeTensor {
     if t.can_mut() { t } else { t.copy() }
 }
 
-/// Adds up what the units left in `part`; the sum then stands in entry 0. `units` is a power of two.
+/// Adds up what the units left in `part`; the sum then stands in entry 0. `units` is a power of
+/// two.
 #[cube]
 pub(crate) fn join_sums(part: &mut Shared<[f32]>, unit: usize, #[comptime] units: usize) {
     sync_cube();
@@ -40,10 +42,15 @@ pub(crate) fn join_sums(part: &mut Shared<[f32]>, unit: usize, #[comptime] units
     }
 }
 
-/// Joins the units' maxima and their sums of exponentials below those; the whole row's then stand in entry 0. `units` is a power of
-/// two.
+/// Joins the units' maxima and their sums of exponentials below those; the whole row's then stand
+/// in entry 0. `units` is a power of two.
 #[cube]
-pub(crate) fn join_softmax(most_of: &mut Shared<[f32]>, sum_of: &mut Shared<[f32]>, unit: usize, #[comptime] units: usize) {
+pub(crate) fn join_softmax(
+    most_of: &mut Shared<[f32]>,
+    sum_of: &mut Shared<[f32]>,
+    unit: usize,
+    #[comptime] units: usize,
+) {
     sync_cube();
     let mut half = (units / 2).runtime();
     while half > 0 {
@@ -59,7 +66,8 @@ pub(crate) fn join_softmax(most_of: &mut Shared<[f32]>, sum_of: &mut Shared<[f32
     }
 }
 
-/// One cube a row: the logarithm of the sum of exponentials, then the loss, then the gradient over the logits.
+/// One cube a row: the logarithm of the sum of exponentials, then the loss, then the gradient over
+/// the logits.
 #[cube(launch)]
 fn cross_entropy_kernel<F: Float, I: Int>(
     logits: &mut Tensor<F>,
@@ -185,15 +193,21 @@ fn adamw_kernel(
     let second = v[ABSOLUTE_POS] * beta2 + g * g * (1.0 - beta2);
     m[ABSOLUTE_POS] = first;
     v[ABSOLUTE_POS] = second;
-    w[ABSOLUTE_POS] = w[ABSOLUTE_POS] * keep - first / correction1 / ((second / correction2).sqrt() + eps) * lr;
+    w[ABSOLUTE_POS] =
+        w[ABSOLUTE_POS] * keep - first / correction1 / ((second / correction2).sqrt() + eps) * lr;
 }
 
 impl Kernels for CubeBackend {
-    fn cross_entropy(logits: FloatTensor<Self>, targets: IntTensor<Self>, scale: f64) -> (FloatTensor<Self>, FloatTensor<Self>) {
+    fn cross_entropy(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        scale: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let (logits, targets) = (owned(logits), into_contiguous(targets));
         let rows = logits.meta.shape()[0];
         let (client, device) = (logits.client.clone(), logits.device.clone());
-        let losses = empty_device_contiguous_dtype(client.clone(), device, Shape::new([rows]), DType::F32);
+        let losses =
+            empty_device_contiguous_dtype(client.clone(), device, Shape::new([rows]), DType::F32);
         let dtypes = [dtype_to_storage_type(logits.dtype), dtype_to_storage_type(targets.dtype)];
         let units = UNITS.min(client.properties().hardware.max_cube_dim.0 as usize);
         cross_entropy_kernel::launch(
@@ -210,16 +224,28 @@ impl Kernels for CubeBackend {
         (losses, logits)
     }
 
-    fn add_rows(table: FloatTensor<Self>, source: FloatTensor<Self>, index: IntTensor<Self>, plan: Arc<RowPlan>) -> FloatTensor<Self> {
-        let (table, source, index) = (owned(table), into_contiguous(source), into_contiguous(index));
+    fn add_rows(
+        table: FloatTensor<Self>,
+        source: FloatTensor<Self>,
+        index: IntTensor<Self>,
+        plan: Arc<RowGroups>,
+    ) -> FloatTensor<Self> {
+        let (table, source, index) =
+            (owned(table), into_contiguous(source), into_contiguous(index));
         let (width, destinations) = (source.meta.shape()[1], plan.rows.len());
         let pieces = plan.pieces.len() - 1;
         if destinations * width == 0 {
             return table;
         }
         let client = table.client.clone();
-        let sums = empty_device_contiguous_dtype(client.clone(), table.device.clone(), Shape::new([pieces, width]), DType::F32);
-        let (float, int) = (dtype_to_storage_type(source.dtype), dtype_to_storage_type(index.dtype));
+        let sums = empty_device_contiguous_dtype(
+            client.clone(),
+            table.device.clone(),
+            Shape::new([pieces, width]),
+            DType::F32,
+        );
+        let (float, int) =
+            (dtype_to_storage_type(source.dtype), dtype_to_storage_type(index.dtype));
         let dim = CubeDim::new(&client, pieces * width);
         piece_sums_kernel::launch(
             &client,

@@ -1,7 +1,7 @@
 //! What `wf dlm` is going to launch: checked arguments, before anything is written or rented.
 //!
-//! In: [`DlmArgs`], the environment (`GCS_BUCKET`, `HF_TOKEN`), the folder it is called in. Out: a [`Plan`] and warnings: what
-//! would be refused without `--dry-run`.
+//! In: [`DlmArgs`], the environment (`GCS_BUCKET`, `HF_TOKEN`), the folder it is called in. Out: a
+//! [`LaunchPlan`] and warnings: what would be refused without `--dry-run`.
 
 use std::path::{Path, PathBuf};
 
@@ -52,7 +52,8 @@ pub struct DlmArgs {
     /// GPU model, as SkyPilot calls it.
     #[arg(long, default_value = "H100")]
     pub gpu: String,
-    /// Cloud, or cloud/region[/zone]: nebius, gcp, aws … [default: the cheapest that SkyPilot may use].
+    /// Cloud, or cloud/region[/zone]: nebius, gcp, aws … [default: the cheapest that SkyPilot may
+    /// use].
     #[arg(short, long)]
     pub cloud: Option<String>,
     /// Rent a machine that may be taken away; the run continues on the next one.
@@ -64,7 +65,8 @@ pub struct DlmArgs {
     /// Name of the run; the same name continues it [default: model and time].
     #[arg(short, long)]
     pub name: Option<String>,
-    /// A dlm-train built with --features cuda, to be sent along [default: the one beside wf, if it was; else it is built there].
+    /// A dlm-train built with --features cuda, to be sent along [default: the one beside wf, if it
+    /// was; else it is built there].
     #[arg(long)]
     pub binary: Option<PathBuf>,
     /// Return once the run is submitted; do not follow its log.
@@ -73,14 +75,15 @@ pub struct DlmArgs {
     /// Print the SkyPilot task and the command; launch nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// group=choice and section.key=value for dlm-train; data.dir may be a local folder, gs:// or s3://.
+    /// group=choice and section.key=value for dlm-train; data.dir may be a local folder, gs:// or
+    /// s3://.
     #[arg(value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
 }
 
 /// Something the machine needs and where it comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum LaunchTarget {
     /// A local file or folder, sent along.
     Local(PathBuf),
     /// A bucket, read by the machine.
@@ -91,15 +94,15 @@ pub enum Place {
 
 /// A run that can be launched.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Plan {
+pub struct LaunchPlan {
     /// Name of the job and last part of its folder in the bucket.
     pub name: String,
     /// Model name: part of its folder in the bucket, and MODEL.
     pub model: String,
     /// Source, where it is not the model's own.
-    pub source: Option<Place>,
+    pub source: Option<LaunchTarget>,
     /// Packed dataset.
-    pub data: Place,
+    pub data: LaunchTarget,
     /// Bucket for checkpoints and result, with scheme, without a slash at the end.
     pub bucket: Option<String>,
     /// `H100:1`.
@@ -120,9 +123,15 @@ pub struct Plan {
     pub obstacles: Vec<String>,
 }
 
-impl Plan {
-    /// Checks the arguments; `stamp` makes a name unique, `bucket` is the default one, `here` the folder wf is called in.
-    pub fn new(args: &DlmArgs, stamp: &str, bucket: Option<&str>, here: &Path) -> Result<Plan> {
+impl LaunchPlan {
+    /// Checks the arguments; `stamp` makes a name unique, `bucket` is the default one, `here` the
+    /// folder wf is called in.
+    pub fn new(
+        args: &DlmArgs,
+        stamp: &str,
+        bucket: Option<&str>,
+        here: &Path,
+    ) -> Result<LaunchPlan> {
         if args.scale.gpus() > 1 {
             return Err(Error::Usage(format!(
                 "--scale {} rents {} GPUs, but dlm-train uses one; take --scale small (1 GPU), with --gpu H200 for more memory",
@@ -143,7 +152,9 @@ impl Plan {
                         "model" => "-m",
                         _ => "-s",
                     };
-                    return Err(Error::Usage(format!("{text}: wf sets {key} itself; use {instead}")));
+                    return Err(Error::Usage(format!(
+                        "{text}: wf sets {key} itself; use {instead}"
+                    )));
                 }
                 _ => overrides.push(text.clone()),
             }
@@ -155,15 +166,20 @@ impl Plan {
         let data_text = data.unwrap_or_else(|| config.data.dir.display().to_string());
         let data = place(&data_text, here, false).unwrap_or_else(|error| {
             obstacles.push(error.to_string());
-            Place::Local(here.join(&data_text))
+            LaunchTarget::Local(here.join(&data_text))
         });
-        if let Place::Local(dir) = &data
+        if let LaunchTarget::Local(dir) = &data
             && dir.is_dir()
             && !dir.join("manifest.json").is_file()
         {
-            obstacles.push(format!("data.dir={data_text} has no manifest.json; expected a folder written by dlm-prep"));
+            obstacles.push(format!(
+                "data.dir={data_text} has no manifest.json; expected a folder written by dlm-prep"
+            ));
         }
-        let bucket = args.bucket.clone().or(bucket.filter(|name| !name.is_empty()).map(|name| format!("gs://{name}")));
+        let bucket = args
+            .bucket
+            .clone()
+            .or(bucket.filter(|name| !name.is_empty()).map(|name| format!("gs://{name}")));
         let bucket = bucket.map(|bucket| bucket.trim_end_matches('/').to_string());
         match &bucket {
             None => obstacles.push(
@@ -173,9 +189,12 @@ impl Plan {
             Some(_) => {}
         }
         let (binary, repository) = program(args.binary.clone(), here, &mut obstacles)?;
-        let name = args.name.clone().unwrap_or_else(|| format!("dlm-{}-{stamp}", args.model.replace('_', "-")));
+        let name = args
+            .name
+            .clone()
+            .unwrap_or_else(|| format!("dlm-{}-{stamp}", args.model.replace('_', "-")));
         check_name(&name)?;
-        Ok(Plan {
+        Ok(LaunchPlan {
             name,
             model: args.model.clone(),
             source,
@@ -194,31 +213,41 @@ impl Plan {
 }
 
 fn is_bucket(text: &str) -> bool {
-    ["gs://", "s3://"].iter().any(|scheme| text.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()))
+    ["gs://", "s3://"]
+        .iter()
+        .any(|scheme| text.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()))
 }
 
 /// Where `text` points: a bucket, an existing local path, or (`hub`) a name for the trainer.
-fn place(text: &str, here: &Path, hub: bool) -> Result<Place> {
+fn place(text: &str, here: &Path, hub: bool) -> Result<LaunchTarget> {
     if is_bucket(text) {
-        return Ok(Place::Bucket(text.trim_end_matches('/').into()));
+        return Ok(LaunchTarget::Bucket(text.trim_end_matches('/').into()));
     }
     let path = here.join(text);
     if path.is_dir() {
-        return Ok(Place::Local(path));
+        return Ok(LaunchTarget::Local(path));
     }
     let named = text.strip_prefix("hf://").unwrap_or(text);
     let parts: Vec<&str> = named.split('/').collect();
     let plain = |part: &&str| !part.is_empty() && !part.starts_with(['.', '~']);
     if hub && parts.len() == 2 && parts.iter().all(plain) {
-        return Ok(Place::Hub(text.into()));
+        return Ok(LaunchTarget::Hub(text.into()));
     }
-    let expected = if hub { "a folder, hf://org/name, org/name, gs:// or s3://" } else { "a folder written by dlm-prep, gs:// or s3://" };
+    let expected = if hub {
+        "a folder, hf://org/name, org/name, gs:// or s3://"
+    } else {
+        "a folder written by dlm-prep, gs:// or s3://"
+    };
     let what = if hub { "--source " } else { "data.dir=" };
     Err(Error::Usage(format!("{what}{text}: no such folder here; expected {expected}")))
 }
 
 /// The program to send, or the repository to build there.
-fn program(given: Option<PathBuf>, here: &Path, obstacles: &mut Vec<String>) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
+fn program(
+    given: Option<PathBuf>,
+    here: &Path,
+    obstacles: &mut Vec<String>,
+) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
     if let Some(path) = given {
         return match path.is_file() {
             true => Ok((Some(path), None)),
@@ -229,7 +258,9 @@ fn program(given: Option<PathBuf>, here: &Path, obstacles: &mut Vec<String>) -> 
     if let Some(beside) = beside.filter(|path| cfg!(feature = "cuda") && path.is_file()) {
         return Ok((Some(beside), None));
     }
-    let repository = here.ancestors().find(|dir| dir.join("trainer/Cargo.toml").is_file() && dir.join("configs").is_dir());
+    let repository = here
+        .ancestors()
+        .find(|dir| dir.join("trainer/Cargo.toml").is_file() && dir.join("configs").is_dir());
     if repository.is_none() {
         obstacles.push("no dlm-train to send: call wf in the repository (it is then built on the machine), or give --binary FILE".into());
     }
@@ -239,8 +270,13 @@ fn program(given: Option<PathBuf>, here: &Path, obstacles: &mut Vec<String>) -> 
 /// What SkyPilot takes as a job's name, and what is safe in a path.
 fn check_name(name: &str) -> Result<()> {
     let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
-    match plain && name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.ends_with(|c: char| c.is_ascii_alphanumeric()) {
+    match plain
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.ends_with(|c: char| c.is_ascii_alphanumeric())
+    {
         true => Ok(()),
-        false => Err(Error::Usage(format!("name {name:?}: expected letters, digits, - and _, a letter or digit at both ends"))),
+        false => Err(Error::Usage(format!(
+            "name {name:?}: expected letters, digits, - and _, a letter or digit at both ends"
+        ))),
     }
 }

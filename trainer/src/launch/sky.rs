@@ -1,6 +1,6 @@
 //! Running `sky`: launch, logs, cancel, list.
 //!
-//! In: a [`Plan`] or a job's name. Out: what `sky` prints; its failure is ours (exit code 1).
+//! In: a [`LaunchPlan`] or a job's name. Out: what `sky` prints; its failure is ours (exit code 1).
 
 use std::io::{ErrorKind, Write};
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::process::Command;
 
 use crate::error::{Error, Result};
 
-use super::plan::{DlmArgs, Plan};
+use super::plan::{DlmArgs, LaunchPlan};
 use super::task::shell_words;
 
 /// Variables passed on as secrets where they are set.
@@ -16,10 +16,14 @@ const SECRETS: [&str; 1] = ["HF_TOKEN"];
 
 /// `wf dlm`.
 pub fn launch(args: &DlmArgs) -> Result<()> {
-    let here = std::env::current_dir().map_err(|error| Error::io(".", "reading the current folder", error))?;
+    let here = std::env::current_dir()
+        .map_err(|error| Error::io(".", "reading the current folder", error))?;
     let bucket = std::env::var("GCS_BUCKET").ok();
-    let plan = Plan::new(args, &stamp(), bucket.as_deref(), &here)?;
-    let secrets: Vec<&str> = SECRETS.into_iter().filter(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty())).collect();
+    let plan = LaunchPlan::new(args, &stamp(), bucket.as_deref(), &here)?;
+    let secrets: Vec<&str> = SECRETS
+        .into_iter()
+        .filter(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
+        .collect();
     let yaml = plan.yaml()?;
     let file = std::env::temp_dir().join(format!("{}.yaml", plan.name));
     let command = plan.command(&file.display().to_string(), &secrets);
@@ -42,7 +46,10 @@ pub fn launch(args: &DlmArgs) -> Result<()> {
     if let Err(error) = kept {
         eprintln!("wf: {} was left behind: {error}", file.display());
     }
-    eprintln!("wf: {} in {place}/dlm/{}/{}; `wf logs {} -f`, `wf cancel {}`", plan.name, plan.model, plan.name, plan.name, plan.name);
+    eprintln!(
+        "wf: {} in {place}/dlm/{}/{}; `wf logs {} -f`, `wf cancel {}`",
+        plan.name, plan.model, plan.name, plan.name, plan.name
+    );
     Ok(())
 }
 
@@ -74,21 +81,30 @@ fn run(command: &[String]) -> Result<()> {
     })?;
     match status.code() {
         Some(0) => Ok(()),
-        Some(code) => Err(Error::Device(format!("`{}` failed with exit code {code}; its own message is above", shell_words(command)))),
-        None => Err(Error::Interrupted(format!("`{}` was ended by a signal", shell_words(command)))),
+        Some(code) => Err(Error::Device(format!(
+            "`{}` failed with exit code {code}; its own message is above",
+            shell_words(command)
+        ))),
+        None => {
+            Err(Error::Interrupted(format!("`{}` was ended by a signal", shell_words(command))))
+        }
     }
 }
 
 fn print(text: &str) -> Result<()> {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Error::io("stdout", "writing", error)),
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::io("stdout", "writing", error))
+        }
         _ => Ok(()),
     }
 }
 
 /// Seconds since 1970 in base 36: short, and later names sort later.
 fn stamp() -> String {
-    let mut rest = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let mut rest = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
     let mut digits = Vec::new();
     while rest > 0 {
         digits.push(char::from_digit((rest % 36) as u32, 36).unwrap_or('0'));

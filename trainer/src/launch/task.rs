@@ -1,17 +1,18 @@
-//! The SkyPilot task of a [`Plan`]: `configs/launch/dlm_train.yaml` with its values put in.
+//! The SkyPilot task of a [`LaunchPlan`]: `configs/launch/dlm_train.yaml` with its values put in.
 //!
-//! What the file says and the plan does not touch stays: disk size, recovery, set-up and run scripts.
+//! What the file says and the plan does not touch stays: disk size, recovery, set-up and run
+//! scripts.
 
 use serde_json::{Map, Value, json};
 
 use crate::config::{built_in, parse_yaml};
 use crate::error::{Error, Result};
 
-use super::plan::{Place, Plan};
+use super::plan::{LaunchPlan, LaunchTarget};
 
 const TEMPLATE: &str = "launch/dlm_train.yaml";
 
-impl Plan {
+impl LaunchPlan {
     /// The task as YAML.
     pub fn yaml(&self) -> Result<String> {
         let options = serde_saphyr::ser_options! { prefer_block_scalars: true };
@@ -31,7 +32,7 @@ impl Plan {
         }
         let source = match &self.source {
             None => String::new(),
-            Some(Place::Hub(name)) => name.clone(),
+            Some(LaunchTarget::Hub(name)) => name.clone(),
             Some(place) => {
                 mounts.insert("~/source".into(), mount(place));
                 "source".into()
@@ -63,9 +64,11 @@ impl Plan {
         Ok(task)
     }
 
-    /// The `sky` command for a task written to `file`; `secrets` are names of variables of the caller's environment.
+    /// The `sky` command for a task written to `file`; `secrets` are names of variables of the
+    /// caller's environment.
     pub fn command(&self, file: &str, secrets: &[&str]) -> Vec<String> {
-        let mut command: Vec<String> = ["sky", "jobs", "launch", "--yes", "--name", &self.name].map(Into::into).to_vec();
+        let mut command: Vec<String> =
+            ["sky", "jobs", "launch", "--yes", "--name", &self.name].map(Into::into).to_vec();
         for secret in secrets {
             command.extend(["--secret".into(), secret.to_string()]);
         }
@@ -81,11 +84,11 @@ fn section<'a>(task: &'a mut Map<String, Value>, name: &str) -> Option<&'a mut M
     task.get_mut(name).and_then(Value::as_object_mut)
 }
 
-fn mount(place: &Place) -> Value {
+fn mount(place: &LaunchTarget) -> Value {
     match place {
-        Place::Local(path) => json!(path),
-        Place::Bucket(bucket) => json!({"source": bucket, "mode": "COPY"}),
-        Place::Hub(name) => json!(name),
+        LaunchTarget::Local(path) => json!(path),
+        LaunchTarget::Bucket(bucket) => json!({"source": bucket, "mode": "COPY"}),
+        LaunchTarget::Hub(name) => json!(name),
     }
 }
 

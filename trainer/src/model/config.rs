@@ -1,8 +1,8 @@
 //! `config.json` of a Hugging Face decoder checkpoint → [`ModelConfig`].
 //!
-//! Reads both dialects: top-level `rope_theta` / `torch_dtype` (transformers 4) and `rope_parameters` / `dtype`
-//! (transformers 5). Shapes always come from here, never from our own YAML. The raw JSON is kept, so that an export
-//! changes only what it must.
+//! Reads both dialects: top-level `rope_theta` / `torch_dtype` (transformers 4) and
+//! `rope_parameters` / `dtype` (transformers 5). Shapes always come from here, never from our own
+//! YAML. The raw JSON is kept, so that an export changes only what it must.
 
 use std::path::Path;
 
@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 
-/// Which decoder family a checkpoint belongs to; the families differ only in the switches of [`ModelConfig`].
+/// Which decoder family a checkpoint belongs to; the families differ only in the switches of
+/// [`ModelConfig`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// Llama and SmolLM2.
@@ -115,8 +116,10 @@ impl ModelConfig {
     /// Read `config.json` (a file, or a folder that holds one).
     pub fn read(path: &Path) -> Result<Self> {
         let file = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
-        let text = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, "reading the model config", e))?;
-        let raw: Value = serde_json::from_str(&text).map_err(|e| Error::format(&file, format!("not valid JSON: {e}")))?;
+        let text = std::fs::read_to_string(&file)
+            .map_err(|e| Error::io(&file, "reading the model config", e))?;
+        let raw: Value = serde_json::from_str(&text)
+            .map_err(|e| Error::format(&file, format!("not valid JSON: {e}")))?;
         Self::from_json(raw).map_err(|e| Error::format(&file, e.to_string()))
     }
 
@@ -142,7 +145,9 @@ impl ModelConfig {
             }
         };
         if head_dim % 2 != 0 {
-            return Err(Error::Model(format!("head_dim {head_dim} is odd; rotary embeddings need an even one")));
+            return Err(Error::Model(format!(
+                "head_dim {head_dim} is odd; rotary embeddings need an even one"
+            )));
         }
         if family == Family::BitNet && num_attention_heads * head_dim != hidden_size {
             return Err(Error::Model(format!(
@@ -153,9 +158,15 @@ impl ModelConfig {
         let activation = match r.text("hidden_act").unwrap_or("silu") {
             "silu" | "swish" => Activation::Silu,
             "relu2" => Activation::Relu2,
-            other => return Err(Error::Model(format!("hidden_act {other:?} is not known here; known: silu, relu2"))),
+            other => {
+                return Err(Error::Model(format!(
+                    "hidden_act {other:?} is not known here; known: silu, relu2"
+                )));
+            }
         };
-        if r.flag("use_sliding_window", false)? && r.raw.get("sliding_window").is_some_and(|v| !v.is_null()) {
+        if r.flag("use_sliding_window", false)?
+            && r.raw.get("sliding_window").is_some_and(|v| !v.is_null())
+        {
             return Err(Error::Model(
                 "use_sliding_window is true: sliding-window attention is not implemented; set it to false if the model is used within its window".into(),
             ));
@@ -197,7 +208,9 @@ impl ModelConfig {
     /// Switch BitLinear on or off, in the raw config too, so that an export says what was trained.
     pub fn set_bitlinear(&mut self, on: bool) {
         self.quantization = on.then_some(Quantization::Online);
-        let Some(raw) = self.raw.as_object_mut() else { return };
+        let Some(raw) = self.raw.as_object_mut() else {
+            return;
+        };
         if on {
             raw.insert(
                 "quantization_config".into(),
@@ -213,7 +226,8 @@ impl ModelConfig {
         self.num_attention_heads / self.num_key_value_heads
     }
 
-    /// Inverse frequencies of RoPE, `[head_dim / 2]`, radians per position (f64, as transformers computes before rounding).
+    /// Inverse frequencies of RoPE, `[head_dim / 2]`, radians per position (f64, as transformers
+    /// computes before rounding).
     pub fn inv_freq(&self) -> Vec<f64> {
         let half = self.head_dim / 2;
         (0..half)
@@ -238,7 +252,8 @@ impl Llama3Scaling {
         } else if wavelength < high {
             freq
         } else {
-            let smooth = (self.original_max_position_embeddings / wavelength - self.low_freq_factor)
+            let smooth = (self.original_max_position_embeddings / wavelength
+                - self.low_freq_factor)
                 / (self.high_freq_factor - self.low_freq_factor);
             (1.0 - smooth) * freq / self.factor + smooth * freq
         }
@@ -271,7 +286,10 @@ impl<'a> Reader<'a> {
     fn number(&self, key: &str) -> Result<Option<f64>> {
         match self.raw.get(key) {
             None | Some(Value::Null) => Ok(None),
-            Some(v) => v.as_f64().map(Some).ok_or_else(|| Error::Model(format!("{key} is {v}; expected a number"))),
+            Some(v) => v
+                .as_f64()
+                .map(Some)
+                .ok_or_else(|| Error::Model(format!("{key} is {v}; expected a number"))),
         }
     }
 
@@ -293,7 +311,9 @@ impl<'a> Reader<'a> {
             .ok_or_else(|| Error::Model("neither architectures nor model_type is set".into()))?;
         match arch {
             "LlamaForCausalLM" | "llama" => Ok(Family::Llama),
-            "Qwen2ForCausalLM" | "qwen2" | "Fast_dLLM_QwenForCausalLM" | "Fast_dLLM_Qwen" => Ok(Family::Qwen2),
+            "Qwen2ForCausalLM" | "qwen2" | "Fast_dLLM_QwenForCausalLM" | "Fast_dLLM_Qwen" => {
+                Ok(Family::Qwen2)
+            }
             "Qwen3ForCausalLM" | "qwen3" => Ok(Family::Qwen3),
             "BitNetForCausalLM" | "bitnet" => Ok(Family::BitNet),
             other => Err(Error::Model(format!(
@@ -305,11 +325,23 @@ impl<'a> Reader<'a> {
     fn rope(&self) -> Result<(f64, Option<Llama3Scaling>)> {
         let new = self.raw.get("rope_parameters").filter(|v| v.is_object());
         let old = self.raw.get("rope_scaling").filter(|v| v.is_object());
-        let theta = new.and_then(|p| p.get("rope_theta")).and_then(Value::as_f64).or(self.number("rope_theta")?).unwrap_or(10_000.0);
-        let Some(s) = new.or(old) else { return Ok((theta, None)) };
-        let kind = s.get("rope_type").or_else(|| s.get("type")).and_then(Value::as_str).unwrap_or("default");
+        let theta = new
+            .and_then(|p| p.get("rope_theta"))
+            .and_then(Value::as_f64)
+            .or(self.number("rope_theta")?)
+            .unwrap_or(10_000.0);
+        let Some(s) = new.or(old) else {
+            return Ok((theta, None));
+        };
+        let kind = s
+            .get("rope_type")
+            .or_else(|| s.get("type"))
+            .and_then(Value::as_str)
+            .unwrap_or("default");
         let part = |key: &str| {
-            s.get(key).and_then(Value::as_f64).ok_or_else(|| Error::Model(format!("rope scaling {kind:?} has no number {key}")))
+            s.get(key)
+                .and_then(Value::as_f64)
+                .ok_or_else(|| Error::Model(format!("rope scaling {kind:?} has no number {key}")))
         };
         match kind {
             "default" => Ok((theta, None)),
@@ -322,12 +354,16 @@ impl<'a> Reader<'a> {
                     original_max_position_embeddings: part("original_max_position_embeddings")?,
                 }),
             )),
-            other => Err(Error::Model(format!("rope scaling {other:?} is not supported; supported: default, llama3"))),
+            other => Err(Error::Model(format!(
+                "rope scaling {other:?} is not supported; supported: default, llama3"
+            ))),
         }
     }
 
     fn quantization(&self) -> Result<Option<Quantization>> {
-        let Some(q) = self.raw.get("quantization_config").filter(|v| v.is_object()) else { return Ok(None) };
+        let Some(q) = self.raw.get("quantization_config").filter(|v| v.is_object()) else {
+            return Ok(None);
+        };
         let get = |key: &str| q.get(key).and_then(Value::as_str);
         match get("quant_method") {
             Some("bitnet") => {}
@@ -348,9 +384,9 @@ impl<'a> Reader<'a> {
             ("online", _) => Ok(Some(Quantization::Online)),
             ("offline", "autobitlinear") => Ok(Some(Quantization::PackedMultiply)),
             ("offline", "bitlinear") => Ok(Some(Quantization::PackedDivide)),
-            (m, c) => {
-                Err(Error::Model(format!("quantization_config has quantization_mode {m:?} and linear_class {c:?}, which are not known")))
-            }
+            (m, c) => Err(Error::Model(format!(
+                "quantization_config has quantization_mode {m:?} and linear_class {c:?}, which are not known"
+            ))),
         }
     }
 }

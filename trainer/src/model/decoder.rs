@@ -1,8 +1,9 @@
-//! One decoder for every family: embedding, layers, final norm, head, on explicit weights and an explicit attention plan.
+//! One decoder for every family: embedding, layers, final norm, head, on explicit weights and an
+//! explicit attention plan.
 //!
-//! In: token ids of a *stream* (for the diffusion objective: clean and noised copies side by side), positions, and what
-//! each token may see. Out: hidden states `[T, hidden_size]`, logits only where asked for. Nothing here knows about
-//! noise or blocks; that is `diffusion`'s business.
+//! In: token ids of a *stream* (for the diffusion objective: clean and noised copies side by side),
+//! positions, and what each token may see. Out: hidden states `[T, hidden_size]`, logits only where
+//! asked for. Nothing here knows about noise or blocks; that is `diffusion`'s business.
 //!
 //! Shape legend: B rows, S stream length, T = B·S, H query heads, K key/value heads, D head_dim.
 
@@ -12,22 +13,25 @@ use burn::prelude::*;
 use burn::tensor::DType;
 
 use super::config::ModelConfig;
-use super::fused;
-use super::ops;
 use super::params::{LayerIndex, LinearIndex, Params, Weights};
-use super::ranges;
-use super::tiles::{self, TilePlan};
+use crate::attention::ranges;
+use crate::attention::tiles::{self, TilePlan};
+use crate::kernels::fused;
+use crate::kernels::ops;
 
-/// Architecture and parameter table; the weights come separately, so that the same code runs tracked and untracked.
+/// Architecture and parameter table; the weights come separately, so that the same code runs
+/// tracked and untracked.
 #[derive(Clone, Debug)]
 pub struct Decoder {
     /// Shapes and switches.
     pub cfg: ModelConfig,
     /// Parameter table.
     pub params: Params,
-    /// Blend of BitLinear quantisation: 0 off, 1 full. Ignored unless the config asks for BitNet quantisation.
+    /// Blend of BitLinear quantisation: 0 off, 1 full. Ignored unless the config asks for BitNet
+    /// quantisation.
     pub quant_lambda: f64,
-    /// The layers' matrices are ternary already (decoding quantises them once): only activations are quantised.
+    /// The layers' matrices are ternary already (decoding quantises them once): only activations
+    /// are quantised.
     pub ternary_weights: bool,
 }
 
@@ -53,7 +57,8 @@ pub struct Context {
 pub enum AttentionPlan {
     /// `[B, 1, S, S]`, true = hidden; scores are materialised.
     Dense(Tensor<4, Bool>),
-    /// Key ranges per query, `[B · S · 4]` ([`ranges::table`]); scores are materialised, masks are not.
+    /// Key ranges per query, `[B · S · 4]` ([`ranges::table`]); scores are materialised, masks are
+    /// not.
     Ranges(Tensor<1, Int>),
     /// Key ranges per run of queries over the flattened stream, `B · S` positions (CPU, fp32).
     Tiles(Arc<TilePlan>),
@@ -103,8 +108,15 @@ impl Decoder {
         x.clone() + self.mlp(w, l, x, cx.fused())
     }
 
-    /// Queries, keys and values after norm and RoPE: `[B, H, S, D]`, `[B, K, S, D]`, `[B, K, S, D]`.
-    pub fn qkv(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, cx: &Context) -> (Tensor<4>, Tensor<4>, Tensor<4>) {
+    /// Queries, keys and values after norm and RoPE: `[B, H, S, D]`, `[B, K, S, D]`, `[B, K, S,
+    /// D]`.
+    pub fn qkv(
+        &self,
+        w: &Weights,
+        l: &LayerIndex,
+        x: Tensor<2>,
+        cx: &Context,
+    ) -> (Tensor<4>, Tensor<4>, Tensor<4>) {
         let (q, k, v) = self.qkv_flat(w, l, x, cx);
         let rows = |t: Tensor<3>| {
             let [_, n, d] = t.dims();
@@ -113,8 +125,15 @@ impl Decoder {
         (rows(q), rows(k), rows(v))
     }
 
-    /// Queries, keys and values after norm and RoPE, in stream order: `[T, H, D]`, `[T, K, D]`, `[T, K, D]`.
-    pub(super) fn qkv_flat(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, cx: &Context) -> (Tensor<3>, Tensor<3>, Tensor<3>) {
+    /// Queries, keys and values after norm and RoPE, in stream order: `[T, H, D]`, `[T, K, D]`,
+    /// `[T, K, D]`.
+    pub(crate) fn qkv_flat(
+        &self,
+        w: &Weights,
+        l: &LayerIndex,
+        x: Tensor<2>,
+        cx: &Context,
+    ) -> (Tensor<3>, Tensor<3>, Tensor<3>) {
         let c = &self.cfg;
         let (t, d) = (cx.batch * cx.len, c.head_dim);
         let fused = cx.fused();
@@ -130,11 +149,19 @@ impl Decoder {
         let q = heads(self.project(w, &l.q_proj, h.clone()), c.num_attention_heads, l.q_norm);
         let k = heads(self.project(w, &l.k_proj, h.clone()), c.num_key_value_heads, l.k_norm);
         let v = heads(self.project(w, &l.v_proj, h), c.num_key_value_heads, None);
-        let rope = |x| if fused { fused::rope(x, &cos, &sin) } else { ops::rope(x, &cos, &sin) };
+        let rope = |x| {
+            if fused { fused::rope(x, &cos, &sin) } else { ops::rope(x, &cos, &sin) }
+        };
         (rope(q), rope(k), v)
     }
 
-    fn attention_block(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, cx: &Context) -> Tensor<2> {
+    fn attention_block(
+        &self,
+        w: &Weights,
+        l: &LayerIndex,
+        x: Tensor<2>,
+        cx: &Context,
+    ) -> Tensor<2> {
         match &cx.mask {
             AttentionPlan::Dense(hidden) => {
                 let (q, k, v) = self.qkv(w, l, x, cx);
@@ -159,7 +186,12 @@ impl Decoder {
         self.attention_out_flat(w, l, a.swap_dims(1, 2).reshape([b * s, h * d]))
     }
 
-    pub(super) fn attention_out_flat(&self, w: &Weights, l: &LayerIndex, a: Tensor<2>) -> Tensor<2> {
+    pub(crate) fn attention_out_flat(
+        &self,
+        w: &Weights,
+        l: &LayerIndex,
+        a: Tensor<2>,
+    ) -> Tensor<2> {
         let a = match l.attn_sub_norm {
             Some(p) => ops::rms_norm(a, &w[p], self.cfg.rms_norm_eps),
             None => a,
@@ -177,11 +209,15 @@ impl Decoder {
         if fused { fused::rms_norm(x, weight, eps) } else { ops::rms_norm(x, weight, eps) }
     }
 
-    pub(super) fn mlp(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, fused: bool) -> Tensor<2> {
+    pub(crate) fn mlp(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, fused: bool) -> Tensor<2> {
         let h = self.norm(x, &w[l.post_attention_layernorm], fused);
         let gate = self.project(w, &l.gate_proj, h.clone());
         let up = self.project(w, &l.up_proj, h);
-        let a = if fused { fused::gate(gate, up, self.cfg.activation) } else { ops::gate(gate, up, self.cfg.activation) };
+        let a = if fused {
+            fused::gate(gate, up, self.cfg.activation)
+        } else {
+            ops::gate(gate, up, self.cfg.activation)
+        };
         let a = match l.ffn_sub_norm {
             Some(p) => self.norm(a, &w[p], fused),
             None => a,
@@ -223,7 +259,14 @@ impl Decoder {
     /// Cosine and sine tables for positions given per stream token.
     ///
     /// `positions` has `batch · len` entries; returns two `[B, 1, S, D]` tensors in `dtype`.
-    pub fn rope_tables(&self, positions: &[i32], batch: usize, len: usize, dtype: DType, device: &Device) -> (Tensor<4>, Tensor<4>) {
+    pub fn rope_tables(
+        &self,
+        positions: &[i32],
+        batch: usize,
+        len: usize,
+        dtype: DType,
+        device: &Device,
+    ) -> (Tensor<4>, Tensor<4>) {
         let d = self.cfg.head_dim;
         let half = d / 2;
         let inv: Vec<f32> = self.cfg.inv_freq().iter().map(|f| *f as f32).collect();
@@ -241,7 +284,10 @@ impl Decoder {
             s.copy_within(0..half, half);
         }
         let up = |v: Vec<f32>| {
-            let t = Tensor::<4>::from_data(TensorData::new(v, [batch, 1, len, d]), (device, DType::F32));
+            let t = Tensor::<4>::from_data(
+                TensorData::new(v, [batch, 1, len, d]),
+                (device, DType::F32),
+            );
             if dtype == DType::F32 { t } else { t.cast(dtype) }
         };
         (up(cos), up(sin))

@@ -1,8 +1,9 @@
-//! The parameters of a decoder as a flat list under their Hugging Face names, and the layer table that points into it.
+//! The parameters of a decoder as a flat list under their Hugging Face names, and the layer table
+//! that points into it.
 //!
-//! Every parameter is a rank-2 tensor on the device; vectors (norms, biases) are `[1, n]`. The flat list is what the
-//! optimizer, the checkpoint and the export walk over; its order is the order of [`Params::specs`], which depends on the
-//! configuration alone.
+//! Every parameter is a rank-2 tensor on the device; vectors (norms, biases) are `[1, n]`. The flat
+//! list is what the optimizer, the checkpoint and the export walk over; its order is the order of
+//! [`Params::specs`], which depends on the configuration alone.
 
 use burn::prelude::*;
 
@@ -120,7 +121,8 @@ impl Params {
         let f = cfg.intermediate_size;
         let q = cfg.num_attention_heads * cfg.head_dim;
         let kv = cfg.num_key_value_heads * cfg.head_dim;
-        let embed_tokens = add("model.embed_tokens.weight".into(), vec![cfg.vocab_size, d], ParamKind::Embedding);
+        let embed_tokens =
+            add("model.embed_tokens.weight".into(), vec![cfg.vocab_size, d], ParamKind::Embedding);
         let mut layers = Vec::with_capacity(cfg.num_hidden_layers);
         for i in 0..cfg.num_hidden_layers {
             let p = format!("model.layers.{i}.");
@@ -137,7 +139,8 @@ impl Params {
             let gate_proj = linear("mlp.gate_proj", f, d, cfg.mlp_bias);
             let up_proj = linear("mlp.up_proj", f, d, cfg.mlp_bias);
             let down_proj = linear("mlp.down_proj", d, f, cfg.mlp_bias);
-            let mut norm = |name: &str, n: usize| add(format!("{p}{name}.weight"), vec![n], ParamKind::Norm);
+            let mut norm =
+                |name: &str, n: usize| add(format!("{p}{name}.weight"), vec![n], ParamKind::Norm);
             let q_norm = cfg.qk_norm.then(|| norm("self_attn.q_norm", cfg.head_dim));
             let k_norm = cfg.qk_norm.then(|| norm("self_attn.k_norm", cfg.head_dim));
             let attn_sub_norm = cfg.sub_norms.then(|| norm("self_attn.attn_sub_norm", q));

@@ -1,15 +1,16 @@
 //! Ternary linear weights, packed four to a byte.
 //!
-//! In: an fp32 master `[out, in]`. Out: `u8 [out/4, in]`, row r holding in bits 2i..2i+1 the value + 1 of output row
-//! i·(out/4) + r (values -1, 0, 1), and the scale `a` that the values are multiplied with. The layout is the one of BitNet
-//! checkpoints on the hub as transformers' `unpack_weights` reads it.
+//! In: an fp32 master `[out, in]`. Out: `u8 [out/4, in]`, row r holding in bits 2i..2i+1 the value
+//! + 1 of output row i·(out/4) + r (values -1, 0, 1), and the scale `a` that the values are
+//! multiplied with. The layout is the one of BitNet checkpoints on the hub as transformers'
+//! `unpack_weights` reads it.
 
 use burn::prelude::*;
 use safetensors::Dtype;
 
-use super::ops;
-use super::weights::{Checkpoint, download};
+use super::load::{Checkpoint, download};
 use crate::error::{Error, Result};
+use crate::kernels::ops;
 
 /// Output rows that share a byte.
 pub const PER_BYTE: usize = 4;
@@ -21,7 +22,8 @@ pub struct Packed {
     pub shape: [usize; 2],
     /// Codes, row by row.
     pub bytes: Vec<u8>,
-    /// What the online quantiser's -1, 0, 1 are multiplied with: mean|W| of the master, at least 1e-5.
+    /// What the online quantiser's -1, 0, 1 are multiplied with: mean|W| of the master, at least
+    /// 1e-5.
     pub scale: f32,
 }
 
@@ -52,18 +54,32 @@ pub fn check(name: &str, rows: usize) -> Result<()> {
     )))
 }
 
-/// Read packed weights and their scale. Returns the unpacked shape and masters `W = t · a / density` with `a` the
-/// dequantisation scale, so that `mean|W| = a` and the online quantiser reproduces `t · a`.
+/// Read packed weights and their scale. Returns the unpacked shape and masters `W = t · a /
+/// density` with `a` the dequantisation scale, so that `mean|W| = a` and the online quantiser
+/// reproduces `t · a`.
 ///
 /// `divide`: the stored scale is `1 / a` (linear_class `bitlinear`).
-pub fn unpack(ck: &Checkpoint, name: &str, scale_name: &str, divide: bool) -> Result<(Vec<usize>, Vec<f32>)> {
+pub fn unpack(
+    ck: &Checkpoint,
+    name: &str,
+    scale_name: &str,
+    divide: bool,
+) -> Result<(Vec<usize>, Vec<f32>)> {
     let (path, dtype, shape, data) = ck.view(name)?;
     if dtype != Dtype::U8 || shape.len() != 2 {
-        return Err(Error::format(path, format!("{name} is {dtype:?} {shape:?}; expected packed ternary U8 [out/4, in]")));
+        return Err(Error::format(
+            path,
+            format!("{name} is {dtype:?} {shape:?}; expected packed ternary U8 [out/4, in]"),
+        ));
     }
     let scale = match ck.f32(scale_name)?.1.as_slice() {
         [s] if *s != 0.0 => *s,
-        other => return Err(Error::format(path, format!("{scale_name} holds {} values; expected one that is not zero", other.len()))),
+        other => {
+            return Err(Error::format(
+                path,
+                format!("{scale_name} holds {} values; expected one that is not zero", other.len()),
+            ));
+        }
     };
     let a = if divide { 1.0 / scale } else { scale };
     let (quarter, cols) = (shape[0], shape[1]);
@@ -74,7 +90,10 @@ pub fn unpack(ck: &Checkpoint, name: &str, scale_name: &str, divide: bool) -> Re
             let code = (byte >> (2 * i)) & 3;
             if code == 3 {
                 let (r, c) = (at / cols.max(1), at % cols.max(1));
-                return Err(Error::format(path, format!("{name}: code 3 at packed row {r}, column {c}; expected 0, 1 or 2")));
+                return Err(Error::format(
+                    path,
+                    format!("{name}: code 3 at packed row {r}, column {c}; expected 0, 1 or 2"),
+                ));
             }
             nonzero += usize::from(code != 1);
             w.push(f32::from(code) - 1.0);

@@ -1,7 +1,9 @@
-//! AdamW over fp32 masters (Loshchilov & Hutter, arXiv:1711.05101), with Muon for the layers' matrices on request.
+//! AdamW over fp32 masters (Loshchilov & Hutter, arXiv:1711.05101), with Muon for the layers'
+//! matrices on request.
 //!
-//! In: gradients in the order of the parameter table, a clip factor, a learning rate factor. Out: new weights in place.
-//! No weight decay on norms and biases. A parameter without a gradient in a step is left alone, state included.
+//! In: gradients in the order of the parameter table, a clip factor, a learning rate factor. Out:
+//! new weights in place. No weight decay on norms and biases. A parameter without a gradient in a
+//! step is left alone, state included.
 
 use burn::prelude::*;
 use burn::tensor::DType;
@@ -9,8 +11,9 @@ use burn::tensor::DType;
 use super::muon;
 use crate::config::{Optim, OptimName};
 use crate::diffusion::objective::Gradients;
+use crate::kernels::ops;
 use crate::kernels::{self, AdamwStep};
-use crate::model::{ParamKind, Params, Weights, ops};
+use crate::model::{ParamKind, Params, Weights};
 
 /// State of one parameter.
 #[derive(Clone, Debug)]
@@ -34,23 +37,30 @@ impl Optimizer {
     /// Zero state.
     pub fn new(optim: &Optim, params: &Params, device: &Device) -> Self {
         let zeros = |shape: [usize; 2]| Tensor::<2>::zeros(shape, (device, DType::F32));
-        let state =
-            params
-                .specs
-                .iter()
-                .map(|s| {
-                    if uses_muon(optim, s.kind) {
-                        State::Muon(zeros(s.shape2()))
-                    } else {
-                        State::Adam(zeros(s.shape2()), zeros(s.shape2()))
-                    }
-                })
-                .collect();
+        let state = params
+            .specs
+            .iter()
+            .map(|s| {
+                if uses_muon(optim, s.kind) {
+                    State::Muon(zeros(s.shape2()))
+                } else {
+                    State::Adam(zeros(s.shape2()), zeros(s.shape2()))
+                }
+            })
+            .collect();
         Optimizer { state, updates: 0 }
     }
 
     /// One update; `lr_factor` comes from the schedule, `clip` from the norm bounds.
-    pub fn step(&mut self, optim: &Optim, params: &Params, weights: &mut Weights, grads: Gradients, lr_factor: f64, clip: f64) {
+    pub fn step(
+        &mut self,
+        optim: &Optim,
+        params: &Params,
+        weights: &mut Weights,
+        grads: Gradients,
+        lr_factor: f64,
+        clip: f64,
+    ) {
         self.updates += 1;
         let t = self.updates as i32;
         for (i, g) in grads.0.into_iter().enumerate() {

@@ -1,9 +1,11 @@
-//! Gradient norms: global-norm clipping, and z-score clipping that follows the run's own statistics.
+//! Gradient norms: global-norm clipping, and z-score clipping that follows the run's own
+//! statistics.
 //!
-//! ZClip (arXiv:2504.02507), "adaptive scaling": a norm whose z-score is above `z` is brought down to `mean + z² / score` standard
-//! deviations, so that the larger the outlier, the less of it is left; what enters the statistics is that bound. The first 25
-//! norms only start the statistics. The fixed bound `optim.clip_norm` holds besides, and the statistics do not see it.
-//! Held against the published formulas in `tests/optim_reference.rs`.
+//! ZClip (arXiv:2504.02507), "adaptive scaling": a norm whose z-score is above `z` is brought down
+//! to `mean + z² / score` standard deviations, so that the larger the outlier, the less of it is
+//! left; what enters the statistics is that bound. The first 25 norms only start the statistics.
+//! The fixed bound `optim.clip_norm` holds besides, and the statistics do not see it. Held against
+//! the published formulas in `tests/optim_reference.rs`.
 
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -11,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Optim;
 use crate::diffusion::objective::Gradients;
 use crate::error::{Error, Result};
-use crate::model::ops;
+use crate::kernels::ops;
 
 /// Steps whose norms start the statistics before z-score clipping acts.
 const ZCLIP_WARMUP: u64 = 25;
@@ -29,7 +31,8 @@ pub struct ZState {
 
 /// Global L2 norm over all gradients, fp32 on the device, one readback.
 pub fn global_norm(grads: &Gradients) -> Result<f64> {
-    let squares: Vec<Tensor<1>> = grads.0.iter().flatten().map(|g| ops::to_f32(g.clone()).square().sum()).collect();
+    let squares: Vec<Tensor<1>> =
+        grads.0.iter().flatten().map(|g| ops::to_f32(g.clone()).square().sum()).collect();
     if squares.is_empty() {
         return Ok(0.0);
     }
@@ -46,7 +49,11 @@ const ZCLIP_EPS: f64 = 1e-6;
 /// The factor to put on all gradients so that their norm keeps the bounds; updates the statistics.
 pub fn factor(optim: &Optim, norm: f64, z: &mut ZState) -> f64 {
     let fixed = optim.clip_norm.unwrap_or(f64::INFINITY);
-    let adaptive = if optim.zclip.enabled { zclip(optim.zclip.z, optim.zclip.alpha, norm, z) } else { f64::INFINITY };
+    let adaptive = if optim.zclip.enabled {
+        zclip(optim.zclip.z, optim.zclip.alpha, norm, z)
+    } else {
+        f64::INFINITY
+    };
     let bound = fixed.min(adaptive);
     if norm > bound { bound / (norm + 1e-6) } else { 1.0 }
 }
@@ -63,7 +70,11 @@ fn zclip(threshold: f64, alpha: f64, norm: f64, z: &mut ZState) -> f64 {
     }
     let std = z.var.sqrt();
     let score = (norm - z.mean) / (std + ZCLIP_EPS);
-    let bound = if score > threshold { z.mean + threshold * std * threshold / score } else { f64::INFINITY };
+    let bound = if score > threshold {
+        z.mean + threshold * std * threshold / score
+    } else {
+        f64::INFINITY
+    };
     let entered = norm.min(bound);
     z.mean = alpha * z.mean + (1.0 - alpha) * entered;
     z.var = alpha * z.var + (1.0 - alpha) * (entered - z.mean).powi(2);

@@ -1,8 +1,9 @@
 //! Muon for the layers' matrices: momentum, then orthogonalisation by Newton-Schulz.
 //!
-//! In: a gradient `[out, in]` and its momentum. Out: the direction of the step, with singular values near 1, scaled by
-//! `0.2 · sqrt(max(out, in))` so that its RMS matches AdamW's (Moonlight, arXiv:2502.16982, section 2.2). Polynomial
-//! coefficients of the quintic iteration: K. Jordan, "Muon", 2024.
+//! In: a gradient `[out, in]` and its momentum. Out: the direction of the step, with singular
+//! values near 1, scaled by `0.2 · sqrt(max(out, in))` so that its RMS matches AdamW's (Moonlight,
+//! arXiv:2502.16982, section 2.2). Polynomial coefficients of the quintic iteration: K. Jordan,
+//! "Muon", 2024.
 
 use burn::prelude::*;
 
@@ -46,7 +47,8 @@ mod tests {
         let g = Tensor::<2>::random([24, 10], Distribution::Normal(0.0, 3.0), &device);
         let x = orthogonalise(g);
         // XᵀX is near the identity: the iteration leaves singular values in about [0.7, 1.2]
-        let gram = x.clone().transpose().matmul(x).try_into_data().unwrap().try_into_vec::<f32>().unwrap();
+        let gram =
+            x.clone().transpose().matmul(x).try_into_data().unwrap().try_into_vec::<f32>().unwrap();
         for i in 0..10 {
             for j in 0..10 {
                 let v = gram[i * 10 + j];

@@ -1,6 +1,8 @@
-//! Learning rate as a function of progress, which is the consumed share of the token budget (or of `max_steps`).
+//! Learning rate as a function of progress, which is the consumed share of the token budget (or of
+//! `max_steps`).
 //!
-//! In: progress in [0, 1] *after* the step at hand, so that the first step already moves. Out: a factor on the peak rate.
+//! In: progress in [0, 1] *after* the step at hand, so that the first step already moves. Out: a
+//! factor on the peak rate.
 
 use crate::config::{Optim, Schedule};
 
@@ -20,7 +22,11 @@ pub fn factor(optim: &Optim, progress: f64) -> f64 {
         }
         Schedule::Wsd => {
             let start = 1.0 - optim.decay_ratio;
-            if p <= start || optim.decay_ratio <= 0.0 { 1.0 } else { 1.0 - (1.0 - low) * (p - start) / optim.decay_ratio }
+            if p <= start || optim.decay_ratio <= 0.0 {
+                1.0
+            } else {
+                1.0 - (1.0 - low) * (p - start) / optim.decay_ratio
+            }
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Rows of the dataset as batches for the decoder, read ahead on a thread of its own.
 //!
-//! In: the mapped dataset and a cursor (rows consumed since the run began). Out: [`StepBatch`]es in cursor order. What a
-//! step contains is a pure function of (seed, cursor): the row order of an epoch is a seeded permutation, the masks are
-//! drawn by (seed, epoch, row). The cursor is all a resume needs.
+//! In: the mapped dataset and a cursor (rows consumed since the run began). Out: [`StepBatch`]es in
+//! cursor order. What a step contains is a pure function of (seed, cursor): the row order of an
+//! epoch is a seeded permutation, the masks are drawn by (seed, epoch, row). The cursor is all a
+//! resume needs.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,15 +13,16 @@ use crossbeam_channel::{Receiver, bounded};
 use dlm_datasets::{Dataset, RowOrder, Split};
 
 use crate::diffusion::objective::{self, Objective};
-use crate::diffusion::{Batch, PackedRow, Shape, Spec, noise};
+use crate::diffusion::{Batch, ObjectiveSpec, PackedRow, StreamShape};
 use crate::error::{Error, Result};
+use dlm_datasets::mask;
 
 /// The epoch number whose masks the evaluation uses; training never gets there.
 pub const EVAL_EPOCH: u64 = u64::MAX;
 
 /// How steps are cut from the dataset.
 #[derive(Clone, Copy, Debug)]
-pub struct Plan {
+pub struct BatchPlan {
     /// Seed of order and masks.
     pub seed: u64,
     /// Rows an optimizer step.
@@ -30,11 +32,11 @@ pub struct Plan {
     /// Layout.
     pub objective: Objective,
     /// Block size, mask id, views, document isolation.
-    pub spec: Spec,
+    pub spec: ObjectiveSpec,
     /// Smallest share hidden.
     pub noise_eps: f64,
     /// How the streams of a micro-batch lie.
-    pub shape: Shape,
+    pub shape: StreamShape,
     /// Rows of the embedding table; ids must be below.
     pub vocab_size: usize,
 }
@@ -58,8 +60,11 @@ pub struct StepBatch {
 /// The packed dataset in `dir`.
 pub fn open(dir: &Path) -> Result<Dataset> {
     if !dir.join("manifest.json").exists() {
-        let found =
-            if dir.is_dir() { "has no manifest.json: it is no packed dataset, or dlm-prep did not finish" } else { "no such folder" };
+        let found = if dir.is_dir() {
+            "has no manifest.json: it is no packed dataset, or dlm-prep did not finish"
+        } else {
+            "no such folder"
+        };
         return Err(Error::Usage(format!(
             "--data {}: {found}; expected a folder written by `dlm-prep --out {}`",
             dir.display(),
@@ -85,7 +90,8 @@ pub fn packed_row(data: &Dataset, split: Split, i: usize, vocab_size: usize) -> 
     })
 }
 
-/// Tokens of a row that are not padding: everything in documents but the run of pad or mask ids at a document's end.
+/// Tokens of a row that are not padding: everything in documents but the run of pad or mask ids at
+/// a document's end.
 pub fn row_tokens(row: &PackedRow, mask_token_id: i32, pad_token_id: i32) -> u64 {
     row.documents
         .iter()
@@ -103,7 +109,12 @@ pub fn row_tokens(row: &PackedRow, mask_token_id: i32, pad_token_id: i32) -> u64
 }
 
 /// The step that starts at `cursor`.
-pub fn build_step(data: &Dataset, plan: &Plan, cursor: u64, pad_token_id: i32) -> Result<StepBatch> {
+pub fn build_step(
+    data: &Dataset,
+    plan: &BatchPlan,
+    cursor: u64,
+    pad_token_id: i32,
+) -> Result<StepBatch> {
     let total = data.rows(Split::Train) as u64;
     if total == 0 {
         return Err(Error::Mismatch("the dataset has no training rows".into()));
@@ -126,7 +137,14 @@ pub fn build_step(data: &Dataset, plan: &Plan, cursor: u64, pad_token_id: i32) -
         }
         let i = order.as_ref().map_or(at, |(_, o)| o.get(at));
         let row = packed_row(data, Split::Train, i, plan.vocab_size)?;
-        let mask = noise::row_mask(plan.seed, epoch, i as u64, row.input_ids.len(), plan.spec.bd_size, plan.noise_eps);
+        let mask = mask::row_mask(
+            plan.seed,
+            epoch,
+            i as u64,
+            row.input_ids.len(),
+            plan.spec.bd_size,
+            plan.noise_eps,
+        );
         step.counted += objective::counted(&row, &plan.spec, plan.objective, Some(&mask));
         step.tokens += row_tokens(&row, plan.spec.mask_token_id, pad_token_id);
         step.slots += row.input_ids.len() as u64;
@@ -149,7 +167,13 @@ pub struct Prefetch {
 
 impl Prefetch {
     /// Start reading at `cursor`, at most `depth` steps ahead.
-    pub fn start(data: Arc<Dataset>, plan: Plan, cursor: u64, pad_token_id: i32, depth: usize) -> Self {
+    pub fn start(
+        data: Arc<Dataset>,
+        plan: BatchPlan,
+        cursor: u64,
+        pad_token_id: i32,
+        depth: usize,
+    ) -> Self {
         let (sender, receiver) = bounded(depth.max(1));
         std::thread::spawn(move || {
             let mut cursor = cursor;
@@ -168,10 +192,11 @@ impl Prefetch {
     /// The next step and how long it had to be waited for.
     pub fn next(&self) -> Result<(StepBatch, Duration)> {
         let t = Instant::now();
-        let step = self
-            .receiver
-            .recv()
-            .map_err(|_| Error::Mismatch("the data thread ended unexpectedly; this is a bug, please report it".into()))??;
+        let step = self.receiver.recv().map_err(|_| {
+            Error::Mismatch(
+                "the data thread ended unexpectedly; this is a bug, please report it".into(),
+            )
+        })??;
         Ok((step, t.elapsed()))
     }
 }

@@ -4,23 +4,24 @@
 
 use dlm_datasets::{Dataset, Split};
 
-use crate::device::Chosen;
-use crate::diffusion::noise;
+use crate::compute::device::ComputeDevice;
 use crate::diffusion::objective::{self, PassOptions};
 use crate::error::Result;
 use crate::model::{Decoder, Weights};
-use crate::train::data::{self, EVAL_EPOCH, Plan};
+use crate::train::data::{self, BatchPlan, EVAL_EPOCH};
+use dlm_datasets::mask;
 
-/// Mean loss over the first `rows` rows of a split under fixed masks; `None` where nothing is counted.
+/// Mean loss over the first `rows` rows of a split under fixed masks; `None` where nothing is
+/// counted.
 #[allow(clippy::too_many_arguments)]
 pub fn evaluate(
     decoder: &Decoder,
     weights: &Weights,
     data: &Dataset,
     split: Split,
-    plan: &Plan,
+    plan: &BatchPlan,
     pass: &PassOptions,
-    chosen: &Chosen,
+    chosen: &ComputeDevice,
     rows: usize,
 ) -> Result<Option<f64>> {
     let (mut sum, mut counted) = (0.0, 0usize);
@@ -28,7 +29,14 @@ pub fn evaluate(
         let (mut packed, mut masks) = (Vec::new(), Vec::new());
         for i in first..(first + plan.micro_rows).min(rows) {
             let row = data::packed_row(data, split, i, plan.vocab_size)?;
-            let mask = noise::row_mask(plan.seed, EVAL_EPOCH, i as u64, row.input_ids.len(), plan.spec.bd_size, plan.noise_eps);
+            let mask = mask::row_mask(
+                plan.seed,
+                EVAL_EPOCH,
+                i as u64,
+                row.input_ids.len(),
+                plan.spec.bd_size,
+                plan.noise_eps,
+            );
             counted += objective::counted(&row, &plan.spec, plan.objective, Some(&mask));
             packed.push(row);
             masks.push(mask);

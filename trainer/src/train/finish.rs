@@ -6,17 +6,17 @@ use dlm_datasets::Dataset;
 use safetensors::Dtype as FileDtype;
 use serde_json::json;
 
-use crate::checkpoint::{self, Identity, RunState, Store};
+use crate::compute::device::ComputeDevice;
 use crate::config::{self, Config};
-use crate::device::Chosen;
 use crate::error::{Error, Result};
-use crate::export::{self, ExportInfo};
+use crate::io::checkpoint::{self, Identity, RunState, Store};
+use crate::io::export::{self, ExportInfo};
+use crate::io::source::{self, PreparedModel};
 use crate::model::{Decoder, Weights};
 use crate::optim::adamw;
-use crate::train::source::{self, Prepared};
 
 /// A trained model and where it came from.
-pub struct Trained<'a> {
+pub struct TrainedModel<'a> {
     /// Configuration of the run.
     pub cfg: &'a Config,
     /// Its dataset.
@@ -34,7 +34,7 @@ pub struct Trained<'a> {
 }
 
 /// Write the Hugging Face folder of a run.
-pub fn export(t: &Trained, out: &Path) -> Result<()> {
+pub fn export(t: &TrainedModel, out: &Path) -> Result<()> {
     let m = t.data.manifest();
     let mut eos: Vec<i32> = t.decoder.cfg.eos_token_ids.iter().map(|e| *e as i32).collect();
     if eos.is_empty() {
@@ -76,27 +76,45 @@ pub fn export(t: &Trained, out: &Path) -> Result<()> {
             t.state.step, t.cfg.conversion.lambda_warmup
         );
     }
-    let dtype = if t.cfg.export.dtype == config::Dtype::Bf16 { FileDtype::BF16 } else { FileDtype::F32 };
+    let dtype =
+        if t.cfg.export.dtype == config::Dtype::Bf16 { FileDtype::BF16 } else { FileDtype::F32 };
     export::export(out, t.decoder, t.weights, dtype, t.cfg.export.format, &info)?;
     eprintln!("exported to {}", out.display());
     Ok(())
 }
 
 /// Export a checkpoint of the run in `cfg.output.dir`: the named one, else the newest.
-pub fn export_checkpoint(cfg: &Config, data_dir: &Path, name: Option<&str>, out: &Path, chosen: &Chosen) -> Result<()> {
+pub fn export_checkpoint(
+    cfg: &Config,
+    data_dir: &Path,
+    name: Option<&str>,
+    out: &Path,
+    chosen: &ComputeDevice,
+) -> Result<()> {
     let run_dir = &cfg.output.dir;
     let at = match name {
-        Some(n) if n.starts_with("step-") && !n.contains('/') => run_dir.join("checkpoints").join(n),
-        Some(n) => return Err(Error::Usage(format!("--checkpoint {n:?}: expected the name of a step-N folder"))),
-        None => Store::new(run_dir, 1)
-            .latest()?
-            .ok_or_else(|| Error::Usage(format!("there is no checkpoint in {}", run_dir.join("checkpoints").display())))?,
+        Some(n) if n.starts_with("step-") && !n.contains('/') => {
+            run_dir.join("checkpoints").join(n)
+        }
+        Some(n) => {
+            return Err(Error::Usage(format!(
+                "--checkpoint {n:?}: expected the name of a step-N folder"
+            )));
+        }
+        None => Store::new(run_dir, 1).latest()?.ok_or_else(|| {
+            Error::Usage(format!(
+                "there is no checkpoint in {}",
+                run_dir.join("checkpoints").display()
+            ))
+        })?,
     };
     let data = crate::train::data::open(data_dir)?;
     let recorded = checkpoint::identity(&at)?;
     let located = source::locate(cfg, recorded.get("source").map(String::as_str))?;
-    let Prepared { decoder, .. } = source::prepare(cfg, &located, &data, &chosen.device, false)?;
-    let muon: Vec<bool> = decoder.params.specs.iter().map(|s| adamw::uses_muon(&cfg.optim, s.kind)).collect();
+    let PreparedModel { decoder, .. } =
+        source::prepare(cfg, &located, &data, &chosen.device, false)?;
+    let muon: Vec<bool> =
+        decoder.params.specs.iter().map(|s| adamw::uses_muon(&cfg.optim, s.kind)).collect();
     let restored = checkpoint::restore(&at, &decoder.params, &muon, &chosen.device)?;
     if restored.identity.get("data") != Some(&data.fingerprint()) {
         return Err(Error::Mismatch(format!(
@@ -105,7 +123,7 @@ pub fn export_checkpoint(cfg: &Config, data_dir: &Path, name: Option<&str>, out:
             data_dir.display()
         )));
     }
-    let what = Trained {
+    let what = TrainedModel {
         cfg,
         data: &data,
         decoder: &decoder,
@@ -124,12 +142,21 @@ pub fn identity(cfg: &Config, data: &Dataset, source: &str, decoder: &Decoder) -
     id.insert("source".into(), source.into());
     id.insert("parameters".into(), decoder.params.numel().to_string());
     let yaml = cfg.to_yaml()?;
-    let tree: serde_json::Value =
-        serde_saphyr::from_str(&yaml).map_err(|e| Error::Usage(format!("the configuration cannot be recorded: {e}")))?;
+    let tree: serde_json::Value = serde_saphyr::from_str(&yaml)
+        .map_err(|e| Error::Usage(format!("the configuration cannot be recorded: {e}")))?;
     // what only decides where, when and how much is told may change between sessions
-    let free = ["train.log_every", "train.eval_every", "train.eval_rows", "train.save_every", "train.keep_checkpoints", "train.prefetch"];
+    let free = [
+        "train.log_every",
+        "train.eval_every",
+        "train.eval_rows",
+        "train.save_every",
+        "train.keep_checkpoints",
+        "train.prefetch",
+    ];
     for section in ["conversion", "optim", "train"] {
-        let Some(map) = tree.get(section).and_then(|v| v.as_object()) else { continue };
+        let Some(map) = tree.get(section).and_then(|v| v.as_object()) else {
+            continue;
+        };
         for (k, v) in map {
             let key = format!("{section}.{k}");
             if !free.contains(&key.as_str()) {

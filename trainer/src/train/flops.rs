@@ -1,24 +1,39 @@
-//! Useful floating-point operations of a batch, for MFU: what the layout at hand needs, nothing recomputed counted.
+//! Useful floating-point operations of a batch, for MFU: what the layout at hand needs, nothing
+//! recomputed counted.
 //!
-//! Per processed token 6 · (weights of the layers), per counted target 6 · (weights of the head), and for attention
-//! 12 · head_dim · heads for every visible (query, key) pair (QKᵀ and PV, forward and twice that backward). Norms,
-//! activations and the embedding lookup are left out, as is usual.
+//! Per processed token 6 · (weights of the layers), per counted target 6 · (weights of the head),
+//! and for attention 12 · head_dim · heads for every visible (query, key) pair (QKᵀ and PV, forward
+//! and twice that backward). Norms, activations and the embedding lookup are left out, as is usual.
 
 use crate::diffusion::Batch;
 use crate::model::{Decoder, ParamKind};
 
 /// FLOPs of one forward and backward pass over a batch.
 pub fn useful(decoder: &Decoder, batch: &Batch) -> f64 {
-    let matrices: usize = decoder.params.specs.iter().filter(|s| s.kind == ParamKind::Matrix).map(|s| s.numel()).sum();
+    let matrices: usize = decoder
+        .params
+        .specs
+        .iter()
+        .filter(|s| s.kind == ParamKind::Matrix)
+        .map(|s| s.numel())
+        .sum();
     let head = decoder.cfg.vocab_size * decoder.cfg.hidden_size;
     let pairs: f64 = batch
         .tiles
         .iter()
         .map(|t| {
-            let own = if t.causal { (t.len * (t.len + 1)) as f64 / 2.0 } else { (t.len * t.own.1) as f64 };
+            let own = if t.causal {
+                (t.len * (t.len + 1)) as f64 / 2.0
+            } else {
+                (t.len * t.own.1) as f64
+            };
             own + (t.len * t.prefix.1) as f64
         })
         .sum();
-    let heads = (decoder.cfg.num_attention_heads * decoder.cfg.head_dim * decoder.cfg.num_hidden_layers) as f64;
-    6.0 * matrices as f64 * batch.processed as f64 + 6.0 * head as f64 * batch.targets.len() as f64 + 12.0 * heads * pairs
+    let heads = (decoder.cfg.num_attention_heads
+        * decoder.cfg.head_dim
+        * decoder.cfg.num_hidden_layers) as f64;
+    6.0 * matrices as f64 * batch.processed as f64
+        + 6.0 * head as f64 * batch.targets.len() as f64
+        + 12.0 * heads * pairs
 }

@@ -1,7 +1,8 @@
 //! The loop: steps through the token budget, saves, evaluates, stops cleanly, resumes exactly.
 //!
-//! In: configuration and dataset. Out: checkpoints, metrics and, at the end, the exported folder. One optimizer step =
-//! `train.batch_rows` rows in micro-batches; the loss is the mean over all counted targets of the whole step.
+//! In: configuration and dataset. Out: checkpoints, metrics and, at the end, the exported folder.
+//! One optimizer step = `train.batch_rows` rows in micro-batches; the loss is the mean over all
+//! counted targets of the whole step.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,20 +11,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use burn::tensor::DType;
 use dlm_datasets::{Dataset, Split};
 
-use crate::checkpoint::{self, Identity, RunState, Store};
+use crate::compute::device::ComputeDevice;
 use crate::config::{self, Config, Recompute};
-use crate::device::Chosen;
 use crate::diffusion::objective::{Objective, PassOptions};
-use crate::diffusion::{Attention, DocumentMask, Layout, Shape, Spec};
+use crate::diffusion::{Attention, DocumentMask, Layout, ObjectiveSpec, StreamShape};
 use crate::error::{Error, Result};
+use crate::io::checkpoint::{self, Identity, RunState, Store};
+use crate::io::files;
+use crate::io::source::{self, ModelSource, PreparedModel};
 use crate::model::{Decoder, Weights};
 use crate::optim::{Optimizer, adamw};
-use crate::train::data::{self, Plan, Prefetch};
+use crate::report::metrics::{Reporter, RunProgress};
+use crate::train::data::{self, BatchPlan, Prefetch};
 use crate::train::evaluate::evaluate;
 use crate::train::finish;
-use crate::train::micro;
-use crate::train::report::{Extent, Reporter};
-use crate::train::source::{self, Located, Prepared};
+use crate::train::micro_batch;
 
 /// What to do with a checkpoint that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -59,30 +61,33 @@ pub struct Outcome {
 /// A run under way.
 pub(super) struct Trainer<'a> {
     pub(super) cfg: &'a Config,
-    pub(super) chosen: &'a Chosen,
+    pub(super) chosen: &'a ComputeDevice,
     pub(super) data: Arc<Dataset>,
     pub(super) decoder: Decoder,
     pub(super) weights: Weights,
     pub(super) optimizer: Optimizer,
     pub(super) state: RunState,
-    pub(super) plan: Plan,
+    pub(super) plan: BatchPlan,
     pub(super) pass: PassOptions,
     identity: Identity,
-    located: Located,
+    located: ModelSource,
     saved_step: Option<u64>,
 }
 
 /// Train by `cfg` on the dataset in `cfg.data.dir` and export the result.
-pub fn run(cfg: &Config, chosen: &Chosen, options: RunOptions) -> Result<Outcome> {
+pub fn run(cfg: &Config, chosen: &ComputeDevice, options: RunOptions) -> Result<Outcome> {
     let data = Arc::new(data::open(&cfg.data.dir)?);
     let out = &cfg.output.dir;
     let store = Store::new(out, cfg.train.keep_checkpoints);
     let recorded = match store.latest()? {
-        Some(at) if options.resume != Resume::Never => Some(checkpoint::identity(&at)?.remove("source").unwrap_or_default()),
+        Some(at) if options.resume != Resume::Never => {
+            Some(checkpoint::identity(&at)?.remove("source").unwrap_or_default())
+        }
         _ => None,
     };
     let located = source::locate(cfg, recorded.as_deref())?;
-    // a repository's commit stands in the saved configuration: the run's settings always mean the same model
+    // a repository's commit stands in the saved configuration: the run's settings always mean the
+    // same model
     let mut pinned = cfg.clone();
     if located.name.starts_with("hf://") {
         pinned.source.path = Some(located.name.clone());
@@ -90,12 +95,12 @@ pub fn run(cfg: &Config, chosen: &Chosen, options: RunOptions) -> Result<Outcome
     let cfg = &pinned;
     let mut trainer = Trainer::new(cfg, chosen, data, located, recorded.is_none())?;
     trainer.begin(&store, options)?;
-    checkpoint::files::create_dir(out)?;
-    checkpoint::files::write_atomic(&out.join("config.yaml"), cfg.to_yaml()?.as_bytes())?;
+    files::create_dir(out)?;
+    files::write_atomic(&out.join("config.yaml"), cfg.to_yaml()?.as_bytes())?;
     if !trainer.state.finished {
         trainer.steps(&store)?;
     }
-    let what = finish::Trained {
+    let what = finish::TrainedModel {
         cfg,
         data: &trainer.data,
         decoder: &trainer.decoder,
@@ -110,7 +115,13 @@ pub fn run(cfg: &Config, chosen: &Chosen, options: RunOptions) -> Result<Outcome
 
 impl<'a> Trainer<'a> {
     /// `fresh`: with weights and optimizer state of its own; else a checkpoint gives them.
-    fn new(cfg: &'a Config, chosen: &'a Chosen, data: Arc<Dataset>, located: Located, fresh: bool) -> Result<Self> {
+    fn new(
+        cfg: &'a Config,
+        chosen: &'a ComputeDevice,
+        data: Arc<Dataset>,
+        located: ModelSource,
+        fresh: bool,
+    ) -> Result<Self> {
         let manifest = data.manifest();
         if let Some(bd) = cfg.conversion.bd_size.filter(|bd| *bd != manifest.bd_size) {
             return Err(Error::Mismatch(format!(
@@ -119,17 +130,25 @@ impl<'a> Trainer<'a> {
                 manifest.bd_size
             )));
         }
-        let Prepared { decoder, weights } = source::prepare(cfg, &located, &data, &chosen.device, fresh)?;
-        crate::export::check(&decoder, cfg.export.format)?;
+        let PreparedModel { decoder, weights } =
+            source::prepare(cfg, &located, &data, &chosen.device, fresh)?;
+        crate::io::export::check(&decoder, cfg.export.format)?;
         let objective = objective_of(cfg);
         let dtype = compute_dtype(cfg, chosen);
         let attention = Attention::best(&chosen.device, dtype);
-        let plan = Plan {
+        let plan = BatchPlan {
             seed: cfg.train.seed,
             batch_rows: cfg.train.batch_rows,
-            micro_rows: micro::rows(cfg, chosen, &decoder, objective, manifest.seq_len, dtype),
+            micro_rows: micro_batch::rows(
+                cfg,
+                chosen,
+                &decoder,
+                objective,
+                manifest.seq_len,
+                dtype,
+            ),
             objective,
-            spec: Spec {
+            spec: ObjectiveSpec {
                 bd_size: manifest.bd_size,
                 mask_token_id: manifest.mask_token_id,
                 complementary: cfg.conversion.complementary,
@@ -139,12 +158,24 @@ impl<'a> Trainer<'a> {
                 },
             },
             noise_eps: cfg.conversion.noise_eps,
-            shape: if attention == Attention::Tiles { Shape::Flat } else { Shape::Rectangular { multiple: 32 } },
+            shape: if attention == Attention::Tiles {
+                StreamShape::Flat
+            } else {
+                StreamShape::Rectangular { multiple: 32 }
+            },
             vocab_size: decoder.cfg.vocab_size,
         };
-        let pass = PassOptions { dtype, attention, recompute: cfg.train.recompute == Recompute::Layer, loss_chunk: cfg.train.loss_chunk };
-        let optimizer =
-            if fresh { Optimizer::new(&cfg.optim, &decoder.params, &chosen.device) } else { Optimizer { state: Vec::new(), updates: 0 } };
+        let pass = PassOptions {
+            dtype,
+            attention,
+            recompute: cfg.train.recompute == Recompute::Layer,
+            loss_chunk: cfg.train.loss_chunk,
+        };
+        let optimizer = if fresh {
+            Optimizer::new(&cfg.optim, &decoder.params, &chosen.device)
+        } else {
+            Optimizer { state: Vec::new(), updates: 0 }
+        };
         let identity = finish::identity(cfg, &data, &located.name, &decoder)?;
         Ok(Trainer {
             cfg,
@@ -167,7 +198,9 @@ impl<'a> Trainer<'a> {
         let latest = store.latest()?;
         let out = self.cfg.output.dir.display();
         match (latest, options.resume) {
-            (None, Resume::Must) => Err(Error::Usage(format!("--resume must: there is no checkpoint in {out}/checkpoints"))),
+            (None, Resume::Must) => Err(Error::Usage(format!(
+                "--resume must: there is no checkpoint in {out}/checkpoints"
+            ))),
             (None, _) => {
                 self.state.micro_rows = self.plan.micro_rows;
                 Ok(())
@@ -181,13 +214,25 @@ impl<'a> Trainer<'a> {
                 at.display()
             ))),
             (Some(at), Resume::Auto | Resume::Must) => {
-                let muon: Vec<bool> = self.decoder.params.specs.iter().map(|s| adamw::uses_muon(&self.cfg.optim, s.kind)).collect();
-                let restored = checkpoint::restore(&at, &self.decoder.params, &muon, &self.chosen.device)?;
+                let muon: Vec<bool> = self
+                    .decoder
+                    .params
+                    .specs
+                    .iter()
+                    .map(|s| adamw::uses_muon(&self.cfg.optim, s.kind))
+                    .collect();
+                let restored =
+                    checkpoint::restore(&at, &self.decoder.params, &muon, &self.chosen.device)?;
                 let changed: Vec<String> = self
                     .identity
                     .iter()
                     .filter(|(k, v)| restored.identity.get(*k) != Some(v))
-                    .map(|(k, v)| format!("{k}: was {}, is {v}", restored.identity.get(k).map_or("absent", String::as_str)))
+                    .map(|(k, v)| {
+                        format!(
+                            "{k}: was {}, is {v}",
+                            restored.identity.get(k).map_or("absent", String::as_str)
+                        )
+                    })
                     .collect();
                 if !changed.is_empty() && !options.allow_changes {
                     return Err(Error::Mismatch(format!(
@@ -197,7 +242,10 @@ impl<'a> Trainer<'a> {
                     )));
                 }
                 if !changed.is_empty() {
-                    eprintln!("warning: resuming under other settings (--allow-changes); {}", changed.join("; "));
+                    eprintln!(
+                        "warning: resuming under other settings (--allow-changes); {}",
+                        changed.join("; ")
+                    );
                 }
                 self.weights = restored.weights;
                 self.optimizer.state = restored.optimizer;
@@ -218,28 +266,34 @@ impl<'a> Trainer<'a> {
     }
 
     fn done(&self) -> bool {
-        self.state.tokens >= self.cfg.conversion.total_tokens || self.cfg.train.max_steps.is_some_and(|m| self.state.step >= m)
+        self.state.tokens >= self.cfg.conversion.total_tokens
+            || self.cfg.train.max_steps.is_some_and(|m| self.state.step >= m)
     }
 
     fn steps(&mut self, store: &Store) -> Result<()> {
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
             // the second signal ends the process at once, the first asks for a checkpoint
-            let registered = signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())
-                .and_then(|_| signal_hook::flag::register(signal, stop.clone()));
-            registered.map_err(|e| Error::Device(format!("installing a signal handler failed: {e}")))?;
+            let registered =
+                signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())
+                    .and_then(|_| signal_hook::flag::register(signal, stop.clone()));
+            registered
+                .map_err(|e| Error::Device(format!("installing a signal handler failed: {e}")))?;
         }
         let pad = self.data.manifest().pad_token_id;
         let (data, depth) = (self.data.clone(), self.cfg.train.prefetch);
-        let feed_from = move |plan: Plan, cursor: u64| Prefetch::start(data.clone(), plan, cursor, pad, depth);
+        let feed_from = move |plan: BatchPlan, cursor: u64| {
+            Prefetch::start(data.clone(), plan, cursor, pad, depth)
+        };
         let mut feed = feed_from(self.plan, self.state.cursor);
-        let extent = Extent {
+        let extent = RunProgress {
             step: self.state.step,
             tokens: self.state.tokens,
             total_tokens: self.cfg.conversion.total_tokens,
             max_steps: self.cfg.train.max_steps,
         };
-        let mut reporter = Reporter::open(&self.cfg.output.dir, extent, self.cfg.report.tensorboard)?;
+        let mut reporter =
+            Reporter::open(&self.cfg.output.dir, extent, self.cfg.report.tensorboard)?;
         reporter.say(&self.headline());
         while !self.done() {
             let (batch, wait) = feed.next()?;
@@ -255,9 +309,16 @@ impl<'a> Trainer<'a> {
                 record.eval_loss = self.evaluate()?;
                 self.note_eval(record.eval_loss);
             }
-            let stalled = self.cfg.train.early_stop_patience.is_some_and(|p| self.state.evals_without_gain >= p.max(1));
+            let stalled = self
+                .cfg
+                .train
+                .early_stop_patience
+                .is_some_and(|p| self.state.evals_without_gain >= p.max(1));
             let last = last || stalled;
-            let print = every(self.cfg.train.log_every.max(1)) || last || record.eval_loss.is_some() || self.state.step == 1;
+            let print = every(self.cfg.train.log_every.max(1))
+                || last
+                || record.eval_loss.is_some()
+                || self.state.step == 1;
             reporter.step(&record, print)?;
             let interrupted = stop.load(Ordering::Relaxed);
             if every(self.cfg.train.save_every) || last || interrupted {
@@ -282,7 +343,11 @@ impl<'a> Trainer<'a> {
                 }
             }
         }
-        let skipped = if self.state.skipped > 0 { format!(" ({} skipped by the spike guard)", self.state.skipped) } else { String::new() };
+        let skipped = if self.state.skipped > 0 {
+            format!(" ({} skipped by the spike guard)", self.state.skipped)
+        } else {
+            String::new()
+        };
         let share = match self.plan.objective {
             Objective::Sft => String::new(),
             Objective::BlockDiffusion(_) => {
@@ -294,7 +359,10 @@ impl<'a> Trainer<'a> {
         };
         reporter.say(&format!(
             "done: {} of {} tokens in {} steps{skipped}, {:.0} s{share}",
-            self.state.tokens, self.cfg.conversion.total_tokens, self.state.step, self.state.seconds
+            self.state.tokens,
+            self.cfg.conversion.total_tokens,
+            self.state.step,
+            self.state.seconds
         ));
         Ok(())
     }
@@ -331,7 +399,16 @@ impl<'a> Trainer<'a> {
     /// Mean loss over the first `train.eval_rows` rows of the eval split under fixed masks.
     fn evaluate(&self) -> Result<Option<f64>> {
         let rows = self.data.rows(Split::Eval).min(self.cfg.train.eval_rows);
-        evaluate(&self.decoder, &self.weights, &self.data, Split::Eval, &self.plan, &self.pass, self.chosen, rows)
+        evaluate(
+            &self.decoder,
+            &self.weights,
+            &self.data,
+            Split::Eval,
+            &self.plan,
+            &self.pass,
+            self.chosen,
+            rows,
+        )
     }
 
     fn save(&mut self, store: &Store) -> Result<PathBuf> {
@@ -341,7 +418,13 @@ impl<'a> Trainer<'a> {
         {
             return Ok(at);
         }
-        let at = store.save(&self.decoder.params, &self.weights, &self.optimizer.state, &self.state, &self.identity)?;
+        let at = store.save(
+            &self.decoder.params,
+            &self.weights,
+            &self.optimizer.state,
+            &self.state,
+            &self.identity,
+        )?;
         self.saved_step = Some(self.state.step);
         Ok(at)
     }
@@ -351,12 +434,16 @@ impl<'a> Trainer<'a> {
 pub fn objective_of(cfg: &Config) -> Objective {
     match (cfg.conversion.objective, cfg.conversion.layout) {
         (config::Objective::Sft, _) => Objective::Sft,
-        (config::Objective::BlockDiffusion, config::Layout::Saving) => Objective::BlockDiffusion(Layout::Saving),
-        (config::Objective::BlockDiffusion, config::Layout::Reference) => Objective::BlockDiffusion(Layout::Reference),
+        (config::Objective::BlockDiffusion, config::Layout::Saving) => {
+            Objective::BlockDiffusion(Layout::Saving)
+        }
+        (config::Objective::BlockDiffusion, config::Layout::Reference) => {
+            Objective::BlockDiffusion(Layout::Reference)
+        }
     }
 }
 
-fn compute_dtype(cfg: &Config, chosen: &Chosen) -> DType {
+fn compute_dtype(cfg: &Config, chosen: &ComputeDevice) -> DType {
     match cfg.train.dtype {
         Some(config::Dtype::Bf16) => DType::BF16,
         Some(config::Dtype::Fp32) => DType::F32,

@@ -1,4 +1,5 @@
-//! A small packed dataset, a small model config, and the real binary, for the tests beside this folder.
+//! A small packed dataset, a small model config, and the real binary, for the tests beside this
+//! folder.
 #![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
@@ -23,7 +24,9 @@ pub fn dataset(dir: &Path, rows: usize, mask: i32, vocab: usize) {
             let (mut ids, mut labels, mut documents) = (Vec::new(), Vec::new(), Vec::new());
             for d in 0..2 {
                 let start = ids.len();
-                let prompt: Vec<i32> = (0..12).map(|i| 2 + ((r + salt) * 31 + d * 17 + i * 7 + i * i) as i32 % 50).collect();
+                let prompt: Vec<i32> = (0..12)
+                    .map(|i| 2 + ((r + salt) * 31 + d * 17 + i * 7 + i * i) as i32 % 50)
+                    .collect();
                 ids.extend(&prompt);
                 labels.extend(vec![IGNORE; 12]);
                 ids.extend(&prompt);
@@ -71,8 +74,22 @@ pub fn workplace() -> tempfile::TempDir {
 pub fn train(dir: &Path, out: &str, more: &[&str]) -> Command {
     let mut c = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
     c.current_dir(dir)
-        .args(["--data", "data", "--device", "cpu", "model.name=t", "source.init=random", "source.config=config.json"])
-        .args(["optim.lr=3e-3", "train.batch_rows=4", "train.eval_every=0", "train.log_every=1000", "conversion.total_tokens=6000"])
+        .args([
+            "--data",
+            "data",
+            "--device",
+            "cpu",
+            "model.name=t",
+            "source.init=random",
+            "source.config=config.json",
+        ])
+        .args([
+            "optim.lr=3e-3",
+            "train.batch_rows=4",
+            "train.eval_every=0",
+            "train.log_every=1000",
+            "conversion.total_tokens=6000",
+        ])
         .arg(format!("output.dir={out}"))
         .args(more);
     c
@@ -85,7 +102,8 @@ pub fn ok(command: &mut Command) -> Output {
     out
 }
 
-/// Run, insist on the exit code and on words in the error; the error is one that a person can act on, not a panic.
+/// Run, insist on the exit code and on words in the error; the error is one that a person can act
+/// on, not a panic.
 pub fn refused(command: &mut Command, code: i32, words: &[&str]) {
     let out = command.output().unwrap();
     let err = String::from_utf8_lossy(&out.stderr).to_string();
@@ -103,7 +121,11 @@ pub fn losses(run: &Path) -> Vec<(u64, u64, u64)> {
         .lines()
         .map(|l| {
             let v: serde_json::Value = serde_json::from_str(l).unwrap();
-            (v["step"].as_u64().unwrap(), v["loss"].as_f64().unwrap().to_bits(), v["grad_norm"].as_f64().unwrap().to_bits())
+            (
+                v["step"].as_u64().unwrap(),
+                v["loss"].as_f64().unwrap().to_bits(),
+                v["grad_norm"].as_f64().unwrap().to_bits(),
+            )
         })
         .collect()
 }

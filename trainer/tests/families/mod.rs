@@ -1,4 +1,5 @@
-//! What the export tests share: the tiny fixture models, a small packed dataset with a tokenizer, runs of the real binary.
+//! What the export tests share: the tiny fixture models, a small packed dataset with a tokenizer,
+//! runs of the real binary.
 
 #![allow(dead_code)]
 
@@ -27,7 +28,13 @@ pub fn fixtures() -> Option<PathBuf> {
         return Some(dir);
     }
     drop(
-        std::io::stderr().write_all(format!("SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/\n", dir.display()).as_bytes()),
+        std::io::stderr().write_all(
+            format!(
+                "SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/\n",
+                dir.display()
+            )
+            .as_bytes(),
+        ),
     );
     None
 }
@@ -42,7 +49,8 @@ pub fn own_config(arch: &str) -> Value {
     })
 }
 
-/// A dataset of 12 train and 2 eval rows, each of two conversations of whole blocks and some padding behind them.
+/// A dataset of 12 train and 2 eval rows, each of two conversations of whole blocks and some
+/// padding behind them.
 pub fn dataset(dir: &Path, mask: i32, bd_size: usize) -> PathBuf {
     let tokenizer = dir.join("tokenizer");
     std::fs::create_dir_all(&tokenizer).unwrap();
@@ -52,7 +60,8 @@ pub fn dataset(dir: &Path, mask: i32, bd_size: usize) -> PathBuf {
         _ if id == mask => "|<MASK>|".to_string(),
         _ => format!("w{id}"),
     };
-    let vocab: serde_json::Map<String, Value> = (0..VOCAB as i32).map(|id| (name(id), json!(id))).collect();
+    let vocab: serde_json::Map<String, Value> =
+        (0..VOCAB as i32).map(|id| (name(id), json!(id))).collect();
     let json = json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [special(EOS.min(mask), &name(EOS.min(mask))), special(EOS.max(mask), &name(EOS.max(mask)))],
         "normalizer": null, "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
@@ -66,7 +75,7 @@ pub fn dataset(dir: &Path, mask: i32, bd_size: usize) -> PathBuf {
     )
     .unwrap();
     let mut manifest = Manifest::new(SEQ_LEN, bd_size, VOCAB, mask, 0, EOS);
-    manifest.tokenizer_sha256 = dlm_train::checkpoint::files::sha256(&file).unwrap();
+    manifest.tokenizer_sha256 = dlm_train::io::files::sha256(&file).unwrap();
     let mut writer = DatasetWriter::create(dir, manifest).unwrap();
     for row in 0..14usize {
         let (mut ids, mut labels, mut documents) = (Vec::new(), Vec::new(), Vec::new());
@@ -89,7 +98,9 @@ pub fn dataset(dir: &Path, mask: i32, bd_size: usize) -> PathBuf {
         }
         ids.resize(SEQ_LEN, 0);
         labels.resize(SEQ_LEN, -100);
-        writer.push(if row < 12 { Split::Train } else { Split::Eval }, &ids, &labels, &documents).unwrap();
+        writer
+            .push(if row < 12 { Split::Train } else { Split::Eval }, &ids, &labels, &documents)
+            .unwrap();
     }
     writer.finish().unwrap();
     dir.to_path_buf()
@@ -127,7 +138,13 @@ pub fn dlm_train(arguments: &[&str]) -> Ran {
 pub fn train(data: &Path, out: &Path, more: &[&str]) -> Ran {
     let (data, out) = (data.to_str().unwrap(), format!("output.dir={}", out.to_str().unwrap()));
     let mut arguments = vec!["--device", "cpu", "--data", data, &out];
-    arguments.extend(["conversion.total_tokens=100000", "train.max_steps=3", "train.batch_rows=2", "optim.lr=1e-3", "export.dtype=fp32"]);
+    arguments.extend([
+        "conversion.total_tokens=100000",
+        "train.max_steps=3",
+        "train.batch_rows=2",
+        "optim.lr=1e-3",
+        "export.dtype=fp32",
+    ]);
     arguments.extend(more);
     dlm_train(&arguments)
 }
@@ -143,5 +160,7 @@ pub fn read_json(path: &Path) -> Value {
 pub fn tensors(dir: &Path) -> std::collections::BTreeMap<String, (String, Vec<usize>)> {
     let bytes = std::fs::read(dir.join("model.safetensors")).unwrap();
     let st = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    st.iter().map(|(n, v)| (n.to_string(), (format!("{:?}", v.dtype()), v.shape().to_vec()))).collect()
+    st.iter()
+        .map(|(n, v)| (n.to_string(), (format!("{:?}", v.dtype()), v.shape().to_vec())))
+        .collect()
 }

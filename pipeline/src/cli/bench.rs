@@ -1,0 +1,233 @@
+//! What each stage costs, and how near the whole comes to the bare tokenizer engine on the same
+//! text and threads.
+//!
+//! Per stage: one thread, CPU seconds, over rows held in memory. Then the engine alone on the
+//! rendered texts with N threads, and the pipeline with N workers over the files, without and with
+//! the writing of files.
+
+use crate::cli::args::{BenchArgs, PrepareArgs};
+use crate::error::{Error, Result};
+use crate::input::source::{self, RawRows};
+use crate::label::supervise::{Sample, Supervisor};
+use crate::pack::packer::Packer;
+use crate::pack::sink::DatasetSink;
+use crate::prepare::plan::plan;
+use crate::run::batch::{BatchPosition, Cursor};
+use crate::run::executor::{self, InputStream, Meter};
+use crate::run::row_processor::{self, RowProcessor};
+use crate::template::spans::{Rendered, SpanFinder};
+use clap::Parser;
+use dlm_datasets::writer::DocumentTokens;
+use serde_json::json;
+use std::time::Instant;
+
+fn cpu(clock: libc::clockid_t) -> f64 {
+    // SAFETY: clock_gettime fills the struct it is given.
+    let t = unsafe {
+        let mut t: libc::timespec = std::mem::zeroed();
+        libc::clock_gettime(clock, &mut t);
+        t
+    };
+    t.tv_sec as f64 + t.tv_nsec as f64 * 1e-9
+}
+
+/// A stopwatch for wall and CPU.
+struct Watch(Instant, f64, f64);
+
+impl Watch {
+    fn start() -> Self {
+        Watch(
+            Instant::now(),
+            cpu(libc::CLOCK_THREAD_CPUTIME_ID),
+            cpu(libc::CLOCK_PROCESS_CPUTIME_ID),
+        )
+    }
+    /// (wall, this thread's CPU, the process's CPU).
+    fn stop(&self) -> (f64, f64, f64) {
+        (
+            self.0.elapsed().as_secs_f64(),
+            cpu(libc::CLOCK_THREAD_CPUTIME_ID) - self.1,
+            cpu(libc::CLOCK_PROCESS_CPUTIME_ID) - self.2,
+        )
+    }
+}
+
+/// Measures.
+pub fn run(a: &BenchArgs) -> Result<()> {
+    let mut typed = vec![
+        "dlm-prep".to_string(),
+        "--tokenizer".to_string(),
+        a.tokenizer.display().to_string(),
+        "--input".to_string(),
+    ];
+    typed.extend(a.input.iter().map(|p| p.display().to_string()));
+    let build: PrepareArgs = crate::cli::args::Cli::try_parse_from(typed)
+        .map_err(|e| Error::Usage(e.to_string()))?
+        .build;
+    let load = Watch::start();
+    let plan = plan(&build)?;
+    let load = load.stop();
+    let stages = plan.stages();
+    eprintln!("engine {}", plan.tokenizer.engine());
+    // Stages, one thread.
+    let mut seconds: Vec<(&str, f64)> = Vec::new();
+    let w = Watch::start();
+    let mut raw: Vec<RawRows> = Vec::new();
+    for input in &plan.inputs {
+        for b in source::open(input, 0)? {
+            raw.push(b?);
+        }
+    }
+    seconds.push(("read", w.stop().1));
+    let w = Watch::start();
+    let talks: Vec<_> = raw
+        .iter()
+        .flat_map(|b| {
+            let rows = row_processor::RowDecoder::new(b, &[]);
+            (0..b.len()).filter_map(move |i| rows.decode(i, Vec::new()).2.ok())
+        })
+        .collect();
+    seconds.push(("decode", w.stop().1));
+    let mut spans = SpanFinder::new(
+        stages.template,
+        stages.control,
+        plan.settings.special_text,
+        plan.settings.lost_text,
+    )
+    .with_linear(stages.linear);
+    let mut texts: Vec<Rendered> = Vec::with_capacity(talks.len());
+    let w = Watch::start();
+    for c in &talks {
+        let mut r = Rendered::default();
+        if spans.render_into(c, false, &mut r).is_ok() {
+            texts.push(r);
+        }
+    }
+    seconds.push(("render", w.stop().1));
+    let bytes: usize = texts.iter().map(|t| t.text.len()).sum();
+    let supervisor = Supervisor {
+        tokenizer: stages.tokenizer,
+        loss_on: plan.settings.loss_on,
+        mask_id: plan.manifest.mask_token_id,
+    };
+    let mut sample = Sample::default();
+    let (mut tokens, mut failed) = (0usize, 0usize);
+    let w = Watch::start();
+    for t in &texts {
+        failed += usize::from(supervisor.encode(t, &mut sample).is_err());
+        tokens += sample.ids.len();
+    }
+    seconds.push(("encode", w.stop().1));
+    let mut ids = Vec::new();
+    let w = Watch::start();
+    for t in &texts {
+        ids.clear();
+        plan.tokenizer.encode(&t.text, &mut ids)?;
+    }
+    seconds.push(("engine alone", w.stop().1));
+    drop(talks);
+    let mut one = RowProcessor::new(&stages);
+    let w = Watch::start();
+    let mut done = Vec::new();
+    for (k, b) in raw.into_iter().enumerate() {
+        done.push(one.process(k as u64, Cursor::default(), b, None)?);
+    }
+    seconds.push(("worker (decode to blocks)", w.stop().1));
+    let mut packer =
+        Packer::new(plan.settings.seq_len, plan.settings.bd_size, plan.settings.pack_window);
+    let mut rows = 0;
+    let w = Watch::start();
+    for b in &done {
+        for (_, input_ids, loss) in b.documents_from(BatchPosition::default()) {
+            packer.push(DocumentTokens { input_ids, loss, source: 0 }, |_| -> Result<()> {
+                rows += 1;
+                Ok(())
+            })?;
+        }
+    }
+    seconds.push(("pack", w.stop().1));
+    drop(done);
+    // Engine alone, N threads.
+    let threads = a.workers.max(1);
+    let mut engine_wall = f64::MAX;
+    for _ in 0..a.repeat {
+        let w = Watch::start();
+        std::thread::scope(|s| {
+            for part in 0..threads {
+                let (texts, tokenizer) = (&texts, &plan.tokenizer);
+                s.spawn(move || {
+                    let mut ids = Vec::new();
+                    for t in texts.iter().skip(part).step_by(threads) {
+                        ids.clear();
+                        let _ = tokenizer.encode(&t.text, &mut ids);
+                    }
+                });
+            }
+        });
+        engine_wall = engine_wall.min(w.stop().0);
+    }
+    drop(texts);
+    // The pipeline, N workers.
+    let dir = a.out.clone().unwrap_or_else(|| {
+        std::env::temp_dir().join(format!("dlm-prep-bench-{}", std::process::id()))
+    });
+    let (mut dry, mut wet, mut wet_cpu) = (f64::MAX, f64::MAX, 0.0);
+    for _ in 0..a.repeat {
+        let meter = Meter::default();
+        let w = Watch::start();
+        let streams = [InputStream { inputs: 0..plan.inputs.len(), from: Cursor::default() }];
+        executor::run(&stages, &plan.inputs, &streams, threads, &meter, |feed| {
+            while let Some(batch) = feed.next(0)? {
+                feed.give_back(batch);
+            }
+            Ok(())
+        })?;
+        dry = dry.min(w.stop().0);
+        let meter = Meter::default();
+        let _ = std::fs::remove_dir_all(&dir); // the last round's files: removing them is no part of a run
+        let w = Watch::start();
+        let mut output = DatasetSink::open(&dir, &plan, true)?;
+        executor::run(&stages, &plan.inputs, &streams, threads, &meter, |feed| {
+            output.consume(feed)
+        })?;
+        output.finish()?;
+        let (wall, _, cpu) = w.stop();
+        if wall < wet {
+            (wet, wet_cpu) = (wall, cpu);
+        }
+    }
+    let _ = std::fs::remove_dir_all(&dir);
+    let mb = bytes as f64 / 1e6;
+    let result = json!({"text_mb": mb, "tokens": tokens, "failed": failed, "threads": threads, "load_s": load.0, "load_cpu_s": load.2,
+        "stage_cpu_s": seconds.iter().map(|(k, v)| (k.to_string(), json!(v))).collect::<serde_json::Map<_, _>>(),
+        "engine_mb_s": mb / engine_wall, "pipeline_mb_s": mb / dry, "whole_mb_s": mb / wet, "whole_share_of_engine": engine_wall / wet,
+        "whole_mb_per_cpu_s": mb / wet_cpu, "tokens_per_s": tokens as f64 / wet, "peak_memory_mb": super::prepare::peak_memory_mb()});
+    if a.json {
+        println!("{result}");
+        return Ok(());
+    }
+    println!(
+        "{mb:.1} MB of text, {tokens} tokens; loaded in {:.2} s ({:.2} s CPU)",
+        load.0, load.2
+    );
+    for (name, s) in &seconds {
+        println!("{name:<26} {s:8.3} s CPU  {:9.1} MB/s", mb / s.max(1e-9));
+    }
+    println!(
+        "engine alone, {threads} threads    {engine_wall:8.3} s wall {:9.1} MB/s",
+        mb / engine_wall
+    );
+    println!("pipeline, {threads} workers         {dry:8.3} s wall {:9.1} MB/s", mb / dry);
+    println!(
+        "… and files                {wet:8.3} s wall {:9.1} MB/s ({:.0} % of the engine), {:.1} MB per CPU second, {:.2} M tokens/s",
+        mb / wet,
+        100.0 * engine_wall / wet,
+        mb / wet_cpu,
+        tokens as f64 / wet / 1e6
+    );
+    println!(
+        "peak memory                {:8.0} MB (rows held in memory for the stages above)",
+        super::prepare::peak_memory_mb()
+    );
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! A packed dataset as `datasets.load_from_disk` reads it: Arrow streams with `state.json` and
+//! `dataset_info.json`.
+
+use crate::error::{Error, Result};
+use arrow::array::RecordBatch;
+use arrow::ipc::writer::StreamWriter;
+use dlm_datasets::manifest::{FileEntry, Split};
+use dlm_datasets::reader::MappedFile;
+use dlm_datasets::writer::{PARTIAL, rename, write_atomic};
+use dlm_datasets::{Dataset, schema};
+use serde_json::json;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+/// Writes `out` from the dataset in `dir`.
+pub fn run(dir: &Path, out: &Path) -> Result<()> {
+    let ds = Dataset::open(dir)?;
+    let m = ds.manifest();
+    if out.join("dataset_dict.json").exists() {
+        return Err(Error::Output {
+            path: out.to_path_buf(),
+            reason: "holds an exported dataset; give another folder".to_string(),
+        });
+    }
+    let mut splits = Vec::new();
+    for split in [Split::Train, Split::Eval] {
+        let files: Vec<&FileEntry> = m.files.iter().filter(|f| f.split == split).collect();
+        if files.is_empty() {
+            continue;
+        }
+        let folder = out.join(split.name());
+        std::fs::create_dir_all(&folder).map_err(Error::io("making", &folder))?;
+        let mut names = Vec::new();
+        for (k, f) in files.iter().enumerate() {
+            let name = format!("data-{k:05}-of-{:05}.arrow", files.len());
+            let path = dir.join(&f.path);
+            let batches = MappedFile::open(&path, Some(f.bytes))?.batches(&path, m.seq_len)?;
+            stream(&folder.join(&name), m.seq_len, &batches)?;
+            names.push(json!({"filename": name}));
+        }
+        let state = json!({"_data_files": names, "_fingerprint": &ds.fingerprint()[..16], "_format_columns": null, "_format_kwargs": {},
+            "_format_type": null, "_output_all_columns": false, "_split": split.name()});
+        put(
+            &folder.join("dataset_info.json"),
+            &json!({"citation": "", "description": "Packed rows for block-diffusion training", "homepage": "", "license": ""}),
+        )?;
+        put(&folder.join("state.json"), &state)?;
+        splits.push(split.name());
+    }
+    put(&out.join("dataset_dict.json"), &json!({"splits": splits}))?;
+    println!(
+        "{}: {} train and {} eval rows for datasets.load_from_disk",
+        out.display(),
+        m.packing.train_rows,
+        m.packing.eval_rows
+    );
+    Ok(())
+}
+
+fn put(path: &Path, v: &serde_json::Value) -> Result<()> {
+    Ok(write_atomic(path, v.to_string().as_bytes())?)
+}
+
+fn stream(path: &Path, seq_len: usize, batches: &[RecordBatch]) -> Result<()> {
+    let mut partial = path.as_os_str().to_os_string();
+    partial.push(PARTIAL);
+    let partial = std::path::PathBuf::from(partial);
+    let file = File::create(&partial).map_err(Error::io("creating", &partial))?;
+    let failed = |e: arrow::error::ArrowError| dlm_datasets::Error::arrow(&partial)(e);
+    let mut w =
+        StreamWriter::try_new(BufWriter::with_capacity(1 << 20, file), &schema::schema(seq_len))
+            .map_err(failed)?;
+    for b in batches {
+        w.write(b).map_err(failed)?;
+    }
+    w.finish().map_err(failed)?;
+    let mut file = w.into_inner().map_err(failed)?;
+    file.flush().map_err(Error::io("writing", &partial))?;
+    file.get_ref().sync_all().map_err(Error::io("flushing", &partial))?;
+    Ok(rename(&partial, path)?)
+}

@@ -1,0 +1,158 @@
+//! Datasets prepared in parts (`--shard I/N`) made one.
+//!
+//! In: folders made with the same settings, tokenizer and template, in the order wanted. Out: one
+//! dataset with all their rows; source numbers are those of the joined list, counts are sums.
+
+use crate::error::{Error, Result};
+use dlm_datasets::manifest::{Counts, Manifest, Source, Split};
+use dlm_datasets::writer::{BATCH_ROWS, ShardWriter, shard_name, write_atomic, write_manifest};
+use dlm_datasets::{Dataset, Document};
+use std::path::{Path, PathBuf};
+
+/// Rows per file of the result.
+const SHARD_ROWS: usize = 128 * BATCH_ROWS;
+
+/// Joins `dirs` into `out`.
+pub fn run(dirs: &[PathBuf], out: &Path) -> Result<()> {
+    let parts: Vec<Dataset> =
+        dirs.iter().map(|d| Dataset::open(d)).collect::<std::result::Result<_, _>>()?;
+    let Some(first) = parts.first() else {
+        return Err(Error::Usage("nothing to merge".to_string()));
+    };
+    for p in &parts[1..] {
+        same(first, p)?;
+    }
+    if out.join(dlm_datasets::manifest::FILE_NAME).exists() {
+        return Err(Error::Output {
+            path: out.to_path_buf(),
+            reason: "holds a finished dataset; give another --out".to_string(),
+        });
+    }
+    let tokenizer = out.join("tokenizer");
+    std::fs::create_dir_all(&tokenizer).map_err(Error::io("making", &tokenizer))?;
+    let from = first.dir().join("tokenizer");
+    for e in std::fs::read_dir(&from).map_err(Error::io("listing", &from))? {
+        let path = e.map_err(Error::io("listing", &from))?.path();
+        let bytes = std::fs::read(&path).map_err(Error::io("reading", &path))?;
+        write_atomic(&tokenizer.join(path.file_name().unwrap_or_default()), &bytes)?;
+    }
+    let mut m = Manifest {
+        files: Vec::new(),
+        sources: Vec::new(),
+        counts: Counts::default(),
+        mixture: Vec::new(),
+        ..first.manifest().clone()
+    };
+    (m.packing.train_rows, m.packing.eval_rows, m.packing.row_padding) = (0, 0, 0);
+    if let Some(shard) = m.recipe.get_mut("shard") {
+        *shard = serde_json::Value::Null;
+    }
+    let mut numbers = Vec::new();
+    for p in &parts {
+        let part = p.manifest();
+        m.counts.add(&part.counts);
+        m.packing.train_rows += part.packing.train_rows;
+        m.packing.eval_rows += part.packing.eval_rows;
+        m.packing.row_padding += part.packing.row_padding;
+        numbers.push(part.sources.iter().map(|s| join(&mut m.sources, s)).collect::<Vec<usize>>());
+    }
+    for split in [Split::Train, Split::Eval] {
+        let mut writer: Option<ShardWriter> = None;
+        for (p, numbers) in parts.iter().zip(&numbers) {
+            for row in p.split(split).iter() {
+                let row = row?;
+                let documents: Vec<Document> = row
+                    .documents
+                    .iter()
+                    .map(|d| Document {
+                        source: numbers.get(d.source).copied().unwrap_or(d.source),
+                        ..*d
+                    })
+                    .collect();
+                if let Some(w) = writer.take_if(|w| w.rows() >= SHARD_ROWS) {
+                    m.files.push(w.finish()?);
+                }
+                let w = match &mut writer {
+                    Some(w) => w,
+                    none => {
+                        let index = m.files.iter().filter(|f| f.split == split).count();
+                        none.insert(ShardWriter::create(
+                            out,
+                            &shard_name(split, index),
+                            split,
+                            m.seq_len,
+                        )?)
+                    }
+                };
+                w.push(row.input_ids, row.labels, &documents)?;
+            }
+        }
+        if let Some(w) = writer {
+            m.files.push(w.finish()?);
+        }
+    }
+    let parts: Vec<String> = parts.iter().map(|p| p.fingerprint()).collect();
+    m.recipe_fingerprint = dlm_datasets::hash::sha256(parts.join("+").as_bytes());
+    write_manifest(out, &m)?;
+    print!("{}", super::stats::summary(&m));
+    Ok(())
+}
+
+/// The number of source `s` in the joined list, its counts added.
+fn join(all: &mut Vec<Source>, s: &Source) -> usize {
+    let k = all.iter().position(|a| {
+        a.name == s.name
+            && a.category == s.category
+            && a.dataset == s.dataset
+            && a.revision == s.revision
+    });
+    match k {
+        Some(k) => {
+            all[k].counts.add(&s.counts);
+            for l in &s.licences {
+                if !all[k].licences.contains(l) {
+                    all[k].licences.push(l.clone());
+                }
+            }
+            k
+        }
+        None => {
+            all.push(s.clone());
+            all.len() - 1
+        }
+    }
+}
+
+fn same(a: &Dataset, b: &Dataset) -> Result<()> {
+    let differ = |what: &str, x: String, y: String| {
+        Error::Usage(format!(
+            "{} and {} do not go together: {what} is {x} and {y}",
+            a.dir().display(),
+            b.dir().display()
+        ))
+    };
+    let (x, y) = (a.manifest(), b.manifest());
+    let settings = |m: &Manifest| {
+        let mut r = m.recipe.clone();
+        if let Some(s) = r.get_mut("shard") {
+            *s = serde_json::Value::Null;
+        }
+        r.to_string()
+    };
+    for (what, p, q) in [
+        ("tokenizer_sha256", x.tokenizer_sha256.clone(), y.tokenizer_sha256.clone()),
+        ("template_sha256", x.template_sha256.clone(), y.template_sha256.clone()),
+        ("mask_token_id", x.mask_token_id.to_string(), y.mask_token_id.to_string()),
+        ("recipe", settings(x), settings(y)),
+    ] {
+        if p != q {
+            return Err(differ(what, p, q));
+        }
+    }
+    if x.recipe.get("shard") == y.recipe.get("shard")
+        && x.recipe.get("shard").is_some_and(|s| !s.is_null())
+    {
+        return Err(differ("shard", x.recipe["shard"].to_string(), y.recipe["shard"].to_string()));
+    }
+    Ok(())
+}

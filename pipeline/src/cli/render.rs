@@ -1,0 +1,177 @@
+//! What a template makes of a conversation, with the assistant's spans: one template context a line
+//! in, one JSON object a line out: `{"text", "assistant_spans": [[start, end], …]}` in characters,
+//! or `{"error"}`.
+
+use crate::cli::args::RenderArgs;
+use crate::error::{Error, Result};
+use crate::parse::conversation::{self, Conversation};
+use crate::template::chat::{self, ChatTemplate};
+use crate::template::control::ControlText;
+use crate::template::spans::{LostText, Rendered, SpanFinder, SpecialText};
+use crate::tokenize::tokenizer::{AddedToken, TokenizerSource};
+use minijinja::value::{Serde, Value};
+use serde_json::{Map, Value as Json, json};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+
+/// Renders every line of the input.
+pub fn run(a: &RenderArgs) -> Result<()> {
+    let now = match a.now.as_deref() {
+        Some(t) => crate::prepare::plan::time(Some(t))?,
+        None => jiff::Zoned::now().datetime(),
+    };
+    let renderer = match (&a.tokenizer, &a.template) {
+        (Some(given), None) => {
+            let dir = crate::input::hub::model::tokenizer(given)?;
+            let specials = chat::special_tokens(&dir)?;
+            let added = TokenizerSource::read(&dir)?.added_tokens().to_vec();
+            Renderer::new(ChatTemplate::load_at(&dir, now)?, added, specials)?
+        }
+        (None, Some(name)) => {
+            let t = ChatTemplate::named(name, BTreeMap::new(), now)?;
+            let added = likely_control_tokens(t.source());
+            Renderer::new(t, added, BTreeMap::new())?
+        }
+        _ => {
+            return Err(Error::Usage("give either --tokenizer or --template".to_string()));
+        }
+    };
+    let file = std::fs::File::open(&a.input).map_err(Error::io("opening", &a.input))?;
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    for line in BufReader::new(file).split(b'\n') {
+        let line = line.map_err(Error::io("reading", &a.input))?;
+        if line.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        let result = match serde_json::from_slice::<Json>(&line) {
+            Ok(Json::Object(context)) => renderer.line(context),
+            Ok(_) => json!({"error": "not a JSON object"}),
+            Err(e) => json!({"error": format!("not JSON: {e}")}),
+        };
+        let written = if a.json {
+            writeln!(out, "{result}")
+        } else {
+            match result.get("error") {
+                Some(e) => writeln!(out, "refused: {}", e.as_str().unwrap_or("")),
+                None => writeln!(
+                    out,
+                    "{}\n-- assistant: {}",
+                    result["text"].as_str().unwrap_or(""),
+                    result["assistant_spans"]
+                ),
+            }
+        };
+        match written {
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+            w => w.map_err(Error::io("writing", "standard output"))?,
+        }
+    }
+    out.flush()
+        .or_else(|e| if e.kind() == std::io::ErrorKind::BrokenPipe { Ok(()) } else { Err(e) })
+        .map_err(Error::io("writing", "standard output"))
+}
+
+/// A template ready for contexts.
+pub struct Renderer {
+    template: ChatTemplate,
+    control: ControlText,
+    specials: BTreeMap<String, String>,
+}
+
+impl Renderer {
+    /// For a template, a tokenizer's added tokens and its named special tokens.
+    pub fn new(
+        template: ChatTemplate,
+        added: Vec<AddedToken>,
+        specials: BTreeMap<String, String>,
+    ) -> Result<Self> {
+        let control = ControlText::new(&added, specials.get("eos_token").map(String::as_str))?;
+        Ok(Renderer { template, control, specials })
+    }
+
+    /// One context to one result.
+    pub fn line(&self, mut context: Map<String, Json>) -> Json {
+        for (k, v) in &self.specials {
+            context.entry(k.clone()).or_insert_with(|| json!(v));
+        }
+        let with_tools = context.get("tools").is_some_and(|t| !t.is_null());
+        let text = match self.text(&context, with_tools) {
+            Ok(t) => t,
+            Err(e) => return json!({"error": e.to_string()}),
+        };
+        let spans = self.spans(&context, &text);
+        json!({"text": text, "assistant_spans": spans})
+    }
+
+    /// The text alone.
+    pub fn text(&self, context: &Map<String, Json>, with_tools: bool) -> Result<String> {
+        self.template.render_context(Value::from(Serde(context)), with_tools)
+    }
+
+    /// The spans, in characters; empty where the conversation is none we would train on.
+    fn spans(&self, context: &Map<String, Json>, text: &str) -> Vec<[usize; 2]> {
+        let generating = context.get("add_generation_prompt").is_some_and(|g| g == &json!(true));
+        let row: Map<String, Json> = ["messages", "tools"]
+            .iter()
+            .filter_map(|k| Some((k.to_string(), context.get(*k)?.clone())))
+            .collect();
+        let Ok(c) = conversation::from_row(row).2 else {
+            return Vec::new();
+        };
+        let Some(r) = self.rendered(&c) else {
+            return Vec::new();
+        };
+        if !(r.text == text || generating && text.starts_with(&r.text)) {
+            return Vec::new();
+        }
+        let at = |byte: usize| r.text.get(..byte).map_or(0, |t| t.chars().count());
+        r.spans.iter().map(|s| [at(s.start), at(s.end)]).collect()
+    }
+
+    fn rendered(&self, c: &Conversation) -> Option<Rendered> {
+        SpanFinder::new(&self.template, &self.control, SpecialText::Text, LostText::Keep)
+            .render(c)
+            .ok()
+    }
+}
+
+/// Without a tokenizer: the strings in a template that look like control tokens.
+fn likely_control_tokens(source: &str) -> Vec<AddedToken> {
+    let mut found: Vec<String> = [
+        "</s>",
+        "<s>",
+        "<eos>",
+        "<bos>",
+        "<end_of_turn>",
+        "<start_of_turn>",
+        "<|im_end|>",
+        "<|im_start|>",
+        "<|eot_id|>",
+        "<|endoftext|>",
+        "<|end|>",
+    ]
+    .iter()
+    .map(|s| s.to_string())
+    .collect();
+    for (open, close) in [("<|", "|>"), ("<｜", "｜>")] {
+        let mut rest = source;
+        while let Some(at) = rest.find(open) {
+            rest = &rest[at..];
+            match rest[open.len()..].find(close) {
+                Some(n) if n < 64 && !rest[..open.len() + n].contains(char::is_whitespace) => {
+                    let token = &rest[..open.len() + n + close.len()];
+                    if !found.iter().any(|f| f == token) {
+                        found.push(token.to_string());
+                    }
+                    rest = &rest[token.len()..];
+                }
+                _ => rest = &rest[open.len()..],
+            }
+        }
+    }
+    found
+        .into_iter()
+        .enumerate()
+        .map(|(i, content)| AddedToken { content, id: i as u32, special: true })
+        .collect()
+}

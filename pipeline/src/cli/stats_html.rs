@@ -1,0 +1,119 @@
+//! The totals of a dataset as one page with plots, needing nothing but a browser.
+
+use crate::cli::stats::{Lengths, fill, slots};
+use dlm_datasets::manifest::Manifest;
+use std::fmt::Write;
+
+/// Text made safe for HTML.
+fn escape(s: &str) -> String {
+    s.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+/// A bar chart as SVG: (label, value) pairs.
+fn bars(title: &str, data: &[(String, f64)], unit: &str) -> String {
+    let top = data.iter().map(|d| d.1).fold(0.0, f64::max).max(1e-9);
+    let (w, h) = (640.0, 220.0);
+    let step = w / data.len().max(1) as f64;
+    let mut o = format!(
+        "<figure><figcaption>{}</figcaption><svg viewBox='0 0 {w} {}' role='img'>",
+        escape(title),
+        h + 40.0
+    );
+    for (i, (label, v)) in data.iter().enumerate() {
+        let (x, bar) = (i as f64 * step, v / top * h);
+        let _ = write!(
+            o,
+            "<g><title>{}: {v:.0} {}</title><rect x='{:.1}' y='{:.1}' width='{:.1}' height='{:.1}'/><text x='{:.1}' y='{:.1}' text-anchor='middle'>{}</text></g>",
+            escape(label),
+            escape(unit),
+            x + step * 0.1,
+            h - bar,
+            step * 0.8,
+            bar,
+            x + step / 2.0,
+            h + 16.0,
+            escape(label)
+        );
+    }
+    o + "</svg></figure>"
+}
+
+/// The page.
+pub fn page(m: &Manifest, l: &Lengths) -> String {
+    let c = &m.counts;
+    let mut o = String::from(
+        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Packed dataset</title><style>body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}\
+         table{border-collapse:collapse;width:100%}td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right}td:first-child,th:first-child{text-align:left}\
+         svg{width:100%}rect{fill:#3b6ea5}text{font-size:11px;fill:#555}figure{margin:2rem 0}figcaption{font-weight:600}</style><h1>Packed dataset</h1><table>",
+    );
+    let share = |n: u64, of: u64| {
+        format!("{:.2} %", if of == 0 { 0.0 } else { 100.0 * n as f64 / of as f64 })
+    };
+    for (k, v) in [
+        (
+            "rows",
+            format!(
+                "{} train, {} eval, of {} tokens in blocks of {}",
+                m.packing.train_rows, m.packing.eval_rows, m.seq_len, m.bd_size
+            ),
+        ),
+        (
+            "conversations",
+            format!("{} read = {} kept + {} dropped", c.rows_read, c.rows_kept, c.dropped_total()),
+        ),
+        ("slots filled", format!("{:.2} %", 100.0 * fill(m))),
+        ("block padding", share(c.block_padding, slots(m))),
+        ("tokens", c.tokens.to_string()),
+        (
+            "tokens with loss",
+            format!("{} ({})", c.response_tokens, share(c.response_tokens, c.tokens)),
+        ),
+        (
+            "tokens cut from over-long conversations",
+            format!("{} ({})", c.tokens_cut, share(c.tokens_cut, c.tokens + c.tokens_cut)),
+        ),
+        ("template", m.template_source.clone()),
+        ("mask token", format!("{} = {}", m.mask_token, m.mask_token_id)),
+    ] {
+        let _ = write!(o, "<tr><td>{}</td><td>{}</td></tr>", escape(k), escape(&v));
+    }
+    o.push_str("</table>");
+    let blocks: Vec<_> = l
+        .blocks
+        .iter()
+        .enumerate()
+        .skip(1)
+        .map(|(b, &n)| ((b * m.bd_size).to_string(), n as f64))
+        .collect();
+    o.push_str(&bars("Document length in tokens, block padding included", &blocks, "documents"));
+    let tenths: Vec<_> = l
+        .loss_tenths
+        .iter()
+        .enumerate()
+        .map(|(k, &n)| (format!("{}–{} %", k * 10, k * 10 + 10), n as f64))
+        .collect();
+    o.push_str(&bars("Share of a document that carries loss", &tenths, "documents"));
+    let rows: Vec<_> =
+        l.per_row.iter().enumerate().skip(1).map(|(k, &n)| (k.to_string(), n as f64)).collect();
+    o.push_str(&bars("Documents in a row", &rows, "rows"));
+    if !c.dropped.is_empty() {
+        let dropped: Vec<_> = c.dropped.iter().map(|(k, &n)| (k.clone(), n as f64)).collect();
+        o.push_str(&bars("Dropped, by reason", &dropped, "conversations"));
+    }
+    o.push_str("<h2>Sources</h2><table><tr><th>source</th><th>category</th><th>read</th><th>kept</th><th>tokens</th><th>share</th><th>loss</th><th>licences</th></tr>");
+    for s in &m.sources {
+        let _ = write!(
+            o,
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+            escape(&s.name),
+            escape(s.category.as_deref().unwrap_or("")),
+            s.counts.rows_read,
+            s.counts.rows_kept,
+            s.counts.tokens,
+            share(s.counts.tokens, c.tokens),
+            share(s.counts.response_tokens, s.counts.tokens),
+            escape(&s.licences.join(", "))
+        );
+    }
+    o + "</table></html>\n"
+}

@@ -1,0 +1,4 @@
+//! What a run is asked to do, resolved: settings that decide the output's bytes, and recipes.
+
+pub mod recipe;
+pub mod settings;

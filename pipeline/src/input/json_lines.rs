@@ -1,0 +1,280 @@
+//! Rows of JSON, one a line or in one array, from plain, gzip and zstd files.
+//!
+//! In: a file and the row to begin with. Out: batches of lines ([`RawRows::Lines`]), unparsed. A
+//! row past [`MAX_LINE`] bytes comes as an empty line, for the worker to count; an empty line of
+//! the file is no row.
+
+use crate::error::{Error, Result};
+use crate::input::source::{BATCH_BYTES, BATCH_ROWS, RawRows};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The longest line read; longer ones are dropped by name.
+pub const MAX_LINE: usize = 64 << 20;
+
+/// JSON objects, one a line or in one array.
+pub struct JsonRows {
+    reader: Box<dyn BufRead + Send>,
+    path: PathBuf,
+    array: bool,
+    skip: u64,
+    done: bool,
+    consumed: Arc<AtomicU64>,
+}
+
+/// Counts what is read of a file.
+struct Counted(File, Arc<AtomicU64>);
+
+impl Read for Counted {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.0.read(buf)?;
+        self.1.fetch_add(n as u64, Ordering::Relaxed);
+        Ok(n)
+    }
+}
+
+impl JsonRows {
+    /// The rows of `path` from row `skip` on; `.gz` and `.zst` by the name.
+    pub fn open(path: &Path, skip: u64) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io("opening", path))?;
+        let consumed = Arc::new(AtomicU64::new(0));
+        let file = Counted(file, consumed.clone());
+        let name = path.to_string_lossy().to_ascii_lowercase();
+        let mut reader: Box<dyn BufRead + Send> = if name.ends_with(".gz") {
+            Box::new(BufReader::with_capacity(
+                1 << 18,
+                flate2::read::MultiGzDecoder::new(BufReader::with_capacity(1 << 18, file)),
+            ))
+        } else if name.ends_with(".zst") {
+            let decoder =
+                zstd::stream::read::Decoder::new(file).map_err(Error::io("reading", path))?;
+            Box::new(BufReader::with_capacity(1 << 18, decoder))
+        } else {
+            Box::new(BufReader::with_capacity(1 << 18, file))
+        };
+        let head = reader.fill_buf().map_err(|e| unreadable(path, e))?;
+        if head.starts_with(&[0xEF, 0xBB, 0xBF]) {
+            reader.consume(3);
+        }
+        let head = reader.fill_buf().map_err(|e| unreadable(path, e))?;
+        let first = head.iter().position(|b| !b.is_ascii_whitespace());
+        let array = first.is_some_and(|at| head[at] == b'[');
+        if let (true, Some(at)) = (array, first) {
+            reader.consume(at + 1);
+        }
+        Ok(JsonRows { reader, path: path.to_path_buf(), array, skip, done: false, consumed })
+    }
+
+    /// The rows after the first line end from byte `at` on; none for a compressed file or an array.
+    pub fn from_byte(path: &Path, at: u64) -> Result<Option<Self>> {
+        let name = path.to_string_lossy().to_ascii_lowercase();
+        let rows = Self::open(path, 0)?;
+        if rows.array || name.ends_with(".gz") || name.ends_with(".zst") {
+            return Ok(None);
+        }
+        if at == 0 {
+            return Ok(Some(rows));
+        }
+        let mut file = File::open(path).map_err(Error::io("opening", path))?;
+        file.seek(SeekFrom::Start(at - 1)).map_err(Error::io("reading", path))?;
+        let mut reader = BufReader::with_capacity(1 << 18, file);
+        loop {
+            let buffer = reader.fill_buf().map_err(|e| unreadable(path, e))?;
+            let (newline, n) = (memchr::memchr(b'\n', buffer), buffer.len());
+            reader.consume(newline.map_or(n, |at| at + 1));
+            if newline.is_some() || n == 0 {
+                return Ok(Some(JsonRows { reader: Box::new(reader), ..rows }));
+            }
+        }
+    }
+
+    /// Bytes of the file read so far, those in buffers included.
+    pub fn consumed(&self) -> u64 {
+        self.consumed.load(Ordering::Relaxed)
+    }
+
+    /// Appends the next row's bytes; false at the end. A row past [`MAX_LINE`] leaves nothing
+    /// behind.
+    fn next_row(&mut self, out: &mut Vec<u8>) -> std::io::Result<bool> {
+        if self.array { self.next_element(out) } else { self.next_line(out) }
+    }
+
+    fn next_line(&mut self, out: &mut Vec<u8>) -> std::io::Result<bool> {
+        let start = out.len();
+        loop {
+            let (mut any, mut over, mut ended) = (false, false, false);
+            while !ended {
+                let buffer = self.reader.fill_buf()?;
+                if buffer.is_empty() {
+                    break;
+                }
+                any = true;
+                let newline = memchr::memchr(b'\n', buffer);
+                ended = newline.is_some();
+                let take = newline.unwrap_or(buffer.len());
+                if !over && out.len() - start + take > MAX_LINE {
+                    over = true;
+                    out.truncate(start);
+                }
+                if !over {
+                    out.extend_from_slice(&buffer[..take]);
+                }
+                self.reader.consume(take + usize::from(ended));
+            }
+            if !any || over || !out[start..].iter().all(u8::is_ascii_whitespace) {
+                return Ok(any);
+            }
+            out.truncate(start); // an empty line is no row
+        }
+    }
+
+    /// The next element of a JSON array: brackets and strings are followed, nothing else.
+    fn next_element(&mut self, out: &mut Vec<u8>) -> std::io::Result<bool> {
+        let start = out.len();
+        let (mut depth, mut string, mut escaped, mut begun, mut over) =
+            (0usize, false, false, false, false);
+        loop {
+            let buffer = self.reader.fill_buf()?;
+            if buffer.is_empty() {
+                return Ok(begun);
+            }
+            let mut used = 0;
+            let mut finished = false;
+            for &b in buffer {
+                used += 1;
+                if !begun {
+                    match b {
+                        b']' => {
+                            self.reader.consume(used);
+                            self.done = true;
+                            return Ok(false);
+                        }
+                        b',' => continue,
+                        b if b.is_ascii_whitespace() => continue,
+                        _ => begun = true,
+                    }
+                }
+                if string {
+                    string = escaped || b != b'"';
+                    escaped = !escaped && b == b'\\';
+                } else {
+                    match b {
+                        b'"' => string = true,
+                        b'{' | b'[' => depth += 1,
+                        b'}' | b']' if depth > 0 => depth -= 1,
+                        b',' | b']' if depth == 0 => {
+                            used -= usize::from(b == b']');
+                            finished = true;
+                            break;
+                        }
+                        _ => {}
+                    }
+                }
+                over |= out.len() - start >= MAX_LINE;
+                if !over {
+                    out.push(b);
+                }
+            }
+            self.reader.consume(used);
+            if finished {
+                break;
+            }
+        }
+        if over {
+            out.truncate(start);
+        }
+        Ok(true)
+    }
+}
+
+impl Iterator for JsonRows {
+    type Item = Result<RawRows>;
+
+    fn next(&mut self) -> Option<Result<RawRows>> {
+        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
+        while !self.done && ends.len() < BATCH_ROWS && bytes.len() < BATCH_BYTES {
+            match self.next_row(&mut bytes) {
+                Ok(true) if self.skip > 0 => {
+                    self.skip -= 1;
+                    bytes.clear();
+                }
+                Ok(true) => ends.push(bytes.len()),
+                Ok(false) => self.done = true,
+                Err(e) => {
+                    self.done = true;
+                    return Some(Err(unreadable(&self.path, e)));
+                }
+            }
+        }
+        (!ends.is_empty()).then_some(Ok(RawRows::Lines { bytes, ends }))
+    }
+}
+
+fn unreadable(path: &Path, e: std::io::Error) -> Error {
+    let reason = format!(
+        "cannot be read to its end: {e}; the file is damaged or its name does not say how it is compressed"
+    );
+    Error::Input { path: path.display().to_string(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::source::{Input, open};
+    use std::io::Write;
+
+    fn rows(name: &str, content: &[u8], skip: u64) -> Vec<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        let input = Input::local(path, name.to_string(), 0);
+        let mut out = Vec::new();
+        for b in open(&input, skip).unwrap() {
+            let RawRows::Lines { bytes, ends } = b.unwrap() else { panic!() };
+            let mut from = 0;
+            for e in ends {
+                out.push(String::from_utf8(bytes[from..e].to_vec()).unwrap());
+                from = e;
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn lines_and_arrays() {
+        assert_eq!(
+            rows("a.jsonl", b"\xEF\xBB\xBF{\"a\":1}\r\n\n  \n{\"b\":2}", 0),
+            ["{\"a\":1}\r", "{\"b\":2}"]
+        );
+        assert_eq!(rows("a.jsonl", b"1\n2\n3\n", 1), ["2", "3"]);
+        assert_eq!(
+            rows("a.json", b" [ {\"a\": \"],\\\"}\"} ,\n{\"b\": [1, {}]}, 3 ] ", 0),
+            ["{\"a\": \"],\\\"}\"} ", "{\"b\": [1, {}]}", "3 "]
+        );
+        assert_eq!(rows("a.json", b"[]", 0), [] as [&str; 0]);
+        assert_eq!(rows("a.json", b"", 0), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn compressed() {
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gz.write_all(b"1\n2\n").unwrap();
+        let mut gz = gz.finish().unwrap();
+        assert_eq!(rows("a.jsonl.gz", &gz, 0), ["1", "2"]);
+        assert_eq!(
+            rows("a.jsonl.zst", &zstd::encode_all(&b"1\n2\n"[..], 1).unwrap(), 0),
+            ["1", "2"]
+        );
+        gz.truncate(gz.len() - 5);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.jsonl.gz");
+        std::fs::write(&path, &gz).unwrap();
+        let input = Input::local(path, String::new(), 0);
+        assert!(
+            open(&input, 0).unwrap().any(|b| b.is_err_and(|e| e.to_string().contains("damaged")))
+        );
+    }
+}

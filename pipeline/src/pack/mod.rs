@@ -1,0 +1,5 @@
+//! Documents to packed rows and files.
+
+pub mod mixture;
+pub mod packer;
+pub mod sink;

@@ -1,0 +1,89 @@
+//! A row of a table as JSON, so that tables and JSON lines go one way from here.
+//!
+//! In: an Arrow record batch and a row number. Out: a JSON object of its columns; null cells are
+//! left out.
+
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::{
+    DataType, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type,
+    UInt16Type, UInt32Type, UInt64Type,
+};
+use serde_json::{Map, Value};
+
+/// Row `i` of `batch`. Top-level nulls stay, so that a missing value is told from a missing column.
+pub fn row(batch: &RecordBatch, i: usize) -> Map<String, Value> {
+    let schema = batch.schema_ref();
+    let mut out = Map::with_capacity(batch.num_columns());
+    for (f, c) in schema.fields().iter().zip(batch.columns()) {
+        out.insert(f.name().clone(), cell(c.as_ref(), i));
+    }
+    out
+}
+
+fn list(values: &dyn Array, from: usize, to: usize) -> Value {
+    Value::Array((from..to).map(|k| cell(values, k)).collect())
+}
+
+/// One cell. Types no conversation uses become null.
+fn cell(a: &dyn Array, i: usize) -> Value {
+    if a.is_null(i) {
+        return Value::Null;
+    }
+    macro_rules! number {
+        ($t:ty) => {
+            a.as_primitive::<$t>().value(i).into()
+        };
+    }
+    match a.data_type() {
+        DataType::Utf8 => a.as_string::<i32>().value(i).into(),
+        DataType::LargeUtf8 => a.as_string::<i64>().value(i).into(),
+        DataType::Utf8View => a.as_string_view().value(i).into(),
+        DataType::Boolean => a.as_boolean().value(i).into(),
+        DataType::Int8 => number!(Int8Type),
+        DataType::Int16 => number!(Int16Type),
+        DataType::Int32 => number!(Int32Type),
+        DataType::Int64 => number!(Int64Type),
+        DataType::UInt8 => number!(UInt8Type),
+        DataType::UInt16 => number!(UInt16Type),
+        DataType::UInt32 => number!(UInt32Type),
+        DataType::UInt64 => number!(UInt64Type),
+        DataType::Float32 => f64::from(a.as_primitive::<Float32Type>().value(i)).into(),
+        DataType::Float64 => number!(Float64Type),
+        DataType::List(_) => {
+            let l = a.as_list::<i32>();
+            list(
+                l.values().as_ref(),
+                l.value_offsets()[i] as usize,
+                l.value_offsets()[i + 1] as usize,
+            )
+        }
+        DataType::LargeList(_) => {
+            let l = a.as_list::<i64>();
+            list(
+                l.values().as_ref(),
+                l.value_offsets()[i] as usize,
+                l.value_offsets()[i + 1] as usize,
+            )
+        }
+        DataType::FixedSizeList(_, n) => {
+            let l = a.as_fixed_size_list();
+            let from = l.value_offset_at(i);
+            list(l.values().as_ref(), from, from + *n as usize)
+        }
+        DataType::Struct(fields) => {
+            let s = a.as_struct();
+            let mut m = Map::with_capacity(fields.len());
+            for (f, c) in fields.iter().zip(s.columns()) {
+                if c.is_valid(i) {
+                    m.insert(f.name().clone(), cell(c.as_ref(), i));
+                }
+            }
+            Value::Object(m)
+        }
+        DataType::Dictionary(_, _) => {
+            let d = a.as_any_dictionary();
+            d.normalized_keys().get(i).map_or(Value::Null, |&k| cell(d.values().as_ref(), k))
+        }
+        _ => Value::Null,
+    }
+}

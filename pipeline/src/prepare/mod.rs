@@ -1,0 +1,4 @@
+//! Preparing a dataset from beginning to end.
+
+pub mod estimate;
+pub mod plan;

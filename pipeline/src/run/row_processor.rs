@@ -1,0 +1,286 @@
+//! A batch of raw rows through the stages that need nothing but the row.
+//!
+//! In: raw rows. Out: [`ProcessedBatch`]: each row decoded, rendered, encoded, labelled, cut and
+//! padded, or dropped by name. The same whatever thread does it.
+
+use crate::config::settings::Settings;
+use crate::error::{Error, Result};
+use crate::input::source::{Input, RawRows};
+use crate::label::block::Grid;
+use crate::label::supervise::{Sample, Supervisor};
+use crate::label::truncate::{self, Cut};
+use crate::parse::conversation::{self, Conversation, DropReason, Message, Read};
+use crate::parse::table;
+use crate::parse::{fast_columns, fast_json};
+use crate::run::batch::{Cursor, ProcessedBatch, ProcessedDocument, ProcessedRow};
+use crate::template::chat::ChatTemplate;
+use crate::template::control::ControlText;
+use crate::template::spans::{Fault, Rendered, SpanFinder};
+use crate::template::verbatim::{CHECK_EVERY, Verbatim};
+use crate::tokenize::tokenizer::Tokenizer;
+use dlm_datasets::manifest::Manifest;
+use dlm_datasets::verify::summarize_runs;
+
+/// What the stages share.
+pub struct Stages<'a> {
+    /// Choices.
+    pub settings: &'a Settings,
+    /// Tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// Control tokens.
+    pub control: &'a ControlText,
+    /// Template.
+    pub template: &'a ChatTemplate,
+    /// When rows need no render.
+    pub linear: Option<&'a Verbatim>,
+    /// Ids and policies, for counting.
+    pub manifest: &'a Manifest,
+    /// Inputs, for their columns' names.
+    pub inputs: &'a [Input],
+}
+
+/// One worker's tools and scratch memory.
+pub struct RowProcessor<'a> {
+    settings: &'a Settings,
+    manifest: &'a Manifest,
+    inputs: &'a [Input],
+    spans: SpanFinder<'a>,
+    supervisor: Supervisor<'a>,
+    grid: Grid,
+    rendered: Rendered,
+    sample: Sample,
+    cuts: Vec<Cut>,
+    wants_fingerprint: bool,
+}
+
+impl<'a> RowProcessor<'a> {
+    /// A worker on `stages`.
+    pub fn new(stages: &Stages<'a>) -> Self {
+        let (s, m) = (stages.settings, stages.manifest);
+        let fill_id = match s.padding {
+            dlm_datasets::manifest::Padding::Mask => m.mask_token_id,
+            dlm_datasets::manifest::Padding::Eos => m.eos_token_id,
+        };
+        RowProcessor {
+            settings: s,
+            manifest: m,
+            inputs: stages.inputs,
+            spans: SpanFinder::new(stages.template, stages.control, s.special_text, s.lost_text)
+                .with_linear(stages.linear),
+            supervisor: Supervisor {
+                tokenizer: stages.tokenizer,
+                loss_on: s.loss_on,
+                mask_id: m.mask_token_id,
+            },
+            grid: Grid {
+                bd_size: s.bd_size,
+                seq_len: s.seq_len,
+                alignment: s.alignment,
+                fill_id,
+                pad_id: m.pad_token_id,
+            },
+            rendered: Rendered::default(),
+            sample: Sample::default(),
+            cuts: Vec::new(),
+            wants_fingerprint: s.dedup || s.eval_fraction > 0.0,
+        }
+    }
+
+    /// All rows of a batch, in the memory of one that is done with.
+    pub fn process(
+        &mut self,
+        number: u64,
+        from: Cursor,
+        raw: RawRows,
+        used: Option<ProcessedBatch>,
+    ) -> Result<ProcessedBatch> {
+        let n = raw.len();
+        let mut out = used.unwrap_or_default();
+        out.clear();
+        (out.number, out.from) = (number, from);
+        let raw = RowDecoder::new(&raw, self.inputs.get(from.file).map_or(&[][..], |i| &i.columns));
+        // The list of one row's messages is the next one's.
+        let mut messages = Vec::new();
+        for i in 0..n {
+            if let Some((index, of)) = self.settings.shard
+                && (from.row + i as u64) % of != index
+            {
+                // Another machine's row; counted there.
+                out.rows.push(ProcessedRow { key: usize::MAX, ..Default::default() });
+                continue;
+            }
+            let mut row = ProcessedRow::default();
+            let (category, licence, conversation) = raw.decode(i, std::mem::take(&mut messages));
+            let key = (category.as_deref(), licence.as_deref());
+            row.key = out
+                .keys
+                .iter()
+                .position(|k| (k.0.as_deref(), k.1.as_deref()) == key)
+                .unwrap_or_else(|| {
+                    out.keys.push((key.0.map(String::from), key.1.map(String::from)));
+                    out.keys.len() - 1
+                });
+            let (ids, loss, documents) = (out.ids.len(), out.loss.len(), out.documents.len());
+            let check = (from.row + i as u64) % CHECK_EVERY == 0;
+            let done = conversation.map_err(Fault::from).and_then(|mut c| {
+                let done = self.conversation(&c, check, &mut row, &mut out);
+                c.messages.clear();
+                messages = c.messages;
+                done
+            });
+            if let Err(fault) = done {
+                let Fault::Drop(why) = fault else {
+                    return Err(Error::Unfit(format!(
+                        "row {} of input {}: the template treats its text in a way that trying it out did not show; run again with --render each",
+                        from.row + i as u64,
+                        from.file
+                    )));
+                };
+                out.ids.truncate(ids);
+                out.loss.truncate(loss);
+                out.documents.truncate(documents);
+                row.cut = 0;
+                row.dropped = Some(why);
+            }
+            row.documents = out.documents.len() - documents;
+            out.rows.push(row);
+        }
+        Ok(out)
+    }
+
+    fn conversation(
+        &mut self,
+        c: &Conversation,
+        check: bool,
+        row: &mut ProcessedRow,
+        out: &mut ProcessedBatch,
+    ) -> std::result::Result<(), Fault> {
+        let s = self.settings;
+        if self.wants_fingerprint {
+            row.fingerprint = conversation::fingerprint(c);
+        }
+        let rendered = &mut self.rendered;
+        self.spans.render_into(c, check, rendered)?;
+        out.text_bytes += rendered.text.len() as u64;
+        row.marked = rendered.control.is_some();
+        row.respaced = rendered.respaced;
+        row.rewritten = rendered.rewritten;
+        self.supervisor.encode(rendered, &mut self.sample)?;
+        row.over_long = self.sample.ids.len() > s.seq_len;
+        let lost = truncate::cut(
+            &self.sample,
+            s.over_long,
+            s.seq_len,
+            s.bd_size,
+            s.split_context,
+            &mut self.cuts,
+        )?;
+        row.cut = lost as u64;
+        let documents = out.documents.len();
+        for cut in &self.cuts {
+            let (from, runs) = (out.ids.len(), out.loss.len());
+            out.ids.extend_from_slice(&self.sample.ids[cut.start..cut.end]);
+            // The last turn of this cut, for the `response` grid.
+            let turn = self
+                .sample
+                .turns
+                .partition_point(|t| t.0 < cut.end)
+                .checked_sub(1)
+                .map_or(0, |k| self.sample.turns[k].0);
+            let turn = turn.saturating_sub(cut.start);
+            let beyond = self.grid.pad(&mut out.ids, from, turn);
+            row.cut += beyond as u64;
+            // What is context, or nothing precedes, carries no loss.
+            let (first, end) = (cut.start + cut.context.max(1), cut.end - beyond);
+            let inside = self.sample.loss_within(first, end).iter();
+            let inside = inside.map(|r| {
+                ((r.0 as usize).max(first) - cut.start, (r.1 as usize).min(end) - cut.start)
+            });
+            out.loss.extend(inside.map(|r| (r.0 as u32, r.1 as u32)));
+            let summary = summarize_runs(&out.ids[from..], &out.loss[runs..], self.manifest);
+            if summary.response_tokens == 0 {
+                row.cut +=
+                    (out.ids.len() - from) as u64 - summary.block_padding - cut.context as u64;
+                out.ids.truncate(from);
+                continue;
+            }
+            out.documents.push(ProcessedDocument {
+                tokens: out.ids.len() - from,
+                runs: out.loss.len() - runs,
+                summary,
+            });
+        }
+        if out.documents.len() == documents { Err(DropReason::NoLabel.into()) } else { Ok(()) }
+    }
+}
+
+/// Raw rows, decoded the short way where they allow it.
+pub struct RowDecoder<'a> {
+    raw: &'a RawRows,
+    columns: &'a [(String, String)],
+    direct: Option<fast_columns::Columns<'a>>,
+}
+
+impl<'a> RowDecoder<'a> {
+    /// `columns` gives (our name, the file's name) where they differ.
+    pub fn new(raw: &'a RawRows, columns: &'a [(String, String)]) -> Self {
+        let direct = match raw {
+            RawRows::Table(batch) if columns.is_empty() => fast_columns::Columns::new(batch),
+            _ => None,
+        };
+        RowDecoder { raw, columns, direct }
+    }
+
+    /// Whether its columns have a shape that is read straight.
+    pub fn is_direct(&self) -> bool {
+        self.direct.is_some()
+    }
+
+    /// Category, licence and conversation of row `i`; `memory` is an empty list to use.
+    pub fn decode(&self, i: usize, memory: Vec<Message<'a>>) -> Read<'a> {
+        let short = match (self.raw, &self.direct) {
+            (RawRows::Table(_), Some(d)) => d.read(i, memory),
+            (RawRows::Lines { .. }, _) if self.columns.is_empty() => self
+                .raw
+                .line(i)
+                .and_then(|l| std::str::from_utf8(l).ok())
+                .and_then(|l| fast_json::line(l, memory)),
+            _ => None,
+        };
+        short.unwrap_or_else(|| decode(self.raw, i, self.columns))
+    }
+}
+
+/// The long way, and the definition: category, licence and conversation of raw row `i`; `columns`
+/// gives (our name, the file's name) where they differ.
+pub fn decode(raw: &RawRows, i: usize, columns: &[(String, String)]) -> Read<'static> {
+    let mut row = match raw {
+        RawRows::Table(batch) => table::row(batch, i),
+        RawRows::Lines { .. } => {
+            let Some(line) = raw.line(i) else {
+                return (None, None, Err(DropReason::LineTooLong));
+            };
+            let Ok(text) = std::str::from_utf8(line) else {
+                return (None, None, Err(DropReason::BadUtf8));
+            };
+            match serde_json::from_str::<serde_json::Value>(text) {
+                Ok(serde_json::Value::Object(row)) => row,
+                _ => return (None, None, Err(DropReason::BadJson)),
+            }
+        }
+    };
+    if !columns.is_empty() {
+        let mut renamed = serde_json::Map::new();
+        for (ours, theirs) in columns {
+            renamed.insert(ours.clone(), row.remove(theirs).unwrap_or(serde_json::Value::Null));
+        }
+        // What is not named keeps its name only where it cannot be taken for something else.
+        for k in ["category", "license", "licence"] {
+            if let (Some(v), false) = (row.remove(k), renamed.contains_key(k)) {
+                renamed.insert(k.to_string(), v);
+            }
+        }
+        row = renamed;
+    }
+    conversation::from_row(row)
+}

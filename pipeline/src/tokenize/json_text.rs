@@ -1,0 +1,88 @@
+//! Places in JSON text, found without parsing it.
+//!
+//! In: text known to be JSON. Out: byte ranges of values, ends of strings, so that a large file can
+//! be cut and pasted as text.
+
+use std::ops::Range;
+
+/// Where the values of keys of a JSON object stand. The text is known to be JSON; none if a key is
+/// missing or there twice.
+pub(crate) fn values_of<const N: usize>(json: &str, keys: [&str; N]) -> Option<[Range<usize>; N]> {
+    let bytes = json.as_bytes();
+    let (mut depth, mut i) = (0usize, 0);
+    // The last string at depth 1, and which key's value has begun where.
+    let (mut last, mut begun) = (0..0, None);
+    let mut found: [Option<Range<usize>>; N] = [const { None }; N];
+    while i < bytes.len() {
+        match bytes[i] {
+            b'"' => {
+                let start = i + 1;
+                i = string_end(bytes, start)?;
+                if depth == 1 {
+                    last = start..i;
+                }
+            }
+            b'[' | b'{' => depth += 1,
+            b':' if depth == 1 => {
+                let key = json.get(last.clone())?;
+                begun = keys.iter().position(|k| *k == key).map(|k| (k, i + 1));
+            }
+            b @ (b',' | b'}' | b']') => {
+                if depth == 1
+                    && let Some((k, from)) = begun.take()
+                {
+                    let value = &json[from..i];
+                    let from = from + value.len() - value.trim_start().len();
+                    if found[k].replace(from..from + value.trim().len()).is_some() {
+                        return None;
+                    }
+                }
+                if b != b',' {
+                    depth = depth.checked_sub(1)?;
+                } else if depth == 1 {
+                    last = 0..0;
+                }
+            }
+            _ => {}
+        }
+        i += 1;
+    }
+    let mut out = [const { 0..0 }; N];
+    for (o, f) in out.iter_mut().zip(found) {
+        *o = f?;
+    }
+    Some(out)
+}
+
+/// Where a JSON string ends whose first byte is at `from`.
+pub(crate) fn string_end(bytes: &[u8], from: usize) -> Option<usize> {
+    let mut i = from;
+    loop {
+        i += memchr::memchr2(b'"', b'\\', bytes.get(i..)?)?;
+        if bytes[i] == b'"' {
+            return Some(i);
+        }
+        i += 2;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_by_key() {
+        for (json, want) in [
+            (
+                r#"{"a": "k", "k": [ {"id": 1, "k": "]"} ] , "z": []}"#,
+                Some(r#"[ {"id": 1, "k": "]"} ]"#),
+            ),
+            (r#"{"k":[]}"#, Some("[]")),
+            (r#"{"m": {"k": [1]}, "k": "x\"y,"}"#, Some(r#""x\"y,""#)),
+            (r#"{"k": 1, "k": 2}"#, None),
+            (r#"{"b": ["k", {"k": 1}]}"#, None),
+        ] {
+            assert_eq!(values_of(json, ["k"]).map(|[r]| &json[r]), want, "{json}");
+        }
+    }
+}

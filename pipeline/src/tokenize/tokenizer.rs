@@ -1,0 +1,294 @@
+//! Text to ids and back.
+//!
+//! In: a tokenizer folder (`tokenizer.json`). Out: [`Tokenizer`], on one of two engines: `fast`,
+//! the 1.0 release candidate of the tokenizers crate, many times faster, and `stable`, 0.23. The
+//! fast one is used where it loads and gives the same ids as the stable one on a sample of the
+//! run's own rows ([`TokenizerSource::choose`]).
+//!
+//! Repair for byte-level vocabularies that lack some of the 256 bytes (SmolLM2): the stable engine
+//! drops such bytes, the fast one refuses to load. The missing symbols are given ids of their own,
+//! between the model's and the tokens added behind it, and are dropped again after encoding.
+
+use crate::error::{Error, Result};
+pub use crate::tokenize::tokenizer_file::{AddedToken, TokenizerSource};
+use std::path::Path;
+use tokenizers_fast as fast;
+
+/// The mask token this project adds.
+pub const MASK_TOKEN: &str = "|<MASK>|";
+
+enum Engine {
+    Fast(Box<fast::pipeline::PipelineTokenizer>),
+    /// With control tokens recognised, and (made only if it is to be used) with their strings as
+    /// text.
+    Stable(Box<(tokenizers::Tokenizer, Option<tokenizers::Tokenizer>)>),
+}
+
+/// A tokenizer.
+pub struct Tokenizer {
+    engine: Engine,
+    /// The JSON it was made from, mask token included.
+    json: String,
+    added: Vec<AddedToken>,
+    vocab_size: usize,
+    /// Ids from `.0` on stand `.1` higher in the fast engine; what lies between is a byte the
+    /// vocabulary lacks.
+    shift: (u32, u32),
+    /// Ids of added tokens that part the text.
+    parting: Vec<i32>,
+    eos: Option<String>,
+    engine_note: String,
+}
+
+impl Tokenizer {
+    /// The tokenizer in `dir`, as it is, on the fast engine if that loads it, else on the stable
+    /// one.
+    pub fn load(dir: &Path) -> Result<Tokenizer> {
+        let source = TokenizerSource::read(dir)?;
+        match source.fast() {
+            Ok(t) => Ok(t),
+            Err(reason) => {
+                source.stable(format!("stable (the fast engine refuses this tokenizer: {reason})"))
+            }
+        }
+    }
+
+    /// Ids of `text` with control-token strings recognised; nothing is added at the ends. Appends
+    /// to `out`.
+    pub fn encode(&self, text: &str, out: &mut Vec<i32>) -> Result<()> {
+        self.encode_into(text, false, out)
+    }
+
+    /// Ids of `text` with control-token strings as ordinary text. Appends to `out`.
+    pub fn encode_plain(&self, text: &str, out: &mut Vec<i32>) -> Result<()> {
+        self.encode_into(text, true, out)
+    }
+
+    fn encode_into(&self, text: &str, plain: bool, out: &mut Vec<i32>) -> Result<()> {
+        let failed = |e: String| Error::Render(format!("the tokenizer failed: {e}"));
+        match &self.engine {
+            Engine::Fast(t) => {
+                thread_local! {
+                    static SCRATCH: std::cell::RefCell<Vec<fast::pipeline::PipelineToken>> = const { std::cell::RefCell::new(Vec::new()) };
+                }
+                let mut options = fast::pipeline::EncodeOptions::no_specials();
+                options.encode_special_tokens = plain;
+                SCRATCH.with_borrow_mut(|scratch| {
+                    scratch.clear();
+                    t.encode_into(text, &options, scratch).map_err(|e| failed(e.to_string()))?;
+                    let ids = fast::pipeline::PipelineToken::cast_slice(scratch);
+                    let (from, by) = self.shift;
+                    if by == 0 {
+                        out.extend(ids.iter().map(|&id| id as i32));
+                    } else {
+                        let known = ids.iter().filter(|&&id| id < from || id >= from + by);
+                        out.extend(known.map(
+                            |&id| {
+                                if id < from { id as i32 } else { (id - by) as i32 }
+                            },
+                        ));
+                    }
+                    Ok(())
+                })
+            }
+            Engine::Stable(t) => {
+                let t = if plain { t.1.as_ref().unwrap_or(&t.0) } else { &t.0 };
+                let encoding = t.encode_fast(text, false).map_err(|e| failed(e.to_string()))?;
+                out.extend(encoding.get_ids().iter().map(|&id| id as i32));
+                Ok(())
+            }
+        }
+    }
+
+    /// Text of ids; ids that are no token are skipped.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        let ids: Vec<u32> =
+            ids.iter().copied().filter(|&i| (i as usize) < self.vocab_size).collect();
+        match &self.engine {
+            Engine::Fast(t) => {
+                let (from, by) = self.shift;
+                let ids: Vec<u32> =
+                    ids.iter().map(|&i| if i < from { i } else { i + by }).collect();
+                t.decode(&ids, skip_special).map_err(|e| Error::Render(e.to_string()))
+            }
+            Engine::Stable(t) => {
+                t.0.decode(&ids, skip_special).map_err(|e| Error::Render(e.to_string()))
+            }
+        }
+    }
+
+    /// The id of a token's string.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        if let Some(a) = self.added.iter().find(|a| a.content == token) {
+            return Some(a.id);
+        }
+        let mut ids = Vec::new();
+        self.encode_plain(token, &mut ids).ok()?;
+        match ids[..] {
+            [id] if self.decode(&[id as u32], false).ok()? == token => Some(id as u32),
+            _ => None,
+        }
+    }
+
+    /// Tokens matched before the model: control tokens and others.
+    pub fn added_tokens(&self) -> &[AddedToken] {
+        &self.added
+    }
+
+    /// Whether the token `id` parts the text: the ids of what stands before it and behind it are
+    /// those of each alone.
+    pub fn parts_text(&self, id: i32) -> bool {
+        self.parting.contains(&id)
+    }
+
+    /// One past the largest id.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The end-of-text token's string, if the folder names one.
+    pub fn eos_token(&self) -> Option<&str> {
+        self.eos.as_deref()
+    }
+
+    /// The end-of-text token's id, if the folder names one.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.eos.as_deref().and_then(|t| self.id_of(t))
+    }
+
+    /// The JSON this tokenizer was made from.
+    pub fn json(&self) -> &str {
+        &self.json
+    }
+
+    /// Which engine runs, and why.
+    pub fn engine(&self) -> &str {
+        &self.engine_note
+    }
+}
+
+impl TokenizerSource {
+    /// The tokenizer on the fast engine, or why not.
+    pub fn fast(&self) -> std::result::Result<Tokenizer, String> {
+        let text = match self.canonical_by_splicing() {
+            Some(text) => text,
+            None => self.canonical()?,
+        };
+        let engine = fast::from_json(&text).map_err(|e| e.to_string())?;
+        let mut note = "fast (tokenizers 1.0.0-rc.3)".to_string();
+        if !self.missing_bytes.is_empty() {
+            note.push_str(&format!(", {} missing byte symbols mended", self.missing_bytes.len()));
+        }
+        Ok(self.tokenizer(Engine::Fast(Box::new(engine)), note))
+    }
+
+    /// The tokenizer on the stable engine.
+    pub fn stable(&self, note: String) -> Result<Tokenizer> {
+        let t = self.stable_engine()?;
+        let mut plain = t.clone();
+        plain.set_encode_special_tokens(true);
+        Ok(self.tokenizer(Engine::Stable(Box::new((t, Some(plain)))), note))
+    }
+
+    fn stable_engine(&self) -> Result<tokenizers::Tokenizer> {
+        let mut t = tokenizers::Tokenizer::from_bytes(self.json.as_bytes())
+            .map_err(|e| self.bad(e.to_string()))?;
+        let _ = t.with_truncation(None);
+        t.with_padding(None);
+        Ok(t)
+    }
+
+    fn tokenizer(&self, engine: Engine, engine_note: String) -> Tokenizer {
+        let shift = (self.model_size as u32, self.missing_bytes.len() as u32);
+        Tokenizer {
+            engine,
+            json: self.json.clone(),
+            added: self.added.clone(),
+            vocab_size: self.vocab_size,
+            shift,
+            parting: self.parting(),
+            eos: self.eos.clone(),
+            engine_note,
+        }
+    }
+
+    /// The fast engine if it gives the stable engine's ids on every text of a sample, else the
+    /// stable one; the note says which and why. `meanwhile` gives the sample, and whatever else
+    /// there is to do while the engines load.
+    pub fn choose<T>(
+        &self,
+        meanwhile: impl FnOnce() -> Result<(Vec<String>, T)>,
+    ) -> Result<(Tokenizer, T)> {
+        let (fast, stable, sample) = std::thread::scope(|s| {
+            let (fast, stable) = (s.spawn(|| self.fast()), s.spawn(|| self.stable_engine()));
+            let sample = meanwhile();
+            (fast.join(), stable.join(), sample)
+        });
+        let (sample, other) = sample?;
+        let died = |_| Error::Internal("loading the tokenizer".to_string());
+        let mut stable = stable.map_err(died)??;
+        let mut fast = match fast.map_err(died)? {
+            Ok(f) => f,
+            Err(reason) => {
+                return Ok((self.stable(format!("stable (tokenizers 0.23.2): the fast engine refuses this tokenizer: {reason}"))?, other));
+            }
+        };
+        let mut compared = 0;
+        for plain in [false, true] {
+            stable.set_encode_special_tokens(plain);
+            let (left, right) = sample.split_at(sample.len() / 2);
+            let halves = std::thread::scope(|s| {
+                let left = s.spawn(|| self.compare(&fast, &stable, plain, left));
+                [
+                    self.compare(&fast, &stable, plain, right),
+                    left.join()
+                        .unwrap_or_else(|_| Err(Error::Internal("comparing engines".to_string()))),
+                ]
+            });
+            for half in halves {
+                match half? {
+                    Ok(tokens) => compared += tokens,
+                    Err(difference) => {
+                        let note = format!(
+                            "stable (tokenizers 0.23.2): the fast engine gives other ids on a sample row ({difference})"
+                        );
+                        return Ok((self.stable(note)?, other));
+                    }
+                }
+            }
+        }
+        fast.engine_note.push_str(&format!(
+            ", equal to 0.23.2 on {} sample texts, {compared} tokens",
+            sample.len()
+        ));
+        Ok((fast, other))
+    }
+
+    /// The number of tokens of `sample` if both engines give the same, else the first difference.
+    fn compare(
+        &self,
+        fast: &Tokenizer,
+        stable: &tokenizers::Tokenizer,
+        plain: bool,
+        sample: &[String],
+    ) -> Result<std::result::Result<usize, String>> {
+        let (mut ids, mut compared) = (Vec::new(), 0);
+        for text in sample {
+            ids.clear();
+            fast.encode_into(text, plain, &mut ids)?;
+            let truth =
+                stable.encode_fast(text.as_str(), false).map_err(|e| self.bad(e.to_string()))?;
+            let truth = truth.get_ids();
+            if !truth.iter().map(|&i| i as i32).eq(ids.iter().copied()) {
+                let at = ids.iter().zip(truth).take_while(|(x, y)| **x == **y as i32).count();
+                return Ok(Err(format!(
+                    "token {at}: {:?} instead of {:?}",
+                    ids.get(at),
+                    truth.get(at)
+                )));
+            }
+            compared += ids.len();
+        }
+        Ok(Ok(compared))
+    }
+}

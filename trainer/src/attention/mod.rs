@@ -1,0 +1,5 @@
+//! Attention over block-diffusion streams: by tiles on a CPU, over key ranges on any device.
+
+pub mod ranges;
+pub mod tiles;
+mod tiles_cpu;

@@ -1,0 +1,3 @@
+//! Throughput measurements.
+
+pub mod presets;

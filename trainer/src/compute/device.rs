@@ -1,0 +1,125 @@
+//! Choosing the device: `auto`, `cpu`, `cuda[:N]`, `wgpu`.
+//!
+//! Burn opens CUDA lazily and panics at the first operation where something is missing, so
+//! everything a GPU run needs is looked for here first and named in one line.
+
+use burn::prelude::*;
+
+use crate::error::{Error, Result};
+
+/// A device and what to call it in reports.
+#[derive(Clone, Debug)]
+pub struct ComputeDevice {
+    /// Burn's handle, without autodiff.
+    pub device: Device,
+    /// `cpu`, `cuda:N` or `wgpu`.
+    pub name: String,
+}
+
+impl ComputeDevice {
+    /// Dense bf16 peak of the device in FLOP/s, where it is known; MFU is told against it.
+    pub fn peak_flops(&self) -> Option<f64> {
+        // H100 SXM and H200: 989.4 TFLOP/s dense bf16 (NVIDIA data sheet)
+        self.name.starts_with("cuda").then_some(989.4e12)
+    }
+}
+
+/// Resolve `auto | cpu | cuda | cuda:N | wgpu`.
+pub fn choose(spec: &str) -> Result<ComputeDevice> {
+    match spec {
+        "cpu" => Ok(cpu()),
+        "wgpu" => wgpu(),
+        "auto" => Ok(cuda(0).unwrap_or_else(|_| cpu())),
+        _ => {
+            let index = match spec.strip_prefix("cuda") {
+                Some("") => Some(0),
+                Some(rest) => rest.strip_prefix(':').and_then(|n| n.parse::<usize>().ok()),
+                None => None,
+            };
+            let index = index.ok_or_else(|| {
+                Error::Usage(format!(
+                    "--device {spec:?} is not known; expected auto, cpu, cuda, cuda:N or wgpu"
+                ))
+            })?;
+            cuda(index)
+        }
+    }
+}
+
+fn cpu() -> ComputeDevice {
+    ComputeDevice { device: Device::flex(), name: "cpu".into() }
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn wgpu() -> Result<ComputeDevice> {
+    Err(Error::Device(
+        "this dlm-train was built without wgpu; build it with `cargo build --release --features wgpu` or use --device cpu".into(),
+    ))
+}
+
+/// The adapter wgpu would choose, or the one CUBECL_WGPU_DEFAULT_DEVICE names; without a GPU the
+/// software driver, if one is installed.
+#[cfg(feature = "wgpu")]
+fn wgpu() -> Result<ComputeDevice> {
+    use burn::tensor::{DeviceKind, DeviceType};
+    let count = std::panic::catch_unwind(|| Device::enumerate(DeviceType::Wgpu).into_vec().len())
+        .unwrap_or(0);
+    if count == 0 {
+        return Err(Error::Device(
+            "wgpu finds no adapter: install a Vulkan driver (Mesa's software driver will do) or use --device cpu".into(),
+        ));
+    }
+    Ok(ComputeDevice { device: Device::wgpu(DeviceKind::DefaultDevice), name: "wgpu".into() })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(_index: usize) -> Result<ComputeDevice> {
+    Err(Error::Device(
+        "this dlm-train was built without CUDA; build it with `cargo build --release --features cuda` or use --device cpu".into(),
+    ))
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(index: usize) -> Result<ComputeDevice> {
+    use burn::tensor::DeviceType;
+    if !library_loads(&["libcuda.so.1", "libcuda.so"]) {
+        return Err(Error::Device("no NVIDIA driver: libcuda.so could not be loaded; install the driver or use --device cpu".into()));
+    }
+    if !library_loads(&["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12"]) {
+        return Err(Error::Device(
+            "the NVIDIA driver is there but libnvrtc.so (12 or 13) could not be loaded; install the CUDA toolkit's NVRTC and put it on LD_LIBRARY_PATH".into(),
+        ));
+    }
+    if !headers_found() {
+        return Err(Error::Device(
+            "the CUDA headers (cuda_runtime.h) were not found; set CUDA_PATH to a CUDA 12 or 13 toolkit folder that has include/cuda_runtime.h".into(),
+        ));
+    }
+    let count = std::panic::catch_unwind(|| Device::enumerate(DeviceType::Cuda).into_vec().len())
+        .unwrap_or(0);
+    if index >= count {
+        return Err(Error::Device(format!(
+            "cuda:{index} was asked for but the driver shows {count} CUDA devices; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        )));
+    }
+    Ok(ComputeDevice { device: Device::cuda(index), name: format!("cuda:{index}") })
+}
+
+#[cfg(feature = "cuda")]
+fn library_loads(names: &[&str]) -> bool {
+    names.iter().any(|n| {
+        let Ok(c) = std::ffi::CString::new(*n) else {
+            return false;
+        };
+        // SAFETY: dlopen with a valid C string; the handle stays open for the life of the process.
+        !unsafe { libc::dlopen(c.as_ptr(), libc::RTLD_LAZY) }.is_null()
+    })
+}
+
+#[cfg(feature = "cuda")]
+fn headers_found() -> bool {
+    let mut roots: Vec<std::path::PathBuf> =
+        std::env::var_os("CUDA_PATH").into_iter().map(Into::into).collect();
+    roots.extend(["/usr/local/cuda", "/opt/cuda", "/usr"].map(Into::into));
+    roots.iter().any(|r| r.join("include/cuda_runtime.h").is_file())
+}

@@ -1,0 +1,3 @@
+//! The device a run computes on.
+
+pub mod device;

@@ -1,0 +1,373 @@
+//! The decoder on a few new tokens of some rows, behind a cache of keys and values: the forward
+//! pass of decoding.
+//!
+//! In: token ids, and for each row where the new tokens stand and which keys they see ([`Span`],
+//! [`Order`]). Out: hidden states before the final norm, `[B·S, hidden_size]`. The keys and values
+//! of the new tokens are written into the cache at their positions, over what was there: running a
+//! block again replaces it, running a part of it replaces that part. No gradients.
+//!
+//! On the CPU in fp32 attention reads the cache in place, by tiles; elsewhere scores are one
+//! product with a mask. Shape legend: R rows of the cache, C its positions a row, B rows of a pass,
+//! S new tokens a row, K key/value heads, G query heads per key/value head, D head_dim.
+
+use std::sync::Arc;
+
+use burn::prelude::*;
+use burn::tensor::DType;
+use burn::tensor::activation::softmax;
+
+use crate::attention::tiles::{self, Tile, TilePlan};
+use crate::model::decoder::{AttentionPlan, Context, Decoder};
+use crate::model::params::Weights;
+
+/// Queries of a causal tile; longer runs are cut.
+const CAUSAL_PIECE: usize = 64;
+
+/// Keys and values by row and position.
+#[derive(Debug)]
+pub struct KvCache {
+    /// For each layer keys and values `[R·C, K, D]`; none before the first pass.
+    layers: Vec<(Tensor<3>, Tensor<3>)>,
+    rows: usize,
+    positions: usize,
+    limit: usize,
+}
+
+impl KvCache {
+    /// For `rows` rows of `positions` tokens, until it is made to hold more; none will have more
+    /// than `limit`.
+    pub fn new(rows: usize, positions: usize, limit: usize) -> Self {
+        KvCache { layers: Vec::new(), rows, positions, limit }
+    }
+
+    /// What to grow to when a row needs `needed` tokens: twice the size, up to the limit.
+    pub fn next_size(&self, needed: usize) -> usize {
+        needed.max((2 * self.positions).min(self.limit))
+    }
+
+    /// Rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Positions a row has room for.
+    pub fn positions(&self) -> usize {
+        self.positions
+    }
+
+    /// Makes room for `positions` tokens a row; what is held stays. Passes made for the old size do
+    /// not fit any more.
+    pub fn grow(&mut self, positions: usize) {
+        let more = positions.saturating_sub(self.positions);
+        if more == 0 {
+            return;
+        }
+        for (keys, values) in &mut self.layers {
+            for all in [keys, values] {
+                let [_, heads, width] = all.dims();
+                let none = Tensor::<4>::zeros(
+                    [self.rows, more, heads, width],
+                    (&all.device(), all.dtype()),
+                );
+                let held = all.clone().reshape([self.rows, self.positions, heads, width]);
+                *all =
+                    Tensor::cat(vec![held, none], 1).reshape([self.rows * positions, heads, width]);
+            }
+        }
+        self.positions = positions;
+    }
+}
+
+/// Where the new tokens of one row of a pass stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// Row of the cache.
+    pub row: usize,
+    /// Position of the first new token.
+    pub start: usize,
+    /// The new tokens see positions below this, as far as [`Order`] lets them.
+    pub visible: usize,
+}
+
+/// What new tokens see of positions at and after their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// All that is visible.
+    Full,
+    /// Those of their own block of this many tokens, blocks counted from the first new token (1:
+    /// causal).
+    Blocks(usize),
+}
+
+/// Where and how passes are computed.
+#[derive(Debug, Clone)]
+pub struct Compute {
+    /// Of activations and matrix products.
+    pub dtype: DType,
+    /// Where the weights are.
+    pub device: Device,
+    /// Attention by tiles, over the cache in place (CPU and fp32 only); else by a masked product.
+    pub by_tiles: bool,
+}
+
+/// One pass: its rows, and what depends on positions alone.
+#[derive(Debug, Clone)]
+pub struct Pass {
+    spans: Vec<Span>,
+    order: Order,
+    context: Context,
+}
+
+impl Pass {
+    /// `len` new tokens in each of `spans`.
+    pub fn new(
+        decoder: &Decoder,
+        spans: Vec<Span>,
+        len: usize,
+        order: Order,
+        cache: &KvCache,
+        compute: &Compute,
+    ) -> Self {
+        let (dtype, device) = (compute.dtype, &compute.device);
+        let positions: Vec<i32> = spans
+            .iter()
+            .flat_map(|span| (span.start..span.start + len).map(|position| position as i32))
+            .collect();
+        let (cos, sin) = decoder.rope_tables(&positions, spans.len(), len, dtype, device);
+        let mask = if compute.by_tiles {
+            let groups = spans
+                .iter()
+                .enumerate()
+                .map(|(i, span)| tiles_of(i * len, len, span, order, cache.positions))
+                .collect();
+            AttentionPlan::Tiles(Arc::new(TilePlan { groups, tokens: spans.len() * len }))
+        } else {
+            AttentionPlan::Dense(hidden(&spans, len, order, device))
+        };
+        let context = Context { batch: spans.len(), len, cos, sin, mask, dtype };
+        Pass { spans, order, context }
+    }
+
+    /// Whether this is the pass of these rows.
+    pub fn is(&self, spans: &[Span], len: usize, order: Order) -> bool {
+        self.spans == spans && self.context.len == len && self.order == order
+    }
+}
+
+/// The tiles of one row: queries from `query` on, keys at `row · positions` and after.
+fn tiles_of(query: usize, len: usize, span: &Span, order: Order, positions: usize) -> Vec<Tile> {
+    let base = span.row * positions;
+    let piece = match order {
+        Order::Full => {
+            let own = (base, span.visible);
+            return vec![Tile { query, len, prefix: (base, 0), own, causal: false }];
+        }
+        Order::Blocks(1) => CAUSAL_PIECE,
+        Order::Blocks(size) => size.max(1),
+    };
+    let tile = |first: usize| {
+        let (before, own) = (span.start + first, piece.min(len - first));
+        Tile {
+            query: query + first,
+            len: own,
+            prefix: (base, before),
+            own: (base + before, own),
+            causal: order == Order::Blocks(1),
+        }
+    };
+    (0..len).step_by(piece).map(tile).collect()
+}
+
+/// The same as a mask `[B, 1, S, V]` over the first V positions, true = hidden.
+fn hidden(spans: &[Span], len: usize, order: Order, device: &Device) -> Tensor<4, Bool> {
+    let widest = spans.iter().map(|span| span.visible).max().unwrap_or(0);
+    let mut flags = Vec::with_capacity(spans.len() * len * widest);
+    for span in spans {
+        for query in 0..len {
+            let end = match order {
+                Order::Full => span.visible,
+                Order::Blocks(size) => span.start + (query / size.max(1) + 1) * size.max(1),
+            };
+            flags.extend((0..widest).map(|key| key >= end.min(span.visible)));
+        }
+    }
+    Tensor::from_data(TensorData::new(flags, [spans.len(), 1, len, widest]), device)
+}
+
+impl Decoder {
+    /// Runs the layers on `ids` `[B·S]`, writing their keys and values into `cache`: hidden states
+    /// `[B·S, hidden_size]`.
+    pub fn forward_cached(
+        &self,
+        w: &Weights,
+        ids: Tensor<1, Int>,
+        pass: &Pass,
+        cache: &mut KvCache,
+    ) -> Tensor<2> {
+        let cx = &pass.context;
+        let fused = matches!(cx.mask, AttentionPlan::Tiles(_));
+        let mut x = self.embed(w, ids, cx.dtype);
+        for (i, layer) in self.params.layers.iter().enumerate() {
+            let (q, k, v) = self.qkv_flat(w, layer, x.clone(), cx);
+            let (heads, width) = (k.dims()[1], k.dims()[2]);
+            if cache.layers.len() == i {
+                let zeros = || {
+                    Tensor::<3>::zeros(
+                        [cache.rows * cache.positions, heads, width],
+                        (&k.device(), cx.dtype),
+                    )
+                };
+                cache.layers.push((zeros(), zeros()));
+            }
+            // Taken out while they are written: a tensor with one owner is changed in place.
+            let (keys, values) = &mut cache.layers[i];
+            write(keys, k, pass, cache.positions);
+            write(values, v, pass, cache.positions);
+            let a = match &cx.mask {
+                AttentionPlan::Tiles(plan) => {
+                    tiles::attention(q, keys.clone(), values.clone(), plan)
+                }
+                AttentionPlan::Dense(mask) => dense(q, keys, values, pass, cache.rows, mask),
+                AttentionPlan::Ranges(_) => unreachable!("Pass::new makes tiles or a mask"),
+            };
+            let [tokens, heads, width] = a.dims();
+            x = x + self.attention_out_flat(w, layer, a.reshape([tokens, heads * width]));
+            x = x.clone() + self.mlp(w, layer, x, fused);
+        }
+        x
+    }
+}
+
+/// Puts `new` `[B·S, K, D]` at its rows and positions in `all` `[R·C, K, D]`.
+fn write(all: &mut Tensor<3>, new: Tensor<3>, pass: &Pass, positions: usize) {
+    let [_, heads, width] = new.dims();
+    let len = pass.context.len;
+    let empty = Tensor::<3>::zeros([1, 1, 1], (&all.device(), all.dtype()));
+    let mut taken = std::mem::replace(all, empty);
+    for (i, span) in pass.spans.iter().enumerate() {
+        let at = span.row * positions + span.start;
+        taken = taken
+            .slice_assign([at..at + len, 0..heads, 0..width], new.clone().narrow(0, i * len, len));
+    }
+    *all = taken;
+}
+
+/// Attention with materialised scores: `q` `[B·S, K·G, D]`, cache `[R·C, K, D]`, `mask` `[B, 1, S,
+/// V]` → `[B·S, K·G, D]`; softmax in fp32. Queries of a group share their keys by reshaping to `[B,
+/// K, G·S, D]`; nothing is repeated.
+fn dense(
+    q: Tensor<3>,
+    keys: &Tensor<3>,
+    values: &Tensor<3>,
+    pass: &Pass,
+    rows: usize,
+    mask: &Tensor<4, Bool>,
+) -> Tensor<3> {
+    let [_, heads_q, d] = q.dims();
+    let [slots, heads, _] = keys.dims();
+    let (b, s, dtype) = (pass.context.batch, pass.context.len, q.dtype());
+    let (group, seen) = (heads_q / heads, mask.dims()[3]);
+    let of_pass = |t: &Tensor<3>| {
+        let t = t.clone().reshape([rows, slots / rows.max(1), heads, d]).narrow(1, 0, seen);
+        let all = pass.spans.iter().map(|span| span.row).eq(0..rows);
+        let t = match all {
+            true => t,
+            false => Tensor::cat(
+                pass.spans.iter().map(|span| t.clone().narrow(0, span.row, 1)).collect(),
+                0,
+            ),
+        };
+        t.swap_dims(1, 2)
+    };
+    let (k, v) = (of_pass(keys), of_pass(values));
+    let q = q.reshape([b, s, heads_q, d]).swap_dims(1, 2).reshape([b, heads, group * s, d]);
+    let scores = q.matmul(k.swap_dims(2, 3)).mul_scalar(1.0 / (d as f64).sqrt());
+    let scores = if dtype == DType::F32 { scores } else { scores.cast(DType::F32) };
+    let scores = scores
+        .reshape([b, heads_q, s, seen])
+        .mask_fill(mask.clone().expand([b, heads_q, s, seen]), -1e30);
+    let p = softmax(scores, 3).reshape([b, heads, group * s, seen]);
+    let p = if dtype == DType::F32 { p } else { p.cast(dtype) };
+    p.matmul(v).reshape([b, heads_q, s, d]).swap_dims(1, 2).reshape([b * s, heads_q, d])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_and_mask_agree() {
+        let spans =
+            [Span { row: 2, start: 32, visible: 96 }, Span { row: 0, start: 0, visible: 64 }];
+        for order in [Order::Full, Order::Blocks(1), Order::Blocks(16), Order::Blocks(32)] {
+            let (len, positions) = (64, 128);
+            let flags = hidden(&spans, len, order, &Device::flex())
+                .into_data()
+                .iter::<bool>()
+                .collect::<Vec<_>>();
+            for (i, span) in spans.iter().enumerate() {
+                for tile in tiles_of(i * len, len, span, order, positions) {
+                    for query in 0..tile.len {
+                        let own = if tile.causal { query + 1 } else { tile.own.1 };
+                        let row = (tile.query + query) * 96;
+                        let seen = (0..96).filter(|key| !flags[row + key]).count();
+                        assert_eq!(
+                            seen,
+                            tile.prefix.1 + own,
+                            "{order:?}, row {i}, query {query} of {tile:?}"
+                        );
+                        assert!(
+                            tile.prefix.0 == span.row * positions
+                                && tile.own.0 + own <= (span.row + 1) * positions
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// A cache that grew between passes gives what one of the full size gives, in every row, by
+    /// tiles and by a mask.
+    #[test]
+    fn growing_keeps_what_is_held() {
+        let device = Device::flex();
+        let config = serde_json::json!({
+            "architectures": ["LlamaForCausalLM"], "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "rope_theta": 1e4, "tie_word_embeddings": true,
+            "initializer_range": 0.3
+        });
+        let config = crate::model::ModelConfig::from_json(config).unwrap();
+        let params = crate::model::Params::new(&config);
+        let weights = crate::model::load::upload(
+            crate::model::load::random_host(&config, &params, 3),
+            &params,
+            &device,
+        );
+        let decoder = Decoder::new(config);
+        for by_tiles in [true, false] {
+            let compute = Compute { dtype: DType::F32, device: device.clone(), by_tiles };
+            let pass = |cache: &mut KvCache, start: usize| {
+                let spans: Vec<Span> =
+                    (0..2).map(|row| Span { row, start, visible: start + 8 }).collect();
+                let ids: Vec<i64> = (0..16).map(|i| (i * 7 + start as i64 * 3) % 32).collect();
+                let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [16]), &device);
+                let pass = Pass::new(&decoder, spans, 8, Order::Full, cache, &compute);
+                decoder
+                    .forward_cached(&weights, ids, &pass, cache)
+                    .into_data()
+                    .iter::<f32>()
+                    .collect::<Vec<_>>()
+            };
+            let (mut large, mut small) = (KvCache::new(2, 64, 64), KvCache::new(2, 16, 64));
+            for start in [0, 8] {
+                assert_eq!(pass(&mut large, start), pass(&mut small, start));
+            }
+            assert_eq!(small.next_size(17), 32);
+            small.grow(small.next_size(17));
+            assert_eq!(pass(&mut large, 16), pass(&mut small, 16), "by tiles: {by_tiles}");
+            small.grow(small.next_size(50));
+            assert_eq!((small.positions(), small.next_size(64)), (64, 64));
+            assert_eq!(pass(&mut large, 24), pass(&mut small, 24));
+        }
+    }
+}

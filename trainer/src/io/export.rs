@@ -1,0 +1,328 @@
+//! A trained model as a Hugging Face folder that other tools load.
+//!
+//! In: decoder, weights, the source's raw config, the dataset's tokenizer. Out: `config.json` (the
+//! source's, plus `bd_size` and `mask_token_id`), `model.safetensors` or shards with an index,
+//! `tokenizer.json`, `tokenizer_config.json`, `generation_config.json`, and last of all
+//! `dlm_config.json`: a folder without it is not a whole export. Masters are stored in `dtype`
+//! (fp32 or bf16); with `packed-ternary` BitLinear's weights are `u8 [out/4, in]` beside a
+//! `weight_scale` f32 `[1]`, as transformers reads BitNet checkpoints.
+
+use std::path::{Path, PathBuf};
+
+use burn::prelude::*;
+use safetensors::Dtype;
+use serde_json::{Value, json};
+
+use crate::config::ExportFormat;
+use crate::error::{Error, Result};
+use crate::io::files;
+use crate::io::tensors::{self, TensorContent, TensorEntry};
+use crate::model::config::Family;
+use crate::model::load::{self, Checkpoint};
+use crate::model::{Decoder, ModelConfig, ParamKind, Weights, ternary};
+
+/// Shards are cut above this many bytes, as transformers does.
+const SHARD_BYTES: usize = 5_000_000_000;
+
+/// What an export says besides the tensors.
+pub struct ExportInfo {
+    /// Tokens per block.
+    pub bd_size: usize,
+    /// The mask token's text.
+    pub mask_token: String,
+    /// Its id.
+    pub mask_token_id: i32,
+    /// End-of-turn / end-of-text ids, the first being the main one.
+    pub eos_token_ids: Vec<i32>,
+    /// Padding id.
+    pub pad_token_id: i32,
+    /// Folder with the tokenizer (the dataset's).
+    pub tokenizer: PathBuf,
+    /// Source folder, for generation_config.json.
+    pub source_folder: Option<PathBuf>,
+    /// Remaining keys of dlm_config.json.
+    pub record: Value,
+}
+
+/// Refuse a format that this model cannot be written in; called before training, so that a long run
+/// does not end in it.
+pub fn check(decoder: &Decoder, format: ExportFormat) -> Result<()> {
+    let cfg = &decoder.cfg;
+    match format {
+        ExportFormat::Hf => Ok(()),
+        ExportFormat::FastDllm if cfg.family == Family::Qwen2 => Ok(()),
+        ExportFormat::FastDllm => Err(Error::Usage(format!(
+            "export.format=fast-dllm is the published Fast_dLLM_Qwen architecture, which is Qwen2's; this model is {:?}; use export.format=hf",
+            cfg.family
+        ))),
+        ExportFormat::PackedTernary if cfg.quantization.is_none() => Err(Error::Usage(format!(
+            "export.format=packed-ternary stores BitLinear's ternary weights; this {:?} model has no BitLinear (no quantization_config in its config.json): use export.format=hf, or train with conversion.bitlinear=on",
+            cfg.family
+        ))),
+        ExportFormat::PackedTernary => {
+            let mut matrices = decoder.params.specs.iter().filter(|s| s.kind == ParamKind::Matrix);
+            matrices.try_for_each(|s| ternary::check(&s.name, s.shape[0]))
+        }
+    }
+}
+
+/// Write the folder.
+pub fn export(
+    dir: &Path,
+    decoder: &Decoder,
+    w: &Weights,
+    dtype: Dtype,
+    format: ExportFormat,
+    info: &ExportInfo,
+) -> Result<()> {
+    check(decoder, format)?;
+    files::create_dir(dir)?;
+    let marker = dir.join("dlm_config.json");
+    if marker.exists() {
+        std::fs::remove_file(&marker)
+            .map_err(|e| Error::io(&marker, "removing the old export's marker", e))?;
+        files::sync_parent(&marker)?;
+    }
+    write_weights(dir, decoder, w, dtype, format)?;
+    write_json(&dir.join("config.json"), &model_config(decoder, dtype, format, info))?;
+    write_json(&dir.join("generation_config.json"), &generation_config(info)?)?;
+    for name in crate::io::source::tokenizer_files(&info.tokenizer) {
+        let Some(file) = name.file_name() else {
+            continue;
+        };
+        let bytes =
+            std::fs::read(&name).map_err(|e| Error::io(&name, "reading the tokenizer", e))?;
+        files::write_atomic(&dir.join(file), &bytes)?;
+    }
+    let mut record = json!({
+        "bd_size": info.bd_size,
+        "mask_token": info.mask_token,
+        "mask_token_id": info.mask_token_id,
+    });
+    if let (Some(r), Some(more)) = (record.as_object_mut(), info.record.as_object()) {
+        r.extend(more.iter().map(|(k, v)| (k.clone(), v.clone())));
+    }
+    verify(dir, decoder, w, dtype, format)?;
+    write_json(&marker, &record)
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    let mut bytes =
+        serde_json::to_vec_pretty(value).map_err(|e| Error::format(path, e.to_string()))?;
+    bytes.push(b'\n');
+    files::write_atomic(path, &bytes)
+}
+
+fn model_config(decoder: &Decoder, dtype: Dtype, format: ExportFormat, info: &ExportInfo) -> Value {
+    let mut raw = decoder.cfg.raw.clone();
+    let name = if dtype == Dtype::F32 { "float32" } else { "bfloat16" };
+    if let Some(o) = raw.as_object_mut() {
+        o.insert("vocab_size".into(), json!(decoder.cfg.vocab_size));
+        o.insert("bd_size".into(), json!(info.bd_size));
+        o.insert("mask_token_id".into(), json!(info.mask_token_id));
+        // one dialect or the other, whichever the source spoke
+        o.insert(if o.contains_key("dtype") { "dtype" } else { "torch_dtype" }.into(), json!(name));
+        if o.get("eos_token_id").is_none_or(Value::is_null) {
+            o.insert("eos_token_id".into(), json!(info.eos_token_ids.first()));
+        }
+        if o.get("pad_token_id").is_none_or(Value::is_null) {
+            o.insert("pad_token_id".into(), json!(info.pad_token_id));
+        }
+        if format == ExportFormat::FastDllm {
+            fast_dllm_keys(o);
+        }
+        if let Some(q) = o.get_mut("quantization_config").and_then(Value::as_object_mut) {
+            // full-precision masters are quantised in every forward pass, packed weights were
+            // quantised here
+            let (mode, class) = if format == ExportFormat::PackedTernary {
+                ("offline", linear_class(decoder))
+            } else {
+                ("online", "autobitlinear")
+            };
+            q.insert("quant_method".into(), json!("bitnet"));
+            q.insert("quantization_mode".into(), json!(mode));
+            q.insert("linear_class".into(), json!(class));
+        }
+    }
+    raw
+}
+
+/// The keys by which the published Fast-dLLM v2 hub code recognises its models;
+/// `conplemenrary_mask` is spelt as there.
+fn fast_dllm_keys(config: &mut serde_json::Map<String, Value>) {
+    const HUB: &str = "Efficient-Large-Model/Fast_dLLM_v2_7B";
+    config.insert("architectures".into(), json!(["Fast_dLLM_QwenForCausalLM"]));
+    config.insert("model_type".into(), json!("Fast_dLLM_Qwen"));
+    config.insert(
+        "auto_map".into(),
+        json!({
+            "AutoConfig": format!("{HUB}--configuration.Fast_dLLM_QwenConfig"),
+            "AutoModel": format!("{HUB}--modeling.Fast_dLLM_QwenModel"),
+            "AutoModelForCausalLM": format!("{HUB}--modeling.Fast_dLLM_QwenForCausalLM"),
+        }),
+    );
+    config.insert("conplemenrary_mask".into(), json!(true));
+    let layers = config.get("num_hidden_layers").and_then(Value::as_u64).unwrap_or(0) as usize;
+    config.entry("layer_types").or_insert_with(|| json!(vec!["full_attention"; layers]));
+}
+
+fn generation_config(info: &ExportInfo) -> Result<Value> {
+    let from_source = info
+        .source_folder
+        .as_ref()
+        .map(|d| d.join("generation_config.json"))
+        .filter(|p| p.is_file());
+    let mut value = match from_source {
+        Some(path) => {
+            let text =
+                std::fs::read_to_string(&path).map_err(|e| Error::io(&path, "reading", e))?;
+            serde_json::from_str(&text)
+                .map_err(|e| Error::format(&path, format!("not valid JSON: {e}")))?
+        }
+        None => json!({}),
+    };
+    if let Some(o) = value.as_object_mut() {
+        if !o.contains_key("eos_token_id") {
+            o.insert(
+                "eos_token_id".into(),
+                if info.eos_token_ids.len() == 1 {
+                    json!(info.eos_token_ids[0])
+                } else {
+                    json!(info.eos_token_ids)
+                },
+            );
+        }
+        if !o.contains_key("pad_token_id") {
+            o.insert("pad_token_id".into(), json!(info.pad_token_id));
+        }
+    }
+    Ok(value)
+}
+
+/// transformers' class for the packed linears. Its `autobitlinear` multiplies a bias by the
+/// weight's scale too, so models with biases are written for `bitlinear`, which divides by the
+/// inverse scale first and adds the bias after.
+fn linear_class(decoder: &Decoder) -> &'static str {
+    if decoder.params.specs.iter().any(|s| s.kind == ParamKind::Bias) {
+        "bitlinear"
+    } else {
+        "autobitlinear"
+    }
+}
+
+/// The packed matrix and its `weight_scale` as they stand in the file.
+fn packed_entries(decoder: &Decoder, name: &str, master: &Tensor<2>) -> Result<[TensorEntry; 2]> {
+    let p = ternary::pack(name, master)?;
+    let scale = if linear_class(decoder) == "bitlinear" { 1.0 / p.scale } else { p.scale };
+    Ok([
+        TensorEntry {
+            name: name.to_string(),
+            dtype: Dtype::U8,
+            shape: p.shape.to_vec(),
+            content: TensorContent::Bytes(p.bytes),
+        },
+        TensorEntry {
+            name: format!("{name}_scale"),
+            dtype: Dtype::F32,
+            shape: vec![1],
+            content: TensorContent::Bytes(scale.to_le_bytes().to_vec()),
+        },
+    ])
+}
+
+/// One file, or shards with an index.
+fn write_weights(
+    dir: &Path,
+    decoder: &Decoder,
+    w: &Weights,
+    dtype: Dtype,
+    format: ExportFormat,
+) -> Result<()> {
+    let mut shards: Vec<Vec<TensorEntry>> = vec![Vec::new()];
+    let (mut size, mut total) = (0usize, 0usize);
+    let mut add = |entry: TensorEntry| {
+        let bytes = entry.len();
+        if size + bytes > SHARD_BYTES && size > 0 {
+            shards.push(Vec::new());
+            size = 0;
+        }
+        size += bytes;
+        total += bytes;
+        if let Some(last) = shards.last_mut() {
+            last.push(entry);
+        }
+    };
+    for (spec, t) in decoder.params.specs.iter().zip(&w.0) {
+        if format == ExportFormat::PackedTernary && spec.kind == ParamKind::Matrix {
+            packed_entries(decoder, &spec.name, t)?.into_iter().for_each(&mut add);
+        } else {
+            add(TensorEntry {
+                name: spec.name.clone(),
+                dtype,
+                shape: spec.shape.clone(),
+                content: TensorContent::Floats(t.clone()),
+            });
+        }
+    }
+    let n = shards.len();
+    let index_path = dir.join("model.safetensors.index.json");
+    if n == 1 {
+        tensors::write_entries(&dir.join("model.safetensors"), &shards[0])?;
+        let _ = std::fs::remove_file(&index_path);
+        return Ok(());
+    }
+    let mut map = serde_json::Map::new();
+    for (i, shard) in shards.iter().enumerate() {
+        let name = format!("model-{:05}-of-{n:05}.safetensors", i + 1);
+        tensors::write_entries(&dir.join(&name), shard)?;
+        map.extend(shard.iter().map(|e| (e.name.clone(), json!(name))));
+    }
+    let _ = std::fs::remove_file(dir.join("model.safetensors"));
+    write_json(&index_path, &json!({"metadata": {"total_size": total}, "weight_map": map}))
+}
+
+/// Read the folder back: every tensor is there with the values it should have.
+fn verify(
+    dir: &Path,
+    decoder: &Decoder,
+    w: &Weights,
+    dtype: Dtype,
+    format: ExportFormat,
+) -> Result<()> {
+    let damaged = |name: &str| {
+        Error::format(
+            dir,
+            format!("{name} does not read back as written; is the disk full or failing?"),
+        )
+    };
+    let ck = Checkpoint::open(dir)?;
+    for (spec, t) in decoder.params.specs.iter().zip(&w.0) {
+        if format == ExportFormat::PackedTernary && spec.kind == ParamKind::Matrix {
+            for entry in packed_entries(decoder, &spec.name, t)? {
+                let (_, dtype, shape, data) = ck.view(&entry.name)?;
+                let same = matches!(&entry.content, TensorContent::Bytes(b) if b == data)
+                    && dtype == entry.dtype
+                    && shape == entry.shape;
+                if !same {
+                    return Err(damaged(&entry.name));
+                }
+            }
+            continue;
+        }
+        let (shape, back) = ck.f32(&spec.name)?;
+        let ours = load::download(t)?;
+        let same = shape == spec.shape
+            && ours.iter().zip(&back).all(|(a, b)| {
+                let a = if dtype == Dtype::F32 { *a } else { half::bf16::from_f32(*a).to_f32() };
+                a.to_bits() == b.to_bits()
+            });
+        if !same {
+            return Err(damaged(&spec.name));
+        }
+    }
+    if format == ExportFormat::PackedTernary {
+        // and the loader, which goes by the new config.json, finds every tensor and unpacks it
+        load::read_host(dir, &mut ModelConfig::read(dir)?, &decoder.params)?;
+    }
+    Ok(())
+}

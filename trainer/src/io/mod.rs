@@ -1,0 +1,7 @@
+//! Files of models and runs: sources, checkpoints, exports.
+
+pub mod checkpoint;
+pub mod export;
+pub mod files;
+pub mod source;
+pub mod tensors;

@@ -1,0 +1,3 @@
+//! This implementation held against reference tensors.
+
+pub mod case;

@@ -1,0 +1,186 @@
+//! What a run says: one dense line per log step on stderr, every step as one JSON object in
+//! `metrics.jsonl`.
+//!
+//! tok/s is always *source* tokens: dataset tokens consumed, padding not counted. A resumed run
+//! first drops the lines of steps after its checkpoint, so the file holds each step once.
+//! TensorBoard event files on request (`tensorboard.rs`).
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::io::files;
+use crate::report::tensorboard::EventFile;
+
+/// One step.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// Step number, from 1.
+    pub step: u64,
+    /// Source tokens consumed so far.
+    pub tokens: u64,
+    /// Mean cross-entropy over counted targets, nats.
+    pub loss: f64,
+    /// Learning rate of AdamW in this step.
+    pub lr: f64,
+    /// Gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Factor the gradients were scaled with (1 = not clipped).
+    pub clip: f64,
+    /// Counted targets.
+    pub counted: usize,
+    /// Tokens the decoder ran on.
+    pub processed: usize,
+    /// Source tokens per second of this step.
+    pub tok_s: f64,
+    /// Seconds of this step.
+    pub seconds: f64,
+    /// Seconds spent waiting for data.
+    pub data_wait: f64,
+    /// Share of the device's peak rate, where the peak is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mfu: Option<f64>,
+    /// Resident memory, MiB.
+    pub rss_mib: u64,
+    /// The update was skipped by the spike guard.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
+    /// Evaluation loss, when there was one after this step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_loss: Option<f64>,
+}
+
+/// Writer of both outputs.
+pub struct Reporter {
+    path: PathBuf,
+    file: File,
+    events: Option<EventFile>,
+    bar: Option<ProgressBar>,
+    total_tokens: u64,
+    max_steps: Option<u64>,
+}
+
+/// Where a run stands and where it ends.
+#[derive(Clone, Copy, Debug)]
+pub struct RunProgress {
+    /// Steps done.
+    pub step: u64,
+    /// Tokens consumed.
+    pub tokens: u64,
+    /// Token budget.
+    pub total_tokens: u64,
+    /// Steps after which it ends in any case.
+    pub max_steps: Option<u64>,
+}
+
+impl Reporter {
+    /// Open `metrics.jsonl` in the run's folder, keeping the steps done; with `tensorboard` an
+    /// event file too.
+    pub fn open(dir: &Path, extent: RunProgress, tensorboard: bool) -> Result<Self> {
+        let RunProgress { step: last_step, tokens, total_tokens, max_steps } = extent;
+        let path = dir.join("metrics.jsonl");
+        let mut kept = Vec::new();
+        if last_step > 0 && path.is_file() {
+            let f = File::open(&path).map_err(|e| Error::io(&path, "opening", e))?;
+            for line in BufReader::new(f).lines() {
+                let line = line.map_err(|e| Error::io(&path, "reading", e))?;
+                // a line cut by a crash is not JSON and is dropped with the steps after the
+                // checkpoint
+                match serde_json::from_str::<StepRecord>(&line) {
+                    Ok(r) if r.step <= last_step => {
+                        kept.extend_from_slice(format!("{line}\n").as_bytes())
+                    }
+                    _ => {}
+                }
+            }
+        }
+        files::write_atomic(&path, &kept)?;
+        let file = OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .map_err(|e| Error::io(&path, "opening", e))?;
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(total_tokens);
+            if let Ok(style) = ProgressStyle::with_template(
+                "{bar:30} {human_pos}/{human_len} tokens  {percent}%  ETA {eta}",
+            ) {
+                bar.set_style(style);
+            }
+            // what an earlier session did says nothing about the speed of this one
+            bar.set_position(tokens.min(total_tokens));
+            bar.reset_eta();
+            bar
+        });
+        let events = if tensorboard { Some(EventFile::create(dir, last_step)?) } else { None };
+        Ok(Reporter { path, file, events, bar, total_tokens, max_steps })
+    }
+
+    /// Record a step; `print` asks for the console line too.
+    pub fn step(&mut self, r: &StepRecord, print: bool) -> Result<()> {
+        let mut line =
+            serde_json::to_string(r).map_err(|e| Error::format(&self.path, e.to_string()))?;
+        line.push('\n');
+        self.file
+            .write_all(line.as_bytes())
+            .map_err(|e| Error::io(&self.path, "writing metrics", e))?;
+        if let Some(events) = &mut self.events {
+            events.step(r)?;
+        }
+        if let Some(bar) = &self.bar {
+            if let Some(steps) = self.max_steps {
+                let expected = (r.tokens as f64 / r.step.max(1) as f64 * steps as f64) as u64;
+                bar.set_length(expected.min(self.total_tokens).max(r.tokens));
+            }
+            bar.set_position(r.tokens);
+        }
+        if print {
+            let mfu = r.mfu.map_or(String::new(), |m| format!(" mfu {:.1}%", m * 100.0));
+            let eval = r.eval_loss.map_or(String::new(), |l| format!(" eval {l:.4}"));
+            let skipped = if r.skipped { " SKIPPED (spike)" } else { "" };
+            self.say(&format!(
+                "step {} tokens {} ({:.1}%) loss {:.4} lr {:.2e} gnorm {:.3} tok/s {:.0}{mfu} mem {} MiB wait {:.1}%{eval}{skipped}",
+                r.step,
+                r.tokens,
+                100.0 * r.tokens as f64 / self.total_tokens.max(1) as f64,
+                r.loss,
+                r.lr,
+                r.grad_norm,
+                r.tok_s,
+                r.rss_mib,
+                100.0 * r.data_wait / r.seconds.max(1e-9),
+            ));
+        }
+        Ok(())
+    }
+
+    /// A line for people.
+    pub fn say(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{line}")),
+            None => eprintln!("{line}"),
+        }
+    }
+
+    /// Make the metrics durable.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(|e| Error::io(&self.path, "flushing metrics", e))?;
+        self.events.as_ref().map_or(Ok(()), EventFile::sync)
+    }
+}
+
+/// Resident memory of this process in MiB; 0 where the system does not say.
+pub fn resident_mib() -> u64 {
+    std::fs::read_to_string("/proc/self/status")
+        .ok()
+        .and_then(|s| {
+            s.lines().find_map(|l| {
+                l.strip_prefix("VmRSS:")
+                    .and_then(|v| v.split_whitespace().next()?.parse::<u64>().ok())
+            })
+        })
+        .map_or(0, |kib| kib / 1024)
+}
