@@ -10,8 +10,11 @@
 //! order ──── (seed, epoch) → row   verify ── the invariants, row by row and for the whole folder
 //! ```
 
+pub mod chart;
 pub mod error;
+pub mod fs;
 pub mod hash;
+pub mod html;
 pub mod manifest;
 pub mod mask;
 pub mod order;

@@ -4,6 +4,7 @@
 //! taken on the way. The manifest comes last. [`ShardWriter`] writes one file, [`DatasetWriter`] a
 //! whole folder.
 
+use crate::fs::{PARTIAL, rename, write_atomic};
 use crate::hash::HashWriter;
 use crate::manifest::{self, FileEntry, Manifest, Split};
 use crate::reader::Document;
@@ -14,7 +15,7 @@ use arrow::buffer::{OffsetBuffer, ScalarBuffer};
 use arrow::ipc::MetadataVersion;
 use arrow::ipc::writer::{FileWriter, IpcWriteOptions};
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -22,8 +23,6 @@ use std::thread::JoinHandle;
 
 /// Rows per record batch.
 pub const BATCH_ROWS: usize = 128;
-/// Suffix of files that are not whole yet.
-pub const PARTIAL: &str = ".partial";
 
 /// The name of shard `index` of a split: `train-00000.arrow`.
 pub fn shard_name(split: Split, index: usize) -> String {
@@ -273,28 +272,6 @@ fn emptied(column: Int32Array, capacity: usize) -> Vec<i32> {
         .unwrap_or_else(|_| Vec::with_capacity(capacity));
     values.clear();
     values
-}
-
-/// Renames within a folder and flushes the folder, so that the new name survives a power cut.
-pub fn rename(from: &Path, to: &Path) -> Result<(), Error> {
-    std::fs::rename(from, to).map_err(Error::io("renaming to", to))?;
-    if let Some(dir) = to.parent().filter(|d| !d.as_os_str().is_empty()) {
-        // Not every file system can flush a folder; the rename itself is atomic either way.
-        let _ = File::open(dir).and_then(|d| d.sync_all());
-    }
-    Ok(())
-}
-
-/// Writes `bytes` to `path` so that it is there whole or not at all.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(PARTIAL);
-    let temporary = path.with_file_name(name);
-    let mut file = File::create(&temporary).map_err(Error::io("creating", &temporary))?;
-    file.write_all(bytes).map_err(Error::io("writing", &temporary))?;
-    file.sync_all().map_err(Error::io("flushing", &temporary))?;
-    drop(file);
-    rename(&temporary, path)
 }
 
 /// Writes `dir/manifest.json`. Everything it names must be in place.

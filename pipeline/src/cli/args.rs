@@ -265,9 +265,17 @@ pub struct InspectArgs {
     /// Rows of the eval split.
     #[arg(long)]
     pub eval: bool,
-    /// Show what the two complementary views hide, masks drawn with this seed.
+    /// Show what the two complementary views hide: the masks that training draws with
+    /// train.seed=SEED.
     #[arg(long, value_name = "SEED")]
     pub views: Option<u64>,
+    /// With --views: the epoch whose masks are shown, from 0 (train split; evaluation has masks of
+    /// its own).
+    #[arg(long, default_value_t = 0, requires = "views")]
+    pub epoch: u64,
+    /// With --views: the smallest probability of hiding a token, as conversion.noise_eps.
+    #[arg(long, default_value_t = dlm_datasets::mask::NOISE_EPS, requires = "views")]
+    pub noise_eps: f64,
     /// Colours: auto, always, never.
     #[arg(long, default_value = "auto")]
     pub color: String,

@@ -4,9 +4,9 @@
 use crate::error::{Error, Result};
 use arrow::array::RecordBatch;
 use arrow::ipc::writer::StreamWriter;
+use dlm_datasets::fs::{PARTIAL, rename, write_atomic};
 use dlm_datasets::manifest::{FileEntry, Split};
 use dlm_datasets::reader::MappedFile;
-use dlm_datasets::writer::{PARTIAL, rename, write_atomic};
 use dlm_datasets::{Dataset, schema};
 use serde_json::json;
 use std::fs::File;

@@ -4,7 +4,7 @@
 use crate::cli::args::InspectArgs;
 use crate::error::{Error, Result};
 use crate::tokenize::tokenizer::Tokenizer;
-use dlm_datasets::{Dataset, IGNORE, Split};
+use dlm_datasets::{Dataset, IGNORE, Split, mask};
 use std::fmt::Write;
 use std::io::IsTerminal;
 
@@ -28,6 +28,13 @@ impl Look {
     }
 }
 
+/// Which masks to show.
+struct ViewArgs {
+    seed: u64,
+    epoch: u64,
+    noise_eps: f64,
+}
+
 /// Shows rows.
 pub fn run(a: &InspectArgs) -> Result<()> {
     let colour = match a.color.as_str() {
@@ -41,9 +48,10 @@ pub fn run(a: &InspectArgs) -> Result<()> {
     let ds = Dataset::open(&a.dir)?;
     let tokenizer = Tokenizer::load(&a.dir.join("tokenizer"))?;
     let split = if a.eval { Split::Eval } else { Split::Train };
+    let views = a.views.map(|seed| ViewArgs { seed, epoch: a.epoch, noise_eps: a.noise_eps });
     let mut out = String::new();
     for i in a.row..a.row.saturating_add(a.rows.max(1)) {
-        show(&ds, &tokenizer, split, i, a.views, colour, &mut out)?;
+        show(&ds, &tokenizer, split, i, views.as_ref(), colour, &mut out)?;
     }
     print!("{out}");
     Ok(())
@@ -54,12 +62,18 @@ fn show(
     tokenizer: &Tokenizer,
     split: Split,
     i: usize,
-    views: Option<u64>,
+    views: Option<&ViewArgs>,
     colour: bool,
     out: &mut String,
 ) -> Result<()> {
     let m = ds.manifest();
     let row = ds.row(split, i)?;
+    // The masks that training draws for this row; evaluation draws those of its own epoch number.
+    let hidden = views.map_or([const { Vec::new() }; 2], |v| {
+        let epoch = if split == Split::Eval { mask::EVAL_EPOCH } else { v.epoch };
+        let drawn = mask::row_mask(v.seed, epoch, i as u64, m.seq_len, m.bd_size, v.noise_eps);
+        mask::views(&drawn, row.labels)
+    });
     let loss = row.labels.iter().filter(|&&l| l != IGNORE).count();
     let _ = writeln!(
         out,
@@ -89,17 +103,14 @@ fn show(
             .collect();
         match views {
             None => text(ids, &looks, m.bd_size, tokenizer, colour, out)?,
-            Some(seed) => {
-                for view in 0..2 {
-                    let _ = writeln!(
-                        out,
-                        "   view {}:",
-                        if view == 0 { "A" } else { "B (what A shows of the response)" }
-                    );
-                    let hidden = hide(labels, d.start, i, m.bd_size, seed, view == 1);
+            Some(_) => {
+                for (name, hidden) in
+                    ["A", "B (hides what A shows of the response)"].iter().zip(&hidden)
+                {
+                    let _ = writeln!(out, "   view {name}:");
                     let looks: Vec<Look> = looks
                         .iter()
-                        .zip(&hidden)
+                        .zip(&hidden[d.start..d.start + d.length])
                         .map(|(l, h)| if *h { Look::Hidden } else { *l })
                         .collect();
                     text(ids, &looks, m.bd_size, tokenizer, colour, out)?;
@@ -112,37 +123,6 @@ fn show(
         let _ = writeln!(out, "── {} slots of row padding", m.seq_len - end);
     }
     Ok(())
-}
-
-/// Which positions a view hides: per block `t ~ U(0,1)`, each labelled position with probability
-/// `(1-1e-3) t + 1e-3`. An illustration of the objective; the trainer draws from its own generator.
-fn hide(
-    labels: &[i32],
-    start: usize,
-    row: usize,
-    bd_size: usize,
-    seed: u64,
-    complement: bool,
-) -> Vec<bool> {
-    let uniform = |a: u64, b: u64| {
-        let mut x = seed
-            ^ (row as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            ^ a.wrapping_mul(0xbf58_476d_1ce4_e5b9)
-            ^ b.wrapping_mul(0x94d0_49bb_1331_11eb);
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((x ^ (x >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    };
-    labels
-        .iter()
-        .enumerate()
-        .map(|(p, &l)| {
-            let p = start + p;
-            let t = uniform((p / bd_size) as u64, u64::MAX);
-            let masked = uniform(p as u64, 1) < (1.0 - 1e-3) * t + 1e-3;
-            l != IGNORE && masked != complement
-        })
-        .collect()
 }
 
 /// The decoded text, one run of a look at a time; `¦` where a block begins.

@@ -4,8 +4,9 @@
 //! dataset with all their rows; source numbers are those of the joined list, counts are sums.
 
 use crate::error::{Error, Result};
+use dlm_datasets::fs::write_atomic;
 use dlm_datasets::manifest::{Counts, Manifest, Source, Split};
-use dlm_datasets::writer::{BATCH_ROWS, ShardWriter, shard_name, write_atomic, write_manifest};
+use dlm_datasets::writer::{BATCH_ROWS, ShardWriter, shard_name, write_manifest};
 use dlm_datasets::{Dataset, Document};
 use std::path::{Path, PathBuf};
 

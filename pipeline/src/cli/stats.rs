@@ -62,7 +62,7 @@ pub fn run(a: &StatsArgs) -> Result<()> {
     let l = lengths(&ds)?;
     if let Some(path) = &a.html {
         let page = crate::cli::stats_html::page(m, &l);
-        dlm_datasets::writer::write_atomic(path, page.as_bytes())?;
+        dlm_datasets::fs::write_atomic(path, page.as_bytes())?;
     }
     if a.json {
         let c = &m.counts;

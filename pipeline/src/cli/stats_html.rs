@@ -1,42 +1,10 @@
 //! The totals of a dataset as one page with plots, needing nothing but a browser.
 
 use crate::cli::stats::{Lengths, fill, slots};
+use dlm_datasets::chart::bars;
+use dlm_datasets::html::escape;
 use dlm_datasets::manifest::Manifest;
 use std::fmt::Write;
-
-/// Text made safe for HTML.
-fn escape(s: &str) -> String {
-    s.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
-/// A bar chart as SVG: (label, value) pairs.
-fn bars(title: &str, data: &[(String, f64)], unit: &str) -> String {
-    let top = data.iter().map(|d| d.1).fold(0.0, f64::max).max(1e-9);
-    let (w, h) = (640.0, 220.0);
-    let step = w / data.len().max(1) as f64;
-    let mut o = format!(
-        "<figure><figcaption>{}</figcaption><svg viewBox='0 0 {w} {}' role='img'>",
-        escape(title),
-        h + 40.0
-    );
-    for (i, (label, v)) in data.iter().enumerate() {
-        let (x, bar) = (i as f64 * step, v / top * h);
-        let _ = write!(
-            o,
-            "<g><title>{}: {v:.0} {}</title><rect x='{:.1}' y='{:.1}' width='{:.1}' height='{:.1}'/><text x='{:.1}' y='{:.1}' text-anchor='middle'>{}</text></g>",
-            escape(label),
-            escape(unit),
-            x + step * 0.1,
-            h - bar,
-            step * 0.8,
-            bar,
-            x + step / 2.0,
-            h + 16.0,
-            escape(label)
-        );
-    }
-    o + "</svg></figure>"
-}
 
 /// The page.
 pub fn page(m: &Manifest, l: &Lengths) -> String {

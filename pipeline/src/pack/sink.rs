@@ -14,10 +14,9 @@ use crate::parse::conversation::DropReason;
 use crate::prepare::plan::PreparePlan;
 use crate::run::batch::{BatchPosition, Cursor, ProcessedBatch, ProcessedRow};
 use crate::run::executor::{Feed, InputStream};
+use dlm_datasets::fs::{PARTIAL, write_atomic};
 use dlm_datasets::manifest::{Manifest, MixtureShare, Source, Split};
-use dlm_datasets::writer::{
-    DocumentTokens, PARTIAL, ShardWriter, shard_name, write_atomic, write_manifest,
-};
+use dlm_datasets::writer::{DocumentTokens, ShardWriter, shard_name, write_manifest};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::ops::Range;

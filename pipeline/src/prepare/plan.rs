@@ -17,9 +17,9 @@ use crate::template::control::ControlText;
 use crate::template::spans::SpanFinder;
 use crate::template::verbatim::{self, Verbatim};
 use crate::tokenize::tokenizer::{Tokenizer, TokenizerSource};
+use dlm_datasets::fs::write_atomic;
 use dlm_datasets::hash::sha256;
 use dlm_datasets::manifest::Manifest;
-use dlm_datasets::writer::write_atomic;
 use serde_json::{Value, json};
 use std::path::Path;
 

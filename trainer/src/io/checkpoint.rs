@@ -6,17 +6,17 @@
 //! whole; `checkpoints/latest` names the newest and is written last. Older ones beyond
 //! `train.keep_checkpoints` are removed after that.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::io::{files, tensors};
+use crate::io::tensors;
 use crate::model::{Params, Weights};
 use crate::optim::adamw::State as OptState;
 use crate::optim::clip::ZState;
+use dlm_datasets::{fs, hash};
 
 /// Everything of a run that is not a tensor.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -105,7 +105,7 @@ impl Store {
     /// Folder of the newest whole checkpoint, if there is one.
     pub fn latest(&self) -> Result<Option<PathBuf>> {
         let pointer = self.dir.join("latest");
-        let name = match fs::read_to_string(&pointer) {
+        let name = match std::fs::read_to_string(&pointer) {
             Ok(n) => n.trim().to_string(),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io(&pointer, "reading", e)),
@@ -128,14 +128,14 @@ impl Store {
         state: &RunState,
         identity: &Identity,
     ) -> Result<PathBuf> {
-        files::create_dir(&self.dir)?;
+        fs::create_dir(&self.dir)?;
         let name = format!("step-{:09}", state.step);
         let (dir, tmp) = (self.dir.join(&name), self.dir.join(format!(".{name}.partial")));
         if tmp.exists() {
-            fs::remove_dir_all(&tmp)
+            std::fs::remove_dir_all(&tmp)
                 .map_err(|e| Error::io(&tmp, "removing a partial checkpoint", e))?;
         }
-        files::create_dir(&tmp)?;
+        fs::create_dir(&tmp)?;
         let named: Vec<(String, Vec<usize>, Tensor<2>)> = params
             .specs
             .iter()
@@ -160,7 +160,7 @@ impl Store {
         tensors::write_f32(&tmp.join(OPTIMIZER), &named)?;
         let mut sums = std::collections::BTreeMap::new();
         for f in [MODEL, OPTIMIZER] {
-            sums.insert(f.to_string(), files::sha256(&tmp.join(f))?);
+            sums.insert(f.to_string(), hash::sha256_file(&tmp.join(f))?);
         }
         let file = StateFile {
             format_version: FORMAT,
@@ -170,28 +170,28 @@ impl Store {
         };
         let json =
             serde_json::to_vec_pretty(&file).map_err(|e| Error::format(&tmp, e.to_string()))?;
-        files::write_atomic(&tmp.join("state.json"), &json)?;
+        fs::write_atomic(&tmp.join("state.json"), &json)?;
         if dir.exists() {
             // the same step was saved before (a resumed run that ended at once); the new one
             // replaces it
             let old = self.dir.join(format!(".{name}.old"));
-            let _ = fs::remove_dir_all(&old);
-            fs::rename(&dir, &old)
+            let _ = std::fs::remove_dir_all(&old);
+            std::fs::rename(&dir, &old)
                 .map_err(|e| Error::io(&dir, "moving the old checkpoint aside", e))?;
-            files::rename(&tmp, &dir)?;
-            let _ = fs::remove_dir_all(&old);
+            fs::rename(&tmp, &dir)?;
+            let _ = std::fs::remove_dir_all(&old);
         } else {
-            files::rename(&tmp, &dir)?;
+            fs::rename(&tmp, &dir)?;
         }
-        files::write_atomic(&self.dir.join("latest"), name.as_bytes())?;
+        fs::write_atomic(&self.dir.join("latest"), name.as_bytes())?;
         self.prune(&name)?;
         Ok(dir)
     }
 
     fn prune(&self, newest: &str) -> Result<()> {
         let mut steps: Vec<String> = Vec::new();
-        for entry in
-            fs::read_dir(&self.dir).map_err(|e| Error::io(&self.dir, "listing checkpoints", e))?
+        for entry in std::fs::read_dir(&self.dir)
+            .map_err(|e| Error::io(&self.dir, "listing checkpoints", e))?
         {
             let entry = entry.map_err(|e| Error::io(&self.dir, "listing checkpoints", e))?;
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -199,7 +199,7 @@ impl Store {
                 steps.push(name);
             } else if name.starts_with(".step-") {
                 // left by a killed process
-                let _ = fs::remove_dir_all(entry.path());
+                let _ = std::fs::remove_dir_all(entry.path());
             }
         }
         steps.sort_unstable();
@@ -208,7 +208,7 @@ impl Store {
         let surplus = steps.len().saturating_sub(self.keep);
         for s in &steps[..surplus] {
             let path = self.dir.join(s);
-            fs::remove_dir_all(&path)
+            std::fs::remove_dir_all(&path)
                 .map_err(|e| Error::io(&path, "removing an old checkpoint", e))?;
         }
         Ok(())
@@ -216,7 +216,7 @@ impl Store {
 
     /// Remove every checkpoint of this run.
     pub fn clear(&self) -> Result<()> {
-        match fs::remove_dir_all(&self.dir) {
+        match std::fs::remove_dir_all(&self.dir) {
             Ok(()) => Ok(()),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
             Err(e) => Err(Error::io(&self.dir, "removing old checkpoints", e)),
@@ -231,7 +231,7 @@ pub fn identity(dir: &Path) -> Result<Identity> {
 
 fn read_state(dir: &Path) -> Result<StateFile> {
     let state_path = dir.join("state.json");
-    let text = fs::read_to_string(&state_path)
+    let text = std::fs::read_to_string(&state_path)
         .map_err(|e| Error::io(&state_path, "reading the checkpoint", e))?;
     let file: StateFile = serde_json::from_str(&text)
         .map_err(|e| Error::format(&state_path, format!("not a checkpoint state: {e}")))?;
@@ -249,7 +249,7 @@ pub fn restore(dir: &Path, params: &Params, muon: &[bool], device: &Device) -> R
     let file = read_state(dir)?;
     for (name, expected) in &file.files {
         let path = dir.join(name);
-        let found = files::sha256(&path)?;
+        let found = hash::sha256_file(&path)?;
         if found != *expected {
             return Err(Error::format(
                 &path,

@@ -15,11 +15,11 @@ use serde_json::{Value, json};
 
 use crate::config::ExportFormat;
 use crate::error::{Error, Result};
-use crate::io::files;
 use crate::io::tensors::{self, TensorContent, TensorEntry};
 use crate::model::config::Family;
 use crate::model::load::{self, Checkpoint};
 use crate::model::{Decoder, ModelConfig, ParamKind, Weights, ternary};
+use dlm_datasets::fs;
 
 /// Shards are cut above this many bytes, as transformers does.
 const SHARD_BYTES: usize = 5_000_000_000;
@@ -76,12 +76,12 @@ pub fn export(
     info: &ExportInfo,
 ) -> Result<()> {
     check(decoder, format)?;
-    files::create_dir(dir)?;
+    fs::create_dir(dir)?;
     let marker = dir.join("dlm_config.json");
     if marker.exists() {
         std::fs::remove_file(&marker)
             .map_err(|e| Error::io(&marker, "removing the old export's marker", e))?;
-        files::sync_parent(&marker)?;
+        fs::sync_parent(&marker)?;
     }
     write_weights(dir, decoder, w, dtype, format)?;
     write_json(&dir.join("config.json"), &model_config(decoder, dtype, format, info))?;
@@ -92,7 +92,7 @@ pub fn export(
         };
         let bytes =
             std::fs::read(&name).map_err(|e| Error::io(&name, "reading the tokenizer", e))?;
-        files::write_atomic(&dir.join(file), &bytes)?;
+        fs::write_atomic(&dir.join(file), &bytes)?;
     }
     let mut record = json!({
         "bd_size": info.bd_size,
@@ -110,7 +110,7 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
     let mut bytes =
         serde_json::to_vec_pretty(value).map_err(|e| Error::format(path, e.to_string()))?;
     bytes.push(b'\n');
-    files::write_atomic(path, &bytes)
+    Ok(fs::write_atomic(path, &bytes)?)
 }
 
 fn model_config(decoder: &Decoder, dtype: Dtype, format: ExportFormat, info: &ExportInfo) -> Value {

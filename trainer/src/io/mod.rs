@@ -2,6 +2,5 @@
 
 pub mod checkpoint;
 pub mod export;
-pub mod files;
 pub mod source;
 pub mod tensors;

@@ -11,9 +11,9 @@ use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 
-use super::files;
 use crate::error::{Error, Result};
 use crate::model::load::{decode_floats, download};
+use dlm_datasets::fs;
 
 /// Name, shape in the file, values.
 pub type Named = (String, Vec<usize>, Tensor<2>);
@@ -87,7 +87,7 @@ pub fn write_entries(path: &Path, entries: &[TensorEntry]) -> Result<()> {
     let mut text = serde_json::to_vec(&header).map_err(|e| Error::format(path, e.to_string()))?;
     // the data starts at a multiple of 8, as the format asks
     text.resize(text.len().next_multiple_of(8), b' ');
-    let tmp = files::temporary(path);
+    let tmp = fs::partial_path(path);
     let file = File::create(&tmp).map_err(|e| Error::io(&tmp, "creating", e))?;
     let mut out = BufWriter::with_capacity(1 << 20, file);
     let fail = |e| Error::io(&tmp, "writing", e);
@@ -118,7 +118,7 @@ pub fn write_entries(path: &Path, entries: &[TensorEntry]) -> Result<()> {
     let file = out.into_inner().map_err(|e| fail(e.into_error()))?;
     file.sync_all().map_err(|e| Error::io(&tmp, "flushing", e))?;
     drop(file);
-    files::rename(&tmp, path)
+    Ok(fs::rename(&tmp, path)?)
 }
 
 /// Read the named tensors of a file to the device as fp32; names and shapes must be there exactly.

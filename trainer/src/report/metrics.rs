@@ -13,8 +13,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::io::files;
 use crate::report::tensorboard::EventFile;
+use dlm_datasets::fs;
 
 /// One step.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -98,7 +98,7 @@ impl Reporter {
                 }
             }
         }
-        files::write_atomic(&path, &kept)?;
+        fs::write_atomic(&path, &kept)?;
         let file = OpenOptions::new()
             .append(true)
             .open(&path)

@@ -2,5 +2,4 @@
 
 pub mod metrics;
 pub mod plot;
-mod svg;
 pub mod tensorboard;

@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::Value;
 
-use super::svg::{Axis, Chart, Point, escape, scientific, short};
 use crate::error::{Error, Result};
-use crate::io::files;
+use dlm_datasets::chart::{Axis, Chart, Point, scientific, short};
+use dlm_datasets::fs;
+use dlm_datasets::html::escape;
 
 const CSS: &str = include_str!("plot.css");
 /// Runs that one page can tell apart by colour.
@@ -81,7 +82,7 @@ pub fn run(args: &PlotArgs) -> Result<bool> {
     for r in runs.iter().filter(|r| r.unread > 0) {
         eprintln!("{}: {} of its lines hold no step record and were left out", r.name, r.unread);
     }
-    files::write_atomic(&out, page(&runs, args.x == "tokens").as_bytes())?;
+    fs::write_atomic(&out, page(&runs, args.x == "tokens").as_bytes())?;
     println!("{}", out.display());
     Ok(true)
 }

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
-use crate::io::files;
 use crate::report::metrics::StepRecord;
+use dlm_datasets::fs;
 
 /// An open event file.
 pub struct EventFile {
@@ -26,7 +26,7 @@ impl EventFile {
     /// Start a file in `run_dir/tensorboard` for the steps after `last_step`.
     pub fn create(run_dir: &Path, last_step: u64) -> Result<Self> {
         let dir = run_dir.join("tensorboard");
-        files::create_dir(&dir)?;
+        fs::create_dir(&dir)?;
         let host: String = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let host: String = host
             .trim()

@@ -17,9 +17,6 @@ use crate::diffusion::{Batch, ObjectiveSpec, PackedRow, StreamShape};
 use crate::error::{Error, Result};
 use dlm_datasets::mask;
 
-/// The epoch number whose masks the evaluation uses; training never gets there.
-pub const EVAL_EPOCH: u64 = u64::MAX;
-
 /// How steps are cut from the dataset.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchPlan {

@@ -8,7 +8,7 @@ use crate::compute::device::ComputeDevice;
 use crate::diffusion::objective::{self, PassOptions};
 use crate::error::Result;
 use crate::model::{Decoder, Weights};
-use crate::train::data::{self, BatchPlan, EVAL_EPOCH};
+use crate::train::data::{self, BatchPlan};
 use dlm_datasets::mask;
 
 /// Mean loss over the first `rows` rows of a split under fixed masks; `None` where nothing is
@@ -31,7 +31,7 @@ pub fn evaluate(
             let row = data::packed_row(data, split, i, plan.vocab_size)?;
             let mask = mask::row_mask(
                 plan.seed,
-                EVAL_EPOCH,
+                mask::EVAL_EPOCH,
                 i as u64,
                 row.input_ids.len(),
                 plan.spec.bd_size,

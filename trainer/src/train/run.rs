@@ -17,7 +17,6 @@ use crate::diffusion::objective::{Objective, PassOptions};
 use crate::diffusion::{Attention, DocumentMask, Layout, ObjectiveSpec, StreamShape};
 use crate::error::{Error, Result};
 use crate::io::checkpoint::{self, Identity, RunState, Store};
-use crate::io::files;
 use crate::io::source::{self, ModelSource, PreparedModel};
 use crate::model::{Decoder, Weights};
 use crate::optim::{Optimizer, adamw};
@@ -26,6 +25,7 @@ use crate::train::data::{self, BatchPlan, Prefetch};
 use crate::train::evaluate::evaluate;
 use crate::train::finish;
 use crate::train::micro_batch;
+use dlm_datasets::fs;
 
 /// What to do with a checkpoint that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -95,8 +95,8 @@ pub fn run(cfg: &Config, chosen: &ComputeDevice, options: RunOptions) -> Result<
     let cfg = &pinned;
     let mut trainer = Trainer::new(cfg, chosen, data, located, recorded.is_none())?;
     trainer.begin(&store, options)?;
-    files::create_dir(out)?;
-    files::write_atomic(&out.join("config.yaml"), cfg.to_yaml()?.as_bytes())?;
+    fs::create_dir(out)?;
+    fs::write_atomic(&out.join("config.yaml"), cfg.to_yaml()?.as_bytes())?;
     if !trainer.state.finished {
         trainer.steps(&store)?;
     }

@@ -75,7 +75,7 @@ pub fn dataset(dir: &Path, mask: i32, bd_size: usize) -> PathBuf {
     )
     .unwrap();
     let mut manifest = Manifest::new(SEQ_LEN, bd_size, VOCAB, mask, 0, EOS);
-    manifest.tokenizer_sha256 = dlm_train::io::files::sha256(&file).unwrap();
+    manifest.tokenizer_sha256 = dlm_datasets::hash::sha256_file(&file).unwrap();
     let mut writer = DatasetWriter::create(dir, manifest).unwrap();
     for row in 0..14usize {
         let (mut ids, mut labels, mut documents) = (Vec::new(), Vec::new(), Vec::new());

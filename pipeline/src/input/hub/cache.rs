@@ -120,7 +120,7 @@ impl Repo {
         }
         let path = self.root.join("refs").join(safe(revision)?);
         make_parent(&path)?;
-        Ok(dlm_datasets::writer::write_atomic(&path, commit.as_bytes())?)
+        Ok(dlm_datasets::fs::write_atomic(&path, commit.as_bytes())?)
     }
 
     /// Makes `path` of a commit point at a blob.

@@ -225,7 +225,7 @@ impl HubSource {
             let _ = std::fs::remove_file(&partial);
             return Ok(false);
         }
-        dlm_datasets::writer::rename(&partial, blob)?;
+        dlm_datasets::fs::rename(&partial, blob)?;
         Ok(true)
     }
 }

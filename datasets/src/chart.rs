@@ -1,9 +1,10 @@
-//! Line charts as inline SVG.
+//! Charts as inline SVG: lines, dots and bars.
 //!
 //! In: points in data units. Out: one `<svg>` of 640 × 260 user units whose colours come from the
 //! page's style sheet by class. A line of any length is reduced to a few points a pixel that keep
 //! every peak.
 
+use crate::html::escape;
 use std::fmt::Write;
 
 /// A point in data units; a y that is not finite breaks the line.
@@ -246,9 +247,34 @@ impl Chart {
     }
 }
 
-/// Text as HTML and attribute content.
-pub fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+/// A bar chart as a `<figure>` with its title: one bar for each (label, value) pair, the tallest
+/// bar filling the height. `unit` names what the values count.
+pub fn bars(title: &str, data: &[(String, f64)], unit: &str) -> String {
+    let top = data.iter().map(|d| d.1).fold(0.0, f64::max).max(1e-9);
+    let (width, height) = (640.0, 220.0);
+    let step = width / data.len().max(1) as f64;
+    let mut out = format!(
+        "<figure><figcaption>{}</figcaption><svg viewBox='0 0 {width} {}' role='img'>",
+        escape(title),
+        height + 40.0
+    );
+    for (i, (label, value)) in data.iter().enumerate() {
+        let (x, bar) = (i as f64 * step, value / top * height);
+        let _ = write!(
+            out,
+            "<g><title>{}: {value:.0} {}</title><rect x='{:.1}' y='{:.1}' width='{:.1}' height='{:.1}'/><text x='{:.1}' y='{:.1}' text-anchor='middle'>{}</text></g>",
+            escape(label),
+            escape(unit),
+            x + step * 0.1,
+            height - bar,
+            step * 0.8,
+            bar,
+            x + step / 2.0,
+            height + 16.0,
+            escape(label)
+        );
+    }
+    out + "</svg></figure>"
 }
 
 /// `12`, `3.4k`, `1.25M`, `2B`: three digits and a unit.
