@@ -28,9 +28,10 @@ use crate::train::micro_batch;
 use dlm_datasets::fs;
 
 /// What to do with a checkpoint that is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Resume {
     /// Go on from it, or start anew where there is none.
+    #[default]
     Auto,
     /// Start anew; refused while checkpoints are there, unless told to overwrite.
     Never,
