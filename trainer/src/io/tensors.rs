@@ -12,8 +12,8 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 
 use super::files;
+use crate::compute::tensor_io::{decode_floats, download};
 use crate::error::{Error, Result};
-use crate::model::load::{decode_floats, download};
 
 /// Name, shape in the file, values.
 pub type Named = (String, Vec<usize>, Tensor<2>);
