@@ -11,8 +11,8 @@ use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 
+use crate::compute::tensor_io::{decode_floats, download};
 use crate::error::{Error, Result};
-use crate::model::load::{decode_floats, download};
 use dlm_datasets::fs;
 
 /// Name, shape in the file, values.
