@@ -20,6 +20,7 @@ pub mod conversion;
 pub mod decode;
 pub mod diffusion;
 pub mod error;
+pub mod generate;
 pub mod io;
 pub mod kernels;
 pub mod launch;
@@ -28,12 +29,20 @@ pub mod optim;
 pub mod parity;
 pub mod report;
 pub mod train;
+pub mod validate;
 
 use std::process::ExitCode;
 
+pub use compute::{AttentionChoice, ComputeDtype};
 pub use config::ConfigError;
 pub use conversion::{Conversion, Converted, Resume, convert};
+pub use decode::Passes;
+pub use diffusion::Layout;
+pub use dlm_datasets::Split;
 pub use error::{Error, Result};
+pub use generate::{Completion, DecodeMode, GenerateOptions, Model, ModelOptions, Prompt};
+pub use parity::{ParityOptions, ParityReport, ToleranceOptions, Tolerances};
+pub use validate::{DatasetOptions, DatasetReport, Reference, ValidationReport, validate};
 
 /// The program `dlm-train`: runs the command line of this process.
 #[doc(hidden)]

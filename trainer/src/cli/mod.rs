@@ -10,6 +10,7 @@ mod export;
 mod generate;
 mod parity;
 mod train;
+mod validation;
 pub(crate) mod wf;
 
 use std::process::ExitCode;

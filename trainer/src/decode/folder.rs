@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use crate::compute::ComputePlan;
 use crate::error::{Error, Result};
-use crate::model::{Decoder, ModelConfig, Params, load};
+use crate::io::load_model::{LoadOptions, LoadedModel, load_model};
+use crate::model::ModelConfig;
 
 use super::Engine;
 
@@ -59,11 +60,9 @@ impl ModelFolder {
 
     /// Loads the weights onto the device of a plan.
     pub fn load(&self, compute: ComputePlan) -> Result<Engine> {
-        let mut config = self.config.clone();
-        let params = Params::new(&config);
-        let host = load::read_host(&self.dir, &mut config, &params)?;
-        let weights = load::upload(host, &params, &compute.device.device);
-        Engine::new(Decoder::new(config), weights, compute)
+        let LoadedModel { decoder, weights } =
+            load_model(&self.dir, LoadOptions::default(), &compute.device.device)?;
+        Engine::new(decoder, weights, compute)
     }
 }
 

@@ -120,7 +120,9 @@ pub fn prepare(
     })
 }
 
-fn check_fit(model: &ModelConfig, manifest: &Manifest, source: &str) -> Result<()> {
+/// A converted model must have the dataset's block size and mask token id, and the dataset's tokenizer
+/// must not have more ids than the model.
+pub fn check_fit(model: &ModelConfig, manifest: &Manifest, source: &str) -> Result<()> {
     if let Some(id) = model.mask_token_id.filter(|id| *id != i64::from(manifest.mask_token_id)) {
         return Err(Error::Mismatch(format!(
             "the dataset's mask token {:?} has id {}, the model {source} was converted with mask id {id}; prepare the data with the model's own tokenizer",
@@ -147,7 +149,7 @@ fn check_fit(model: &ModelConfig, manifest: &Manifest, source: &str) -> Result<(
 /// may be new.
 ///
 /// Folders without a `tokenizer.json` are not checked: there is nothing to hold against.
-fn check_tokenizer(of_model: &Path, of_data: &Path, mask_token: &str) -> Result<()> {
+pub fn check_tokenizer(of_model: &Path, of_data: &Path, mask_token: &str) -> Result<()> {
     let (Some(ours), Some(theirs)) = (vocabulary(of_model)?, vocabulary(of_data)?) else {
         return Ok(());
     };
