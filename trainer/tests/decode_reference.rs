@@ -8,8 +8,8 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
-use burn::tensor::DType;
-use dlm_train::decode::cached::{Compute, KvCache, Order, Pass, Span};
+use dlm_train::compute::{ComputePlan, device};
+use dlm_train::decode::cached::{KvCache, Order, Pass, Span};
 use dlm_train::decode::{ArOptions, BlockOptions, Engine};
 use dlm_train::kernels::ops;
 use dlm_train::model::config::Quantization;
@@ -88,12 +88,12 @@ fn fixtures() -> Option<PathBuf> {
 }
 
 fn engine(dir: &Path) -> Engine {
-    let device = Device::flex();
+    let compute = ComputePlan::new(device::cpu(), None);
     let mut cfg = ModelConfig::read(dir).unwrap();
     let params = Params::new(&cfg);
     let host = load::read_host(dir, &mut cfg, &params).unwrap();
-    let weights = load::upload(host, &params, &device);
-    Engine::new(Decoder::new(cfg), weights, device, DType::F32).unwrap()
+    let weights = load::upload(host, &params, &compute.device.device);
+    Engine::new(Decoder::new(cfg), weights, compute).unwrap()
 }
 
 fn read<T: for<'a> Deserialize<'a>>(path: PathBuf) -> T {
@@ -117,7 +117,7 @@ fn check(model: &str) {
     let file: File = read(dir.join(format!("decode_{model}.json")));
     compare(model, engine(&dir.join(model)), &file);
     // The form of attention that other devices run.
-    compare(model, engine(&dir.join(model)).without_tiles(), &file);
+    compare(model, engine(&dir.join(model)).without_tiles().unwrap(), &file);
 }
 
 fn compare(model: &str, mut engine: Engine, file: &File) {
@@ -183,7 +183,7 @@ fn bitnet_tiny() {
 fn batches() {
     let Some(dir) = fixtures() else { return };
     check_batches(&dir, engine(&dir.join("qwen2_peaky")));
-    check_batches(&dir, engine(&dir.join("qwen2_peaky")).without_tiles());
+    check_batches(&dir, engine(&dir.join("qwen2_peaky")).without_tiles().unwrap());
 }
 
 fn check_batches(dir: &Path, mut engine: Engine) {
@@ -319,8 +319,9 @@ fn ternary_weights_once() {
             40,
             Order::Full,
             &cache,
-            &Compute { dtype: DType::F32, device: device.clone(), by_tiles: true },
-        );
+            &ComputePlan::new(device::cpu(), None),
+        )
+        .unwrap();
         let hidden = decoder.forward_cached(&weights, ids, &pass, &mut cache);
         decoder.logits(&weights, hidden).into_data().try_into_vec::<f32>().unwrap()
     };

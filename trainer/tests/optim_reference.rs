@@ -4,9 +4,9 @@
 
 use burn::prelude::*;
 use burn::tensor::DType;
+use dlm_train::compute::tensor_io::download;
 use dlm_train::config::{Config, Optim, OptimName};
-use dlm_train::diffusion::objective::Gradients;
-use dlm_train::model::{ModelConfig, ParamKind, Params, Weights, load};
+use dlm_train::model::{Gradients, ModelConfig, ParamKind, Params, Weights};
 use dlm_train::optim::Optimizer;
 use dlm_train::optim::clip::{self, ZState};
 use serde_json::{Value, json};
@@ -55,7 +55,7 @@ fn steps(case: &Value, optim: &Optim, kind: ParamKind) -> Vec<Vec<f64>> {
         let mut grads = Gradients::new(1);
         grads.0[0] = Some(tensor(grad));
         optimizer.step(optim, &params, &mut w, grads, 1.0, 1.0);
-        out.push(load::download(&w.0[0]).unwrap().iter().map(|v| f64::from(*v)).collect());
+        out.push(download(&w.0[0]).unwrap().iter().map(|v| f64::from(*v)).collect());
     }
     out
 }

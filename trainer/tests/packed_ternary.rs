@@ -6,19 +6,21 @@ mod families;
 use std::path::Path;
 
 use burn::prelude::*;
-use burn::tensor::DType;
+use dlm_train::compute::tensor_io::download;
+use dlm_train::compute::{AttentionChoice, ComputePlan, StreamShape, device as compute_device};
 use dlm_train::config::ExportFormat;
-use dlm_train::diffusion::objective;
 use dlm_train::diffusion::{
-    Attention, DocumentMask, Objective, ObjectiveSpec, PackedRow, StreamShape,
+    DeviceBatch, DocumentMask, Objective, ObjectiveSpec, PackedRow, build_batch, objective,
 };
 use dlm_train::io::export::{self, ExportInfo};
 use dlm_train::kernels::ops;
-use dlm_train::model::{Decoder, ModelConfig, ParamKind, Params, Weights, load, ternary};
+use dlm_train::model::{
+    Checkpoint, Decoder, ModelConfig, ParamKind, Params, Weights, load, ternary,
+};
 use safetensors::Dtype;
 
 fn device() -> Device {
-    dlm_train::compute::device::choose("cpu").unwrap().device
+    compute_device::cpu().device
 }
 
 fn own(arch: &str) -> (Decoder, Weights) {
@@ -69,15 +71,17 @@ fn logits(decoder: &Decoder, w: &Weights) -> Vec<f32> {
         complementary: true,
         document_mask: DocumentMask::Document,
     };
-    let batch = objective::build_batch(
+    let batch = build_batch(
         Objective::Sft,
         &[row],
         &[Vec::new()],
         &spec,
         StreamShape::Rectangular { multiple: 1 },
     );
-    let inputs = objective::upload(decoder, &batch, DType::F32, Attention::Dense, &device());
-    load::download(&objective::all_logits(decoder, w, &inputs)).unwrap()
+    let compute = ComputePlan::new(compute_device::cpu(), None);
+    let compute = compute.with_attention(AttentionChoice::Dense).unwrap();
+    let inputs = DeviceBatch::upload(decoder, &batch, &compute).unwrap();
+    download(&objective::all_logits(decoder, w, &inputs)).unwrap()
 }
 
 /// Rounding to 8 bits is a step function: the lower quartile over positions must agree, and nothing
@@ -135,8 +139,7 @@ fn reads_back_as_the_ternary_model_it_was() {
                         spec.name
                     );
                     assert_eq!(stored[&format!("{}_scale", spec.name)], ("F32".into(), vec![1]));
-                    let codes =
-                        |t: &Tensor<2>| load::download(&ops::ternary_codes(t.clone()).0).unwrap();
+                    let codes = |t: &Tensor<2>| download(&ops::ternary_codes(t.clone()).0).unwrap();
                     let (a, b) = (codes(ours), codes(theirs));
                     assert_eq!(a, b, "{arch} {}: other ternary values came back", spec.name);
                     assert!(
@@ -148,7 +151,7 @@ fn reads_back_as_the_ternary_model_it_was() {
                 }
                 _ => (ours.clone(), theirs.clone()),
             };
-            let (ours, theirs) = (load::download(&ours).unwrap(), load::download(&theirs).unwrap());
+            let (ours, theirs) = (download(&ours).unwrap(), download(&theirs).unwrap());
             let far = ours
                 .iter()
                 .zip(&theirs)
@@ -208,8 +211,7 @@ fn a_packed_checkpoint_packs_to_the_same_bytes() {
             &info(out.path()),
         )
         .unwrap();
-        let (a, b) =
-            (load::Checkpoint::open(&source).unwrap(), load::Checkpoint::open(out.path()).unwrap());
+        let (a, b) = (Checkpoint::open(&source).unwrap(), Checkpoint::open(out.path()).unwrap());
         for spec in decoder.params.specs.iter().filter(|s| s.kind == ParamKind::Matrix) {
             assert_eq!(
                 a.view(&spec.name).unwrap().3,

@@ -10,8 +10,8 @@ use std::process::Command;
 
 use burn::prelude::*;
 use burn::tensor::DType;
+use dlm_train::compute::tensor_io::{decode_floats, download};
 use dlm_train::kernels::ops;
-use dlm_train::model::load;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -220,13 +220,12 @@ fn quantisers_equal_the_unit_fixture() {
         let view = file.tensor(name).unwrap();
         let shape = [view.shape()[0], view.shape()[1]];
         Tensor::<2>::from_data(
-            TensorData::new(load::decode_floats(view.dtype(), view.data()).unwrap(), shape),
+            TensorData::new(decode_floats(view.dtype(), view.data()).unwrap(), shape),
             (&device, DType::F32),
         )
     };
     let same = |ours: Tensor<2>, expected: &str| {
-        let (ours, expected) =
-            (load::download(&ours).unwrap(), load::download(&read(expected)).unwrap());
+        let (ours, expected) = (download(&ours).unwrap(), download(&read(expected)).unwrap());
         let worst = ours.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
         println!("{expected:?}: {worst:.1e}", expected = expected.len());
         assert!(worst < 1e-6, "{worst}");

@@ -7,19 +7,18 @@
 
 use std::time::Instant;
 
-use burn::tensor::DType;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use crate::bench::presets;
-use crate::compute::device;
+use crate::compute::{AttentionChoice, ComputeDtype, ComputePlan, device};
 use crate::config::Config;
-use crate::diffusion::objective::{self, Gradients};
 use crate::diffusion::{
-    Attention, DocumentMask, Layout, Objective, ObjectiveSpec, PackedRow, PassOptions, StreamShape,
+    DeviceBatch, DocumentMask, IGNORE, Layout, Objective, ObjectiveSpec, PackedRow, PassOptions,
+    build_batch, count_targets, objective,
 };
 use crate::error::{Error, Result};
-use crate::model::{Decoder, ModelConfig, Params, load};
+use crate::model::{Decoder, Gradients, ModelConfig, Params, load};
 use crate::optim::{Optimizer, clip};
 use crate::report::metrics::resident_mib;
 use crate::train::flops;
@@ -62,11 +61,11 @@ pub struct TrainBench {
     #[arg(long, default_value = "saving", value_parser = ["saving", "reference", "sft"])]
     pub layout: String,
     /// fp32 or bf16 compute; masters are fp32.
-    #[arg(long, default_value = "fp32", value_parser = ["fp32", "bf16"])]
-    pub dtype: String,
+    #[arg(long, default_value = "fp32")]
+    pub dtype: ComputeDtype,
     /// auto, dense, ranges or tiles.
-    #[arg(long, default_value = "auto", value_parser = ["auto", "dense", "ranges", "tiles"])]
-    pub attention: String,
+    #[arg(long, default_value = "auto")]
+    pub attention: AttentionChoice,
     /// auto, cpu, cuda[:N], wgpu.
     #[arg(long, default_value = "auto")]
     pub device: String,
@@ -102,7 +101,7 @@ fn synthetic_row(args: &TrainBench, vocab: usize, index: u64) -> PackedRow {
         let len = per.min(args.seq - start);
         documents.push((start, len));
         let prompt = (per as f64 * args.prompt_fraction) as usize;
-        labels[start..start + prompt.min(len)].fill(crate::diffusion::layout::IGNORE);
+        labels[start..start + prompt.min(len)].fill(IGNORE);
     }
     PackedRow { input_ids, labels, documents }
 }
@@ -110,8 +109,10 @@ fn synthetic_row(args: &TrainBench, vocab: usize, index: u64) -> PackedRow {
 /// Run.
 pub fn run(command: &BenchCommand) -> Result<bool> {
     let BenchCommand::Train(args) = command;
-    let chosen = device::choose(&args.device)?;
-    let device = &chosen.device;
+    let compute = ComputePlan::new(device::choose(&args.device)?, Some(args.dtype))
+        .with_attention(args.attention)?
+        .with_multiple(args.multiple);
+    let device = &compute.device.device;
     if args.seq == 0 || args.seq % args.bd_size.max(1) != 0 || args.batch == 0 || args.steps == 0 {
         return Err(Error::Usage(
             "--seq must be a multiple of --bd-size, --batch and --steps at least 1".into(),
@@ -124,20 +125,8 @@ pub fn run(command: &BenchCommand) -> Result<bool> {
     let mut w = load::upload(host, &decoder.params, device);
     let optim = Config::load(None, &[])?.optim;
     let mut optimizer = Optimizer::new(&optim, &decoder.params, device);
-    let dtype = if args.dtype == "bf16" { DType::BF16 } else { DType::F32 };
-    let attention = match args.attention.as_str() {
-        "dense" => Attention::Dense,
-        "ranges" => Attention::Ranges,
-        "tiles" => Attention::Tiles,
-        _ => Attention::best(device, dtype),
-    };
-    let shape = if attention == Attention::Tiles {
-        StreamShape::Flat
-    } else {
-        StreamShape::Rectangular { multiple: args.multiple }
-    };
     let pass =
-        PassOptions { dtype, attention, recompute: args.recompute, loss_chunk: args.loss_chunk };
+        PassOptions { activation_checkpointing: args.recompute, loss_chunk: args.loss_chunk };
     let objective = match args.layout.as_str() {
         "sft" => Objective::Sft,
         "reference" => Objective::BlockDiffusion(Layout::Reference),
@@ -167,18 +156,17 @@ pub fn run(command: &BenchCommand) -> Result<bool> {
                 mask::row_mask(5, 0, (s * args.batch + r) as u64, args.seq, args.bd_size, 1e-3)
             })
             .collect();
-        let counted: usize =
-            rows.iter().map(|r| objective::counted(r, &spec, objective, None)).sum();
+        let counted: usize = rows.iter().map(|r| count_targets(r, &spec, objective, None)).sum();
         let batches: Vec<_> = rows
             .chunks(micro)
             .zip(masks.chunks(micro))
-            .map(|(r, m)| objective::build_batch(objective, r, m, &spec, shape))
+            .map(|(r, m)| build_batch(objective, r, m, &spec, compute.stream_shape))
             .collect();
         let t1 = Instant::now();
         let mut grads = Gradients::new(w.0.len());
         let mut sum = 0.0;
         for b in &batches {
-            let inputs = objective::upload(&decoder, b, dtype, attention, device);
+            let inputs = DeviceBatch::upload(&decoder, b, &compute)?;
             sum += objective::loss_and_gradients(
                 &decoder,
                 &w,
@@ -222,15 +210,15 @@ pub fn run(command: &BenchCommand) -> Result<bool> {
     let tokens_per_s = source / step * 1e3;
     let useful_step = useful / args.steps as f64;
     let record = json!({
-        "preset": args.preset, "params": decoder.params.numel(), "device": chosen.name, "layout": args.layout, "dtype": args.dtype,
-        "attention": format!("{attention:?}").to_lowercase(), "recompute": args.recompute,
+        "preset": args.preset, "params": decoder.params.numel(), "device": compute.device.name, "layout": args.layout, "dtype": args.dtype.to_string(),
+        "attention": format!("{:?}", compute.attention).to_lowercase(), "recompute": args.recompute,
         "batch": args.batch, "micro": micro, "seq": args.seq, "bd_size": args.bd_size, "steps": args.steps,
         "tokens_per_s": source * args.steps as f64 / total_s, "tokens_per_s_median": tokens_per_s,
         "processed_tokens_per_s": processed as f64 / total_s,
         "processed_share_of_4l": processed as f64 / (4.0 * source * args.steps as f64),
         "hours_per_billion_tokens": 1e9 / tokens_per_s / 3600.0,
         "useful_tflops_per_s": useful_step / (step / 1e3) / 1e12,
-        "mfu": chosen.peak_flops().map(|p| useful_step / (step / 1e3) / p),
+        "mfu": compute.peak_flops.map(|p| useful_step / (step / 1e3) / p),
         "ms_per_step_median": step,
         "ms": {"data": median(&mut data_ms), "forward_backward": median(&mut pass_ms), "optimizer": median(&mut opt_ms)},
         "first_step_s": first_step, "loss_first": first_loss, "loss_last": last_loss, "peak_rss_mib": peak_rss,
@@ -243,7 +231,7 @@ pub fn run(command: &BenchCommand) -> Result<bool> {
             args.preset,
             args.layout,
             args.dtype,
-            chosen.name,
+            compute.device.name,
             tokens_per_s,
             step,
             median(&mut data_ms),

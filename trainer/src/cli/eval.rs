@@ -5,15 +5,12 @@
 
 use std::path::PathBuf;
 
-use burn::tensor::DType;
 use clap::Args;
 use dlm_datasets::Split;
 use serde_json::json;
 
-use crate::compute::device;
-use crate::diffusion::{
-    Attention, DocumentMask, Layout, Objective, ObjectiveSpec, PassOptions, StreamShape,
-};
+use crate::compute::{ComputeDtype, ComputePlan, device};
+use crate::diffusion::{DocumentMask, Layout, Objective, ObjectiveSpec, PassOptions};
 use crate::error::{Error, Result};
 use crate::io::source;
 use crate::model::{Decoder, ModelConfig, Params, load};
@@ -42,8 +39,8 @@ pub struct EvalArgs {
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
     /// fp32 or bf16.
-    #[arg(long, default_value = "fp32", value_parser = ["fp32", "bf16"])]
-    pub dtype: String,
+    #[arg(long, default_value = "fp32")]
+    pub dtype: ComputeDtype,
     /// auto, cpu, cuda[:N].
     #[arg(long, default_value = "auto")]
     pub device: String,
@@ -54,7 +51,7 @@ pub struct EvalArgs {
 
 /// Run.
 pub fn run(args: &EvalArgs) -> Result<bool> {
-    let chosen = device::choose(&args.device)?;
+    let compute = ComputePlan::new(device::choose(&args.device)?, Some(args.dtype));
     let data = crate::train::data::open(&args.data)?;
     let m = data.manifest();
     let split = match args.split.as_deref() {
@@ -84,10 +81,8 @@ pub fn run(args: &EvalArgs) -> Result<bool> {
         )));
     }
     let decoder = Decoder::new(cfg);
-    let w = load::upload(host, &decoder.params, &chosen.device);
-    let dtype = if args.dtype == "bf16" { DType::BF16 } else { DType::F32 };
-    let attention = Attention::best(&chosen.device, dtype);
-    let pass = PassOptions { dtype, attention, recompute: false, loss_chunk: 1024 };
+    let w = load::upload(host, &decoder.params, &compute.device.device);
+    let pass = PassOptions { activation_checkpointing: false, loss_chunk: 1024 };
     let mut losses = Vec::new();
     for objective in [Objective::BlockDiffusion(Layout::Saving), Objective::Sft] {
         let plan = BatchPlan {
@@ -102,14 +97,10 @@ pub fn run(args: &EvalArgs) -> Result<bool> {
                 document_mask: DocumentMask::Document,
             },
             noise_eps: 1e-3,
-            shape: if attention == Attention::Tiles {
-                StreamShape::Flat
-            } else {
-                StreamShape::Rectangular { multiple: 32 }
-            },
+            shape: compute.stream_shape,
             vocab_size: decoder.cfg.vocab_size,
         };
-        losses.push(evaluate(&decoder, &w, &data, split, &plan, &pass, &chosen, rows)?);
+        losses.push(evaluate(&decoder, &w, &data, split, &plan, &pass, &compute, rows)?);
     }
     if args.json {
         println!(

@@ -7,11 +7,10 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use burn::tensor::DType;
 use clap::{ArgGroup, Args, ValueEnum};
 use serde_json::json;
 
-use crate::compute::device;
+use crate::compute::{ComputeDtype, ComputePlan, device};
 use crate::decode::folder::ModelFolder;
 use crate::decode::prompt::{self, Prompt, PromptCodec};
 use crate::decode::{ArOptions, BlockOptions, Completion};
@@ -74,8 +73,8 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "ID|none")]
     pub stop_token_id: Vec<String>,
     /// fp32 or bf16 [default: fp32 on the CPU, bf16 on CUDA].
-    #[arg(long, value_parser = ["fp32", "bf16"])]
-    pub dtype: Option<String>,
+    #[arg(long)]
+    pub dtype: Option<ComputeDtype>,
     /// auto, cpu, cuda[:N].
     #[arg(long, default_value = "auto")]
     pub device: String,
@@ -110,20 +109,14 @@ pub fn run(args: &GenerateArgs) -> Result<bool> {
     let folder = ModelFolder::read(&dir)?;
     let stop_ids = stop_override.unwrap_or_else(|| folder.stop_ids.clone());
     let how = plan(args, &folder, stop_ids)?;
-    let chosen = device::choose(&args.device)?;
-    let cuda = chosen.name.starts_with("cuda");
-    let dtype = match args.dtype.as_deref() {
-        Some("fp32") => DType::F32,
-        Some(_) => DType::BF16,
-        None if cuda => DType::BF16,
-        None => DType::F32,
-    };
+    let compute = ComputePlan::new(device::choose(&args.device)?, args.dtype);
+    let device = compute.device.name.clone();
     let started = Instant::now();
-    let mut engine = folder.load(&chosen, dtype)?;
+    let mut engine = folder.load(compute)?;
     eprintln!(
         "loaded {} on {} in {:.1} s",
         args.model.display(),
-        chosen.name,
+        device,
         started.elapsed().as_secs_f64()
     );
     let longest =

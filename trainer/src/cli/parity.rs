@@ -12,17 +12,19 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::DType;
 use clap::Args;
 use safetensors::{Dtype, SafeTensors};
 
-use crate::compute::device;
-use crate::diffusion::objective::{self, Gradients, PassOptions};
-use crate::diffusion::{Attention, DocumentMask, Layout, Objective, ObjectiveSpec, StreamShape};
+use crate::compute::tensor_io::{decode_floats, download};
+use crate::compute::{AttentionChoice, ComputeDtype, ComputePlan, StreamShape, device};
+use crate::diffusion::{
+    DeviceBatch, DocumentMask, Layout, Objective, ObjectiveSpec, PassOptions, build_batch,
+    count_targets, objective,
+};
 use crate::error::{Error, Result};
 use crate::kernels::ops;
 use crate::model::config::Quantization;
-use crate::model::{Decoder, ModelConfig, ParamKind, load};
+use crate::model::{Decoder, Gradients, ModelConfig, ParamKind, load};
 use crate::parity::case::read_case;
 
 /// A layer rounds its weights once and its activations about twice as often, independently: `sqrt(1
@@ -64,15 +66,15 @@ pub struct ParityArgs {
     #[arg(long, default_value = "saving", value_parser = ["reference", "saving"])]
     pub layout: String,
     /// Compute dtype.
-    #[arg(long, default_value = "fp32", value_parser = ["fp32", "bf16"])]
-    pub dtype: String,
+    #[arg(long, default_value = "fp32")]
+    pub dtype: ComputeDtype,
     /// auto, cpu, cuda[:N], wgpu.
     #[arg(long, default_value = "auto")]
     pub device: String,
     /// Attention: dense (materialised scores, a mask), ranges (materialised scores, key ranges),
     /// tiles (CPU, fp32) or auto.
-    #[arg(long, default_value = "auto", value_parser = ["auto", "dense", "ranges", "tiles"])]
-    pub attention: String,
+    #[arg(long, default_value = "auto")]
+    pub attention: AttentionChoice,
     /// Quantise linears online (BitNet) whatever config.json says.
     #[arg(long)]
     pub bitlinear: bool,
@@ -176,12 +178,11 @@ pub fn run(args: &ParityArgs) -> Result<bool> {
 
 /// Compute the differences and hold them against the tolerances.
 pub fn check(args: &ParityArgs) -> Result<Report> {
-    let dtype = if args.dtype == "bf16" { DType::BF16 } else { DType::F32 };
-    let mut report = measure(args, dtype, false)?;
-    let usual = if dtype == DType::F32 {
+    let mut report = measure(args, args.dtype, false)?;
+    let usual = if args.dtype == ComputeDtype::Fp32 {
         Tolerances { logits: 2e-4, loss: 2e-5, grads: 1e-4, grads_l2: args.grads_l2 }
     } else {
-        let rounded = measure(args, DType::F32, true)?;
+        let rounded = measure(args, ComputeDtype::Fp32, true)?;
         let (factor, loss) = if rounded.ternary {
             (BF16_FACTOR_TERNARY, BF16_LOSS_TERNARY)
         } else {
@@ -211,9 +212,11 @@ pub fn check(args: &ParityArgs) -> Result<Report> {
 }
 
 /// The differences, computed in `dtype`; with `rounded` from weights that went through bf16.
-fn measure(args: &ParityArgs, dtype: DType, rounded: bool) -> Result<Report> {
-    let chosen = device::choose(&args.device)?;
-    let device = &chosen.device;
+fn measure(args: &ParityArgs, dtype: ComputeDtype, rounded: bool) -> Result<Report> {
+    let compute = ComputePlan::new(device::choose(&args.device)?, Some(dtype))
+        .with_attention(args.attention)?
+        .with_multiple(1);
+    let device = &compute.device.device;
     let folder = crate::io::source::folder_of(&args.model)?;
     let mut cfg = ModelConfig::read(&folder)?;
     let params = crate::model::Params::new(&cfg);
@@ -252,23 +255,15 @@ fn measure(args: &ParityArgs, dtype: DType, rounded: bool) -> Result<Report> {
         Some(m) => m.chunks(case.len).map(<[bool]>::to_vec).collect(),
         None => vec![Vec::new(); case.rows],
     };
-    let attention = match args.attention.as_str() {
-        "dense" => Attention::Dense,
-        "ranges" => Attention::Ranges,
-        "tiles" => Attention::Tiles,
-        _ => Attention::best(device, dtype),
-    };
     let opts =
-        PassOptions { dtype, attention, recompute: args.recompute, loss_chunk: args.loss_chunk };
-    let shape = if attention == Attention::Tiles && case.mask.is_some() {
-        StreamShape::Flat
-    } else {
-        StreamShape::Rectangular { multiple: 1 }
+        PassOptions { activation_checkpointing: args.recompute, loss_chunk: args.loss_chunk };
+    let shape = match case.mask {
+        Some(_) => compute.stream_shape,
+        None => StreamShape::Rectangular { multiple: 1 },
     };
-    let batch = objective::build_batch(objective, &case.packed, &hidden, &spec, shape);
-    let inputs = objective::upload(&decoder, &batch, dtype, attention, device);
-    let count: usize =
-        case.packed.iter().map(|r| objective::counted(r, &spec, objective, None)).sum();
+    let batch = build_batch(objective, &case.packed, &hidden, &spec, shape);
+    let inputs = DeviceBatch::upload(&decoder, &batch, &compute)?;
+    let count: usize = case.packed.iter().map(|r| count_targets(r, &spec, objective, None)).sum();
     let ternary = decoder.cfg.quantization.is_some();
     let mut report = Report { processed_tokens: batch.processed, ternary, ..Report::default() };
 
@@ -277,7 +272,7 @@ fn measure(args: &ParityArgs, dtype: DType, rounded: bool) -> Result<Report> {
     let comparable = case.mask.is_none() || layout == Layout::Reference;
     if (case.logits.is_some() || args.dump_logits.is_some()) && comparable {
         let v = decoder.cfg.vocab_size;
-        let ours = load::download(&objective::all_logits(&decoder, &w, &inputs))?;
+        let ours = download(&objective::all_logits(&decoder, &w, &inputs))?;
         // stream rows are `batch.len` long; the first `case.len` entries are the ones to compare
         let ours: Vec<f32> =
             ours.chunks(batch.len * v).flat_map(|r| r[..case.len * v].iter().copied()).collect();
@@ -355,11 +350,11 @@ fn compare_gradients(
         let view = st
             .tensor(&spec.name)
             .map_err(|_| Error::format(path, format!("no gradient named {}", spec.name)))?;
-        let expected = load::decode_floats(view.dtype(), view.data()).ok_or_else(|| {
+        let expected = decode_floats(view.dtype(), view.data()).ok_or_else(|| {
             Error::format(path, format!("{} is {:?}; expected floats", spec.name, view.dtype()))
         })?;
         let ours = match g {
-            Some(g) => load::download(&ops::to_f32(g.clone()))?,
+            Some(g) => download(&ops::to_f32(g.clone()))?,
             None => vec![0.0; spec.numel()],
         };
         if ours.len() != expected.len() {

@@ -6,10 +6,9 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::DType;
 use serde_json::Value;
 
-use crate::compute::device::ComputeDevice;
+use crate::compute::ComputePlan;
 use crate::error::{Error, Result};
 use crate::model::{Decoder, ModelConfig, Params, load};
 
@@ -58,13 +57,13 @@ impl ModelFolder {
         })
     }
 
-    /// Loads the weights onto a device, to compute in `dtype`.
-    pub fn load(&self, chosen: &ComputeDevice, dtype: DType) -> Result<Engine> {
+    /// Loads the weights onto the device of a plan.
+    pub fn load(&self, compute: ComputePlan) -> Result<Engine> {
         let mut config = self.config.clone();
         let params = Params::new(&config);
         let host = load::read_host(&self.dir, &mut config, &params)?;
-        let weights = load::upload(host, &params, &chosen.device);
-        Engine::new(Decoder::new(config), weights, chosen.device.clone(), dtype)
+        let weights = load::upload(host, &params, &compute.device.device);
+        Engine::new(Decoder::new(config), weights, compute)
     }
 }
 

@@ -13,14 +13,14 @@ use burn::prelude::*;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
+use crate::compute::tensor_io::download;
 use crate::config::ExportFormat;
 use crate::error::{Error, Result};
 use crate::io::json as json_file;
 use crate::io::load_model::HostModel;
 use crate::io::safetensors_file::{self, TensorContent, TensorEntry};
 use crate::model::config::Family;
-use crate::model::load::{self, Checkpoint};
-use crate::model::{Decoder, ParamKind, Weights, ternary};
+use crate::model::{Checkpoint, Decoder, ParamKind, Weights, ternary};
 use dlm_datasets::fs;
 
 /// Shards are cut above this many bytes, as transformers does.
@@ -291,7 +291,7 @@ fn verify(
             continue;
         }
         let (shape, back) = ck.f32(&spec.name)?;
-        let ours = load::download(t)?;
+        let ours = download(t)?;
         let same = shape == spec.shape
             && ours.iter().zip(&back).all(|(a, b)| {
                 let a = if dtype == Dtype::F32 { *a } else { half::bf16::from_f32(*a).to_f32() };

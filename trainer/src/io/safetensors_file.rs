@@ -17,8 +17,8 @@ use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 
+use crate::compute::tensor_io::{decode_floats, download};
 use crate::error::{Error, Result};
-use crate::model::load::{decode_floats, download};
 
 /// Bytes converted and written at a time.
 const CHUNK_BYTES: usize = 1 << 20;

@@ -7,10 +7,9 @@ use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
 
-use crate::diffusion::PackedRow;
-use crate::diffusion::layout::IGNORE;
+use crate::compute::tensor_io::decode_floats;
+use crate::diffusion::{IGNORE, PackedRow};
 use crate::error::{Error, Result};
-use crate::model::load;
 
 /// One case.
 pub(crate) struct Case {
@@ -53,8 +52,7 @@ pub(crate) fn read_case(path: &Path, vocab: usize) -> Result<Case> {
         };
         Ok(Some((v.shape().to_vec(), values)))
     };
-    let floats =
-        |name: &str| st.tensor(name).ok().and_then(|v| load::decode_floats(v.dtype(), v.data()));
+    let floats = |name: &str| st.tensor(name).ok().and_then(|v| decode_floats(v.dtype(), v.data()));
     let (shape, ids) = ints("input_ids")?.ok_or_else(|| Error::format(path, "no input_ids"))?;
     let [rows, len] = shape[..] else {
         return Err(Error::format(
