@@ -14,6 +14,7 @@ use dlm_prep::input::hub::model::{self as hub, ModelPart};
 
 use crate::config::{BitLinear, Config, Init};
 use crate::error::{Error, Result};
+use crate::io::json;
 use crate::io::load_model::{HostModel, LoadedModel};
 use crate::model::config::Quantization;
 use crate::model::{Decoder, ModelConfig, ParamKind, Params, Weights};
@@ -185,13 +186,9 @@ pub fn check_tokenizer(of_model: &Path, of_data: &Path, mask_token: &str) -> Res
 /// Token → id of a `tokenizer.json`, added tokens included; `None` where the file or a vocabulary
 /// map is missing.
 fn vocabulary(path: &Path) -> Result<Option<BTreeMap<String, u64>>> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(t) => t,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io(path, "reading the tokenizer", e)),
+    let Some(json) = json::read_if_present::<serde_json::Value>(path, "valid JSON")? else {
+        return Ok(None);
     };
-    let json: serde_json::Value = serde_json::from_str(&text)
-        .map_err(|e| Error::format(path, format!("not valid JSON: {e}")))?;
     let Some(map) = json.pointer("/model/vocab").and_then(|v| v.as_object()) else {
         return Ok(None);
     };

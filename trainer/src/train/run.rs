@@ -14,7 +14,8 @@ use crate::compute::{ComputeDevice, ComputePlan};
 use crate::config::{self, ActivationCheckpointing, Config};
 use crate::diffusion::{DocumentMask, Layout, Objective, ObjectiveSpec, PassOptions};
 use crate::error::{Error, Result};
-use crate::io::checkpoint::{self, Identity, RunState, Store};
+use crate::io::checkpoint::{self, Identity, RunState, Snapshot};
+use crate::io::checkpoint_store::CheckpointStore;
 use crate::io::source::{self, ModelSource, PreparedModel};
 use crate::model::{Decoder, Weights};
 use crate::optim::{Optimizer, adamw};
@@ -77,7 +78,7 @@ pub(super) struct Trainer<'a> {
 pub fn run(cfg: &Config, chosen: &ComputeDevice, options: RunOptions) -> Result<Outcome> {
     let data = Arc::new(data::open(&cfg.data.dir)?);
     let out = &cfg.output.dir;
-    let store = Store::new(out, cfg.train.keep_checkpoints);
+    let store = CheckpointStore::new(out, cfg.train.keep_checkpoints);
     let recorded = match store.latest()? {
         Some(at) if options.resume != Resume::Never => {
             Some(checkpoint::identity(&at)?.remove("source").unwrap_or_default())
@@ -186,7 +187,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// Start anew or take up a checkpoint.
-    fn begin(&mut self, store: &Store, options: RunOptions) -> Result<()> {
+    fn begin(&mut self, store: &CheckpointStore, options: RunOptions) -> Result<()> {
         let latest = store.latest()?;
         let out = self.cfg.output.dir.display();
         match (latest, options.resume) {
@@ -266,7 +267,7 @@ impl<'a> Trainer<'a> {
             || self.cfg.train.max_steps.is_some_and(|m| self.state.step >= m)
     }
 
-    fn steps(&mut self, store: &Store) -> Result<()> {
+    fn steps(&mut self, store: &CheckpointStore) -> Result<()> {
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
             // the second signal ends the process at once, the first asks for a checkpoint
@@ -407,20 +408,20 @@ impl<'a> Trainer<'a> {
         )
     }
 
-    fn save(&mut self, store: &Store) -> Result<PathBuf> {
+    fn save(&mut self, store: &CheckpointStore) -> Result<PathBuf> {
         if self.saved_step == Some(self.state.step)
             && !self.state.finished
             && let Some(at) = store.latest()?
         {
             return Ok(at);
         }
-        let at = store.save(
-            &self.decoder.params,
-            &self.weights,
-            &self.optimizer.state,
-            &self.state,
-            &self.identity,
-        )?;
+        let at = store.save(&Snapshot {
+            params: &self.decoder.params,
+            weights: &self.weights,
+            optimizer: &self.optimizer.state,
+            state: &self.state,
+            identity: &self.identity,
+        })?;
         self.saved_step = Some(self.state.step);
         Ok(at)
     }
