@@ -1,18 +1,16 @@
-//! What a template writes, encoded once, gives the ids and labels of the text encoded whole: on the
-//! shipped tokenizer, and on those of ../shared (or DLM_SHARED), skipped loudly where they are
-//! missing.
+//! Encoding the text that a template writes once per skeleton gives the same ids and labels as
+//! encoding the whole text: with the sample's tokenizer, and with published tokenizers, skipped with
+//! a message where they are missing.
 
+use crate::label::supervise::{Sample, Supervisor};
+use crate::parse::conversation::{Conversation, Message};
+use crate::template::chat::{self, ChatTemplate};
+use crate::template::control::ControlText;
+use crate::template::spans::{LostText, Rendered, SpanFinder, SpecialText};
+use crate::template::verbatim;
+use crate::tokenize::tokenizer::{AddedToken, Tokenizer};
 use dlm_datasets::manifest::LossOn;
-use dlm_prep::label::supervise::{Sample, Supervisor};
-use dlm_prep::parse::conversation::{Conversation, Message};
-use dlm_prep::template::chat::{self, ChatTemplate};
-use dlm_prep::template::control::ControlText;
-use dlm_prep::template::spans::{LostText, Rendered, SpanFinder, SpecialText};
-use dlm_prep::template::verbatim;
-use dlm_prep::tokenize::tokenizer::{AddedToken, Tokenizer};
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use dlm_test_support::{sample, shared_tokenizers};
 
 /// Contents whose edges a tokenizer could join with what stands beside them.
 const CONTENTS: [&str; 18] = [
@@ -81,8 +79,8 @@ fn agree(tokenizer: &Tokenizer, template: &ChatTemplate, eos: &str) -> usize {
 }
 
 #[test]
-fn shipped_tokenizer() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
+fn sample_tokenizer() {
+    let dir = sample("tokenizer");
     let template = ChatTemplate::load_at(&dir, chat::default_now()).unwrap();
     let tokenizer = Tokenizer::load(&dir).unwrap();
     let short = agree(&tokenizer, &template, template.special("eos_token").unwrap());
@@ -90,34 +88,12 @@ fn shipped_tokenizer() {
 }
 
 #[test]
-fn shared_tokenizers() {
-    let shared = std::env::var_os("DLM_SHARED")
-        .map_or(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
-    let archive = shared.join("assets/tokenizers.tar.xz");
-    if !archive.exists() {
-        drop(
-            std::io::stderr()
-                .write_all(format!("SKIP: {} is not here\n", archive.display()).as_bytes()),
-        );
-        return;
-    }
+fn published_tokenizers() {
     let dir = tempfile::tempdir().unwrap();
-    if !Command::new("tar")
-        .arg("-xJf")
-        .arg(&archive)
-        .arg("-C")
-        .arg(dir.path())
-        .status()
-        .is_ok_and(|s| s.success())
-    {
-        drop(
-            std::io::stderr()
-                .write_all(format!("SKIP: tar cannot unpack {}\n", archive.display()).as_bytes()),
-        );
-        return;
-    }
-    for name in ["qwen2.5", "qwen3", "fast_dllm_v2_7b", "smollm2", "llama3"] {
-        let dir = dir.path().join("tokenizers").join(name);
+    let names = ["qwen2.5", "qwen3", "fast_dllm_v2_7b", "smollm2", "llama3"];
+    let Some(tokenizers) = shared_tokenizers(dir.path(), &names) else { return };
+    for name in names {
+        let dir = tokenizers.join(name);
         let template = match ChatTemplate::load_at(&dir, chat::default_now()) {
             Ok(t) => t,
             Err(_) => {

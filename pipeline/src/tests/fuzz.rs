@@ -2,16 +2,15 @@
 //! labels must drop or keep, never panic, and what they keep must hold together. Runs for
 //! DLM_FUZZ_SECONDS (3 if not set; 600 is the long form).
 
-use dlm_prep::input::source::RawRows;
-use dlm_prep::label::supervise::{Sample, Supervisor};
-use dlm_prep::parse::conversation;
-use dlm_prep::run::row_processor::decode;
-use dlm_prep::template::chat::ChatTemplate;
-use dlm_prep::template::control::ControlText;
-use dlm_prep::template::spans::{LostText, Rendered, SpanFinder, SpecialText};
-use dlm_prep::template::verbatim;
-use dlm_prep::tokenize::tokenizer::TokenizerSource;
-use std::path::Path;
+use crate::input::source::RawRows;
+use crate::label::supervise::{Sample, Supervisor};
+use crate::parse::conversation;
+use crate::run::row_processor::decode;
+use crate::template::chat::ChatTemplate;
+use crate::template::control::ControlText;
+use crate::template::spans::{LostText, Rendered, SpanFinder, SpecialText};
+use crate::template::verbatim;
+use crate::tokenize::tokenizer::TokenizerSource;
 use std::time::{Duration, Instant};
 
 struct Random(u64);
@@ -68,7 +67,7 @@ const TEMPLATES: [&str; 6] = [
 fn rows_and_templates() {
     let seconds = std::env::var("DLM_FUZZ_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(3);
     let end = Instant::now() + Duration::from_secs(seconds);
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
+    let dir = dlm_test_support::sample("tokenizer");
     let mut source = TokenizerSource::read(&dir).unwrap();
     let mask_id = source.ensure_token("|<MASK>|").unwrap() as i32;
     let tokenizer = source.fast().unwrap();
@@ -82,7 +81,7 @@ fn rows_and_templates() {
             None,
             "fuzz",
             Default::default(),
-            dlm_prep::template::chat::default_now(),
+            crate::template::chat::default_now(),
         )
         .unwrap()
     }));

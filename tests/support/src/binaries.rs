@@ -1,7 +1,7 @@
 //! Building and running the workspace's binaries.
 //!
 //! In: a name such as `dlm-prep`. Out: its path beside the running program, built with the same
-//! profile; or what a run of it gave. One `cargo build` a process; tests of one binary share it.
+//! profile, or the exit code and output of a run. Each process calls `cargo build` at most once.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -23,15 +23,16 @@ pub fn profile_dir() -> Result<PathBuf> {
     Ok(dir.to_path_buf())
 }
 
-/// Builds `dlm-prep` and `dlm-train` with the running profile, once; the folder they are in.
+/// Builds `dlm-prep` and `dlm-train` with the running profile, once per process, and returns their
+/// folder.
 pub fn build() -> Result<&'static Path> {
     static BUILT: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
     let built = BUILT.get_or_init(|| build_now(false).map_err(|e| format!("{e:#}")));
     built.as_deref().map_err(|e| anyhow::anyhow!("{e}"))
 }
 
-/// Builds them now; `loud` shows what cargo says. `DLM_FEATURES` names cargo features, for tests
-/// that need a card.
+/// Builds them now; `loud` shows cargo's output. `DLM_FEATURES` names cargo features, for tests that
+/// need a GPU.
 pub fn build_now(loud: bool) -> Result<PathBuf> {
     let dir = profile_dir()?;
     let target = dir.parent().context("no target folder")?;
@@ -65,23 +66,23 @@ pub fn command(name: &str, directory: &Path) -> Result<Command> {
     let path = build()?.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
     ensure!(path.is_file(), "{} was not built", path.display());
     let mut command = Command::new(path);
-    // nothing that these tests run has business on a network
+    // Nothing that these tests run may use a network.
     command.current_dir(directory).stdin(Stdio::null()).env("HF_HUB_OFFLINE", "1");
     Ok(command)
 }
 
-/// What a program did.
+/// A finished run of a program.
 #[derive(Debug)]
 pub struct Run {
-    /// The call, for messages.
+    /// The command line, for messages.
     pub call: String,
-    /// Exit code; none when a signal ended it.
+    /// Exit code; `None` when a signal ended it.
     pub code: Option<i32>,
-    /// What it printed.
+    /// Standard output.
     pub stdout: String,
-    /// What it said.
+    /// Standard error.
     pub stderr: String,
-    /// Wall time.
+    /// Wall time of the whole run.
     pub time: Duration,
 }
 
@@ -92,7 +93,7 @@ pub fn run(name: &str, directory: &Path, arguments: &[&str]) -> Result<Run> {
     capture(&mut command)
 }
 
-/// Runs any command to its end and keeps what it printed.
+/// Runs any command to its end and keeps its output.
 pub fn capture(command: &mut Command) -> Result<Run> {
     let call = format!("{command:?}");
     let started = Instant::now();
@@ -107,7 +108,7 @@ pub fn capture(command: &mut Command) -> Result<Run> {
 }
 
 impl Run {
-    /// This run if it ended with `code`, else an error that shows what it said.
+    /// This run if it ended with `code` and did not panic, else an error that shows its output.
     pub fn expect(self, code: i32) -> Result<Self> {
         ensure!(
             self.code == Some(code),
@@ -137,7 +138,7 @@ impl Run {
             .with_context(|| format!("{}: stdout is not JSON: {}", self.call, tail(&self.stdout)))
     }
 
-    /// stdout as one JSON value a line.
+    /// stdout as one JSON value per line.
     pub fn json_lines(&self) -> Result<Vec<Value>> {
         let parse = |line: &str| {
             serde_json::from_str(line).with_context(|| format!("{}: not JSON: {line}", self.call))

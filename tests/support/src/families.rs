@@ -1,45 +1,24 @@
-//! What the export tests share: the tiny fixture models, a small packed dataset with a tokenizer,
-//! runs of the real binary.
+//! A config of each model family and a small packed dataset with a tokenizer, both with the ids of
+//! the models under tests/fixtures; reading what an export holds.
+//!
+//! Like test code, these functions panic when something fails.
 
-#![allow(dead_code)]
-
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use dlm_datasets::writer::DatasetWriter;
 use dlm_datasets::{Document, Manifest, Split};
 use serde_json::{Value, json};
 
-/// Ids of the fixture models.
+/// Size of the fixture models' vocabulary.
 pub const VOCAB: usize = 320;
 /// Their mask token.
 pub const MASK: i32 = 319;
 /// Their end-of-text token.
 pub const EOS: i32 = 318;
-/// Tokens a row.
+/// Tokens per packed row.
 pub const SEQ_LEN: usize = 64;
 
-/// `../shared/fixtures`, or a loud skip.
-pub fn fixtures() -> Option<PathBuf> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
-    let dir = std::env::var_os("DLM_SHARED").map_or(beside, PathBuf::from).join("fixtures");
-    if dir.is_dir() {
-        return Some(dir);
-    }
-    drop(
-        std::io::stderr().write_all(
-            format!(
-                "SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/\n",
-                dir.display()
-            )
-            .as_bytes(),
-        ),
-    );
-    None
-}
-
-/// A config.json of our own, so that something is tested where the fixtures are not.
+/// A config.json for a model of `arch` (Llama, Qwen2, Qwen3 or BitNet) with random weights.
 pub fn own_config(arch: &str) -> Value {
     json!({
         "architectures": [format!("{arch}ForCausalLM")], "model_type": arch.to_lowercase(), "vocab_size": VOCAB, "hidden_size": 48,
@@ -75,7 +54,7 @@ pub fn dataset(dir: &Path, mask: i32, bd_size: usize) -> PathBuf {
     )
     .unwrap();
     let mut manifest = Manifest::new(SEQ_LEN, bd_size, VOCAB, mask, 0, EOS);
-    manifest.tokenizer_sha256 = dlm_train::io::files::sha256(&file).unwrap();
+    manifest.tokenizer_sha256 = dlm_datasets::hash::sha256_file(&file).unwrap();
     let mut writer = DatasetWriter::create(dir, manifest).unwrap();
     for row in 0..14usize {
         let (mut ids, mut labels, mut documents) = (Vec::new(), Vec::new(), Vec::new());
@@ -106,57 +85,14 @@ pub fn dataset(dir: &Path, mask: i32, bd_size: usize) -> PathBuf {
     dir.to_path_buf()
 }
 
-/// What a run of `dlm-train` gave: exit code, stdout, stderr.
-pub struct Ran {
-    pub code: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
-}
-
-impl Ran {
-    /// The same, where it succeeded.
-    #[track_caller]
-    pub fn ok(self) -> Self {
-        assert_eq!(self.code, Some(0), "{}", self.stderr);
-        self
-    }
-}
-
-/// Run the binary.
-pub fn dlm_train(arguments: &[&str]) -> Ran {
-    let out = Command::new(env!("CARGO_BIN_EXE_dlm-train")).args(arguments).output().unwrap();
-    let ran = Ran {
-        code: out.status.code(),
-        stdout: String::from_utf8_lossy(&out.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&out.stderr).into_owned(),
-    };
-    assert!(!ran.stderr.contains("panicked"), "{arguments:?}: {}", ran.stderr);
-    ran
-}
-
-/// Three steps of training into `out`.
-pub fn train(data: &Path, out: &Path, more: &[&str]) -> Ran {
-    let (data, out) = (data.to_str().unwrap(), format!("output.dir={}", out.to_str().unwrap()));
-    let mut arguments = vec!["--device", "cpu", "--data", data, &out];
-    arguments.extend([
-        "conversion.total_tokens=100000",
-        "train.max_steps=3",
-        "train.batch_rows=2",
-        "optim.lr=1e-3",
-        "export.dtype=fp32",
-    ]);
-    arguments.extend(more);
-    dlm_train(&arguments)
-}
-
-/// A JSON file.
+/// Reads a JSON file.
 #[track_caller]
 pub fn read_json(path: &Path) -> Value {
     let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     serde_json::from_str(&text).unwrap()
 }
 
-/// Name → (dtype, shape) of a folder's tensors.
+/// Name → (dtype, shape) of the tensors in a model folder's `model.safetensors`.
 pub fn tensors(dir: &Path) -> std::collections::BTreeMap<String, (String, Vec<usize>)> {
     let bytes = std::fs::read(dir.join("model.safetensors")).unwrap();
     let st = safetensors::SafeTensors::deserialize(&bytes).unwrap();

@@ -1,10 +1,9 @@
-//! A hub on the loopback interface, with faults.
+//! A Hugging Face hub on the loopback interface, with faults.
 //!
 //! Real HTTP over TCP: revision and tree endpoints (paged), resolve with a redirect to a second
-//! path, ETag, byte ranges. Faults are counted out deterministically over requests, so that a test
-//! meets each of them. It serves one dataset, [`ID`], and models whose main branch a test can move.
-//! The trainer's tests use it, too.
-#![allow(dead_code)]
+//! path, ETag, byte ranges. Faults are spread deterministically over the requests, so that every
+//! test run meets each of them. It serves one dataset, [`ID`], and models whose main branch a test
+//! can move.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -15,42 +14,52 @@ use std::sync::{Arc, Mutex};
 /// What the hub does wrong.
 #[derive(Debug, Clone, Default)]
 pub struct Faults {
-    /// Every so many requests: 429, 503, the connection cut in the middle of a body, an answer with
-    /// ranges ignored.
+    /// At fixed intervals of requests: status 429, status 503, a connection that is cut in the middle
+    /// of a body, a range that is ignored.
     pub mixed: bool,
     /// The listing's sizes are too small by one.
     pub wrong_length: bool,
-    /// Content differs from the listing's sha256: this many times.
+    /// How many times a file's content differs from the listing's sha256.
     pub wrong_bytes: usize,
     /// The listing names a path that leads out of the cache.
     pub traversal: bool,
-    /// No token is good.
+    /// Every token is refused as expired.
     pub expired: bool,
-    /// Files are given to accounts that accepted conditions, and nobody did; listings are open.
+    /// Files need conditions accepted by the account, which none has done; listings are open.
     pub gated: bool,
-    /// Files of models lie on another host.
+    /// Files of models are redirected to another host.
     pub other_host: bool,
 }
 
 /// A model repository: its main branch, and what each commit holds.
 #[derive(Debug, Clone, Default)]
 pub struct ModelRepo {
+    /// The commit that `main` names.
     pub main: String,
+    /// Commit → path → content.
     pub commits: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
 }
 
 /// Model repositories by id.
 pub type Models = Arc<Mutex<BTreeMap<String, ModelRepo>>>;
 
+/// A running hub.
 pub struct Hub {
+    /// For `HF_ENDPOINT`.
     pub url: String,
+    /// Number of requests so far.
     pub requests: Arc<AtomicUsize>,
+    /// A line per request: target, range, and whether it carried a token.
     pub log: Arc<Mutex<Vec<String>>>,
+    /// What it serves beside the dataset [`ID`].
     pub models: Models,
 }
 
+/// Commit of the dataset's main branch.
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+/// Commit of its conversion to parquet.
 pub const CONVERTED: &str = "fedcba9876543210fedcba9876543210fedcba98";
+/// Name of the dataset.
 pub const ID: &str = "nvidia/Llama-Nemotron-Post-Training-Dataset";
 
 struct Served {
@@ -108,7 +117,7 @@ impl Hub {
         repo.commits.insert(commit.to_string(), files);
     }
 
-    /// Addresses asked for, from request `from` on.
+    /// The log from request `from` on.
     pub fn asked(&self, from: usize) -> Vec<String> {
         self.log.lock().unwrap()[from..].to_vec()
     }
@@ -126,7 +135,7 @@ pub fn files_of(dir: &std::path::Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 impl Served {
-    /// One request; whether the connection goes on.
+    /// Answers one request and returns whether the connection stays open.
     fn answer(&self, stream: &TcpStream) -> bool {
         let mut reader = BufReader::new(stream);
         let mut first = String::new();
@@ -172,7 +181,7 @@ impl Served {
             return self.api(stream, rest, query);
         }
         if let Some(rest) = path.strip_prefix(&format!("/datasets/{ID}/resolve/")) {
-            // As the real hub: the file itself lies elsewhere.
+            // As on the real hub, the file itself is at another path.
             return self.send(stream, 302, &[("Location", &format!("/cdn/{}", encode(rest)))], b"");
         }
         if let Some((commit, file)) = path.strip_prefix("/cdn/").and_then(|r| r.split_once('/')) {
@@ -184,7 +193,7 @@ impl Served {
         if let Some(rest) = path.strip_prefix("/api/models/") {
             return self.model_api(stream, rest, query);
         }
-        // ORG/NAME/resolve/COMMIT/FILE, and where the redirect leads
+        // ORG/NAME/resolve/COMMIT/FILE, or the path that it redirects to.
         let (cdn, rest) = match path.strip_prefix("/cdn-models/") {
             Some(rest) => (true, rest),
             None => (false, path.trim_start_matches('/')),
@@ -306,7 +315,7 @@ impl Served {
             0,
             "{\"type\":\"directory\",\"path\":\"SFT\",\"size\":0,\"oid\":\"x\"}".to_string(),
         );
-        // Two entries a page.
+        // Two entries per page.
         let page: usize = query
             .split('&')
             .find_map(|q| q.strip_prefix("cursor="))
@@ -325,7 +334,7 @@ impl Served {
 
     fn file(&self, stream: &TcpStream, content: &[u8], range: Option<&String>, n: usize) -> bool {
         let mut content = content.to_vec();
-        // Small files have no sha256 in a listing, and no check but their length.
+        // A listing has no sha256 of small files, only their length.
         if content.len() > 4096
             && self
                 .wrong_left
@@ -356,7 +365,7 @@ impl Served {
             headers.push(("Content-Range", &place));
         }
         if self.faults.mixed && n % 3 == 0 && body.len() > 10 {
-            // The connection goes in the middle.
+            // Cut the connection in the middle.
             let _ = head(stream, status, &headers, body.len());
             let mut s = stream;
             let _ = s.write_all(&body[..body.len() / 2]);

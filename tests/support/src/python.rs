@@ -1,11 +1,11 @@
-//! A Python with the packages that a check needs.
+//! A Python interpreter with the packages that a check needs.
 //!
-//! In: package names. Out: the interpreter (`DLM_PYTHON`, else `python3`), or a loud skip.
+//! In: package names. Out: the interpreter (`DLM_PYTHON`, else `python3`), or a skip with a message.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-/// An interpreter that imports all of `packages`; says `SKIP` and gives nothing where there is
+/// An interpreter that can import all of `packages`; prints `SKIP` and returns `None` where there is
 /// none.
 pub fn with(packages: &[&str]) -> Option<PathBuf> {
     let python =
@@ -20,7 +20,11 @@ pub fn with(packages: &[&str]) -> Option<PathBuf> {
     match status {
         Ok(s) if s.success() => Some(python),
         _ => {
-            crate::skip(&format!("{} cannot import {}", python.display(), packages.join(", ")));
+            crate::skip(&format!(
+                "{} cannot import {}; set DLM_PYTHON",
+                python.display(),
+                packages.join(", ")
+            ));
             None
         }
     }

@@ -1,19 +1,18 @@
-//! Decoding held against the reference's own decodes: the same tokens from the same number of
+//! Decoding compared with the reference's own decodes: the same tokens from the same number of
 //! passes of each kind.
 //!
-//! In: `decode_*.json` and the tiny models of ../shared/fixtures (or `$DLM_SHARED/fixtures`);
-//! skipped, loudly, without them.
+//! In: `decode_*.json` and the tiny models of tests/fixtures, described in its README.md.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use crate::decode::cached::{Compute, KvCache, Order, Pass, Span};
+use crate::decode::{ArOptions, BlockOptions, Engine};
+use crate::kernels::ops;
+use crate::model::config::Quantization;
+use crate::model::{Decoder, ModelConfig, ParamKind, Params, load};
 use burn::prelude::*;
 use burn::tensor::DType;
-use dlm_train::decode::cached::{Compute, KvCache, Order, Pass, Span};
-use dlm_train::decode::{ArOptions, BlockOptions, Engine};
-use dlm_train::kernels::ops;
-use dlm_train::model::config::Quantization;
-use dlm_train::model::{Decoder, ModelConfig, ParamKind, Params, load};
+use dlm_test_support::fixtures;
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -68,25 +67,6 @@ struct BatchRow {
     expected_single: Vec<i64>,
 }
 
-fn fixtures() -> Option<PathBuf> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
-    let shared = std::env::var_os("DLM_SHARED").map_or(beside, PathBuf::from);
-    let dir = shared.join("fixtures");
-    if !dir.is_dir() {
-        drop(
-            std::io::stderr().write_all(
-                format!(
-                    "SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/\n",
-                    dir.display()
-                )
-                .as_bytes(),
-            ),
-        );
-        return None;
-    }
-    Some(dir)
-}
-
 fn engine(dir: &Path) -> Engine {
     let device = Device::flex();
     let mut cfg = ModelConfig::read(dir).unwrap();
@@ -113,7 +93,7 @@ fn options(case: &Case, mask_id: i64) -> BlockOptions {
 }
 
 fn check(model: &str) {
-    let Some(dir) = fixtures() else { return };
+    let dir = fixtures();
     let file: File = read(dir.join(format!("decode_{model}.json")));
     compare(model, engine(&dir.join(model)), &file);
     // The form of attention that other devices run.
@@ -181,7 +161,7 @@ fn bitnet_tiny() {
 /// reference's batch.
 #[test]
 fn batches() {
-    let Some(dir) = fixtures() else { return };
+    let dir = fixtures();
     check_batches(&dir, engine(&dir.join("qwen2_peaky")));
     check_batches(&dir, engine(&dir.join("qwen2_peaky")).without_tiles());
 }
@@ -230,7 +210,7 @@ fn check_batches(dir: &Path, mut engine: Engine) {
 /// The sub-block cache in a batch gives each row what it gives alone.
 #[test]
 fn sub_block_cache_in_a_batch() {
-    let Some(dir) = fixtures() else { return };
+    let dir = fixtures();
     let file: File = read(dir.join("decode_qwen2_peaky.json"));
     let mut engine = engine(&dir.join("qwen2_peaky"));
     let cached = |case: &&Case| {
@@ -252,7 +232,7 @@ fn sub_block_cache_in_a_batch() {
 /// ragged batch too.
 #[test]
 fn autoregressive_equals_full_passes() {
-    let Some(dir) = fixtures() else { return };
+    let dir = fixtures();
     for model in ["qwen2_peaky", "llama_tiny", "qwen3_tiny", "bitnet_tiny"] {
         let mut engine = engine(&dir.join(model));
         let prompts: Vec<Vec<i64>> = [3usize, 40, 17]
@@ -286,7 +266,7 @@ fn autoregressive_equals_full_passes() {
 /// gives.
 #[test]
 fn ternary_weights_once() {
-    let Some(dir) = fixtures() else { return };
+    let dir = fixtures();
     let device = Device::flex();
     let mut cfg = ModelConfig::read(&dir.join("bitnet_tiny")).unwrap();
     let params = Params::new(&cfg);
@@ -329,7 +309,7 @@ fn ternary_weights_once() {
 
 #[test]
 fn refusals() {
-    let Some(dir) = fixtures() else { return };
+    let dir = fixtures();
     let mut engine = engine(&dir.join("qwen2_tiny"));
     let good = BlockOptions {
         block_size: 32,
@@ -364,7 +344,7 @@ fn refusals() {
 /// A limit that is no multiple of the block size is kept to the token.
 #[test]
 fn odd_limits() {
-    let Some(dir) = fixtures() else { return };
+    let dir = fixtures();
     let file: File = read(dir.join("decode_qwen2_peaky.json"));
     let mut engine = engine(&dir.join("qwen2_peaky"));
     let case = &file.cases[0];

@@ -1,14 +1,14 @@
 //! The saving layout against the reference one, tiles against dense masks, on random packed rows.
 
-use burn::tensor::DType;
-use dlm_train::compute::device;
-use dlm_train::diffusion::layout::{self, IGNORE};
-use dlm_train::diffusion::objective::{self, Gradients};
-use dlm_train::diffusion::{
+use crate::compute::device;
+use crate::diffusion::layout::{self, IGNORE};
+use crate::diffusion::objective::{self, Gradients};
+use crate::diffusion::{
     Attention, Batch, DocumentMask, Layout, Objective, ObjectiveSpec, PackedRow, PassOptions,
     StreamShape,
 };
-use dlm_train::model::{Decoder, ModelConfig, Params, Weights, load};
+use crate::model::{Decoder, ModelConfig, Params, Weights, load};
+use burn::tensor::DType;
 use proptest::prelude::*;
 
 const VOCAB: usize = 40;

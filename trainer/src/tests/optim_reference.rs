@@ -2,17 +2,17 @@
 //! itself held against torch.optim): AdamW with and without decay, Muon's Newton-Schulz steps,
 //! ZClip's bounds and statistics.
 
+use crate::config::{Config, Optim, OptimName};
+use crate::diffusion::objective::Gradients;
+use crate::model::{ModelConfig, ParamKind, Params, Weights, load};
+use crate::optim::Optimizer;
+use crate::optim::clip::{self, ZState};
 use burn::prelude::*;
 use burn::tensor::DType;
-use dlm_train::config::{Config, Optim, OptimName};
-use dlm_train::diffusion::objective::Gradients;
-use dlm_train::model::{ModelConfig, ParamKind, Params, Weights, load};
-use dlm_train::optim::Optimizer;
-use dlm_train::optim::clip::{self, ZState};
 use serde_json::{Value, json};
 
 fn reference() -> Value {
-    serde_json::from_str(include_str!("golden/optim_reference.json")).unwrap()
+    serde_json::from_str(include_str!("optim_reference.json")).unwrap()
 }
 
 fn floats(v: &Value) -> Vec<f64> {
