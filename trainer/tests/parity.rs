@@ -1,5 +1,5 @@
-//! `dlm-train parity` on every reference case of tests/fixtures: causal and block-diffusion cases of
-//! all families, with gradients, in both layouts and every form of attention, in fp32 within the
+//! `dlm-train parity` on every reference case of tests/fixtures: causal and block-diffusion cases
+//! of all families, with gradients, in both layouts and every form of attention, in fp32 within the
 //! tolerances of tests/fixtures/README.md and in bf16 within the bound of docs/objective.md. A case
 //! file that no comparison here covers fails the test; so does a comparison that cannot fail.
 
@@ -63,23 +63,23 @@ fn cases(dir: &Path) -> Vec<Case> {
     all
 }
 
-/// Runs `dlm-train parity` on a model folder, a case file and, where there are any, its gradients.
+/// Runs `dlm-train parity` on a model folder and a case file.
 fn parity(dir: &Path, model: &str, file: &str, more: &[&str]) -> Run {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
     command.args(["parity", "--device", "cpu", "--json", "--model"]).arg(dir.join(model));
     command.arg("--case").arg(dir.join(format!("{file}.safetensors")));
-    let grads = dir.join(format!("{file}_grads.safetensors"));
-    if grads.is_file() {
-        command.arg("--grads").arg(grads);
-    }
     capture(command.args(more)).unwrap()
 }
 
-/// The report of a comparison that must succeed.
+/// The report of a comparison that must succeed, with gradients where the case has them.
 fn report(dir: &Path, case: &Case, more: &[&str]) -> Value {
-    let more: Vec<&str> =
+    let mut all: Vec<&str> =
         case.more.iter().map(String::as_str).chain(more.iter().copied()).collect();
-    let report = parity(dir, &case.model, &case.file, &more).ok().unwrap().json().unwrap();
+    let grads = dir.join(format!("{}_grads.safetensors", case.file));
+    if grads.is_file() {
+        all.extend(["--grads", grads.to_str().unwrap()]);
+    }
+    let report = parity(dir, &case.model, &case.file, &all).ok().unwrap().json().unwrap();
     assert_eq!(report["ok"], true, "{}: {report}", case.file);
     report
 }

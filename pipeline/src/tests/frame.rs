@@ -1,6 +1,6 @@
 //! Encoding the text that a template writes once per skeleton gives the same ids and labels as
-//! encoding the whole text: with the sample's tokenizer, and with published tokenizers, skipped with
-//! a message where they are missing.
+//! encoding the whole text: with the sample's tokenizer, and with published tokenizers, skipped
+//! with a message where they are missing.
 
 use crate::label::supervise::{Sample, Supervisor};
 use crate::parse::conversation::{Conversation, Message};

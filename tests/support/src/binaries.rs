@@ -31,8 +31,8 @@ pub fn build() -> Result<&'static Path> {
     built.as_deref().map_err(|e| anyhow::anyhow!("{e}"))
 }
 
-/// Builds them now; `loud` shows cargo's output. `DLM_FEATURES` names cargo features, for tests that
-/// need a GPU.
+/// Builds them now; `loud` shows cargo's output. `DLM_FEATURES` names cargo features, for tests
+/// that need a GPU.
 pub fn build_now(loud: bool) -> Result<PathBuf> {
     let dir = profile_dir()?;
     let target = dir.parent().context("no target folder")?;

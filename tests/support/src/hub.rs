@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex};
 /// What the hub does wrong.
 #[derive(Debug, Clone, Default)]
 pub struct Faults {
-    /// At fixed intervals of requests: status 429, status 503, a connection that is cut in the middle
-    /// of a body, a range that is ignored.
+    /// At fixed intervals of requests: status 429, status 503, a connection that is cut in the
+    /// middle of a body, a range that is ignored.
     pub mixed: bool,
     /// The listing's sizes are too small by one.
     pub wrong_length: bool,

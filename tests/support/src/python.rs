@@ -1,12 +1,13 @@
 //! A Python interpreter with the packages that a check needs.
 //!
-//! In: package names. Out: the interpreter (`DLM_PYTHON`, else `python3`), or a skip with a message.
+//! In: package names. Out: the interpreter (`DLM_PYTHON`, else `python3`), or a skip with a
+//! message.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-/// An interpreter that can import all of `packages`; prints `SKIP` and returns `None` where there is
-/// none.
+/// An interpreter that can import all of `packages`; prints `SKIP` and returns `None` where there
+/// is none.
 pub fn with(packages: &[&str]) -> Option<PathBuf> {
     let python =
         std::env::var_os("DLM_PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from);
