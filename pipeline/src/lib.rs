@@ -22,3 +22,6 @@ pub mod template;
 pub mod tokenize;
 
 pub use error::{Error, Result};
+
+#[cfg(test)]
+mod tests;

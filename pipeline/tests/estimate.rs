@@ -2,9 +2,10 @@
 //! budgets; nothing is written.
 
 use dlm_datasets::manifest::Manifest;
+use dlm_test_support::sample;
 use serde_json::Value;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
 struct Ground(tempfile::TempDir);
@@ -21,7 +22,7 @@ impl Ground {
     }
 
     fn call(&self, args: &[&str]) -> Output {
-        let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
+        let tokenizer = sample("tokenizer");
         let mut c = Command::new(env!("CARGO_BIN_EXE_dlm-prep"));
         c.args(args)
             .arg("--tokenizer")
@@ -71,7 +72,7 @@ fn near(e: &Value, key: &str, truth: u64, by: f64) {
 #[test]
 fn exact_for_a_small_input() {
     let g = Ground(tempfile::tempdir().unwrap());
-    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/train.parquet");
+    let sample = sample("train.parquet");
     let args = ["--input", sample.to_str().unwrap()];
     let (e, m) = (g.estimate(&args), g.run(&args));
     assert_eq!(

@@ -10,12 +10,13 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, StringArray};
 use dlm_datasets::{Dataset, verify};
+use dlm_test_support::{sample, skip};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 
 fn prep(input: &Path, out: &Path, more: &[&str]) -> Output {
-    let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
+    let tokenizer = sample("tokenizer");
     let mut c = Command::new(env!("CARGO_BIN_EXE_dlm-prep"));
     c.args([
         "--engine",
@@ -135,10 +136,7 @@ fn a_full_disk_leaves_nothing_that_passes_for_a_dataset() {
     let mounted =
         Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"]).arg(&out).output();
     if !mounted.is_ok_and(|o| o.status.success()) {
-        drop(
-            std::io::stderr()
-                .write_all(b"SKIP: a_full_disk: no right to mount a small file system here\n"),
-        );
+        skip("a full disk: no right to mount a small file system here");
         return;
     }
     let failed = prep(&input, &out, &["--seq-len", "2048", "--shard-rows", "64"]);

@@ -4,8 +4,8 @@
 
 use dlm_datasets::manifest::Manifest;
 use dlm_datasets::{Dataset, Split, verify};
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use dlm_test_support::{python, sample};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
 struct Ground(tempfile::TempDir);
@@ -24,7 +24,7 @@ impl Ground {
     }
 
     fn build(&self, out: &str, args: &[&str]) -> Manifest {
-        let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
+        let tokenizer = sample("tokenizer");
         let tokenizer = tokenizer.to_string_lossy().into_owned();
         let done = self
             .prep(&[&["--tokenizer", &tokenizer, "--engine", "fast", "--out", out], args].concat());
@@ -128,19 +128,8 @@ fn python_loads_the_export() {
     g.build("d", &["--input", "a.jsonl", "--eval-fraction", "0.2", "--shard-rows", "40"]);
     let done = g.prep(&["export-hf", "d", "--out", "hf"]);
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    let python = std::env::var("DLM_PYTHON").unwrap_or_else(|_| "python3".to_string());
+    let Some(python) = python::with(&["datasets"]) else { return };
     let script = "import datasets, sys; d = datasets.load_from_disk('hf'); print(len(d['train']), len(d['eval']), sum(sum(r) for r in d['train'].with_format('numpy')['input_ids'][:]), d['train'][0]['documents'][0]['start'])";
-    if !Command::new(&python)
-        .args(["-c", "import datasets"])
-        .output()
-        .is_ok_and(|o| o.status.success())
-    {
-        drop(
-            std::io::stderr()
-                .write_all(format!("SKIP: {python} has no datasets package (DLM_PYTHON names another interpreter)\n").as_bytes()),
-        );
-        return;
-    }
     let said = Command::new(&python)
         .args(["-c", script])
         .current_dir(g.0.path())

@@ -11,7 +11,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use dlm_tests::{binaries, repository};
+use dlm_test_support::{binaries, repository};
 use serde_json::{Value, json};
 
 /// The answer that a held-out prompt should give.

@@ -7,11 +7,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::{Run, repository, run};
+use dlm_test_support::{Run, repository, run};
 
 /// Packs the sample into `dir/name` and gives its path.
 pub fn pack(dir: &Path, name: &str, more: &[&str]) -> Result<String> {
-    let out = dir.join(name).to_str().context("the temporary folder is no text")?.to_string();
+    let out =
+        dir.join(name).to_str().context("the temporary folder's path is not UTF-8")?.to_string();
     let mut arguments = vec![
         "--input",
         "datasets/sample/train.parquet",

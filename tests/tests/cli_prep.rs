@@ -2,12 +2,12 @@
 //! hostile rows, wrong calls.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use dlm_test_support::{repository, run, shared, shared_tokenizers};
 use dlm_tests::sample::TRAIN_ROWS;
-use dlm_tests::{binaries::capture, repository, run, samples, shared, skip};
+use dlm_tests::samples;
 use serde_json::Value;
 
 fn manifest(dir: &str) -> Result<Value> {
@@ -129,31 +129,17 @@ fn wrong_calls_end_with_2_and_missing_things_with_an_error_that_names_them() -> 
     Ok(())
 }
 
-/// Unpacks the shared tokenizers; nothing where they are not here.
-fn tokenizers(into: &Path) -> Result<Option<PathBuf>> {
-    let Some(archive) = shared("assets/tokenizers.tar.xz") else {
-        return Ok(None);
-    };
-    let done = capture(Command::new("tar").arg("-xJf").arg(&archive).arg("-C").arg(into));
-    match done {
-        Ok(done) if done.code == Some(0) => Ok(Some(into.join("tokenizers"))),
-        _ => {
-            skip("tar cannot unpack tokenizers.tar.xz here");
-            Ok(None)
-        }
-    }
-}
-
 #[test]
 fn real_conversations_with_four_tokenizers() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let Some(conversations) = shared("assets/conversations") else {
         return Ok(());
     };
-    let Some(tokenizers) = tokenizers(dir.path())? else {
+    let names = ["qwen2.5", "fast_dllm_v2_7b", "smollm2", "qwen3"];
+    let Some(tokenizers) = shared_tokenizers(dir.path(), &names) else {
         return Ok(());
     };
-    for name in ["qwen2.5", "fast_dllm_v2_7b", "smollm2", "qwen3"] {
+    for name in names {
         let (tokenizer, out) = (tokenizers.join(name), dir.path().join(format!("out-{name}")));
         let mut arguments = vec![
             "--input",
@@ -189,10 +175,11 @@ fn hostile_rows_are_kept_or_dropped_by_name() -> Result<()> {
     let Some(hostile) = shared("assets/hostile") else {
         return Ok(());
     };
-    let Some(tokenizers) = tokenizers(dir.path())? else {
+    let names = ["qwen2.5", "qwen3"];
+    let Some(tokenizers) = shared_tokenizers(dir.path(), &names) else {
         return Ok(());
     };
-    for name in ["qwen2.5", "qwen3"] {
+    for name in names {
         let (tokenizer, out) = (tokenizers.join(name), dir.path().join(format!("out-{name}")));
         let input = hostile.join("hostile.parquet");
         let arguments =

@@ -7,7 +7,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use dlm_tests::{command, repository, run, samples};
+use dlm_test_support::{capture, command, repository, run};
+use dlm_tests::samples;
 use serde_json::Value;
 
 const STEPS: &str = "train.max_steps=36";
@@ -52,7 +53,7 @@ fn interrupted_and_not(conversion: &'static str) -> Result<()> {
             .arg(format!("output.dir={out}"));
         Ok(command)
     };
-    dlm_tests::binaries::capture(&mut train(&whole)?)?.ok()?;
+    capture(&mut train(&whole)?)?.ok()?;
     let expected = losses(&whole)?;
     ensure!(expected.len() == 36, "{} steps", expected.len());
 
@@ -71,7 +72,7 @@ fn interrupted_and_not(conversion: &'static str) -> Result<()> {
         child.kill()?;
         child.wait()?;
     }
-    let resumed = dlm_tests::binaries::capture(&mut train(&broken)?)?.ok()?;
+    let resumed = capture(&mut train(&broken)?)?.ok()?;
     ensure!(resumed.stderr.contains("resumed"), "{}", resumed.stderr);
     let found = losses(&broken)?;
     for (expected, found) in expected.iter().zip(&found) {
@@ -88,7 +89,7 @@ fn interrupted_and_not(conversion: &'static str) -> Result<()> {
     ensure!(file(&whole)? == file(&broken)?, "the exported weights differ");
 
     // and a finished run is not trained again
-    let again = dlm_tests::binaries::capture(&mut train(&whole)?)?.ok()?;
+    let again = capture(&mut train(&whole)?)?.ok()?;
     ensure!(losses(&whole)? == expected, "{}", again.stderr);
     Ok(())
 }

@@ -6,19 +6,14 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use dlm_tests::{repository, run, samples, skip};
+use dlm_test_support::{Run, repository, run, skip};
+use dlm_tests::samples;
 use serde_json::Value;
 
 /// fp32 on both sides; sums are taken in another order.
 const LOSS: f64 = 2e-3;
 
-fn train(
-    data: &str,
-    out: &str,
-    device: &str,
-    conversion: &str,
-    steps: usize,
-) -> Result<dlm_tests::Run> {
+fn train(data: &str, out: &str, device: &str, conversion: &str, steps: usize) -> Result<Run> {
     let (out, steps) = (format!("output.dir={out}"), format!("train.max_steps={steps}"));
     let mut arguments = vec![
         "--data",

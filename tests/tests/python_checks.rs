@@ -4,11 +4,11 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use dlm_tests::binaries::capture;
+use dlm_test_support::{Run, build, capture, python, repository, run, shared};
 use dlm_tests::sample::TRAIN_ROWS;
-use dlm_tests::{python, repository, run, samples};
+use dlm_tests::samples;
 
-fn script(python: &std::path::Path, name: &str, arguments: &[&str]) -> Result<dlm_tests::Run> {
+fn script(python: &std::path::Path, name: &str, arguments: &[&str]) -> Result<Run> {
     let mut command = Command::new(python);
     command.arg(repository().join("tests/python").join(name)).args(arguments);
     command.env("CUDA_VISIBLE_DEVICES", "").env("HF_HUB_OFFLINE", "1");
@@ -114,7 +114,7 @@ fn an_export_loads_in_transformers_with_the_same_logits() -> Result<()> {
 /// stable tokenizers package.
 #[test]
 fn ids_and_labels_equal_an_independent_computation() -> Result<()> {
-    let Some(shared) = dlm_tests::shared("assets/conversations") else {
+    let Some(shared) = shared("assets/conversations") else {
         return Ok(());
     };
     let Some(python) = python::with(&["jinja2", "pyarrow", "tokenizers"]) else {
@@ -122,7 +122,7 @@ fn ids_and_labels_equal_an_independent_computation() -> Result<()> {
     };
     let shared =
         shared.parent().and_then(|p| p.parent()).and_then(|p| p.to_str()).context("path")?;
-    let prep = dlm_tests::build()?.join(format!("dlm-prep{}", std::env::consts::EXE_SUFFIX));
+    let prep = build()?.join(format!("dlm-prep{}", std::env::consts::EXE_SUFFIX));
     let check = script(
         &python,
         "check_prep_parity.py",

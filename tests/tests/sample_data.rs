@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use dlm_tests::repository;
+use dlm_test_support::repository;
 use dlm_tests::sample::{files, text};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 

@@ -22,3 +22,6 @@ pub mod report;
 pub mod train;
 
 pub use error::{Error, Result};
+
+#[cfg(test)]
+mod tests;

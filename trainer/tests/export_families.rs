@@ -3,10 +3,10 @@
 
 mod families;
 
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
+use dlm_test_support::{fixtures, python, repository};
 use families::{EOS, MASK, VOCAB};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ struct Run {
     more: Vec<&'static str>,
 }
 
-/// A random model of each family, then the fixtures' where they are.
+/// A random model of each family, then the models of tests/fixtures.
 fn runs(dir: &Path) -> Vec<Run> {
     let mut runs = Vec::new();
     for arch in ["Llama", "Qwen2", "Qwen3", "BitNet"] {
@@ -40,12 +40,9 @@ fn runs(dir: &Path) -> Vec<Run> {
         more: packed.more.clone(),
     };
     runs.extend([packed, biased]);
-    if let Some(fixtures) = families::fixtures() {
-        for model in ["llama_tiny", "qwen2_tiny", "qwen3_tiny", "bitnet_tiny", "bitnet_tiny_packed"]
-        {
-            let source = vec![format!("source.path={}", fixtures.join(model).display())];
-            runs.push(Run { name: model.into(), source, more: vec![] });
-        }
+    for model in ["llama_tiny", "qwen2_tiny", "qwen3_tiny", "bitnet_tiny", "bitnet_tiny_packed"] {
+        let source = vec![format!("source.path={}", fixtures().join(model).display())];
+        runs.push(Run { name: model.into(), source, more: vec![] });
     }
     runs
 }
@@ -53,7 +50,7 @@ fn runs(dir: &Path) -> Vec<Run> {
 fn train(data: &Path, out: &Path, run: &Run) {
     let more: Vec<&str> =
         run.source.iter().map(String::as_str).chain(run.more.iter().copied()).collect();
-    families::train(data, out, &more).ok();
+    families::train(data, out, &more).ok().unwrap();
 }
 
 /// config.json, dlm_config.json, generation_config.json, tokenizer and tensors of an exported
@@ -146,23 +143,6 @@ fn case(path: &Path) {
     safetensors::serialize_to_file([("input_ids", view)], None, path).unwrap();
 }
 
-fn python() -> Option<PathBuf> {
-    let python =
-        std::env::var_os("DLM_PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from);
-    let found = Command::new(&python)
-        .args(["-c", "import torch, transformers, safetensors, accelerate"])
-        .output()
-        .is_ok_and(|o| o.status.success());
-    if !found {
-        let why = format!(
-            "SKIP: {} cannot import torch, transformers, safetensors and accelerate; set DLM_PYTHON\n",
-            python.display()
-        );
-        drop(std::io::stderr().write_all(why.as_bytes()));
-    }
-    found.then_some(python)
-}
-
 #[test]
 fn every_family_exports_is_a_source_again_and_loads_in_transformers() {
     let dir = tempfile::tempdir().unwrap();
@@ -176,7 +156,7 @@ fn every_family_exports_is_a_source_again_and_loads_in_transformers() {
         train(&data, &out, run);
         check_folder(&out, &data, run);
         let source = format!("source.path={}", out.display());
-        families::train(&data, &next, &[&source]).ok();
+        families::train(&data, &next, &[&source]).ok().unwrap();
         assert_eq!(
             families::read_json(&next.join("dlm_config.json"))["source_checkpoint"],
             json!(out),
@@ -197,14 +177,15 @@ fn every_family_exports_is_a_source_again_and_loads_in_transformers() {
             "--dump-logits",
             logits.to_str().unwrap(),
         ];
-        families::dlm_train(&arguments).ok();
+        families::dlm_train(&arguments).ok().unwrap();
         let config = families::read_json(&out.join("config.json"));
         let class = config["architectures"][0].clone();
         cases.push(json!({"name": run.name, "folder": out, "ids": ids, "logits": logits, "class": class, "quantized": config["quantization_config"].is_object()}));
     }
-    let Some(python) = python() else { return };
+    let packages = ["torch", "transformers", "safetensors", "accelerate"];
+    let Some(python) = python::with(&packages) else { return };
     let list = dir.path().join("cases.json");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/python/check_families.py");
+    let script = repository().join("tests/python/check_families.py");
     let check = |cases: &Value| {
         std::fs::write(&list, cases.to_string()).unwrap();
         // the bitnet classes of transformers are under torch.compile, which needs a C++ compiler on
@@ -255,9 +236,7 @@ fn another_mask_id_or_block_size_is_refused_with_both_values() {
 
 #[test]
 fn both_dialects_of_config_json_are_kept() {
-    let Some(fixtures) = families::fixtures() else {
-        return;
-    };
+    let fixtures = fixtures();
     let dir = tempfile::tempdir().unwrap();
     let data = families::dataset(&dir.path().join("data"), MASK, 8);
     for model in ["llama_tiny", "qwen2_tiny", "qwen3_tiny", "bitnet_tiny"] {
@@ -340,7 +319,7 @@ fn fast_dllm_folders_have_the_published_keys() {
         assert_eq!(config[key], expected, "{key}");
     }
     let source = format!("source.path={}", path("out").display());
-    families::train(&data, &path("next"), &[&source]).ok();
+    families::train(&data, &path("next"), &[&source]).ok().unwrap();
     let ids = path("ids.safetensors");
     case(&ids);
     // the same weights under the plain Qwen2 config give the same logits
@@ -352,7 +331,8 @@ fn fast_dllm_folders_have_the_published_keys() {
         "--format",
         "hf",
     ])
-    .ok();
+    .ok()
+    .unwrap();
     assert_eq!(
         families::read_json(&path("hf").join("config.json"))["architectures"],
         json!(["Qwen2ForCausalLM"])
@@ -370,7 +350,8 @@ fn fast_dllm_folders_have_the_published_keys() {
             "--dump-logits",
             file.to_str().unwrap(),
         ])
-        .ok();
+        .ok()
+        .unwrap();
         std::fs::read(file).unwrap()
     };
     assert!(logits("out") == logits("hf"));

@@ -3,8 +3,6 @@
 //! to do.
 
 mod common;
-#[path = "../../pipeline/tests/common/mod.rs"]
-mod hub;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use common::{ok, train, workplace};
-use hub::{Faults, Hub, files_of};
+use dlm_test_support::hub::{Faults, Hub, files_of};
 use serde_json::Value;
 
 const TOKEN: &str = "hf_secretsecretsecret";

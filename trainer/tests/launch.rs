@@ -2,11 +2,11 @@
 //! script in it does what it says (run here with bash, a stand-in for dlm-train and a folder for
 //! the bucket).
 
-use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use dlm_test_support::skip;
 use serde_json::Value;
 
 fn wf(dir: &Path, arguments: &[&str]) -> Output {
@@ -204,7 +204,7 @@ fn script(home: &Path, overrides: &str, source: &str) -> Command {
 fn bash() -> bool {
     let there = Command::new("bash").arg("--version").output().is_ok();
     if !there {
-        drop(std::io::stderr().write_all(b"SKIP: no bash here to run the script with\n"));
+        skip("no bash to run the script with");
     }
     there
 }

@@ -70,7 +70,7 @@ fn a_run_is_drawn_whole_although_its_last_line_is_cut() {
     let run = dir.path().join("runs/first <run>");
     let text = metrics(&run, 600, 0.0);
     std::fs::write(run.join("metrics.jsonl"), &text[..text.len() - 40]).unwrap();
-    let ran = dlm_train(&["plot", run.to_str().unwrap()]).ok();
+    let ran = dlm_train(&["plot", run.to_str().unwrap()]).ok().unwrap();
     assert!(ran.stderr.contains("1 of its lines"), "{}", ran.stderr);
     let out = run.join("report.html");
     assert_eq!(ran.stdout.trim(), out.to_str().unwrap());
@@ -111,7 +111,8 @@ fn several_runs_share_the_charts() {
     let c = dir.path().join("c/a");
     metrics(&c, 20, 0.0);
     dlm_train(&["plot", a.to_str().unwrap(), c.to_str().unwrap(), "--out", page.to_str().unwrap()])
-        .ok();
+        .ok()
+        .unwrap();
     assert!(std::fs::read_to_string(&page).unwrap().contains(c.to_str().unwrap()));
     dlm_train(&[
         "plot",
@@ -122,7 +123,8 @@ fn several_runs_share_the_charts() {
         "--out",
         page.to_str().unwrap(),
     ])
-    .ok();
+    .ok()
+    .unwrap();
     let html = std::fs::read_to_string(&page).unwrap();
     check_page(&html.replace("</body></html>", "</body>"));
     assert_eq!(html.matches("class=\"main k0\"").count(), 6);
@@ -149,7 +151,7 @@ fn what_is_not_a_run_is_refused() {
     }
     // one step, with a loss that was not a number
     std::fs::write(dir.path().join("metrics.jsonl"), "{\"step\": 1, \"loss\": null}\n").unwrap();
-    dlm_train(&["plot", dir.path().to_str().unwrap()]).ok();
+    dlm_train(&["plot", dir.path().to_str().unwrap()]).ok().unwrap();
     let many = [dir.path().to_str().unwrap(); 7];
     assert_eq!(dlm_train(&[&["plot"], &many[..]].concat()).code, Some(2));
 }

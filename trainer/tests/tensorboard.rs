@@ -4,11 +4,11 @@
 mod families;
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use dlm_test_support::{python, repository};
 use serde_json::Value;
 
 const STEPS: u64 = 200;
@@ -155,7 +155,7 @@ fn event_files_say_what_metrics_say_also_after_a_kill() {
     assert!(lines() < STEPS as usize, "it was over before the kill");
     // names of files count seconds
     std::thread::sleep(Duration::from_millis(1100));
-    let ran = families::dlm_train(&arguments).ok();
+    let ran = families::dlm_train(&arguments).ok().unwrap();
     assert!(ran.stderr.contains("resumed"), "{}", ran.stderr);
 
     let files = event_files(&run);
@@ -182,22 +182,8 @@ fn event_files_say_what_metrics_say_also_after_a_kill() {
     assert_eq!(found, expected);
 
     // as TensorBoard itself reads the folder
-    let python =
-        std::env::var_os("DLM_PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from);
-    if !Command::new(&python)
-        .args(["-c", "import tensorboard"])
-        .output()
-        .is_ok_and(|o| o.status.success())
-    {
-        drop(
-            std::io::stderr().write_all(
-                format!("SKIP: {} cannot import tensorboard; set DLM_PYTHON\n", python.display())
-                    .as_bytes(),
-            ),
-        );
-        return;
-    }
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/python/read_tensorboard.py");
+    let Some(python) = python::with(&["tensorboard"]) else { return };
+    let script = repository().join("tests/python/read_tensorboard.py");
     let read = |dir: &Path| {
         let ran = Command::new(&python).arg(&script).arg(dir).output().unwrap();
         assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
@@ -235,6 +221,7 @@ fn nothing_is_written_unless_asked() {
         &run,
         &["source.init=random", &format!("source.config={}", config.display())],
     )
-    .ok();
+    .ok()
+    .unwrap();
     assert!(event_files(&run).is_empty());
 }

@@ -3,8 +3,9 @@
 mod common;
 
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
+
+use dlm_test_support::skip;
 
 use common::{BD, MASK, VOCAB, dataset, ok, refused, train, workplace};
 
@@ -158,10 +159,7 @@ fn a_full_disk_leaves_nothing_that_passes_for_whole() {
         .arg(&out)
         .output();
     if !mounted.is_ok_and(|o| o.status.success()) {
-        drop(
-            std::io::stderr()
-                .write_all(b"SKIP: a_full_disk: no right to mount a small file system here\n"),
-        );
+        skip("a full disk: no right to mount a small file system here");
         return;
     }
     let run = train(dir.path(), "small", &["train.save_every=2"]).output().unwrap();
