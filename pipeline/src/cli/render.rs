@@ -3,11 +3,12 @@
 //! or `{"error"}`.
 
 use crate::cli::args::RenderArgs;
+use crate::config::policies::{LostText, SpecialText};
 use crate::error::{Error, Result};
 use crate::parse::conversation::{self, Conversation};
 use crate::template::chat::{self, ChatTemplate};
 use crate::template::control::ControlText;
-use crate::template::spans::{LostText, Rendered, SpanFinder, SpecialText};
+use crate::template::spans::{Rendered, SpanFinder};
 use crate::tokenize::tokenizer::{AddedToken, TokenizerSource};
 use minijinja::value::{Serde, Value};
 use serde_json::{Map, Value as Json, json};

@@ -5,6 +5,7 @@
 //! with the manifest's head filled in.
 
 use crate::cli::args::{EngineArg, PrepareArgs, RenderArg};
+use crate::config::policies::default_now;
 use crate::config::recipe::Recipe;
 use crate::config::settings::Settings;
 use crate::error::{Error, Result};
@@ -105,7 +106,7 @@ pub fn settings(b: &PrepareArgs) -> Result<Settings> {
 /// A time as typed, or the fixed one.
 pub fn time(text: Option<&str>) -> Result<jiff::civil::DateTime> {
     match text {
-        None => Ok(chat::default_now()),
+        None => Ok(default_now()),
         Some(t) => t.parse().map_err(|e| {
             Error::Usage(format!("--now {t:?}: expected a time like 2025-07-10T12:00:00 ({e})"))
         }),
