@@ -6,7 +6,7 @@ use dlm_prep::config::policies::{LostText, SpecialText, default_now};
 use dlm_prep::input::source::RawRows;
 use dlm_prep::label::supervise::{Sample, Supervisor};
 use dlm_prep::parse::conversation;
-use dlm_prep::run::row_processor::decode;
+use dlm_prep::parse::rows::parse_row;
 use dlm_prep::template::chat::ChatTemplate;
 use dlm_prep::template::control::ControlText;
 use dlm_prep::template::spans::{Rendered, SpanFinder};
@@ -123,7 +123,7 @@ fn rows_and_templates() {
         let ends = vec![line.len()];
         let raw = RawRows::Lines { bytes: line.clone(), ends };
         rows += 1;
-        let c = match decode(&raw, 0, &[]).2 {
+        let c = match parse_row(&raw, 0, &[]).conversation {
             Ok(c) => c,
             Err(why) => {
                 *reasons.entry(why.name()).or_default() += 1;

@@ -6,7 +6,7 @@
 
 use crate::config::policies::OverLong;
 use crate::label::supervise::Sample;
-use crate::parse::conversation::DropReason;
+use crate::parse::drop_reason::DropReason;
 
 /// A document to be: `start..end` of the sample, of which the first `context` tokens carry no loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

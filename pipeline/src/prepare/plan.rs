@@ -12,7 +12,8 @@ use crate::error::{Error, Result};
 use crate::input::discover;
 use crate::input::source::{self, Input};
 use crate::pack::mixture::Mixture;
-use crate::run::row_processor::{self, Stages};
+use crate::parse::rows::RowParser;
+use crate::run::row_processor::Stages;
 use crate::template::chat::{self, ChatTemplate};
 use crate::template::control::ControlText;
 use crate::template::spans::SpanFinder;
@@ -277,9 +278,9 @@ fn sample(
         let Some(Ok(batch)) = source::open(input, 0).ok().and_then(|mut b| b.next()) else {
             continue;
         };
-        let rows = row_processor::RowDecoder::new(&batch, &input.columns);
+        let rows = RowParser::new(&batch, &input.columns);
         for i in 0..batch.len().min(each) {
-            let Ok(c) = rows.decode(i, Vec::new()).2 else {
+            let Ok(c) = rows.parse(i, Vec::new()).conversation else {
                 continue;
             };
             let Ok(r) = spans.render(&c) else { continue };

@@ -12,7 +12,8 @@
 //! established is a named reason.
 
 use crate::config::policies::{LostText, SpecialText};
-use crate::parse::conversation::{Conversation, DropReason, Message};
+use crate::parse::conversation::{Conversation, Message};
+use crate::parse::drop_reason::DropReason;
 use crate::template::chat::ChatTemplate;
 use crate::template::control::{ControlMatch, ControlText};
 use crate::template::jinja::is_space;
