@@ -7,9 +7,10 @@ use crate::config::policies::{LostText, SpecialText};
 use crate::error::{Error, Result};
 use crate::parse::conversation::Conversation;
 use crate::parse::shapes;
-use crate::template::chat::{self, ChatTemplate};
+use crate::template::chat::ChatTemplate;
 use crate::template::control::ControlText;
 use crate::template::spans::{Rendered, SpanFinder};
+use crate::tokenize::special_tokens::special_tokens;
 use crate::tokenize::tokenizer::{AddedToken, TokenizerSource};
 use minijinja::value::{Serde, Value};
 use serde_json::{Map, Value as Json, json};
@@ -25,7 +26,7 @@ pub fn run(a: &RenderArgs) -> Result<()> {
     let renderer = match (&a.tokenizer, &a.template) {
         (Some(given), None) => {
             let dir = crate::input::hub::model::tokenizer(given)?;
-            let specials = chat::special_tokens(&dir)?;
+            let specials = special_tokens(&dir)?;
             let added = TokenizerSource::read(&dir)?.added_tokens().to_vec();
             Renderer::new(ChatTemplate::load_at(&dir, now)?, added, specials)?
         }

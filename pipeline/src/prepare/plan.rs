@@ -14,10 +14,11 @@ use crate::input::source::{self, Input};
 use crate::pack::mixture::Mixture;
 use crate::parse::rows::RowParser;
 use crate::run::row_processor::Stages;
-use crate::template::chat::{self, ChatTemplate};
+use crate::template::chat::ChatTemplate;
 use crate::template::control::ControlText;
 use crate::template::spans::SpanFinder;
 use crate::template::verbatim::{self, Verbatim};
+use crate::tokenize::special_tokens::{read_json, special_tokens};
 use crate::tokenize::tokenizer::{Tokenizer, TokenizerSource};
 use dlm_datasets::hash::sha256;
 use dlm_datasets::manifest::Manifest;
@@ -133,7 +134,7 @@ pub fn plan(b: &PrepareArgs) -> Result<PreparePlan> {
     let (inputs, streams) = (found.files, found.streams);
     let now = time(Some(&settings.now))?;
     let mut tok = TokenizerSource::read(dir)?;
-    let mut specials = chat::special_tokens(dir)?;
+    let mut specials = special_tokens(dir)?;
     let template = match &b.template {
         Some(name) => ChatTemplate::named(name, specials.clone(), now)?,
         None => ChatTemplate::load_at(dir, now)?,
@@ -301,7 +302,7 @@ fn config(
     mask: &str,
     mask_id: u32,
 ) -> Result<Value> {
-    let mut v = chat::read_json(&dir.join("tokenizer_config.json"))?
+    let mut v = read_json(&dir.join("tokenizer_config.json"))?
         .unwrap_or_else(|| json!({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false}));
     if !v.is_object() {
         return Err(Error::Tokenizer {
