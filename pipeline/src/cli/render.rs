@@ -3,11 +3,14 @@
 //! or `{"error"}`.
 
 use crate::cli::args::RenderArgs;
+use crate::config::policies::{LostText, SpecialText};
 use crate::error::{Error, Result};
-use crate::parse::conversation::{self, Conversation};
-use crate::template::chat::{self, ChatTemplate};
+use crate::parse::conversation::Conversation;
+use crate::parse::shapes;
+use crate::template::chat::ChatTemplate;
 use crate::template::control::ControlText;
-use crate::template::spans::{LostText, Rendered, SpanFinder, SpecialText};
+use crate::template::spans::{Rendered, SpanFinder};
+use crate::tokenize::special_tokens::special_tokens;
 use crate::tokenize::tokenizer::{AddedToken, TokenizerSource};
 use minijinja::value::{Serde, Value};
 use serde_json::{Map, Value as Json, json};
@@ -23,7 +26,7 @@ pub fn run(a: &RenderArgs) -> Result<()> {
     let renderer = match (&a.tokenizer, &a.template) {
         (Some(given), None) => {
             let dir = crate::input::hub::model::tokenizer(given)?;
-            let specials = chat::special_tokens(&dir)?;
+            let specials = special_tokens(&dir)?;
             let added = TokenizerSource::read(&dir)?.added_tokens().to_vec();
             Renderer::new(ChatTemplate::load_at(&dir, now)?, added, specials)?
         }
@@ -115,7 +118,7 @@ impl Renderer {
             .iter()
             .filter_map(|k| Some((k.to_string(), context.get(*k)?.clone())))
             .collect();
-        let Ok(c) = conversation::from_row(row).2 else {
+        let Ok(c) = shapes::parse_row(row).conversation else {
             return Vec::new();
         };
         let Some(r) = self.rendered(&c) else {

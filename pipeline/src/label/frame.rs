@@ -3,8 +3,9 @@
 //! In: a skeleton and a tokenizer. Out: a [`Frame`]: the skeleton cut at its control tokens and at
 //! the edges of assistant spans, into pieces that are the same in every conversation, with their
 //! ids, and pieces that hold content. A control token parts the text before anything else does
-//! ([`Tokenizer::parts_text`]), so the ids are those of the text encoded from span edge to span
-//! edge, which is the definition and is what a few texts are compared with when a frame is made.
+//! ([`Tokenizer::always_splits_at`]), so the ids are those of the text encoded from span edge to
+//! span edge, which is the definition and is what a few texts are compared with when a frame is
+//! made.
 
 use crate::template::skeleton::{Frame, FramePiece, Piece, Skeleton};
 use crate::tokenize::tokenizer::Tokenizer;
@@ -31,7 +32,7 @@ struct Part {
 /// The frame of `s`; none if the tokenizer does not part text at control tokens or gives other ids
 /// for a trial.
 pub fn frame(s: &Skeleton, tokenizer: &Tokenizer) -> Option<Frame> {
-    if s.control.is_empty() || s.control.iter().any(|&(.., id)| !tokenizer.parts_text(id)) {
+    if s.control.is_empty() || s.control.iter().any(|&(.., id)| !tokenizer.always_splits_at(id)) {
         return None;
     }
     let mut pieces: Vec<FramePiece> = Vec::new();

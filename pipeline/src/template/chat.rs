@@ -6,9 +6,11 @@
 //! list of named ones: `default`, and `tool_use` when the conversation has tools);
 //! `chat_template.json`; else a built-in, by the tokens the tokenizer has.
 
+use crate::config::policies::default_now;
 use crate::error::{Error, Result};
 use crate::parse::conversation::Message;
 use crate::template::jinja;
+use crate::tokenize::special_tokens::{read_json, special_tokens};
 use minijinja::Environment;
 use minijinja::value::{Serde, Value};
 use serde_json::Value as Json;
@@ -20,11 +22,6 @@ pub const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + messa
 /// The Llama 3 instruct format, without dates or tools.
 pub const LLAMA3: &str = "{{ '<|begin_of_text|>' }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}";
 
-/// What `strftime_now` tells unless said otherwise: output must not depend on the day it was made.
-pub fn default_now() -> jiff::civil::DateTime {
-    jiff::civil::datetime(2025, 1, 1, 12, 0, 0, 0)
-}
-
 /// A compiled chat template with the special tokens it may use.
 pub struct ChatTemplate {
     env: Environment<'static>,
@@ -32,39 +29,6 @@ pub struct ChatTemplate {
     source: String,
     origin: String,
     specials: BTreeMap<String, String>,
-}
-
-/// Named special tokens (`bos_token` …) of a tokenizer folder.
-pub fn special_tokens(dir: &Path) -> Result<BTreeMap<String, String>> {
-    let mut out = BTreeMap::new();
-    for file in ["special_tokens_map.json", "tokenizer_config.json"] {
-        let Some(Json::Object(map)) = read_json(&dir.join(file))? else {
-            continue;
-        };
-        for name in ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token"] {
-            let text = match map.get(name) {
-                Some(Json::String(s)) => Some(s.as_str()),
-                Some(Json::Object(o)) => o.get("content").and_then(Json::as_str),
-                _ => None,
-            };
-            if let Some(text) = text {
-                out.insert(name.to_string(), text.to_string());
-            }
-        }
-    }
-    Ok(out)
-}
-
-/// The JSON in a file, or none where there is no file.
-pub fn read_json(path: &Path) -> Result<Option<Json>> {
-    match std::fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| Error::Input {
-            path: path.display().to_string(),
-            reason: format!("not JSON: {e}"),
-        }),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io("reading", path)(e)),
-    }
 }
 
 impl ChatTemplate {

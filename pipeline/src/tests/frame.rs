@@ -4,9 +4,10 @@
 
 use crate::label::supervise::{Sample, Supervisor};
 use crate::parse::conversation::{Conversation, Message};
-use crate::template::chat::{self, ChatTemplate};
+use crate::template::chat::ChatTemplate;
 use crate::template::control::ControlText;
-use crate::template::spans::{LostText, Rendered, SpanFinder, SpecialText};
+use crate::config::policies::{LostText, SpecialText, default_now};
+use crate::template::spans::{Rendered, SpanFinder};
 use crate::template::verbatim;
 use crate::tokenize::tokenizer::{AddedToken, Tokenizer};
 use dlm_datasets::manifest::LossOn;
@@ -81,7 +82,7 @@ fn agree(tokenizer: &Tokenizer, template: &ChatTemplate, eos: &str) -> usize {
 #[test]
 fn sample_tokenizer() {
     let dir = sample("tokenizer");
-    let template = ChatTemplate::load_at(&dir, chat::default_now()).unwrap();
+    let template = ChatTemplate::load_at(&dir, default_now()).unwrap();
     let tokenizer = Tokenizer::load(&dir).unwrap();
     let short = agree(&tokenizer, &template, template.special("eos_token").unwrap());
     assert!(short > 1000, "only {short} of 2,000 went the short way");
@@ -94,11 +95,11 @@ fn published_tokenizers() {
     let Some(tokenizers) = shared_tokenizers(dir.path(), &names) else { return };
     for name in names {
         let dir = tokenizers.join(name);
-        let template = match ChatTemplate::load_at(&dir, chat::default_now()) {
+        let template = match ChatTemplate::load_at(&dir, default_now()) {
             Ok(t) => t,
             Err(_) => {
                 let builtin = if name == "llama3" { "llama3" } else { "chatml" };
-                ChatTemplate::named(builtin, Default::default(), chat::default_now()).unwrap()
+                ChatTemplate::named(builtin, Default::default(), default_now()).unwrap()
             }
         };
         let tokenizer = Tokenizer::load(&dir).unwrap();
@@ -119,7 +120,7 @@ fn a_long_conversation() {
         None,
         "test",
         Default::default(),
-        chat::default_now(),
+        default_now(),
     )
     .unwrap();
     let added = ["<s>", "</s>"].iter().zip(1..).map(|(t, id)| AddedToken {

@@ -5,10 +5,11 @@
 use crate::input::source::RawRows;
 use crate::label::supervise::{Sample, Supervisor};
 use crate::parse::conversation;
-use crate::run::row_processor::decode;
+use crate::parse::rows::parse_row;
 use crate::template::chat::ChatTemplate;
 use crate::template::control::ControlText;
-use crate::template::spans::{LostText, Rendered, SpanFinder, SpecialText};
+use crate::config::policies::{LostText, SpecialText, default_now};
+use crate::template::spans::{Rendered, SpanFinder};
 use crate::template::verbatim;
 use crate::tokenize::tokenizer::TokenizerSource;
 use std::time::{Duration, Instant};
@@ -81,7 +82,7 @@ fn rows_and_templates() {
             None,
             "fuzz",
             Default::default(),
-            crate::template::chat::default_now(),
+            crate::template::default_now(),
         )
         .unwrap()
     }));
@@ -128,7 +129,7 @@ fn rows_and_templates() {
         let ends = vec![line.len()];
         let raw = RawRows::Lines { bytes: line.clone(), ends };
         rows += 1;
-        let c = match decode(&raw, 0, &[]).2 {
+        let c = match parse_row(&raw, 0, &[]).conversation {
             Ok(c) => c,
             Err(why) => {
                 *reasons.entry(why.name()).or_default() += 1;
