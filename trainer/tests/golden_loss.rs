@@ -49,8 +49,8 @@ fn reference_layout_is_the_same_curve() {
         "block_diffusion_adamw",
         &[
             "conversion.layout=reference",
-            "train.micro_rows=1",
-            "train.recompute=layer",
+            "train.micro_batch_rows=1",
+            "train.activation_checkpointing=layer",
             "train.loss_chunk=7",
         ],
     );

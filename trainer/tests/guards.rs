@@ -38,7 +38,7 @@ fn too_little_memory_halves_the_micro_batch() {
         ok(&mut command)
     };
     for (limit, tried) in [("2", 1), ("1", 2)] {
-        let given = format!("train.micro_rows={limit}");
+        let given = format!("train.micro_batch_rows={limit}");
         run(&format!("small{limit}"), None, &[&given]);
         let failed = run(&format!("halved{limit}"), Some(limit), &[]);
         assert_eq!(said(&failed).matches("no memory for").count(), tried, "{}", said(&failed));
@@ -65,7 +65,7 @@ fn too_little_memory_halves_the_micro_batch() {
     refused(
         none.env("DLM_FAULT_MEMORY_ROWS", "0"),
         1,
-        &["no memory for one row", "train.recompute=layer"],
+        &["no memory for one row", "train.activation_checkpointing=layer"],
     );
 }
 

@@ -137,6 +137,12 @@ fn a_typo_in_the_config_names_the_nearest_key() {
         &["train.batch_rows", "many"],
     );
     refused(&mut train(dir.path(), "out", &["model=qwen9"]), 2, &["qwen9"]);
+    // a key that was renamed
+    refused(
+        &mut train(dir.path(), "out", &["train.micro_rows=2"]),
+        2,
+        &["train.micro_rows", "train.micro_batch_rows"],
+    );
     refused(
         &mut train(dir.path(), "out", &["source.path=hf:/x", "source.init=pretrained"]),
         2,

@@ -93,7 +93,7 @@ pub fn run(args: &EvalArgs) -> Result<bool> {
         let plan = BatchPlan {
             seed: args.seed,
             batch_rows: args.micro_rows,
-            micro_rows: args.micro_rows.max(1),
+            micro_batch_rows: args.micro_rows.max(1),
             objective,
             spec: ObjectiveSpec {
                 bd_size: m.bd_size,

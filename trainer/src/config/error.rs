@@ -18,6 +18,16 @@ pub enum ConfigError {
         /// What may stand there.
         known: String,
     },
+    /// A key or value under the name it had before it was renamed.
+    #[error("{origin}: `{old}` is now called `{new}`; write `{new}`")]
+    Renamed {
+        /// File or override it stands in.
+        origin: String,
+        /// The name that was written, as `section.key` or `section.key=value`.
+        old: String,
+        /// The name to write instead.
+        new: String,
+    },
     /// A choice that its group does not have.
     #[error("{origin}: group `{group}` has no choice `{choice}`{}; it has {}", did_you_mean(.nearest), .known.join(", "))]
     UnknownChoice {

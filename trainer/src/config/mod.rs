@@ -178,10 +178,10 @@ impl Config {
         }
         ensure("optim.zclip.z", optim.zclip.z, optim.zclip.z > 0.0, "above 0")?;
         ensure("train.batch_rows", train.batch_rows, train.batch_rows > 0, "1 or more")?;
-        if let Some(micro) = train.micro_rows {
+        if let Some(micro) = train.micro_batch_rows {
             let divides = micro > 0 && train.batch_rows.is_multiple_of(micro);
             let expected = format!("a divisor of train.batch_rows, which is {}", train.batch_rows);
-            ensure("train.micro_rows", micro, divides, &expected)?;
+            ensure("train.micro_batch_rows", micro, divides, &expected)?;
         }
         if let Some(steps) = train.max_steps {
             ensure("train.max_steps", steps, steps > 0, "1 or more, or null")?;

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::error::{ConfigError, nearest};
 use super::kind::ValueKind;
+use super::schema::{RENAMED_KEYS, RENAMED_VALUES};
 
 /// A value and the file or override it was written in.
 #[derive(Debug, Clone)]
@@ -246,6 +247,9 @@ impl Node {
                 match fitted {
                     Some(value) => *body = Body::Leaf(value),
                     None => {
+                        if let Some(error) = renamed_value(key, body, &origin) {
+                            return Err(error);
+                        }
                         let found = describe(body);
                         return Err(ConfigError::Type {
                             key: key.into(),
@@ -268,6 +272,13 @@ fn unknown_key(
     section: &str,
     all: &[String],
 ) -> ConfigError {
+    if let Some((old, new)) = RENAMED_KEYS.iter().find(|(old, _)| *old == key) {
+        return ConfigError::Renamed {
+            origin: origin.into(),
+            old: old.to_string(),
+            new: new.to_string(),
+        };
+    }
     let names: Vec<_> = fields.iter().map(|field| field.name).collect();
     let whose =
         if section.is_empty() { "the sections are".into() } else { format!("`{section}` has") };
@@ -279,6 +290,18 @@ fn unknown_key(
         nearest: nearest(key, candidates),
         known: format!("{whose} {}", names.join(", ")),
     }
+}
+
+/// The error for a value that was renamed, if this is one.
+fn renamed_value(key: &str, body: &Body, origin: &str) -> Option<ConfigError> {
+    let Body::Leaf(Value::String(text)) = body else { return None };
+    let (_, old, new) =
+        RENAMED_VALUES.iter().find(|(of, old, _)| *of == key && *old == text.as_str())?;
+    Some(ConfigError::Renamed {
+        origin: origin.into(),
+        old: format!("{key}={old}"),
+        new: format!("{key}={new}"),
+    })
 }
 
 fn join(section: &str, name: &str) -> String {

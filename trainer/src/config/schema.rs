@@ -9,6 +9,16 @@ use std::path::PathBuf;
 
 use super::kind::{choice, section};
 
+/// Keys that were renamed, old name first: the old name is refused with the new one.
+pub(super) const RENAMED_KEYS: &[(&str, &str)] = &[
+    ("train.micro_rows", "train.micro_batch_rows"),
+    ("train.recompute", "train.activation_checkpointing"),
+];
+
+/// Values that were renamed: key, old value, new value.
+pub(super) const RENAMED_VALUES: &[(&str, &str, &str)] =
+    &[("conversion.document_mask", "hub", "none")];
+
 section! {
     /// The whole configuration of one training run.
     Config {
@@ -76,8 +86,8 @@ section! {
         total_tokens: u64,
         /// Tokens a diffusion block; null takes the dataset's, any other value must agree with it.
         bd_size: Option<usize>,
-        /// `document` keeps packed conversations apart and restarts positions; `hub` lets a row be
-        /// one text, as the published code does.
+        /// `document` keeps packed conversations apart and restarts positions; `none` treats a
+        /// row as one text, as the published code does.
         document_mask: DocumentMask,
         /// Smallest share of a block that is hidden: p = (1 - noise_eps) t + noise_eps, t ~ U(0,
         /// 1).
@@ -146,7 +156,7 @@ section! {
         /// Dataset rows an optimizer step.
         batch_rows: usize,
         /// Rows a forward pass; must divide `batch_rows`; null takes what fits.
-        micro_rows: Option<usize>,
+        micro_batch_rows: Option<usize>,
         /// Steps after which to end even when tokens are left; null: the token budget alone
         /// decides.
         max_steps: Option<u64>,
@@ -156,7 +166,7 @@ section! {
         /// the CPU.
         dtype: Option<Dtype>,
         /// `layer` keeps only each layer's input and computes the rest again in the backward pass.
-        recompute: Recompute,
+        activation_checkpointing: ActivationCheckpointing,
         /// Positions whose logits exist at one time.
         loss_chunk: usize,
         /// Steps between log lines.
@@ -257,7 +267,7 @@ choice! {
         /// Nothing.
         Document = "document",
         /// Everything before them in the row.
-        Hub = "hub",
+        None = "none",
     }
 }
 
@@ -295,7 +305,7 @@ choice! {
 
 choice! {
     /// What the backward pass computes again.
-    Recompute {
+    ActivationCheckpointing {
         /// Nothing.
         None = "none",
         /// Each layer from its input.

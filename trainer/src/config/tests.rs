@@ -111,7 +111,7 @@ fn overrides_are_typed() {
         "optim.clip_norm=null",
         "optim.lr=1",
         "optim.zclip={enabled: true, z: 2}",
-        "train.micro_rows=64",
+        "train.micro_batch_rows=64",
         "train.dtype=bf16",
     ])
     .unwrap();
@@ -123,7 +123,7 @@ fn overrides_are_typed() {
         (config.optim.zclip.enabled, config.optim.zclip.z, config.optim.zclip.alpha),
         (true, 2.0, 0.99)
     );
-    assert_eq!((config.train.micro_rows, config.train.dtype), (Some(64), Some(Dtype::Bf16)));
+    assert_eq!((config.train.micro_batch_rows, config.train.dtype), (Some(64), Some(Dtype::Bf16)));
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn refusals_name_the_nearest_key() {
         ("optim.lr=[1", "override `optim.lr=[1`"),
         ("output.dir=${modl.name}", "did you mean `model.name`?"),
         ("model.name=${output.dir}", "leads back to itself"),
-        ("train.micro_rows=7", "a divisor of train.batch_rows, which is 256"),
+        ("train.micro_batch_rows=7", "a divisor of train.batch_rows, which is 256"),
         ("source.path=null", "`source.path` is null"),
         ("source.init=random", "`source.config` is null"),
         ("optim.beta1=1", "below 1"),
@@ -178,6 +178,39 @@ fn refusals_name_the_nearest_key() {
         let error = refused(&[override_]);
         assert!(error.contains(words), "{override_}: {error}");
     }
+}
+
+#[test]
+fn renamed_keys_and_values_are_refused_with_their_new_names() {
+    for (override_, old, new) in [
+        ("train.micro_rows=4", "`train.micro_rows`", "`train.micro_batch_rows`"),
+        ("train.recompute=layer", "`train.recompute`", "`train.activation_checkpointing`"),
+        (
+            "conversion.document_mask=hub",
+            "`conversion.document_mask=hub`",
+            "`conversion.document_mask=none`",
+        ),
+    ] {
+        let error = refused(&[override_]);
+        assert!(error.contains(&format!("{old} is now called {new}")), "{override_}: {error}");
+    }
+    // the same in a file, which the error names
+    let dir = folder(&[("conversion/old.yaml", "document_mask: hub\n")]);
+    let error = Config::load(Some(dir.path()), &["conversion=old".into()]).unwrap_err().to_string();
+    assert!(error.contains("old.yaml") && error.contains("document_mask=none"), "{error}");
+    let text = load(&["model=sample"]).unwrap().to_yaml().unwrap();
+    let text = text.replace("  micro_batch_rows:", "  micro_rows:");
+    let error = Config::from_yaml(&text, "saved.yaml").unwrap_err().to_string();
+    assert!(error.contains("saved.yaml") && error.contains("train.micro_batch_rows"), "{error}");
+    // what took their place works
+    let config = load(&[
+        "train.micro_batch_rows=64",
+        "train.activation_checkpointing=layer",
+        "conversion.document_mask=none",
+    ])
+    .unwrap();
+    assert_eq!(config.conversion.document_mask, DocumentMask::None);
+    assert_eq!(config.train.activation_checkpointing, ActivationCheckpointing::Layer);
 }
 
 #[test]

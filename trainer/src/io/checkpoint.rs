@@ -26,7 +26,8 @@ pub struct RunState {
     /// Updates made by the optimizer.
     pub updates: u64,
     /// Rows a forward pass, as chosen when the run began.
-    pub micro_rows: usize,
+    #[serde(alias = "micro_rows")]
+    pub micro_batch_rows: usize,
     /// Rows consumed: the data cursor.
     pub cursor: u64,
     /// Tokens consumed, padding not counted.

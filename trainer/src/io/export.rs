@@ -15,10 +15,11 @@ use serde_json::{Value, json};
 
 use crate::config::ExportFormat;
 use crate::error::{Error, Result};
+use crate::io::load_model::HostModel;
 use crate::io::tensors::{self, TensorContent, TensorEntry};
 use crate::model::config::Family;
 use crate::model::load::{self, Checkpoint};
-use crate::model::{Decoder, ModelConfig, ParamKind, Weights, ternary};
+use crate::model::{Decoder, ParamKind, Weights, ternary};
 use dlm_datasets::fs;
 
 /// Shards are cut above this many bytes, as transformers does.
@@ -322,7 +323,7 @@ fn verify(
     }
     if format == ExportFormat::PackedTernary {
         // and the loader, which goes by the new config.json, finds every tensor and unpacks it
-        load::read_host(dir, &mut ModelConfig::read(dir)?, &decoder.params)?;
+        HostModel::read(dir)?;
     }
     Ok(())
 }

@@ -2,5 +2,6 @@
 
 pub mod checkpoint;
 pub mod export;
+pub mod load_model;
 pub mod source;
 pub mod tensors;

@@ -14,8 +14,9 @@ use dlm_prep::input::hub::model::{self as hub, ModelPart};
 
 use crate::config::{BitLinear, Config, Init};
 use crate::error::{Error, Result};
+use crate::io::load_model::{HostModel, LoadedModel};
 use crate::model::config::Quantization;
-use crate::model::{Decoder, ModelConfig, ParamKind, Params, Weights, load};
+use crate::model::{Decoder, ModelConfig, ParamKind, Params, Weights};
 
 /// A model ready to train.
 pub struct PreparedModel {
@@ -37,13 +38,7 @@ pub struct ModelSource {
     pub name: String,
 }
 
-/// The folder of a model given on the command line: local, `hf://org/name[@rev]` or `org/name`.
-pub fn folder_of(model: &Path) -> Result<PathBuf> {
-    match model.to_str() {
-        Some(text) => Ok(hub::find(text, ModelPart::Whole, "--model")?.folder),
-        None => Ok(model.to_path_buf()),
-    }
-}
+pub use crate::io::load_model::resolve as folder_of;
 
 /// Resolve `source.path` to a local folder, downloading what is needed of what a hub has.
 ///
@@ -84,7 +79,7 @@ pub fn prepare(
 ) -> Result<PreparedModel> {
     let manifest = data.manifest();
     let ModelSource { folder, name: source } = located;
-    let mut model = match folder {
+    let mut model = HostModel::new(match folder {
         Some(dir) => ModelConfig::read(dir)?,
         None => {
             let text = cfg.source_config().map_err(|e| Error::Usage(e.to_string()))?;
@@ -92,8 +87,8 @@ pub fn prepare(
                 .map_err(|e| Error::Usage(format!("source.config is not valid JSON: {e}")))?;
             ModelConfig::from_json(raw)?
         }
-    };
-    check_fit(&model, manifest, source)?;
+    });
+    check_fit(&model.config, manifest, source)?;
     if let Some(dir) = folder {
         check_tokenizer(
             &dir.join("tokenizer.json"),
@@ -101,32 +96,28 @@ pub fn prepare(
             &manifest.mask_token,
         )?;
     }
-    let params = Params::new(&model);
-    let mut host = match folder {
-        _ if !with_weights => Vec::new(),
-        Some(dir) => load::read_host(dir, &mut model, &params)?,
-        None => load::random_host(&model, &params, cfg.train.seed),
-    };
-    if model.quantization.is_some() {
-        // packed weights become masters that are quantised online; a checkpoint holds such masters
-        model.quantization = Some(Quantization::Online);
+    match folder {
+        _ if !with_weights => {}
+        Some(dir) => model.read_weights(dir)?,
+        None => model.draw_weights(cfg.train.seed),
     }
-    let new_mask = model.mask_token_id.is_none();
-    let params = fit_vocabulary(
-        &mut model,
-        params,
-        &mut host,
-        manifest.mask_token_id as usize,
-        new_mask && folder.is_some(),
-    );
+    if model.config.quantization.is_some() {
+        // packed weights become masters that are quantised online; a checkpoint holds such masters
+        model.config.quantization = Some(Quantization::Online);
+    }
+    let new_mask = model.config.mask_token_id.is_none();
+    fit_vocabulary(&mut model, manifest.mask_token_id as usize, new_mask && folder.is_some());
     match cfg.conversion.bitlinear {
         BitLinear::Auto => {}
-        BitLinear::On => model.set_bitlinear(true),
-        BitLinear::Off => model.set_bitlinear(false),
+        BitLinear::On => model.config.set_bitlinear(true),
+        BitLinear::Off => model.config.set_bitlinear(false),
     }
-    let decoder = Decoder::new(model);
-    let weights = with_weights.then(|| load::upload(host, &params, device));
-    Ok(PreparedModel { decoder, weights })
+    Ok(if with_weights {
+        let LoadedModel { decoder, weights } = model.upload(device);
+        PreparedModel { decoder, weights: Some(weights) }
+    } else {
+        PreparedModel { decoder: Decoder::new(model.config), weights: None }
+    })
 }
 
 fn check_fit(model: &ModelConfig, manifest: &Manifest, source: &str) -> Result<()> {
@@ -215,18 +206,16 @@ fn vocabulary(path: &Path) -> Result<Option<BTreeMap<String, u64>>> {
     Ok(Some(out))
 }
 
-/// Make sure the mask id has a row; returns the parameter table of the (possibly grown) model.
-fn fit_vocabulary(
-    model: &mut ModelConfig,
-    params: Params,
-    host: &mut [Vec<f32>],
-    mask: usize,
-    init_mask: bool,
-) -> Params {
-    let width = model.hidden_size;
-    let old = model.vocab_size;
+/// Make sure the mask token has a row in the embedding table.
+///
+/// Spare rows are used first; otherwise the table (and an untied head) grows to the next multiple
+/// of [`VOCAB_MULTIPLE`]. New rows start as the mean of the ordinary tokens' rows, and so does the
+/// mask token's own row when `init_mask` says that the model never had one.
+fn fit_vocabulary(model: &mut HostModel, mask: usize, init_mask: bool) {
+    let width = model.config.hidden_size;
+    let old = model.config.vocab_size;
     let new = if mask < old { old } else { (mask + 1).next_multiple_of(VOCAB_MULTIPLE) };
-    for (spec, values) in params.specs.iter().zip(host.iter_mut()) {
+    for (spec, values) in model.params.specs.iter().zip(model.values.iter_mut()) {
         if spec.kind != ParamKind::Embedding {
             continue;
         }
@@ -245,11 +234,10 @@ fn fit_vocabulary(
             }
         }
     }
-    if new == old {
-        return params;
+    if new > old {
+        model.config.vocab_size = new;
+        model.params = Params::new(&model.config);
     }
-    model.vocab_size = new;
-    Params::new(model)
 }
 
 /// Files of a source folder that an export carries along when the dataset does not bring its own.

@@ -25,7 +25,7 @@ pub struct BatchPlan {
     /// Rows an optimizer step.
     pub batch_rows: usize,
     /// Rows a forward pass.
-    pub micro_rows: usize,
+    pub micro_batch_rows: usize,
     /// Layout.
     pub objective: Objective,
     /// Block size, mask id, views, document isolation.
@@ -150,8 +150,8 @@ pub fn build_step(
         masks.push(mask);
     }
     step.micro = rows
-        .chunks(plan.micro_rows)
-        .zip(masks.chunks(plan.micro_rows))
+        .chunks(plan.micro_batch_rows)
+        .zip(masks.chunks(plan.micro_batch_rows))
         .map(|(r, m)| objective::build_batch(plan.objective, r, m, &plan.spec, plan.shape))
         .collect();
     Ok(step)

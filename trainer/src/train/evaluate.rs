@@ -25,9 +25,9 @@ pub fn evaluate(
     rows: usize,
 ) -> Result<Option<f64>> {
     let (mut sum, mut counted) = (0.0, 0usize);
-    for first in (0..rows).step_by(plan.micro_rows.max(1)) {
+    for first in (0..rows).step_by(plan.micro_batch_rows.max(1)) {
         let (mut packed, mut masks) = (Vec::new(), Vec::new());
-        for i in first..(first + plan.micro_rows).min(rows) {
+        for i in first..(first + plan.micro_batch_rows).min(rows) {
             let row = data::packed_row(data, split, i, plan.vocab_size)?;
             let mask = mask::row_mask(
                 plan.seed,

@@ -7,7 +7,7 @@
 use burn::tensor::DType;
 
 use crate::compute::device::ComputeDevice;
-use crate::config::{Config, Recompute};
+use crate::config::{ActivationCheckpointing, Config};
 use crate::diffusion::{Layout, Objective};
 use crate::model::Decoder;
 
@@ -62,10 +62,10 @@ pub fn rows(
     seq_len: usize,
     dtype: DType,
 ) -> usize {
-    let recompute = cfg.train.recompute == Recompute::Layer;
+    let recompute = cfg.train.activation_checkpointing == ActivationCheckpointing::Layer;
     let row = row_bytes(decoder, objective, seq_len, dtype.size(), recompute);
     let batch = cfg.train.batch_rows.max(1);
-    cfg.train.micro_rows.unwrap_or_else(|| match chosen.name.starts_with("cuda") {
+    cfg.train.micro_batch_rows.unwrap_or_else(|| match chosen.name.starts_with("cuda") {
         true => {
             choose(batch, row, for_activations(gpu_free_bytes(), decoder.params.numel()), GPU_CAP)
         }

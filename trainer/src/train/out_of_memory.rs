@@ -47,7 +47,7 @@ fn is_exhaustion(message: &str) -> bool {
 pub fn fewer(rows: usize, batch_rows: usize) -> Result<usize> {
     (1..=rows / 2).rev().find(|n| batch_rows % n == 0).ok_or_else(|| {
         Error::Device(
-            "the device has no memory for one row at a time; try train.recompute=layer, a smaller train.loss_chunk, train.dtype=bf16, or shorter rows (dlm-prep --seq-len)"
+            "the device has no memory for one row at a time; try train.activation_checkpointing=layer, a smaller train.loss_chunk, train.dtype=bf16, or shorter rows (dlm-prep --seq-len)"
                 .into(),
         )
     })
@@ -84,7 +84,9 @@ mod tests {
             for rows in (1..=batch).filter(|r| batch % r == 0) {
                 match fewer(rows, batch) {
                     Ok(n) => assert!(n >= 1 && 2 * n <= rows && batch % n == 0),
-                    Err(e) => assert!(rows == 1 && e.to_string().contains("train.recompute=layer")),
+                    Err(e) => assert!(
+                        rows == 1 && e.to_string().contains("train.activation_checkpointing=layer")
+                    ),
                 }
             }
         }

@@ -12,7 +12,7 @@ use burn::tensor::DType;
 use dlm_datasets::{Dataset, Split};
 
 use crate::compute::device::ComputeDevice;
-use crate::config::{self, Config, Recompute};
+use crate::config::{self, ActivationCheckpointing, Config};
 use crate::diffusion::objective::{Objective, PassOptions};
 use crate::diffusion::{Attention, DocumentMask, Layout, ObjectiveSpec, StreamShape};
 use crate::error::{Error, Result};
@@ -139,7 +139,7 @@ impl<'a> Trainer<'a> {
         let plan = BatchPlan {
             seed: cfg.train.seed,
             batch_rows: cfg.train.batch_rows,
-            micro_rows: micro_batch::rows(
+            micro_batch_rows: micro_batch::rows(
                 cfg,
                 chosen,
                 &decoder,
@@ -154,7 +154,7 @@ impl<'a> Trainer<'a> {
                 complementary: cfg.conversion.complementary,
                 document_mask: match cfg.conversion.document_mask {
                     config::DocumentMask::Document => DocumentMask::Document,
-                    config::DocumentMask::Hub => DocumentMask::Hub,
+                    config::DocumentMask::None => DocumentMask::Hub,
                 },
             },
             noise_eps: cfg.conversion.noise_eps,
@@ -168,7 +168,7 @@ impl<'a> Trainer<'a> {
         let pass = PassOptions {
             dtype,
             attention,
-            recompute: cfg.train.recompute == Recompute::Layer,
+            recompute: cfg.train.activation_checkpointing == ActivationCheckpointing::Layer,
             loss_chunk: cfg.train.loss_chunk,
         };
         let optimizer = if fresh {
@@ -202,11 +202,11 @@ impl<'a> Trainer<'a> {
                 "--resume must: there is no checkpoint in {out}/checkpoints"
             ))),
             (None, _) => {
-                self.state.micro_rows = self.plan.micro_rows;
+                self.state.micro_batch_rows = self.plan.micro_batch_rows;
                 Ok(())
             }
             (Some(_), Resume::Never) if options.overwrite => {
-                self.state.micro_rows = self.plan.micro_rows;
+                self.state.micro_batch_rows = self.plan.micro_batch_rows;
                 store.clear()
             }
             (Some(at), Resume::Never) => Err(Error::Usage(format!(
@@ -252,7 +252,7 @@ impl<'a> Trainer<'a> {
                 self.optimizer.updates = restored.state.updates;
                 self.saved_step = Some(restored.state.step);
                 self.state = restored.state;
-                self.plan.micro_rows = self.state.micro_rows.max(1);
+                self.plan.micro_batch_rows = self.state.micro_batch_rows.max(1);
                 eprintln!(
                     "resumed {}: step {}, {} tokens{}",
                     at.display(),
@@ -297,9 +297,9 @@ impl<'a> Trainer<'a> {
         reporter.say(&self.headline());
         while !self.done() {
             let (batch, wait) = feed.next()?;
-            let micro_rows = self.plan.micro_rows;
+            let micro_batch_rows = self.plan.micro_batch_rows;
             let mut record = self.step(batch, wait.as_secs_f64(), &|line| reporter.say(line))?;
-            if self.plan.micro_rows != micro_rows && !self.done() {
+            if self.plan.micro_batch_rows != micro_batch_rows && !self.done() {
                 feed = feed_from(self.plan, self.state.cursor);
             }
             let last = self.done();
@@ -380,7 +380,7 @@ impl<'a> Trainer<'a> {
             m.seq_len,
             m.bd_size,
             self.plan.batch_rows,
-            self.plan.micro_rows,
+            self.plan.micro_batch_rows,
             self.cfg.conversion.total_tokens.saturating_sub(self.state.tokens),
         )
     }

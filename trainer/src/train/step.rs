@@ -46,17 +46,17 @@ impl Trainer<'_> {
         };
         let passed = loop {
             if let Some(passed) =
-                out_of_memory::within(self.plan.micro_rows, || self.passes(&batch))?
+                out_of_memory::within(self.plan.micro_batch_rows, || self.passes(&batch))?
             {
                 break passed;
             }
             let (before, after) = (
-                self.plan.micro_rows,
-                out_of_memory::fewer(self.plan.micro_rows, self.plan.batch_rows)?,
+                self.plan.micro_batch_rows,
+                out_of_memory::fewer(self.plan.micro_batch_rows, self.plan.batch_rows)?,
             );
             self.chosen.device.memory_cleanup();
-            self.plan.micro_rows = after;
-            self.state.micro_rows = after;
+            self.plan.micro_batch_rows = after;
+            self.state.micro_batch_rows = after;
             say(&format!(
                 "step {}: no memory for {before} rows at a time; going on with micro-batches of {after}, still {} rows a step",
                 self.state.step + 1,
@@ -171,7 +171,7 @@ impl Trainer<'_> {
             rows.iter().map(|(e, r)| format!("{r} (epoch {e})")).collect::<Vec<_>>().join(", ")
         };
         let mut alone = self.plan;
-        (alone.batch_rows, alone.micro_rows) = (1, 1);
+        (alone.batch_rows, alone.micro_batch_rows) = (1, 1);
         let bad = |at: usize| -> Result<bool> {
             let row = data::build_step(
                 &self.data,

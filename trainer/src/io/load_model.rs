@@ -1,0 +1,102 @@
+//! Loading a model: the one path from a name or a folder to a decoder with weights on a device.
+//!
+//! In: a local folder, `hf://ORG/NAME[@REV]` or `ORG/NAME`. Out: [`HostModel`] (architecture and
+//! fp32 weights in host memory), then [`LoadedModel`] (the same on a device). Training, evaluation,
+//! parity checks, decoding and the check of packed exports all load models here.
+
+use std::path::{Path, PathBuf};
+
+use burn::prelude::*;
+use dlm_prep::input::hub::model::{self as hub, ModelPart};
+
+use crate::error::Result;
+use crate::model::config::Quantization;
+use crate::model::{Decoder, ModelConfig, ParamKind, Params, Weights, load};
+
+/// Changes applied to a model between reading and upload.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoadOptions {
+    /// Round matrices and embeddings to bf16 and back, which is what bf16 computation does to them.
+    pub round_to_bf16: bool,
+    /// Quantise linear layers online (BitLinear) whatever `config.json` says.
+    pub force_bitlinear: bool,
+}
+
+/// A model in host memory.
+pub struct HostModel {
+    pub config: ModelConfig,
+    pub params: Params,
+    /// fp32 values in the order of [`Params::specs`]; empty until they are read or drawn.
+    pub values: Vec<Vec<f32>>,
+}
+
+/// A model on a device.
+pub struct LoadedModel {
+    pub decoder: Decoder,
+    /// fp32 weights.
+    pub weights: Weights,
+}
+
+/// The local folder of a model given on the command line; a hub's model is downloaded first.
+pub fn resolve(model: &Path) -> Result<PathBuf> {
+    match model.to_str() {
+        Some(text) => Ok(hub::find(text, ModelPart::Whole, "--model")?.folder),
+        None => Ok(model.to_path_buf()),
+    }
+}
+
+/// Read the model of a Hugging Face folder and move it to `device`.
+pub fn load_model(folder: &Path, options: LoadOptions, device: &Device) -> Result<LoadedModel> {
+    let mut model = HostModel::read(folder)?;
+    if options.round_to_bf16 {
+        model.round_to_bf16();
+    }
+    if options.force_bitlinear {
+        model.config.quantization = Some(Quantization::Online);
+    }
+    Ok(model.upload(device))
+}
+
+impl HostModel {
+    /// An architecture, without weights so far.
+    pub fn new(config: ModelConfig) -> Self {
+        HostModel { params: Params::new(&config), config, values: Vec::new() }
+    }
+
+    /// Architecture and weights of a Hugging Face folder.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let mut model = HostModel::new(ModelConfig::read(folder)?);
+        model.read_weights(folder)?;
+        Ok(model)
+    }
+
+    /// Read the weights of a folder. Packed ternary weights are unpacked, after which
+    /// `config.quantization` is [`Quantization::Online`].
+    pub fn read_weights(&mut self, folder: &Path) -> Result<()> {
+        self.values = load::read_host(folder, &mut self.config, &self.params)?;
+        Ok(())
+    }
+
+    /// Draw random weights from `seed`.
+    pub fn draw_weights(&mut self, seed: u64) {
+        self.values = load::random_host(&self.config, &self.params, seed);
+    }
+
+    /// Round matrices and embeddings to bf16 and back.
+    pub fn round_to_bf16(&mut self) {
+        let rounded = |kind| matches!(kind, ParamKind::Matrix | ParamKind::Embedding);
+        self.params
+            .specs
+            .iter()
+            .zip(&mut self.values)
+            .filter(|(spec, _)| rounded(spec.kind))
+            .flat_map(|(_, values)| values)
+            .for_each(|v| *v = half::bf16::from_f32(*v).to_f32());
+    }
+
+    /// Move the weights to `device`.
+    pub fn upload(self, device: &Device) -> LoadedModel {
+        let weights = load::upload(self.values, &self.params, device);
+        LoadedModel { decoder: Decoder::new(self.config), weights }
+    }
+}
