@@ -4,6 +4,8 @@
 //! length, schema and row count; content hashes are left to `dlm-prep verify`. The files must not
 //! be changed while they are mapped.
 
+#![allow(unsafe_code, reason = "packed files are mapped into memory")]
+
 use crate::manifest::{Manifest, Split};
 use crate::{Error, schema};
 use arrow::array::{Array, ArrayData, AsArray, RecordBatch};

@@ -1,5 +1,7 @@
 //! A run that is killed, at any moment, ends in the same weights as one that is not.
 
+#![allow(unsafe_code, reason = "libc::kill")]
+
 mod common;
 
 use std::path::Path;
@@ -84,7 +86,7 @@ fn a_signal_saves_and_exits_130() {
         assert!(Instant::now() < end, "no step in a minute");
         std::thread::sleep(Duration::from_millis(5));
     }
-    // SAFETY: signals our own child.
+    // SAFETY: the process id is that of our own child, which has not been waited for yet.
     unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
     let status = child.wait().unwrap();
     assert_eq!(status.code(), Some(130));

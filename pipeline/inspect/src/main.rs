@@ -5,6 +5,8 @@
 //! `--sql`: `packed` (the Arrow files as they are, with `split` and `row`) and `documents` (one
 //! line a conversation, see `tables.rs`).
 
+#![allow(unsafe_code, reason = "std::env::set_var before other threads exist")]
+
 mod json;
 mod tables;
 
