@@ -1,4 +1,4 @@
-//! A small packed dataset, a small model config, and the real binary, for the tests beside this
+//! A small packed dataset, a small model config, and runs of the real binary, for the tests in this
 //! folder.
 #![allow(dead_code)]
 
@@ -15,7 +15,7 @@ pub const MASK: i32 = 63;
 pub const SEQ: usize = 64;
 pub const BD: usize = 8;
 
-/// Rows of two documents whose responses repeat their prompts: something to learn.
+/// Rows of two documents whose responses repeat their prompts, so that there is something to learn.
 pub fn dataset(dir: &Path, rows: usize, mask: i32, vocab: usize) {
     let manifest = Manifest::new(SEQ, BD, vocab, mask, 0, 1);
     let mut writer = DatasetWriter::create(dir, manifest).unwrap();
@@ -95,15 +95,14 @@ pub fn train(dir: &Path, out: &str, more: &[&str]) -> Command {
     c
 }
 
-/// Run and insist on success.
+/// Runs a command that must succeed.
 pub fn ok(command: &mut Command) -> Output {
     let out = command.output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     out
 }
 
-/// Run, insist on the exit code and on words in the error; the error is one that a person can act
-/// on, not a panic.
+/// Runs a command that must end with `code` and print `words` in its error, without a panic.
 pub fn refused(command: &mut Command, code: i32, words: &[&str]) {
     let out = command.output().unwrap();
     let err = String::from_utf8_lossy(&out.stderr).to_string();
@@ -114,7 +113,7 @@ pub fn refused(command: &mut Command, code: i32, words: &[&str]) {
     }
 }
 
-/// (loss, gradient norm) bits of every step in a run's metrics.
+/// (step, loss bits, gradient norm bits) of every step in a run's metrics.
 pub fn losses(run: &Path) -> Vec<(u64, u64, u64)> {
     std::fs::read_to_string(run.join("metrics.jsonl"))
         .unwrap()
