@@ -228,9 +228,8 @@ impl MappedFile {
         };
         // SAFETY: `ptr..ptr+len` is the mapping, kept alive by the Arc for as long as any Buffer
         // refers to it.
-        Ok(MappedFile {
-            buffer: unsafe { Buffer::from_custom_allocation(ptr, len, Arc::new(map)) },
-        })
+        let buffer = unsafe { Buffer::from_custom_allocation(ptr, len, Arc::new(map)) };
+        Ok(MappedFile { buffer })
     }
 
     /// Its record batches, checked against the schema for rows of `seq_len`.
