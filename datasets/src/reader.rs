@@ -5,6 +5,8 @@
 //! file's length, schema and row count; content hashes are checked by `dlm-prep verify` only. The
 //! files must not be changed while they are mapped.
 
+#![allow(unsafe_code, reason = "packed files are mapped into memory")]
+
 use crate::manifest::{Manifest, Split};
 use crate::{Error, schema};
 use arrow::array::{Array, ArrayData, AsArray, RecordBatch};
@@ -233,9 +235,8 @@ impl MappedFile {
         };
         // SAFETY: `ptr..ptr+len` is the mapping, kept alive by the Arc for as long as any Buffer
         // refers to it.
-        Ok(MappedFile {
-            buffer: unsafe { Buffer::from_custom_allocation(ptr, len, Arc::new(map)) },
-        })
+        let buffer = unsafe { Buffer::from_custom_allocation(ptr, len, Arc::new(map)) };
+        Ok(MappedFile { buffer })
     }
 
     /// The record batches of the file, whose schema must be that of rows of `seq_len` tokens.

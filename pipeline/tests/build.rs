@@ -98,7 +98,7 @@ fn same_bytes_for_any_number_of_workers() {
     assert_eq!(ds.manifest().counts.rows_read, 7738 + 6125 + 5056);
 }
 
-/// Twenty kills at random moments; the same command again each time, until it is done.
+/// Twenty kills at random moments. After each, the same command is run again until it completes.
 #[test]
 fn same_bytes_after_kills() {
     let Some(g) = ground() else { return };
@@ -154,7 +154,7 @@ fn stale_and_foreign_output_is_refused() {
         assert!(!done.status.success() && said.contains(word), "expected {word:?} in: {said}");
         done.status.code()
     };
-    // Killed in the middle, then other settings.
+    // Killed halfway, then run again with other settings.
     let mut child =
         g.prep("stale", inputs, &["--shard-rows", "50", "--workers", "1"]).spawn().unwrap();
     let state = g.dir.path().join("stale/prep-state.json");
@@ -171,7 +171,8 @@ fn stale_and_foreign_output_is_refused() {
         g.run("stale", inputs, &["--shard-rows", "51", "--overwrite"]);
         g.check("stale");
     }
-    // A finished dataset is not touched by another run, and is left alone by the same.
+    // A finished dataset is never overwritten by a run with other settings; the same run leaves it
+    // alone.
     g.run("stale", inputs, &["--shard-rows", "51"]);
     fails("stale", &["--shard-rows", "52"], "holds a finished dataset");
     // Data files of unknown origin.
@@ -223,7 +224,7 @@ fn budgets_stop_the_run() {
     assert!((100_000..101_000).contains(&n), "{n}");
     g.run("rows", &g.conversations(), &["--max-rows", "100"]);
     assert_eq!(g.check("rows").manifest().counts.rows_read, 100);
-    // Shards of several machines together read every row once.
+    // The shards of several machines together read every row once.
     let mut read = 0;
     for i in 0..3 {
         let out = format!("part{i}");

@@ -1,5 +1,5 @@
-//! `--dry-run`: exact where all of the input is looked at, near where a part is, with mixture and
-//! budgets; nothing is written.
+//! `--dry-run`: exact where it reads all of the input, close where it reads a part, with mixtures
+//! and budgets. It writes nothing.
 
 use dlm_datasets::manifest::Manifest;
 use dlm_test_support::sample;
@@ -45,7 +45,7 @@ impl Ground {
         m
     }
 
-    /// Rows whose kind changes along the file and repeats, about `mb` megabytes of them.
+    /// Rows whose kind changes along the file and then repeats, about `mb` megabytes of them.
     fn lines(&self, name: &str, mb: usize, seed: usize) {
         let mut text = String::new();
         for i in 0.. {
@@ -112,7 +112,7 @@ fn near_for_a_large_one() {
     near(&part, "rows_read", m.counts.rows_read / 4, 0.05);
 }
 
-/// What would make the run fail is said, and does make it fail.
+/// A problem that `--dry-run` predicts does make the run fail.
 #[test]
 fn a_run_that_would_fail() {
     let g = Ground(tempfile::tempdir().unwrap());
@@ -144,7 +144,7 @@ fn mixture_and_budget_are_played_through() {
     near(&e, "tokens", m.counts.tokens, 0.01);
     let share = e["sources"][0]["tokens"].as_f64().unwrap() / e["tokens"].as_f64().unwrap();
     assert!((share - 0.25).abs() < 0.01, "{e}");
-    // Without a budget b runs dry first, and that is the end.
+    // Without a budget, source b is exhausted first, which ends the run.
     let (e, m) = (g.estimate(&["--recipe", "two.yaml"]), g.run(&["--recipe", "two.yaml"]));
     near(&e, "tokens", m.counts.tokens, 0.01);
     assert_eq!(e["problem"], Value::Null);

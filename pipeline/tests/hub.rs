@@ -1,5 +1,5 @@
 //! `--dataset` against a hub on the loopback interface: the same bytes as from local files, with
-//! faults and without; what cannot be right is refused; a token shows nowhere.
+//! faults and without; wrong or unsafe answers are refused; the token is never printed or stored.
 
 use dlm_test_support::hub::{COMMIT, CONVERTED, Faults, Hub, ID, files_of};
 use dlm_test_support::sample;
@@ -9,8 +9,8 @@ use std::process::{Command, Output};
 
 const TOKEN: &str = "hf_secretsecretsecret";
 
-/// Rows in the Nemotron layout: SFT/<category>/<category>.jsonl and files that are no data. One
-/// file is longer than a piece.
+/// Rows in the Nemotron layout: SFT/<category>/<category>.jsonl, and files that hold no data. One
+/// file is longer than one download range.
 fn layout() -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
     for (k, category) in ["chat", "code", "math", "science", "safety"].iter().enumerate() {
@@ -227,8 +227,8 @@ fn what_cannot_be_right_is_refused() {
     assert!(said(&done).contains("gave up after"), "{}", said(&done));
 }
 
-/// `--tokenizer ORG/NAME`: its files and no others, the same rows as from the folder, offline from
-/// the cache, and what it lacks is told.
+/// `--tokenizer ORG/NAME` downloads the tokenizer's files and no others, gives the same rows as the
+/// local folder, works offline from the cache, and reports what the repository lacks.
 #[test]
 fn a_tokenizer_of_the_hub() {
     let g = Ground::new();

@@ -1,7 +1,7 @@
-//! The real binary at its limits: a disk that fills up, a line larger than the memory it may take.
+//! The real binary at its limits: a full disk, and a line longer than the memory it may take.
 //!
-//! Everything is made here from the sample's tokenizer; memory is what the program itself reports
-//! at its end.
+//! All inputs are generated here, with the sample's tokenizer; memory figures are those that the
+//! program reports at its end.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -43,7 +43,7 @@ fn said(o: &Output) -> String {
     String::from_utf8_lossy(&o.stderr).into_owned()
 }
 
-/// The "… MB peak memory" of a run's last lines.
+/// The figure before "MB peak memory" in a run's last lines.
 fn peak_mb(o: &Output) -> f64 {
     let text = said(o);
     let before = text
@@ -141,7 +141,7 @@ fn a_full_disk_leaves_nothing_that_passes_for_a_dataset() {
     }
     let failed = prep(&input, &out, &["--seq-len", "2048", "--shard-rows", "64"]);
     let opened = Dataset::open(&out).is_ok();
-    // more room, the same command: it goes on and is whole
+    // With more room, the same command resumes and completes.
     let grown = Command::new("mount").args(["-o", "remount,size=100m"]).arg(&out).status();
     let again = prep(&input, &out, &["--seq-len", "2048", "--shard-rows", "64"]);
     let whole = Dataset::open(&out).is_ok_and(|ds| verify::check_dataset(&ds).is_ok());

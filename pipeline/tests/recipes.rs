@@ -1,6 +1,6 @@
-//! Recipes end to end on the shipped sample: shares as asked for, phases, renamed columns, the same
-//! bytes for any workers; parts merged; an export that `datasets` loads (skipped, loudly, where
-//! Python lacks it).
+//! Recipes end to end: shares as requested, phases, renamed columns, the same bytes for any number
+//! of workers; merging of shards; an export that the Python package `datasets` loads (skipped with
+//! a message where it is missing).
 
 use dlm_datasets::manifest::Manifest;
 use dlm_datasets::{Dataset, Split, verify};
@@ -35,7 +35,8 @@ impl Ground {
     }
 }
 
-/// Two sources of 3,000 rows with answers of different length, one under column names of its own.
+/// Two sources of 3,000 rows with answers of different lengths; the second has its own column
+/// names.
 fn ground() -> Ground {
     let g = Ground(tempfile::tempdir().unwrap());
     let (mut a, mut b) = (String::new(), String::new());
@@ -70,7 +71,8 @@ fn shares_are_met_and_recorded() {
     let files = |out: &str| std::fs::read(g.path(out).join("manifest.json")).unwrap();
     g.build("seven", &["--recipe", "two.yaml", "--max-tokens", "60000", "--workers", "7"]);
     assert_eq!(files("one"), files("seven"));
-    // Without a budget the run ends when a source does, its shares still as asked for.
+    // Without a budget the run ends when the first source is exhausted, with the shares still as
+    // requested.
     let m = g.build("all", &["--recipe", "two.yaml"]);
     assert!((m.mixture[0].share - 0.25).abs() < 0.003, "{:?}", m.mixture);
     assert!(m.counts.rows_read < 6000);

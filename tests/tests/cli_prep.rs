@@ -1,5 +1,5 @@
-//! dlm-prep as a user calls it: the sample and the shared conversations, worker counts, damage,
-//! hostile rows, wrong calls.
+//! dlm-prep as a user calls it: the sample and published conversations, worker counts, damaged
+//! files, hostile rows, wrong calls.
 
 use std::fs;
 use std::path::Path;
@@ -18,7 +18,7 @@ fn text(path: &Path) -> Result<&str> {
     path.to_str().context("a path that is no text")
 }
 
-/// Rows read = kept + dropped by reason, and `verify` accepts the folder.
+/// The manifest of a folder that `verify` accepts and in which rows read = kept + dropped.
 fn accepted(dir: &str) -> Result<Value> {
     let m = manifest(dir)?;
     let count = |key: &str| m["counts"][key].as_u64().with_context(|| format!("no counts.{key}"));
@@ -56,8 +56,8 @@ fn the_sample_is_packed_whole_and_alike_for_any_number_of_workers() -> Result<()
     Ok(())
 }
 
-/// In a noised block the model may only see what decoding shows it: documents end with their last
-/// supervised token, and what follows is mask tokens.
+/// Training must see nothing that decoding does not: documents end with their last supervised
+/// token, and only mask tokens follow it.
 #[test]
 fn nothing_but_padding_follows_the_last_label() -> Result<()> {
     let dir = tempfile::tempdir()?;

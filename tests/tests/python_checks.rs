@@ -25,7 +25,7 @@ fn packed_files_open_without_copying_in_pyarrow_and_polars() -> Result<()> {
     let totals = script(&python, "check_packed.py", &[&data])?.ok()?.json()?;
     ensure!(totals["documents"].as_u64() == Some(TRAIN_ROWS as u64), "{totals}");
 
-    // the check must be able to fail: one changed byte in a data file
+    // The check must be able to fail: one changed byte in a data file.
     let file = std::path::Path::new(&data).join("train-00000.arrow");
     let mut bytes = std::fs::read(&file)?;
     let middle = bytes.len() / 2;
@@ -83,7 +83,7 @@ fn an_export_loads_in_transformers_with_the_same_logits() -> Result<()> {
         ];
         let report = run("dlm-train", &repository(), &parity)?.ok()?.json()?;
         ensure!(report["ok"] == true, "{report}");
-        // the prompt that generate encodes is the one transformers encodes
+        // `generate` encodes the prompt as transformers does.
         let text = said["text"].as_str().context("text")?;
         let generated = run(
             "dlm-train",
@@ -110,8 +110,8 @@ fn an_export_loads_in_transformers_with_the_same_logits() -> Result<()> {
     Ok(())
 }
 
-/// Ids and labels of 7,500 conversations for each of four tokenizers, computed by jinja2 and the
-/// stable tokenizers package.
+/// Ids and labels of 7,500 conversations for each of four tokenizers equal those computed with
+/// jinja2 and the stable tokenizers package.
 #[test]
 fn ids_and_labels_equal_an_independent_computation() -> Result<()> {
     let Some(shared) = shared("assets/conversations") else {

@@ -1,5 +1,7 @@
 //! `dlm-train`: train, export, decode and check block-diffusion language models.
 
+#![allow(unsafe_code, reason = "an option of the allocator, set before other threads exist")]
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};

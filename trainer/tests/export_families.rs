@@ -1,5 +1,5 @@
-//! Every family: trained for three steps by the real binary, exported, read by us, by a next run,
-//! and by transformers.
+//! Every family: trained for three steps by the real binary, exported, and read by our loader, by a
+//! next run and by transformers.
 
 mod families;
 
@@ -11,7 +11,7 @@ use families::{EOS, MASK, VOCAB};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
 
-/// A run: what it is called, how its source is given, further overrides.
+/// A run: its name, overrides that choose its source, further overrides.
 struct Run {
     name: String,
     source: Vec<String>,
@@ -53,8 +53,8 @@ fn train(data: &Path, out: &Path, run: &Run) {
     families::train(data, out, &more).ok().unwrap();
 }
 
-/// config.json, dlm_config.json, generation_config.json, tokenizer and tensors of an exported
-/// folder.
+/// Checks config.json, dlm_config.json, generation_config.json, tokenizer and tensors of an
+/// exported folder.
 fn check_folder(out: &Path, data: &Path, run: &Run) {
     let name = &run.name;
     let config = families::read_json(&out.join("config.json"));
@@ -65,7 +65,7 @@ fn check_folder(out: &Path, data: &Path, run: &Run) {
     assert_eq!(config["bd_size"], 8, "{name}");
     assert_eq!(config["mask_token_id"], MASK, "{name}");
     assert_eq!(config["vocab_size"], VOCAB, "{name}: the table had room for the mask token");
-    // everything the source said and we had no reason to change
+    // Every key of the source's config that there was no reason to change.
     for (key, value) in source.as_object().unwrap() {
         let ours = ["torch_dtype", "dtype", "eos_token_id", "pad_token_id", "quantization_config"]
             .contains(&key.as_str());
@@ -90,7 +90,7 @@ fn check_folder(out: &Path, data: &Path, run: &Run) {
     ] {
         assert_eq!(dlm[key], expected, "{name}: dlm_config.json, {key}");
     }
-    // two rows a step, each of 48 slots in documents, 4 of them block padding
+    // Two rows per step, each with 48 positions in documents, 4 of them block padding.
     assert_eq!(dlm["total_tokens_trained"], 3 * 2 * 44, "{name}");
     let given = run.source[0].strip_prefix("source.path=").unwrap_or("random");
     assert_eq!(dlm["source_checkpoint"], given, "{name}");
@@ -134,7 +134,7 @@ fn check_folder(out: &Path, data: &Path, run: &Run) {
     }
 }
 
-/// Ids to compare logits on, as a parity case file.
+/// Writes a parity case of input_ids alone, to compare logits on.
 fn case(path: &Path) {
     let (rows, len) = (4usize, 24usize);
     let ids: Vec<u8> =
@@ -188,8 +188,8 @@ fn every_family_exports_is_a_source_again_and_loads_in_transformers() {
     let script = repository().join("tests/python/check_families.py");
     let check = |cases: &Value| {
         std::fs::write(&list, cases.to_string()).unwrap();
-        // the bitnet classes of transformers are under torch.compile, which needs a C++ compiler on
-        // the CPU
+        // The BitNet classes of transformers use torch.compile, which needs a C++ compiler on the
+        // CPU.
         let out = Command::new(&python)
             .arg(&script)
             .arg(&list)
@@ -203,7 +203,7 @@ fn every_family_exports_is_a_source_again_and_loads_in_transformers() {
     };
     let (code, said) = check(&json!(cases));
     assert_eq!(code, Some(0), "{said}");
-    // the comparison must be able to fail: another model's logits
+    // The comparison must be able to fail: another model's logits.
     cases[0]["logits"] = cases[1]["logits"].clone();
     let (code, said) = check(&json!([cases[0]]));
     assert_eq!(code, Some(1), "other logits were accepted");
@@ -225,7 +225,7 @@ fn another_mask_id_or_block_size_is_refused_with_both_values() {
         assert!(ran.stderr.contains(found) && ran.stderr.contains(expected), "{}", ran.stderr);
         assert!(!path("refused").join("config.json").exists());
     }
-    // asked for in the configuration
+    // The same when the configuration asks for another block size.
     let ran = families::train(&data, &path("refused"), &[&source, "conversion.bd_size=32"]);
     assert!(
         ran.code != Some(0) && ran.stderr.contains("32") && ran.stderr.contains("bd_size 8"),
@@ -282,7 +282,8 @@ fn both_dialects_of_config_json_are_kept() {
     }
 }
 
-/// The keys of the released Fast_dLLM_v2 folders, and that we read such a folder ourselves.
+/// A fast-dllm export has the keys of the released Fast_dLLM_v2 folders, and our own loader reads
+/// it.
 #[test]
 fn fast_dllm_folders_have_the_published_keys() {
     let dir = tempfile::tempdir().unwrap();
@@ -322,7 +323,7 @@ fn fast_dllm_folders_have_the_published_keys() {
     families::train(&data, &path("next"), &[&source]).ok().unwrap();
     let ids = path("ids.safetensors");
     case(&ids);
-    // the same weights under the plain Qwen2 config give the same logits
+    // The same weights under the plain Qwen2 config give the same logits.
     families::dlm_train(&[
         "export",
         path("out").to_str().unwrap(),

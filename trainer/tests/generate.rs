@@ -124,14 +124,14 @@ fn batches_do_not_change_answers() {
     }
 }
 
-/// The limit on new tokens costs nothing: the largest there is gives what a sensible one gives, in
-/// little memory, in both modes.
+/// A limit on new tokens costs nothing: the largest possible one gives the same result as a
+/// sensible one, in little memory, in both modes.
 #[test]
 fn a_limit_without_end_is_no_limit() {
     let dir = fixtures();
     let model = dir.join("qwen2_peaky");
     for mode in [&["--mask-token-id", "319", "--threshold", "0.9"][..], &["--mode", "ar"]] {
-        // whatever comes as sixth token ends the completion
+        // The sixth generated token becomes the stop token.
         let free = objects(&generate(
             &model,
             &[
@@ -151,8 +151,8 @@ fn a_limit_without_end_is_no_limit() {
         assert_eq!(run("64"), run("18446744073709551615"), "{mode:?}");
         assert_eq!(run("64")["stopped"], json!(true));
     }
-    // and past the size at which the cache begins, a text goes on as it does from a prompt that
-    // long
+    // Beyond the cache's initial size, a completion continues as it does from a prompt of that
+    // length.
     let long = objects(&generate(
         &model,
         &[
@@ -187,7 +187,7 @@ fn a_limit_without_end_is_no_limit() {
     assert_eq!(rest[0]["completion_ids"], json!(tokens[1000..]));
 }
 
-/// What a converted folder says is used without being asked for.
+/// Block size, mask token and stop tokens are read from a converted folder.
 #[test]
 fn a_converted_folder_speaks_for_itself() {
     let dir = fixtures();

@@ -1,5 +1,5 @@
-//! `report.tensorboard=true`: the event files hold what metrics.jsonl holds, also after a killed
-//! and resumed run.
+//! `report.tensorboard=true`: the event files hold the values of metrics.jsonl, also after a run
+//! was killed and resumed.
 
 mod families;
 
@@ -26,7 +26,7 @@ fn varint(b: &mut &[u8]) -> u64 {
     v
 }
 
-/// (field, wire type, content or number) of a protobuf message.
+/// (field, wire type, content or number) of each field of a protobuf message.
 fn fields(mut b: &[u8]) -> Vec<(u64, u64, Vec<u8>)> {
     let mut out = Vec::new();
     while !b.is_empty() {
@@ -48,7 +48,7 @@ fn fields(mut b: &[u8]) -> Vec<(u64, u64, Vec<u8>)> {
     out
 }
 
-/// (step, tag, value) of every scalar of a file whose last record may be cut.
+/// (step, tag, value) of every scalar in a file whose last record may be truncated.
 fn scalars(path: &Path) -> Vec<(u64, String, f32)> {
     let bytes = std::fs::read(path).unwrap();
     let (mut b, mut out) = (bytes.as_slice(), Vec::new());
@@ -134,7 +134,7 @@ fn event_files_say_what_metrics_say_also_after_a_kill() {
         "report.tensorboard=true",
     ]);
 
-    // the first session is killed somewhere between two checkpoints
+    // The first session is killed somewhere between two checkpoints.
     let mut child = Command::new(env!("CARGO_BIN_EXE_dlm-train"))
         .args(&arguments)
         .stderr(Stdio::null())
@@ -153,7 +153,7 @@ fn event_files_say_what_metrics_say_also_after_a_kill() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(lines() < STEPS as usize, "it was over before the kill");
-    // names of files count seconds
+    // File names have a resolution of one second.
     std::thread::sleep(Duration::from_millis(1100));
     let ran = families::dlm_train(&arguments).ok().unwrap();
     assert!(ran.stderr.contains("resumed"), "{}", ran.stderr);
@@ -181,7 +181,7 @@ fn event_files_say_what_metrics_say_also_after_a_kill() {
     }
     assert_eq!(found, expected);
 
-    // as TensorBoard itself reads the folder
+    // As TensorBoard itself reads the folder.
     let Some(python) = python::with(&["tensorboard"]) else { return };
     let script = repository().join("tests/python/read_tensorboard.py");
     let read = |dir: &Path| {
@@ -200,7 +200,7 @@ fn event_files_say_what_metrics_say_also_after_a_kill() {
         })
         .collect();
     assert_eq!(theirs, expected);
-    // it checks the checksums: a flipped bit in the third record is not read
+    // TensorBoard verifies checksums: a record with a flipped bit is not read.
     let mut bytes = std::fs::read(&files[1]).unwrap();
     bytes[200] ^= 1;
     let broken = dir.path().join("broken");

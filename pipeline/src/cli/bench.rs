@@ -5,6 +5,8 @@
 //! rendered texts with N threads, and the pipeline with N workers over the files, without and with
 //! the writing of files.
 
+#![allow(unsafe_code, reason = "libc::clock_gettime")]
+
 use crate::cli::args::{BenchArgs, PrepareArgs};
 use crate::error::{Error, Result};
 use crate::input::source::{self, RawRows};

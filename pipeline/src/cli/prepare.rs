@@ -1,5 +1,7 @@
 //! Preparing a dataset: plan, run, finish, say what came of it.
 
+#![allow(unsafe_code, reason = "libc::getrusage")]
+
 use crate::cli::args::PrepareArgs;
 use crate::cli::stats;
 use crate::error::{Error, Result};

@@ -13,7 +13,7 @@ use crate::tokenize::tokenizer::{AddedToken, Tokenizer};
 use dlm_datasets::manifest::LossOn;
 use dlm_test_support::{sample, shared_tokenizers};
 
-/// Contents whose edges a tokenizer could join with what stands beside them.
+/// Contents that a tokenizer could join with the text beside them.
 const CONTENTS: [&str; 18] = [
     "Hello, world.",
     " leading",
@@ -35,7 +35,7 @@ const CONTENTS: [&str; 18] = [
     "<|endoftext|>",
 ];
 
-/// Tries a tokenizer with a template; how many texts went the short way.
+/// Compares both ways of encoding on 2,000 conversations and returns how many used a frame.
 fn agree(tokenizer: &Tokenizer, template: &ChatTemplate, eos: &str) -> usize {
     let plain = ControlText::new(tokenizer.added_tokens(), Some(eos)).unwrap();
     let mut finder = SpanFinder::new(template, &plain, SpecialText::Text, LostText::Drop);
@@ -110,8 +110,8 @@ fn published_tokenizers() {
     }
 }
 
-/// Thousands of turns: the same spans filled in as rendered, white space that is the response's own
-/// among them.
+/// Thousands of turns: filling in a skeleton gives the same spans as rendering, white space that
+/// belongs to the response included.
 #[test]
 fn a_long_conversation() {
     let source = "{% for m in messages %}{% if m.role == 'user' %}<s>[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}</s>{% endif %}{% endfor %}";
@@ -134,7 +134,7 @@ fn a_long_conversation() {
     let mut short = SpanFinder::new(&template, &control, SpecialText::Text, LostText::Drop)
         .with_linear(Some(&linear));
     let mut long = SpanFinder::new(&template, &control, SpecialText::Text, LostText::Drop);
-    // Not long, long, and too long to be remembered.
+    // A short conversation, a long one, and one too long for its skeleton to be kept.
     for turns in [10, 1000, 5000] {
         let messages = (0..turns)
             .map(|i| Message::new(["user", "assistant"][i % 2], format!("text {i}")))

@@ -1,6 +1,6 @@
 //! Random damage to rows and templates: the row decoder, the renderer, the span finder and the
-//! labels must drop or keep, never panic, and what they keep must hold together. Runs for
-//! DLM_FUZZ_SECONDS (3 if not set; 600 is the long form).
+//! labels must keep or drop a row but never panic, and what they keep must be consistent. Runs for
+//! DLM_FUZZ_SECONDS (default 3; the long form is 600).
 
 use crate::input::source::RawRows;
 use crate::label::supervise::{Sample, Supervisor};
@@ -161,7 +161,7 @@ fn rows_and_templates() {
         }
         let mut sample = Sample::default();
         let supervisor = Supervisor { tokenizer: &tokenizer, loss_on: Default::default(), mask_id };
-        // A skeleton's second use goes the short way.
+        // From the second use of a skeleton on, its frame is used.
         let whole = supervisor.encode_whole(&r, &mut sample).map(|()| sample.clone());
         for _ in 0..2 {
             let framed = supervisor.encode(&r, &mut sample).map(|()| sample.clone());

@@ -23,7 +23,8 @@ fn module(tree: &Tree, at: &ModulePath, name: &str, lines: &mut BTreeSet<String>
         return;
     }
     for (child, _) in found.children.iter().filter(|c| c.1) {
-        let (path, below) = (format!("{name}::{child}"), [&at[..], &[child.clone()]].concat());
+        let (path, below) =
+            (format!("{name}::{child}"), [&at[..], std::slice::from_ref(child)].concat());
         lines.insert(format!("mod {path}"));
         module(tree, &below, &path, lines, depth + 1);
     }

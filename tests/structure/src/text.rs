@@ -6,8 +6,12 @@
 
 use std::path::{Path, PathBuf};
 
+use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use syn::visit::{self, Visit};
-use syn::{Attribute, Expr, Field, ImplItemFn, Item, Lit, Meta, TraitItemFn, Variant};
+use syn::{
+    Attribute, Expr, ExprLit, Field, ImplItemFn, Item, Lit, Macro, Meta, MetaNameValue,
+    TraitItemFn, Variant,
+};
 
 use crate::tree::{attributes, item_name};
 
@@ -91,6 +95,33 @@ impl Reader {
     }
 }
 
+impl Reader {
+    /// Documented names in the tokens of a macro call that defines items: `#[doc = "…"]`, then a
+    /// name.
+    fn add_tokens(&mut self, tokens: TokenStream) {
+        let mut comment = String::new();
+        let mut line = 0;
+        for token in tokens {
+            match token {
+                TokenTree::Group(g) if g.delimiter() == Delimiter::Bracket => {
+                    let text = syn::parse2::<MetaNameValue>(g.stream()).ok();
+                    let text = text.filter(|m| m.path.is_ident("doc")).map(|m| m.value);
+                    if let Some(Expr::Lit(ExprLit { lit: Lit::Str(text), .. })) = text {
+                        line = g.span().start().line;
+                        comment.push_str(&text.value());
+                    }
+                }
+                TokenTree::Group(g) => self.add_tokens(g.stream()),
+                TokenTree::Ident(name) if !comment.is_empty() && name != "pub" => {
+                    let comment = std::mem::take(&mut comment);
+                    self.all.push(Documented { name: name.to_string(), comment, line });
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
 impl<'a> Visit<'a> for Reader {
     fn visit_item(&mut self, item: &'a Item) {
         let outside = self.owner.clone();
@@ -110,6 +141,9 @@ impl<'a> Visit<'a> for Reader {
         }
         visit::visit_item(self, item);
         self.owner = outside;
+    }
+    fn visit_macro(&mut self, invocation: &'a Macro) {
+        self.add_tokens(invocation.tokens.clone());
     }
     fn visit_field(&mut self, field: &'a Field) {
         if let Some(name) = &field.ident {

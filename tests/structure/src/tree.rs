@@ -53,6 +53,7 @@ pub enum Target {
 pub struct Tree {
     /// Its name in paths, for example `dlm_prep`.
     pub name: String,
+    /// Every module by its path, the crate's root under the empty one.
     pub modules: BTreeMap<ModulePath, Module>,
 }
 
@@ -188,16 +189,18 @@ impl Tree {
                 return Some(Target::Item(at, name.clone()));
             }
             let tail: Vec<String> = rest.cloned().collect();
-            for u in module.uses.iter().filter(|u| u.name == *name && u.path != [name.clone()]) {
-                let path: Vec<String> =
-                    u.path.iter().cloned().chain(tail.iter().cloned()).collect();
-                // An import of this very name must not be found by itself again.
-                let outside = !matches!(u.path[0].as_str(), "crate" | "self" | "super")
-                    && !module.children.iter().any(|c| c.0 == u.path[0])
-                    && u.path[0] == *name;
-                if outside {
+            let imported = module
+                .uses
+                .iter()
+                .find(|u| u.name == *name && u.path != std::slice::from_ref(name));
+            if let Some(u) = imported {
+                // A name from another crate must not be looked up in this module again.
+                let inside = matches!(u.path[0].as_str(), "crate" | "self" | "super")
+                    || module.children.iter().any(|c| c.0 == u.path[0]);
+                if !inside && u.path[0] == *name {
                     return None;
                 }
+                let path: Vec<String> = u.path.iter().cloned().chain(tail).collect();
                 return self.resolve_within(&at, &path, depth + 1);
             }
             for u in module.uses.iter().filter(|u| u.name == "*" && u.reexport) {

@@ -96,7 +96,7 @@ fn check(model: &str) {
     let dir = fixtures();
     let file: File = read(dir.join(format!("decode_{model}.json")));
     compare(model, engine(&dir.join(model)), &file);
-    // The form of attention that other devices run.
+    // The attention that other devices use.
     compare(model, engine(&dir.join(model)).without_tiles(), &file);
 }
 
@@ -157,8 +157,8 @@ fn bitnet_tiny() {
     check("bitnet_tiny");
 }
 
-/// Rows of different lengths together: what each row gives alone, in no more passes than the
-/// reference's batch.
+/// Rows of different lengths decoded together give what each row gives alone, in no more passes
+/// than the reference's batch.
 #[test]
 fn batches() {
     let dir = fixtures();
@@ -180,7 +180,7 @@ fn check_batches(dir: &Path, mut engine: Engine) {
             sub_block_cache: false,
         };
         let done = engine.block(&prompts, &options).unwrap();
-        // The reference's batch gives short prompts more blocks than they ask for.
+        // The reference's batch decodes more blocks of short prompts than they request.
         let longer = BlockOptions { max_new_tokens: 160, ..options.clone() };
         let longer = engine.block(&prompts, &longer).unwrap();
         for (row, ((done, longer), want)) in done.iter().zip(&longer).zip(&case.rows).enumerate() {
@@ -207,7 +207,7 @@ fn check_batches(dir: &Path, mut engine: Engine) {
     }
 }
 
-/// The sub-block cache in a batch gives each row what it gives alone.
+/// With the sub-block cache, a batch gives each row what it gives alone.
 #[test]
 fn sub_block_cache_in_a_batch() {
     let dir = fixtures();
@@ -228,8 +228,8 @@ fn sub_block_cache_in_a_batch() {
     }
 }
 
-/// One token a pass behind the cache equals running the whole sequence anew for every token, in a
-/// ragged batch too.
+/// One token per pass with the cache equals running the whole sequence again for every token, also
+/// in a batch of rows of different lengths.
 #[test]
 fn autoregressive_equals_full_passes() {
     let dir = fixtures();
@@ -262,8 +262,8 @@ fn autoregressive_equals_full_passes() {
     }
 }
 
-/// Making BitNet's matrices ternary once, before decoding, gives what quantising them in each pass
-/// gives.
+/// Quantising BitNet's matrices once, before decoding, gives the same as quantising them in every
+/// pass.
 #[test]
 fn ternary_weights_once() {
     let dir = fixtures();
@@ -341,7 +341,7 @@ fn refusals() {
     );
 }
 
-/// A limit that is no multiple of the block size is kept to the token.
+/// A limit that is not a multiple of the block size is kept to the token.
 #[test]
 fn odd_limits() {
     let dir = fixtures();

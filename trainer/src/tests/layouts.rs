@@ -1,4 +1,5 @@
-//! The saving layout against the reference one, tiles against dense masks, on random packed rows.
+//! The saving layout compared with the reference layout, and tiles with dense masks, on random
+//! packed rows.
 
 use crate::compute::device;
 use crate::diffusion::layout::{self, IGNORE};
@@ -31,8 +32,8 @@ fn decoder(arch: &str, quantised: bool) -> (Decoder, Weights) {
     (Decoder::new(cfg), w)
 }
 
-/// A packed row of documents of whole blocks, with labels that start and stop anywhere, block edges
-/// included.
+/// A packed row of documents of whole blocks, with runs of labels that start and stop anywhere,
+/// block borders included.
 fn arb_row(bd: usize) -> impl Strategy<Value = PackedRow> {
     let document = (1usize..4).prop_flat_map(move |blocks| {
         let n = blocks * bd;
@@ -48,7 +49,7 @@ fn arb_row(bd: usize) -> impl Strategy<Value = PackedRow> {
             let start = row.input_ids.len();
             row.documents.push((start, ids.len()));
             for (i, id) in ids.iter().enumerate() {
-                // runs of three: labelled, not labelled
+                // Runs of three positions, with labels or without.
                 let on = i >= first && pattern[i / 3] != 0;
                 row.input_ids.push(*id);
                 row.labels.push(if on { *id } else { IGNORE });
@@ -137,8 +138,8 @@ fn assert_close(a: &Run, b: &Run, what: &str) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
-    /// Loss and gradients do not depend on the layout, on who computes attention, or on
-    /// recomputation.
+    /// Loss and gradients depend neither on the layout nor on the kind of attention nor on
+    /// activation checkpointing.
     #[test]
     fn all_forms_of_the_objective_agree(
         mut rows in proptest::collection::vec(arb_row(4), 1..3),
@@ -179,7 +180,7 @@ proptest! {
         assert_close(&causal, &tiles, "causal");
     }
 
-    /// Tiles say exactly what the predicate says, padding included.
+    /// Tiles allow exactly the pairs that the predicate allows, padding included.
     #[test]
     fn tiles_are_the_mask(rows in proptest::collection::vec(arb_row(4), 1..3), seed in 0u64..1000, hub in any::<bool>()) {
         let spec = ObjectiveSpec {
@@ -199,14 +200,14 @@ proptest! {
         for (streams, is_causal) in [(&streams, false), (&causal, true)] {
             let batch = Batch::rectangular(streams, 8, is_causal);
             prop_assert_eq!(batch.dense_mask(), batch.dense_mask_from_tiles());
-            // every query sees something, every token is covered once
+            // Every token is covered by exactly one tile.
             let covered: usize = batch.tiles.iter().map(|t| t.len).sum();
             prop_assert_eq!(covered, batch.tokens.len());
         }
     }
 }
 
-/// Packed documents give what each document gives alone.
+/// Packed documents give the same loss as each document alone.
 #[test]
 fn documents_do_not_see_each_other() {
     let (d, w) = decoder("Qwen2ForCausalLM", false);
@@ -264,7 +265,7 @@ fn documents_do_not_see_each_other() {
     assert!((packed.loss * 10.0 - alone).abs() < 1e-5, "{} {}", packed.loss * 10.0, alone);
 }
 
-/// Quantised linears go through both layouts to within rounding's chaos.
+/// With BitLinear both layouts give the same loss, within what rounding to 8 bits allows.
 #[test]
 fn bitlinear_trains_in_both_layouts() {
     let (d, w) = decoder("BitNetForCausalLM", true);

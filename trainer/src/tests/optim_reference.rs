@@ -1,6 +1,6 @@
-//! The optimizer against numbers made elsewhere (`tests/python/optim_reference.py`, numpy float64,
-//! itself held against torch.optim): AdamW with and without decay, Muon's Newton-Schulz steps,
-//! ZClip's bounds and statistics.
+//! The optimizer compared with values computed independently (`tests/python/optim_reference.py`:
+//! numpy float64, itself compared with torch.optim): AdamW with and without decay, Muon's
+//! Newton-Schulz steps, ZClip's bounds and statistics.
 
 use crate::config::{Config, Optim, OptimName};
 use crate::diffusion::objective::Gradients;
@@ -29,7 +29,7 @@ fn optim(hyper: &Value, name: OptimName) -> Optim {
     o
 }
 
-/// Weights after each of the steps, when every parameter of kind `kind` is one matrix of the case.
+/// The weights after each step, when the model has one parameter of kind `kind`: the case's matrix.
 fn steps(case: &Value, optim: &Optim, kind: ParamKind) -> Vec<Vec<f64>> {
     let device = Device::flex();
     let shape: Vec<usize> =
@@ -60,7 +60,8 @@ fn steps(case: &Value, optim: &Optim, kind: ParamKind) -> Vec<Vec<f64>> {
     out
 }
 
-/// Largest difference, over the largest change that the reference made to a weight.
+/// The largest difference from the reference, relative to the largest change that the reference
+/// made to a weight.
 fn off(case: &Value, ours: &[Vec<f64>], expected: &Value) -> f64 {
     let start = floats(&case["weight"]);
     let (mut worst, mut moved) = (0f64, 0f64);
@@ -117,7 +118,7 @@ fn zclip_is_the_published_one() {
         for (step, (norm, row)) in norms.iter().zip(case["rows"].as_array().unwrap()).enumerate() {
             let after = clip::factor(&o, *norm, &mut state) * norm;
             let expected = row[0].as_f64().unwrap();
-            // clip_grad_norm_ adds 1e-6 to the norm it divides by
+            // clip_grad_norm_ adds 1e-6 to the norm that it divides by.
             assert!(
                 (after - expected).abs() <= 2e-6 * expected.max(1.0),
                 "step {step}: {after} for {norm}, expected {expected}"

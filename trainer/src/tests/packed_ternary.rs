@@ -77,8 +77,8 @@ fn logits(decoder: &Decoder, w: &Weights) -> Vec<f32> {
     load::download(&objective::all_logits(decoder, w, &inputs)).unwrap()
 }
 
-/// Rounding to 8 bits is a step function: the lower quartile over positions must agree, and nothing
-/// be far off.
+/// Rounding to 8 bits is a step function: the lower quartile over positions must agree, and no
+/// logit may be far off.
 fn close(a: &[f32], b: &[f32], what: &str) {
     let mut worst: Vec<f32> = a
         .chunks(families::VOCAB)
@@ -100,7 +100,8 @@ fn close(a: &[f32], b: &[f32], what: &str) {
 
 #[test]
 fn reads_back_as_the_ternary_model_it_was() {
-    // Qwen2 has biases, which transformers' autobitlinear would scale: written for bitlinear
+    // Qwen2 has biases, which transformers' autobitlinear would scale, so it is written for
+    // bitlinear.
     for (arch, class) in
         [("BitNet", "autobitlinear"), ("Llama", "autobitlinear"), ("Qwen2", "bitlinear")]
     {
@@ -158,10 +159,10 @@ fn reads_back_as_the_ternary_model_it_was() {
     }
 }
 
-/// The layout is a contract with other programs: a matrix small enough to write down.
+/// The layout is a contract with other programs, so a small matrix is written out here.
 #[test]
 fn the_bits_are_where_other_readers_expect_them() {
-    // rows 0..8, two columns; mean|W| = 1
+    // Rows 0..8, two columns; mean|W| = 1.
     let rows: [[f32; 2]; 8] = [
         [2.0, 0.1],
         [-2.0, 0.4],
@@ -176,7 +177,7 @@ fn the_bits_are_where_other_readers_expect_them() {
     let p = ternary::pack("w", &w).unwrap();
     assert_eq!(p.shape, [2, 2]);
     assert!((p.scale - 1.0).abs() < 1e-6, "{}", p.scale);
-    // byte [r][c] = sum over i of (code of row 2i + r, column c, plus one) shifted by 2i
+    // Byte [r][c] is the sum over i of (code of row 2i + r, column c, plus one) shifted left by 2i.
     let code = |row: usize, col: usize| {
         (rows[row][col].round_ties_even().clamp(-1.0, 1.0) as i8 + 1) as u8
     };

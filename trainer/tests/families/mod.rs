@@ -6,12 +6,12 @@
 use std::path::Path;
 use std::process::Command;
 
-pub use dlm_test_support::families::*;
-pub use dlm_test_support::{Run, capture, fixtures};
+pub(crate) use dlm_test_support::families::*;
+pub(crate) use dlm_test_support::{Run, capture, fixtures};
 
 /// Runs `dlm-train`, which must not panic.
 #[track_caller]
-pub fn dlm_train(arguments: &[&str]) -> Run {
+pub(crate) fn dlm_train(arguments: &[&str]) -> Run {
     let run = capture(Command::new(env!("CARGO_BIN_EXE_dlm-train")).args(arguments)).unwrap();
     assert!(!run.stderr.contains("panicked"), "{arguments:?}: {}", run.stderr);
     run
@@ -19,7 +19,7 @@ pub fn dlm_train(arguments: &[&str]) -> Run {
 
 /// Three steps of training into `out`.
 #[track_caller]
-pub fn train(data: &Path, out: &Path, more: &[&str]) -> Run {
+pub(crate) fn train(data: &Path, out: &Path, more: &[&str]) -> Run {
     let (data, out) = (data.to_str().unwrap(), format!("output.dir={}", out.to_str().unwrap()));
     let mut arguments = vec!["--device", "cpu", "--data", data, &out];
     arguments.extend([
