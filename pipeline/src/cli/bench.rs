@@ -18,7 +18,8 @@ use crate::prepare::plan::plan;
 use crate::run::batch::{BatchPosition, Cursor};
 use crate::run::executor::{self, InputStream, Meter};
 use crate::run::row_processor::RowProcessor;
-use crate::template::spans::{Rendered, SpanFinder};
+use crate::template::rendered::Rendered;
+use crate::template::spans::SpanFinder;
 use clap::Parser;
 use dlm_datasets::writer::DocumentTokens;
 use serde_json::json;
@@ -97,7 +98,7 @@ pub fn run(a: &BenchArgs) -> Result<()> {
         plan.settings.special_text,
         plan.settings.lost_text,
     )
-    .with_linear(stages.linear);
+    .with_verbatim(stages.linear);
     let mut texts: Vec<Rendered> = Vec::with_capacity(talks.len());
     let w = Watch::start();
     for c in &talks {

@@ -8,8 +8,9 @@ use crate::error::{Error, Result};
 use crate::parse::conversation::Conversation;
 use crate::parse::shapes;
 use crate::template::chat::ChatTemplate;
-use crate::template::control::ControlText;
-use crate::template::spans::{Rendered, SpanFinder};
+use crate::template::control::ControlTokens;
+use crate::template::rendered::Rendered;
+use crate::template::spans::SpanFinder;
 use crate::tokenize::special_tokens::special_tokens;
 use crate::tokenize::tokenizer::{AddedToken, TokenizerSource};
 use minijinja::value::{Serde, Value};
@@ -77,7 +78,7 @@ pub fn run(a: &RenderArgs) -> Result<()> {
 /// A template ready for contexts.
 pub struct Renderer {
     template: ChatTemplate,
-    control: ControlText,
+    control: ControlTokens,
     specials: BTreeMap<String, String>,
 }
 
@@ -88,7 +89,7 @@ impl Renderer {
         added: Vec<AddedToken>,
         specials: BTreeMap<String, String>,
     ) -> Result<Self> {
-        let control = ControlText::new(&added, specials.get("eos_token").map(String::as_str))?;
+        let control = ControlTokens::new(&added, specials.get("eos_token").map(String::as_str))?;
         Ok(Renderer { template, control, specials })
     }
 

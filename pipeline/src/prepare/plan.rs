@@ -15,7 +15,7 @@ use crate::pack::mixture::Mixture;
 use crate::parse::rows::RowParser;
 use crate::run::row_processor::Stages;
 use crate::template::chat::ChatTemplate;
-use crate::template::control::ControlText;
+use crate::template::control::ControlTokens;
 use crate::template::spans::SpanFinder;
 use crate::template::verbatim::{self, Verbatim};
 use crate::tokenize::special_tokens::{read_json, special_tokens};
@@ -52,7 +52,7 @@ pub struct PreparePlan {
     /// Tokenizer, on the engine chosen.
     pub tokenizer: Tokenizer,
     /// Control tokens.
-    pub control: ControlText,
+    pub control: ControlTokens,
     /// When rows need no render.
     pub linear: Option<Verbatim>,
     /// One range of inputs per source of the recipe.
@@ -167,7 +167,7 @@ pub fn plan(b: &PrepareArgs) -> Result<PreparePlan> {
     specials.insert("pad_token".to_string(), pad.clone());
     // Everything that needs no tokenizer is done while the engines load.
     let look = |sampled: bool| -> Result<_> {
-        let mut control = ControlText::new(tok.added_tokens(), Some(&eos))?;
+        let mut control = ControlTokens::new(tok.added_tokens(), Some(&eos))?;
         let mut linear = None;
         if b.render == RenderArg::Auto && !template.has_generation() {
             let mut spans =
@@ -175,7 +175,7 @@ pub fn plan(b: &PrepareArgs) -> Result<PreparePlan> {
             linear = verbatim::probe(&template, &mut |m| spans.fill(m));
         }
         if let Some(l) = &linear {
-            control = ControlText::with_triggers(tok.added_tokens(), Some(&eos), &l.triggers)?;
+            control = ControlTokens::with_triggers(tok.added_tokens(), Some(&eos), &l.triggers)?;
         }
         let texts =
             if sampled { sample(&inputs, &template, &control, &settings) } else { Vec::new() };
@@ -263,7 +263,7 @@ pub fn plan(b: &PrepareArgs) -> Result<PreparePlan> {
 fn sample(
     inputs: &[Input],
     template: &ChatTemplate,
-    control: &ControlText,
+    control: &ControlTokens,
     settings: &Settings,
 ) -> Vec<String> {
     let mut out: Vec<String> = TRAPS.iter().map(|t| t.to_string()).collect();

@@ -8,14 +8,15 @@ use crate::error::{Error, Result};
 use crate::input::source::{Input, RawRows};
 use crate::label::block::Grid;
 use crate::label::supervise::{Sample, Supervisor};
-use crate::label::truncate::{self, Cut};
+use crate::label::truncate::{self, DocumentRange};
 use crate::parse::conversation::{self, Conversation};
 use crate::parse::drop_reason::DropReason;
 use crate::parse::rows::RowParser;
 use crate::run::batch::{Cursor, ProcessedBatch, ProcessedDocument, ProcessedRow};
 use crate::template::chat::ChatTemplate;
-use crate::template::control::ControlText;
-use crate::template::spans::{Fault, Rendered, SpanFinder};
+use crate::template::control::ControlTokens;
+use crate::template::rendered::Rendered;
+use crate::template::spans::{RenderError, SpanFinder};
 use crate::template::verbatim::{CHECK_EVERY, Verbatim};
 use crate::tokenize::tokenizer::Tokenizer;
 use dlm_datasets::manifest::Manifest;
@@ -28,7 +29,7 @@ pub struct Stages<'a> {
     /// Tokenizer.
     pub tokenizer: &'a Tokenizer,
     /// Control tokens.
-    pub control: &'a ControlText,
+    pub control: &'a ControlTokens,
     /// Template.
     pub template: &'a ChatTemplate,
     /// When rows need no render.
@@ -49,7 +50,7 @@ pub struct RowProcessor<'a> {
     grid: Grid,
     rendered: Rendered,
     sample: Sample,
-    cuts: Vec<Cut>,
+    cuts: Vec<DocumentRange>,
     wants_fingerprint: bool,
 }
 
@@ -66,7 +67,7 @@ impl<'a> RowProcessor<'a> {
             manifest: m,
             inputs: stages.inputs,
             spans: SpanFinder::new(stages.template, stages.control, s.special_text, s.lost_text)
-                .with_linear(stages.linear),
+                .with_verbatim(stages.linear),
             supervisor: Supervisor {
                 tokenizer: stages.tokenizer,
                 loss_on: s.loss_on,
@@ -122,14 +123,14 @@ impl<'a> RowProcessor<'a> {
                 });
             let (ids, loss, documents) = (out.ids.len(), out.loss.len(), out.documents.len());
             let check = (from.row + i as u64) % CHECK_EVERY == 0;
-            let done = parsed.conversation.map_err(Fault::from).and_then(|mut c| {
+            let done = parsed.conversation.map_err(RenderError::from).and_then(|mut c| {
                 let done = self.conversation(&c, check, &mut row, &mut out);
                 c.messages.clear();
                 messages = c.messages;
                 done
             });
             if let Err(fault) = done {
-                let Fault::Drop(why) = fault else {
+                let RenderError::Drop(why) = fault else {
                     return Err(Error::Unfit(format!(
                         "row {} of input {}: the template treats its text in a way that trying it out did not show; run again with --render each",
                         from.row + i as u64,
@@ -154,7 +155,7 @@ impl<'a> RowProcessor<'a> {
         check: bool,
         row: &mut ProcessedRow,
         out: &mut ProcessedBatch,
-    ) -> std::result::Result<(), Fault> {
+    ) -> std::result::Result<(), RenderError> {
         let s = self.settings;
         if self.wants_fingerprint {
             row.fingerprint = conversation::fingerprint(c);
@@ -163,11 +164,11 @@ impl<'a> RowProcessor<'a> {
         self.spans.render_into(c, check, rendered)?;
         out.text_bytes += rendered.text.len() as u64;
         row.marked = rendered.control.is_some();
-        row.respaced = rendered.respaced;
-        row.rewritten = rendered.rewritten;
+        row.respaced = rendered.whitespace_changed_turns;
+        row.rewritten = rendered.rewritten_turns;
         self.supervisor.encode(rendered, &mut self.sample)?;
         row.over_long = self.sample.ids.len() > s.seq_len;
-        let lost = truncate::cut(
+        let lost = truncate::split_into_documents(
             &self.sample,
             s.over_long,
             s.seq_len,

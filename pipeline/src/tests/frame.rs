@@ -5,9 +5,10 @@
 use crate::label::supervise::{Sample, Supervisor};
 use crate::parse::conversation::{Conversation, Message};
 use crate::template::chat::ChatTemplate;
-use crate::template::control::ControlText;
+use crate::template::control::ControlTokens;
 use crate::config::policies::{LostText, SpecialText, default_now};
-use crate::template::spans::{Rendered, SpanFinder};
+use crate::template::rendered::Rendered;
+use crate::template::spans::SpanFinder;
 use crate::template::verbatim;
 use crate::tokenize::tokenizer::{AddedToken, Tokenizer};
 use dlm_datasets::manifest::LossOn;
@@ -37,14 +38,15 @@ const CONTENTS: [&str; 18] = [
 
 /// Compares both ways of encoding on 2,000 conversations and returns how many used a frame.
 fn agree(tokenizer: &Tokenizer, template: &ChatTemplate, eos: &str) -> usize {
-    let plain = ControlText::new(tokenizer.added_tokens(), Some(eos)).unwrap();
+    let plain = ControlTokens::new(tokenizer.added_tokens(), Some(eos)).unwrap();
     let mut finder = SpanFinder::new(template, &plain, SpecialText::Text, LostText::Drop);
     let linear =
         verbatim::probe(template, &mut |m| finder.fill(m)).expect("a template that copies content");
     let control =
-        ControlText::with_triggers(tokenizer.added_tokens(), Some(eos), &linear.triggers).unwrap();
+        ControlTokens::with_triggers(tokenizer.added_tokens(), Some(eos), &linear.triggers)
+            .unwrap();
     let mut spans = SpanFinder::new(template, &control, SpecialText::Text, LostText::Drop)
-        .with_linear(Some(&linear));
+        .with_verbatim(Some(&linear));
     let (mut short, mut state) = (0, 1u64);
     let mut pick = |n: usize| {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -71,10 +73,10 @@ fn agree(tokenizer: &Tokenizer, template: &ChatTemplate, eos: &str) -> usize {
         for loss_on in [LossOn::All, LossOn::Last] {
             let supervisor = Supervisor { tokenizer, loss_on, mask_id: -1 };
             let a = supervisor.encode(&r, &mut framed);
-            let b = supervisor.encode_whole(&r, &mut whole);
+            let b = supervisor.encode_reference(&r, &mut whole);
             assert_eq!((a, &framed), (b, &whole), "{talk:?}");
         }
-        short += usize::from(r.skeleton.as_ref().is_some_and(|s| s.frame(|| None).is_some()));
+        short += usize::from(r.skeleton.as_ref().is_some_and(|s| s.encoded(|| None).is_some()));
     }
     short
 }
@@ -128,11 +130,11 @@ fn a_long_conversation() {
         id,
         special: true,
     });
-    let control = ControlText::new(&added.collect::<Vec<_>>(), Some("</s>")).unwrap();
+    let control = ControlTokens::new(&added.collect::<Vec<_>>(), Some("</s>")).unwrap();
     let mut finder = SpanFinder::new(&template, &control, SpecialText::Text, LostText::Drop);
     let linear = verbatim::probe(&template, &mut |m| finder.fill(m)).unwrap();
     let mut short = SpanFinder::new(&template, &control, SpecialText::Text, LostText::Drop)
-        .with_linear(Some(&linear));
+        .with_verbatim(Some(&linear));
     let mut long = SpanFinder::new(&template, &control, SpecialText::Text, LostText::Drop);
     // A short conversation, a long one, and one too long for its skeleton to be kept.
     for turns in [10, 1000, 5000] {

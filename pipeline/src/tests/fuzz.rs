@@ -7,9 +7,10 @@ use crate::label::supervise::{Sample, Supervisor};
 use crate::parse::conversation;
 use crate::parse::rows::parse_row;
 use crate::template::chat::ChatTemplate;
-use crate::template::control::ControlText;
+use crate::template::control::ControlTokens;
 use crate::config::policies::{LostText, SpecialText, default_now};
-use crate::template::spans::{Rendered, SpanFinder};
+use crate::template::rendered::Rendered;
+use crate::template::spans::SpanFinder;
 use crate::template::verbatim;
 use crate::tokenize::tokenizer::TokenizerSource;
 use std::time::{Duration, Instant};
@@ -82,11 +83,11 @@ fn rows_and_templates() {
             None,
             "fuzz",
             Default::default(),
-            crate::template::default_now(),
+            default_now(),
         )
         .unwrap()
     }));
-    let plain = ControlText::new(source.added_tokens(), Some("</s>")).unwrap();
+    let plain = ControlTokens::new(source.added_tokens(), Some("</s>")).unwrap();
     let tried: Vec<Option<verbatim::Verbatim>> = templates
         .iter()
         .map(|t| {
@@ -94,10 +95,10 @@ fn rows_and_templates() {
             if t.has_generation() { None } else { verbatim::probe(t, &mut |m| s.fill(m)) }
         })
         .collect();
-    let controls: Vec<ControlText> = tried
+    let controls: Vec<ControlTokens> = tried
         .iter()
         .map(|l| {
-            ControlText::with_triggers(
+            ControlTokens::with_triggers(
                 source.added_tokens(),
                 Some("</s>"),
                 l.as_ref().map_or(&[], |l| &l.triggers),
@@ -141,7 +142,7 @@ fn rows_and_templates() {
         let policy = *random.of(&[SpecialText::Text, SpecialText::AsSpecial, SpecialText::Reject]);
         let lost = *random.of(&[LostText::Drop, LostText::Mask, LostText::Keep]);
         let mut short = SpanFinder::new(&templates[k], &controls[k], policy, lost)
-            .with_linear(tried[k].as_ref());
+            .with_verbatim(tried[k].as_ref());
         let mut long = SpanFinder::new(&templates[k], &plain, policy, lost);
         let (a, b) = (short.render(&c), long.render(&c));
         assert_eq!(a, b, "filled in and rendered differ: {}", String::from_utf8_lossy(&line));
@@ -162,7 +163,7 @@ fn rows_and_templates() {
         let mut sample = Sample::default();
         let supervisor = Supervisor { tokenizer: &tokenizer, loss_on: Default::default(), mask_id };
         // From the second use of a skeleton on, its frame is used.
-        let whole = supervisor.encode_whole(&r, &mut sample).map(|()| sample.clone());
+        let whole = supervisor.encode_reference(&r, &mut sample).map(|()| sample.clone());
         for _ in 0..2 {
             let framed = supervisor.encode(&r, &mut sample).map(|()| sample.clone());
             assert_eq!(framed, whole, "{}", String::from_utf8_lossy(&line));
