@@ -1,57 +1,62 @@
-//! The one error type of the trainer: every variant says what was found, where, what was expected
-//! and what to do.
+//! The error type of this crate. Every message names the file, row or key, what was read there,
+//! what was expected and what to do.
 
 use std::path::{Path, PathBuf};
 
-/// What can go wrong in loading, training, saving and decoding.
+/// Errors of loading, training, saving and decoding.
+///
+/// [`Error::exit_code`] is the exit code of the command line: 2 for a wrong call or configuration,
+/// 130 for an interruption, 1 for every other failure.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
-    /// The call or the configuration is wrong (exit code 2).
+    /// The call is wrong: an argument or option cannot be used as given (exit code 2).
     #[error("{0}")]
     Usage(String),
-    /// Reading or writing a file failed.
+    /// The configuration is wrong: an unknown key, a value of the wrong type or out of range (exit
+    /// code 2).
+    #[error(transparent)]
+    Config(Box<crate::config::ConfigError>),
+    /// The operating system refused to read or write a file.
     #[error("{path}: {action} failed: {source}")]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What was being done, as a verb phrase.
+        /// What failed, as a verb phrase ("reading the case").
         action: &'static str,
-        /// The system's own words.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// A file is there but is not what it should be.
-    #[error("{path}: {what}")]
+    /// A file exists, but its content is not in the expected format.
+    #[error("{path}: {reason}")]
     Format {
         /// The file.
         path: PathBuf,
-        /// What was found and what was expected.
-        what: String,
+        /// What it holds and what was expected.
+        reason: String,
     },
-    /// A model configuration this program cannot run.
+    /// This program cannot run a model of this configuration.
     #[error("{0}")]
     Model(String),
-    /// Tensors of a checkpoint do not fit the architecture.
+    /// The tensors of a checkpoint do not fit the architecture.
     #[error("{0}")]
     Tensors(String),
-    /// Data and model do not fit each other.
+    /// Dataset and model do not fit each other.
     #[error("{0}")]
     Mismatch(String),
-    /// A model could not be brought from a hub.
-    #[error("{0}")]
-    Source(String),
-    /// The dataset could not be read.
+    /// A packed dataset could not be read.
     #[error(transparent)]
     Data(#[from] dlm_datasets::Error),
-    /// The configuration is wrong.
+    /// Tokenizer, chat template or hub access failed in dlm-prep (exit code as that program's).
     #[error(transparent)]
-    Config(Box<crate::config::ConfigError>),
-    /// The computation left the numbers (NaN, inf, a runaway loss).
+    Prep(#[from] dlm_prep::Error),
+    /// Non-finite loss or gradient, or non-finite logits.
     #[error("{0}")]
     Numeric(String),
-    /// The device is missing or failed.
+    /// The device is missing or failed, or its memory does not suffice.
     #[error("{0}")]
     Device(String),
-    /// A signal asked the run to stop; state was saved (exit code 130).
+    /// A signal stopped the run after its state was saved (exit code 130).
     #[error("{0}")]
     Interrupted(String),
 }
@@ -62,35 +67,49 @@ impl From<crate::config::ConfigError> for Error {
     }
 }
 
-impl From<dlm_prep::Error> for Error {
-    fn from(error: dlm_prep::Error) -> Self {
-        match error {
-            dlm_prep::Error::Usage(what) => Error::Usage(what),
-            other => Error::Source(other.to_string()),
-        }
-    }
-}
-
 impl Error {
-    /// An I/O error at `path` while doing `action`.
+    /// An I/O error at `path`; `action` is a verb phrase such as "reading the tokenizer".
     pub fn io(path: impl AsRef<Path>, action: &'static str, source: std::io::Error) -> Self {
         Error::Io { path: path.as_ref().to_path_buf(), action, source }
     }
 
-    /// A malformed file.
-    pub fn format(path: impl AsRef<Path>, what: impl Into<String>) -> Self {
-        Error::Format { path: path.as_ref().to_path_buf(), what: what.into() }
+    /// A file whose content is not in the expected format.
+    pub fn format(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Error::Format { path: path.as_ref().to_path_buf(), reason: reason.into() }
     }
 
-    /// Process exit code: 2 for a wrong call or config, 130 for an interruption, 1 otherwise.
+    /// The exit code of the command line: 2 for a wrong call or configuration, 130 for an
+    /// interruption, 1 for every other failure.
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Usage(_) | Error::Config(_) => 2,
             Error::Interrupted(_) => 130,
+            Error::Prep(error) => error.exit_code(),
             _ => 1,
         }
     }
 }
 
-/// Shorthand for results of this crate.
+/// Result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_tell_a_wrong_call_from_a_failure() {
+        let tokenizer = dlm_prep::Error::Tokenizer { path: "x".into(), reason: "damaged".into() };
+        for (error, code) in [
+            (Error::Usage("--ids x".into()), 2),
+            (Error::from(dlm_prep::Error::Usage("--model x: no such folder".into())), 2),
+            (Error::from(tokenizer), 1),
+            (Error::from(dlm_prep::Error::Remote("no answer".into())), 1),
+            (Error::from(dlm_prep::Error::Interrupted), 130),
+            (Error::Interrupted("state saved".into()), 130),
+            (Error::Numeric("loss NaN".into()), 1),
+        ] {
+            assert_eq!(error.exit_code(), code, "{error}");
+        }
+    }
+}

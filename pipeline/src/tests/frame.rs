@@ -2,11 +2,11 @@
 //! encoding the whole text: with the sample's tokenizer, and with published tokenizers, skipped
 //! with a message where they are missing.
 
+use crate::config::policies::{LostText, SpecialText, default_now};
 use crate::label::supervise::{Sample, Supervisor};
 use crate::parse::conversation::{Conversation, Message};
 use crate::template::chat::ChatTemplate;
 use crate::template::control::ControlTokens;
-use crate::config::policies::{LostText, SpecialText, default_now};
 use crate::template::rendered::Rendered;
 use crate::template::spans::SpanFinder;
 use crate::template::verbatim;
@@ -117,14 +117,9 @@ fn published_tokenizers() {
 #[test]
 fn a_long_conversation() {
     let source = "{% for m in messages %}{% if m.role == 'user' %}<s>[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}</s>{% endif %}{% endfor %}";
-    let template = ChatTemplate::new(
-        source.to_string(),
-        None,
-        "test",
-        Default::default(),
-        default_now(),
-    )
-    .unwrap();
+    let template =
+        ChatTemplate::new(source.to_string(), None, "test", Default::default(), default_now())
+            .unwrap();
     let added = ["<s>", "</s>"].iter().zip(1..).map(|(t, id)| AddedToken {
         content: t.to_string(),
         id,

@@ -2,13 +2,13 @@
 //! labels must keep or drop a row but never panic, and what they keep must be consistent. Runs for
 //! DLM_FUZZ_SECONDS (default 3; the long form is 600).
 
+use crate::config::policies::{LostText, SpecialText, default_now};
 use crate::input::source::RawRows;
 use crate::label::supervise::{Sample, Supervisor};
 use crate::parse::conversation;
 use crate::parse::rows::parse_row;
 use crate::template::chat::ChatTemplate;
 use crate::template::control::ControlTokens;
-use crate::config::policies::{LostText, SpecialText, default_now};
 use crate::template::rendered::Rendered;
 use crate::template::spans::SpanFinder;
 use crate::template::verbatim;
@@ -78,14 +78,7 @@ fn rows_and_templates() {
     let mut random = Random(seed);
     let mut templates = vec![ChatTemplate::load(&dir).unwrap()];
     templates.extend(TEMPLATES.iter().map(|t| {
-        ChatTemplate::new(
-            t.to_string(),
-            None,
-            "fuzz",
-            Default::default(),
-            default_now(),
-        )
-        .unwrap()
+        ChatTemplate::new(t.to_string(), None, "fuzz", Default::default(), default_now()).unwrap()
     }));
     let plain = ControlTokens::new(source.added_tokens(), Some("</s>")).unwrap();
     let tried: Vec<Option<verbatim::Verbatim>> = templates

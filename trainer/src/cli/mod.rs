@@ -1,8 +1,80 @@
-//! The subcommands of `dlm-train`, one file each.
+//! The command line of `dlm-train`, one file per command, and of `wf`.
+//!
+//! Each command parses its arguments as they were typed, calls the library and prints the outcome:
+//! results on stdout, lines for people on stderr.
 
-pub mod bench;
-pub mod eval;
-pub mod export;
-pub mod generate;
-pub mod parity;
-pub mod train;
+mod bench;
+mod console;
+mod eval;
+mod export;
+mod generate;
+mod parity;
+mod train;
+mod validation;
+pub(crate) mod wf;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::report::plot;
+
+#[derive(Parser)]
+#[command(
+    name = "dlm-train",
+    version,
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true,
+    about = "Fine-tune an autoregressive model into a block-diffusion model, and use it"
+)]
+struct DlmTrain {
+    #[command(flatten)]
+    train: train::TrainArgs,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Complete prompts, in diffusion blocks or one token at a time.
+    Generate(generate::GenerateArgs),
+    /// Print the mean loss of a model folder on a packed dataset.
+    Eval(eval::EvalArgs),
+    /// Write a Hugging Face folder from a checkpoint of a run.
+    Export(export::ExportArgs),
+    /// Compare logits, loss and gradients of a model with reference tensors.
+    Parity(parity::ParityArgs),
+    /// Plot the metrics of runs as one HTML file.
+    Plot(plot::PlotArgs),
+    /// Measure throughput.
+    Bench {
+        /// What to measure.
+        #[command(subcommand)]
+        command: bench::BenchCommand,
+    },
+}
+
+/// Runs `dlm-train` on the arguments of this process.
+///
+/// The exit code is 0 when the work is done, 1 when it failed (for `parity` also when a difference
+/// is out of tolerance), 2 for a wrong call or configuration, 130 after an interruption.
+pub(crate) fn main() -> ExitCode {
+    let arguments = DlmTrain::parse();
+    let result = match &arguments.command {
+        None => train::run(&arguments.train),
+        Some(Command::Generate(args)) => generate::run(args),
+        Some(Command::Eval(args)) => eval::run(args),
+        Some(Command::Export(args)) => export::run(args),
+        Some(Command::Parity(args)) => parity::run(args),
+        Some(Command::Plot(args)) => plot::run(args),
+        Some(Command::Bench { command }) => bench::run(command),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            console::note(format_args!("dlm-train: {error}"));
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

@@ -1,59 +1,67 @@
-//! `dlm-train --data DIR key=value …`: train and export.
+//! `dlm-train --data DIR key=value …`: train on a packed dataset and export.
 
 use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::compute::device;
-use crate::config::Config;
+use super::console;
+use crate::conversion::{Conversion, Resume, convert};
 use crate::error::Result;
-use crate::train::run::{self, Resume, RunOptions};
 
-/// Options of a training run.
+/// Arguments of a training run as typed.
 #[derive(Args, Debug)]
 pub struct TrainArgs {
-    /// Folder written by dlm-prep; wins over data.dir.
+    /// Packed dataset: a folder written by dlm-prep [default: data.dir of the configuration].
     #[arg(long)]
     pub data: Option<PathBuf>,
-    /// Configuration tree to use instead of the built-in one.
+    /// Folder of configuration files to read before the built-in ones.
     #[arg(long)]
     pub config_dir: Option<PathBuf>,
-    /// auto, cpu, cuda[:N].
-    #[arg(long, default_value = "auto")]
-    pub device: String,
-    /// What to do with a checkpoint in output.dir.
-    #[arg(long, value_enum, default_value_t = Resume::Auto)]
-    pub resume: Resume,
-    /// With --resume never: discard an earlier run's checkpoints.
+    /// auto, cpu, cuda[:N] or wgpu [default: auto].
+    #[arg(long)]
+    pub device: Option<String>,
+    /// What to do with a checkpoint in output.dir [default: auto].
+    #[arg(long, value_enum)]
+    pub resume: Option<Resume>,
+    /// With --resume never: discard the checkpoints of an earlier run.
     #[arg(long)]
     pub overwrite: bool,
-    /// Resume although settings, data or model differ from the checkpoint's.
+    /// Resume even though settings, dataset or model differ from the checkpoint's.
     #[arg(long)]
     pub allow_changes: bool,
     /// Print the composed configuration and stop.
     #[arg(long)]
     pub print_config: bool,
-    /// group=choice (model=qwen3_4b) and section.key=value (optim.lr=1e-5).
+    /// group=choice (model=qwen3_4b) or section.key=value (optim.lr=1e-5).
     #[arg(value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
 }
 
-/// Run.
+/// Trains and exports, or prints the configuration.
 pub fn run(args: &TrainArgs) -> Result<bool> {
-    let mut cfg = Config::load(args.config_dir.as_deref(), &args.overrides)?;
+    let conversion = conversion(args);
+    let mut config = conversion.config()?;
     if let Some(data) = &args.data {
-        cfg.data.dir = data.clone();
+        config.data.dir = data.clone();
     }
     if args.print_config {
-        print!("{}", cfg.to_yaml()?);
+        console::text(config.to_yaml()?)?;
         return Ok(true);
     }
-    let chosen = device::choose(&args.device)?;
-    let options = RunOptions {
-        resume: args.resume,
-        overwrite: args.overwrite,
-        allow_changes: args.allow_changes,
-    };
-    run::run(&cfg, &chosen, options)?;
+    convert(&conversion, &config.data.dir, &config.output.dir)?;
     Ok(true)
+}
+
+fn conversion(args: &TrainArgs) -> Conversion {
+    let mut conversion = Conversion::new()
+        .resume(args.resume.unwrap_or_default())
+        .overwrite(args.overwrite)
+        .allow_changes(args.allow_changes);
+    if let Some(dir) = &args.config_dir {
+        conversion = conversion.config_dir(dir);
+    }
+    if let Some(device) = &args.device {
+        conversion = conversion.device(device);
+    }
+    args.overrides.iter().fold(conversion, Conversion::with_override)
 }

@@ -1,27 +1,31 @@
 //! Choosing the device: `auto`, `cpu`, `cuda[:N]`, `wgpu`.
 //!
-//! Burn opens CUDA lazily and panics at the first operation where something is missing, so
-//! everything a GPU run needs is looked for here first and named in one line.
+//! Burn opens CUDA lazily and panics at the first operation if something is missing. Everything a
+//! GPU run needs is therefore checked here first, and what is missing is named in one line.
+#![allow(unsafe_code, reason = "dlopen checks that the CUDA libraries load")]
 
 use burn::prelude::*;
 
 use crate::error::{Error, Result};
 
-/// A device and what to call it in reports.
+/// The kind of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    Cpu,
+    /// An NVIDIA GPU by its CUDA index.
+    Cuda(usize),
+    /// Whatever GPU wgpu drives, or its software driver.
+    Wgpu,
+}
+
+/// A device that was checked and can be used.
 #[derive(Clone, Debug)]
 pub struct ComputeDevice {
     /// Burn's handle, without autodiff.
     pub device: Device,
-    /// `cpu`, `cuda:N` or `wgpu`.
+    pub kind: DeviceKind,
+    /// `cpu`, `cuda:N` or `wgpu`, for reports.
     pub name: String,
-}
-
-impl ComputeDevice {
-    /// Dense bf16 peak of the device in FLOP/s, where it is known; MFU is told against it.
-    pub fn peak_flops(&self) -> Option<f64> {
-        // H100 SXM and H200: 989.4 TFLOP/s dense bf16 (NVIDIA data sheet)
-        self.name.starts_with("cuda").then_some(989.4e12)
-    }
 }
 
 /// Resolve `auto | cpu | cuda | cuda:N | wgpu`.
@@ -46,8 +50,9 @@ pub fn choose(spec: &str) -> Result<ComputeDevice> {
     }
 }
 
-fn cpu() -> ComputeDevice {
-    ComputeDevice { device: Device::flex(), name: "cpu".into() }
+/// The CPU, which every build has.
+pub fn cpu() -> ComputeDevice {
+    ComputeDevice { device: Device::flex(), kind: DeviceKind::Cpu, name: "cpu".into() }
 }
 
 #[cfg(not(feature = "wgpu"))]
@@ -57,11 +62,11 @@ fn wgpu() -> Result<ComputeDevice> {
     ))
 }
 
-/// The adapter wgpu would choose, or the one CUBECL_WGPU_DEFAULT_DEVICE names; without a GPU the
-/// software driver, if one is installed.
+/// The adapter that wgpu chooses, or the one that CUBECL_WGPU_DEFAULT_DEVICE names; without a GPU
+/// the software driver, if one is installed.
 #[cfg(feature = "wgpu")]
 fn wgpu() -> Result<ComputeDevice> {
-    use burn::tensor::{DeviceKind, DeviceType};
+    use burn::tensor::{DeviceKind as Adapter, DeviceType};
     let count = std::panic::catch_unwind(|| Device::enumerate(DeviceType::Wgpu).into_vec().len())
         .unwrap_or(0);
     if count == 0 {
@@ -69,7 +74,11 @@ fn wgpu() -> Result<ComputeDevice> {
             "wgpu finds no adapter: install a Vulkan driver (Mesa's software driver will do) or use --device cpu".into(),
         ));
     }
-    Ok(ComputeDevice { device: Device::wgpu(DeviceKind::DefaultDevice), name: "wgpu".into() })
+    Ok(ComputeDevice {
+        device: Device::wgpu(Adapter::DefaultDevice),
+        kind: DeviceKind::Wgpu,
+        name: "wgpu".into(),
+    })
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -102,7 +111,11 @@ fn cuda(index: usize) -> Result<ComputeDevice> {
             "cuda:{index} was asked for but the driver shows {count} CUDA devices; check nvidia-smi and CUDA_VISIBLE_DEVICES"
         )));
     }
-    Ok(ComputeDevice { device: Device::cuda(index), name: format!("cuda:{index}") })
+    Ok(ComputeDevice {
+        device: Device::cuda(index),
+        kind: DeviceKind::Cuda(index),
+        name: format!("cuda:{index}"),
+    })
 }
 
 #[cfg(feature = "cuda")]

@@ -195,7 +195,7 @@ fn renamed_keys_and_values_are_refused_with_their_new_names() {
         assert!(error.contains(&format!("{old} is now called {new}")), "{override_}: {error}");
     }
     // the same in a file, which the error names
-    let dir = folder(&[("conversion/old.yaml", "document_mask: hub\n")]);
+    let dir = folder(&[("conversion/old.yaml", "document_mask: hub\ntotal_tokens: 9\n")]);
     let error = Config::load(Some(dir.path()), &["conversion=old".into()]).unwrap_err().to_string();
     assert!(error.contains("old.yaml") && error.contains("document_mask=none"), "{error}");
     let text = load(&["model=sample"]).unwrap().to_yaml().unwrap();

@@ -17,6 +17,8 @@ use burn::tensor::DType;
 use burn::tensor::activation::softmax;
 
 use crate::attention::tiles::{self, Tile, TilePlan};
+use crate::compute::{Attention, ComputePlan};
+use crate::error::Result;
 use crate::model::decoder::{AttentionPlan, Context, Decoder};
 use crate::model::params::Weights;
 
@@ -99,17 +101,6 @@ pub enum Order {
     Blocks(usize),
 }
 
-/// Where and how passes are computed.
-#[derive(Debug, Clone)]
-pub struct Compute {
-    /// Of activations and matrix products.
-    pub dtype: DType,
-    /// Where the weights are.
-    pub device: Device,
-    /// Attention by tiles, over the cache in place (CPU and fp32 only); else by a masked product.
-    pub by_tiles: bool,
-}
-
 /// One pass: its rows, and what depends on positions alone.
 #[derive(Debug, Clone)]
 pub struct Pass {
@@ -126,15 +117,15 @@ impl Pass {
         len: usize,
         order: Order,
         cache: &KvCache,
-        compute: &Compute,
-    ) -> Self {
-        let (dtype, device) = (compute.dtype, &compute.device);
+        compute: &ComputePlan,
+    ) -> Result<Self> {
+        let (dtype, device) = (compute.dtype.burn(), &compute.device.device);
         let positions: Vec<i32> = spans
             .iter()
             .flat_map(|span| (span.start..span.start + len).map(|position| position as i32))
             .collect();
         let (cos, sin) = decoder.rope_tables(&positions, spans.len(), len, dtype, device);
-        let mask = if compute.by_tiles {
+        let mask = if compute.attention == Attention::Tiles {
             let groups = spans
                 .iter()
                 .enumerate()
@@ -145,7 +136,7 @@ impl Pass {
             AttentionPlan::Dense(hidden(&spans, len, order, device))
         };
         let context = Context { batch: spans.len(), len, cos, sin, mask, dtype };
-        Pass { spans, order, context }
+        Ok(Pass { spans, order, context })
     }
 
     /// Whether this is the pass of these rows.
@@ -294,6 +285,7 @@ fn dense(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compute::{AttentionChoice, device};
 
     #[test]
     fn tiles_and_mask_agree() {
@@ -344,14 +336,14 @@ mod tests {
             &device,
         );
         let decoder = Decoder::new(config);
-        for by_tiles in [true, false] {
-            let compute = Compute { dtype: DType::F32, device: device.clone(), by_tiles };
+        for attention in [AttentionChoice::Tiles, AttentionChoice::Dense] {
+            let compute = ComputePlan::new(device::cpu(), None).with_attention(attention).unwrap();
             let pass = |cache: &mut KvCache, start: usize| {
                 let spans: Vec<Span> =
                     (0..2).map(|row| Span { row, start, visible: start + 8 }).collect();
                 let ids: Vec<i64> = (0..16).map(|i| (i * 7 + start as i64 * 3) % 32).collect();
                 let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [16]), &device);
-                let pass = Pass::new(&decoder, spans, 8, Order::Full, cache, &compute);
+                let pass = Pass::new(&decoder, spans, 8, Order::Full, cache, &compute).unwrap();
                 decoder
                     .forward_cached(&weights, ids, &pass, cache)
                     .into_data()
@@ -364,7 +356,7 @@ mod tests {
             }
             assert_eq!(small.next_size(17), 32);
             small.grow(small.next_size(17));
-            assert_eq!(pass(&mut large, 16), pass(&mut small, 16), "by tiles: {by_tiles}");
+            assert_eq!(pass(&mut large, 16), pass(&mut small, 16), "{attention:?}");
             small.grow(small.next_size(50));
             assert_eq!((small.positions(), small.next_size(64)), (64, 64));
             assert_eq!(pass(&mut large, 24), pass(&mut small, 24));

@@ -8,7 +8,9 @@
 use burn::prelude::*;
 use burn::tensor::DType;
 
-use crate::decode::cached::{Compute, KvCache, Order, Pass, Span};
+use crate::compute::tensor_io::download;
+use crate::compute::{AttentionChoice, ComputeDtype, ComputePlan, DeviceKind, memory};
+use crate::decode::cached::{KvCache, Order, Pass, Span};
 use crate::error::{Error, Result};
 use crate::kernels::ops;
 use crate::model::{Decoder, ParamKind, Weights};
@@ -36,24 +38,21 @@ pub struct Engine {
     weights: Weights,
     /// The output head, `[vocab_size, hidden_size]`.
     head: Tensor<2>,
-    compute: Compute,
+    compute: ComputePlan,
     /// The last pass: a block is run many times.
     last: Option<Pass>,
 }
 
 impl Engine {
-    /// Takes over a model; matrices are brought to `dtype` once, those of a BitNet model made
+    /// Takes over a model; matrices are brought to the plan's dtype once, those of a BitNet model made
     /// ternary before (norms stay).
-    pub fn new(
-        mut decoder: Decoder,
-        weights: Weights,
-        device: Device,
-        dtype: DType,
-    ) -> Result<Self> {
+    pub fn new(mut decoder: Decoder, weights: Weights, compute: ComputePlan) -> Result<Self> {
         let ternary = decoder.cfg.quantization.is_some()
             && decoder.quant_lambda >= 1.0
             && !decoder.ternary_weights;
-        let by_columns = device == Device::flex() && dtype == DType::F32;
+        let by_columns =
+            compute.device.kind == DeviceKind::Cpu && compute.dtype == ComputeDtype::Fp32;
+        let (device, dtype) = (compute.device.device.clone(), compute.dtype.burn());
         let params = &decoder.params;
         let mut ready = Vec::with_capacity(params.specs.len());
         let mut head = None;
@@ -75,20 +74,14 @@ impl Engine {
         }
         let head = head.ok_or_else(|| Error::Model("the model has no output head".into()))?;
         decoder.ternary_weights |= ternary;
-        Ok(Engine {
-            decoder,
-            weights: Weights(ready),
-            head,
-            compute: Compute { dtype, device, by_tiles: by_columns },
-            last: None,
-        })
+        Ok(Engine { decoder, weights: Weights(ready), head, compute, last: None })
     }
 
     /// Attention by one masked product, as on devices without tiles, even where there are tiles.
-    pub fn without_tiles(mut self) -> Self {
-        self.compute.by_tiles = false;
+    pub fn without_tiles(mut self) -> Result<Self> {
+        self.compute = self.compute.with_attention(AttentionChoice::Dense)?;
         self.last = None;
-        self
+        Ok(self)
     }
 
     /// The model.
@@ -114,11 +107,11 @@ impl Engine {
         }
         let pass = match self.last.take() {
             Some(last) if last.is(spans, len, order) => last,
-            _ => Pass::new(&self.decoder, spans.to_vec(), len, order, cache, &self.compute),
+            _ => Pass::new(&self.decoder, spans.to_vec(), len, order, cache, &self.compute)?,
         };
         let ids = Tensor::<1, Int>::from_data(
             TensorData::new(ids.to_vec(), [ids.len()]),
-            &self.compute.device,
+            &self.compute.device.device,
         );
         let hidden = self.decoder.forward_cached(&self.weights, ids, &pass, cache);
         self.last = Some(pass);
@@ -138,8 +131,8 @@ impl Engine {
         let c = &self.decoder.cfg;
         let token = 2 * c.num_key_value_heads * c.head_dim * self.compute.dtype.size();
         let bytes = (rows * positions).saturating_mul(token * (c.num_hidden_layers + 1));
-        let free = crate::train::micro_batch::available_bytes();
-        if self.compute.device != Device::flex() || bytes / 2 < free {
+        let free = memory::available_bytes();
+        if self.compute.device.kind != DeviceKind::Cpu || bytes / 2 < free {
             return Ok(());
         }
         let gib = |n: usize| n as f64 / (1u64 << 30) as f64;
@@ -161,14 +154,17 @@ impl Engine {
             return Ok(Vec::new());
         }
         let rows: Vec<i64> = at.iter().map(|&row| row as i64).collect();
-        let rows =
-            Tensor::<1, Int>::from_data(TensorData::new(rows, [at.len()]), &self.compute.device);
+        let rows = Tensor::<1, Int>::from_data(
+            TensorData::new(rows, [at.len()]),
+            &self.compute.device.device,
+        );
         let norm = &self.weights[self.decoder.params.norm];
         let hidden = ops::rms_norm(hidden.select(0, rows), norm, self.decoder.cfg.rms_norm_eps);
         let mut logits = ops::to_f32(ops::linear(hidden, &self.head, None));
         let [count, vocab] = logits.dims();
         if let Some(id) = never.and_then(|id| usize::try_from(id).ok()).filter(|id| *id < vocab) {
-            let floor = Tensor::full([count, 1], -1e30, (&self.compute.device, logits.dtype()));
+            let floor =
+                Tensor::full([count, 1], -1e30, (&self.compute.device.device, logits.dtype()));
             logits = logits.slice_assign([0..count, id..id + 1], floor);
         }
         let (best, token) = logits.clone().max_dim_with_indices(1);
@@ -255,7 +251,7 @@ impl Engine {
 fn column_major(tensor: &Tensor<2>, device: &Device) -> Result<Tensor<2>> {
     const TILE: usize = 32;
     let [rows, columns] = tensor.dims();
-    let values = crate::model::load::download(tensor)?;
+    let values = download(tensor)?;
     let mut turned = vec![0f32; values.len()];
     for top in (0..rows).step_by(TILE) {
         for left in (0..columns).step_by(TILE) {

@@ -6,12 +6,12 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::DType;
 use serde_json::Value;
 
-use crate::compute::device::ComputeDevice;
+use crate::compute::ComputePlan;
 use crate::error::{Error, Result};
-use crate::model::{Decoder, ModelConfig, Params, load};
+use crate::io::load_model::{LoadOptions, LoadedModel, load_model};
+use crate::model::ModelConfig;
 
 use super::Engine;
 
@@ -58,13 +58,11 @@ impl ModelFolder {
         })
     }
 
-    /// Loads the weights onto a device, to compute in `dtype`.
-    pub fn load(&self, chosen: &ComputeDevice, dtype: DType) -> Result<Engine> {
-        let mut config = self.config.clone();
-        let params = Params::new(&config);
-        let host = load::read_host(&self.dir, &mut config, &params)?;
-        let weights = load::upload(host, &params, &chosen.device);
-        Engine::new(Decoder::new(config), weights, chosen.device.clone(), dtype)
+    /// Loads the weights onto the device of a plan.
+    pub fn load(&self, compute: ComputePlan) -> Result<Engine> {
+        let LoadedModel { decoder, weights } =
+            load_model(&self.dir, LoadOptions::default(), &compute.device.device)?;
+        Engine::new(decoder, weights, compute)
     }
 }
 

@@ -3,8 +3,67 @@
 //! In: [`Stream`]s. Out: [`Batch`] with ids, positions, tiles and targets in flat coordinates, T =
 //! rows · len.
 
-use super::layout::{Stream, StreamRole, Target, Token, sees};
+use super::layout::{self, Stream, StreamRole, Target, Token, sees};
+use super::spec::{DocumentMask, IGNORE, Layout, Objective, ObjectiveSpec, PackedRow};
 use crate::attention::tiles::Tile;
+use crate::compute::StreamShape;
+
+/// The decoder's batch for packed rows and their masks (`hidden[row][position]`, unused for
+/// [`Objective::Sft`]).
+pub fn build_batch(
+    objective: Objective,
+    rows: &[PackedRow],
+    hidden: &[Vec<bool>],
+    spec: &ObjectiveSpec,
+    shape: StreamShape,
+) -> Batch {
+    let mut streams = Vec::with_capacity(rows.len() * 2);
+    for (i, row) in rows.iter().enumerate() {
+        match objective {
+            Objective::BlockDiffusion(Layout::Reference) => {
+                streams.extend(layout::reference(row, &hidden[i], spec))
+            }
+            Objective::BlockDiffusion(Layout::Saving) => {
+                streams.push(layout::saving(row, &hidden[i], spec))
+            }
+            Objective::Sft => streams.push(layout::causal(row, spec)),
+        }
+    }
+    let causal = objective == Objective::Sft;
+    if objective == Objective::BlockDiffusion(Layout::Reference) {
+        // view A rows first, then view B, as in the reference implementation
+        let views = streams.len() / rows.len().max(1);
+        let streams: Vec<_> = (0..views)
+            .flat_map(|v| streams.iter().skip(v).step_by(views).cloned().collect::<Vec<_>>())
+            .collect();
+        return Batch::rectangular(&streams, 1, causal);
+    }
+    match shape {
+        StreamShape::Flat => Batch::flat(&streams, 1, causal),
+        StreamShape::Rectangular { multiple } => Batch::rectangular(&streams, multiple, causal),
+    }
+}
+
+/// Number of targets a row contributes, without building its layout: every labelled token that is
+/// not the first of its document, once over both views.
+pub fn count_targets(
+    row: &PackedRow,
+    spec: &ObjectiveSpec,
+    objective: Objective,
+    hidden: Option<&[bool]>,
+) -> usize {
+    let one_view = matches!(objective, Objective::BlockDiffusion(_)) && !spec.complementary;
+    let whole = [(0, row.input_ids.len())];
+    let documents: &[(usize, usize)] = match spec.document_mask {
+        DocumentMask::Document => &row.documents,
+        DocumentMask::Hub => &whole,
+    };
+    documents
+        .iter()
+        .flat_map(|&(start, n)| start + 1..start + n)
+        .filter(|&i| row.labels[i] != IGNORE && (!one_view || hidden.is_some_and(|h| h[i])))
+        .count()
+}
 
 /// Streams laid side by side.
 #[derive(Clone, Debug)]

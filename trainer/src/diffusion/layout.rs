@@ -17,21 +17,8 @@
 //! sees clean tokens of its own and earlier blocks; nothing sees another document. By the token
 //! shift the logits at position i-1 predict token i.
 
+use super::spec::{IGNORE, ObjectiveSpec, PackedRow};
 use crate::attention::tiles::Tile;
-
-/// Label that carries no loss.
-pub const IGNORE: i32 = -100;
-
-/// One row of a packed dataset.
-#[derive(Clone, Debug, Default)]
-pub struct PackedRow {
-    /// Token ids, `[L]`.
-    pub input_ids: Vec<i32>,
-    /// Labels, `[L]`; [`IGNORE`] where no loss is taken.
-    pub labels: Vec<i32>,
-    /// Documents as (start, length); positions outside every document are row padding.
-    pub documents: Vec<(usize, usize)>,
-}
 
 /// Which copy of a token a stream entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,58 +64,6 @@ pub struct Stream {
     pub tiles: Vec<Tile>,
     /// What is predicted where.
     pub targets: Vec<Target>,
-}
-
-/// How documents bound attention and positions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DocumentMask {
-    /// Attention stays inside a document; positions restart (default).
-    Document,
-    /// As the published hub code: the row is one sequence, documents see each other.
-    Hub,
-}
-
-/// What the layouts need to know besides the row.
-#[derive(Clone, Copy, Debug)]
-pub struct ObjectiveSpec {
-    /// Tokens per block.
-    pub bd_size: usize,
-    /// Id of the mask token.
-    pub mask_token_id: i32,
-    /// Both complementary views (true) or view A alone.
-    pub complementary: bool,
-    /// Document isolation.
-    pub document_mask: DocumentMask,
-}
-
-impl ObjectiveSpec {
-    fn views(&self) -> std::ops::Range<u8> {
-        0..if self.complementary { 2 } else { 1 }
-    }
-
-    /// Documents of a row under this spec, and the row padding as (start, length) pairs with its
-    /// document id.
-    fn documents(&self, row: &PackedRow) -> Vec<(i32, usize, usize)> {
-        let len = row.input_ids.len();
-        match self.document_mask {
-            DocumentMask::Hub => vec![(0, 0, len)],
-            DocumentMask::Document => {
-                let mut out = Vec::with_capacity(row.documents.len() + 1);
-                let mut end = 0;
-                for (i, &(start, n)) in row.documents.iter().enumerate() {
-                    if start > end {
-                        out.push((-1, end, start - end));
-                    }
-                    out.push((i as i32, start, n));
-                    end = start + n;
-                }
-                if end < len {
-                    out.push((-1, end, len - end));
-                }
-                out
-            }
-        }
-    }
 }
 
 /// Whether the token at `i` is hidden in `view`.

@@ -13,13 +13,14 @@ use burn::prelude::*;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
+use crate::compute::tensor_io::download;
 use crate::config::ExportFormat;
 use crate::error::{Error, Result};
+use crate::io::json as json_file;
 use crate::io::load_model::HostModel;
-use crate::io::tensors::{self, TensorContent, TensorEntry};
+use crate::io::safetensors_file::{self, TensorContent, TensorEntry};
 use crate::model::config::Family;
-use crate::model::load::{self, Checkpoint};
-use crate::model::{Decoder, ParamKind, Weights, ternary};
+use crate::model::{Checkpoint, Decoder, ParamKind, Weights, ternary};
 use dlm_datasets::fs;
 
 /// Shards are cut above this many bytes, as transformers does.
@@ -85,8 +86,8 @@ pub fn export(
         fs::sync_parent(&marker)?;
     }
     write_weights(dir, decoder, w, dtype, format)?;
-    write_json(&dir.join("config.json"), &model_config(decoder, dtype, format, info))?;
-    write_json(&dir.join("generation_config.json"), &generation_config(info)?)?;
+    json_file::write(&dir.join("config.json"), &model_config(decoder, dtype, format, info))?;
+    json_file::write(&dir.join("generation_config.json"), &generation_config(info)?)?;
     for name in crate::io::source::tokenizer_files(&info.tokenizer) {
         let Some(file) = name.file_name() else {
             continue;
@@ -104,14 +105,7 @@ pub fn export(
         r.extend(more.iter().map(|(k, v)| (k.clone(), v.clone())));
     }
     verify(dir, decoder, w, dtype, format)?;
-    write_json(&marker, &record)
-}
-
-fn write_json(path: &Path, value: &Value) -> Result<()> {
-    let mut bytes =
-        serde_json::to_vec_pretty(value).map_err(|e| Error::format(path, e.to_string()))?;
-    bytes.push(b'\n');
-    Ok(fs::write_atomic(path, &bytes)?)
+    json_file::write(&marker, &record)
 }
 
 fn model_config(decoder: &Decoder, dtype: Dtype, format: ExportFormat, info: &ExportInfo) -> Value {
@@ -168,18 +162,9 @@ fn fast_dllm_keys(config: &mut serde_json::Map<String, Value>) {
 }
 
 fn generation_config(info: &ExportInfo) -> Result<Value> {
-    let from_source = info
-        .source_folder
-        .as_ref()
-        .map(|d| d.join("generation_config.json"))
-        .filter(|p| p.is_file());
-    let mut value = match from_source {
-        Some(path) => {
-            let text =
-                std::fs::read_to_string(&path).map_err(|e| Error::io(&path, "reading", e))?;
-            serde_json::from_str(&text)
-                .map_err(|e| Error::format(&path, format!("not valid JSON: {e}")))?
-        }
+    let mut value = match &info.source_folder {
+        Some(dir) => json_file::read_if_present(&dir.join("generation_config.json"), "valid JSON")?
+            .unwrap_or_else(|| json!({})),
         None => json!({}),
     };
     if let Some(o) = value.as_object_mut() {
@@ -242,7 +227,7 @@ fn write_weights(
     let mut shards: Vec<Vec<TensorEntry>> = vec![Vec::new()];
     let (mut size, mut total) = (0usize, 0usize);
     let mut add = |entry: TensorEntry| {
-        let bytes = entry.len();
+        let bytes = entry.byte_len();
         if size + bytes > SHARD_BYTES && size > 0 {
             shards.push(Vec::new());
             size = 0;
@@ -257,29 +242,24 @@ fn write_weights(
         if format == ExportFormat::PackedTernary && spec.kind == ParamKind::Matrix {
             packed_entries(decoder, &spec.name, t)?.into_iter().for_each(&mut add);
         } else {
-            add(TensorEntry {
-                name: spec.name.clone(),
-                dtype,
-                shape: spec.shape.clone(),
-                content: TensorContent::Floats(t.clone()),
-            });
+            add(TensorEntry::floats(spec.name.clone(), dtype, spec.shape.clone(), t.clone()));
         }
     }
     let n = shards.len();
     let index_path = dir.join("model.safetensors.index.json");
     if n == 1 {
-        tensors::write_entries(&dir.join("model.safetensors"), &shards[0])?;
+        safetensors_file::write(&dir.join("model.safetensors"), &shards[0])?;
         let _ = std::fs::remove_file(&index_path);
         return Ok(());
     }
     let mut map = serde_json::Map::new();
     for (i, shard) in shards.iter().enumerate() {
         let name = format!("model-{:05}-of-{n:05}.safetensors", i + 1);
-        tensors::write_entries(&dir.join(&name), shard)?;
+        safetensors_file::write(&dir.join(&name), shard)?;
         map.extend(shard.iter().map(|e| (e.name.clone(), json!(name))));
     }
     let _ = std::fs::remove_file(dir.join("model.safetensors"));
-    write_json(&index_path, &json!({"metadata": {"total_size": total}, "weight_map": map}))
+    json_file::write(&index_path, &json!({"metadata": {"total_size": total}, "weight_map": map}))
 }
 
 /// Read the folder back: every tensor is there with the values it should have.
@@ -311,7 +291,7 @@ fn verify(
             continue;
         }
         let (shape, back) = ck.f32(&spec.name)?;
-        let ours = load::download(t)?;
+        let ours = download(t)?;
         let same = shape == spec.shape
             && ours.iter().zip(&back).all(|(a, b)| {
                 let a = if dtype == Dtype::F32 { *a } else { half::bf16::from_f32(*a).to_f32() };

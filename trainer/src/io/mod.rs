@@ -1,7 +1,9 @@
-//! Files of models and runs: sources, checkpoints, exports.
+//! Files of models and runs: sources, loading, checkpoints, exports.
 
 pub mod checkpoint;
+pub mod checkpoint_store;
 pub mod export;
+pub mod json;
 pub mod load_model;
+pub mod safetensors_file;
 pub mod source;
-pub mod tensors;

@@ -14,6 +14,7 @@ use dlm_prep::input::hub::model::{self as hub, ModelPart};
 
 use crate::config::{BitLinear, Config, Init};
 use crate::error::{Error, Result};
+use crate::io::json;
 use crate::io::load_model::{HostModel, LoadedModel};
 use crate::model::config::Quantization;
 use crate::model::{Decoder, ModelConfig, ParamKind, Params, Weights};
@@ -120,7 +121,9 @@ pub fn prepare(
     })
 }
 
-fn check_fit(model: &ModelConfig, manifest: &Manifest, source: &str) -> Result<()> {
+/// A converted model must have the dataset's block size and mask token id, and the dataset's tokenizer
+/// must not have more ids than the model.
+pub fn check_fit(model: &ModelConfig, manifest: &Manifest, source: &str) -> Result<()> {
     if let Some(id) = model.mask_token_id.filter(|id| *id != i64::from(manifest.mask_token_id)) {
         return Err(Error::Mismatch(format!(
             "the dataset's mask token {:?} has id {}, the model {source} was converted with mask id {id}; prepare the data with the model's own tokenizer",
@@ -147,7 +150,7 @@ fn check_fit(model: &ModelConfig, manifest: &Manifest, source: &str) -> Result<(
 /// may be new.
 ///
 /// Folders without a `tokenizer.json` are not checked: there is nothing to hold against.
-fn check_tokenizer(of_model: &Path, of_data: &Path, mask_token: &str) -> Result<()> {
+pub fn check_tokenizer(of_model: &Path, of_data: &Path, mask_token: &str) -> Result<()> {
     let (Some(ours), Some(theirs)) = (vocabulary(of_model)?, vocabulary(of_data)?) else {
         return Ok(());
     };
@@ -183,13 +186,9 @@ fn check_tokenizer(of_model: &Path, of_data: &Path, mask_token: &str) -> Result<
 /// Token → id of a `tokenizer.json`, added tokens included; `None` where the file or a vocabulary
 /// map is missing.
 fn vocabulary(path: &Path) -> Result<Option<BTreeMap<String, u64>>> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(t) => t,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io(path, "reading the tokenizer", e)),
+    let Some(json) = json::read_if_present::<serde_json::Value>(path, "valid JSON")? else {
+        return Ok(None);
     };
-    let json: serde_json::Value = serde_json::from_str(&text)
-        .map_err(|e| Error::format(path, format!("not valid JSON: {e}")))?;
     let Some(map) = json.pointer("/model/vocab").and_then(|v| v.as_object()) else {
         return Ok(None);
     };

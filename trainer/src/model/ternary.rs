@@ -8,7 +8,8 @@
 use burn::prelude::*;
 use safetensors::Dtype;
 
-use super::load::{Checkpoint, download};
+use super::checkpoint_file::Checkpoint;
+use crate::compute::tensor_io::download;
 use crate::error::{Error, Result};
 use crate::kernels::ops;
 

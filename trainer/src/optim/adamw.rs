@@ -10,10 +10,9 @@ use burn::tensor::DType;
 
 use super::muon;
 use crate::config::{Optim, OptimName};
-use crate::diffusion::objective::Gradients;
 use crate::kernels::ops;
 use crate::kernels::{self, AdamwStep};
-use crate::model::{ParamKind, Params, Weights};
+use crate::model::{Gradients, ParamKind, Params, Weights};
 
 /// State of one parameter.
 #[derive(Clone, Debug)]

@@ -11,9 +11,9 @@ use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Optim;
-use crate::diffusion::objective::Gradients;
 use crate::error::{Error, Result};
 use crate::kernels::ops;
+use crate::model::Gradients;
 
 /// Steps whose norms start the statistics before z-score clipping acts.
 const ZCLIP_WARMUP: u64 = 25;

@@ -5,13 +5,13 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::decode::cached::{Compute, KvCache, Order, Pass, Span};
+use crate::compute::{ComputePlan, device};
+use crate::decode::cached::{KvCache, Order, Pass, Span};
 use crate::decode::{ArOptions, BlockOptions, Engine};
 use crate::kernels::ops;
 use crate::model::config::Quantization;
 use crate::model::{Decoder, ModelConfig, ParamKind, Params, load};
 use burn::prelude::*;
-use burn::tensor::DType;
 use dlm_test_support::fixtures;
 use serde::Deserialize;
 
@@ -68,12 +68,12 @@ struct BatchRow {
 }
 
 fn engine(dir: &Path) -> Engine {
-    let device = Device::flex();
+    let compute = ComputePlan::new(device::cpu(), None);
     let mut cfg = ModelConfig::read(dir).unwrap();
     let params = Params::new(&cfg);
     let host = load::read_host(dir, &mut cfg, &params).unwrap();
-    let weights = load::upload(host, &params, &device);
-    Engine::new(Decoder::new(cfg), weights, device, DType::F32).unwrap()
+    let weights = load::upload(host, &params, &compute.device.device);
+    Engine::new(Decoder::new(cfg), weights, compute).unwrap()
 }
 
 fn read<T: for<'a> Deserialize<'a>>(path: PathBuf) -> T {
@@ -96,8 +96,8 @@ fn check(model: &str) {
     let dir = fixtures();
     let file: File = read(dir.join(format!("decode_{model}.json")));
     compare(model, engine(&dir.join(model)), &file);
-    // The attention that other devices use.
-    compare(model, engine(&dir.join(model)).without_tiles(), &file);
+    // The form of attention that other devices run.
+    compare(model, engine(&dir.join(model)).without_tiles().unwrap(), &file);
 }
 
 fn compare(model: &str, mut engine: Engine, file: &File) {
@@ -163,7 +163,7 @@ fn bitnet_tiny() {
 fn batches() {
     let dir = fixtures();
     check_batches(&dir, engine(&dir.join("qwen2_peaky")));
-    check_batches(&dir, engine(&dir.join("qwen2_peaky")).without_tiles());
+    check_batches(&dir, engine(&dir.join("qwen2_peaky")).without_tiles().unwrap());
 }
 
 fn check_batches(dir: &Path, mut engine: Engine) {
@@ -299,8 +299,9 @@ fn ternary_weights_once() {
             40,
             Order::Full,
             &cache,
-            &Compute { dtype: DType::F32, device: device.clone(), by_tiles: true },
-        );
+            &ComputePlan::new(device::cpu(), None),
+        )
+        .unwrap();
         let hidden = decoder.forward_cached(&weights, ids, &pass, &mut cache);
         decoder.logits(&weights, hidden).into_data().try_into_vec::<f32>().unwrap()
     };

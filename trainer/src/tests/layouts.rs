@@ -1,15 +1,13 @@
 //! The saving layout compared with the reference layout, and tiles with dense masks, on random
 //! packed rows.
 
-use crate::compute::device;
-use crate::diffusion::layout::{self, IGNORE};
-use crate::diffusion::objective::{self, Gradients};
+use crate::compute::tensor_io::download;
+use crate::compute::{Attention, ComputePlan, StreamShape, device};
 use crate::diffusion::{
-    Attention, Batch, DocumentMask, Layout, Objective, ObjectiveSpec, PackedRow, PassOptions,
-    StreamShape,
+    Batch, DeviceBatch, DocumentMask, IGNORE, Layout, Objective, ObjectiveSpec, PackedRow,
+    PassOptions, build_batch, count_targets, layout, objective,
 };
-use crate::model::{Decoder, ModelConfig, Params, Weights, load};
-use burn::tensor::DType;
+use crate::model::{Decoder, Gradients, ModelConfig, Params, Weights, load};
 use proptest::prelude::*;
 
 const VOCAB: usize = 40;
@@ -84,13 +82,13 @@ fn run(
     how: (Objective, Attention, StreamShape, bool),
 ) -> Run {
     let (objective, attention, shape, recompute) = how;
-    let device = device::choose("cpu").unwrap().device;
+    let compute = ComputePlan { attention, ..ComputePlan::new(device::cpu(), None) };
     let counted: usize =
-        rows.iter().zip(masks).map(|(r, m)| objective::counted(r, spec, objective, Some(m))).sum();
-    let batch = objective::build_batch(objective, rows, masks, spec, shape);
+        rows.iter().zip(masks).map(|(r, m)| count_targets(r, spec, objective, Some(m))).sum();
+    let batch = build_batch(objective, rows, masks, spec, shape);
     assert_eq!(batch.targets.len(), counted, "the denominator is the number of targets");
-    let inputs = objective::upload(d, &batch, DType::F32, attention, &device);
-    let opts = PassOptions { dtype: DType::F32, attention, recompute, loss_chunk: 5 };
+    let inputs = DeviceBatch::upload(d, &batch, &compute).unwrap();
+    let opts = PassOptions { activation_checkpointing: recompute, loss_chunk: 5 };
     let mut grads = Gradients::new(w.0.len());
     let sum = objective::loss_and_gradients(
         d,
@@ -112,7 +110,7 @@ fn run(
             .0
             .iter()
             .zip(&d.params.specs)
-            .map(|(g, s)| g.as_ref().map_or(vec![0.0; s.numel()], |g| load::download(g).unwrap()))
+            .map(|(g, s)| g.as_ref().map_or(vec![0.0; s.numel()], |g| download(g).unwrap()))
             .collect(),
         processed: batch.processed,
     }

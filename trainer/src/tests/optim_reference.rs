@@ -2,9 +2,9 @@
 //! numpy float64, itself compared with torch.optim): AdamW with and without decay, Muon's
 //! Newton-Schulz steps, ZClip's bounds and statistics.
 
+use crate::compute::tensor_io::download;
 use crate::config::{Config, Optim, OptimName};
-use crate::diffusion::objective::Gradients;
-use crate::model::{ModelConfig, ParamKind, Params, Weights, load};
+use crate::model::{Gradients, ModelConfig, ParamKind, Params, Weights};
 use crate::optim::Optimizer;
 use crate::optim::clip::{self, ZState};
 use burn::prelude::*;
@@ -55,7 +55,7 @@ fn steps(case: &Value, optim: &Optim, kind: ParamKind) -> Vec<Vec<f64>> {
         let mut grads = Gradients::new(1);
         grads.0[0] = Some(tensor(grad));
         optimizer.step(optim, &params, &mut w, grads, 1.0, 1.0);
-        out.push(load::download(&w.0[0]).unwrap().iter().map(|v| f64::from(*v)).collect());
+        out.push(download(&w.0[0]).unwrap().iter().map(|v| f64::from(*v)).collect());
     }
     out
 }

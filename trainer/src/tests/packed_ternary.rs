@@ -3,11 +3,16 @@
 
 use std::path::Path;
 
+use crate::compute::tensor_io::download;
+use crate::compute::{AttentionChoice, ComputePlan, StreamShape, device as compute_device};
 use crate::config::ExportFormat;
 use crate::diffusion::objective;
-use crate::diffusion::{Attention, DocumentMask, Objective, ObjectiveSpec, PackedRow, StreamShape};
+use crate::diffusion::{
+    DeviceBatch, DocumentMask, Objective, ObjectiveSpec, PackedRow, build_batch,
+};
 use crate::io::export::{self, ExportInfo};
 use crate::kernels::ops;
+use crate::model::Checkpoint;
 use crate::model::{Decoder, ModelConfig, ParamKind, Params, Weights, load, ternary};
 use burn::prelude::*;
 use burn::tensor::DType;
@@ -66,15 +71,17 @@ fn logits(decoder: &Decoder, w: &Weights) -> Vec<f32> {
         complementary: true,
         document_mask: DocumentMask::Document,
     };
-    let batch = objective::build_batch(
+    let batch = build_batch(
         Objective::Sft,
         &[row],
         &[Vec::new()],
         &spec,
         StreamShape::Rectangular { multiple: 1 },
     );
-    let inputs = objective::upload(decoder, &batch, DType::F32, Attention::Dense, &device());
-    load::download(&objective::all_logits(decoder, w, &inputs)).unwrap()
+    let compute = ComputePlan::new(compute_device::cpu(), None);
+    let compute = compute.with_attention(AttentionChoice::Dense).unwrap();
+    let inputs = DeviceBatch::upload(decoder, &batch, &compute).unwrap();
+    download(&objective::all_logits(decoder, w, &inputs)).unwrap()
 }
 
 /// Rounding to 8 bits is a step function: the lower quartile over positions must agree, and no
@@ -133,8 +140,7 @@ fn reads_back_as_the_ternary_model_it_was() {
                         spec.name
                     );
                     assert_eq!(stored[&format!("{}_scale", spec.name)], ("F32".into(), vec![1]));
-                    let codes =
-                        |t: &Tensor<2>| load::download(&ops::ternary_codes(t.clone()).0).unwrap();
+                    let codes = |t: &Tensor<2>| download(&ops::ternary_codes(t.clone()).0).unwrap();
                     let (a, b) = (codes(ours), codes(theirs));
                     assert_eq!(a, b, "{arch} {}: other ternary values came back", spec.name);
                     assert!(
@@ -146,7 +152,7 @@ fn reads_back_as_the_ternary_model_it_was() {
                 }
                 _ => (ours.clone(), theirs.clone()),
             };
-            let (ours, theirs) = (load::download(&ours).unwrap(), load::download(&theirs).unwrap());
+            let (ours, theirs) = (download(&ours).unwrap(), download(&theirs).unwrap());
             let far = ours
                 .iter()
                 .zip(&theirs)
@@ -204,8 +210,7 @@ fn a_packed_checkpoint_packs_to_the_same_bytes() {
             &info(out.path()),
         )
         .unwrap();
-        let (a, b) =
-            (load::Checkpoint::open(&source).unwrap(), load::Checkpoint::open(out.path()).unwrap());
+        let (a, b) = (Checkpoint::open(&source).unwrap(), Checkpoint::open(out.path()).unwrap());
         for spec in decoder.params.specs.iter().filter(|s| s.kind == ParamKind::Matrix) {
             assert_eq!(
                 a.view(&spec.name).unwrap().3,

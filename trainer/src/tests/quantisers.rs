@@ -6,8 +6,8 @@ use burn::tensor::DType;
 use dlm_test_support::fixtures;
 use safetensors::SafeTensors;
 
+use crate::compute::tensor_io::{decode_floats, download};
 use crate::kernels::ops;
-use crate::model::load;
 
 #[test]
 fn quantisers_equal_the_unit_fixture() {
@@ -18,13 +18,12 @@ fn quantisers_equal_the_unit_fixture() {
         let view = file.tensor(name).unwrap();
         let shape = [view.shape()[0], view.shape()[1]];
         Tensor::<2>::from_data(
-            TensorData::new(load::decode_floats(view.dtype(), view.data()).unwrap(), shape),
+            TensorData::new(decode_floats(view.dtype(), view.data()).unwrap(), shape),
             (&device, DType::F32),
         )
     };
     let same = |ours: Tensor<2>, expected: &str| {
-        let (ours, expected) =
-            (load::download(&ours).unwrap(), load::download(&read(expected)).unwrap());
+        let (ours, expected) = (download(&ours).unwrap(), download(&read(expected)).unwrap());
         let worst = ours.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
         println!("{expected:?}: {worst:.1e}", expected = expected.len());
         assert!(worst < 1e-6, "{worst}");

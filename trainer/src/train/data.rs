@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded};
 use dlm_datasets::{Dataset, RowOrder, Split};
 
-use crate::diffusion::objective::{self, Objective};
-use crate::diffusion::{Batch, ObjectiveSpec, PackedRow, StreamShape};
+use crate::compute::StreamShape;
+use crate::diffusion::{
+    Batch, IGNORE, Objective, ObjectiveSpec, PackedRow, build_batch, count_targets,
+};
 use crate::error::{Error, Result};
 use dlm_datasets::mask;
 
@@ -96,7 +98,7 @@ pub fn row_tokens(row: &PackedRow, mask_token_id: i32, pad_token_id: i32) -> u64
             let padding = (start..start + n)
                 .rev()
                 .take_while(|&i| {
-                    row.labels[i] == crate::diffusion::layout::IGNORE
+                    row.labels[i] == IGNORE
                         && (row.input_ids[i] == mask_token_id || row.input_ids[i] == pad_token_id)
                 })
                 .count();
@@ -142,7 +144,7 @@ pub fn build_step(
             plan.spec.bd_size,
             plan.noise_eps,
         );
-        step.counted += objective::counted(&row, &plan.spec, plan.objective, Some(&mask));
+        step.counted += count_targets(&row, &plan.spec, plan.objective, Some(&mask));
         step.tokens += row_tokens(&row, plan.spec.mask_token_id, pad_token_id);
         step.slots += row.input_ids.len() as u64;
         step.rows.push((epoch, i));
@@ -152,7 +154,7 @@ pub fn build_step(
     step.micro = rows
         .chunks(plan.micro_batch_rows)
         .zip(masks.chunks(plan.micro_batch_rows))
-        .map(|(r, m)| objective::build_batch(plan.objective, r, m, &plan.spec, plan.shape))
+        .map(|(r, m)| build_batch(plan.objective, r, m, &plan.spec, plan.shape))
         .collect();
     Ok(step)
 }

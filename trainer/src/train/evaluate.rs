@@ -4,8 +4,8 @@
 
 use dlm_datasets::{Dataset, Split};
 
-use crate::compute::device::ComputeDevice;
-use crate::diffusion::objective::{self, PassOptions};
+use crate::compute::ComputePlan;
+use crate::diffusion::{DeviceBatch, PassOptions, build_batch, count_targets, objective};
 use crate::error::Result;
 use crate::model::{Decoder, Weights};
 use crate::train::data::{self, BatchPlan};
@@ -21,7 +21,7 @@ pub fn evaluate(
     split: Split,
     plan: &BatchPlan,
     pass: &PassOptions,
-    chosen: &ComputeDevice,
+    compute: &ComputePlan,
     rows: usize,
 ) -> Result<Option<f64>> {
     let (mut sum, mut counted) = (0.0, 0usize);
@@ -37,12 +37,12 @@ pub fn evaluate(
                 plan.spec.bd_size,
                 plan.noise_eps,
             );
-            counted += objective::counted(&row, &plan.spec, plan.objective, Some(&mask));
+            counted += count_targets(&row, &plan.spec, plan.objective, Some(&mask));
             packed.push(row);
             masks.push(mask);
         }
-        let batch = objective::build_batch(plan.objective, &packed, &masks, &plan.spec, plan.shape);
-        let inputs = objective::upload(decoder, &batch, pass.dtype, pass.attention, &chosen.device);
+        let batch = build_batch(plan.objective, &packed, &masks, &plan.spec, plan.shape);
+        let inputs = DeviceBatch::upload(decoder, &batch, compute)?;
         sum += objective::loss_sum(decoder, weights, &inputs, pass)?;
     }
     Ok((counted > 0).then(|| sum / counted as f64))

@@ -9,7 +9,8 @@ use serde_json::json;
 use crate::compute::device::ComputeDevice;
 use crate::config::{self, Config};
 use crate::error::{Error, Result};
-use crate::io::checkpoint::{self, Identity, RunState, Store};
+use crate::io::checkpoint::{self, Identity, RunState};
+use crate::io::checkpoint_store::CheckpointStore;
 use crate::io::export::{self, ExportInfo};
 use crate::io::source::{self, PreparedModel};
 use crate::model::{Decoder, Weights};
@@ -101,7 +102,7 @@ pub fn export_checkpoint(
                 "--checkpoint {n:?}: expected the name of a step-N folder"
             )));
         }
-        None => Store::new(run_dir, 1).latest()?.ok_or_else(|| {
+        None => CheckpointStore::new(run_dir, 1).latest()?.ok_or_else(|| {
             Error::Usage(format!(
                 "there is no checkpoint in {}",
                 run_dir.join("checkpoints").display()

@@ -4,9 +4,7 @@
 //! activations fit; the effective batch never changes. The choice is kept in the checkpoint, so
 //! that a resume on a machine with other memory adds up in the same order.
 
-use burn::tensor::DType;
-
-use crate::compute::device::ComputeDevice;
+use crate::compute::{ComputePlan, DeviceKind, memory};
 use crate::config::{ActivationCheckpointing, Config};
 use crate::diffusion::{Layout, Objective};
 use crate::model::Decoder;
@@ -51,65 +49,79 @@ pub fn choose(batch_rows: usize, row_bytes: usize, available: usize, cap: usize)
     (1..=batch_rows.min(fits)).rev().find(|m| batch_rows % m == 0).unwrap_or(1)
 }
 
-/// Rows a forward pass: what was asked for, else what fits into half of the memory that is free now
-/// on a CPU, into most of it on a GPU, where a step that does not fit is taken again in halves
-/// (`memory.rs`).
+/// Rows per forward pass: as configured, else as many as fit into the memory that is free now. On
+/// a GPU a step that does not fit is taken again in halves (`out_of_memory.rs`).
 pub fn rows(
     cfg: &Config,
-    chosen: &ComputeDevice,
+    compute: &ComputePlan,
     decoder: &Decoder,
     objective: Objective,
     seq_len: usize,
-    dtype: DType,
 ) -> usize {
+    if let Some(rows) = cfg.train.micro_batch_rows {
+        return rows;
+    }
     let recompute = cfg.train.activation_checkpointing == ActivationCheckpointing::Layer;
-    let row = row_bytes(decoder, objective, seq_len, dtype.size(), recompute);
-    let batch = cfg.train.batch_rows.max(1);
-    cfg.train.micro_batch_rows.unwrap_or_else(|| match chosen.name.starts_with("cuda") {
-        true => {
-            choose(batch, row, for_activations(gpu_free_bytes(), decoder.params.numel()), GPU_CAP)
-        }
-        false => choose(batch, row, available_bytes() / 2, CPU_CAP),
-    })
+    let row = row_bytes(decoder, objective, seq_len, compute.dtype.size(), recompute);
+    let (kind, batch) = (compute.device.kind, cfg.train.batch_rows.max(1));
+    let free = memory::free_bytes(kind);
+    let rows = rows_for(kind, free, batch, row, decoder.params.numel());
+    if free.is_none() {
+        eprintln!(
+            "the free memory of {} is not known: micro-batches of {rows} rows, sized for {} GiB; set train.micro_batch_rows for others",
+            compute.device.name,
+            assumed_bytes(kind) >> 30
+        );
+    }
+    rows
 }
 
-/// What a GPU has left for activations: gradients, two moments and a bf16 copy (14 bytes a
+/// On a CPU half of the free memory is used, on a GPU most of it.
+fn rows_for(
+    kind: DeviceKind,
+    free: Option<usize>,
+    batch_rows: usize,
+    row_bytes: usize,
+    parameters: usize,
+) -> usize {
+    let free = free.unwrap_or(assumed_bytes(kind));
+    match kind {
+        DeviceKind::Cpu => choose(batch_rows, row_bytes, free / 2, CPU_CAP),
+        DeviceKind::Cuda(_) | DeviceKind::Wgpu => {
+            choose(batch_rows, row_bytes, for_activations(free, parameters), GPU_CAP)
+        }
+    }
+}
+
+/// Memory assumed where nothing reports it: that of a small training card for CUDA, of a small
+/// consumer or integrated GPU for wgpu.
+fn assumed_bytes(kind: DeviceKind) -> usize {
+    match kind {
+        DeviceKind::Cpu => 8 << 30,
+        DeviceKind::Cuda(_) => 16 << 30,
+        DeviceKind::Wgpu => 4 << 30,
+    }
+}
+
+/// What a GPU has left for activations: gradients, two moments and a bf16 copy (14 bytes per
 /// parameter) are still to come, and a tenth is left alone.
 fn for_activations(free: usize, parameters: usize) -> usize {
     (free / 10 * 9).saturating_sub(14 * parameters)
 }
 
-/// Free memory of the GPU as the driver's own tool tells it, the smallest where there are several;
-/// 16 GiB where it does not.
-fn gpu_free_bytes() -> usize {
-    let asked = std::process::Command::new("nvidia-smi")
-        .args(["--query-gpu=memory.free", "--format=csv,noheader,nounits"])
-        .output();
-    let told = asked
-        .ok()
-        .filter(|out| out.status.success())
-        .map(|out| String::from_utf8_lossy(&out.stdout).into_owned());
-    let mib = told
-        .and_then(|text| text.lines().filter_map(|line| line.trim().parse::<usize>().ok()).min());
-    mib.map_or(16 << 30, |mib| mib << 20)
-}
-
-/// Memory the system would give without swapping; 8 GiB where it does not say.
-pub fn available_bytes() -> usize {
-    std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|s| {
-            s.lines().find_map(|l| {
-                l.strip_prefix("MemAvailable:")
-                    .and_then(|v| v.split_whitespace().next()?.parse::<usize>().ok())
-            })
-        })
-        .map_or(8 << 30, |kib| kib << 10)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{choose, for_activations};
+    use super::{choose, for_activations, rows_for};
+    use crate::compute::DeviceKind;
+
+    #[test]
+    fn a_gpu_of_unknown_memory_is_taken_to_be_small() {
+        let (row, parameters) = (1 << 30, 10_000_000);
+        assert_eq!(rows_for(DeviceKind::Wgpu, None, 32, row, parameters), 2);
+        assert_eq!(rows_for(DeviceKind::Wgpu, Some(80 << 30), 32, row, parameters), 32);
+        assert_eq!(rows_for(DeviceKind::Cuda(0), None, 32, row, parameters), 8);
+        assert_eq!(rows_for(DeviceKind::Cpu, Some(80 << 30), 32, row, parameters), 8);
+    }
 
     #[test]
     fn a_gpu_keeps_room_for_weights() {

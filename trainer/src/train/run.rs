@@ -8,15 +8,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use burn::tensor::DType;
 use dlm_datasets::{Dataset, Split};
 
-use crate::compute::device::ComputeDevice;
+use crate::compute::{ComputeDevice, ComputePlan};
 use crate::config::{self, ActivationCheckpointing, Config};
-use crate::diffusion::objective::{Objective, PassOptions};
-use crate::diffusion::{Attention, DocumentMask, Layout, ObjectiveSpec, StreamShape};
+use crate::diffusion::{DocumentMask, Layout, Objective, ObjectiveSpec, PassOptions};
 use crate::error::{Error, Result};
-use crate::io::checkpoint::{self, Identity, RunState, Store};
+use crate::io::checkpoint::{self, Identity, RunState, Snapshot};
+use crate::io::checkpoint_store::CheckpointStore;
 use crate::io::source::{self, ModelSource, PreparedModel};
 use crate::model::{Decoder, Weights};
 use crate::optim::{Optimizer, adamw};
@@ -28,9 +27,10 @@ use crate::train::micro_batch;
 use dlm_datasets::fs;
 
 /// What to do with a checkpoint that is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Resume {
     /// Go on from it, or start anew where there is none.
+    #[default]
     Auto,
     /// Start anew; refused while checkpoints are there, unless told to overwrite.
     Never,
@@ -61,7 +61,7 @@ pub struct Outcome {
 /// A run under way.
 pub(super) struct Trainer<'a> {
     pub(super) cfg: &'a Config,
-    pub(super) chosen: &'a ComputeDevice,
+    pub(super) compute: ComputePlan,
     pub(super) data: Arc<Dataset>,
     pub(super) decoder: Decoder,
     pub(super) weights: Weights,
@@ -78,7 +78,7 @@ pub(super) struct Trainer<'a> {
 pub fn run(cfg: &Config, chosen: &ComputeDevice, options: RunOptions) -> Result<Outcome> {
     let data = Arc::new(data::open(&cfg.data.dir)?);
     let out = &cfg.output.dir;
-    let store = Store::new(out, cfg.train.keep_checkpoints);
+    let store = CheckpointStore::new(out, cfg.train.keep_checkpoints);
     let recorded = match store.latest()? {
         Some(at) if options.resume != Resume::Never => {
             Some(checkpoint::identity(&at)?.remove("source").unwrap_or_default())
@@ -134,18 +134,16 @@ impl<'a> Trainer<'a> {
             source::prepare(cfg, &located, &data, &chosen.device, fresh)?;
         crate::io::export::check(&decoder, cfg.export.format)?;
         let objective = objective_of(cfg);
-        let dtype = compute_dtype(cfg, chosen);
-        let attention = Attention::best(&chosen.device, dtype);
+        let compute = ComputePlan::new(chosen.clone(), cfg.train.dtype.map(Into::into));
         let plan = BatchPlan {
             seed: cfg.train.seed,
             batch_rows: cfg.train.batch_rows,
             micro_batch_rows: micro_batch::rows(
                 cfg,
-                chosen,
+                &compute,
                 &decoder,
                 objective,
                 manifest.seq_len,
-                dtype,
             ),
             objective,
             spec: ObjectiveSpec {
@@ -158,17 +156,12 @@ impl<'a> Trainer<'a> {
                 },
             },
             noise_eps: cfg.conversion.noise_eps,
-            shape: if attention == Attention::Tiles {
-                StreamShape::Flat
-            } else {
-                StreamShape::Rectangular { multiple: 32 }
-            },
+            shape: compute.stream_shape,
             vocab_size: decoder.cfg.vocab_size,
         };
         let pass = PassOptions {
-            dtype,
-            attention,
-            recompute: cfg.train.activation_checkpointing == ActivationCheckpointing::Layer,
+            activation_checkpointing: cfg.train.activation_checkpointing
+                == ActivationCheckpointing::Layer,
             loss_chunk: cfg.train.loss_chunk,
         };
         let optimizer = if fresh {
@@ -179,7 +172,7 @@ impl<'a> Trainer<'a> {
         let identity = finish::identity(cfg, &data, &located.name, &decoder)?;
         Ok(Trainer {
             cfg,
-            chosen,
+            compute,
             data,
             decoder,
             weights: weights.unwrap_or(Weights(Vec::new())),
@@ -194,7 +187,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// Start anew or take up a checkpoint.
-    fn begin(&mut self, store: &Store, options: RunOptions) -> Result<()> {
+    fn begin(&mut self, store: &CheckpointStore, options: RunOptions) -> Result<()> {
         let latest = store.latest()?;
         let out = self.cfg.output.dir.display();
         match (latest, options.resume) {
@@ -221,8 +214,12 @@ impl<'a> Trainer<'a> {
                     .iter()
                     .map(|s| adamw::uses_muon(&self.cfg.optim, s.kind))
                     .collect();
-                let restored =
-                    checkpoint::restore(&at, &self.decoder.params, &muon, &self.chosen.device)?;
+                let restored = checkpoint::restore(
+                    &at,
+                    &self.decoder.params,
+                    &muon,
+                    &self.compute.device.device,
+                )?;
                 let changed: Vec<String> = self
                     .identity
                     .iter()
@@ -270,7 +267,7 @@ impl<'a> Trainer<'a> {
             || self.cfg.train.max_steps.is_some_and(|m| self.state.step >= m)
     }
 
-    fn steps(&mut self, store: &Store) -> Result<()> {
+    fn steps(&mut self, store: &CheckpointStore) -> Result<()> {
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
             // the second signal ends the process at once, the first asks for a checkpoint
@@ -376,7 +373,7 @@ impl<'a> Trainer<'a> {
             self.decoder.cfg.family,
             self.decoder.params.numel() as f64 / 1e6,
             self.located.name,
-            self.chosen.name,
+            self.compute.device.name,
             m.seq_len,
             m.bd_size,
             self.plan.batch_rows,
@@ -406,25 +403,25 @@ impl<'a> Trainer<'a> {
             Split::Eval,
             &self.plan,
             &self.pass,
-            self.chosen,
+            &self.compute,
             rows,
         )
     }
 
-    fn save(&mut self, store: &Store) -> Result<PathBuf> {
+    fn save(&mut self, store: &CheckpointStore) -> Result<PathBuf> {
         if self.saved_step == Some(self.state.step)
             && !self.state.finished
             && let Some(at) = store.latest()?
         {
             return Ok(at);
         }
-        let at = store.save(
-            &self.decoder.params,
-            &self.weights,
-            &self.optimizer.state,
-            &self.state,
-            &self.identity,
-        )?;
+        let at = store.save(&Snapshot {
+            params: &self.decoder.params,
+            weights: &self.weights,
+            optimizer: &self.optimizer.state,
+            state: &self.state,
+            identity: &self.identity,
+        })?;
         self.saved_step = Some(self.state.step);
         Ok(at)
     }
@@ -440,14 +437,5 @@ pub fn objective_of(cfg: &Config) -> Objective {
         (config::Objective::BlockDiffusion, config::Layout::Reference) => {
             Objective::BlockDiffusion(Layout::Reference)
         }
-    }
-}
-
-fn compute_dtype(cfg: &Config, chosen: &ComputeDevice) -> DType {
-    match cfg.train.dtype {
-        Some(config::Dtype::Bf16) => DType::BF16,
-        Some(config::Dtype::Fp32) => DType::F32,
-        None if chosen.name.starts_with("cuda") => DType::BF16,
-        None => DType::F32,
     }
 }

@@ -7,8 +7,9 @@
 
 use std::time::Instant;
 
-use crate::diffusion::objective::{self, Gradients};
+use crate::diffusion::{DeviceBatch, objective};
 use crate::error::{Error, Result};
+use crate::model::Gradients;
 use crate::optim::{clip, schedule};
 use crate::report::metrics::{StepRecord, resident_mib};
 use crate::train::data::{self, StepBatch};
@@ -54,7 +55,7 @@ impl Trainer<'_> {
                 self.plan.micro_batch_rows,
                 out_of_memory::fewer(self.plan.micro_batch_rows, self.plan.batch_rows)?,
             );
-            self.chosen.device.memory_cleanup();
+            self.compute.device.device.memory_cleanup();
             self.plan.micro_batch_rows = after;
             self.state.micro_batch_rows = after;
             say(&format!(
@@ -121,7 +122,7 @@ impl Trainer<'_> {
             tok_s: batch.tokens as f64 / seconds,
             seconds,
             data_wait,
-            mfu: self.chosen.peak_flops().map(|p| flops / seconds / p),
+            mfu: self.compute.peak_flops.map(|p| flops / seconds / p),
             rss_mib: resident_mib(),
             skipped: spike,
             eval_loss: None,
@@ -142,13 +143,7 @@ impl Trainer<'_> {
         }
         let scale = 1.0 / batch.counted as f64;
         for micro in &batch.micro {
-            let inputs = objective::upload(
-                &self.decoder,
-                micro,
-                self.pass.dtype,
-                self.pass.attention,
-                &self.chosen.device,
-            );
+            let inputs = DeviceBatch::upload(&self.decoder, micro, &self.compute)?;
             out.sum += objective::loss_and_gradients(
                 &self.decoder,
                 &self.weights,
@@ -182,13 +177,7 @@ impl Trainer<'_> {
             let loss = row.micro.iter().filter(|m| !m.targets.is_empty()).try_fold(
                 0.0,
                 |sum, m| -> Result<f64> {
-                    let inputs = objective::upload(
-                        &self.decoder,
-                        m,
-                        self.pass.dtype,
-                        self.pass.attention,
-                        &self.chosen.device,
-                    );
+                    let inputs = DeviceBatch::upload(&self.decoder, m, &self.compute)?;
                     Ok(sum
                         + objective::loss_sum(&self.decoder, &self.weights, &inputs, &self.pass)?)
                 },

@@ -1,0 +1,48 @@
+//! The dtype of activations and matrix products. Master weights and optimizer state are always
+//! fp32.
+
+use burn::tensor::DType;
+
+use crate::config;
+
+/// Compute dtype.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ComputeDtype {
+    /// 32-bit floats; on tensor cores TF32 products.
+    Fp32,
+    /// 16-bit floats with 8 exponent bits.
+    Bf16,
+}
+
+impl ComputeDtype {
+    /// Burn's name for it.
+    pub fn burn(self) -> DType {
+        match self {
+            ComputeDtype::Fp32 => DType::F32,
+            ComputeDtype::Bf16 => DType::BF16,
+        }
+    }
+
+    /// Bytes per element.
+    pub fn size(self) -> usize {
+        self.burn().size()
+    }
+}
+
+impl From<config::Dtype> for ComputeDtype {
+    fn from(dtype: config::Dtype) -> Self {
+        match dtype {
+            config::Dtype::Fp32 => ComputeDtype::Fp32,
+            config::Dtype::Bf16 => ComputeDtype::Bf16,
+        }
+    }
+}
+
+impl std::fmt::Display for ComputeDtype {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            ComputeDtype::Fp32 => "fp32",
+            ComputeDtype::Bf16 => "bf16",
+        })
+    }
+}

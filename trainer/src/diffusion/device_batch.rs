@@ -1,0 +1,62 @@
+//! A batch on the device, ready for the decoder.
+
+use std::sync::Arc;
+
+use burn::prelude::*;
+
+use super::batch::Batch;
+use crate::attention::ranges;
+use crate::attention::tiles::TilePlan;
+use crate::compute::{Attention, ComputePlan};
+use crate::error::Result;
+use crate::kernels::RowIndex;
+use crate::model::{AttentionPlan, Context, Decoder};
+
+/// Prepared inputs of one micro-batch on the device.
+pub struct DeviceBatch {
+    pub(super) ids: Tensor<1, Int>,
+    pub(super) cx: Context,
+    pub(super) at: Vec<i32>,
+    pub(super) targets: Vec<i32>,
+    /// Which row of the embedding table each stream token came from.
+    pub(super) embedded: RowIndex,
+    /// Which stream position each target is predicted at.
+    pub(super) predicted: RowIndex,
+}
+
+impl DeviceBatch {
+    /// Copies a batch to the device of `plan`, with what the plan's attention needs to know.
+    pub fn upload(decoder: &Decoder, batch: &Batch, plan: &ComputePlan) -> Result<Self> {
+        let (device, dtype) = (&plan.device.device, plan.dtype.burn());
+        let (cos, sin) =
+            decoder.rope_tables(&batch.positions(), batch.rows, batch.len, dtype, device);
+        let mask = match plan.attention {
+            Attention::Dense => AttentionPlan::Dense(Tensor::<4, Bool>::from_data(
+                TensorData::new(batch.dense_mask(), [batch.rows, 1, batch.len, batch.len]),
+                device,
+            )),
+            Attention::Ranges => AttentionPlan::Ranges(int_tensor(
+                &ranges::table(&batch.tiles, batch.tokens.len(), batch.len),
+                device,
+            )),
+            Attention::Tiles => {
+                AttentionPlan::Tiles(Arc::new(TilePlan::new(&batch.tiles, batch.tokens.len())))
+            }
+        };
+        let ids = batch.ids();
+        let at: Vec<i32> = batch.targets.iter().map(|t| t.at as i32).collect();
+        Ok(DeviceBatch {
+            embedded: RowIndex::new(&ids, device),
+            predicted: RowIndex::new(&at, device),
+            ids: int_tensor(&ids, device),
+            cx: Context { batch: batch.rows, len: batch.len, cos, sin, mask, dtype },
+            at,
+            targets: batch.targets.iter().map(|t| t.id).collect(),
+        })
+    }
+}
+
+/// `[N]` on the device.
+pub(super) fn int_tensor(values: &[i32], device: &Device) -> Tensor<1, Int> {
+    Tensor::<1, Int>::from_data(TensorData::new(values.to_vec(), [values.len()]), device)
+}

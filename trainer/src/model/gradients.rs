@@ -1,0 +1,52 @@
+//! Gradients by parameter, summed over the micro-batches of an optimizer step.
+
+use burn::prelude::*;
+use burn::tensor::{DType, Gradients as Tape};
+
+use super::params::Weights;
+use crate::kernels::ops::to_f32;
+use crate::kernels::{self, RowIndex};
+
+/// Gradients per parameter, `None` where a parameter took no part yet.
+pub struct Gradients(pub Vec<Option<Tensor<2>>>);
+
+impl Gradients {
+    /// No gradients yet for `n` parameters.
+    pub fn new(n: usize) -> Self {
+        Gradients((0..n).map(|_| None).collect())
+    }
+
+    /// Add `source` `[N, D]` to rows of parameter `i`, which is like `weight`.
+    pub(crate) fn add_rows(
+        &mut self,
+        i: usize,
+        source: Tensor<2>,
+        rows: &RowIndex,
+        weight: &Tensor<2>,
+    ) {
+        let table = self.0[i]
+            .take()
+            .map_or_else(|| Tensor::zeros(weight.dims(), (&weight.device(), DType::F32)), to_f32);
+        self.0[i] = Some(kernels::add_rows(table, source, rows));
+    }
+
+    pub(crate) fn add(&mut self, i: usize, g: Tensor<2>) {
+        self.0[i] = Some(match self.0[i].take() {
+            Some(old) => old + g,
+            None => g,
+        });
+    }
+
+    pub(crate) fn take_from(
+        &mut self,
+        w: &Weights,
+        grads: &mut Tape,
+        which: impl Iterator<Item = usize>,
+    ) {
+        for i in which {
+            if let Some(g) = w[i].grad_remove(grads) {
+                self.add(i, g);
+            }
+        }
+    }
+}
