@@ -55,3 +55,6 @@ pub fn cli_main() -> ExitCode {
 pub fn wf_main() -> ExitCode {
     cli::wf::main()
 }
+
+#[cfg(test)]
+mod tests;
