@@ -11,7 +11,7 @@ use clap::Args;
 use crate::compute::device;
 use crate::config::{Config, Dtype, ExportFormat};
 use crate::error::{Error, Result};
-use crate::train::finish;
+use crate::train::export_run;
 
 /// Options of `dlm-train export`.
 #[derive(Args, Debug)]
@@ -55,7 +55,7 @@ pub fn run(args: &ExportArgs) -> Result<bool> {
     cfg.output.dir = args.run.clone();
     let data = args.data.clone().unwrap_or_else(|| cfg.data.dir.clone());
     let out = args.out.clone().unwrap_or_else(|| args.run.clone());
-    finish::export_checkpoint(
+    export_run::export_checkpoint(
         &cfg,
         &data,
         args.checkpoint.as_deref(),

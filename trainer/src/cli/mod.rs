@@ -9,14 +9,13 @@ mod eval;
 mod export;
 mod generate;
 mod parity;
+mod plot;
 mod train;
 pub(crate) mod wf;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-
-use crate::report::plot;
 
 #[derive(Parser)]
 #[command(
