@@ -13,11 +13,11 @@ use crate::compute::{ComputeDtype, ComputePlan, device};
 use crate::diffusion::{DocumentMask, Layout, Objective, ObjectiveSpec, PassOptions};
 use crate::error::{Error, Result};
 use crate::io::load_model::{self, LoadOptions, LoadedModel, load_model};
-use crate::io::source;
 use crate::model::ModelConfig;
 use crate::parity::{self, ParityOptions, ParityReport};
 use crate::train::data::{self, BatchPlan};
 use crate::train::evaluate::evaluate;
+use crate::train::prepare_model;
 
 /// Smallest share of a block that is hidden, as in training.
 const NOISE_EPS: f64 = 1e-3;
@@ -193,8 +193,8 @@ fn rows_to_evaluate(data: &Dataset, options: &DatasetOptions) -> Result<(Split, 
 fn check_fit(model: &Path, folder: &Path, data: &Dataset) -> Result<()> {
     let (config, manifest) = (ModelConfig::read(folder)?, data.manifest());
     let name = model.display().to_string();
-    source::check_fit(&config, manifest, &name)?;
-    source::check_tokenizer(
+    prepare_model::check_fit(&config, manifest, &name)?;
+    prepare_model::check_tokenizer(
         &folder.join("tokenizer.json"),
         &data.dir().join("tokenizer/tokenizer.json"),
         &manifest.mask_token,

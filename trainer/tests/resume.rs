@@ -75,6 +75,62 @@ fn thirty_kills_end_in_the_same_weights() {
     assert!(left.iter().all(|n| n == "latest" || n.starts_with("step-")), "{left:?}");
 }
 
+/// A crash while a checkpoint replaces an older one of the same step leaves the step's folder under
+/// other names; a lost folder leaves `latest` naming nothing. The run continues either way.
+#[test]
+fn interrupted_replacement_of_a_checkpoint_is_finished_or_undone() {
+    let dir = workplace();
+    let more = ["train.save_every=3", "export.dtype=fp32", "train.keep_checkpoints=2"];
+    ok(&mut train(dir.path(), "whole", &more));
+    let whole = dir.path().join("whole");
+    let name = std::fs::read_to_string(whole.join("checkpoints/latest")).unwrap();
+    let replaced = ["partial", "old"].map(|kind| format!(".{name}.{kind}"));
+    // which folders of the newest step the crash left, and whether the last step is taken again
+    let crashes: [(&[&str], bool); 4] = [
+        (&[&replaced[0], &replaced[1]], false),
+        (&[&replaced[1]], false),
+        (&[&name, &replaced[1]], false),
+        (&[], true),
+    ];
+    for (left, again) in crashes {
+        let run = dir.path().join("broken");
+        let _ = std::fs::remove_dir_all(&run);
+        ok(&mut train(dir.path(), "broken", &more));
+        let checkpoints = run.join("checkpoints");
+        let newest = checkpoints.join(&name);
+        for folder in left {
+            copy_dir(&whole.join("checkpoints").join(&name), &checkpoints.join(folder));
+        }
+        if !left.contains(&name.as_str()) {
+            std::fs::remove_dir_all(&newest).unwrap();
+        }
+        let out = ok(&mut train(dir.path(), "broken", &more));
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(said.contains("warning: checkpoints/latest names"), again, "{left:?}: {said}");
+        assert_eq!(said.contains("the run is complete"), !again, "{left:?}: {said}");
+        same_weights(&whole, &run);
+        assert!(newest.join("state.json").is_file(), "{left:?}");
+    }
+    // nothing left to continue from is an error, not a new start
+    let checkpoints = dir.path().join("broken/checkpoints");
+    for entry in std::fs::read_dir(&checkpoints).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            std::fs::remove_dir_all(path).unwrap();
+        }
+    }
+    refused(&mut train(dir.path(), "broken", &more), 1, &["latest", &name]);
+}
+
+/// Copy the files of a folder, if they are not there yet.
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
 #[test]
 fn a_signal_saves_and_exits_130() {
     let dir = workplace();

@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use crate::compute::{ComputeDtype, device};
 use crate::config::{Config, Dtype, ExportFormat};
 use crate::error::{Error, Result};
-use crate::train::finish;
+use crate::train::export_run;
 
 /// Arguments of `dlm-train export` as typed.
 #[derive(Args, Debug)]
@@ -74,6 +74,6 @@ pub fn run(args: &ExportArgs) -> Result<bool> {
     let data = args.data.as_ref().unwrap_or(&config.data.dir);
     let out = args.out.as_ref().unwrap_or(&args.run);
     let checkpoint = args.checkpoint.as_deref();
-    finish::export_checkpoint(&config, data, checkpoint, out, &device::choose("cpu")?)?;
+    export_run::export_checkpoint(&config, data, checkpoint, out, &device::choose("cpu")?)?;
     Ok(true)
 }

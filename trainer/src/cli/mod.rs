@@ -9,6 +9,7 @@ mod eval;
 mod export;
 mod generate;
 mod parity;
+mod plot;
 mod train;
 mod validation;
 pub(crate) mod wf;
@@ -16,8 +17,6 @@ pub(crate) mod wf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-
-use crate::report::plot;
 
 #[derive(Parser)]
 #[command(

@@ -1,60 +1,23 @@
-//! What a run says: one dense line per log step on stderr, every step as one JSON object in
+//! Progress of a run: one line per logged step on stderr, every step as one JSON object in
 //! `metrics.jsonl`.
 //!
-//! tok/s is always *source* tokens: dataset tokens consumed, padding not counted. A resumed run
-//! first drops the lines of steps after its checkpoint, so the file holds each step once.
-//! TensorBoard event files on request (`tensorboard.rs`).
+//! In: a [`StepRecord`] per step. Out: the lines, a progress bar where stderr is a terminal, and
+//! TensorBoard event files on request (`tensorboard.rs`). tok/s always means *source* tokens:
+//! dataset tokens consumed, padding not counted. A resumed run first drops the lines of steps after
+//! its checkpoint, so that the file holds each step once.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::report::step_record::StepRecord;
 use crate::report::tensorboard::EventFile;
 use dlm_datasets::fs;
 
-/// One step.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct StepRecord {
-    /// Step number, from 1.
-    pub step: u64,
-    /// Source tokens consumed so far.
-    pub tokens: u64,
-    /// Mean cross-entropy over counted targets, nats.
-    pub loss: f64,
-    /// Learning rate of AdamW in this step.
-    pub lr: f64,
-    /// Gradient norm before clipping.
-    pub grad_norm: f64,
-    /// Factor the gradients were scaled with (1 = not clipped).
-    pub clip: f64,
-    /// Counted targets.
-    pub counted: usize,
-    /// Tokens the decoder ran on.
-    pub processed: usize,
-    /// Source tokens per second of this step.
-    pub tok_s: f64,
-    /// Seconds of this step.
-    pub seconds: f64,
-    /// Seconds spent waiting for data.
-    pub data_wait: f64,
-    /// Share of the device's peak rate, where the peak is known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mfu: Option<f64>,
-    /// Resident memory, MiB.
-    pub rss_mib: u64,
-    /// The update was skipped by the spike guard.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub skipped: bool,
-    /// Evaluation loss, when there was one after this step.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub eval_loss: Option<f64>,
-}
-
-/// Writer of both outputs.
+/// Reports the steps of a session.
 pub struct Reporter {
     path: PathBuf,
     file: File,
@@ -64,7 +27,7 @@ pub struct Reporter {
     max_steps: Option<u64>,
 }
 
-/// Where a run stands and where it ends.
+/// How far a run is, and its limits.
 #[derive(Clone, Copy, Debug)]
 pub struct RunProgress {
     /// Steps done.
@@ -73,28 +36,26 @@ pub struct RunProgress {
     pub tokens: u64,
     /// Token budget.
     pub total_tokens: u64,
-    /// Steps after which it ends in any case.
+    /// Steps after which the run ends even when tokens are left.
     pub max_steps: Option<u64>,
 }
 
 impl Reporter {
-    /// Open `metrics.jsonl` in the run's folder, keeping the steps done; with `tensorboard` an
-    /// event file too.
-    pub fn open(dir: &Path, extent: RunProgress, tensorboard: bool) -> Result<Self> {
-        let RunProgress { step: last_step, tokens, total_tokens, max_steps } = extent;
+    /// Open `metrics.jsonl` in the run's folder, keeping the lines of steps already done; with
+    /// `tensorboard` an event file too.
+    pub fn open(dir: &Path, progress: RunProgress, tensorboard: bool) -> Result<Self> {
+        let RunProgress { step: last_step, tokens, total_tokens, max_steps } = progress;
         let path = dir.join("metrics.jsonl");
         let mut kept = Vec::new();
         if last_step > 0 && path.is_file() {
-            let f = File::open(&path).map_err(|e| Error::io(&path, "opening", e))?;
-            for line in BufReader::new(f).lines() {
+            let old = File::open(&path).map_err(|e| Error::io(&path, "opening", e))?;
+            for line in BufReader::new(old).lines() {
                 let line = line.map_err(|e| Error::io(&path, "reading", e))?;
-                // a line cut by a crash is not JSON and is dropped with the steps after the
-                // checkpoint
-                match serde_json::from_str::<StepRecord>(&line) {
-                    Ok(r) if r.step <= last_step => {
-                        kept.extend_from_slice(format!("{line}\n").as_bytes())
-                    }
-                    _ => {}
+                // a line cut off by a crash is not JSON; it is dropped, as are later steps
+                let record = serde_json::from_str::<StepRecord>(&line);
+                if record.is_ok_and(|r| r.step <= last_step) {
+                    kept.extend_from_slice(line.as_bytes());
+                    kept.push(b'\n');
                 }
             }
         }
@@ -110,7 +71,7 @@ impl Reporter {
             ) {
                 bar.set_style(style);
             }
-            // what an earlier session did says nothing about the speed of this one
+            // the speed shown is that of this session alone
             bar.set_position(tokens.min(total_tokens));
             bar.reset_eta();
             bar
@@ -119,7 +80,7 @@ impl Reporter {
         Ok(Reporter { path, file, events, bar, total_tokens, max_steps })
     }
 
-    /// Record a step; `print` asks for the console line too.
+    /// Record a step, with `print` on the console too.
     pub fn step(&mut self, r: &StepRecord, print: bool) -> Result<()> {
         let mut line =
             serde_json::to_string(r).map_err(|e| Error::format(&self.path, e.to_string()))?;
@@ -141,7 +102,7 @@ impl Reporter {
             let mfu = r.mfu.map_or(String::new(), |m| format!(" mfu {:.1}%", m * 100.0));
             let eval = r.eval_loss.map_or(String::new(), |l| format!(" eval {l:.4}"));
             let skipped = if r.skipped { " SKIPPED (spike)" } else { "" };
-            self.say(&format!(
+            self.message(&format!(
                 "step {} tokens {} ({:.1}%) loss {:.4} lr {:.2e} gnorm {:.3} tok/s {:.0}{mfu} mem {} MiB wait {:.1}%{eval}{skipped}",
                 r.step,
                 r.tokens,
@@ -157,22 +118,22 @@ impl Reporter {
         Ok(())
     }
 
-    /// A line for people.
-    pub fn say(&self, line: &str) {
+    /// Print a line above the progress bar.
+    pub fn message(&self, line: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| eprintln!("{line}")),
             None => eprintln!("{line}"),
         }
     }
 
-    /// Make the metrics durable.
+    /// Flush the metrics to disk.
     pub fn sync(&self) -> Result<()> {
         self.file.sync_data().map_err(|e| Error::io(&self.path, "flushing metrics", e))?;
         self.events.as_ref().map_or(Ok(()), EventFile::sync)
     }
 }
 
-/// Resident memory of this process in MiB; 0 where the system does not say.
+/// Resident memory of this process in MiB; 0 where the system does not report it.
 pub fn resident_mib() -> u64 {
     std::fs::read_to_string("/proc/self/status")
         .ok()

@@ -2,4 +2,5 @@
 
 pub mod metrics;
 pub mod plot;
+pub mod step_record;
 pub mod tensorboard;

@@ -1,11 +1,11 @@
-//! Scalars as TensorBoard event files, written by hand.
+//! Scalars as TensorBoard event files, encoded here without TensorFlow or protobuf.
 //!
 //! In: step records. Out: `RUN/tensorboard/events.out.tfevents.<seconds>.<host>.<pid>.<step>`, one
-//! file a session. Format: TFRecord framing (length, masked crc32c of it, data, masked crc32c of
-//! the data, all little-endian) around `tensorflow.Event` messages, of which only wall_time (1),
-//! step (2), file_version (3), summary (5) and session_log (7) are used. A session opens with a
-//! START mark at its first step, by which readers drop what an earlier, killed session wrote after
-//! its checkpoint.
+//! file per session. Format: TFRecord framing (length, masked crc32c of the length, data, masked
+//! crc32c of the data, all little-endian) around `tensorflow.Event` messages, of which only
+//! wall_time (1), step (2), file_version (3), summary (5) and session_log (7) are used. A session
+//! opens with a START mark at its first step, so that readers drop what an earlier, killed session
+//! wrote after its checkpoint.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
-use crate::report::metrics::StepRecord;
+use crate::report::step_record::StepRecord;
 use dlm_datasets::fs;
 
 /// An open event file.
@@ -34,7 +34,7 @@ impl EventFile {
             .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' })
             .collect();
         let host = if host.is_empty() { "localhost".to_string() } else { host };
-        // readers take the files of a folder in the order of their names
+        // readers read the files of a folder in the order of their names
         let path = dir.join(format!(
             "events.out.tfevents.{:010}.{host}.{}.{last_step}",
             wall_time() as u64,
@@ -52,7 +52,7 @@ impl EventFile {
         Ok(events)
     }
 
-    /// Add a step's scalars.
+    /// Write the scalars of a step.
     pub fn step(&mut self, r: &StepRecord) -> Result<()> {
         let mut scalars = vec![
             ("train/loss", r.loss),
@@ -74,7 +74,7 @@ impl EventFile {
         self.write(&record(&event(wall_time(), r.step, |m| bytes(m, 5, &summary))))
     }
 
-    /// Make what was written durable.
+    /// Flush the file to disk.
     pub fn sync(&self) -> Result<()> {
         self.file.sync_data().map_err(|e| Error::io(&self.path, "flushing events", e))
     }
@@ -89,13 +89,13 @@ fn wall_time() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
 
-/// A `tensorflow.Event` with one more field.
-fn event(time: f64, step: u64, what: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+/// A `tensorflow.Event` of wall time, step, and the field that `add_field` appends.
+fn event(time: f64, step: u64, add_field: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut m = vec![1 << 3 | 1];
     m.extend(time.to_le_bytes());
     m.push(2 << 3);
     varint(&mut m, step);
-    what(&mut m);
+    add_field(&mut m);
     m
 }
 
@@ -125,13 +125,14 @@ fn record(data: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The checksum as TFRecord stores it: rotated and offset, so that checksums of data holding
-/// checksums stay good.
+/// The checksum as TFRecord stores it: rotated and offset, because the crc of data that contains
+/// its own crc is a weak check.
 fn masked(data: &[u8]) -> u32 {
     crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
-/// CRC-32 with the Castagnoli polynomial, reflected, bit by bit: a step writes a few hundred bytes.
+/// CRC-32 with the Castagnoli polynomial, reflected. Bit by bit is fast enough: a step writes a few
+/// hundred bytes.
 fn crc32c(data: &[u8]) -> u32 {
     let byte = |crc: u32, b: &u8| {
         (0..8).fold(

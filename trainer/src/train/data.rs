@@ -1,71 +1,68 @@
-//! Rows of the dataset as batches for the decoder, read ahead on a thread of its own.
+//! Rows of the dataset as batches for the decoder, read ahead on a separate thread.
 //!
 //! In: the mapped dataset and a cursor (rows consumed since the run began). Out: [`StepBatch`]es in
-//! cursor order. What a step contains is a pure function of (seed, cursor): the row order of an
-//! epoch is a seeded permutation, the masks are drawn by (seed, epoch, row). The cursor is all a
-//! resume needs.
+//! cursor order. A step's content is a pure function of (seed, cursor): the row order of an epoch
+//! is a seeded permutation, and masks are drawn by (seed, epoch, row). The cursor is therefore all
+//! a resume needs.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
-use dlm_datasets::{Dataset, RowOrder, Split};
+use dlm_datasets::{Dataset, Manifest, RowOrder, Split, mask};
 
 use crate::compute::StreamShape;
 use crate::diffusion::{
     Batch, IGNORE, Objective, ObjectiveSpec, PackedRow, build_batch, count_targets,
 };
 use crate::error::{Error, Result};
-use dlm_datasets::mask;
 
 /// How steps are cut from the dataset.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchPlan {
-    /// Seed of order and masks.
+    /// Seed of row order and masks.
     pub seed: u64,
-    /// Rows an optimizer step.
+    /// Rows per optimizer step.
     pub batch_rows: usize,
-    /// Rows a forward pass.
+    /// Rows per forward pass.
     pub micro_batch_rows: usize,
-    /// Layout.
     pub objective: Objective,
     /// Block size, mask id, views, document isolation.
     pub spec: ObjectiveSpec,
-    /// Smallest share hidden.
+    /// Smallest share of a block that is hidden.
     pub noise_eps: f64,
-    /// How the streams of a micro-batch lie.
+    /// Layout of a micro-batch's token streams.
     pub shape: StreamShape,
-    /// Rows of the embedding table; ids must be below.
+    /// Rows of the embedding table; every id must be below.
     pub vocab_size: usize,
 }
 
 /// Everything one optimizer step needs.
 pub struct StepBatch {
-    /// Micro-batches.
-    pub micro: Vec<Batch>,
+    pub micro_batches: Vec<Batch>,
     /// (epoch, row) of every row, in order.
     pub rows: Vec<(u64, usize)>,
     /// Counted targets over all micro-batches: the loss's denominator.
     pub counted: usize,
     /// Tokens consumed, padding not counted.
     pub tokens: u64,
-    /// Slots consumed, padding counted (rows · seq_len).
+    /// Dataset positions consumed, padding counted (rows · seq_len).
     pub slots: u64,
     /// Cursor after this step.
     pub cursor: u64,
 }
 
-/// The packed dataset in `dir`.
+/// Open the packed dataset in `dir`.
 pub fn open(dir: &Path) -> Result<Dataset> {
     if !dir.join("manifest.json").exists() {
-        let found = if dir.is_dir() {
+        let problem = if dir.is_dir() {
             "has no manifest.json: it is no packed dataset, or dlm-prep did not finish"
         } else {
             "no such folder"
         };
         return Err(Error::Usage(format!(
-            "--data {}: {found}; expected a folder written by `dlm-prep --out {}`",
+            "--data {}: {problem}; expected a folder written by `dlm-prep --out {}`",
             dir.display(),
             dir.display()
         )));
@@ -73,7 +70,7 @@ pub fn open(dir: &Path) -> Result<Dataset> {
     Ok(Dataset::open(dir)?)
 }
 
-/// Row `i` of a split as the objective wants it; ids are checked against the vocabulary.
+/// Row `i` of a split as the objective takes it; ids are checked against the vocabulary.
 pub fn packed_row(data: &Dataset, split: Split, i: usize, vocab_size: usize) -> Result<PackedRow> {
     let row = data.row(split, i)?;
     if let Some(bad) = row.input_ids.iter().find(|t| **t < 0 || **t as usize >= vocab_size) {
@@ -91,7 +88,8 @@ pub fn packed_row(data: &Dataset, split: Split, i: usize, vocab_size: usize) -> 
 
 /// Tokens of a row that are not padding: everything in documents but the run of pad or mask ids at
 /// a document's end.
-pub fn row_tokens(row: &PackedRow, mask_token_id: i32, pad_token_id: i32) -> u64 {
+fn row_tokens(row: &PackedRow, manifest: &Manifest) -> u64 {
+    let (mask_token_id, pad_token_id) = (manifest.mask_token_id, manifest.pad_token_id);
     row.documents
         .iter()
         .map(|&(start, n)| {
@@ -108,18 +106,13 @@ pub fn row_tokens(row: &PackedRow, mask_token_id: i32, pad_token_id: i32) -> u64
 }
 
 /// The step that starts at `cursor`.
-pub fn build_step(
-    data: &Dataset,
-    plan: &BatchPlan,
-    cursor: u64,
-    pad_token_id: i32,
-) -> Result<StepBatch> {
+pub fn build_step(data: &Dataset, plan: &BatchPlan, cursor: u64) -> Result<StepBatch> {
     let total = data.rows(Split::Train) as u64;
     if total == 0 {
         return Err(Error::Mismatch("the dataset has no training rows".into()));
     }
     let mut step = StepBatch {
-        micro: Vec::new(),
+        micro_batches: Vec::new(),
         rows: Vec::with_capacity(plan.batch_rows),
         counted: 0,
         tokens: 0,
@@ -145,13 +138,13 @@ pub fn build_step(
             plan.noise_eps,
         );
         step.counted += count_targets(&row, &plan.spec, plan.objective, Some(&mask));
-        step.tokens += row_tokens(&row, plan.spec.mask_token_id, pad_token_id);
+        step.tokens += row_tokens(&row, data.manifest());
         step.slots += row.input_ids.len() as u64;
         step.rows.push((epoch, i));
         rows.push(row);
         masks.push(mask);
     }
-    step.micro = rows
+    step.micro_batches = rows
         .chunks(plan.micro_batch_rows)
         .zip(masks.chunks(plan.micro_batch_rows))
         .map(|(r, m)| build_batch(plan.objective, r, m, &plan.spec, plan.shape))
@@ -159,25 +152,19 @@ pub fn build_step(
     Ok(step)
 }
 
-/// Steps read ahead by a thread; dropped together with this handle.
+/// Steps that a thread reads ahead. Dropping this ends the thread.
 pub struct Prefetch {
     receiver: Receiver<Result<StepBatch>>,
 }
 
 impl Prefetch {
-    /// Start reading at `cursor`, at most `depth` steps ahead.
-    pub fn start(
-        data: Arc<Dataset>,
-        plan: BatchPlan,
-        cursor: u64,
-        pad_token_id: i32,
-        depth: usize,
-    ) -> Self {
+    /// Start reading at `cursor`, up to `depth` steps ahead.
+    pub fn start(data: Arc<Dataset>, plan: BatchPlan, cursor: u64, depth: usize) -> Self {
         let (sender, receiver) = bounded(depth.max(1));
         std::thread::spawn(move || {
             let mut cursor = cursor;
             loop {
-                let step = build_step(&data, &plan, cursor, pad_token_id);
+                let step = build_step(&data, &plan, cursor);
                 let failed = step.is_err();
                 cursor += plan.batch_rows as u64;
                 if sender.send(step).is_err() || failed {
@@ -188,14 +175,55 @@ impl Prefetch {
         Prefetch { receiver }
     }
 
-    /// The next step and how long it had to be waited for.
+    /// The next step and how long the caller waited for it.
     pub fn next(&self) -> Result<(StepBatch, Duration)> {
-        let t = Instant::now();
+        let started = Instant::now();
         let step = self.receiver.recv().map_err(|_| {
             Error::Mismatch(
                 "the data thread ended unexpectedly; this is a bug, please report it".into(),
             )
         })??;
-        Ok((step, t.elapsed()))
+        Ok((step, started.elapsed()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dlm_datasets::manifest::{Alignment, Padding};
+
+    use super::*;
+
+    const MASK: i32 = 9;
+    const PAD: i32 = 0;
+    const EOS: i32 = 1;
+    const NONE: i32 = IGNORE;
+
+    /// Tokens counted in a row of one document and row padding.
+    fn tokens(padding: Padding, alignment: Alignment, ids: [i32; 8], labels: [i32; 8]) -> u64 {
+        let mut manifest = Manifest::new(16, 8, 10, MASK, PAD, EOS);
+        (manifest.padding, manifest.alignment) = (padding, alignment);
+        let row = PackedRow {
+            input_ids: [ids.as_slice(), &[PAD; 8]].concat(),
+            labels: [labels.as_slice(), &[NONE; 8]].concat(),
+            documents: vec![(0, 8)],
+        };
+        row_tokens(&row, &manifest)
+    }
+
+    #[test]
+    fn block_padding_is_not_counted_whatever_the_policy() {
+        let labels = [NONE, NONE, NONE, 4, EOS, NONE, NONE, NONE];
+        let ids = [5, 5, 5, 4, EOS, MASK, MASK, MASK];
+        assert_eq!(tokens(Padding::Mask, Alignment::Sample, ids, labels), 5);
+        let ids = [5, 5, 5, 4, EOS, EOS, EOS, EOS];
+        assert_eq!(tokens(Padding::Eos, Alignment::Sample, ids, labels), 5);
+        let ids = [5, 5, 5, 4, EOS, EOS, PAD, PAD];
+        assert_eq!(tokens(Padding::Eos, Alignment::Response, ids, labels), 5);
+        let ids = [5, 5, 5, 4, EOS, MASK, PAD, PAD];
+        assert_eq!(tokens(Padding::Mask, Alignment::Response, ids, labels), 5);
+        // a whole block has no padding
+        let labels = [NONE, NONE, NONE, 4, 4, 4, 4, EOS];
+        let ids = [5, 5, 5, 4, 4, 4, 4, EOS];
+        assert_eq!(tokens(Padding::Eos, Alignment::Sample, ids, labels), 8);
     }
 }

@@ -1,17 +1,16 @@
-//! The evaluation loss: rows of a split under masks that never change.
+//! The evaluation loss: rows of a split under masks that are the same in every evaluation.
 //!
 //! In: weights, the first rows of a split. Out: mean cross-entropy over counted targets, nats.
 
-use dlm_datasets::{Dataset, Split};
+use dlm_datasets::{Dataset, Split, mask};
 
 use crate::compute::ComputePlan;
 use crate::diffusion::{DeviceBatch, PassOptions, build_batch, count_targets, objective};
 use crate::error::Result;
 use crate::model::{Decoder, Weights};
 use crate::train::data::{self, BatchPlan};
-use dlm_datasets::mask;
 
-/// Mean loss over the first `rows` rows of a split under fixed masks; `None` where nothing is
+/// Mean loss over the first `rows` rows of a split under fixed masks; `None` where no target is
 /// counted.
 #[allow(clippy::too_many_arguments)]
 pub fn evaluate(

@@ -1,14 +1,15 @@
-//! Useful floating-point operations of a batch, for MFU: what the layout at hand needs, nothing
-//! recomputed counted.
+//! Useful floating-point operations of a batch, for MFU: those of the layout in use, recomputation
+//! not counted.
 //!
-//! Per processed token 6 · (weights of the layers), per counted target 6 · (weights of the head),
-//! and for attention 12 · head_dim · heads for every visible (query, key) pair (QKᵀ and PV, forward
-//! and twice that backward). Norms, activations and the embedding lookup are left out, as is usual.
+//! In: decoder shapes and a batch. Out: 6 · (weights of the layers) per processed token, 6 ·
+//! (weights of the head) per counted target, and for attention 12 · head_dim · heads · layers per
+//! visible (query, key) pair (QKᵀ and PV, forward and twice that backward). Norms, activations and
+//! the embedding lookup are not counted, as is usual.
 
 use crate::diffusion::Batch;
 use crate::model::{Decoder, ParamKind};
 
-/// FLOPs of one forward and backward pass over a batch.
+/// Floating-point operations of one forward and backward pass over a batch.
 pub fn useful(decoder: &Decoder, batch: &Batch) -> f64 {
     let matrices: usize = decoder
         .params

@@ -1,57 +1,59 @@
-//! How many rows go through the decoder at a time, when the configuration leaves it open.
+//! The number of rows per forward pass, where the configuration does not set it.
 //!
-//! In: shapes, the step's rows, free memory. Out: the largest divisor of `train.batch_rows` whose
-//! activations fit; the effective batch never changes. The choice is kept in the checkpoint, so
-//! that a resume on a machine with other memory adds up in the same order.
+//! In: shapes, rows per step, free memory. Out: the largest divisor of `train.batch_rows` whose
+//! activations fit into memory; the effective batch never changes. The choice is stored in the
+//! checkpoint, so that a resume on a machine with other memory sums gradients in the same order.
 
 use crate::compute::{ComputePlan, DeviceKind, memory};
 use crate::config::{ActivationCheckpointing, Config};
 use crate::diffusion::{Layout, Objective};
 use crate::model::Decoder;
 
-/// More rows than this at a time bring no speed on a CPU.
+/// On a CPU more rows per pass are not faster.
 const CPU_CAP: usize = 8;
-/// Nor on a GPU more than this.
+/// On a GPU more rows per pass are not faster.
 const GPU_CAP: usize = 64;
 
-/// Bytes of activations that one row of `seq_len` keeps until its backward pass is done, from the
-/// decoder's shapes.
+/// Bytes of activations that one row of `seq_len` tokens keeps until its backward pass is done.
 ///
-/// Counts what the tape holds per processed token and layer: norm inputs and outputs, q, k, v,
-/// attention output, gate, up and their product, residuals. With recomputation only layer inputs
-/// stay, and one layer's tape.
-pub fn row_bytes(
+/// Counts what is kept per processed token and layer: norm inputs and outputs, q, k, v, attention
+/// output, gate, up and their product, residuals. With activation checkpointing only the layers'
+/// inputs are kept, plus all of this for one layer.
+fn row_bytes(
     decoder: &Decoder,
     objective: Objective,
     seq_len: usize,
-    element: usize,
-    recompute: bool,
+    element_bytes: usize,
+    activation_checkpointing: bool,
 ) -> usize {
     let c = &decoder.cfg;
     let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
     let per_layer = 6 * c.hidden_size + 3 * q + 4 * kv + 4 * c.intermediate_size;
     let layers = c.num_hidden_layers;
-    let per_token =
-        if recompute { layers * c.hidden_size + 2 * per_layer } else { (layers + 1) * per_layer };
+    let per_token = if activation_checkpointing {
+        layers * c.hidden_size + 2 * per_layer
+    } else {
+        (layers + 1) * per_layer
+    };
     let processed = match objective {
         Objective::Sft => seq_len,
-        // rows differ; three copies is the most the saving layout ever keeps
+        // rows differ; the saving layout keeps three copies at most
         Objective::BlockDiffusion(Layout::Saving) => 3 * seq_len,
         Objective::BlockDiffusion(Layout::Reference) => 4 * seq_len,
     };
-    per_token * processed * element
+    per_token * processed * element_bytes
 }
 
 /// The largest divisor of `batch_rows`, at most `cap`, whose rows fit into `available` bytes; 1
 /// where none does.
-pub fn choose(batch_rows: usize, row_bytes: usize, available: usize, cap: usize) -> usize {
+fn choose(batch_rows: usize, row_bytes: usize, available: usize, cap: usize) -> usize {
     let fits = (available / row_bytes.max(1)).clamp(1, cap.max(1));
     (1..=batch_rows.min(fits)).rev().find(|m| batch_rows % m == 0).unwrap_or(1)
 }
 
 /// Rows per forward pass: as configured, else as many as fit into the memory that is free now. On
-/// a GPU a step that does not fit is taken again in halves (`out_of_memory.rs`).
-pub fn rows(
+/// a GPU a step that does not fit is repeated with smaller micro-batches (`out_of_memory.rs`).
+pub(super) fn rows(
     cfg: &Config,
     compute: &ComputePlan,
     decoder: &Decoder,
@@ -61,8 +63,8 @@ pub fn rows(
     if let Some(rows) = cfg.train.micro_batch_rows {
         return rows;
     }
-    let recompute = cfg.train.activation_checkpointing == ActivationCheckpointing::Layer;
-    let row = row_bytes(decoder, objective, seq_len, compute.dtype.size(), recompute);
+    let checkpointing = cfg.train.activation_checkpointing == ActivationCheckpointing::Layer;
+    let row = row_bytes(decoder, objective, seq_len, compute.dtype.size(), checkpointing);
     let (kind, batch) = (compute.device.kind, cfg.train.batch_rows.max(1));
     let free = memory::free_bytes(kind);
     let rows = rows_for(kind, free, batch, row, decoder.params.numel());

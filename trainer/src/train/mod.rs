@@ -1,14 +1,20 @@
-//! The training loop and what feeds it.
+//! Training: from a dataset and a source model to an exported folder.
 //!
-//! `source` makes the model ready, `data` the batches, `run` goes through the token budget step by
-//! `step` (in micro-batches that `micro` and `memory` fit to the device), `evaluate` and `report`
-//! tell about it, `finish` exports.
+//! `prepare_model` loads the source and fits it to the dataset, `data` reads batches ahead,
+//! `trainer` sets a run up, `resume` continues it from a checkpoint, `run` is the loop, `step` one
+//! optimizer step (with `micro_batch`, `out_of_memory` and `spike_guard`), `evaluate` the held-out
+//! loss, `flops` the work counted for MFU, `export_run` the exported folder.
 
 pub mod data;
 pub mod evaluate;
-pub mod finish;
+pub mod export_run;
 pub mod flops;
-pub mod micro_batch;
+mod identity;
+mod micro_batch;
 mod out_of_memory;
+pub(crate) mod prepare_model;
+mod resume;
 pub mod run;
+mod spike_guard;
 mod step;
+mod trainer;

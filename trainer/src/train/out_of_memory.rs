@@ -1,17 +1,18 @@
 //! Passes that may not fit into the device's memory.
 //!
-//! In: a pass and its rows. Out: its result, or nothing where the device ran out of memory, which
-//! GPU backends tell by an error or by a panic, depending on which operation meets it first. The
-//! caller takes fewer rows at a time: the effective batch stays. (On a CPU the system ends a
-//! process that takes too much; there `micro.rs` chooses by what is free beforehand.)
-//! `DLM_FAULT_MEMORY_ROWS=N` makes every pass of more than N rows fail, for tests.
+//! In: a pass and its number of rows. Out: its result, or `None` where the device ran out of
+//! memory, which GPU backends report by an error or by a panic, depending on the operation that
+//! fails first. The caller then runs fewer rows at a time; the effective batch does not change. (On
+//! a CPU the system kills a process that takes too much, so `micro_batch.rs` sizes micro-batches by
+//! the memory that is free beforehand.) For tests, `DLM_FAULT_MEMORY_ROWS=N` makes every pass of
+//! more than N rows fail.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use crate::error::{Error, Result};
 
-/// Runs `pass` over `rows` rows; none where memory did not suffice.
-pub fn within<T>(rows: usize, pass: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
+/// Run `pass` over `rows` rows; `None` where memory did not suffice.
+pub(super) fn within<T>(rows: usize, pass: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
     let limit = std::env::var("DLM_FAULT_MEMORY_ROWS").ok().and_then(|n| n.parse::<usize>().ok());
     let run = AssertUnwindSafe(|| {
         if limit.is_some_and(|limit| rows > limit) {
@@ -26,11 +27,11 @@ pub fn within<T>(rows: usize, pass: impl FnOnce() -> Result<T>) -> Result<Option
         Ok(Err(error)) if is_exhaustion(&error.to_string()) => Ok(None),
         Ok(Err(error)) => Err(error),
         Err(panic) => {
-            let said = panic
+            let message = panic
                 .downcast_ref::<String>()
                 .map(String::as_str)
                 .or_else(|| panic.downcast_ref::<&str>().copied());
-            if said.is_some_and(is_exhaustion) { Ok(None) } else { resume_unwind(panic) }
+            if message.is_some_and(is_exhaustion) { Ok(None) } else { resume_unwind(panic) }
         }
     }
 }
@@ -43,8 +44,8 @@ fn is_exhaustion(message: &str) -> bool {
         .any(|words| message.contains(words))
 }
 
-/// Half the rows, or less where half does not divide the batch; an error at one row.
-pub fn fewer(rows: usize, batch_rows: usize) -> Result<usize> {
+/// The largest divisor of `batch_rows` that is at most half of `rows`; an error at one row.
+pub(super) fn fewer(rows: usize, batch_rows: usize) -> Result<usize> {
     (1..=rows / 2).rev().find(|n| batch_rows % n == 0).ok_or_else(|| {
         Error::Device(
             "the device has no memory for one row at a time; try train.activation_checkpointing=layer, a smaller train.loss_chunk, train.dtype=bf16, or shorter rows (dlm-prep --seq-len)"
@@ -58,8 +59,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exhaustion_is_told_from_other_failures() {
-        let failing = |what: &str| within(8, || -> Result<()> { Err(Error::Device(what.into())) });
+    fn lack_of_memory_is_distinguished_from_other_failures() {
+        let failing =
+            |message: &str| within(8, || -> Result<()> { Err(Error::Device(message.into())) });
         assert!(
             failing("reading back failed: out of device memory allocating 5 bytes")
                 .unwrap()

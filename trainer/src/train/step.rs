@@ -1,30 +1,30 @@
 //! One optimizer step: forward and backward passes over its micro-batches, guards, clipping, the
 //! update.
 //!
-//! In: the rows of a step. Out: new weights and a [`StepRecord`]. A step whose micro-batches do not
-//! fit into the device's memory is taken again in halves; a loss that is no number names its rows;
-//! neither touches the weights before.
+//! In: the rows of a step. Out: new weights and a [`StepRecord`]. When micro-batches do not fit
+//! into the device's memory the step is repeated with smaller ones. A NaN or infinite loss or
+//! gradient is an error that names its rows. In both cases the weights are unchanged.
 
 use std::time::Instant;
 
-use crate::diffusion::{DeviceBatch, objective};
+use crate::diffusion::{Batch, DeviceBatch, objective};
 use crate::error::{Error, Result};
 use crate::model::Gradients;
 use crate::optim::{clip, schedule};
-use crate::report::metrics::{StepRecord, resident_mib};
+use crate::report::metrics::resident_mib;
+use crate::report::step_record::StepRecord;
 use crate::train::data::{self, StepBatch};
-use crate::train::flops;
-use crate::train::out_of_memory;
-use crate::train::run::Trainer;
+use crate::train::trainer::Trainer;
+use crate::train::{flops, out_of_memory, spike_guard};
 
-/// What the passes of a step gave.
-struct Passed {
-    grads: Gradients,
-    /// Their norm. Reading it waits for the backward passes, so that what they ran out of is met
-    /// here.
+/// What the forward and backward passes of a step computed.
+struct PassResult {
+    gradients: Gradients,
+    /// Global gradient norm. Reading it waits for the backward passes, so that a lack of memory in
+    /// them is noticed here.
     norm: f64,
     /// Sum of cross-entropies over counted targets.
-    sum: f64,
+    loss_sum: f64,
     /// Useful floating-point operations.
     flops: f64,
     /// Tokens the decoder ran on.
@@ -32,66 +32,36 @@ struct Passed {
 }
 
 impl Trainer<'_> {
-    /// Take the step of `batch`. `say` is told when its micro-batches had to become smaller; the
-    /// plan holds the new size.
+    /// Take the step of `batch`. `message` gets a line when its micro-batches had to become
+    /// smaller; the plan then holds the new size.
     pub(super) fn step(
         &mut self,
-        mut batch: StepBatch,
+        batch: StepBatch,
         data_wait: f64,
-        say: &dyn Fn(&str),
+        message: &dyn Fn(&str),
     ) -> Result<StepRecord> {
-        let t = Instant::now();
+        let started = Instant::now();
         self.decoder.quant_lambda = match self.cfg.conversion.lambda_warmup {
             0 => 1.0,
             n => ((self.state.step + 1) as f64 / n as f64).min(1.0),
         };
-        let passed = loop {
-            if let Some(passed) =
-                out_of_memory::within(self.plan.micro_batch_rows, || self.passes(&batch))?
-            {
-                break passed;
-            }
-            let (before, after) = (
-                self.plan.micro_batch_rows,
-                out_of_memory::fewer(self.plan.micro_batch_rows, self.plan.batch_rows)?,
-            );
-            self.compute.device.device.memory_cleanup();
-            self.plan.micro_batch_rows = after;
-            self.state.micro_batch_rows = after;
-            say(&format!(
-                "step {}: no memory for {before} rows at a time; going on with micro-batches of {after}, still {} rows a step",
-                self.state.step + 1,
-                self.plan.batch_rows
-            ));
-            batch = data::build_step(
-                &self.data,
-                &self.plan,
-                self.state.cursor,
-                self.data.manifest().pad_token_id,
-            )?;
-        };
-        let Passed { grads, norm, sum, flops, processed } = passed;
-        let loss = if batch.counted > 0 { sum / batch.counted as f64 } else { 0.0 };
+        let (batch, result) = self.passes_that_fit(batch, message)?;
+        let PassResult { gradients, norm, loss_sum, flops, processed } = result;
+        let loss = if batch.counted > 0 { loss_sum / batch.counted as f64 } else { 0.0 };
         if !loss.is_finite() || !norm.is_finite() {
-            return Err(self.not_a_number(&batch, loss, norm));
+            return Err(self.non_finite(&batch, loss, norm));
         }
-        let spike = match (self.cfg.train.spike_factor, self.state.loss_mean) {
-            (Some(f), Some(mean)) => loss > f * mean,
-            _ => false,
-        };
         self.state.step += 1;
         self.state.cursor = batch.cursor;
         self.state.tokens += batch.tokens;
         self.state.loss_tokens += batch.counted as u64;
         self.state.processed += processed as u64;
         self.state.slots += batch.slots;
-        let progress = (self.state.tokens as f64 / self.cfg.conversion.total_tokens.max(1) as f64)
-            .max(
-                self.cfg.train.max_steps.map_or(0.0, |m| self.state.step as f64 / m.max(1) as f64),
-            );
-        let lr_factor = schedule::factor(&self.cfg.optim, progress);
+        let lr_factor = schedule::factor(&self.cfg.optim, self.progress());
+        let factor = self.cfg.train.spike_factor;
+        let skipped = spike_guard::is_spike(factor, self.state.loss_mean, loss);
         let mut clip = 1.0;
-        if spike {
+        if skipped {
             self.state.skipped += 1;
         } else {
             clip = clip::factor(&self.cfg.optim, norm, &mut self.state.zclip);
@@ -99,16 +69,15 @@ impl Trainer<'_> {
                 &self.cfg.optim,
                 &self.decoder.params,
                 &mut self.weights,
-                grads,
+                gradients,
                 lr_factor,
                 clip,
             );
             self.state.updates = self.optimizer.updates;
-            self.state.loss_mean =
-                Some(self.state.loss_mean.map_or(loss, |m| 0.95 * m + 0.05 * loss));
         }
+        self.state.loss_mean = Some(spike_guard::updated_mean(factor, self.state.loss_mean, loss));
         self.state.last_loss = Some(loss);
-        let seconds = t.elapsed().as_secs_f64() + data_wait;
+        let seconds = started.elapsed().as_secs_f64() + data_wait;
         self.state.seconds += seconds;
         Ok(StepRecord {
             step: self.state.step,
@@ -122,91 +91,120 @@ impl Trainer<'_> {
             tok_s: batch.tokens as f64 / seconds,
             seconds,
             data_wait,
-            mfu: self.compute.peak_flops.map(|p| flops / seconds / p),
+            mfu: self.compute.peak_flops.map(|peak| flops / seconds / peak),
             rss_mib: resident_mib(),
-            skipped: spike,
+            skipped,
             eval_loss: None,
         })
     }
 
-    /// Forward and backward over every micro-batch.
-    fn passes(&self, batch: &StepBatch) -> Result<Passed> {
-        let mut out = Passed {
-            grads: Gradients::new(self.weights.0.len()),
+    /// Share of the run that is done: of the token budget or of `train.max_steps`, whichever is
+    /// larger.
+    fn progress(&self) -> f64 {
+        let by_tokens = self.state.tokens as f64 / self.cfg.conversion.total_tokens.max(1) as f64;
+        let by_steps =
+            self.cfg.train.max_steps.map_or(0.0, |max| self.state.step as f64 / max.max(1) as f64);
+        by_tokens.max(by_steps)
+    }
+
+    /// The passes of a step, repeated with smaller micro-batches until they fit into memory.
+    /// Returns the batch as it was cut in the end.
+    fn passes_that_fit(
+        &mut self,
+        mut batch: StepBatch,
+        message: &dyn Fn(&str),
+    ) -> Result<(StepBatch, PassResult)> {
+        loop {
+            let before = self.plan.micro_batch_rows;
+            if let Some(result) = out_of_memory::within(before, || self.passes(&batch))? {
+                return Ok((batch, result));
+            }
+            let after = out_of_memory::fewer(before, self.plan.batch_rows)?;
+            self.compute.device.device.memory_cleanup();
+            self.plan.micro_batch_rows = after;
+            self.state.micro_batch_rows = after;
+            message(&format!(
+                "step {}: no memory for {before} rows at a time; going on with micro-batches of {after}, still {} rows a step",
+                self.state.step + 1,
+                self.plan.batch_rows
+            ));
+            batch = data::build_step(&self.data, &self.plan, self.state.cursor)?;
+        }
+    }
+
+    /// Forward and backward passes over every micro-batch.
+    fn passes(&self, batch: &StepBatch) -> Result<PassResult> {
+        let mut result = PassResult {
+            gradients: Gradients::new(self.weights.0.len()),
             norm: 0.0,
-            sum: 0.0,
+            loss_sum: 0.0,
             flops: 0.0,
             processed: 0,
         };
         if batch.counted == 0 {
-            return Ok(out);
+            return Ok(result);
         }
         let scale = 1.0 / batch.counted as f64;
-        for micro in &batch.micro {
-            let inputs = DeviceBatch::upload(&self.decoder, micro, &self.compute)?;
-            out.sum += objective::loss_and_gradients(
+        for micro_batch in &batch.micro_batches {
+            let inputs = DeviceBatch::upload(&self.decoder, micro_batch, &self.compute)?;
+            result.loss_sum += objective::loss_and_gradients(
                 &self.decoder,
                 &self.weights,
                 &inputs,
                 &self.pass,
                 scale,
-                &mut out.grads,
+                &mut result.gradients,
             )?;
-            out.flops += flops::useful(&self.decoder, micro);
-            out.processed += micro.processed;
+            result.flops += flops::useful(&self.decoder, micro_batch);
+            result.processed += micro_batch.processed;
         }
-        out.norm = clip::global_norm(&out.grads)?;
-        Ok(out)
+        result.norm = clip::global_norm(&result.gradients)?;
+        Ok(result)
     }
 
-    /// The error of a step that left the numbers: the rows whose own loss is none, or all of the
-    /// step where each alone has one.
-    fn not_a_number(&self, batch: &StepBatch, loss: f64, norm: f64) -> Error {
-        let named = |rows: &[(u64, usize)]| {
-            rows.iter().map(|(e, r)| format!("{r} (epoch {e})")).collect::<Vec<_>>().join(", ")
+    /// The error of a step with a non-finite loss or gradient: it names the rows whose own loss is
+    /// not finite, or all rows of the step where each alone has a finite loss.
+    fn non_finite(&self, batch: &StepBatch, loss: f64, norm: f64) -> Error {
+        let list = |rows: &[(u64, usize)]| {
+            rows.iter()
+                .map(|(epoch, row)| format!("{row} (epoch {epoch})"))
+                .collect::<Vec<_>>()
+                .join(", ")
         };
-        let mut alone = self.plan;
-        (alone.batch_rows, alone.micro_batch_rows) = (1, 1);
-        let bad = |at: usize| -> Result<bool> {
-            let row = data::build_step(
-                &self.data,
-                &alone,
-                self.state.cursor + at as u64,
-                self.data.manifest().pad_token_id,
-            )?;
-            let loss = row.micro.iter().filter(|m| !m.targets.is_empty()).try_fold(
-                0.0,
-                |sum, m| -> Result<f64> {
-                    let inputs = DeviceBatch::upload(&self.decoder, m, &self.compute)?;
-                    Ok(sum
-                        + objective::loss_sum(&self.decoder, &self.weights, &inputs, &self.pass)?)
-                },
-            )?;
-            Ok(!loss.is_finite())
-        };
-        let culprits: Vec<(u64, usize)> = batch
+        // a row whose loss cannot be computed is named too
+        let bad: Vec<(u64, usize)> = batch
             .rows
             .iter()
             .enumerate()
-            .filter(|(at, _)| bad(*at).unwrap_or(true))
+            .filter(|(i, _)| !self.loss_of_row(*i as u64).is_ok_and(f64::is_finite))
             .map(|(_, row)| *row)
             .collect();
-        let which = match culprits.len() {
+        let cause = match bad.len() {
             0 => {
-                format!("Each of its rows alone has a finite loss; they are {}", named(&batch.rows))
+                format!("Each of its rows alone has a finite loss; they are {}", list(&batch.rows))
             }
-            n if n == batch.rows.len() => {
-                format!(
-                    "So has each of its rows alone ({}): the weights are the cause, not the data",
-                    named(&batch.rows)
-                )
-            }
-            _ => format!("The cause is in its training rows {}", named(&culprits)),
+            n if n == batch.rows.len() => format!(
+                "So has each of its rows alone ({}): the weights are the cause, not the data",
+                list(&batch.rows)
+            ),
+            _ => format!("The cause is in its training rows {}", list(&bad)),
         };
         Error::Numeric(format!(
-            "step {}: loss {loss}, gradient norm {norm}; the weights were not touched, the last checkpoint is whole. {which}. Look at them with `dlm-prep inspect {} --row N`; or lower optim.lr, or take train.dtype=fp32",
+            "step {}: loss {loss}, gradient norm {norm}; the weights were not touched, the last checkpoint is whole. {cause}. Look at them with `dlm-prep inspect {} --row N`; or lower optim.lr, or take train.dtype=fp32",
             self.state.step + 1,
             self.data.dir().display()
         ))
+    }
+
+    /// Loss sum of row `i` of the step that comes next, computed alone.
+    fn loss_of_row(&self, i: u64) -> Result<f64> {
+        let mut plan = self.plan;
+        (plan.batch_rows, plan.micro_batch_rows) = (1, 1);
+        let step = data::build_step(&self.data, &plan, self.state.cursor + i)?;
+        let loss = |batch: &Batch| -> Result<f64> {
+            let inputs = DeviceBatch::upload(&self.decoder, batch, &self.compute)?;
+            objective::loss_sum(&self.decoder, &self.weights, &inputs, &self.pass)
+        };
+        step.micro_batches.iter().filter(|batch| !batch.targets.is_empty()).map(loss).sum()
     }
 }

@@ -1,0 +1,113 @@
+//! The step records of a run, read from its `metrics.jsonl`, and their smoothing.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use dlm_datasets::chart::Point;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// The plotted values of one step; absent ones are NaN.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Step {
+    pub(super) step: f64,
+    pub(super) tokens: f64,
+    pub(super) loss: f64,
+    pub(super) eval: f64,
+    pub(super) lr: f64,
+    pub(super) norm: f64,
+    pub(super) clipped: bool,
+    pub(super) skipped: bool,
+    pub(super) tok_s: f64,
+    pub(super) seconds: f64,
+    pub(super) wait: f64,
+    pub(super) mem: f64,
+}
+
+/// The step records of one run.
+pub(super) struct RunData {
+    pub(super) name: String,
+    pub(super) steps: Vec<Step>,
+    /// Lines that are no step record.
+    pub(super) skipped_lines: usize,
+}
+
+/// Read the records of a run: its folder, or its metrics.jsonl.
+pub(super) fn read(path: &Path) -> Result<RunData> {
+    let file = if path.is_dir() { path.join("metrics.jsonl") } else { path.to_path_buf() };
+    let bytes =
+        std::fs::read(&file).map_err(|e| Error::io(&file, "reading the run's metrics", e))?;
+    let (mut steps, mut skipped_lines) = (BTreeMap::new(), 0);
+    for line in bytes.split(|b| *b == b'\n').filter(|l| !l.trim_ascii().is_empty()) {
+        match serde_json::from_slice::<Value>(line).ok().and_then(|v| step_of(&v)) {
+            // a step that occurs twice was run again after a resume: the later record counts
+            Some(s) => drop(steps.insert(s.step as u64, s)),
+            None => skipped_lines += 1,
+        }
+    }
+    if steps.is_empty() {
+        return Err(Error::format(
+            &file,
+            format!(
+                "none of its {skipped_lines} lines is a step's record (a JSON object with step and loss); is this a run's metrics.jsonl?"
+            ),
+        ));
+    }
+    let dir = file.canonicalize().unwrap_or_else(|_| file.clone());
+    let name = dir
+        .parent()
+        .and_then(Path::file_name)
+        .map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
+    Ok(RunData { name, steps: steps.into_values().collect(), skipped_lines })
+}
+
+fn step_of(v: &Value) -> Option<Step> {
+    let step = v.get("step")?.as_u64()? as f64;
+    v.get("loss")?;
+    // a loss that is not finite is null in JSON
+    let n = |key: &str| v.get(key).and_then(Value::as_f64).unwrap_or(f64::NAN);
+    Some(Step {
+        step,
+        tokens: n("tokens"),
+        loss: n("loss"),
+        eval: n("eval_loss"),
+        lr: n("lr"),
+        norm: n("grad_norm"),
+        clipped: n("clip") < 1.0,
+        skipped: v.get("skipped").and_then(Value::as_bool).unwrap_or(false),
+        tok_s: n("tok_s"),
+        seconds: n("seconds"),
+        wait: n("data_wait"),
+        mem: n("rss_mib"),
+    })
+}
+
+/// Loss of a step that moved the weights.
+pub(super) fn used_loss(s: &Step) -> f64 {
+    if s.skipped { f64::NAN } else { s.loss }
+}
+
+/// Exponential sums and their weights with a memory of a fortieth of the run, 3 to 100 steps; skips
+/// what is not finite.
+pub(super) fn sums(values: impl ExactSizeIterator<Item = f64>) -> Vec<(f64, f64)> {
+    let keep = 1.0 - 1.0 / (values.len() as f64 / 40.0).clamp(3.0, 100.0);
+    let step = |acc: &mut (f64, f64), y: f64| {
+        if y.is_finite() {
+            *acc = (keep * acc.0 + (1.0 - keep) * y, keep * acc.1 + (1.0 - keep));
+        }
+        Some(*acc)
+    };
+    values.scan((0.0, 0.0), step).collect()
+}
+
+/// The exponential mean of what came up to each step and from it on, which does not lag behind.
+pub(super) fn centred(points: &[Point]) -> Vec<Point> {
+    let before = sums(points.iter().map(|p| p.1));
+    let after = sums(points.iter().rev().map(|p| p.1));
+    let mean = |((p, b), a): ((&Point, (f64, f64)), (f64, f64))| {
+        let weight = b.1 + a.1;
+        (p.0, if weight > 0.0 { (b.0 + a.0) / weight } else { f64::NAN })
+    };
+    points.iter().zip(before).zip(after.into_iter().rev()).map(mean).collect()
+}

@@ -1,0 +1,41 @@
+//! The record of one optimizer step: a line of `metrics.jsonl`.
+
+use serde::{Deserialize, Serialize};
+
+/// What one step measured.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// Step number, from 1.
+    pub step: u64,
+    /// Source tokens consumed so far: dataset tokens, padding not counted.
+    pub tokens: u64,
+    /// Mean cross-entropy over counted targets, nats.
+    pub loss: f64,
+    /// Learning rate of AdamW.
+    pub lr: f64,
+    /// Gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Factor the gradients were scaled with (1 = not clipped).
+    pub clip: f64,
+    /// Counted targets.
+    pub counted: usize,
+    /// Tokens the decoder ran on.
+    pub processed: usize,
+    /// Source tokens per second.
+    pub tok_s: f64,
+    /// Seconds the step took, waiting for data included.
+    pub seconds: f64,
+    /// Seconds spent waiting for data.
+    pub data_wait: f64,
+    /// Share of the device's peak FLOP/s (MFU), where the peak is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mfu: Option<f64>,
+    /// Resident memory, MiB.
+    pub rss_mib: u64,
+    /// The spike guard skipped the update.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
+    /// Evaluation loss, where this step was followed by an evaluation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_loss: Option<f64>,
+}

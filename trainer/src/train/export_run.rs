@@ -1,0 +1,143 @@
+//! Exporting a run: at its end, or later from one of its checkpoints.
+//!
+//! In: decoder, weights and state of a run, its configuration and dataset. Out: a Hugging Face
+//! folder (`io/export.rs`), whose `dlm_config.json` records how the model was trained.
+
+use std::path::{Path, PathBuf};
+
+use dlm_datasets::Dataset;
+use safetensors::Dtype as FileDtype;
+use serde_json::json;
+
+use crate::compute::ComputeDevice;
+use crate::config::{self, Config};
+use crate::error::{Error, Result};
+use crate::io::checkpoint::{self, RunState};
+use crate::io::checkpoint_store::CheckpointStore;
+use crate::io::export::{self, ExportInfo};
+use crate::io::source::{self, ModelSource};
+use crate::model::{Decoder, Weights};
+use crate::optim::adamw;
+use crate::train::data;
+use crate::train::prepare_model::{PreparedModel, prepare};
+
+/// A trained model and the run it comes from.
+pub struct TrainedModel<'a> {
+    pub cfg: &'a Config,
+    pub data: &'a Dataset,
+    pub decoder: &'a Decoder,
+    pub weights: &'a Weights,
+    pub state: &'a RunState,
+    pub source: &'a ModelSource,
+}
+
+/// Write the Hugging Face folder of a run.
+pub fn export(model: &TrainedModel, out: &Path) -> Result<()> {
+    let TrainedModel { cfg, data, decoder, state, .. } = *model;
+    let manifest = data.manifest();
+    let block_diffusion = cfg.conversion.objective == config::Objective::BlockDiffusion;
+    let info = ExportInfo {
+        bd_size: manifest.bd_size,
+        mask_token: manifest.mask_token.clone(),
+        mask_token_id: manifest.mask_token_id,
+        eos_token_ids: eos_token_ids(model),
+        pad_token_id: manifest.pad_token_id,
+        tokenizer: data.dir().join("tokenizer"),
+        source_folder: model.source.folder.clone(),
+        record: json!({
+            "training_method": if block_diffusion { "fast-dllm-v2-sft" } else { "sft" },
+            "objective": if block_diffusion { "block_diffusion" } else { "sft" },
+            "total_tokens_trained": state.tokens,
+            "loss_tokens_trained": state.loss_tokens,
+            "steps": state.step,
+            "training_loss": state.last_loss,
+            "training_loss_mean": state.loss_mean,
+            "eval_loss": state.eval_loss,
+            "max_seq_length": manifest.seq_len,
+            "source_checkpoint": model.source.name,
+            "data_fingerprint": data.fingerprint(),
+            "seed": cfg.train.seed,
+            "code_version": env!("CARGO_PKG_VERSION"),
+        }),
+    };
+    if decoder.cfg.quantization.is_some() && cfg.conversion.lambda_warmup > state.step {
+        eprintln!(
+            "warning: BitLinear's quantisation was still being blended in (step {} of conversion.lambda_warmup={}); the exported model is quantised fully",
+            state.step, cfg.conversion.lambda_warmup
+        );
+    }
+    let dtype = match cfg.export.dtype {
+        config::Dtype::Bf16 => FileDtype::BF16,
+        config::Dtype::Fp32 => FileDtype::F32,
+    };
+    export::export(out, decoder, model.weights, dtype, cfg.export.format, &info)?;
+    eprintln!("exported to {}", out.display());
+    Ok(())
+}
+
+/// Ids that end a completion: those of the source, else the dataset's end-of-text id, then the
+/// dataset's end-of-turn ids.
+fn eos_token_ids(model: &TrainedModel) -> Vec<i32> {
+    let manifest = model.data.manifest();
+    let mut ids: Vec<i32> = model.decoder.cfg.eos_token_ids.iter().map(|id| *id as i32).collect();
+    if ids.is_empty() {
+        ids.push(manifest.eos_token_id);
+    }
+    for id in &manifest.end_of_turn_ids {
+        if !ids.contains(id) {
+            ids.push(*id);
+        }
+    }
+    ids
+}
+
+/// Export a checkpoint of the run in `cfg.output.dir`: the named one, else the newest.
+pub fn export_checkpoint(
+    cfg: &Config,
+    data_dir: &Path,
+    name: Option<&str>,
+    out: &Path,
+    device: &ComputeDevice,
+) -> Result<()> {
+    let checkpoint = find_checkpoint(&cfg.output.dir, name)?;
+    let data = data::open(data_dir)?;
+    let recorded = checkpoint::identity(&checkpoint)?;
+    let source = source::locate(cfg, recorded.get("source").map(String::as_str))?;
+    let PreparedModel { decoder, .. } = prepare(cfg, &source, &data, &device.device, false)?;
+    let uses_muon: Vec<bool> =
+        decoder.params.specs.iter().map(|s| adamw::uses_muon(&cfg.optim, s.kind)).collect();
+    let restored = checkpoint::restore(&checkpoint, &decoder.params, &uses_muon, &device.device)?;
+    if restored.identity.get("data") != Some(&data.fingerprint()) {
+        return Err(Error::Mismatch(format!(
+            "{} was trained on another dataset than {}; give the right one with --data",
+            checkpoint.display(),
+            data_dir.display()
+        )));
+    }
+    let model = TrainedModel {
+        cfg,
+        data: &data,
+        decoder: &decoder,
+        weights: &restored.weights,
+        state: &restored.state,
+        source: &source,
+    };
+    export(&model, out)
+}
+
+fn find_checkpoint(run_dir: &Path, name: Option<&str>) -> Result<PathBuf> {
+    match name {
+        Some(n) if n.starts_with("step-") && !n.contains('/') => {
+            Ok(run_dir.join("checkpoints").join(n))
+        }
+        Some(n) => {
+            Err(Error::Usage(format!("--checkpoint {n:?}: expected the name of a step-N folder")))
+        }
+        None => CheckpointStore::new(run_dir, 1).latest()?.ok_or_else(|| {
+            Error::Usage(format!(
+                "there is no checkpoint in {}",
+                run_dir.join("checkpoints").display()
+            ))
+        }),
+    }
+}

@@ -1,0 +1,198 @@
+//! The source model made ready to train: checked against the dataset, given a row for the mask
+//! token, on the device.
+//!
+//! In: configuration, the model's source, the dataset. Out: [`PreparedModel`]. The dataset must fit
+//! the model: block size and mask id agree with those of an already converted source, and every
+//! token has a row in the embedding table. Spare rows of the table are used first; it never
+//! shrinks. A new row for the mask token starts as the mean of the ordinary tokens' rows.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::prelude::*;
+use dlm_datasets::{Dataset, Manifest};
+
+use crate::config::{BitLinear, Config};
+use crate::error::{Error, Result};
+use crate::io::json;
+use crate::io::load_model::{HostModel, LoadedModel};
+use crate::io::source::ModelSource;
+use crate::model::config::Quantization;
+use crate::model::{Decoder, ModelConfig, ParamKind, Params, Weights};
+
+/// The embedding table grows to a multiple of this many rows, which keeps matrix shapes friendly
+/// to kernels.
+const VOCAB_MULTIPLE: usize = 64;
+
+/// A model ready to train.
+pub(super) struct PreparedModel {
+    pub(super) decoder: Decoder,
+    /// fp32 weights; `None` where a checkpoint supplies them.
+    pub(super) weights: Option<Weights>,
+}
+
+/// Load the model of `cfg` and fit it to the dataset. Without `with_weights` only its shapes are
+/// read.
+pub(super) fn prepare(
+    cfg: &Config,
+    source: &ModelSource,
+    data: &Dataset,
+    device: &Device,
+    with_weights: bool,
+) -> Result<PreparedModel> {
+    let manifest = data.manifest();
+    let mut model = HostModel::new(match &source.folder {
+        Some(folder) => ModelConfig::read(folder)?,
+        None => random_model_config(cfg)?,
+    });
+    check_fit(&model.config, manifest, &source.name)?;
+    if let Some(folder) = &source.folder {
+        check_tokenizer(
+            &folder.join("tokenizer.json"),
+            &data.dir().join("tokenizer/tokenizer.json"),
+            &manifest.mask_token,
+        )?;
+    }
+    match &source.folder {
+        _ if !with_weights => {}
+        Some(folder) => model.read_weights(folder)?,
+        None => model.draw_weights(cfg.train.seed),
+    }
+    if model.config.quantization.is_some() {
+        // training always quantises full-precision weights online, packed sources included
+        model.config.quantization = Some(Quantization::Online);
+    }
+    let new_mask_token = model.config.mask_token_id.is_none() && source.folder.is_some();
+    fit_vocabulary(&mut model, manifest.mask_token_id as usize, new_mask_token);
+    match cfg.conversion.bitlinear {
+        BitLinear::Auto => {}
+        BitLinear::On => model.config.set_bitlinear(true),
+        BitLinear::Off => model.config.set_bitlinear(false),
+    }
+    Ok(if with_weights {
+        let LoadedModel { decoder, weights } = model.upload(device);
+        PreparedModel { decoder, weights: Some(weights) }
+    } else {
+        PreparedModel { decoder: Decoder::new(model.config), weights: None }
+    })
+}
+
+/// The shapes of `source.config`, for `source.init=random`.
+fn random_model_config(cfg: &Config) -> Result<ModelConfig> {
+    let text = cfg.source_config().map_err(|e| Error::Usage(e.to_string()))?;
+    let raw = serde_json::from_str(&text)
+        .map_err(|e| Error::Usage(format!("source.config is not valid JSON: {e}")))?;
+    ModelConfig::from_json(raw)
+}
+
+/// Refuse a dataset whose mask id, block size or vocabulary does not fit the model.
+pub(crate) fn check_fit(model: &ModelConfig, manifest: &Manifest, source: &str) -> Result<()> {
+    if let Some(id) = model.mask_token_id.filter(|id| *id != i64::from(manifest.mask_token_id)) {
+        return Err(Error::Mismatch(format!(
+            "the dataset's mask token {:?} has id {}, the model {source} was converted with mask id {id}; prepare the data with the model's own tokenizer",
+            manifest.mask_token, manifest.mask_token_id
+        )));
+    }
+    if let Some(bd_size) = model.bd_size.filter(|n| *n != manifest.bd_size) {
+        return Err(Error::Mismatch(format!(
+            "the dataset was packed with bd_size {}, the model {source} was converted with bd_size {bd_size}; prepare the data with --bd-size {bd_size}",
+            manifest.bd_size
+        )));
+    }
+    // one id past the table is the mask token itself; more belong to another tokenizer
+    if manifest.vocab_size > model.vocab_size + 1 {
+        return Err(Error::Mismatch(format!(
+            "the dataset's tokenizer has {} ids, the embedding table of {source} has {} rows; prepare the data with this model's tokenizer",
+            manifest.vocab_size, model.vocab_size
+        )));
+    }
+    Ok(())
+}
+
+/// Check that every token has the same id in the model's tokenizer and in the dataset's; only the
+/// mask token may be new. Folders without a `tokenizer.json` are not checked.
+pub(crate) fn check_tokenizer(of_model: &Path, of_data: &Path, mask_token: &str) -> Result<()> {
+    let (Some(model_ids), Some(data_ids)) = (vocabulary(of_model)?, vocabulary(of_data)?) else {
+        return Ok(());
+    };
+    let id_or_absent = |id: Option<&u64>| id.map_or("absent".to_string(), u64::to_string);
+    let mut tokens: Vec<&String> = model_ids.keys().chain(data_ids.keys()).collect();
+    tokens.sort();
+    tokens.dedup();
+    let differences: Vec<String> = tokens
+        .into_iter()
+        .filter(|token| *token != mask_token && model_ids.get(*token) != data_ids.get(*token))
+        .map(|token| {
+            format!(
+                "{token:?} is {} in the model's and {} in the data's",
+                id_or_absent(model_ids.get(token)),
+                id_or_absent(data_ids.get(token))
+            )
+        })
+        .collect();
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let examples = differences.iter().take(3).cloned().collect::<Vec<_>>().join("; ");
+    Err(Error::Mismatch(format!(
+        "the dataset was prepared with another tokenizer than the model's ({} against {}): {} tokens differ, for example {examples}. Prepare the data with the model's own tokenizer",
+        of_data.display(),
+        of_model.display(),
+        differences.len(),
+    )))
+}
+
+/// Token → id of a `tokenizer.json`, added tokens included; `None` where the file or its vocabulary
+/// map is missing.
+fn vocabulary(path: &Path) -> Result<Option<BTreeMap<String, u64>>> {
+    let Some(json) = json::read_if_present::<serde_json::Value>(path, "valid JSON")? else {
+        return Ok(None);
+    };
+    let Some(map) = json.pointer("/model/vocab").and_then(|v| v.as_object()) else {
+        return Ok(None);
+    };
+    let mut ids: BTreeMap<String, u64> =
+        map.iter().filter_map(|(token, id)| Some((token.clone(), id.as_u64()?))).collect();
+    for token in json.get("added_tokens").and_then(|v| v.as_array()).into_iter().flatten() {
+        let content = token.get("content").and_then(|v| v.as_str());
+        let id = token.get("id").and_then(|v| v.as_u64());
+        if let (Some(content), Some(id)) = (content, id) {
+            ids.insert(content.to_string(), id);
+        }
+    }
+    Ok(Some(ids))
+}
+
+/// Make sure the mask token has a row in the embedding table (and in an untied head).
+///
+/// Rows that are added start as the mean of the ordinary tokens' rows. With `new_mask_token` the
+/// mask token's row is set to that mean even where the table had a spare row for it.
+fn fit_vocabulary(model: &mut HostModel, mask: usize, new_mask_token: bool) {
+    let width = model.config.hidden_size;
+    let old = model.config.vocab_size;
+    let new = if mask < old { old } else { (mask + 1).next_multiple_of(VOCAB_MULTIPLE) };
+    if new == old && !new_mask_token {
+        return;
+    }
+    for (spec, values) in model.params.specs.iter().zip(model.values.iter_mut()) {
+        if spec.kind != ParamKind::Embedding {
+            continue;
+        }
+        let ordinary = mask.min(old).max(1);
+        let mut mean = vec![0f64; width];
+        for row in values.chunks(width).take(ordinary) {
+            mean.iter_mut().zip(row).for_each(|(m, v)| *m += f64::from(*v));
+        }
+        let mean: Vec<f32> = mean.iter().map(|m| (m / ordinary as f64) as f32).collect();
+        for _ in old..new {
+            values.extend_from_slice(&mean);
+        }
+        if new_mask_token {
+            values[mask * width..(mask + 1) * width].copy_from_slice(&mean);
+        }
+    }
+    if new > old {
+        model.config.vocab_size = new;
+        model.params = Params::new(&model.config);
+    }
+}
