@@ -262,12 +262,6 @@ impl ModelFiles {
         if let Some(codec) = &self.codec {
             return Ok(codec);
         }
-        if !self.dir.join("tokenizer.json").is_file() {
-            return Err(Error::Usage(format!(
-                "{}: no tokenizer.json, so that prompts must be token ids (--ids)",
-                self.name
-            )));
-        }
         // reading it again gives the reason
         let reason = PromptCodec::load(&self.dir).err();
         Err(reason.unwrap_or_else(|| Error::format(&self.dir, "the tokenizer has just changed")))
@@ -280,7 +274,7 @@ impl ModelFiles {
     /// The options of the requested mode, with what the folder says where nothing was requested.
     pub fn decoding(&self, options: &GenerateOptions) -> Result<Decoding> {
         if options.batch_size == 0 {
-            return Err(Error::Usage("--batch-size 0: expected 1 or more".into()));
+            return Err(Error::Usage("a batch of 0 prompts (--batch-size): expected 1 or more".into()));
         }
         let max_new_tokens = options.max_new_tokens;
         let mask_id = options.mask_token_id.or(self.folder.mask_id);
@@ -291,13 +285,13 @@ impl ModelFiles {
         }
         let mask_id = mask_id.ok_or_else(|| {
             Error::Usage(format!(
-                "{} names no mask token (mask_token_id in dlm_config.json or config.json), so that it was not converted; use --mode ar, or give --mask-token-id",
+                "{} names no mask token (mask_token_id in dlm_config.json or config.json), so that it was not converted; use autoregressive mode (--mode ar), or give the id (--mask-token-id)",
                 self.name
             ))
         })?;
         if !(0.0..=1.0).contains(&options.threshold) {
             return Err(Error::Usage(format!(
-                "--threshold {}: expected a probability, 0 to 1",
+                "threshold {}: expected a probability, 0 to 1",
                 options.threshold
             )));
         }
@@ -338,5 +332,93 @@ impl ModelFiles {
             ));
         }
         warnings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPES: &str = include_str!("../../configs/model/sample.json");
+
+    fn text() -> [Prompt; 1] {
+        [Prompt::Text("hello".into())]
+    }
+
+    fn options() -> GenerateOptions {
+        GenerateOptions::default()
+    }
+
+    /// A model folder with shapes only.
+    fn folder(files: &[(&str, &str)]) -> (tempfile::TempDir, ModelFiles) {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, content) in [&[("config.json", SHAPES)], files].concat() {
+            std::fs::write(dir.path().join(name), content).unwrap();
+        }
+        let files = ModelFiles::open(dir.path()).unwrap();
+        (dir, files)
+    }
+
+    #[test]
+    fn text_without_a_tokenizer_is_a_wrong_call() {
+        let (_dir, files) = folder(&[]);
+        let error = files.encode(&text(), &options()).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("no tokenizer.json"), "{error}");
+    }
+
+    #[test]
+    fn an_unreadable_tokenizer_is_a_failure_for_text_alone() {
+        let (_dir, files) = folder(&[("tokenizer.json", "{\"damaged")]);
+        let error = files.encode(&text(), &options()).unwrap_err();
+        assert_eq!(error.exit_code(), 1, "{error}");
+        let ids = files.encode(&[Prompt::Ids(vec![3, 1])], &options()).unwrap();
+        assert_eq!(ids, [[3, 1]]);
+    }
+
+    #[test]
+    fn the_folder_fills_in_what_the_options_leave_open() {
+        let record = r#"{"bd_size": 12, "mask_token_id": 7}"#;
+        let (_dir, files) = folder(&[
+            ("dlm_config.json", record),
+            ("generation_config.json", r#"{"eos_token_id": [5, 6]}"#),
+        ]);
+        let block = |options: &GenerateOptions| match files.decoding(options).unwrap() {
+            Decoding::Block(block) => block,
+            Decoding::Ar(_) => panic!("block mode is the default"),
+        };
+        let usual = block(&options());
+        assert_eq!((usual.block_size, usual.sub_block_size, usual.mask_id), (12, 12, 7));
+        assert_eq!(usual.stop_ids, [5, 6]);
+        let other = block(&GenerateOptions {
+            block_size: Some(16),
+            stop_token_ids: Some(Vec::new()),
+            ..options()
+        });
+        assert_eq!((other.block_size, other.sub_block_size), (16, 8));
+        assert!(other.stop_ids.is_empty());
+    }
+
+    #[test]
+    fn warnings_name_block_size_and_positions() {
+        let (_dir, files) = folder(&[("dlm_config.json", r#"{"bd_size": 32}"#)]);
+        let prompts = [vec![1, 2]];
+        assert!(files.warnings(&prompts, &options()).is_empty());
+        let odd = GenerateOptions { block_size: Some(16), max_new_tokens: 1_000_000, ..options() };
+        let warnings = files.warnings(&prompts, &odd);
+        assert!(warnings[0].contains("trained with blocks of 32"), "{warnings:?}");
+        assert!(warnings[1].contains("1000002 tokens"), "{warnings:?}");
+        let causal = GenerateOptions { mode: DecodeMode::Ar, max_new_tokens: 4, ..odd };
+        assert!(files.warnings(&prompts, &causal).is_empty());
+    }
+
+    #[test]
+    fn options_that_cannot_be_used_are_wrong_calls() {
+        let (_dir, files) = folder(&[("dlm_config.json", r#"{"mask_token_id": 7}"#)]);
+        let (_other, plain) = folder(&[]);
+        let code = |files: &ModelFiles, options| files.decoding(&options).unwrap_err().exit_code();
+        assert_eq!(code(&files, GenerateOptions { threshold: 1.5, ..options() }), 2);
+        assert_eq!(code(&files, GenerateOptions { batch_size: 0, ..options() }), 2);
+        assert_eq!(code(&plain, options()), 2);
     }
 }
