@@ -11,7 +11,7 @@ use burn::prelude::*;
 use dlm_train::compute::{ComputePlan, device};
 use dlm_train::decode::cached::{KvCache, Order, Pass, Span};
 use dlm_train::decode::{ArOptions, BlockOptions, Engine};
-use dlm_train::kernels::ops;
+use dlm_train::kernels::linear::ternary_weight;
 use dlm_train::model::config::Quantization;
 use dlm_train::model::{Decoder, ModelConfig, ParamKind, Params, load};
 use serde::Deserialize;
@@ -304,7 +304,7 @@ fn ternary_weights_once() {
                 .filter(|(spec, _)| spec.kind == ParamKind::Matrix)
             {
                 assert_eq!(spec.shape.len(), 2);
-                *tensor = ops::ternary_weight(tensor.clone());
+                *tensor = ternary_weight(tensor.clone());
             }
         }
         let ids = Tensor::<1, Int>::from_data(

@@ -13,7 +13,7 @@ use dlm_train::diffusion::{
     DeviceBatch, DocumentMask, Objective, ObjectiveSpec, PackedRow, build_batch, objective,
 };
 use dlm_train::io::export::{self, ExportInfo};
-use dlm_train::kernels::ops;
+use dlm_train::kernels::linear::{ternary_codes, ternary_weight};
 use dlm_train::model::{
     Checkpoint, Decoder, ModelConfig, ParamKind, Params, Weights, load, ternary,
 };
@@ -139,7 +139,7 @@ fn reads_back_as_the_ternary_model_it_was() {
                         spec.name
                     );
                     assert_eq!(stored[&format!("{}_scale", spec.name)], ("F32".into(), vec![1]));
-                    let codes = |t: &Tensor<2>| download(&ops::ternary_codes(t.clone()).0).unwrap();
+                    let codes = |t: &Tensor<2>| download(&ternary_codes(t.clone()).0).unwrap();
                     let (a, b) = (codes(ours), codes(theirs));
                     assert_eq!(a, b, "{arch} {}: other ternary values came back", spec.name);
                     assert!(
@@ -147,7 +147,7 @@ fn reads_back_as_the_ternary_model_it_was() {
                         "{}: not all three values occur",
                         spec.name
                     );
-                    (ops::ternary_weight(ours.clone()), ops::ternary_weight(theirs.clone()))
+                    (ternary_weight(ours.clone()), ternary_weight(theirs.clone()))
                 }
                 _ => (ours.clone(), theirs.clone()),
             };

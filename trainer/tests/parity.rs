@@ -11,7 +11,7 @@ use std::process::Command;
 use burn::prelude::*;
 use burn::tensor::DType;
 use dlm_train::compute::tensor_io::{decode_floats, download};
-use dlm_train::kernels::ops;
+use dlm_train::kernels::linear::{int8_activation, ternary_weight};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -230,7 +230,7 @@ fn quantisers_equal_the_unit_fixture() {
         println!("{expected:?}: {worst:.1e}", expected = expected.len());
         assert!(worst < 1e-6, "{worst}");
     };
-    same(ops::ternary_weight(read("w")), "w_quant");
-    same(ops::ternary_weight(read("w_ties")), "w_ties_quant");
-    same(ops::int8_activation(read("x")), "x_quant");
+    same(ternary_weight(read("w")), "w_quant");
+    same(ternary_weight(read("w_ties")), "w_ties_quant");
+    same(int8_activation(read("x")), "x_quant");
 }

@@ -22,7 +22,7 @@ use crate::diffusion::{
     count_targets, objective,
 };
 use crate::error::{Error, Result};
-use crate::kernels::ops;
+use crate::kernels::cast::to_f32;
 use crate::model::config::Quantization;
 use crate::model::{Decoder, Gradients, ModelConfig, ParamKind, load};
 use crate::parity::case::read_case;
@@ -354,7 +354,7 @@ fn compare_gradients(
             Error::format(path, format!("{} is {:?}; expected floats", spec.name, view.dtype()))
         })?;
         let ours = match g {
-            Some(g) => download(&ops::to_f32(g.clone()))?,
+            Some(g) => download(&to_f32(g.clone()))?,
             None => vec![0.0; spec.numel()],
         };
         if ours.len() != expected.len() {

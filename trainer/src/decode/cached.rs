@@ -16,14 +16,11 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use burn::tensor::activation::softmax;
 
-use crate::attention::tiles::{self, Tile, TilePlan};
+use crate::attention::{KeyRange, Tile, TilePlan, tiles};
 use crate::compute::{Attention, ComputePlan};
 use crate::error::Result;
 use crate::model::decoder::{AttentionPlan, Context, Decoder};
 use crate::model::params::Weights;
-
-/// Queries of a causal tile; longer runs are cut.
-const CAUSAL_PIECE: usize = 64;
 
 /// Keys and values by row and position.
 #[derive(Debug)]
@@ -126,12 +123,13 @@ impl Pass {
             .collect();
         let (cos, sin) = decoder.rope_tables(&positions, spans.len(), len, dtype, device);
         let mask = if compute.attention == Attention::Tiles {
-            let groups = spans
+            let tiles: Vec<Tile> = spans
                 .iter()
                 .enumerate()
-                .map(|(i, span)| tiles_of(i * len, len, span, order, cache.positions))
+                .flat_map(|(i, span)| tiles_of(i * len, len, span, order, cache.positions))
                 .collect();
-            AttentionPlan::Tiles(Arc::new(TilePlan { groups, tokens: spans.len() * len }))
+            let keys = cache.rows * cache.positions;
+            AttentionPlan::Tiles(Arc::new(TilePlan::new(&tiles, spans.len() * len, keys)?))
         } else {
             AttentionPlan::Dense(hidden(&spans, len, order, device))
         };
@@ -145,28 +143,24 @@ impl Pass {
     }
 }
 
-/// The tiles of one row: queries from `query` on, keys at `row · positions` and after.
+/// The tiles of one row: queries from `query` on, keys from `row · positions` on.
 fn tiles_of(query: usize, len: usize, span: &Span, order: Order, positions: usize) -> Vec<Tile> {
     let base = span.row * positions;
-    let piece = match order {
+    let before = |first: usize| KeyRange::new(base, span.start + first);
+    match order {
         Order::Full => {
-            let own = (base, span.visible);
-            return vec![Tile { query, len, prefix: (base, 0), own, causal: false }];
+            vec![Tile::new(query, len, KeyRange::new(base, 0), KeyRange::new(base, span.visible))]
         }
-        Order::Blocks(1) => CAUSAL_PIECE,
-        Order::Blocks(size) => size.max(1),
-    };
-    let tile = |first: usize| {
-        let (before, own) = (span.start + first, piece.min(len - first));
-        Tile {
-            query: query + first,
-            len: own,
-            prefix: (base, before),
-            own: (base + before, own),
-            causal: order == Order::Blocks(1),
+        Order::Blocks(1) => vec![Tile::causal(query, len, before(0), base + span.start)],
+        Order::Blocks(size) => {
+            let size = size.max(1);
+            let tile = |first: usize| {
+                let own = KeyRange::new(base + span.start + first, size.min(len - first));
+                Tile::new(query + first, own.len, before(first), own)
+            };
+            (0..len).step_by(size).map(tile).collect()
         }
-    };
-    (0..len).step_by(piece).map(tile).collect()
+    }
 }
 
 /// The same as a mask `[B, 1, S, V]` over the first V positions, true = hidden.
@@ -299,18 +293,18 @@ mod tests {
                 .collect::<Vec<_>>();
             for (i, span) in spans.iter().enumerate() {
                 for tile in tiles_of(i * len, len, span, order, positions) {
-                    for query in 0..tile.len {
-                        let own = if tile.causal { query + 1 } else { tile.own.1 };
-                        let row = (tile.query + query) * 96;
+                    for query in 0..tile.len() {
+                        let own = tile.own_seen_by(query);
+                        let row = (tile.query() + query) * 96;
                         let seen = (0..96).filter(|key| !flags[row + key]).count();
                         assert_eq!(
                             seen,
-                            tile.prefix.1 + own,
+                            tile.prefix().len + own,
                             "{order:?}, row {i}, query {query} of {tile:?}"
                         );
                         assert!(
-                            tile.prefix.0 == span.row * positions
-                                && tile.own.0 + own <= (span.row + 1) * positions
+                            tile.prefix().start == span.row * positions
+                                && tile.own().start + own <= (span.row + 1) * positions
                         );
                     }
                 }

@@ -5,7 +5,7 @@
 
 use super::layout::{self, Stream, StreamRole, Target, Token, sees};
 use super::spec::{DocumentMask, IGNORE, Layout, Objective, ObjectiveSpec, PackedRow};
-use crate::attention::tiles::Tile;
+use crate::attention::{KeyRange, Tile};
 use crate::compute::StreamShape;
 
 /// The decoder's batch for packed rows and their masks (`hidden[row][position]`, unused for
@@ -126,12 +126,7 @@ impl Batch {
         let at = self.tokens.len();
         self.tokens.extend_from_slice(&s.tokens);
         self.processed += s.tokens.len();
-        self.tiles.extend(s.tiles.iter().map(|t| Tile {
-            query: t.query + at,
-            prefix: (t.prefix.0 + at, t.prefix.1),
-            own: (t.own.0 + at, t.own.1),
-            ..*t
-        }));
+        self.tiles.extend(s.tiles.iter().map(|t| t.moved(at)));
         self.targets.extend(s.targets.iter().map(|t| Target { at: t.at + at, id: t.id }));
     }
 
@@ -139,13 +134,8 @@ impl Batch {
         let at = self.tokens.len();
         if at < end {
             // padding attends to itself
-            self.tiles.push(Tile {
-                query: at,
-                len: end - at,
-                prefix: (at, 0),
-                own: (at, end - at),
-                causal: false,
-            });
+            let len = end - at;
+            self.tiles.push(Tile::new(at, len, KeyRange::new(at, 0), KeyRange::new(at, len)));
         }
         self.tokens.resize(end, PAD);
     }
@@ -189,13 +179,13 @@ impl Batch {
         let s = self.len;
         let mut out = vec![true; self.rows * s * s];
         for t in &self.tiles {
-            for i in 0..t.len {
-                let q = t.query + i;
+            for i in 0..t.len() {
+                let q = t.query() + i;
                 let row = q / s;
                 let mut see = |k: usize| out[q * s + (k - row * s)] = false;
-                (t.prefix.0..t.prefix.0 + t.prefix.1).for_each(&mut see);
-                let own = if t.causal { i + 1 } else { t.own.1 };
-                (t.own.0..t.own.0 + own).for_each(&mut see);
+                let (prefix, own) = (t.prefix(), t.own());
+                (prefix.start..prefix.start + prefix.len).for_each(&mut see);
+                (own.start..own.start + t.own_seen_by(i)).for_each(&mut see);
             }
         }
         out

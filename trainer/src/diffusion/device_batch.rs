@@ -5,8 +5,7 @@ use std::sync::Arc;
 use burn::prelude::*;
 
 use super::batch::Batch;
-use crate::attention::ranges;
-use crate::attention::tiles::TilePlan;
+use crate::attention::{TilePlan, ranges};
 use crate::compute::{Attention, ComputePlan};
 use crate::error::Result;
 use crate::kernels::RowIndex;
@@ -40,7 +39,8 @@ impl DeviceBatch {
                 device,
             )),
             Attention::Tiles => {
-                AttentionPlan::Tiles(Arc::new(TilePlan::new(&batch.tiles, batch.tokens.len())))
+                let tokens = batch.tokens.len();
+                AttentionPlan::Tiles(Arc::new(TilePlan::new(&batch.tiles, tokens, tokens)?))
             }
         };
         let ids = batch.ids();

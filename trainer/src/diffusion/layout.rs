@@ -18,7 +18,7 @@
 //! shift the logits at position i-1 predict token i.
 
 use super::spec::{IGNORE, ObjectiveSpec, PackedRow};
-use crate::attention::tiles::Tile;
+use crate::attention::{KeyRange, Tile};
 
 /// Which copy of a token a stream entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,23 +112,9 @@ pub fn reference(row: &PackedRow, hidden: &[bool], spec: &ObjectiveSpec) -> Vec<
                         let first = b * spec.bd_size;
                         let in_block = spec.bd_size.min(n - first);
                         let clean = len + start;
-                        s.tiles.push(if noised {
-                            Tile {
-                                query: start + first,
-                                len: in_block,
-                                prefix: (clean, first),
-                                own: (start + first, in_block),
-                                causal: false,
-                            }
-                        } else {
-                            Tile {
-                                query: clean + first,
-                                len: in_block,
-                                prefix: (clean, first),
-                                own: (clean + first, in_block),
-                                causal: false,
-                            }
-                        });
+                        let at = if noised { start + first } else { clean + first };
+                        let prefix = KeyRange::new(clean, first);
+                        s.tiles.push(Tile::new(at, in_block, prefix, KeyRange::new(at, in_block)));
                     }
                 }
             }
@@ -175,13 +161,8 @@ pub fn saving(row: &PackedRow, hidden: &[bool], spec: &ObjectiveSpec) -> Stream 
         let clean = s.tokens.len();
         for b in 0..clean_blocks {
             let (first, len) = span(b);
-            s.tiles.push(Tile {
-                query: clean + first,
-                len,
-                prefix: (clean, first),
-                own: (clean + first, len),
-                causal: false,
-            });
+            let (at, prefix) = (clean + first, KeyRange::new(clean, first));
+            s.tiles.push(Tile::new(at, len, prefix, KeyRange::new(at, len)));
             for j in first..first + len {
                 s.tokens.push(Token {
                     id: row.input_ids[start + j],
@@ -207,13 +188,8 @@ pub fn saving(row: &PackedRow, hidden: &[bool], spec: &ObjectiveSpec) -> Stream 
         for &(view, b) in &noised {
             let (first, len) = span(b);
             let at = s.tokens.len();
-            s.tiles.push(Tile {
-                query: at,
-                len,
-                prefix: (clean, first),
-                own: (at, len),
-                causal: false,
-            });
+            let prefix = KeyRange::new(clean, first);
+            s.tiles.push(Tile::new(at, len, prefix, KeyRange::new(at, len)));
             for j in first..first + len {
                 let i = start + j;
                 s.tokens.push(Token {
@@ -238,13 +214,7 @@ pub fn saving(row: &PackedRow, hidden: &[bool], spec: &ObjectiveSpec) -> Stream 
 pub fn causal(row: &PackedRow, spec: &ObjectiveSpec) -> Stream {
     let mut s = Stream::default();
     for (doc, start, n) in spec.documents(row) {
-        s.tiles.push(Tile {
-            query: start,
-            len: n,
-            prefix: (start, 0),
-            own: (start, n),
-            causal: true,
-        });
+        s.tiles.push(Tile::causal(start, n, KeyRange::new(start, 0), start));
         for j in 0..n {
             let i = start + j;
             s.tokens.push(Token {

@@ -11,12 +11,12 @@
 
 use burn::prelude::*;
 use burn::tensor::DType;
-use burn::tensor::activation::log_softmax;
 
 use super::device_batch::{DeviceBatch, int_tensor};
 use crate::error::{Error, Result};
-use crate::kernels;
-use crate::kernels::ops;
+use crate::kernels::cast::{cast_to, to_f32};
+use crate::kernels::cross_entropy::cross_entropy_sum;
+use crate::kernels::{self, linear};
 use crate::model::{Decoder, Gradients, Weights};
 
 /// How much memory a forward and backward pass may take.
@@ -26,13 +26,6 @@ pub struct PassOptions {
     pub activation_checkpointing: bool,
     /// Rows of logits computed at a time; bounds the `[rows, vocab_size]` buffers.
     pub loss_chunk: usize,
-}
-
-/// The obvious form of [`kernels::cross_entropy`], for losses alone: sum of cross-entropies of
-/// logits `[N, V]` (fp32) against `targets` `[N]`.
-fn cross_entropy_sum(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
-    let [n, _] = logits.dims();
-    log_softmax(logits, 1).gather(1, targets.reshape([n, 1])).sum().neg()
 }
 
 fn scalar(t: Tensor<1>) -> Result<f64> {
@@ -110,18 +103,18 @@ pub fn loss_and_gradients(
     let picked = hidden.select(0, int_tensor(&inputs.at, &device)).autodiff().require_grad();
     let normed = decoder.final_norm(&tracked, picked.clone());
     let states = normed.clone().inner();
-    let head = ops::cast_to(w[decoder.params.lm_head].clone(), cx.dtype);
+    let head = cast_to(w[decoder.params.lm_head].clone(), cx.dtype);
     let mut losses: Vec<Tensor<1>> = Vec::new();
     let mut d_states: Vec<Tensor<2>> = Vec::new();
     for first in (0..inputs.at.len()).step_by(opts.loss_chunk.max(1)) {
         let end = (first + opts.loss_chunk.max(1)).min(inputs.at.len());
         let x = states.clone().slice([first..end]);
-        let logits = ops::linear(x.clone(), &head, None);
+        let logits = linear::linear(x.clone(), &head, None);
         let (loss, d_logits) =
             kernels::cross_entropy(logits, int_tensor(&inputs.targets[first..end], &device), scale);
         losses.push(loss);
         d_states.push(d_logits.clone().matmul(head.clone()));
-        into.add(decoder.params.lm_head, ops::to_f32(d_logits.transpose().matmul(x)));
+        into.add(decoder.params.lm_head, to_f32(d_logits.transpose().matmul(x)));
     }
     let mut g = (normed * Tensor::cat(d_states, 0).autodiff()).sum().backward();
     let d_picked = picked
@@ -131,8 +124,7 @@ pub fn loss_and_gradients(
 
     // A stream position can predict for both views, so gradients of equal positions add up.
     let nothing = Tensor::<2>::zeros([tokens, width], (&device, DType::F32));
-    let mut upstream =
-        ops::cast_to(kernels::add_rows(nothing, d_picked, &inputs.predicted), cx.dtype);
+    let mut upstream = cast_to(kernels::add_rows(nothing, d_picked, &inputs.predicted), cx.dtype);
     if let Some((leaf, h)) = tape {
         let mut g = (h * upstream.autodiff()).sum().backward();
         upstream = leaf
@@ -169,5 +161,5 @@ fn total(losses: Vec<Tensor<1>>) -> Result<f64> {
 /// training.
 pub fn all_logits(decoder: &Decoder, w: &Weights, inputs: &DeviceBatch) -> Tensor<2> {
     let h = decoder.hidden(w, inputs.ids.clone(), &inputs.cx);
-    ops::to_f32(decoder.logits(w, h))
+    to_f32(decoder.logits(w, h))
 }

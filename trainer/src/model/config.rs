@@ -9,6 +9,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::kernels::Activation;
 
 /// Which decoder family a checkpoint belongs to; the families differ only in the switches of
 /// [`ModelConfig`].
@@ -22,15 +23,6 @@ pub enum Family {
     Qwen3,
     /// BitNet b1.58: ReLU² gate, sub-norms before the output projections.
     BitNet,
-}
-
-/// The gate activation of the MLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// x · sigmoid(x).
-    Silu,
-    /// max(x, 0)².
-    Relu2,
 }
 
 /// How the ternary weights of a BitNet checkpoint are stored and used.

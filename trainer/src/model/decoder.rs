@@ -14,10 +14,9 @@ use burn::tensor::DType;
 
 use super::config::ModelConfig;
 use super::params::{LayerIndex, LinearIndex, Params, Weights};
-use crate::attention::ranges;
-use crate::attention::tiles::{self, TilePlan};
-use crate::kernels::fused;
-use crate::kernels::ops;
+use crate::attention::{TilePlan, dense, ranges, tiles};
+use crate::kernels::cast::{cast_to, to_f32};
+use crate::kernels::{gate, linear, rms_norm, rope};
 
 /// Architecture and parameter table; the weights come separately, so that the same code runs
 /// tracked and untracked.
@@ -98,7 +97,7 @@ impl Decoder {
 
     /// Embed token ids `[T]` → `[T, hidden_size]` in the compute dtype.
     pub fn embed(&self, w: &Weights, ids: Tensor<1, Int>, dtype: DType) -> Tensor<2> {
-        ops::cast_to(w[self.params.embed_tokens].clone().select(0, ids), dtype)
+        cast_to(w[self.params.embed_tokens].clone().select(0, ids), dtype)
     }
 
     /// One decoder layer, `[T, hidden_size]` → `[T, hidden_size]`.
@@ -149,10 +148,10 @@ impl Decoder {
         let q = heads(self.project(w, &l.q_proj, h.clone()), c.num_attention_heads, l.q_norm);
         let k = heads(self.project(w, &l.k_proj, h.clone()), c.num_key_value_heads, l.k_norm);
         let v = heads(self.project(w, &l.v_proj, h), c.num_key_value_heads, None);
-        let rope = |x| {
-            if fused { fused::rope(x, &cos, &sin) } else { ops::rope(x, &cos, &sin) }
+        let rotate = |x| {
+            if fused { rope::fused(x, &cos, &sin) } else { rope::composed(x, &cos, &sin) }
         };
-        (rope(q), rope(k), v)
+        (rotate(q), rotate(k), v)
     }
 
     fn attention_block(
@@ -165,7 +164,7 @@ impl Decoder {
         match &cx.mask {
             AttentionPlan::Dense(hidden) => {
                 let (q, k, v) = self.qkv(w, l, x, cx);
-                self.attention_out(w, l, ops::attention(q, k, v, hidden))
+                self.attention_out(w, l, dense::attention(q, k, v, hidden))
             }
             AttentionPlan::Ranges(table) => {
                 let (q, k, v) = self.qkv(w, l, x, cx);
@@ -193,7 +192,7 @@ impl Decoder {
         a: Tensor<2>,
     ) -> Tensor<2> {
         let a = match l.attn_sub_norm {
-            Some(p) => ops::rms_norm(a, &w[p], self.cfg.rms_norm_eps),
+            Some(p) => rms_norm::composed(a, &w[p], self.cfg.rms_norm_eps),
             None => a,
         };
         self.project(w, &l.o_proj, a)
@@ -206,17 +205,17 @@ impl Decoder {
 
     fn norm(&self, x: Tensor<2>, weight: &Tensor<2>, fused: bool) -> Tensor<2> {
         let eps = self.cfg.rms_norm_eps;
-        if fused { fused::rms_norm(x, weight, eps) } else { ops::rms_norm(x, weight, eps) }
+        if fused { rms_norm::fused(x, weight, eps) } else { rms_norm::composed(x, weight, eps) }
     }
 
     pub(crate) fn mlp(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, fused: bool) -> Tensor<2> {
         let h = self.norm(x, &w[l.post_attention_layernorm], fused);
-        let gate = self.project(w, &l.gate_proj, h.clone());
+        let gated = self.project(w, &l.gate_proj, h.clone());
         let up = self.project(w, &l.up_proj, h);
         let a = if fused {
-            fused::gate(gate, up, self.cfg.activation)
+            gate::fused(gated, up, self.cfg.activation)
         } else {
-            ops::gate(gate, up, self.cfg.activation)
+            gate::composed(gated, up, self.cfg.activation)
         };
         let a = match l.ffn_sub_norm {
             Some(p) => self.norm(a, &w[p], fused),
@@ -228,22 +227,22 @@ impl Decoder {
     fn project(&self, w: &Weights, l: &LinearIndex, x: Tensor<2>) -> Tensor<2> {
         let bias = l.bias.map(|b| &w[b]);
         if self.cfg.quantization.is_some() && self.ternary_weights {
-            ops::linear(ops::int8_activation(x), &w[l.weight], bias)
+            linear::linear(linear::int8_activation(x), &w[l.weight], bias)
         } else if self.cfg.quantization.is_some() {
-            ops::bit_linear(x, &w[l.weight], bias, self.quant_lambda)
+            linear::bit_linear(x, &w[l.weight], bias, self.quant_lambda)
         } else {
-            ops::linear(x, &w[l.weight], bias)
+            linear::linear(x, &w[l.weight], bias)
         }
     }
 
     /// Final norm and head on the rows given, `[N, hidden_size]` → fp32 logits `[N, vocab_size]`.
     pub fn logits(&self, w: &Weights, h: Tensor<2>) -> Tensor<2> {
-        ops::to_f32(ops::linear(self.final_norm(w, h), &w[self.params.lm_head], None))
+        to_f32(linear::linear(self.final_norm(w, h), &w[self.params.lm_head], None))
     }
 
     /// The norm before the head, `[N, hidden_size]` → `[N, hidden_size]`.
     pub fn final_norm(&self, w: &Weights, h: Tensor<2>) -> Tensor<2> {
-        ops::rms_norm(h, &w[self.params.norm], self.cfg.rms_norm_eps)
+        rms_norm::composed(h, &w[self.params.norm], self.cfg.rms_norm_eps)
     }
 
     /// All layers in order, `[T, hidden_size]` → `[T, hidden_size]` (before the final norm).

@@ -4,7 +4,7 @@ use burn::prelude::*;
 use burn::tensor::{DType, Gradients as Tape};
 
 use super::params::Weights;
-use crate::kernels::ops::to_f32;
+use crate::kernels::cast::to_f32;
 use crate::kernels::{self, RowIndex};
 
 /// Gradients per parameter, `None` where a parameter took no part yet.

@@ -11,7 +11,7 @@ use safetensors::Dtype;
 use super::checkpoint_file::Checkpoint;
 use crate::compute::tensor_io::download;
 use crate::error::{Error, Result};
-use crate::kernels::ops;
+use crate::kernels::linear::ternary_codes;
 
 /// Output rows that share a byte.
 pub const PER_BYTE: usize = 4;
@@ -28,11 +28,11 @@ pub struct Packed {
     pub scale: f32,
 }
 
-/// Pack a master exactly as [`ops::ternary_weight`] quantises it; `name` is for the error.
+/// Pack a master exactly as [`crate::kernels::linear::ternary_weight`] quantises it; `name` is for the error.
 pub fn pack(name: &str, master: &Tensor<2>) -> Result<Packed> {
     let [rows, cols] = master.dims();
     check(name, rows)?;
-    let (codes, scale) = ops::ternary_codes(master.clone());
+    let (codes, scale) = ternary_codes(master.clone());
     let (codes, scale) = (download(&codes)?, download(&scale)?);
     let quarter = rows / PER_BYTE;
     let mut bytes = vec![0u8; quarter * cols];

@@ -10,7 +10,7 @@ use burn::tensor::DType;
 
 use super::muon;
 use crate::config::{Optim, OptimName};
-use crate::kernels::ops;
+use crate::kernels::cast::to_f32;
 use crate::kernels::{self, AdamwStep};
 use crate::model::{Gradients, ParamKind, Params, Weights};
 
@@ -64,7 +64,7 @@ impl Optimizer {
         let t = self.updates as i32;
         for (i, g) in grads.0.into_iter().enumerate() {
             let Some(g) = g else { continue };
-            let g = ops::to_f32(g);
+            let g = to_f32(g);
             let decay = match params.specs[i].kind {
                 ParamKind::Norm | ParamKind::Bias => 0.0,
                 ParamKind::Matrix | ParamKind::Embedding => optim.weight_decay,

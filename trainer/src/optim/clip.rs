@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Optim;
 use crate::error::{Error, Result};
-use crate::kernels::ops;
+use crate::kernels::cast::to_f32;
 use crate::model::Gradients;
 
 /// Steps whose norms start the statistics before z-score clipping acts.
@@ -32,7 +32,7 @@ pub struct ZState {
 /// Global L2 norm over all gradients, fp32 on the device, one readback.
 pub fn global_norm(grads: &Gradients) -> Result<f64> {
     let squares: Vec<Tensor<1>> =
-        grads.0.iter().flatten().map(|g| ops::to_f32(g.clone()).square().sum()).collect();
+        grads.0.iter().flatten().map(|g| to_f32(g.clone()).square().sum()).collect();
     if squares.is_empty() {
         return Ok(0.0);
     }
