@@ -45,8 +45,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Takes over a model; matrices are brought to the plan's dtype once, those of a BitNet model made
-    /// ternary before (norms stay).
+    /// Takes over a model; matrices are brought to the plan's dtype once, those of a BitNet model
+    /// made ternary before (norms stay).
     pub fn new(mut decoder: Decoder, weights: Weights, compute: ComputePlan) -> Result<Self> {
         let ternary = decoder.cfg.quantization.is_some()
             && decoder.quant_lambda >= 1.0

@@ -11,20 +11,20 @@ use crate::error::Result;
 use crate::kernels::RowIndex;
 use crate::model::{AttentionPlan, Context, Decoder};
 
-/// Prepared inputs of one micro-batch on the device.
+/// The inputs of one micro-batch.
 pub struct DeviceBatch {
     pub(super) ids: Tensor<1, Int>,
     pub(super) cx: Context,
     pub(super) at: Vec<i32>,
     pub(super) targets: Vec<i32>,
-    /// Which row of the embedding table each stream token came from.
+    /// The row of the embedding table of each stream token.
     pub(super) embedded: RowIndex,
-    /// Which stream position each target is predicted at.
+    /// The stream position at which each target is predicted.
     pub(super) predicted: RowIndex,
 }
 
 impl DeviceBatch {
-    /// Copies a batch to the device of `plan`, with what the plan's attention needs to know.
+    /// Copies a batch to the device of `plan`, with the mask, ranges or tiles of its attention.
     pub fn upload(decoder: &Decoder, batch: &Batch, plan: &ComputePlan) -> Result<Self> {
         let (device, dtype) = (&plan.device.device, plan.dtype.burn());
         let (cos, sin) =

@@ -19,13 +19,13 @@ pub fn linear(x: Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<2>>) -> Ten
 /// Ternary weights by absmean: `clamp(round(W s), -1, 1) / s` with `s = 1 / max(mean|W|, 1e-5)`,
 /// rounding half to even.
 ///
-/// Source: the BitNet b1.58 recipe as transformers' `AutoBitLinear` computes it online.
+/// Source: BitNet b1.58 as transformers' `AutoBitLinear` computes it online.
 pub fn ternary_weight(w: Tensor<2>) -> Tensor<2> {
     let (codes, scale) = ternary_codes(w);
     codes / scale
 }
 
-/// The values -1, 0, 1 of [`ternary_weight`] and the `[1, 1]` scale `s` they are divided by.
+/// The values -1, 0, 1 of [`ternary_weight`], and the `[1, 1]` scale `s` that they are divided by.
 pub fn ternary_codes(w: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
     let w = to_f32(w);
     let scale = w.clone().abs().mean().clamp_min(1e-5).recip().reshape([1, 1]);
@@ -41,10 +41,11 @@ pub fn int8_activation(x: Tensor<2>) -> Tensor<2> {
     cast_to((x * scale.clone()).round().clamp(-128.0, 127.0) / scale, dtype)
 }
 
-/// BitLinear: [`linear`] on quantised weights and activations, both straight-through in the
-/// backward pass.
+/// BitLinear: [`linear`] on quantised weights and activations, both with straight-through
+/// gradients.
 ///
-/// `lambda` blends between full precision (0) and quantised (1), for a warm-up of the quantisation.
+/// `lambda` blends between full precision (0) and quantised (1), so that the quantisation can be
+/// warmed up.
 pub fn bit_linear(
     x: Tensor<2>,
     weight: &Tensor<2>,
@@ -56,9 +57,8 @@ pub fn bit_linear(
     linear(x, &weight, bias)
 }
 
-/// `x + lambda · (quantise(x) - x)` whose gradient is that of `x`.
-///
-/// With `lambda` = 1 the value is exactly `quantise(x)`; untracked tensors skip the detour.
+/// `x + lambda · (quantise(x) - x)`, with the gradient of `x`. With `lambda` = 1 the value is
+/// exactly `quantise(x)`.
 fn straight_through(
     x: Tensor<2>,
     quantise: impl Fn(Tensor<2>) -> Tensor<2>,
@@ -74,6 +74,6 @@ fn straight_through(
     let inner = x.clone().inner();
     let q = quantise(inner.clone());
     let q = if lambda >= 1.0 { q } else { inner.clone() + (q - inner.clone()) * lambda };
-    // (x - x₀) is exactly zero in value and carries the gradient.
+    // the value of (x - x₀) is exactly 0, and it carries the gradient
     (x - inner.autodiff()) + q.autodiff()
 }

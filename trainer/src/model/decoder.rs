@@ -1,9 +1,9 @@
-//! One decoder for every family: embedding, layers, final norm, head, on explicit weights and an
-//! explicit attention plan.
+//! One decoder for every family: embedding, layers, final norm and head. Weights and attention plan
+//! are arguments.
 //!
 //! In: token ids of a *stream* (for the diffusion objective: clean and noised copies side by side),
-//! positions, and what each token may see. Out: hidden states `[T, hidden_size]`, logits only where
-//! asked for. Nothing here knows about noise or blocks; that is `diffusion`'s business.
+//! positions, and which keys each token sees. Out: hidden states `[T, hidden_size]`, and logits for
+//! the rows asked for. Noise and blocks are not known here; `diffusion` handles them.
 //!
 //! Shape legend: B rows, S stream length, T = B·S, H query heads, K key/value heads, D head_dim.
 
@@ -18,53 +18,50 @@ use crate::attention::{TilePlan, dense, ranges, tiles};
 use crate::kernels::cast::{cast_to, to_f32};
 use crate::kernels::{gate, linear, rms_norm, rope};
 
-/// Architecture and parameter table; the weights come separately, so that the same code runs
-/// tracked and untracked.
+/// Architecture and parameter table. The weights are passed to each call, so that the same code
+/// runs with and without a gradient tape.
 #[derive(Clone, Debug)]
 pub struct Decoder {
-    /// Shapes and switches.
     pub cfg: ModelConfig,
-    /// Parameter table.
     pub params: Params,
-    /// Blend of BitLinear quantisation: 0 off, 1 full. Ignored unless the config asks for BitNet
+    /// Share of BitLinear quantisation: 0 off, 1 full. Ignored unless the config has BitNet
     /// quantisation.
     pub quant_lambda: f64,
-    /// The layers' matrices are ternary already (decoding quantises them once): only activations
-    /// are quantised.
+    /// The layers' matrices are already ternary (decoding quantises them once), so that only
+    /// activations are quantised.
     pub ternary_weights: bool,
 }
 
-/// What is the same for every layer of one forward pass.
+/// What every layer of one forward pass shares.
 #[derive(Clone, Debug)]
 pub struct Context {
-    /// Rows.
+    /// B.
     pub batch: usize,
-    /// Stream length.
+    /// S.
     pub len: usize,
     /// Cosines, `[B, 1, S, D]`, compute dtype.
     pub cos: Tensor<4>,
     /// Sines, `[B, 1, S, D]`.
     pub sin: Tensor<4>,
-    /// What a token must not see.
+    /// Which keys each token sees.
     pub mask: AttentionPlan,
     /// Compute dtype of activations and matmuls.
     pub dtype: DType,
 }
 
-/// How attention knows who sees whom.
+/// Which keys each query sees, in the form that the attention implementation needs.
 #[derive(Clone, Debug)]
 pub enum AttentionPlan {
-    /// `[B, 1, S, S]`, true = hidden; scores are materialised.
+    /// A mask `[B, 1, S, S]`, true = hidden ([`dense`]).
     Dense(Tensor<4, Bool>),
-    /// Key ranges per query, `[B · S · 4]` ([`ranges::table`]); scores are materialised, masks are
-    /// not.
+    /// Key ranges per query, `[B · S · 4]` ([`ranges::table`]).
     Ranges(Tensor<1, Int>),
-    /// Key ranges per run of queries over the flattened stream, `B · S` positions (CPU, fp32).
+    /// Key ranges per run of queries, over the streams end to end (CPU and fp32 only, [`tiles`]).
     Tiles(Arc<TilePlan>),
 }
 
 impl Context {
-    /// The same context for tensors on a gradient tape.
+    /// The same context, for tensors on a gradient tape.
     pub fn tracked(&self) -> Context {
         Context {
             batch: self.batch,
@@ -79,23 +76,21 @@ impl Context {
             dtype: self.dtype,
         }
     }
-}
 
-impl Context {
-    /// Whether the single-pass operations of [`fused`] can run: they go with tiles (CPU, fp32).
+    /// Whether the single-pass operations of [`crate::kernels`] can run: like tiles, they need the
+    /// CPU and fp32.
     fn fused(&self) -> bool {
         matches!(self.mask, AttentionPlan::Tiles(_))
     }
 }
 
 impl Decoder {
-    /// The decoder of a configuration.
     pub fn new(cfg: ModelConfig) -> Self {
         let params = Params::new(&cfg);
         Decoder { cfg, params, quant_lambda: 1.0, ternary_weights: false }
     }
 
-    /// Embed token ids `[T]` → `[T, hidden_size]` in the compute dtype.
+    /// Embeddings of token ids `[T]` → `[T, hidden_size]` in the compute dtype.
     pub fn embed(&self, w: &Weights, ids: Tensor<1, Int>, dtype: DType) -> Tensor<2> {
         cast_to(w[self.params.embed_tokens].clone().select(0, ids), dtype)
     }
@@ -198,16 +193,12 @@ impl Decoder {
         self.project(w, &l.o_proj, a)
     }
 
-    /// The gated MLP behind its norm, `[T, hidden_size]` → `[T, hidden_size]`.
-    pub fn mlp_block(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>) -> Tensor<2> {
-        self.mlp(w, l, x, false)
-    }
-
     fn norm(&self, x: Tensor<2>, weight: &Tensor<2>, fused: bool) -> Tensor<2> {
         let eps = self.cfg.rms_norm_eps;
         if fused { rms_norm::fused(x, weight, eps) } else { rms_norm::composed(x, weight, eps) }
     }
 
+    /// The norm and the gated MLP of a layer, `[T, hidden_size]` → `[T, hidden_size]`.
     pub(crate) fn mlp(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, fused: bool) -> Tensor<2> {
         let h = self.norm(x, &w[l.post_attention_layernorm], fused);
         let gated = self.project(w, &l.gate_proj, h.clone());
@@ -235,7 +226,7 @@ impl Decoder {
         }
     }
 
-    /// Final norm and head on the rows given, `[N, hidden_size]` → fp32 logits `[N, vocab_size]`.
+    /// Final norm and head, `[N, hidden_size]` → fp32 logits `[N, vocab_size]`.
     pub fn logits(&self, w: &Weights, h: Tensor<2>) -> Tensor<2> {
         to_f32(linear::linear(self.final_norm(w, h), &w[self.params.lm_head], None))
     }
@@ -255,9 +246,8 @@ impl Decoder {
         (0..self.params.layers.len()).fold(x, |x, i| self.layer(w, i, x, cx))
     }
 
-    /// Cosine and sine tables for positions given per stream token.
-    ///
-    /// `positions` has `batch · len` entries; returns two `[B, 1, S, D]` tensors in `dtype`.
+    /// Cosine and sine tables for the positions of all stream tokens, `batch · len` of them: two
+    /// `[B, 1, S, D]` tensors in `dtype`.
     pub fn rope_tables(
         &self,
         positions: &[i32],
@@ -273,7 +263,7 @@ impl Decoder {
         for (t, &p) in positions.iter().enumerate() {
             let (c, s) = (&mut cos[t * d..(t + 1) * d], &mut sin[t * d..(t + 1) * d]);
             for i in 0..half {
-                // fp32 product as in transformers, so that long positions round the same way
+                // an fp32 product as in transformers, so that large positions round the same way
                 let angle = p as f32 * inv[i];
                 let (sn, cs) = (angle as f64).sin_cos();
                 c[i] = cs as f32;

@@ -2,8 +2,8 @@
 //! and softmax in one pass over them.
 //!
 //! In: `q` `[B, H, S, D]`, `k`, `v` `[B, K, S, D]` and, per query, the one or two contiguous ranges
-//! of keys it sees ([`Tile`]); out: `[B, H, S, D]`. There is no mask tensor, key/value heads are not
-//! repeated (the heads of a group are rows of one product), statistics are fp32, and scores are
+//! of keys it sees ([`Tile`]); out: `[B, H, S, D]`. There is no mask tensor, key/value heads are
+//! not repeated (the heads of a group are rows of one product), statistics are fp32, and scores are
 //! read and written once forward and once backward.
 //!
 //! Tests compare it with the reference, [`super::dense::attention`].

@@ -1,4 +1,4 @@
-//! RMSNorm.
+//! RMSNorm: `x / sqrt(mean(x²) + eps) * weight` over the last dimension.
 
 mod cpu;
 
@@ -86,7 +86,8 @@ pub fn fused(x: Tensor<2>, weight: &Tensor<2>, eps: f64) -> Tensor<2> {
     ))
 }
 
-/// RMSNorm over the last dimension, from Burn's operations on any device and dtype: `x / sqrt(mean(x²) + eps) * weight`.
+/// RMSNorm over the last dimension, from Burn's operations on any device and dtype: `x /
+/// sqrt(mean(x²) + eps) * weight`.
 ///
 /// `x` is `[T, I]`, `weight` is `[1, I]`. Statistics are fp32; the result has the dtype of `x`.
 pub fn composed(x: Tensor<2>, weight: &Tensor<2>, eps: f64) -> Tensor<2> {

@@ -1,4 +1,4 @@
-//! Rotary position embedding.
+//! Rotary position embedding, rotate-half form (Su et al., arXiv:2104.09864).
 
 mod cpu;
 
