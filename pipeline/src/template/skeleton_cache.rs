@@ -116,6 +116,7 @@ impl<'a> SkeletonCache<'a> {
         built
     }
 
+    /// Builds a skeleton by rendering the conversation with placeholders for its contents.
     fn build(&self, messages: &[Message], tools: Option<&Value>) -> Option<Skeleton> {
         if messages.len() > 0xFFFF {
             return None;
@@ -126,51 +127,7 @@ impl<'a> SkeletonCache<'a> {
         }
         let text = self.template.render_with(&trial, tools, false, self.uses_generation).ok()?;
         let mut s = Skeleton::parse(&text)?;
-        let mut turn_margins = vec![None; messages.len()];
-        // By the literal before a content: how many bytes at its end the generation prompt does not
-        // contain, and in how many turns in a row that number was the same.
-        let mut margins: HashMap<&str, (usize, usize)> = HashMap::new();
-        let mut budget = PrefixBudget::new(messages.len());
-        for (i, piece) in s.pieces.iter().enumerate() {
-            let &Piece::Slot(k) = piece else { continue };
-            if !messages[k].is_assistant() {
-                continue;
-            }
-            let literal = |i: Option<usize>| match i.and_then(|i| s.pieces.get(i)) {
-                Some(Piece::Literal(l)) => l.as_str(),
-                _ => "",
-            };
-            let (before, after) = (literal(i.checked_sub(1)), literal(Some(i + 1)));
-            let margin_after = self.end_of_turn(after, messages[k].tool_calls.is_some());
-            let mut margin_before = 0;
-            let seen = margins.entry(before).or_default();
-            if seen.1 >= PROMPT_SAMPLES {
-                margin_before = seen.0;
-            } else if before.ends_with(is_space) && !before.ends_with('\n') {
-                if !budget.take(k) {
-                    return None;
-                }
-                // White space that the generation prompt does not contain belongs to the response.
-                let content_start = text.find(&content_placeholder(k))?;
-                let prompt = self
-                    .template
-                    .render_with(&trial[..k], tools, true, self.uses_generation)
-                    .unwrap_or_default();
-                if let Some(rest) = text[..content_start].strip_prefix(prompt.as_str())
-                    && !prompt.is_empty()
-                    && rest.chars().all(is_space)
-                {
-                    margin_before = rest.len().min(before.len());
-                }
-                *seen = if seen.1 == 0 || seen.0 == margin_before {
-                    (margin_before, seen.1 + 1)
-                } else {
-                    (margin_before, 0)
-                };
-            }
-            turn_margins[k] = Some((margin_before, margin_after));
-        }
-        s.turn_margins = turn_margins;
+        s.turn_margins = self.turn_margins(&s, &trial, tools, &text)?;
         for (i, piece) in s.pieces.iter().enumerate() {
             if let Piece::Literal(l) = piece {
                 let mut at = 0;
@@ -191,6 +148,62 @@ impl<'a> SkeletonCache<'a> {
         let answered = messages.iter().all(|m| !m.is_assistant() || !m.content.is_empty());
         s.fillable = self.allow_filling && complete && answered && tools.is_none();
         Some(s)
+    }
+
+    /// The margins of assistant turns ([`Skeleton::turn_margins`]) in `text`, the render of the
+    /// messages `trial`, whose contents are placeholders. None if that would be too expensive.
+    fn turn_margins(
+        &self,
+        s: &Skeleton,
+        trial: &[Message],
+        tools: Option<&Value>,
+        text: &str,
+    ) -> Option<Vec<Option<(usize, usize)>>> {
+        let mut turn_margins = vec![None; trial.len()];
+        // By the literal before a content: how many bytes at its end the generation prompt does not
+        // contain, and in how many turns in a row that number was the same.
+        let mut margins: HashMap<&str, (usize, usize)> = HashMap::new();
+        let mut budget = PrefixBudget::new(trial.len());
+        for (i, piece) in s.pieces.iter().enumerate() {
+            let &Piece::Slot(k) = piece else { continue };
+            if !trial[k].is_assistant() {
+                continue;
+            }
+            let literal = |i: Option<usize>| match i.and_then(|i| s.pieces.get(i)) {
+                Some(Piece::Literal(l)) => l.as_str(),
+                _ => "",
+            };
+            let (before, after) = (literal(i.checked_sub(1)), literal(Some(i + 1)));
+            let margin_after = self.end_of_turn(after, trial[k].tool_calls.is_some());
+            let mut margin_before = 0;
+            let known = margins.entry(before).or_default();
+            if known.1 >= PROMPT_SAMPLES {
+                margin_before = known.0;
+            } else if before.ends_with(is_space) && !before.ends_with('\n') {
+                if !budget.take(k) {
+                    return None;
+                }
+                // White space that the generation prompt does not contain belongs to the response.
+                let content_start = text.find(&content_placeholder(k))?;
+                let prompt = self
+                    .template
+                    .render_with(&trial[..k], tools, true, self.uses_generation)
+                    .unwrap_or_default();
+                if let Some(rest) = text[..content_start].strip_prefix(prompt.as_str())
+                    && !prompt.is_empty()
+                    && rest.chars().all(is_space)
+                {
+                    margin_before = rest.len().min(before.len());
+                }
+                *known = if known.1 == 0 || known.0 == margin_before {
+                    (margin_before, known.1 + 1)
+                } else {
+                    (margin_before, 0)
+                };
+            }
+            turn_margins[k] = Some((margin_before, margin_after));
+        }
+        Some(turn_margins)
     }
 
     /// Whether a skeleton filled with sample texts equals the render of the same conversation.
