@@ -10,7 +10,9 @@ use crate::template::chat::ChatTemplate;
 use crate::template::control::ControlTokens;
 use crate::template::python_text::is_space;
 use crate::template::rendered::Rendered;
-use crate::template::skeleton::{Piece, Skeleton, content_placeholder};
+use crate::template::skeleton::{
+    ControlPosition, Piece, Skeleton, TurnMargins, content_placeholder,
+};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -134,7 +136,7 @@ impl<'a> SkeletonCache<'a> {
                 for (part, token) in self.control.split(l) {
                     at += part.len();
                     if let Some((id, len)) = token {
-                        s.control.push((i, at, len, id));
+                        s.control.push((i, ControlPosition { start: at, len, id }));
                         at += len;
                     }
                 }
@@ -158,7 +160,7 @@ impl<'a> SkeletonCache<'a> {
         trial: &[Message],
         tools: Option<&Value>,
         text: &str,
-    ) -> Option<Vec<Option<(usize, usize)>>> {
+    ) -> Option<Vec<Option<TurnMargins>>> {
         let mut turn_margins = vec![None; trial.len()];
         // By the literal before a content: how many bytes at its end the generation prompt does not
         // contain, and in how many turns in a row that number was the same.
@@ -201,7 +203,7 @@ impl<'a> SkeletonCache<'a> {
                     (margin_before, 0)
                 };
             }
-            turn_margins[k] = Some((margin_before, margin_after));
+            turn_margins[k] = Some(TurnMargins { before: margin_before, after: margin_after });
         }
         Some(turn_margins)
     }
