@@ -3,11 +3,12 @@
 //! missing.
 
 use dlm_datasets::manifest::LossOn;
+use dlm_prep::config::policies::{LostText, SpecialText, default_now};
 use dlm_prep::label::supervise::{Sample, Supervisor};
 use dlm_prep::parse::conversation::{Conversation, Message};
-use dlm_prep::template::chat::{self, ChatTemplate};
+use dlm_prep::template::chat::ChatTemplate;
 use dlm_prep::template::control::ControlText;
-use dlm_prep::template::spans::{LostText, Rendered, SpanFinder, SpecialText};
+use dlm_prep::template::spans::{Rendered, SpanFinder};
 use dlm_prep::template::verbatim;
 use dlm_prep::tokenize::tokenizer::{AddedToken, Tokenizer};
 use std::io::Write as _;
@@ -83,7 +84,7 @@ fn agree(tokenizer: &Tokenizer, template: &ChatTemplate, eos: &str) -> usize {
 #[test]
 fn shipped_tokenizer() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
-    let template = ChatTemplate::load_at(&dir, chat::default_now()).unwrap();
+    let template = ChatTemplate::load_at(&dir, default_now()).unwrap();
     let tokenizer = Tokenizer::load(&dir).unwrap();
     let short = agree(&tokenizer, &template, template.special("eos_token").unwrap());
     assert!(short > 1000, "only {short} of 2,000 went the short way");
@@ -118,11 +119,11 @@ fn shared_tokenizers() {
     }
     for name in ["qwen2.5", "qwen3", "fast_dllm_v2_7b", "smollm2", "llama3"] {
         let dir = dir.path().join("tokenizers").join(name);
-        let template = match ChatTemplate::load_at(&dir, chat::default_now()) {
+        let template = match ChatTemplate::load_at(&dir, default_now()) {
             Ok(t) => t,
             Err(_) => {
                 let builtin = if name == "llama3" { "llama3" } else { "chatml" };
-                ChatTemplate::named(builtin, Default::default(), chat::default_now()).unwrap()
+                ChatTemplate::named(builtin, Default::default(), default_now()).unwrap()
             }
         };
         let tokenizer = Tokenizer::load(&dir).unwrap();
@@ -138,14 +139,9 @@ fn shared_tokenizers() {
 #[test]
 fn a_long_conversation() {
     let source = "{% for m in messages %}{% if m.role == 'user' %}<s>[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}</s>{% endif %}{% endfor %}";
-    let template = ChatTemplate::new(
-        source.to_string(),
-        None,
-        "test",
-        Default::default(),
-        chat::default_now(),
-    )
-    .unwrap();
+    let template =
+        ChatTemplate::new(source.to_string(), None, "test", Default::default(), default_now())
+            .unwrap();
     let added = ["<s>", "</s>"].iter().zip(1..).map(|(t, id)| AddedToken {
         content: t.to_string(),
         id,

@@ -2,13 +2,14 @@
 //! labels must drop or keep, never panic, and what they keep must hold together. Runs for
 //! DLM_FUZZ_SECONDS (3 if not set; 600 is the long form).
 
+use dlm_prep::config::policies::{LostText, SpecialText, default_now};
 use dlm_prep::input::source::RawRows;
 use dlm_prep::label::supervise::{Sample, Supervisor};
 use dlm_prep::parse::conversation;
-use dlm_prep::run::row_processor::decode;
+use dlm_prep::parse::rows::parse_row;
 use dlm_prep::template::chat::ChatTemplate;
 use dlm_prep::template::control::ControlText;
-use dlm_prep::template::spans::{LostText, Rendered, SpanFinder, SpecialText};
+use dlm_prep::template::spans::{Rendered, SpanFinder};
 use dlm_prep::template::verbatim;
 use dlm_prep::tokenize::tokenizer::TokenizerSource;
 use std::path::Path;
@@ -77,14 +78,7 @@ fn rows_and_templates() {
     let mut random = Random(seed);
     let mut templates = vec![ChatTemplate::load(&dir).unwrap()];
     templates.extend(TEMPLATES.iter().map(|t| {
-        ChatTemplate::new(
-            t.to_string(),
-            None,
-            "fuzz",
-            Default::default(),
-            dlm_prep::template::chat::default_now(),
-        )
-        .unwrap()
+        ChatTemplate::new(t.to_string(), None, "fuzz", Default::default(), default_now()).unwrap()
     }));
     let plain = ControlText::new(source.added_tokens(), Some("</s>")).unwrap();
     let tried: Vec<Option<verbatim::Verbatim>> = templates
@@ -129,7 +123,7 @@ fn rows_and_templates() {
         let ends = vec![line.len()];
         let raw = RawRows::Lines { bytes: line.clone(), ends };
         rows += 1;
-        let c = match decode(&raw, 0, &[]).2 {
+        let c = match parse_row(&raw, 0, &[]).conversation {
             Ok(c) => c,
             Err(why) => {
                 *reasons.entry(why.name()).or_default() += 1;

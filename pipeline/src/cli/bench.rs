@@ -11,10 +11,11 @@ use crate::input::source::{self, RawRows};
 use crate::label::supervise::{Sample, Supervisor};
 use crate::pack::packer::Packer;
 use crate::pack::sink::DatasetSink;
+use crate::parse::rows::RowParser;
 use crate::prepare::plan::plan;
 use crate::run::batch::{BatchPosition, Cursor};
 use crate::run::executor::{self, InputStream, Meter};
-use crate::run::row_processor::{self, RowProcessor};
+use crate::run::row_processor::RowProcessor;
 use crate::template::spans::{Rendered, SpanFinder};
 use clap::Parser;
 use dlm_datasets::writer::DocumentTokens;
@@ -83,8 +84,8 @@ pub fn run(a: &BenchArgs) -> Result<()> {
     let talks: Vec<_> = raw
         .iter()
         .flat_map(|b| {
-            let rows = row_processor::RowDecoder::new(b, &[]);
-            (0..b.len()).filter_map(move |i| rows.decode(i, Vec::new()).2.ok())
+            let rows = RowParser::new(b, &[]);
+            (0..b.len()).filter_map(move |i| rows.parse(i, Vec::new()).conversation.ok())
         })
         .collect();
     seconds.push(("decode", w.stop().1));

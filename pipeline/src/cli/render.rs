@@ -3,11 +3,13 @@
 //! or `{"error"}`.
 
 use crate::cli::args::RenderArgs;
+use crate::config::policies::{LostText, SpecialText};
 use crate::error::{Error, Result};
-use crate::parse::conversation::{self, Conversation};
+use crate::parse::conversation::Conversation;
+use crate::parse::shapes;
 use crate::template::chat::{self, ChatTemplate};
 use crate::template::control::ControlText;
-use crate::template::spans::{LostText, Rendered, SpanFinder, SpecialText};
+use crate::template::spans::{Rendered, SpanFinder};
 use crate::tokenize::tokenizer::{AddedToken, TokenizerSource};
 use minijinja::value::{Serde, Value};
 use serde_json::{Map, Value as Json, json};
@@ -115,7 +117,7 @@ impl Renderer {
             .iter()
             .filter_map(|k| Some((k.to_string(), context.get(*k)?.clone())))
             .collect();
-        let Ok(c) = conversation::from_row(row).2 else {
+        let Ok(c) = shapes::parse_row(row).conversation else {
             return Vec::new();
         };
         let Some(r) = self.rendered(&c) else {

@@ -6,7 +6,7 @@
 //! alone. A sample ends with its last supervised token.
 
 use crate::label::frame::frame;
-use crate::parse::conversation::DropReason;
+use crate::parse::drop_reason::DropReason;
 use crate::template::skeleton::{Frame, Rendered, Span};
 use crate::tokenize::tokenizer::Tokenizer;
 use dlm_datasets::manifest::LossOn;

@@ -4,45 +4,9 @@
 //! of its start is context that carries no loss; or a reason to leave the conversation out. What is
 //! cut away is counted.
 
+use crate::config::policies::OverLong;
 use crate::label::supervise::Sample;
-use crate::parse::conversation::DropReason;
-
-/// What to do with a conversation longer than a row.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    Default,
-    clap::ValueEnum,
-    serde::Serialize,
-    serde::Deserialize,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum OverLong {
-    /// Keep its start.
-    #[default]
-    Truncate,
-    /// Leave it out.
-    Drop,
-    /// Keep as many whole turns as fit.
-    Turns,
-    /// Go on in further documents, each opening with the end of what came before, without loss.
-    Split,
-}
-
-impl OverLong {
-    /// The name in the manifest.
-    pub fn name(self) -> &'static str {
-        match self {
-            OverLong::Truncate => "truncate",
-            OverLong::Drop => "drop",
-            OverLong::Turns => "turns",
-            OverLong::Split => "split",
-        }
-    }
-}
+use crate::parse::drop_reason::DropReason;
 
 /// A document to be: `start..end` of the sample, of which the first `context` tokens carry no loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,13 +5,15 @@
 //! with the manifest's head filled in.
 
 use crate::cli::args::{EngineArg, PrepareArgs, RenderArg};
+use crate::config::policies::default_now;
 use crate::config::recipe::Recipe;
 use crate::config::settings::Settings;
 use crate::error::{Error, Result};
 use crate::input::discover;
 use crate::input::source::{self, Input};
 use crate::pack::mixture::Mixture;
-use crate::run::row_processor::{self, Stages};
+use crate::parse::rows::RowParser;
+use crate::run::row_processor::Stages;
 use crate::template::chat::{self, ChatTemplate};
 use crate::template::control::ControlText;
 use crate::template::spans::SpanFinder;
@@ -105,7 +107,7 @@ pub fn settings(b: &PrepareArgs) -> Result<Settings> {
 /// A time as typed, or the fixed one.
 pub fn time(text: Option<&str>) -> Result<jiff::civil::DateTime> {
     match text {
-        None => Ok(chat::default_now()),
+        None => Ok(default_now()),
         Some(t) => t.parse().map_err(|e| {
             Error::Usage(format!("--now {t:?}: expected a time like 2025-07-10T12:00:00 ({e})"))
         }),
@@ -276,9 +278,9 @@ fn sample(
         let Some(Ok(batch)) = source::open(input, 0).ok().and_then(|mut b| b.next()) else {
             continue;
         };
-        let rows = row_processor::RowDecoder::new(&batch, &input.columns);
+        let rows = RowParser::new(&batch, &input.columns);
         for i in 0..batch.len().min(each) {
-            let Ok(c) = rows.decode(i, Vec::new()).2 else {
+            let Ok(c) = rows.parse(i, Vec::new()).conversation else {
                 continue;
             };
             let Ok(r) = spans.render(&c) else { continue };

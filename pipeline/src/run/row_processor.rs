@@ -9,9 +9,9 @@ use crate::input::source::{Input, RawRows};
 use crate::label::block::Grid;
 use crate::label::supervise::{Sample, Supervisor};
 use crate::label::truncate::{self, Cut};
-use crate::parse::conversation::{self, Conversation, DropReason, Message, Read};
-use crate::parse::table;
-use crate::parse::{fast_columns, fast_json};
+use crate::parse::conversation::{self, Conversation};
+use crate::parse::drop_reason::DropReason;
+use crate::parse::rows::RowParser;
 use crate::run::batch::{Cursor, ProcessedBatch, ProcessedDocument, ProcessedRow};
 use crate::template::chat::ChatTemplate;
 use crate::template::control::ControlText;
@@ -98,7 +98,7 @@ impl<'a> RowProcessor<'a> {
         let mut out = used.unwrap_or_default();
         out.clear();
         (out.number, out.from) = (number, from);
-        let raw = RowDecoder::new(&raw, self.inputs.get(from.file).map_or(&[][..], |i| &i.columns));
+        let raw = RowParser::new(&raw, self.inputs.get(from.file).map_or(&[][..], |i| &i.columns));
         // The list of one row's messages is the next one's.
         let mut messages = Vec::new();
         for i in 0..n {
@@ -110,8 +110,8 @@ impl<'a> RowProcessor<'a> {
                 continue;
             }
             let mut row = ProcessedRow::default();
-            let (category, licence, conversation) = raw.decode(i, std::mem::take(&mut messages));
-            let key = (category.as_deref(), licence.as_deref());
+            let parsed = raw.parse(i, std::mem::take(&mut messages));
+            let key = (parsed.category.as_deref(), parsed.licence.as_deref());
             row.key = out
                 .keys
                 .iter()
@@ -122,7 +122,7 @@ impl<'a> RowProcessor<'a> {
                 });
             let (ids, loss, documents) = (out.ids.len(), out.loss.len(), out.documents.len());
             let check = (from.row + i as u64) % CHECK_EVERY == 0;
-            let done = conversation.map_err(Fault::from).and_then(|mut c| {
+            let done = parsed.conversation.map_err(Fault::from).and_then(|mut c| {
                 let done = self.conversation(&c, check, &mut row, &mut out);
                 c.messages.clear();
                 messages = c.messages;
@@ -212,75 +212,4 @@ impl<'a> RowProcessor<'a> {
         }
         if out.documents.len() == documents { Err(DropReason::NoLabel.into()) } else { Ok(()) }
     }
-}
-
-/// Raw rows, decoded the short way where they allow it.
-pub struct RowDecoder<'a> {
-    raw: &'a RawRows,
-    columns: &'a [(String, String)],
-    direct: Option<fast_columns::Columns<'a>>,
-}
-
-impl<'a> RowDecoder<'a> {
-    /// `columns` gives (our name, the file's name) where they differ.
-    pub fn new(raw: &'a RawRows, columns: &'a [(String, String)]) -> Self {
-        let direct = match raw {
-            RawRows::Table(batch) if columns.is_empty() => fast_columns::Columns::new(batch),
-            _ => None,
-        };
-        RowDecoder { raw, columns, direct }
-    }
-
-    /// Whether its columns have a shape that is read straight.
-    pub fn is_direct(&self) -> bool {
-        self.direct.is_some()
-    }
-
-    /// Category, licence and conversation of row `i`; `memory` is an empty list to use.
-    pub fn decode(&self, i: usize, memory: Vec<Message<'a>>) -> Read<'a> {
-        let short = match (self.raw, &self.direct) {
-            (RawRows::Table(_), Some(d)) => d.read(i, memory),
-            (RawRows::Lines { .. }, _) if self.columns.is_empty() => self
-                .raw
-                .line(i)
-                .and_then(|l| std::str::from_utf8(l).ok())
-                .and_then(|l| fast_json::line(l, memory)),
-            _ => None,
-        };
-        short.unwrap_or_else(|| decode(self.raw, i, self.columns))
-    }
-}
-
-/// The long way, and the definition: category, licence and conversation of raw row `i`; `columns`
-/// gives (our name, the file's name) where they differ.
-pub fn decode(raw: &RawRows, i: usize, columns: &[(String, String)]) -> Read<'static> {
-    let mut row = match raw {
-        RawRows::Table(batch) => table::row(batch, i),
-        RawRows::Lines { .. } => {
-            let Some(line) = raw.line(i) else {
-                return (None, None, Err(DropReason::LineTooLong));
-            };
-            let Ok(text) = std::str::from_utf8(line) else {
-                return (None, None, Err(DropReason::BadUtf8));
-            };
-            match serde_json::from_str::<serde_json::Value>(text) {
-                Ok(serde_json::Value::Object(row)) => row,
-                _ => return (None, None, Err(DropReason::BadJson)),
-            }
-        }
-    };
-    if !columns.is_empty() {
-        let mut renamed = serde_json::Map::new();
-        for (ours, theirs) in columns {
-            renamed.insert(ours.clone(), row.remove(theirs).unwrap_or(serde_json::Value::Null));
-        }
-        // What is not named keeps its name only where it cannot be taken for something else.
-        for k in ["category", "license", "licence"] {
-            if let (Some(v), false) = (row.remove(k), renamed.contains_key(k)) {
-                renamed.insert(k.to_string(), v);
-            }
-        }
-        row = renamed;
-    }
-    conversation::from_row(row)
 }

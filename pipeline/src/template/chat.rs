@@ -6,6 +6,7 @@
 //! list of named ones: `default`, and `tool_use` when the conversation has tools);
 //! `chat_template.json`; else a built-in, by the tokens the tokenizer has.
 
+use crate::config::policies::default_now;
 use crate::error::{Error, Result};
 use crate::parse::conversation::Message;
 use crate::template::jinja;
@@ -19,11 +20,6 @@ use std::path::Path;
 pub const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 /// The Llama 3 instruct format, without dates or tools.
 pub const LLAMA3: &str = "{{ '<|begin_of_text|>' }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}";
-
-/// What `strftime_now` tells unless said otherwise: output must not depend on the day it was made.
-pub fn default_now() -> jiff::civil::DateTime {
-    jiff::civil::datetime(2025, 1, 1, 12, 0, 0, 0)
-}
 
 /// A compiled chat template with the special tokens it may use.
 pub struct ChatTemplate {

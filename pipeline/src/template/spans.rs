@@ -11,7 +11,9 @@
 //! precedes it with `add_generation_prompt`. Nothing is assumed about a template; what cannot be
 //! established is a named reason.
 
-use crate::parse::conversation::{Conversation, DropReason, Message};
+use crate::config::policies::{LostText, SpecialText};
+use crate::parse::conversation::{Conversation, Message};
+use crate::parse::drop_reason::DropReason;
 use crate::template::chat::ChatTemplate;
 use crate::template::control::{ControlMatch, ControlText};
 use crate::template::jinja::is_space;
@@ -35,32 +37,6 @@ const SEARCH: (usize, usize) = (20_000, 8);
 /// Turns behind one literal for which it is looked up what the generation prompt gives, before that
 /// is taken to be known.
 const PROMPTS: usize = 4;
-
-/// What to do with an assistant turn whose text the template does not show as it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LostText {
-    /// Leave the conversation out.
-    #[default]
-    Drop,
-    /// Keep the turn as context, without loss.
-    Mask,
-    /// Take loss on what the template made of it.
-    Keep,
-}
-
-/// What to do with control-token strings in content.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SpecialText {
-    /// They are text.
-    #[default]
-    Text,
-    /// They are control tokens, as in Python tools.
-    AsSpecial,
-    /// Leave the conversation out.
-    Reject,
-}
 
 /// Counts a render of `k` messages for a conversation of `n`; whether that is too much by now. A
 /// conversation of many turns that are found only one by one would cost the square of its length.

@@ -14,9 +14,6 @@ pub use crate::tokenize::tokenizer_file::{AddedToken, TokenizerSource};
 use std::path::Path;
 use tokenizers_fast as fast;
 
-/// The mask token this project adds.
-pub const MASK_TOKEN: &str = "|<MASK>|";
-
 enum Engine {
     Fast(Box<fast::pipeline::PipelineTokenizer>),
     /// With control tokens recognised, and (made only if it is to be used) with their strings as
