@@ -3,7 +3,7 @@
 //! DLM_FUZZ_SECONDS (3 if not set; 600 is the long form).
 
 use dlm_prep::config::policies::{LostText, SpecialText, default_now};
-use dlm_prep::input::source::RawRows;
+use dlm_prep::input::raw_rows::RawRows;
 use dlm_prep::label::supervise::{Sample, Supervisor};
 use dlm_prep::parse::conversation;
 use dlm_prep::parse::rows::parse_row;

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
 use dlm_datasets::{Dataset, Manifest};
-use dlm_prep::input::hub::model::{self as hub, ModelPart};
+use dlm_prep::ConsoleProgress;
+use dlm_prep::hub::{HubName, ModelPart, resolve_model};
 
 use crate::config::{BitLinear, Config, Init};
 use crate::error::{Error, Result};
@@ -40,7 +41,10 @@ pub struct ModelSource {
 /// The folder of a model given on the command line: local, `hf://org/name[@rev]` or `org/name`.
 pub fn folder_of(model: &Path) -> Result<PathBuf> {
     match model.to_str() {
-        Some(text) => Ok(hub::find(text, ModelPart::Whole, "--model")?.folder),
+        Some(text) => {
+            let progress = ConsoleProgress::default();
+            Ok(resolve_model(text, ModelPart::Whole, "--model", &progress)?.folder)
+        }
         None => Ok(model.to_path_buf()),
     }
 }
@@ -59,8 +63,8 @@ pub fn locate(cfg: &Config, recorded: Option<&str>) -> Result<ModelSource> {
             "source.path is not set: give a model with source.path=DIR|hf://ORG/NAME, or source.init=random with source.config".into(),
         )
     })?;
-    let before = recorded.and_then(hub::HubName::parse).filter(hub::HubName::pinned);
-    let path = match (hub::hub_name(path), before, recorded) {
+    let before = recorded.and_then(HubName::parse).filter(HubName::is_pinned);
+    let path = match (HubName::unless_local(path), before, recorded) {
         (Some(asked), Some(before), Some(recorded))
             if asked.id == before.id && asked.revision.is_none() =>
         {
@@ -69,7 +73,7 @@ pub fn locate(cfg: &Config, recorded: Option<&str>) -> Result<ModelSource> {
         _ => path,
     };
     let part = if recorded.is_some() { ModelPart::Shapes } else { ModelPart::Whole };
-    let found = hub::find(path, part, "source.path")?;
+    let found = resolve_model(path, part, "source.path", &ConsoleProgress::default())?;
     Ok(ModelSource { folder: Some(found.folder), name: found.name })
 }
 
