@@ -5,7 +5,7 @@
 //! uses the fast paths (`fast_columns.rs`, `fast_json.rs`) where they apply and falls back to the
 //! reference otherwise. The tests compare both on random rows.
 
-use crate::input::source::RawRows;
+use crate::input::raw_rows::RawRows;
 use crate::parse::conversation::{Message, ParsedRow};
 use crate::parse::drop_reason::DropReason;
 use crate::parse::fast_columns::FastColumns;
