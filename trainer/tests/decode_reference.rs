@@ -11,9 +11,10 @@ use burn::prelude::*;
 use dlm_train::compute::{ComputePlan, device};
 use dlm_train::decode::cached::{KvCache, Order, Pass, Span};
 use dlm_train::decode::{ArOptions, BlockOptions, Engine};
+use dlm_train::io::load_model::{HostModel, LoadOptions, LoadedModel, load_model};
 use dlm_train::kernels::ops;
 use dlm_train::model::config::Quantization;
-use dlm_train::model::{Decoder, ModelConfig, ParamKind, Params, load};
+use dlm_train::model::{Decoder, ParamKind, load};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -89,11 +90,9 @@ fn fixtures() -> Option<PathBuf> {
 
 fn engine(dir: &Path) -> Engine {
     let compute = ComputePlan::new(device::cpu(), None);
-    let mut cfg = ModelConfig::read(dir).unwrap();
-    let params = Params::new(&cfg);
-    let host = load::read_host(dir, &mut cfg, &params).unwrap();
-    let weights = load::upload(host, &params, &compute.device.device);
-    Engine::new(Decoder::new(cfg), weights, compute).unwrap()
+    let LoadedModel { decoder, weights } =
+        load_model(dir, LoadOptions::default(), &compute.device.device).unwrap();
+    Engine::new(decoder, weights, compute).unwrap()
 }
 
 fn read<T: for<'a> Deserialize<'a>>(path: PathBuf) -> T {
@@ -288,9 +287,8 @@ fn autoregressive_equals_full_passes() {
 fn ternary_weights_once() {
     let Some(dir) = fixtures() else { return };
     let device = Device::flex();
-    let mut cfg = ModelConfig::read(&dir.join("bitnet_tiny")).unwrap();
-    let params = Params::new(&cfg);
-    let host = load::read_host(&dir.join("bitnet_tiny"), &mut cfg, &params).unwrap();
+    let HostModel { config: mut cfg, params, values: host } =
+        HostModel::read(&dir.join("bitnet_tiny")).unwrap();
     cfg.quantization = Some(Quantization::Online);
     let run = |ternary_weights: bool| {
         let mut decoder = Decoder::new(cfg.clone());

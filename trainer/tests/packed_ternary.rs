@@ -13,6 +13,7 @@ use dlm_train::diffusion::{
     DeviceBatch, DocumentMask, Objective, ObjectiveSpec, PackedRow, build_batch, objective,
 };
 use dlm_train::io::export::{self, ExportInfo};
+use dlm_train::io::load_model::{LoadOptions, LoadedModel, load_model};
 use dlm_train::kernels::ops;
 use dlm_train::model::{
     Checkpoint, Decoder, ModelConfig, ParamKind, Params, Weights, load, ternary,
@@ -42,11 +43,9 @@ fn own(arch: &str) -> (Decoder, Weights) {
 }
 
 fn load(dir: &Path) -> (Decoder, Weights) {
-    let mut cfg = ModelConfig::read(dir).unwrap();
-    let params = Params::new(&cfg);
-    let host = load::read_host(dir, &mut cfg, &params).unwrap();
-    let w = load::upload(host, &params, &device());
-    (Decoder::new(cfg), w)
+    let LoadedModel { decoder, weights } =
+        load_model(dir, LoadOptions::default(), &device()).unwrap();
+    (decoder, weights)
 }
 
 fn info(dir: &Path) -> ExportInfo {

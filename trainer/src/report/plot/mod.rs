@@ -42,7 +42,7 @@ pub struct PlotOptions {
 pub fn plot(options: &PlotOptions) -> Result<PathBuf> {
     if options.runs.len() > MAX_RUNS {
         return Err(Error::Usage(format!(
-            "{} runs were given; one page shows at most {MAX_RUNS}",
+            "{} runs; one page shows at most {MAX_RUNS}",
             options.runs.len()
         )));
     }
