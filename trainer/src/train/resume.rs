@@ -41,13 +41,15 @@ impl Trainer<'_> {
         store: &CheckpointStore,
         options: RunOptions,
     ) -> Result<()> {
+        if options.resume == Resume::Never && options.overwrite {
+            return store.clear();
+        }
         let out = self.cfg.output.dir.display();
         match (store.latest()?, options.resume) {
             (None, Resume::Must) => Err(Error::Usage(format!(
                 "--resume must: there is no checkpoint in {out}/checkpoints"
             ))),
             (None, Resume::Auto | Resume::Never) => Ok(()),
-            (Some(_), Resume::Never) if options.overwrite => store.clear(),
             (Some(dir), Resume::Never) => Err(Error::Usage(format!(
                 "--resume never: {} is there; add --overwrite to discard it, or choose another output.dir",
                 dir.display()
