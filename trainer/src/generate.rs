@@ -274,7 +274,9 @@ impl ModelFiles {
     /// The options of the requested mode, with what the folder says where nothing was requested.
     pub fn decoding(&self, options: &GenerateOptions) -> Result<Decoding> {
         if options.batch_size == 0 {
-            return Err(Error::Usage("a batch of 0 prompts (--batch-size): expected 1 or more".into()));
+            return Err(Error::Usage(
+                "a batch of 0 prompts (--batch-size): expected 1 or more".into(),
+            ));
         }
         let max_new_tokens = options.max_new_tokens;
         let mask_id = options.mask_token_id.or(self.folder.mask_id);

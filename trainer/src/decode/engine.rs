@@ -12,7 +12,8 @@ use crate::compute::tensor_io::download;
 use crate::compute::{AttentionChoice, ComputeDtype, ComputePlan, DeviceKind, memory};
 use crate::decode::cached::{KvCache, Order, Pass, Span};
 use crate::error::{Error, Result};
-use crate::kernels::ops;
+use crate::kernels::cast::{cast_to, to_f32};
+use crate::kernels::{linear, rms_norm};
 use crate::model::{Decoder, ParamKind, Weights};
 
 /// Most prompt tokens of one prefill pass; bounds the memory of its attention scores.
@@ -58,10 +59,10 @@ impl Engine {
         let mut head = None;
         for (i, (mut tensor, spec)) in weights.0.into_iter().zip(&params.specs).enumerate() {
             if spec.kind == ParamKind::Matrix && ternary {
-                tensor = ops::ternary_weight(tensor);
+                tensor = linear::ternary_weight(tensor);
             }
             if spec.kind != ParamKind::Norm {
-                tensor = ops::cast_to(tensor, dtype);
+                tensor = cast_to(tensor, dtype);
             }
             if i == params.lm_head {
                 head =
@@ -160,8 +161,9 @@ impl Engine {
             &self.compute.device.device,
         );
         let norm = &self.weights[self.decoder.params.norm];
-        let hidden = ops::rms_norm(hidden.select(0, rows), norm, self.decoder.cfg.rms_norm_eps);
-        let mut logits = ops::to_f32(ops::linear(hidden, &self.head, None));
+        let hidden =
+            rms_norm::composed(hidden.select(0, rows), norm, self.decoder.cfg.rms_norm_eps);
+        let mut logits = to_f32(linear::linear(hidden, &self.head, None));
         let [count, vocab] = logits.dims();
         if let Some(id) = never.and_then(|id| usize::try_from(id).ok()).filter(|id| *id < vocab) {
             let floor =

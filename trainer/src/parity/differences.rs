@@ -9,7 +9,7 @@ use safetensors::SafeTensors;
 
 use crate::compute::tensor_io::{decode_floats, download};
 use crate::error::{Error, Result};
-use crate::kernels::ops;
+use crate::kernels::cast::to_f32;
 use crate::model::{Decoder, Gradients};
 
 /// Added to the tolerance of a gradient's largest entry: entries below this are noise.
@@ -77,7 +77,7 @@ pub(super) fn gradients(
             Error::format(file, format!("{} is {:?}; expected floats", spec.name, view.dtype()))
         })?;
         let computed = match gradient {
-            Some(gradient) => download(&ops::to_f32(gradient.clone()))?,
+            Some(gradient) => download(&to_f32(gradient.clone()))?,
             None => vec![0.0; spec.numel()],
         };
         if computed.len() != expected.len() {

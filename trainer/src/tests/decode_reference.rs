@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::compute::{ComputePlan, device};
 use crate::decode::cached::{KvCache, Order, Pass, Span};
 use crate::decode::{ArOptions, BlockOptions, Engine};
-use crate::kernels::ops;
+use crate::kernels::linear::ternary_weight;
 use crate::model::config::Quantization;
 use crate::model::{Decoder, ModelConfig, ParamKind, Params, load};
 use burn::prelude::*;
@@ -284,7 +284,7 @@ fn ternary_weights_once() {
                 .filter(|(spec, _)| spec.kind == ParamKind::Matrix)
             {
                 assert_eq!(spec.shape.len(), 2);
-                *tensor = ops::ternary_weight(tensor.clone());
+                *tensor = ternary_weight(tensor.clone());
             }
         }
         let ids = Tensor::<1, Int>::from_data(

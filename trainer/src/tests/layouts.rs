@@ -199,7 +199,7 @@ proptest! {
             let batch = Batch::rectangular(streams, 8, is_causal);
             prop_assert_eq!(batch.dense_mask(), batch.dense_mask_from_tiles());
             // Every token is covered by exactly one tile.
-            let covered: usize = batch.tiles.iter().map(|t| t.len).sum();
+            let covered: usize = batch.tiles.iter().map(|t| t.len()).sum();
             prop_assert_eq!(covered, batch.tokens.len());
         }
     }

@@ -11,7 +11,7 @@ use crate::diffusion::{
     DeviceBatch, DocumentMask, Objective, ObjectiveSpec, PackedRow, build_batch,
 };
 use crate::io::export::{self, ExportInfo};
-use crate::kernels::ops;
+use crate::kernels::linear::{ternary_codes, ternary_weight};
 use crate::model::Checkpoint;
 use crate::model::{Decoder, ModelConfig, ParamKind, Params, Weights, load, ternary};
 use burn::prelude::*;
@@ -140,7 +140,7 @@ fn reads_back_as_the_ternary_model_it_was() {
                         spec.name
                     );
                     assert_eq!(stored[&format!("{}_scale", spec.name)], ("F32".into(), vec![1]));
-                    let codes = |t: &Tensor<2>| download(&ops::ternary_codes(t.clone()).0).unwrap();
+                    let codes = |t: &Tensor<2>| download(&ternary_codes(t.clone()).0).unwrap();
                     let (a, b) = (codes(ours), codes(theirs));
                     assert_eq!(a, b, "{arch} {}: other ternary values came back", spec.name);
                     assert!(
@@ -148,7 +148,7 @@ fn reads_back_as_the_ternary_model_it_was() {
                         "{}: not all three values occur",
                         spec.name
                     );
-                    (ops::ternary_weight(ours.clone()), ops::ternary_weight(theirs.clone()))
+                    (ternary_weight(ours.clone()), ternary_weight(theirs.clone()))
                 }
                 _ => (ours.clone(), theirs.clone()),
             };

@@ -7,7 +7,7 @@ use dlm_test_support::fixtures;
 use safetensors::SafeTensors;
 
 use crate::compute::tensor_io::{decode_floats, download};
-use crate::kernels::ops;
+use crate::kernels::linear::{int8_activation, ternary_weight};
 
 #[test]
 fn quantisers_equal_the_unit_fixture() {
@@ -28,7 +28,7 @@ fn quantisers_equal_the_unit_fixture() {
         println!("{expected:?}: {worst:.1e}", expected = expected.len());
         assert!(worst < 1e-6, "{worst}");
     };
-    same(ops::ternary_weight(read("w")), "w_quant");
-    same(ops::ternary_weight(read("w_ties")), "w_ties_quant");
-    same(ops::int8_activation(read("x")), "x_quant");
+    same(ternary_weight(read("w")), "w_quant");
+    same(ternary_weight(read("w_ties")), "w_ties_quant");
+    same(int8_activation(read("x")), "x_quant");
 }
