@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What hostile rows cost: 12 MB of each kind through dlm-prep, in CPU seconds beyond loading, and over what plain text costs.
+"""The cost of hostile rows: 12 MB of each kind through dlm-prep, in CPU seconds after loading, and relative to plain text.
 
   scripts/bench_hostile.py DLM_PREP TOKENIZER_DIR
 """
@@ -28,7 +28,7 @@ def row(text):
 
 
 def turns(n):
-    """A conversation of about n turns; no two have the same number, so that nothing learnt of one serves the next."""
+    """Conversations of n turns and more, each of another length, so that no skeleton of one serves the next."""
     def make():
         make.n += 2
         roles = ("user", "assistant")

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Ours and the Python peer in turn, whole process against whole process, on the same file, cores and tokenizer.
+# Wall time, CPU time and memory of dlm-prep and of Python peers, whole processes in turn on the same file, cores and tokenizer.
 #   [RC3=FOLDER] scripts/bench_prep.sh SHARED TOKENIZER_DIR [PYTHON] [COPIES]
-# RC3 is an unpacked wheel of tokenizers 1.0.0rc3, for the peer on our own engine.
-# SHARED has assets/conversations and peers/peer_prep.py; COPIES of the conversations are joined into one parquet file.
+# RC3 is an unpacked wheel of tokenizers 1.0.0rc3, for peers on dlm-prep's own engine (scripts/peers/prep_rc3.py).
+# SHARED has assets/conversations (third-party data) and peers/peer_prep.py (the stock peer); COPIES of the conversations are joined
+# into one parquet file.
 set -euo pipefail
 shared=$1 tokenizer=$2 python=${3:-python3} copies=${4:-2}
 bin=${DLM_PREP:-target/release/dlm-prep}
@@ -12,7 +13,7 @@ import glob, sys, pyarrow as pa, pyarrow.parquet as pq
 t = pa.concat_tables([pq.read_table(f) for f in sorted(glob.glob(sys.argv[1] + "/assets/conversations/*.parquet"))] * int(sys.argv[3]))
 pq.write_table(t.filter(pa.compute.is_valid(t["output"])), sys.argv[2], row_group_size=1000)
 PY
-# Prints "WALL USER+SYSTEM" of a command; its output goes to a log.
+# Prints "WALL USER+SYSTEM" seconds of a command; its output goes to a log.
 clock() {
     local t0 t1 cpu TIMEFORMAT='%U + %S'
     t0=$(date +%s.%N)
@@ -49,7 +50,7 @@ fi
 for name in "${!wall[@]}"; do
     [ "$name" = dlm-prep ] || echo "ratio to $name (medians): $(echo "scale=1; $(median "$name") / $(median dlm-prep)" | bc)"
 done
-# Memory, and ten times the input, where loading counts for little.
+# Ten times the input, where loading counts for little: memory and ratio.
 "$python" - "$tmp/data.parquet" "$tmp/ten.parquet" <<'PY'
 import sys, pyarrow as pa, pyarrow.parquet as pq
 pq.write_table(pa.concat_tables([pq.read_table(sys.argv[1])] * 10), sys.argv[2], row_group_size=1000)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Training throughput on the CPU in fp32, ours and the PyTorch peer in turn on the same machine, threads and model, and the ratios.
-#   scripts/bench_train_cpu.sh PEER.py [PYTHON] [PRESET] [ROUNDS] [STEPS]     PEER.py: shared/peers/peer_train.py
-# PRESET: tiny_llama, tiny_qwen3, demo_5m (4.5 M parameters; given to the peer from outside). Source tokens/s: medians over the steps
-# of a run; ratios are taken within a round. "reference" is the published formulation, [x_t ; x_0] for each view and all logits.
+# Training throughput on the CPU in fp32: dlm-train and a PyTorch peer in turn with the same machine, threads and model, and their ratios.
+#   scripts/bench_train_cpu.sh PEER.py [PYTHON] [PRESET] [ROUNDS] [STEPS]     PEER.py: a peer_train.py with the options used below
+# PRESET: tiny_llama, tiny_qwen3, demo_5m (4.5 M parameters, defined here for the peer). Throughput is source tokens/s, the median over
+# the steps of a run; ratios are taken within a round. "reference" is the published formulation: [x_t ; x_0] per view, and all logits.
 set -euo pipefail
 peer=$1 python=${2:-python3} preset=${3:-tiny_llama} rounds=${4:-3} steps=${5:-8}
 binary=${DLM_TRAIN:-target/release/dlm-train}

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Everything to be measured on one card in one call: parity, decoding, training throughput per preset and layout.
+# Everything to measure on one GPU in one call: parity, then training throughput per preset and layout.
 #
-#   scripts/gpu.sh BINARY FIXTURES OUT        BINARY: a dlm-train built with --features cuda (may be .xz)
-#                                             FIXTURES: folder with *_tiny models and causal_*/obj_* cases
+#   scripts/gpu.sh BINARY OUT [FIXTURES]      BINARY: a dlm-train built with --features cuda (may be compressed, .xz)
 #                                             OUT: receives log.txt, parity.jsonl, bench.jsonl, env.txt
-# DEVICE=cpu PRESETS="tiny_llama tiny_qwen3" STEPS=2 scripts/gpu.sh …   tries the script itself without a card; DEVICE=wgpu (a binary
-# with that feature) runs the kernels too, on Mesa's software driver if need be: fp32 only.
-# SECONDS_LEFT=540 stops starting new measurements after that many seconds.
+#                                             FIXTURES: folder of models and reference tensors; default tests/fixtures
+# DEVICE=cpu PRESETS="tiny_llama tiny_qwen3" STEPS=2 scripts/gpu.sh …   tries the script itself without a GPU; DEVICE=wgpu (a
+# binary with that feature) runs the GPU kernels too, on Mesa's software driver if there is no GPU: fp32 only.
+# SECONDS_LEFT=540: no new measurement is started after that many seconds.
 set -uo pipefail
-binary=$1 fixtures=$2 out=$3
+binary=$1 out=$2
+fixtures=${3:-$(dirname "${BASH_SOURCE[0]}")/../tests/fixtures}
 device=${DEVICE:-cuda}
 presets=${PRESETS:-"smollm2_135m qwen3_0.6b qwen3_4b"}
 steps=${STEPS:-10}
@@ -22,7 +23,7 @@ esac
 { uname -a; nvidia-smi 2>&1; "$binary" --version; } >"$out/env.txt" 2>&1
 
 passed=0 failed=0
-# parity NAME ARGS...: one line of JSON, counted
+# parity NAME ARGS...: runs one comparison, writes a line of JSON and counts it
 parity() {
     local name=$1 line
     shift
@@ -30,7 +31,7 @@ parity() {
     echo "{\"case\": \"$name\", \"result\": ${line:-null}}" >>"$out/parity.jsonl"
 }
 for dtype in fp32 bf16; do
-    # bf16: rounding of the inputs alone moves these tiny random models by this much (docs/log.md)
+    # In bf16, rounding the inputs alone changes these tiny random models by this much (docs/log.md).
     tol=()
     [ "$dtype" = bf16 ] && tol=(--tol-logits 0.5 --tol-loss 3e-3 --tol-grads 0.1 --grads-l2)
     for m in llama qwen2 qwen3 bitnet; do
@@ -48,7 +49,7 @@ for dtype in fp32 bf16; do
 done
 echo "parity: $passed passed, $failed failed" | tee -a "$log"
 
-# bench PRESET LAYOUT BATCH [ARGS]: skipped once time is short; an out-of-memory run is a line in the log
+# bench PRESET LAYOUT BATCH [ARGS]: skipped once time is short; a run that fails, for example for lack of memory, is a line in the log
 bench() {
     [ "$SECONDS" -gt "$limit" ] && echo "SKIP (time): $*" | tee -a "$log" && return
     local preset=$1 layout=$2 batch=$3
@@ -63,7 +64,7 @@ for preset in $presets; do
         done
     done
     bench "$preset" saving 8 --recompute
-    # the obvious attention beside the usual one (key ranges)
+    # Dense attention for comparison with the default (key ranges).
     bench "$preset" saving 4 --attention dense
 done
 

@@ -1,13 +1,12 @@
 //! Charts as inline SVG: lines, dots and bars.
 //!
-//! In: points in data units. Out: one `<svg>` of 640 × 260 user units whose colours come from the
-//! page's style sheet by class. A line of any length is reduced to a few points a pixel that keep
-//! every peak.
+//! In: points in data units. Out: an `<svg>` of 640 × 260 user units. Colours come from the page's
+//! style sheet, by class. Long lines are reduced to a few points per pixel that keep every peak.
 
 use crate::html::escape;
 use std::fmt::Write;
 
-/// A point in data units; a y that is not finite breaks the line.
+/// A point (x, y) in data units. A line is interrupted where y is not finite.
 pub type Point = (f64, f64);
 
 const WIDTH: f64 = 640.0;
@@ -16,30 +15,30 @@ const LEFT: f64 = 58.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 30.0;
-/// Horizontal steps a line is reduced to.
+/// Number of horizontal steps to which a long line is reduced.
 const BUCKETS: usize = 560;
 
 /// One axis: the range shown and whether it is logarithmic.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Axis {
-    /// Lower end, data units.
+    /// Lower end in data units.
     pub lo: f64,
-    /// Upper end.
+    /// Upper end in data units.
     pub hi: f64,
-    /// Base-10 logarithmic.
+    /// Whether the scale is logarithmic (base 10).
     pub log: bool,
 }
 
 impl Axis {
-    /// From the smallest to the largest finite value, with nothing added.
+    /// The range from the smallest to the largest finite value, without margins.
     pub fn exact(values: impl Iterator<Item = f64>) -> Axis {
         let (lo, hi) = range(values);
         Axis { lo, hi: if hi > lo { hi } else { lo + 1.0 }, log: false }
     }
 
-    /// A range that holds the values with some room. `zero`: starts at 0. `log`: logarithmic where
-    /// the values are positive and span more than a factor of 30. `cut`: where few values are far
-    /// above the rest, they may be left outside.
+    /// A range that holds the values with some margin. With `zero` it starts at 0; with `log` it is
+    /// logarithmic if the values are positive and span more than a factor of 30; with `cut`, a few
+    /// values far above the others may fall outside.
     pub fn fit(values: &[f64], zero: bool, log: bool, cut: bool) -> Axis {
         let mut v: Vec<f64> = values.iter().copied().filter(|v| v.is_finite()).collect();
         v.sort_by(f64::total_cmp);
@@ -60,7 +59,7 @@ impl Axis {
         Axis { lo: if zero && lo >= 0.0 { 0.0 } else { lo - room }, hi: hi + room, log: false }
     }
 
-    /// Place of a value, 0 at the lower end and 1 at the upper.
+    /// Position of a value on the axis: 0 at the lower end, 1 at the upper end.
     fn at(&self, v: f64) -> f64 {
         if self.log {
             (v.max(1e-300) / self.lo).log10() / (self.hi / self.lo).log10()
@@ -69,7 +68,7 @@ impl Axis {
         }
     }
 
-    /// Round values to label, about `n` of them.
+    /// About `n` round values at which to draw tick marks.
     pub fn ticks(&self, n: usize) -> Vec<f64> {
         if self.log {
             let (first, last) = (self.lo.log10().floor() as i32, self.hi.log10().ceil() as i32);
@@ -102,7 +101,7 @@ fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     if lo.is_finite() { (lo, hi) } else { (0.0, 1.0) }
 }
 
-/// At most four points a bucket: first, lowest, highest, last.
+/// Keeps at most four points per bucket: the first, the lowest, the highest and the last.
 fn reduce(points: &[Point], x: &Axis) -> Vec<Point> {
     if points.len() <= 2 * BUCKETS {
         return points.to_vec();
@@ -122,7 +121,7 @@ fn reduce(points: &[Point], x: &Axis) -> Vec<Point> {
     out
 }
 
-/// A chart that is being drawn.
+/// A chart under construction.
 pub struct Chart {
     x: Axis,
     y: Axis,
@@ -132,8 +131,8 @@ pub struct Chart {
 }
 
 impl Chart {
-    /// An empty chart; `id` is unique on the page, `label` says what it shows to those who do not
-    /// see it.
+    /// Starts an empty chart. `id` must be unique on the page; `label` describes the chart for
+    /// screen readers.
     pub fn new(id: &str, label: &str, x: Axis, y: Axis) -> Chart {
         Chart { x, y, id: id.into(), label: label.into(), body: String::new() }
     }
@@ -143,12 +142,12 @@ impl Chart {
     }
 
     fn py(&self, v: f64) -> f64 {
-        // far outside values stay just outside, where the clip path hides them
+        // Values far outside are clamped to just outside, where the clip path hides them.
         (HEIGHT - BOTTOM - self.y.at(v) * (HEIGHT - TOP - BOTTOM))
             .clamp(-2.0 * HEIGHT, 3.0 * HEIGHT)
     }
 
-    /// A line.
+    /// Draws a line through `points`.
     pub fn line(&mut self, points: &[Point], class: &str) {
         let mut path = String::new();
         let mut pen = 'M';
@@ -165,7 +164,7 @@ impl Chart {
         }
     }
 
-    /// Filled circles, each with what it says when pointed at.
+    /// Draws a filled circle at each point, with a tooltip.
     pub fn dots(&mut self, points: &[Point], class: &str, say: impl Fn(&Point) -> String) {
         for p in points.iter().filter(|p| p.1.is_finite()) {
             let _ = writeln!(
@@ -178,7 +177,7 @@ impl Chart {
         }
     }
 
-    /// Ticks on the lower edge, one a pixel at most.
+    /// Draws tick marks on the lower edge, at most one per pixel.
     pub fn rug(&mut self, xs: impl Iterator<Item = f64>, class: &str) {
         let mut path = String::new();
         let mut last = f64::NEG_INFINITY;
@@ -193,7 +192,7 @@ impl Chart {
         }
     }
 
-    /// Triangles on the upper edge.
+    /// Draws triangles on the upper edge.
     pub fn flags(&mut self, xs: impl Iterator<Item = f64>, class: &str) {
         let mut path = String::new();
         for x in xs.map(|x| self.px(x)) {
@@ -204,7 +203,7 @@ impl Chart {
         }
     }
 
-    /// The whole element. `x_text` and `y_text` label ticks.
+    /// Returns the whole `<svg>` element. `x_text` and `y_text` format the tick labels.
     pub fn finish(self, x_text: impl Fn(f64) -> String, y_text: impl Fn(f64) -> String) -> String {
         let mut svg = format!(
             "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\"><defs><clipPath id=\"{}\"><rect x=\"{LEFT}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\"/></clipPath></defs>\n",
@@ -277,7 +276,7 @@ pub fn bars(title: &str, data: &[(String, f64)], unit: &str) -> String {
     out + "</svg></figure>"
 }
 
-/// `12`, `3.4k`, `1.25M`, `2B`: three digits and a unit.
+/// Formats a number with three digits and a unit: `12`, `3.4k`, `1.25M`, `2B`.
 pub fn short(v: f64) -> String {
     if !v.is_finite() {
         return "–".into();
@@ -301,7 +300,7 @@ pub fn short(v: f64) -> String {
     format!("{text}{unit}")
 }
 
-/// `2e-5`: for values far below 1.
+/// Like [`short`], but values far below 1 in scientific notation: `2e-5`.
 pub fn scientific(v: f64) -> String {
     if v == 0.0 || (0.01..10_000.0).contains(&v.abs()) {
         return short(v);

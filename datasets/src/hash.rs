@@ -1,4 +1,4 @@
-//! sha256 in one place: of bytes, of files, and of what is being written.
+//! sha256 of bytes, of files, and of data while it is being written.
 
 use crate::Error;
 use sha2::{Digest, Sha256};
@@ -20,7 +20,10 @@ pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// sha256 of a whole file.
+/// sha256 of a whole file, in lower-case hexadecimal.
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be read.
 pub fn sha256_file(path: &Path) -> Result<String, Error> {
     let mut f = std::fs::File::open(path).map_err(Error::io("opening", path))?;
     let mut h = Sha256::new();
@@ -34,7 +37,8 @@ pub fn sha256_file(path: &Path) -> Result<String, Error> {
     }
 }
 
-/// A writer that hashes and counts what passes through it.
+/// A writer that hashes and counts the bytes written through it, so that a file needs no second
+/// read for its checksum.
 pub struct HashWriter<W> {
     inner: W,
     hash: Sha256,
@@ -42,11 +46,11 @@ pub struct HashWriter<W> {
 }
 
 impl<W: Write> HashWriter<W> {
-    /// Wraps `inner`.
+    /// Starts hashing everything written to `inner`.
     pub fn new(inner: W) -> Self {
         HashWriter { inner, hash: Sha256::new(), bytes: 0 }
     }
-    /// The wrapped writer, the number of bytes written, their sha256.
+    /// Returns the wrapped writer, the number of bytes written, and their sha256.
     pub fn finish(self) -> (W, u64, String) {
         (self.inner, self.bytes, hex(&self.hash.finalize()))
     }

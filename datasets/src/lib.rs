@@ -1,14 +1,20 @@
-//! The packed dataset format shared by dlm-prep and dlm-train.
+//! The packed dataset format shared by dlm-prep and dlm-train, and the small tools both programs
+//! need.
 //!
-//! A dataset is a folder: `manifest.json`, `train-00000.arrow …`, optional `eval-00000.arrow …`,
-//! `tokenizer/`. dlm-prep writes it through [`writer`]; dlm-train maps it with [`reader`] and walks
-//! it in [`order`].
+//! A dataset is a folder with `manifest.json`, `train-00000.arrow …`, optional `eval-00000.arrow …`
+//! and `tokenizer/`; docs/format.md specifies it. dlm-prep writes it through [`writer`]; dlm-train
+//! maps it with [`reader`] and visits its rows in the order that [`order`] gives.
 //!
-//! ```text
-//! schema ── what a row is          writer ── rows → Arrow files → manifest (last)
-//! manifest ─ what the folder says  reader ── folder → rows, mapped, nothing copied
-//! order ──── (seed, epoch) → row   verify ── the invariants, row by row and for the whole folder
-//! ```
+//! | module | content |
+//! |---|---|
+//! | [`schema`] | the Arrow columns of a packed row |
+//! | [`manifest`] | what the folder is: shape, ids, policies, sources, counts |
+//! | [`writer`], [`reader`] | rows to files, files to memory-mapped rows |
+//! | [`order`] | the row order of an epoch, a function of (seed, epoch) |
+//! | [`mask`], [`rng`] | the positions hidden in training, a function of (seed, epoch, row) |
+//! | [`verify`] | checks of all invariants |
+//! | [`fs`], [`hash`] | files that are whole or absent, sha256 |
+//! | [`chart`], [`html`] | charts of the HTML reports |
 
 pub mod chart;
 pub mod error;

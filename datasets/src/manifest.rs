@@ -1,4 +1,4 @@
-//! `manifest.json`: what a packed dataset is, where it came from, and what was left out.
+//! `manifest.json`: what a packed dataset is, where it came from, and what was dropped.
 //!
 //! In: the folder. Out: [`Manifest`]. It is written last and renamed into place, so a folder that
 //! has one is whole.
@@ -8,23 +8,23 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The format this build reads and writes.
+/// The format version that this build reads and writes.
 pub const FORMAT_VERSION: u32 = 1;
-/// The manifest's file name.
+/// Name of the manifest inside a dataset folder.
 pub const FILE_NAME: &str = "manifest.json";
 
-/// Which part of a dataset.
+/// The two parts of a dataset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Split {
-    /// Rows to train on.
+    /// Rows used for training.
     Train,
-    /// Rows held out.
+    /// Held-out rows, used for evaluation only.
     Eval,
 }
 
 impl Split {
-    /// `"train"` or `"eval"`, as in file names.
+    /// `"train"` or `"eval"`, as used in file names.
     pub fn name(self) -> &'static str {
         match self {
             Split::Train => "train",
@@ -37,21 +37,21 @@ impl Split {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Padding {
-    /// The mask token (the paper's choice).
+    /// The mask token, as in the Fast-dLLM v2 paper (section 3.2).
     #[default]
     Mask,
     /// The end-of-text token.
     Eos,
 }
 
-/// Which grid the blocks follow.
+/// The grid on which blocks are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Alignment {
-    /// Blocks count from the document's start, as in decoding.
+    /// Blocks are counted from the start of the document, as decoding counts them.
     #[default]
     Sample,
-    /// The last response alone is brought to a multiple of the block size first.
+    /// The last response alone is first padded to a multiple of the block size.
     Response,
 }
 
@@ -66,22 +66,23 @@ pub enum LossOn {
     Last,
 }
 
-/// One data file.
+/// A data file of the dataset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileEntry {
-    /// File name inside the dataset folder.
+    /// File name inside the dataset folder, without any folder part.
     pub path: String,
-    /// Train or eval.
+    /// The split that all rows of the file belong to.
     pub split: Split,
-    /// Rows in it.
+    /// Number of packed rows in the file.
     pub rows: usize,
-    /// Its length.
+    /// Length of the file in bytes.
     pub bytes: u64,
-    /// Its content.
+    /// sha256 of the file's content, lower-case hexadecimal.
     pub sha256: String,
 }
 
-/// What was read, kept, dropped and written. `rows_read = rows_kept + sum of dropped`, always.
+/// What was read, kept, dropped and written. `rows_read` is always `rows_kept` plus the sum over
+/// `dropped`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Counts {
@@ -89,31 +90,32 @@ pub struct Counts {
     pub rows_read: u64,
     /// Conversations of which at least one document was written.
     pub rows_kept: u64,
-    /// Conversations left out, by reason.
+    /// Conversations dropped, by reason (docs/format.md lists the reasons).
     pub dropped: BTreeMap<String, u64>,
-    /// Documents written (more than `rows_kept` under the `split` policy).
+    /// Documents written; more than `rows_kept` under the `split` policy for over-long
+    /// conversations.
     pub documents: u64,
-    /// Document tokens written, block padding not counted.
+    /// Tokens of documents, not counting block padding.
     pub tokens: u64,
-    /// Positions with a label.
+    /// Tokens that carry loss.
     pub response_tokens: u64,
-    /// Padding inside documents, up to the block boundary.
+    /// Padding tokens inside documents, up to the block boundary.
     pub block_padding: u64,
-    /// Tokens of kept conversations that were cut away.
+    /// Tokens of kept conversations that were cut off.
     pub tokens_cut: u64,
     /// Conversations that were longer than a row.
     pub over_long: u64,
-    /// Maximal runs of labels.
+    /// Maximal runs of consecutive labels, that is, supervised turns.
     pub label_runs: u64,
-    /// Runs that do not end in an end-of-turn token: cut by truncation, or a template that writes
-    /// none.
+    /// Label runs that do not end in an end-of-turn token, because the turn was cut off or because
+    /// the template writes none.
     pub unfinished_runs: u64,
-    /// Anything else worth counting (control-token strings in text, trimmed turns, …), by name.
+    /// Other counts by name, for example conversations with control-token strings in their text.
     pub notes: BTreeMap<String, u64>,
 }
 
 impl Counts {
-    /// Adds `other` to this.
+    /// Adds the counts of `other` to these.
     pub fn add(&mut self, other: &Counts) {
         self.rows_read += other.rows_read;
         self.rows_kept += other.rows_kept;
@@ -131,127 +133,127 @@ impl Counts {
             }
         }
     }
-    /// Conversations left out, all reasons.
+    /// Number of conversations dropped, over all reasons.
     pub fn dropped_total(&self) -> u64 {
         self.dropped.values().sum()
     }
 }
 
-/// One source of conversations; a document's `source` is an index into the manifest's list of
-/// these.
+/// A source of conversations. The `source` of a document is an index into the manifest's list of
+/// sources.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Source {
-    /// File name, or the recipe's name for it.
+    /// File name, or the name that a recipe gives the source.
     pub name: String,
-    /// The rows' `category`, where they have one.
+    /// Value of the rows' `category` column, if they have one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub category: Option<String>,
-    /// Dataset repository, for hub sources.
+    /// Repository on the hub (`ORG/NAME`), for sources from there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dataset: Option<String>,
-    /// The commit it was pinned to.
+    /// Commit of that repository.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
-    /// Licences named by the rows or the recipe.
+    /// Licences named by the rows or by the recipe.
     pub licences: Vec<String>,
-    /// What was read and kept.
+    /// Counts over this source alone.
     pub counts: Counts,
 }
 
-/// What a source of a mixture gave.
+/// The share of one source in the outcome of a mixture.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct MixtureShare {
-    /// Its name in the recipe.
+    /// Name of the source in the recipe.
     pub source: String,
-    /// Document tokens.
+    /// Document tokens taken from it, not counting block padding.
     pub tokens: u64,
-    /// Their share of all.
+    /// Its part of all document tokens, from 0 to 1.
     pub share: f64,
 }
 
-/// How the rows were filled.
+/// How documents were packed into rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Packing {
-    /// How documents were put into rows.
+    /// Name of the packing algorithm.
     pub strategy: String,
-    /// Documents chosen among.
+    /// Number of documents from which the packer chooses.
     pub window: usize,
-    /// Rows of the train split.
+    /// Number of rows in the train split.
     pub train_rows: usize,
-    /// Rows of the eval split.
+    /// Number of rows in the eval split.
     pub eval_rows: usize,
-    /// Slots after the last document of a row.
+    /// Positions after the last document of a row, summed over all rows; they hold the pad id.
     pub row_padding: u64,
 }
 
-/// The manifest. See docs/format.md.
+/// The content of `manifest.json` (docs/format.md).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// [`FORMAT_VERSION`].
+    /// Version of the format, see [`FORMAT_VERSION`].
     pub format_version: u32,
-    /// Version of the program that wrote it.
+    /// Version of the program that wrote the dataset.
     pub code_version: String,
-    /// S, tokens per row.
+    /// Tokens per row, S.
     pub seq_len: usize,
-    /// Block size; every document starts and ends on a multiple of it.
+    /// Tokens per block. Every document starts and ends on a multiple of it.
     pub bd_size: usize,
-    /// Ids below this are in the tokenizer (mask token included).
+    /// Number of ids in the tokenizer, including the mask token; every id is below it.
     pub vocab_size: usize,
-    /// The mask token's string.
+    /// Text of the mask token.
     pub mask_token: String,
-    /// Its id.
+    /// Id of the mask token. It depends on the tokenizer (151665 on Qwen2.5, not on others).
     pub mask_token_id: i32,
-    /// The pad token's string.
+    /// Text of the token that fills a row after its last document.
     pub pad_token: String,
-    /// Its id.
+    /// Id of the pad token.
     pub pad_token_id: i32,
-    /// The end-of-text token's string.
+    /// Text of the end-of-text token.
     pub eos_token: String,
-    /// Its id.
+    /// Id of the end-of-text token.
     pub eos_token_id: i32,
-    /// Tokens that end a supervised turn, as seen in the template.
+    /// Ids of the tokens with which the template ends a supervised turn.
     #[serde(default)]
     pub end_of_turn_ids: Vec<i32>,
-    /// Block padding policy.
+    /// The token that fills a document up to its block boundary.
     pub padding: Padding,
-    /// Block grid policy.
+    /// The grid on which blocks are counted.
     #[serde(default)]
     pub alignment: Alignment,
-    /// Loss policy.
+    /// The assistant turns that carry loss.
     pub loss_on: LossOn,
-    /// Policy for conversations longer than a row: truncate, drop, turns or split.
+    /// Policy for conversations longer than a row: `truncate`, `drop`, `turns` or `split`.
     pub over_long: String,
-    /// Policy for control-token strings in text: text, as-special or reject.
+    /// Policy for control-token strings in message text: `text`, `as-special` or `reject`.
     pub special_text: String,
     /// sha256 of `tokenizer/tokenizer.json`.
     pub tokenizer_sha256: String,
-    /// sha256 of the chat template's text.
+    /// sha256 of the chat template's source.
     pub template_sha256: String,
-    /// Where the template came from.
+    /// Where the template came from: a file, a key of tokenizer_config.json, or a built-in name.
     pub template_source: String,
-    /// The recipe as resolved.
+    /// Every setting of the run as resolved, with the recipe's mixture if there was one.
     pub recipe: serde_json::Value,
-    /// sha256 over recipe, tokenizer, template, code version and inputs.
+    /// sha256 over settings, tokenizer, template, code version and inputs.
     pub recipe_fingerprint: String,
     /// Seed of everything drawn at random.
     pub seed: u64,
-    /// Sources, in the order in which `documents.source` counts them.
+    /// The sources, in the order in which `documents.source` counts them.
     pub sources: Vec<Source>,
-    /// Data files.
+    /// The data files of both splits.
     pub files: Vec<FileEntry>,
-    /// Totals.
+    /// Counts over all sources.
     pub counts: Counts,
-    /// Row filling.
+    /// How documents were packed into rows.
     pub packing: Packing,
-    /// Outcome of a mixture, one entry per source of the recipe.
+    /// Outcome of a mixture, one entry for each source of the recipe; empty without a recipe.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mixture: Vec<MixtureShare>,
 }
 
 impl Manifest {
-    /// A manifest with the given shape and ids and nothing else filled in: a starting point for
+    /// A manifest with this shape and these ids and nothing else filled in: the starting point of
     /// writers and tests.
     pub fn new(
         seq_len: usize,
@@ -293,12 +295,15 @@ impl Manifest {
         }
     }
 
-    /// Reads `dir/manifest.json`.
+    /// Reads `dir/manifest.json` and checks that its values fit together.
+    ///
+    /// # Errors
+    /// [`Error::NoManifest`], [`Error::BadManifest`], [`Error::Version`] or [`Error::Io`].
     pub fn read(dir: &Path) -> Result<Manifest, Error> {
         Self::read_with_hash(dir).map(|(m, _)| m)
     }
 
-    /// Reads `dir/manifest.json` together with the sha256 of its bytes.
+    /// Like [`read`](Self::read), and also returns the sha256 of the file's bytes.
     pub fn read_with_hash(dir: &Path) -> Result<(Manifest, String), Error> {
         let path = dir.join(FILE_NAME);
         let bytes = match std::fs::read(&path) {
@@ -349,7 +354,7 @@ impl Manifest {
             }
         }
         for f in &self.files {
-            // A manifest can come from anywhere: its files stay inside the folder.
+            // A manifest can come from anywhere: it must not name files outside its folder.
             if f.path.is_empty() || f.path.contains(['/', '\\']) || f.path == ".." {
                 return Err(format!(
                     "file name {:?} must name a file in the dataset's own folder",

@@ -1,10 +1,10 @@
-//! Which positions of a packed row are hidden during training: one noise level per block, one
-//! draw per position (Fast-dLLM v2, arXiv:2509.26328, section 3.2).
+//! Which positions of a packed row are hidden during training: one noise level per block, one draw
+//! per position (Fast-dLLM v2, arXiv:2509.26328, section 3.2).
 //!
-//! In: the address (seed, epoch, row) and the row's shape. Out: `hidden[L]`, the positions that view
-//! A hides; view B hides the others. A pure function of its address, so that masks do not depend
-//! on batch shape, device, rank or resume, and `dlm-prep inspect --views` shows the very masks
-//! that training draws.
+//! In: the address (seed, epoch, row) and the row's shape. Out: `hidden[L]`, the positions that
+//! view A hides; view B hides the others. A pure function of its address, so that masks do not
+//! depend on batch shape, device, rank or resume, and `dlm-prep inspect --views` shows the very
+//! masks that training draws.
 
 use crate::rng;
 

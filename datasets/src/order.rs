@@ -1,11 +1,13 @@
-//! The order in which an epoch visits its rows: a seeded permutation, computed, not stored.
+//! The order in which an epoch visits its rows: a seeded permutation that is computed, not stored.
 //!
 //! In: (seed, epoch, rows). Out: position → row, in constant time and memory, so that a resumed run
 //! needs only its position. A balanced Feistel network over the next even power of two, walked
 //! until the value is below `rows` (Black & Rogaway, "Ciphers with arbitrary finite domains",
 //! 2002).
 
-/// A permutation of `0..rows`.
+use crate::rng::mix;
+
+/// A pseudo-random permutation of `0..rows`, evaluated in constant time and memory.
 #[derive(Debug, Clone)]
 pub struct RowOrder {
     rows: usize,
@@ -15,16 +17,8 @@ pub struct RowOrder {
 
 const ROUNDS: usize = 6;
 
-fn mix(mut x: u64) -> u64 {
-    // splitmix64's finalizer
-    x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
-}
-
 impl RowOrder {
-    /// The order of epoch `epoch` under `seed`.
+    /// The order of rows in epoch `epoch` under `seed`.
     pub fn new(seed: u64, epoch: u64, rows: usize) -> Self {
         let bits = usize::BITS - rows.saturating_sub(1).leading_zeros();
         let base = mix(mix(seed) ^ epoch.wrapping_mul(0xd6e8_feb8_6659_fd93));
@@ -35,12 +29,12 @@ impl RowOrder {
         RowOrder { rows, half_bits: bits.div_ceil(2).max(2), keys }
     }
 
-    /// How many rows.
+    /// Number of rows that are permuted.
     pub fn len(&self) -> usize {
         self.rows
     }
 
-    /// Whether there are none.
+    /// Whether the permutation is empty.
     pub fn is_empty(&self) -> bool {
         self.rows == 0
     }

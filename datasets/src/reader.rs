@@ -1,8 +1,11 @@
-//! A packed dataset, mapped: rows are slices of the files themselves, nothing is copied.
+//! Memory-mapped access to a packed dataset: rows are slices of the mapped files; nothing is
+//! copied.
 //!
-//! In: the folder. Out: [`Row`]s in constant time. Opening checks the manifest, every file's
-//! length, schema and row count; content hashes are left to `dlm-prep verify`. The files must not
-//! be changed while they are mapped.
+//! In: the dataset's folder. Out: [`Row`]s in constant time. Opening checks the manifest and every
+//! file's length, schema and row count; content hashes are checked by `dlm-prep verify` only. The
+//! files must not be changed while they are mapped.
+
+#![allow(unsafe_code, reason = "packed files are mapped into memory")]
 
 use crate::manifest::{Manifest, Split};
 use crate::{Error, schema};
@@ -14,29 +17,29 @@ use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-/// One conversation inside a row.
+/// A conversation inside a packed row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Document {
-    /// First position.
+    /// Position of its first token in the row.
     pub start: usize,
-    /// Positions, block padding included.
+    /// Number of positions, block padding included.
     pub length: usize,
-    /// Index into the manifest's sources.
+    /// Index into [`Manifest::sources`].
     pub source: usize,
 }
 
-/// One packed row.
+/// A packed row of S = `seq_len` positions.
 #[derive(Debug, Clone)]
 pub struct Row<'a> {
-    /// S token ids.
+    /// Token ids, `[S]`.
     pub input_ids: &'a [i32],
-    /// S labels, -100 where there is no loss.
+    /// Labels, `[S]`: the token id where loss is taken, -100 elsewhere.
     pub labels: &'a [i32],
-    /// The conversations in it, in order.
+    /// The conversations in the row, in order of position.
     pub documents: Vec<Document>,
 }
 
-/// A dataset, open. Cheap to share between threads.
+/// An open dataset. It can be shared between threads.
 pub struct Dataset {
     dir: PathBuf,
     manifest: Manifest,
@@ -46,7 +49,7 @@ pub struct Dataset {
     zero_copy: bool,
 }
 
-/// One split of a dataset.
+/// A view of one split of a dataset.
 #[derive(Clone, Copy)]
 pub struct SplitView<'a> {
     dataset: &'a Dataset,
@@ -57,7 +60,7 @@ pub struct SplitView<'a> {
 struct Part {
     /// Record batches in file order.
     batches: Vec<RecordBatch>,
-    /// First row of each batch; one more entry than batches.
+    /// Number of the first row of each batch, and the total number of rows as one more entry.
     starts: Vec<usize>,
 }
 
@@ -75,7 +78,10 @@ impl Part {
 }
 
 impl Dataset {
-    /// Opens the dataset in `dir`.
+    /// Opens the dataset in `dir` and maps its files.
+    ///
+    /// # Errors
+    /// Any [`Error`] that says what is missing or damaged.
     pub fn open(dir: &Path) -> Result<Dataset, Error> {
         let (manifest, fingerprint) = Manifest::read_with_hash(dir)?;
         let (mut train, mut eval, mut zero_copy) = (Part::default(), Part::default(), true);
@@ -94,33 +100,33 @@ impl Dataset {
         Ok(Dataset { dir: dir.to_path_buf(), manifest, fingerprint, train, eval, zero_copy })
     }
 
-    /// The folder.
+    /// The folder of the dataset.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// What the folder says about itself.
+    /// The manifest as read when the dataset was opened.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// sha256 over the manifest, and through its file hashes over the whole content: a changed
-    /// dataset has another one.
+    /// sha256 of the manifest, which holds the hashes of all files: it changes whenever any content
+    /// of the dataset changes.
     pub fn fingerprint(&self) -> String {
         self.fingerprint.clone()
     }
 
-    /// Whether every column is read straight from the mapped files.
+    /// Whether every column lies in the mapped files, so that no row was copied.
     pub fn is_zero_copy(&self) -> bool {
         self.zero_copy
     }
 
-    /// One split.
+    /// A view of one split.
     pub fn split(&self, split: Split) -> SplitView<'_> {
         SplitView { dataset: self, split }
     }
 
-    /// Rows of a split.
+    /// Number of rows in a split.
     pub fn rows(&self, split: Split) -> usize {
         self.part(split).rows()
     }
@@ -132,7 +138,10 @@ impl Dataset {
         }
     }
 
-    /// Row `i` of a split.
+    /// Row `i` of a split, counted from 0 in file order.
+    ///
+    /// # Errors
+    /// [`Error::RowRange`] past the end, [`Error::BadRow`] for documents outside the row.
     pub fn row(&self, split: Split, i: usize) -> Result<Row<'_>, Error> {
         let part = self.part(split);
         let rows = part.rows();
@@ -175,15 +184,15 @@ impl Dataset {
 }
 
 impl<'a> SplitView<'a> {
-    /// Rows in it.
+    /// Number of rows in the split.
     pub fn len(&self) -> usize {
         self.dataset.rows(self.split)
     }
-    /// Whether it has none.
+    /// Whether the split has no rows.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// Row `i`.
+    /// Row `i` of the split, see [`Dataset::row`].
     pub fn row(&self, i: usize) -> Result<Row<'a>, Error> {
         self.dataset.row(self.split, i)
     }
@@ -194,13 +203,13 @@ impl<'a> SplitView<'a> {
     }
 }
 
-/// An Arrow IPC file in memory, by mapping.
+/// A memory-mapped Arrow IPC file.
 pub struct MappedFile {
     buffer: Buffer,
 }
 
 impl MappedFile {
-    /// Maps `path`; with `expected`, only if it has that many bytes.
+    /// Maps the file at `path`. With `expected`, the file must have exactly that many bytes.
     pub fn open(path: &Path, expected: Option<u64>) -> Result<MappedFile, Error> {
         let file = std::fs::File::open(path).map_err(Error::io("opening", path))?;
         let found = file.metadata().map_err(Error::io("reading", path))?.len();
@@ -226,12 +235,13 @@ impl MappedFile {
         };
         // SAFETY: `ptr..ptr+len` is the mapping, kept alive by the Arc for as long as any Buffer
         // refers to it.
-        Ok(MappedFile {
-            buffer: unsafe { Buffer::from_custom_allocation(ptr, len, Arc::new(map)) },
-        })
+        let buffer = unsafe { Buffer::from_custom_allocation(ptr, len, Arc::new(map)) };
+        Ok(MappedFile { buffer })
     }
 
-    /// Its record batches, checked against the schema for rows of `seq_len`.
+    /// The record batches of the file, whose schema must be that of rows of `seq_len` tokens.
+    ///
+    /// Lengths and offsets in the file are checked against its size before Arrow trusts them.
     pub fn batches(&self, path: &Path, seq_len: usize) -> Result<Vec<RecordBatch>, Error> {
         let bad = |reason: &str| Error::BadFile {
             path: path.to_path_buf(),
@@ -281,7 +291,7 @@ impl MappedFile {
             if at + n > start || block.metaDataLength() < 8 {
                 return Err(bad("a record batch lies outside the file"));
             }
-            // The decoder trusts the lengths it is told: check them against the bytes there are.
+            // The decoder trusts the lengths in the metadata: check them against the bytes present.
             let meta = &self.buffer[at + 8..at + block.metaDataLength() as usize];
             let header =
                 arrow::ipc::root_as_message(meta).ok().and_then(|m| m.header_as_record_batch());
@@ -295,7 +305,7 @@ impl MappedFile {
                     && fits(b.length())
                     && fits(b.offset() + b.length())
             });
-            // Buffers in schema order; these hold 32-bit values, the others validity bits.
+            // Buffers come in schema order; these hold 32-bit values, the others validity bits.
             let whole = |k: usize| {
                 header.buffers().is_some_and(|all| k < all.len() && all.get(k).length() % 4 == 0)
             };
@@ -317,7 +327,7 @@ impl MappedFile {
         Ok(out)
     }
 
-    /// Whether every buffer of `batch` lies inside the mapping.
+    /// Whether every buffer of `batch` lies inside this mapping, that is, nothing was copied.
     pub fn holds(&self, batch: &RecordBatch) -> bool {
         let from = self.buffer.as_ptr() as usize;
         let to = from + self.buffer.len();
@@ -336,7 +346,7 @@ fn has_nulls(data: &ArrayData) -> bool {
     data.null_count() > 0 || data.child_data().iter().any(has_nulls)
 }
 
-/// Same type, field names of list items aside (writers differ in those).
+/// Whether two types are the same, ignoring the names of list item fields, in which writers differ.
 fn same_type(a: &DataType, b: &DataType) -> bool {
     match (a, b) {
         (DataType::FixedSizeList(x, n), DataType::FixedSizeList(y, m)) => {

@@ -4,15 +4,16 @@
 //! depend on batch shape, device, rank or resume. The mixer is SplitMix64's finaliser (Steele et
 //! al., 2014) applied twice.
 
-/// Mix 64 bits.
-fn mix(mut z: u64) -> u64 {
+/// The finalizer of SplitMix64: a bijection of 64-bit values with good avalanche.
+pub(crate) fn mix(mut z: u64) -> u64 {
     z = z.wrapping_add(0x9E37_79B9_7F4A_7C15);
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^ (z >> 31)
 }
 
-/// Fold the parts of an address (seed, epoch, row, …) into one key. Order matters.
+/// Folds the parts of an address (seed, epoch, row, …) into one key. The order of the parts
+/// matters.
 pub fn key(parts: &[u64]) -> u64 {
     parts.iter().fold(0x243F_6A88_85A3_08D3, |k, p| mix(k ^ mix(*p)))
 }
@@ -27,7 +28,7 @@ pub fn uniform(key: u64, counter: u64) -> f64 {
     (bits(key, counter) >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
 }
 
-/// Standard normal, by Box and Muller.
+/// A standard normal number (Box–Muller transform), fp32.
 pub fn normal(key: u64, counter: u64) -> f32 {
     let u = 1.0 - uniform(key, counter * 2);
     let v = uniform(key, counter * 2 + 1);

@@ -13,10 +13,10 @@ use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Key of the format version in the schema's metadata.
+/// Key of the format version in the metadata of every file's schema.
 pub const FORMAT_KEY: &str = "dlm.format_version";
 
-/// The three integer fields of a document.
+/// Fields of a document: `start`, `length` and `source`, all `Int32`.
 pub fn document_fields() -> Fields {
     Fields::from(vec![
         Field::new("start", DataType::Int32, false),
@@ -25,17 +25,17 @@ pub fn document_fields() -> Fields {
     ])
 }
 
-/// The item field of the id columns.
+/// Item field of the `input_ids` and `labels` lists.
 pub fn id_item() -> Arc<Field> {
     Arc::new(Field::new("item", DataType::Int32, false))
 }
 
-/// The item field of the `documents` column.
+/// Item field of the `documents` list.
 pub fn document_item() -> Arc<Field> {
     Arc::new(Field::new("item", DataType::Struct(document_fields()), false))
 }
 
-/// The schema for rows of `seq_len` tokens.
+/// The Arrow schema of rows of `seq_len` tokens.
 pub fn schema(seq_len: usize) -> SchemaRef {
     let ids = DataType::FixedSizeList(id_item(), seq_len as i32);
     let fields = vec![
@@ -48,5 +48,6 @@ pub fn schema(seq_len: usize) -> SchemaRef {
     Arc::new(Schema::new_with_metadata(fields, meta))
 }
 
-/// Tokens that carry loss, counted from their document's start: the first, and one past the last.
+/// A run of tokens with loss, as positions from the start of their document: `(first, end)`, `end`
+/// exclusive.
 pub type LossRun = (u32, u32);

@@ -1,4 +1,4 @@
-//! The invariants of the format, checked: [`check_row`] for one row, [`check_dataset`] for a whole
+//! Checks of the format's invariants: [`check_row`] for one row, [`check_dataset`] for a whole
 //! folder.
 //!
 //! 1. every document starts at a multiple of `bd_size`, its length is a positive multiple of it,
@@ -16,27 +16,27 @@ use crate::reader::{Dataset, Document};
 use crate::schema::LossRun;
 use crate::{Error, IGNORE, hash};
 
-/// What a row holds.
+/// Counts over the tokens of a row or document.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RowSummary {
-    /// Documents.
+    /// Number of documents.
     pub documents: u64,
-    /// Tokens, block padding not counted.
+    /// Tokens in documents, not counting block padding.
     pub tokens: u64,
-    /// Labels.
+    /// Tokens that carry loss.
     pub response_tokens: u64,
-    /// Padding inside documents.
+    /// Padding tokens inside documents, up to the block boundary.
     pub block_padding: u64,
-    /// Padding after the last document.
+    /// Positions after the last document of a row.
     pub row_padding: u64,
-    /// Maximal runs of labels.
+    /// Maximal runs of consecutive labels.
     pub label_runs: u64,
-    /// Runs whose last token is no end-of-turn token.
+    /// Label runs whose last token is not an end-of-turn token.
     pub unfinished_runs: u64,
 }
 
 impl RowSummary {
-    /// Adds what a row holds to totals.
+    /// Adds these counts to the totals of a manifest.
     pub fn add_to(&self, c: &mut Counts) {
         c.documents += self.documents;
         c.tokens += self.tokens;
@@ -56,7 +56,7 @@ impl RowSummary {
     }
 }
 
-/// [`summarize`] for labels given as runs ([`LossRun`], in order, none touching the next).
+/// [`summarize`] for labels given as [`LossRun`]s, in order and not adjacent.
 pub fn summarize_runs(ids: &[i32], loss: &[LossRun], m: &Manifest) -> RowSummary {
     let labelled = loss.last().map_or(0, |r| r.1 as usize);
     let padding = padding(ids, |i| i >= labelled, m);
@@ -77,8 +77,9 @@ pub fn summarize_runs(ids: &[i32], loss: &[LossRun], m: &Manifest) -> RowSummary
     }
 }
 
-/// How many tokens at a document's end are padding; `bare` says whether a token carries no loss.
-fn padding(ids: &[i32], bare: impl Fn(usize) -> bool, m: &Manifest) -> usize {
+/// Number of padding tokens at the end of a document. `unlabelled(i)` tells whether token `i`
+/// carries no loss.
+fn padding(ids: &[i32], unlabelled: impl Fn(usize) -> bool, m: &Manifest) -> usize {
     let pad = match m.padding {
         Padding::Mask => m.mask_token_id,
         Padding::Eos => m.eos_token_id,
@@ -88,8 +89,9 @@ fn padding(ids: &[i32], bare: impl Fn(usize) -> bool, m: &Manifest) -> usize {
     let limit = if m.alignment == Alignment::Response { 2 * m.bd_size } else { m.bd_size }
         .saturating_sub(1);
     let mut padding = 0;
-    let last =
-        |k: usize, id: i32| ids.len().checked_sub(k + 1).is_some_and(|i| ids[i] == id && bare(i));
+    let last = |k: usize, id: i32| {
+        ids.len().checked_sub(k + 1).is_some_and(|i| ids[i] == id && unlabelled(i))
+    };
     if m.alignment == Alignment::Response {
         while padding < limit && last(padding, m.pad_token_id) {
             padding += 1;
@@ -101,7 +103,7 @@ fn padding(ids: &[i32], bare: impl Fn(usize) -> bool, m: &Manifest) -> usize {
     padding
 }
 
-/// Counts what one document (ids and labels of its whole length) holds, without judging it.
+/// Counts over one document, given as ids and labels of its whole length; nothing is checked.
 pub fn summarize(ids: &[i32], labels: &[i32], m: &Manifest) -> RowSummary {
     let padding = padding(ids, |i| labels[i] == IGNORE, m);
     let mut s = RowSummary { documents: 1, block_padding: padding as u64, ..Default::default() };
@@ -119,7 +121,10 @@ pub fn summarize(ids: &[i32], labels: &[i32], m: &Manifest) -> RowSummary {
     s
 }
 
-/// Checks one row; the error says which invariant broke, with the numbers.
+/// Checks one row against the invariants above and counts its tokens.
+///
+/// # Errors
+/// A message that says which invariant is broken, with the numbers.
 pub fn check_row(
     ids: &[i32],
     labels: &[i32],
@@ -198,20 +203,24 @@ fn check_document(ids: &[i32], labels: &[i32], m: &Manifest) -> Result<RowSummar
     Ok(sum)
 }
 
-/// What [`check_dataset`] found.
+/// The result of [`check_dataset`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Rows of the train split.
+    /// Number of rows in the train split.
     pub train_rows: usize,
-    /// Rows of the eval split.
+    /// Number of rows in the eval split.
     pub eval_rows: usize,
-    /// Totals over both.
+    /// Counts over both splits.
     pub totals: RowSummary,
-    /// Bytes hashed.
+    /// Bytes of data files whose hash was checked.
     pub bytes: u64,
 }
 
-/// Checks a whole dataset: hashes, every row, and the manifest's totals, per source too.
+/// Checks a whole dataset: the hash of every file, every row, and the manifest's totals, also for
+/// each source.
+///
+/// # Errors
+/// The first [`Error`] found.
 pub fn check_dataset(ds: &Dataset) -> Result<Report, Error> {
     let m = ds.manifest();
     let mut report = Report {

@@ -1,8 +1,8 @@
-//! Rows in, Arrow IPC files and a manifest out.
+//! Writing a packed dataset: rows in, Arrow IPC files and a manifest out.
 //!
-//! A file is written under a temporary name, flushed to disk and renamed when whole; its sha256 is
-//! taken on the way. The manifest comes last. [`ShardWriter`] writes one file, [`DatasetWriter`] a
-//! whole folder.
+//! A file is written under a temporary name, flushed to disk and renamed when it is complete; its
+//! sha256 is computed while it is written. The manifest comes last. [`ShardWriter`] writes one
+//! file, [`DatasetWriter`] a whole folder.
 
 use crate::fs::{PARTIAL, rename, write_atomic};
 use crate::hash::HashWriter;
@@ -21,21 +21,21 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
 
-/// Rows per record batch.
+/// Number of rows in a record batch.
 pub const BATCH_ROWS: usize = 128;
 
-/// The name of shard `index` of a split: `train-00000.arrow`.
+/// File name of shard `index` of a split, for example `train-00000.arrow`.
 pub fn shard_name(split: Split, index: usize) -> String {
     format!("{}-{index:05}.arrow", split.name())
 }
 
-/// Bytes gathered before they are written.
+/// Size in bytes of the write buffer in front of the file.
 const BUFFER: usize = 64 << 10;
-/// Bytes after which what was written so far is sent to the disk.
+/// Bytes written after which the file is flushed to disk in the background.
 const FLUSH_BYTES: usize = 8 << 20;
 
-/// Flushes a file to disk while it is still being written, so that the flush at its end, which all
-/// wait for, is short.
+/// Flushes a file to disk in the background while it is still being written, so that the final
+/// flush, for which the whole run waits, is short.
 struct EarlyFlush {
     wake: SyncSender<()>,
     thread: JoinHandle<std::io::Result<()>>,
@@ -51,17 +51,17 @@ impl EarlyFlush {
         Ok(EarlyFlush { wake, thread, pending: 0 })
     }
 
-    /// `bytes` more have been written.
+    /// Records that `bytes` more were written, and starts a flush if enough have accumulated.
     fn wrote(&mut self, bytes: usize) {
         self.pending += bytes;
-        // A flush under way takes the rest along, or the next one does.
+        // If a flush is already running, these bytes wait for the next one.
         if self.pending >= FLUSH_BYTES && self.wake.try_send(()).is_ok() {
             self.pending = 0;
         }
     }
 
-    /// Waits for what is under way. A failed write is told to one flush only, so it must not be
-    /// lost here.
+    /// Waits for a running flush. The system reports a failed write to one flush only, so its error
+    /// must be returned here.
     fn finish(self) -> std::io::Result<()> {
         drop(self.wake);
         self.thread
@@ -73,15 +73,16 @@ impl EarlyFlush {
 /// A document for [`ShardWriter::push_documents`].
 #[derive(Debug, Clone, Copy)]
 pub struct DocumentTokens<'a> {
-    /// Its ids, padding included.
+    /// Token ids of the document, block padding included.
     pub input_ids: &'a [i32],
-    /// Where its labels equal its ids, in order, not overlapping; they are -100 elsewhere.
+    /// Runs of tokens whose label is their id, in order and without overlap; all other labels are
+    /// -100.
     pub loss: &'a [LossRun],
-    /// Index of its source in the manifest.
+    /// Index into [`Manifest::sources`].
     pub source: usize,
 }
 
-/// Writes one data file.
+/// Writes the rows of one data file.
 pub struct ShardWriter {
     dir: PathBuf,
     name: String,
@@ -97,14 +98,14 @@ pub struct ShardWriter {
 }
 
 impl ShardWriter {
-    /// Starts `dir/name` (as `name.partial` until [`finish`](Self::finish)).
+    /// Creates `dir/name`, under the name `name.partial` until [`finish`](Self::finish).
     pub fn create(dir: &Path, name: &str, split: Split, seq_len: usize) -> Result<Self, Error> {
         let path = dir.join(format!("{name}{PARTIAL}"));
         let file = File::create(&path).map_err(Error::io("creating", &path))?;
         let flush = EarlyFlush::new(&file).map_err(Error::io("opening", &path))?;
         let options = IpcWriteOptions::try_new(64, false, MetadataVersion::V5)
             .map_err(Error::arrow(&path))?;
-        // Room for the small pieces; a batch's body is larger and goes straight through.
+        // The buffer collects small pieces; the body of a batch is larger and bypasses it.
         let sink = HashWriter::new(BufWriter::with_capacity(BUFFER, file));
         let file = FileWriter::try_new_with_options(sink, &schema::schema(seq_len), options)
             .map_err(Error::arrow(&path))?;
@@ -124,12 +125,12 @@ impl ShardWriter {
         })
     }
 
-    /// Rows so far.
+    /// Number of rows added so far.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Adds a row of `seq_len` ids and labels.
+    /// Adds a row given as `seq_len` ids, `seq_len` labels and its documents.
     pub fn push(
         &mut self,
         input_ids: &[i32],
@@ -151,8 +152,8 @@ impl ShardWriter {
         self.end_row()
     }
 
-    /// Adds a row made of `documents`, one after another from its start, and `pad_id` behind the
-    /// last. Gives the number of pad ids.
+    /// Adds a row made of `documents`, placed one after another from position 0, with `pad_id`
+    /// after the last. Returns the number of pad ids.
     pub fn push_documents<'a>(
         &mut self,
         documents: impl IntoIterator<Item = DocumentTokens<'a>>,
@@ -239,14 +240,14 @@ impl ShardWriter {
             vec![ids, labels, Arc::new(documents)],
         );
         self.file.write(&batch.map_err(Error::arrow(&path))?).map_err(Error::arrow(&path))?;
-        // The batch is gone, so the columns' memory is ours again.
+        // The batch was dropped, so the memory of its columns can be reused.
         self.ids = emptied(id_values, BATCH_ROWS * self.seq_len);
         self.labels = emptied(label_values, BATCH_ROWS * self.seq_len);
         self.flush.wrote(2 * size_of::<i32>() * rows * self.seq_len);
         Ok(())
     }
 
-    /// Completes the file: footer, fsync, rename.
+    /// Completes the file: writes the footer, flushes to disk, and renames it to its final name.
     pub fn finish(mut self) -> Result<FileEntry, Error> {
         self.write_batch()?;
         let path = self.dir.join(format!("{}{PARTIAL}", self.name));
@@ -262,7 +263,7 @@ impl ShardWriter {
     }
 }
 
-/// The memory of a column nobody else holds, empty; else new memory.
+/// The emptied memory of a column if nothing else refers to it, otherwise new memory.
 fn emptied(column: Int32Array, capacity: usize) -> Vec<i32> {
     let mut values = column
         .into_parts()
@@ -274,7 +275,7 @@ fn emptied(column: Int32Array, capacity: usize) -> Vec<i32> {
     values
 }
 
-/// Writes `dir/manifest.json`. Everything it names must be in place.
+/// Writes `dir/manifest.json`. All files that it names must be complete by then.
 pub fn write_manifest(dir: &Path, manifest: &Manifest) -> Result<(), Error> {
     let path = dir.join(manifest::FILE_NAME);
     let bad = |e: serde_json::Error| Error::BadManifest {
@@ -287,8 +288,8 @@ pub fn write_manifest(dir: &Path, manifest: &Manifest) -> Result<(), Error> {
     write_atomic(&path, &text)
 }
 
-/// Writes a whole dataset: rows of one split after another, one file per split. For small sets and
-/// tests; dlm-prep, which resumes and writes many files, uses [`ShardWriter`] itself.
+/// Writes a whole dataset, one file for each run of rows of the same split. For small datasets and
+/// tests; dlm-prep, which writes many files and can resume, uses [`ShardWriter`] directly.
 pub struct DatasetWriter {
     dir: PathBuf,
     manifest: Manifest,
@@ -296,14 +297,14 @@ pub struct DatasetWriter {
 }
 
 impl DatasetWriter {
-    /// Starts a dataset in `dir` (made if missing). `manifest` gives shape, ids and sources; files
-    /// and counts are filled in.
+    /// Starts a dataset in `dir`, which is created if missing. `manifest` gives shape, ids and
+    /// sources; files and counts are filled in.
     pub fn create(dir: &Path, manifest: Manifest) -> Result<Self, Error> {
         std::fs::create_dir_all(dir).map_err(Error::io("making", dir))?;
         Ok(DatasetWriter { dir: dir.to_path_buf(), manifest, open: None })
     }
 
-    /// Adds a row to a split.
+    /// Checks a row against the format and adds it to a split.
     pub fn push(
         &mut self,
         split: Split,

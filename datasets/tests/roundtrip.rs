@@ -1,4 +1,5 @@
-//! Write → map → compare, and every kind of damage to the folder refused with a clear error.
+//! Writing, mapping and comparing rows, and every kind of damage to the folder refused with a clear
+//! error.
 
 use dlm_datasets::manifest::Manifest;
 use dlm_datasets::manifest::{Alignment, Padding};
@@ -68,7 +69,7 @@ fn runs(labels: &[i32]) -> Vec<LossRun> {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, ..Default::default() })]
-    /// Documents with runs of loss give the file that whole rows give.
+    /// Writing documents with runs of labels gives the same file as writing whole rows.
     #[test]
     fn by_documents_as_by_rows(rows in prop::collection::vec(prop::collection::vec((1usize..20, 1usize..20), 1..5), 1..300)) {
         let dir = tempfile::tempdir().unwrap();
@@ -87,7 +88,7 @@ proptest! {
         prop_assert_eq!((a.rows, a.bytes, a.sha256), (b.rows, b.bytes, b.sha256));
     }
 
-    /// Counting by runs is counting by labels, whatever the ids and whatever the padding.
+    /// Counts from runs equal counts from labels, for any ids and any padding.
     #[test]
     fn summaries_agree(
         tokens in prop::collection::vec((prop_oneof![Just(MASK), Just(PAD), Just(EOS), 0..90i32], any::<bool>()), 0..80), eos: bool, response: bool
@@ -103,7 +104,7 @@ proptest! {
     #[test]
     fn what_is_written_is_read(rows in prop::collection::vec(prop::collection::vec((1usize..20, 1usize..20), 1..5), 1..30), repeat in 1usize..80) {
         let dir = tempfile::tempdir().unwrap();
-        // `repeat` takes some cases past one record batch.
+        // `repeat` makes some cases longer than one record batch.
         let rows: Vec<Packed> = rows.iter().map(|r| row(r)).collect();
         let train: Vec<Packed> = (0..repeat).flat_map(|_| rows.clone()).collect();
         let m = write(dir.path(), &train, &rows);
@@ -124,8 +125,8 @@ proptest! {
         prop_assert!(ds.row(Split::Train, train.len()).is_err());
     }
 
-    /// Any single change of an id, a label or a document breaks an invariant or is one the
-    /// invariants allow to differ (an unlabelled id); in no case does the check panic.
+    /// Any single change of an id, a label or a document either breaks an invariant or is one that
+    /// the invariants allow (an id without a label); the check never panics.
     #[test]
     fn check_row_survives_anything(ids in prop::collection::vec(-2i32..101, 0..80), labels in prop::collection::vec(-101i32..101, 0..80),
         docs in prop::collection::vec((0usize..90, 0usize..90, 0usize..3), 0..4)) {
@@ -231,7 +232,7 @@ fn damage_is_refused() {
         .unwrap();
     assert!(open(&dir).contains("2 rows, the manifest says 3"));
 
-    // Same length, other content: found by verify's hashes.
+    // Same length, other content: only the hashes of `verify` detect it.
     let dir = sample();
     let mut changed = bytes.clone();
     let at = changed.len() / 2;
@@ -242,7 +243,7 @@ fn damage_is_refused() {
     }
 }
 
-/// Every byte of a small file flipped in turn: opening and walking may fail, but never panics.
+/// Every byte of a small file is flipped in turn: opening and reading may fail but must not panic.
 #[test]
 fn no_byte_makes_it_panic() {
     let dir = sample();

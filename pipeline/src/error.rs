@@ -1,5 +1,5 @@
 //! What can go wrong in dlm-prep as a whole. What can go wrong with one row is a
-//! [`crate::parse::conversation::DropReason`], counted.
+//! [`crate::parse::drop_reason::DropReason`], counted.
 
 use std::path::PathBuf;
 

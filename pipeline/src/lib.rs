@@ -22,3 +22,8 @@ pub mod template;
 pub mod tokenize;
 
 pub use error::{Error, Result};
+pub use parse::conversation::Message;
+pub use template::chat_format::ChatFormat;
+
+#[cfg(test)]
+mod tests;

@@ -1,48 +1,25 @@
-//! The real binary on the shared conversations and hostile rows: the same bytes for any number of
-//! workers and after kills, every row accounted for. Skipped, loudly, where ../shared (or
-//! DLM_SHARED) or tar with xz is missing.
+//! The real binary on published conversations and on hostile rows: the same bytes for any number of
+//! workers and after kills, every row accounted for. Skipped with a message where the third-party
+//! test data (`dlm_test_support::shared`) or a tar that reads xz is missing.
 
 use dlm_datasets::{Dataset, verify};
+use dlm_test_support::{shared, shared_tokenizers, skip};
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 struct Ground {
     dir: tempfile::TempDir,
-    shared: PathBuf,
+    /// Third-party test data.
+    assets: PathBuf,
 }
 
 fn ground() -> Option<Ground> {
-    let shared = match std::env::var_os("DLM_SHARED") {
-        Some(p) => PathBuf::from(p),
-        None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared"),
-    };
-    let archive = shared.join("assets/tokenizers.tar.xz");
-    if !archive.exists() {
-        drop(
-            std::io::stderr()
-                .write_all(format!("SKIP: {} is not here\n", archive.display()).as_bytes()),
-        );
-        return None;
-    }
+    let assets = shared("assets")?;
     let dir = tempfile::tempdir().ok()?;
-    let unpacked = Command::new("tar")
-        .arg("-xJf")
-        .arg(&archive)
-        .arg("-C")
-        .arg(dir.path())
-        .arg("tokenizers/smollm2")
-        .status();
-    if !unpacked.is_ok_and(|s| s.success()) {
-        drop(
-            std::io::stderr()
-                .write_all(format!("SKIP: tar cannot unpack {}\n", archive.display()).as_bytes()),
-        );
-        return None;
-    }
-    Some(Ground { dir, shared })
+    shared_tokenizers(dir.path(), &["smollm2"])?;
+    Some(Ground { dir, assets })
 }
 
 impl Ground {
@@ -64,7 +41,7 @@ impl Ground {
     fn conversations(&self) -> Vec<PathBuf> {
         ["chat-00000-of-00004", "code-00000-of-00002", "math-00000-of-00002"]
             .iter()
-            .map(|n| self.shared.join(format!("assets/conversations/{n}.parquet")))
+            .map(|n| self.assets.join(format!("conversations/{n}.parquet")))
             .collect()
     }
 
@@ -121,7 +98,7 @@ fn same_bytes_for_any_number_of_workers() {
     assert_eq!(ds.manifest().counts.rows_read, 7738 + 6125 + 5056);
 }
 
-/// Twenty kills at random moments; the same command again each time, until it is done.
+/// Twenty kills at random moments. After each, the same command is run again until it completes.
 #[test]
 fn same_bytes_after_kills() {
     let Some(g) = ground() else { return };
@@ -177,7 +154,7 @@ fn stale_and_foreign_output_is_refused() {
         assert!(!done.status.success() && said.contains(word), "expected {word:?} in: {said}");
         done.status.code()
     };
-    // Killed in the middle, then other settings.
+    // Killed halfway, then run again with other settings.
     let mut child =
         g.prep("stale", inputs, &["--shard-rows", "50", "--workers", "1"]).spawn().unwrap();
     let state = g.dir.path().join("stale/prep-state.json");
@@ -194,7 +171,8 @@ fn stale_and_foreign_output_is_refused() {
         g.run("stale", inputs, &["--shard-rows", "51", "--overwrite"]);
         g.check("stale");
     }
-    // A finished dataset is not touched by another run, and is left alone by the same.
+    // A finished dataset is never overwritten by a run with other settings; the same run leaves it
+    // alone.
     g.run("stale", inputs, &["--shard-rows", "51"]);
     fails("stale", &["--shard-rows", "52"], "holds a finished dataset");
     // Data files of unknown origin.
@@ -212,9 +190,9 @@ fn stale_and_foreign_output_is_refused() {
 #[test]
 fn hostile_rows_are_kept_or_dropped_by_name() {
     let Some(g) = ground() else { return };
-    let packed = g.shared.join("assets/hostile/hostile.jsonl.xz");
+    let packed = g.assets.join("hostile/hostile.jsonl.xz");
     let lines = Command::new("xz").arg("-dc").arg(&packed).output();
-    let mut inputs = vec![g.shared.join("assets/hostile/hostile.parquet")];
+    let mut inputs = vec![g.assets.join("hostile/hostile.parquet")];
     match lines {
         Ok(o) if o.status.success() => {
             let extra = b"{\"input\": \"\\ud800 lone surrogate\", \"output\": \"x\"}\n[1, 2]\nnot json\n\xff\xfe\n".to_vec();
@@ -223,12 +201,7 @@ fn hostile_rows_are_kept_or_dropped_by_name() {
             std::fs::write(&path, [o.stdout, extra, nested.into_bytes()].concat()).unwrap();
             inputs.push(path);
         }
-        _ => drop(
-            std::io::stderr().write_all(
-                format!("SKIP: xz cannot unpack {}; the parquet half only\n", packed.display())
-                    .as_bytes(),
-            ),
-        ),
+        _ => skip(&format!("xz cannot unpack {}; the parquet half only", packed.display())),
     }
     for policy in ["truncate", "drop", "turns", "split"] {
         g.run("hostile", &inputs, &["--over-long", policy, "--overwrite"]);
@@ -251,7 +224,7 @@ fn budgets_stop_the_run() {
     assert!((100_000..101_000).contains(&n), "{n}");
     g.run("rows", &g.conversations(), &["--max-rows", "100"]);
     assert_eq!(g.check("rows").manifest().counts.rows_read, 100);
-    // Shards of several machines together read every row once.
+    // The shards of several machines together read every row once.
     let mut read = 0;
     for i in 0..3 {
         let out = format!("part{i}");

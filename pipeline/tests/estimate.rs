@@ -1,10 +1,11 @@
-//! `--dry-run`: exact where all of the input is looked at, near where a part is, with mixture and
-//! budgets; nothing is written.
+//! `--dry-run`: exact where it reads all of the input, close where it reads a part, with mixtures
+//! and budgets. It writes nothing.
 
 use dlm_datasets::manifest::Manifest;
+use dlm_test_support::sample;
 use serde_json::Value;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
 struct Ground(tempfile::TempDir);
@@ -21,7 +22,7 @@ impl Ground {
     }
 
     fn call(&self, args: &[&str]) -> Output {
-        let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
+        let tokenizer = sample("tokenizer");
         let mut c = Command::new(env!("CARGO_BIN_EXE_dlm-prep"));
         c.args(args)
             .arg("--tokenizer")
@@ -44,7 +45,7 @@ impl Ground {
         m
     }
 
-    /// Rows whose kind changes along the file and repeats, about `mb` megabytes of them.
+    /// Rows whose kind changes along the file and then repeats, about `mb` megabytes of them.
     fn lines(&self, name: &str, mb: usize, seed: usize) {
         let mut text = String::new();
         for i in 0.. {
@@ -71,7 +72,7 @@ fn near(e: &Value, key: &str, truth: u64, by: f64) {
 #[test]
 fn exact_for_a_small_input() {
     let g = Ground(tempfile::tempdir().unwrap());
-    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/train.parquet");
+    let sample = sample("train.parquet");
     let args = ["--input", sample.to_str().unwrap()];
     let (e, m) = (g.estimate(&args), g.run(&args));
     assert_eq!(
@@ -111,7 +112,7 @@ fn near_for_a_large_one() {
     near(&part, "rows_read", m.counts.rows_read / 4, 0.05);
 }
 
-/// What would make the run fail is said, and does make it fail.
+/// A problem that `--dry-run` predicts does make the run fail.
 #[test]
 fn a_run_that_would_fail() {
     let g = Ground(tempfile::tempdir().unwrap());
@@ -143,7 +144,7 @@ fn mixture_and_budget_are_played_through() {
     near(&e, "tokens", m.counts.tokens, 0.01);
     let share = e["sources"][0]["tokens"].as_f64().unwrap() / e["tokens"].as_f64().unwrap();
     assert!((share - 0.25).abs() < 0.01, "{e}");
-    // Without a budget b runs dry first, and that is the end.
+    // Without a budget, source b is exhausted first, which ends the run.
     let (e, m) = (g.estimate(&["--recipe", "two.yaml"]), g.run(&["--recipe", "two.yaml"]));
     near(&e, "tokens", m.counts.tokens, 0.01);
     assert_eq!(e["problem"], Value::Null);

@@ -1,17 +1,16 @@
 //! `--dataset` against a hub on the loopback interface: the same bytes as from local files, with
-//! faults and without; what cannot be right is refused; a token shows nowhere.
+//! faults and without; wrong or unsafe answers are refused; the token is never printed or stored.
 
-mod common;
-
-use common::{COMMIT, CONVERTED, Faults, Hub, ID};
+use dlm_test_support::hub::{COMMIT, CONVERTED, Faults, Hub, ID, files_of};
+use dlm_test_support::sample;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
 const TOKEN: &str = "hf_secretsecretsecret";
 
-/// Rows in the Nemotron layout: SFT/<category>/<category>.jsonl and files that are no data. One
-/// file is longer than a piece.
+/// Rows in the Nemotron layout: SFT/<category>/<category>.jsonl, and files that hold no data. One
+/// file is longer than one download range.
 fn layout() -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
     for (k, category) in ["chat", "code", "math", "science", "safety"].iter().enumerate() {
@@ -45,7 +44,7 @@ impl Ground {
     }
 
     fn prep(&self, hub: &Hub, cache: &str, out: &str, more: &[&str]) -> Output {
-        let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
+        let tokenizer = sample("tokenizer");
         let mut c = Command::new(env!("CARGO_BIN_EXE_dlm-prep"));
         c.args(["--dataset", ID, "--engine", "fast", "--over-long", "split", "--tokenizer"])
             .arg(tokenizer)
@@ -79,7 +78,7 @@ impl Ground {
             std::fs::create_dir_all(root.join(path).parent().unwrap()).unwrap();
             std::fs::write(root.join(path), content).unwrap();
         }
-        let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
+        let tokenizer = sample("tokenizer");
         let done = Command::new(env!("CARGO_BIN_EXE_dlm-prep"))
             .args(["--engine", "fast", "--over-long", "split", "--input"])
             .arg(&root)
@@ -136,7 +135,7 @@ fn same_bytes_as_local_with_faults_and_without() {
     assert_eq!(local, g.shards("wild"));
     assert!(wild.requests.load(std::sync::atomic::Ordering::SeqCst) > 20);
     // Offline, from the cache alone.
-    let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
+    let tokenizer = sample("tokenizer");
     let offline = Command::new(env!("CARGO_BIN_EXE_dlm-prep"))
         .args(["--dataset", ID, "--engine", "fast", "--over-long", "split", "--tokenizer"])
         .arg(tokenizer)
@@ -183,10 +182,7 @@ fn splits_globs_and_revisions() {
 #[test]
 fn a_whole_conversion_is_preferred_and_a_partial_one_is_not() {
     let (g, files) = (Ground::new(), layout());
-    let sample = std::fs::read(
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/train.parquet"),
-    )
-    .unwrap();
+    let sample = std::fs::read(sample("train.parquet")).unwrap();
     let used = |folder: &str, cache: &str| {
         let converted = BTreeMap::from([(format!("SFT/{folder}/0000.parquet"), sample.clone())]);
         let hub = Hub::start(files.clone(), converted, Faults::default());
@@ -231,19 +227,19 @@ fn what_cannot_be_right_is_refused() {
     assert!(said(&done).contains("gave up after"), "{}", said(&done));
 }
 
-/// `--tokenizer ORG/NAME`: its files and no others, the same rows as from the folder, offline from
-/// the cache, and what it lacks is told.
+/// `--tokenizer ORG/NAME` downloads the tokenizer's files and no others, gives the same rows as the
+/// local folder, works offline from the cache, and reports what the repository lacks.
 #[test]
 fn a_tokenizer_of_the_hub() {
     let g = Ground::new();
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
+    let folder = sample("tokenizer");
     let hub = Hub::of_models(Faults { mixed: true, ..Default::default() });
-    let mut files = common::files_of(&folder);
+    let mut files = files_of(&folder);
     files.insert("model.safetensors".to_string(), vec![1; 100]);
     files.insert("README.md".to_string(), b"# A model".to_vec());
     hub.push("org/small", COMMIT, files);
     hub.push("org/old", CONVERTED, BTreeMap::from([("tokenizer.model".to_string(), vec![1; 10])]));
-    let input = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/train.parquet");
+    let input = sample("train.parquet");
     let prep = |tokenizer: &str, out: &str, offline: &str| {
         let mut c = Command::new(env!("CARGO_BIN_EXE_dlm-prep"));
         c.args(["--max-rows", "50", "--engine", "fast", "--tokenizer", tokenizer, "--input"])

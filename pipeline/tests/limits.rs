@@ -1,7 +1,7 @@
-//! The real binary at its limits: a disk that fills up, a line larger than the memory it may take.
+//! The real binary at its limits: a full disk, and a line longer than the memory it may take.
 //!
-//! Everything is made here from the sample's tokenizer; memory is what the program itself reports
-//! at its end.
+//! All inputs are generated here, with the sample's tokenizer; memory figures are those that the
+//! program reports at its end.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -10,12 +10,13 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, StringArray};
 use dlm_datasets::{Dataset, verify};
+use dlm_test_support::{sample, skip};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 
 fn prep(input: &Path, out: &Path, more: &[&str]) -> Output {
-    let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
+    let tokenizer = sample("tokenizer");
     let mut c = Command::new(env!("CARGO_BIN_EXE_dlm-prep"));
     c.args([
         "--engine",
@@ -42,7 +43,7 @@ fn said(o: &Output) -> String {
     String::from_utf8_lossy(&o.stderr).into_owned()
 }
 
-/// The "… MB peak memory" of a run's last lines.
+/// The figure before "MB peak memory" in a run's last lines.
 fn peak_mb(o: &Output) -> f64 {
     let text = said(o);
     let before = text
@@ -135,15 +136,12 @@ fn a_full_disk_leaves_nothing_that_passes_for_a_dataset() {
     let mounted =
         Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"]).arg(&out).output();
     if !mounted.is_ok_and(|o| o.status.success()) {
-        drop(
-            std::io::stderr()
-                .write_all(b"SKIP: a_full_disk: no right to mount a small file system here\n"),
-        );
+        skip("a full disk: no right to mount a small file system here");
         return;
     }
     let failed = prep(&input, &out, &["--seq-len", "2048", "--shard-rows", "64"]);
     let opened = Dataset::open(&out).is_ok();
-    // more room, the same command: it goes on and is whole
+    // With more room, the same command resumes and completes.
     let grown = Command::new("mount").args(["-o", "remount,size=100m"]).arg(&out).status();
     let again = prep(&input, &out, &["--seq-len", "2048", "--shard-rows", "64"]);
     let whole = Dataset::open(&out).is_ok_and(|ds| verify::check_dataset(&ds).is_ok());

@@ -1,11 +1,11 @@
-//! Recipes end to end on the shipped sample: shares as asked for, phases, renamed columns, the same
-//! bytes for any workers; parts merged; an export that `datasets` loads (skipped, loudly, where
-//! Python lacks it).
+//! Recipes end to end: shares as requested, phases, renamed columns, the same bytes for any number
+//! of workers; merging of shards; an export that the Python package `datasets` loads (skipped with
+//! a message where it is missing).
 
 use dlm_datasets::manifest::Manifest;
 use dlm_datasets::{Dataset, Split, verify};
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use dlm_test_support::{python, sample};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
 struct Ground(tempfile::TempDir);
@@ -24,7 +24,7 @@ impl Ground {
     }
 
     fn build(&self, out: &str, args: &[&str]) -> Manifest {
-        let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
+        let tokenizer = sample("tokenizer");
         let tokenizer = tokenizer.to_string_lossy().into_owned();
         let done = self
             .prep(&[&["--tokenizer", &tokenizer, "--engine", "fast", "--out", out], args].concat());
@@ -35,7 +35,8 @@ impl Ground {
     }
 }
 
-/// Two sources of 3,000 rows with answers of different length, one under column names of its own.
+/// Two sources of 3,000 rows with answers of different lengths; the second has its own column
+/// names.
 fn ground() -> Ground {
     let g = Ground(tempfile::tempdir().unwrap());
     let (mut a, mut b) = (String::new(), String::new());
@@ -70,7 +71,8 @@ fn shares_are_met_and_recorded() {
     let files = |out: &str| std::fs::read(g.path(out).join("manifest.json")).unwrap();
     g.build("seven", &["--recipe", "two.yaml", "--max-tokens", "60000", "--workers", "7"]);
     assert_eq!(files("one"), files("seven"));
-    // Without a budget the run ends when a source does, its shares still as asked for.
+    // Without a budget the run ends when the first source is exhausted, with the shares still as
+    // requested.
     let m = g.build("all", &["--recipe", "two.yaml"]);
     assert!((m.mixture[0].share - 0.25).abs() < 0.003, "{:?}", m.mixture);
     assert!(m.counts.rows_read < 6000);
@@ -128,19 +130,8 @@ fn python_loads_the_export() {
     g.build("d", &["--input", "a.jsonl", "--eval-fraction", "0.2", "--shard-rows", "40"]);
     let done = g.prep(&["export-hf", "d", "--out", "hf"]);
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    let python = std::env::var("DLM_PYTHON").unwrap_or_else(|_| "python3".to_string());
+    let Some(python) = python::with(&["datasets"]) else { return };
     let script = "import datasets, sys; d = datasets.load_from_disk('hf'); print(len(d['train']), len(d['eval']), sum(sum(r) for r in d['train'].with_format('numpy')['input_ids'][:]), d['train'][0]['documents'][0]['start'])";
-    if !Command::new(&python)
-        .args(["-c", "import datasets"])
-        .output()
-        .is_ok_and(|o| o.status.success())
-    {
-        drop(
-            std::io::stderr()
-                .write_all(format!("SKIP: {python} has no datasets package (DLM_PYTHON names another interpreter)\n").as_bytes()),
-        );
-        return;
-    }
     let said = Command::new(&python)
         .args(["-c", script])
         .current_dir(g.0.path())

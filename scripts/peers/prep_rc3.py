@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""A Python peer on the same tokenizer engine as dlm-prep's fast one: tokenizers 1.0.0rc3 from PyPI.
+"""A Python peer with the tokenizer engine that dlm-prep uses: tokenizers 1.0.0rc3 from PyPI.
 
-The job is dlm-prep's: parquet with the columns input, output, system_prompt -> ChatML -> ids of prompt and whole text -> labels (-100 on the
-prompt) -> cut to --seq -> padded with the mask id to a multiple of --bd -> best-fit packed to --seq -> saved. Two ways:
+It does the work of dlm-prep: parquet with the columns input, output, system_prompt -> ChatML -> ids of prompt and response -> labels
+(-100 on the prompt) -> truncated to --seq -> padded with the mask id to a multiple of --bd -> packed best-fit to --seq -> saved. Two ways:
 
-  datasets   load_dataset, map(batched), filter, pack, save_to_disk: what a data pipeline in Python usually is
-  lean       pyarrow, a pool of forked processes, numpy: what a Python programmer in a hurry for speed would write
+  datasets   load_dataset, map(batched), filter, pack, save_to_disk: the usual data pipeline in Python
+  lean       pyarrow, a pool of forked processes, numpy: a Python pipeline written for speed
 
-transformers (and so trl) refuses this engine, so the packing is our own here; it is trl's "bfd" on whole documents.
+transformers (and so trl) refuses this engine, so packing is implemented here; it is trl's "bfd" on whole documents.
 """
 import argparse, bisect, json, os, shutil, sys, tempfile, time
 
@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 import tokenizers
 
 if not tokenizers.__version__.startswith("1."):
-    sys.exit(f"tokenizers {tokenizers.__version__} found; this peer wants 1.0.0rc3 (pip install --pre tokenizers==1.0.0rc3)")
+    sys.exit(f"tokenizers {tokenizers.__version__} found; this peer needs 1.0.0rc3 (pip install --pre tokenizers==1.0.0rc3)")
 SEQ, BD = a.seq, a.bd
 tok = tokenizers.Tokenizer.from_file(a.tokenizer)
 with open(a.tokenizer) as f:
@@ -53,7 +53,7 @@ def render(messages, system, output):
 
 
 def many(b):
-    """Ids and labels of a batch; prompt and response are encoded apart, each once."""
+    """Ids and labels of a batch; prompt and response are encoded separately, each once."""
     pairs = [render(m, s, o) for m, s, o in zip(b["input"], b.get("system_prompt") or [None] * len(b["input"]), b["output"])]
     enc = tok.encode_batch([x for p in pairs for x in p], add_special_tokens=False)
     ids, labels = [], []
@@ -139,7 +139,7 @@ else:
     import datasets
     datasets.disable_progress_bars()
     sys.modules["prep_rc3"] = sys.modules["__main__"]
-    many.__module__ = "prep_rc3"  # by reference, so that the forked workers use the tokenizer that is loaded
+    many.__module__ = "prep_rc3"  # pickled by reference, so that forked workers use the loaded tokenizer
     ds = datasets.load_dataset("parquet", data_files=a.data, split="train")
     np_ = a.procs if a.procs > 1 else None
     tk = ds.map(many, batched=True, num_proc=np_, remove_columns=ds.column_names)

@@ -1,8 +1,8 @@
-"""Loads an exported folder in transformers and writes what it computes, for `dlm-train parity` to be held against.
+"""Loads an exported folder in transformers and writes its logits and loss, for `dlm-train parity` to compare with.
 
-In: an exported folder, and where to write. Out: CASE.safetensors with `input_ids`, `labels`, `logits`, `loss` (causal, float32,
-eager attention), and one line of JSON about the tokenizer: the rendered prompt's ids and the mask token. Exit 1 and a
-message where the folder does not load or disagrees with itself.
+In: an exported folder and the path of the case to write. Out: CASE.safetensors with `input_ids`, `labels`, `logits`, `loss` (causal,
+float32, eager attention), and one line of JSON about the tokenizer: the rendered prompt's ids and the mask token. Exits with 1 and a
+message where the folder does not load or contradicts itself.
 """
 
 import json

@@ -1,9 +1,9 @@
 """Loads exported folders in transformers and compares their logits with those that `dlm-train parity --dump-logits` wrote.
 
-In: a JSON list of {name, folder, ids, logits, class, quantized}; `ids` and `logits` are safetensors files. Out: one line a
-folder with the largest difference; exit 1 where a folder does not load whole, is of another class, or is off. Floating-point
-models must agree to 1e-3 everywhere. Quantised activations round, and rounding is a step: there the lower quartile over
-positions must agree to 1e-3 and no logit be off by more than 0.5 (times the logits' spread where that is above 1).
+In: a JSON list of {name, folder, ids, logits, class, quantized}; `ids` and `logits` are safetensors files. Out: one line per
+folder with the largest difference; exit 1 where a folder does not load completely, is of another class, or has other logits.
+Floating-point models must agree to 1e-3 everywhere. Quantised activations are rounded, which is a step function: there the lower
+quartile over positions must agree to 1e-3, and no logit may differ by more than 0.5 (times the logits' spread where that is above 1).
 """
 
 import json
@@ -28,7 +28,7 @@ def check(case):
         return f"loads as {type(model).__name__}, expected {case['class']}"
     linears = {type(m).__name__ for n, m in model.named_modules() if n.endswith("_proj")}
     if ("Linear" in linears) == case["quantized"]:
-        return f"quantization_config is {'there' if case['quantized'] else 'absent'}, the projections are {sorted(linears)}"
+        return f"quantization_config is {'present' if case['quantized'] else 'absent'}, the projections are {sorted(linears)}"
     ids, ours = load_file(case["ids"])["input_ids"], load_file(case["logits"])["logits"]
     with torch.no_grad():
         theirs = model.eval()(input_ids=ids).logits.float()

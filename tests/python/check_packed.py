@@ -1,8 +1,8 @@
-"""Holds a packed folder against the contract of docs/format.md, with pyarrow and polars only.
+"""Checks a packed folder against the contract of docs/format.md, with pyarrow and polars only.
 
-In: a folder written by dlm-prep. Out: one line of JSON with what was counted; exit 1 and a message at the first thing that
-is wrong. Checks that pyarrow maps the files without copying, that polars reads the same values, the invariants of
-documents, labels and padding, and that manifest counts are those of the files.
+In: a folder written by dlm-prep. Out: one line of JSON with the counts; exit 1 and a message at the first violation. Checks that
+pyarrow maps the files without copying, that polars reads the same values, the invariants of documents, labels and padding, and that
+the manifest's counts are those of the files.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ def expect(condition, message):
 
 
 def check_file(path, entry, manifest, totals):
-    """One Arrow file: bytes, zero-copy, values, invariants."""
+    """Checks one Arrow file: bytes, mapping without copies, values, invariants."""
     seq_len, bd_size = manifest["seq_len"], manifest["bd_size"]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     expect(digest == entry["sha256"], f"{path}: sha256 {digest}, the manifest says {entry['sha256']}")
@@ -44,7 +44,7 @@ def check_file(path, entry, manifest, totals):
         [c.flatten().to_numpy(zero_copy_only=True).reshape(-1, seq_len) for c in table.column(name).chunks]
     )
     ids, labels = matrix("input_ids"), matrix("labels")
-    expect(((labels == -100) | (labels == ids)).all(), f"{path}: a label is neither -100 nor the id at its place")
+    expect(((labels == -100) | (labels == ids)).all(), f"{path}: a label is neither -100 nor the id at its position")
     expect((labels != manifest["mask_token_id"]).all(), f"{path}: the mask token {manifest['mask_token_id']} is supervised")
     expect((ids >= 0).all() and (ids < manifest["vocab_size"]).all(), f"{path}: ids outside 0..{manifest['vocab_size']}")
 
@@ -64,7 +64,7 @@ def check_file(path, entry, manifest, totals):
             expect(end <= seq_len, f"{where}: ends at {end}, rows have {seq_len}")
             expect((labels[row, d["start"]:end] != -100).any(), f"{where}: has no label")
         expect((labels[row, end:] == -100).all(), f"{path}, row {row}: labels after the last document")
-        expect((ids[row, end:] == manifest["pad_token_id"]).all(), f"{path}, row {row}: something else than the pad id after the last document")
+        expect((ids[row, end:] == manifest["pad_token_id"]).all(), f"{path}, row {row}: ids other than the pad id after the last document")
         totals["documents"] += len(documents)
         totals["slots"] += end
     totals["rows"] += table.num_rows

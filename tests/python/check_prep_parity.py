@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Ids and labels of dlm-prep against an independent computation: jinja2 set up as transformers does, the stable tokenizers
-package, spans found by rendering the prompt of every assistant turn. Documents are compared as a multiset, padding cut off.
+"""Compares ids and labels of dlm-prep with an independent computation: jinja2 set up as transformers does it, the stable tokenizers
+package, spans found by rendering the prompt of every assistant turn. Documents are compared as a multiset, without padding.
 
-  check_prep_parity.py --bin target/release/dlm-prep --shared ../shared [--tokenizers DIR] [--rows-per-file 1500] [--only qwen3]
+  check_prep_parity.py --bin target/release/dlm-prep [--shared DIR] [--tokenizers DIR] [--rows-per-file 1500] [--only qwen3]
 
-Exit 0: every document equal. Exit 1: differences, the first few shown. Exit 77: skipped, something is missing.
+DIR of --shared holds the third-party test data: assets/conversations/*.parquet and assets/tokenizers.tar.xz (default $DLM_SHARED).
+Exit 0: every document is equal. Exit 1: differences, of which the first few are shown. Exit 77: skipped, something is missing.
 """
 import argparse, collections, glob, json, os, subprocess, sys, tarfile, tempfile
 
@@ -41,7 +42,7 @@ SEQ, BD = 512, 32
 
 
 def compile_template(source, trim):
-    # The two short forms above are written without block trimming.
+    # The two templates above are written without block trimming.
     env = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=trim, lstrip_blocks=trim, extensions=[jinja2.ext.loopcontrols], keep_trailing_newline=not trim)
     env.filters["tojson"] = lambda x, **k: json.dumps(x, ensure_ascii=False, **k)
     return env.from_string(source)
@@ -80,7 +81,7 @@ class Reference:
         return self.template.render(messages=messages, tools=None, documents=None, add_generation_prompt=generate)
 
     def encode(self, text, hidden):
-        """Control tokens of the template as ids, those that stood in a message as text."""
+        """Encodes control tokens of the template as ids, and those inside a message as text."""
         if not hidden:
             return self.tok.encode(text, add_special_tokens=False).ids
         ids, at = [], 0
@@ -99,7 +100,7 @@ class Reference:
         return ids
 
     def document(self, messages):
-        # Control-token strings in messages become private-use characters while the template works.
+        # Control-token strings in messages become private-use characters while the template is rendered.
         hidden, shown = {}, []
         for m in messages:
             c = m["content"]
@@ -115,7 +116,7 @@ class Reference:
             if m["role"] != "assistant":
                 continue
             prompt = self.render(shown[:k], True)
-            assert text.startswith(prompt), "the prompt is no prefix"
+            assert text.startswith(prompt), "the prompt is not a prefix"
             start = len(prompt)
             if text.startswith(SHELL, start) and not m["content"].startswith("<think>"):
                 start += len(SHELL)
@@ -127,7 +128,7 @@ class Reference:
             ids += p + r
             labels += [-100] * len(p) + r
             at = e
-        # What a template writes behind the last turn (a newline) is no part of a document: decoding has nothing there.
+        # Text after the last turn (a newline) is not part of a document, since decoding generates nothing there.
         return ids[:SEQ], labels[:SEQ]
 
 

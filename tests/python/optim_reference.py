@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Reference values of the optimizer, computed without a line of the trainer: AdamW, Muon and ZClip in numpy float64.
+"""Reference values of the optimizer, computed independently of the trainer: AdamW, Muon and ZClip in numpy float64.
 
-  optim_reference.py [--check-torch] > trainer/tests/golden/optim_reference.json
+  optim_reference.py [--check-torch] > trainer/src/tests/optim_reference.json
 
 AdamW   Loshchilov & Hutter, arXiv:1711.05101, algorithm 2 (decoupled decay), as torch.optim.AdamW.
 Muon    K. Jordan 2024: momentum, Nesterov look-ahead, five quintic Newton-Schulz steps on the Frobenius-normalised matrix;
         scaled by 0.2 sqrt(max(rows, columns)) (arXiv:2502.16982, section 2.2). Written in the lerp form of torch.optim.Muon.
-ZClip   arXiv:2504.02507, z-score mode with adaptive scaling; max_grad_norm besides.
+ZClip   arXiv:2504.02507, z-score mode with adaptive scaling, and max_grad_norm.
 --check-torch compares with torch.optim.AdamW (float64) and torch.optim.Muon (whose iteration runs in bfloat16).
 """
 import json, math, sys
@@ -48,7 +48,7 @@ def adamw(w, grads, h, decay):
 
 
 def zclip(norms, z_threshold, alpha, max_norm, warmup=25, eps=1e-6):
-    """The norm each gradient has after clipping, and mean and variance after each step."""
+    """The norm of each gradient after clipping, and mean and variance after each step."""
     buffer, mean, var, rows = [], None, None, []
     for g in norms:
         target = g
@@ -76,7 +76,7 @@ def rounded(a):
 
 def main():
     rng = np.random.default_rng(20251125)
-    # float32 values, so that both sides start from the same numbers
+    # Values that float32 represents exactly, so that both sides start from the same numbers.
     draw = lambda *shape: rng.normal(0, 1, shape).astype(np.float32).astype(np.float64)
     cases = []
     for name, shape in [("wide", (6, 14)), ("tall", (14, 6)), ("square", (8, 8)), ("rank one", (10, 5))]:
@@ -101,7 +101,7 @@ def main():
                     p.grad = torch.tensor(g)
                     opt.step()
                     worst = max(worst, float((p.detach() - torch.tensor(expected)).abs().max()))
-                # five steps blow bfloat16's rounding of a rank-one matrix up by 3.44^5 = 485: nothing to compare there
+                # Five steps amplify bfloat16's rounding of a rank-one matrix by 3.44^5 = 485, so it cannot be compared.
                 limit = 1e-12 if what == "adamw" else math.inf if case["name"] == "rank one" else 0.05 * HYPER["muon_lr"] * 3
                 print(f"{case['name']} {what}: {worst:.2e} from torch {torch.__version__} (limit {limit:.1e})", file=sys.stderr)
                 assert worst < limit

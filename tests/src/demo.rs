@@ -1,9 +1,9 @@
-//! `cargo demo`: the whole way on the sample data, on a CPU, with nothing downloaded.
+//! `cargo demo`: every step from data to answers on the sample, on a CPU, with nothing downloaded.
 //!
 //! In: `datasets/sample`. Steps: pack it, train a small autoregressive model from scratch, convert
 //! it with block_diffusion, answer the held-out prompts in both modes. Out:
 //! `output/demo/{data,ar,diffusion}` and a table of tokens per forward pass, tokens per second and
-//! exact answers. Stops at the first thing that fails, with what it said.
+//! exact answers. Stops at the first failure and shows its output.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,16 +11,16 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use dlm_tests::{binaries, repository};
+use dlm_test_support::{binaries, repository};
 use serde_json::{Value, json};
 
-/// The answer that a held-out prompt should give.
+/// The expected answer to a held-out prompt.
 struct HeldOut {
     expected: String,
     task: String,
 }
 
-/// One line of the table.
+/// One row of the table.
 struct Score {
     what: String,
     prompts: usize,
@@ -54,7 +54,7 @@ fn demo() -> Result<()> {
         eprintln!("\n== {title}\n$ {name} {arguments}");
         let from = Instant::now();
         let mut command = Command::new(bin.join(name));
-        // The command lines are shown as a person would type them, in the repository's root.
+        // Command lines are shown as typed in the repository's root.
         command.current_dir(&root).args(arguments.split_whitespace()).stdin(Stdio::null());
         let status = command.status().with_context(|| format!("starting {name}"))?;
         ensure!(

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 fn main() -> anyhow::Result<()> {
     let dir = std::env::args_os()
         .nth(1)
-        .map_or_else(|| dlm_tests::repository().join("datasets/sample"), PathBuf::from);
+        .map_or_else(|| dlm_test_support::repository().join("datasets/sample"), PathBuf::from);
     let written = dlm_tests::sample::files::write(&dir)?;
     println!(
         "{}: {} conversations, {} tokens ({} in answers, longest {}), {} held-out prompts, {} ids",

@@ -1,17 +1,18 @@
 //! Small runs on the sample data that several tests need.
 //!
-//! In: a temporary folder and more arguments. Out: a packed dataset, or a training run of a model
-//! of a few steps.
+//! In: a temporary folder and further arguments. Out: a packed dataset, or a training run of a few
+//! steps.
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::{Run, repository, run};
+use dlm_test_support::{Run, repository, run};
 
-/// Packs the sample into `dir/name` and gives its path.
+/// Packs the sample into `dir/name` and returns its path.
 pub fn pack(dir: &Path, name: &str, more: &[&str]) -> Result<String> {
-    let out = dir.join(name).to_str().context("the temporary folder is no text")?.to_string();
+    let out =
+        dir.join(name).to_str().context("the temporary folder's path is not UTF-8")?.to_string();
     let mut arguments = vec![
         "--input",
         "datasets/sample/train.parquet",

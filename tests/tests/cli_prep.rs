@@ -1,13 +1,13 @@
-//! dlm-prep as a user calls it: the sample and the shared conversations, worker counts, damage,
-//! hostile rows, wrong calls.
+//! dlm-prep as a user calls it: the sample and published conversations, worker counts, damaged
+//! files, hostile rows, wrong calls.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use dlm_test_support::{repository, run, shared, shared_tokenizers};
 use dlm_tests::sample::TRAIN_ROWS;
-use dlm_tests::{binaries::capture, repository, run, samples, shared, skip};
+use dlm_tests::samples;
 use serde_json::Value;
 
 fn manifest(dir: &str) -> Result<Value> {
@@ -18,7 +18,7 @@ fn text(path: &Path) -> Result<&str> {
     path.to_str().context("a path that is no text")
 }
 
-/// Rows read = kept + dropped by reason, and `verify` accepts the folder.
+/// The manifest of a folder that `verify` accepts and in which rows read = kept + dropped.
 fn accepted(dir: &str) -> Result<Value> {
     let m = manifest(dir)?;
     let count = |key: &str| m["counts"][key].as_u64().with_context(|| format!("no counts.{key}"));
@@ -56,8 +56,8 @@ fn the_sample_is_packed_whole_and_alike_for_any_number_of_workers() -> Result<()
     Ok(())
 }
 
-/// In a noised block the model may only see what decoding shows it: documents end with their last
-/// supervised token, and what follows is mask tokens.
+/// Training must see nothing that decoding does not: documents end with their last supervised
+/// token, and only mask tokens follow it.
 #[test]
 fn nothing_but_padding_follows_the_last_label() -> Result<()> {
     let dir = tempfile::tempdir()?;
@@ -129,31 +129,17 @@ fn wrong_calls_end_with_2_and_missing_things_with_an_error_that_names_them() -> 
     Ok(())
 }
 
-/// Unpacks the shared tokenizers; nothing where they are not here.
-fn tokenizers(into: &Path) -> Result<Option<PathBuf>> {
-    let Some(archive) = shared("assets/tokenizers.tar.xz") else {
-        return Ok(None);
-    };
-    let done = capture(Command::new("tar").arg("-xJf").arg(&archive).arg("-C").arg(into));
-    match done {
-        Ok(done) if done.code == Some(0) => Ok(Some(into.join("tokenizers"))),
-        _ => {
-            skip("tar cannot unpack tokenizers.tar.xz here");
-            Ok(None)
-        }
-    }
-}
-
 #[test]
 fn real_conversations_with_four_tokenizers() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let Some(conversations) = shared("assets/conversations") else {
         return Ok(());
     };
-    let Some(tokenizers) = tokenizers(dir.path())? else {
+    let names = ["qwen2.5", "fast_dllm_v2_7b", "smollm2", "qwen3"];
+    let Some(tokenizers) = shared_tokenizers(dir.path(), &names) else {
         return Ok(());
     };
-    for name in ["qwen2.5", "fast_dllm_v2_7b", "smollm2", "qwen3"] {
+    for name in names {
         let (tokenizer, out) = (tokenizers.join(name), dir.path().join(format!("out-{name}")));
         let mut arguments = vec![
             "--input",
@@ -189,10 +175,11 @@ fn hostile_rows_are_kept_or_dropped_by_name() -> Result<()> {
     let Some(hostile) = shared("assets/hostile") else {
         return Ok(());
     };
-    let Some(tokenizers) = tokenizers(dir.path())? else {
+    let names = ["qwen2.5", "qwen3"];
+    let Some(tokenizers) = shared_tokenizers(dir.path(), &names) else {
         return Ok(());
     };
-    for name in ["qwen2.5", "qwen3"] {
+    for name in names {
         let (tokenizer, out) = (tokenizers.join(name), dir.path().join(format!("out-{name}")));
         let input = hostile.join("hostile.parquet");
         let arguments =

@@ -1,5 +1,5 @@
-//! dlm-train as a user calls it: a tiny run, kill -9 and resume, exit codes, wrong keys, mismatched
-//! data.
+//! dlm-train as a user calls it: a tiny run, kill -9 and resume, exit codes, wrong keys, data that
+//! does not fit.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +7,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use dlm_tests::{command, repository, run, samples};
+use dlm_test_support::{capture, command, repository, run};
+use dlm_tests::samples;
 use serde_json::Value;
 
 const STEPS: &str = "train.max_steps=36";
@@ -16,8 +17,7 @@ fn text(path: &Path) -> Result<String> {
     Ok(path.to_str().context("a path that is no text")?.to_string())
 }
 
-/// Step and loss of every line of metrics.jsonl, the loss as it is written: equal text is equal
-/// bits.
+/// Step and loss of every line of metrics.jsonl, the loss as text: equal text means equal bits.
 fn losses(out: &str) -> Result<Vec<(u64, String)>> {
     let metrics = fs::read_to_string(Path::new(out).join("metrics.jsonl"))?;
     let parse = |line: &str| -> Result<(u64, String)> {
@@ -52,11 +52,11 @@ fn interrupted_and_not(conversion: &'static str) -> Result<()> {
             .arg(format!("output.dir={out}"));
         Ok(command)
     };
-    dlm_tests::binaries::capture(&mut train(&whole)?)?.ok()?;
+    capture(&mut train(&whole)?)?.ok()?;
     let expected = losses(&whole)?;
     ensure!(expected.len() == 36, "{} steps", expected.len());
 
-    // killed at two moments, neither of them chosen to suit the program
+    // Killed at two moments that do not depend on when checkpoints are written.
     for kill_after in [7, 16] {
         let mut child = train(&broken)?.stderr(Stdio::null()).stdout(Stdio::null()).spawn()?;
         let started = Instant::now();
@@ -71,7 +71,7 @@ fn interrupted_and_not(conversion: &'static str) -> Result<()> {
         child.kill()?;
         child.wait()?;
     }
-    let resumed = dlm_tests::binaries::capture(&mut train(&broken)?)?.ok()?;
+    let resumed = capture(&mut train(&broken)?)?.ok()?;
     ensure!(resumed.stderr.contains("resumed"), "{}", resumed.stderr);
     let found = losses(&broken)?;
     for (expected, found) in expected.iter().zip(&found) {
@@ -87,8 +87,8 @@ fn interrupted_and_not(conversion: &'static str) -> Result<()> {
     let file = |out: &str| fs::read(Path::new(out).join("model.safetensors"));
     ensure!(file(&whole)? == file(&broken)?, "the exported weights differ");
 
-    // and a finished run is not trained again
-    let again = dlm_tests::binaries::capture(&mut train(&whole)?)?.ok()?;
+    // A finished run is not trained again.
+    let again = capture(&mut train(&whole)?)?.ok()?;
     ensure!(losses(&whole)? == expected, "{}", again.stderr);
     Ok(())
 }
@@ -118,8 +118,8 @@ fn a_tiny_run_exports_a_folder_that_generates() -> Result<()> {
         &["conversion.objective=block_diffusion", "conversion.total_tokens=3000"],
     )?
     .ok()?;
-    // the saving layout runs the decoder on at most 60 % of the tokens of the published form, on
-    // the sample as it is packed
+    // The saving layout runs the decoder on at most 60 % of the tokens of the published form, on
+    // the sample as it is packed.
     let (before, _) = trained
         .stderr
         .split_once(" % of the 4L form's tokens")
@@ -191,15 +191,14 @@ fn wrong_calls_end_with_2_and_say_what_is_meant() -> Result<()> {
     Ok(())
 }
 
-/// A model whose vocabulary is too small for the data, and data of another tokenizer, are told
-/// before training.
+/// Data of another tokenizer than the model's is refused before training.
 #[test]
 fn a_tokenizer_that_does_not_fit_is_refused() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let data = samples::pack(dir.path(), "data", &["--max-rows", "100", "--seq-len", "128"])?;
     let first = text(&dir.path().join("first"))?;
     samples::train(&data, &first, &["train.max_steps=1", "train.batch_rows=2"])?.ok()?;
-    // the exported model with a tokenizer in which two words have changed places
+    // The exported model with a tokenizer in which two words have swapped ids.
     let other = dir.path().join("other");
     fs::create_dir(&other)?;
     for entry in fs::read_dir(&first)? {

@@ -1,24 +1,20 @@
-//! A card beside the CPU: the same tiny run has the same losses, and the trained model the same
-//! answers. Skipped, loudly, without a card or a build for it: `DLM_FEATURES=dlm-train/cuda cargo
-//! test --release --test gpu` builds one. `DLM_TEST_DEVICE` names another device.
+//! A GPU compared with the CPU: the same tiny run has the same losses, and the trained model gives
+//! the same tokens. Skipped with a message without a GPU or a build for it:
+//! `DLM_FEATURES=dlm-train/cuda cargo test --release --test gpu` builds one. `DLM_TEST_DEVICE`
+//! names another device.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use dlm_tests::{repository, run, samples, skip};
+use dlm_test_support::{Run, repository, run, skip};
+use dlm_tests::samples;
 use serde_json::Value;
 
-/// fp32 on both sides; sums are taken in another order.
+/// Relative tolerance of a loss: fp32 on both sides, but sums are taken in another order.
 const LOSS: f64 = 2e-3;
 
-fn train(
-    data: &str,
-    out: &str,
-    device: &str,
-    conversion: &str,
-    steps: usize,
-) -> Result<dlm_tests::Run> {
+fn train(data: &str, out: &str, device: &str, conversion: &str, steps: usize) -> Result<Run> {
     let (out, steps) = (format!("output.dir={out}"), format!("train.max_steps={steps}"));
     let mut arguments = vec![
         "--data",
@@ -76,7 +72,7 @@ fn the_same_on_a_card() -> Result<()> {
                 step + 1
             );
         }
-        // One model, decoded by both.
+        // One model, decoded on both devices.
         let mode = if conversion.ends_with("ar") { "ar" } else { "block" };
         let answers = |on: &str| -> Result<Vec<Value>> {
             let arguments = [

@@ -4,11 +4,11 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use dlm_tests::binaries::capture;
+use dlm_test_support::{Run, build, capture, python, repository, run, shared};
 use dlm_tests::sample::TRAIN_ROWS;
-use dlm_tests::{python, repository, run, samples};
+use dlm_tests::samples;
 
-fn script(python: &std::path::Path, name: &str, arguments: &[&str]) -> Result<dlm_tests::Run> {
+fn script(python: &std::path::Path, name: &str, arguments: &[&str]) -> Result<Run> {
     let mut command = Command::new(python);
     command.arg(repository().join("tests/python").join(name)).args(arguments);
     command.env("CUDA_VISIBLE_DEVICES", "").env("HF_HUB_OFFLINE", "1");
@@ -25,7 +25,7 @@ fn packed_files_open_without_copying_in_pyarrow_and_polars() -> Result<()> {
     let totals = script(&python, "check_packed.py", &[&data])?.ok()?.json()?;
     ensure!(totals["documents"].as_u64() == Some(TRAIN_ROWS as u64), "{totals}");
 
-    // the check must be able to fail: one changed byte in a data file
+    // The check must be able to fail: one changed byte in a data file.
     let file = std::path::Path::new(&data).join("train-00000.arrow");
     let mut bytes = std::fs::read(&file)?;
     let middle = bytes.len() / 2;
@@ -83,7 +83,7 @@ fn an_export_loads_in_transformers_with_the_same_logits() -> Result<()> {
         ];
         let report = run("dlm-train", &repository(), &parity)?.ok()?.json()?;
         ensure!(report["ok"] == true, "{report}");
-        // the prompt that generate encodes is the one transformers encodes
+        // `generate` encodes the prompt as transformers does.
         let text = said["text"].as_str().context("text")?;
         let generated = run(
             "dlm-train",
@@ -110,11 +110,11 @@ fn an_export_loads_in_transformers_with_the_same_logits() -> Result<()> {
     Ok(())
 }
 
-/// Ids and labels of 7,500 conversations for each of four tokenizers, computed by jinja2 and the
-/// stable tokenizers package.
+/// Ids and labels of 7,500 conversations for each of four tokenizers equal those computed with
+/// jinja2 and the stable tokenizers package.
 #[test]
 fn ids_and_labels_equal_an_independent_computation() -> Result<()> {
-    let Some(shared) = dlm_tests::shared("assets/conversations") else {
+    let Some(shared) = shared("assets/conversations") else {
         return Ok(());
     };
     let Some(python) = python::with(&["jinja2", "pyarrow", "tokenizers"]) else {
@@ -122,7 +122,7 @@ fn ids_and_labels_equal_an_independent_computation() -> Result<()> {
     };
     let shared =
         shared.parent().and_then(|p| p.parent()).and_then(|p| p.to_str()).context("path")?;
-    let prep = dlm_tests::build()?.join(format!("dlm-prep{}", std::env::consts::EXE_SUFFIX));
+    let prep = build()?.join(format!("dlm-prep{}", std::env::consts::EXE_SUFFIX));
     let check = script(
         &python,
         "check_prep_parity.py",

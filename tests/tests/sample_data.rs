@@ -1,12 +1,12 @@
-//! The shipped sample is what the generator writes, fits its tokenizer, and keeps its held-out
-//! records out of training.
+//! The shipped sample is what the generator writes, fits its tokenizer, and has no held-out record
+//! among its training rows.
 
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use dlm_tests::repository;
+use dlm_test_support::repository;
 use dlm_tests::sample::{files, text};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 
@@ -36,7 +36,8 @@ fn the_generator_reproduces_the_shipped_files() -> Result<()> {
             "{name} is not what the generator writes; run `cargo run --release -p dlm-tests --bin make-sample`"
         );
     }
-    // by rows: another release of the compression library may write other bytes for the same table
+    // Compared by rows, since another release of the compression library may write other bytes for
+    // the same table.
     ensure!(
         rows(&shipped.join("train.parquet"))? == rows(&dir.path().join("train.parquet"))?,
         "train.parquet differs"
@@ -63,7 +64,7 @@ fn another_seed_gives_other_rows_and_held_out_records_stay_out() -> Result<()> {
         held_out.iter().all(|c| !seen.contains(&key(c))),
         "a held-out prompt is in the training rows"
     );
-    // the pair of leading values, as the JSON has it, is in no training row
+    // A held-out record's pair of leading values, as the JSON has it, occurs in no training row.
     let pair = |json: &str| json.split(',').take(2).collect::<Vec<_>>().join(",");
     let pairs: HashSet<String> =
         train.iter().filter(|c| c.task == "to-json").map(|c| pair(&c.output)).collect();

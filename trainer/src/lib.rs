@@ -1,15 +1,19 @@
 //! Block-diffusion training, export and decoding of Hugging Face decoder checkpoints, on Burn.
 //!
-//! The library answers four questions:
+//! The library has three calls, which the commands of `dlm-train` use as well:
 //!
-//! * [`convert`] turns a model into a block-diffusion model: a [`Conversion`] and a dataset packed
-//!   by `dlm-prep` in, a Hugging Face folder out.
+//! * [`convert`] trains: a [`Conversion`] and a dataset packed by `dlm-prep` in, a Hugging Face
+//!   folder out.
+//! * [`validate`] checks a model folder: against tensors of another implementation (parity), or
+//!   against a packed dataset (tokenizer, mask token, block size, losses).
+//! * [`Model::load`] and [`Model::generate`] complete prompts, in diffusion blocks or one token at a
+//!   time.
 //!
-//! The stages, in the order in which they may use each other: `config` (settings) → `compute`
-//! (device and dtype) → `report` (metrics and plots) → `kernels` and `attention` → `model` (the
-//! decoder and its weights) → `diffusion` (the objective) → `optim` → `io` (sources, checkpoints,
-//! export) → `decode` → `train` (the loop) → `parity` and `bench` → the library calls above → `cli`.
-//! docs/architecture.md draws them.
+//! Everything else is internal. Its rooms, each of which may use those before it: `config`
+//! (settings) → `compute` (device, dtype, attention) → `report` (metrics and plots) → `kernels` →
+//! `attention` → `model` (the decoder and its weights) → `diffusion` (the objective) → `optim` → `io`
+//! (sources, checkpoints, export) → `decode` → `train` (the loop) → `parity`, `bench` → the calls
+//! above → `launch` → `cli`.
 
 pub mod attention;
 pub mod bench;
@@ -20,6 +24,7 @@ pub mod conversion;
 pub mod decode;
 pub mod diffusion;
 pub mod error;
+pub mod generate;
 pub mod io;
 pub mod kernels;
 pub mod launch;
@@ -28,12 +33,21 @@ pub mod optim;
 pub mod parity;
 pub mod report;
 pub mod train;
+pub mod validate;
 
 use std::process::ExitCode;
 
+pub use compute::{AttentionChoice, ComputeDtype};
 pub use config::ConfigError;
 pub use conversion::{Conversion, Converted, Resume, convert};
+pub use decode::Passes;
+pub use diffusion::Layout;
+pub use dlm_datasets::Split;
+pub use dlm_prep::Message;
 pub use error::{Error, Result};
+pub use generate::{Completion, DecodeMode, GenerateOptions, Model, ModelOptions, Prompt};
+pub use parity::{ParityOptions, ParityReport, ToleranceOptions, Tolerances};
+pub use validate::{DatasetOptions, DatasetReport, Reference, ValidationReport, validate};
 
 /// The program `dlm-train`: runs the command line of this process.
 #[doc(hidden)]
@@ -46,3 +60,6 @@ pub fn cli_main() -> ExitCode {
 pub fn wf_main() -> ExitCode {
     cli::wf::main()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,8 @@
 //! `dlm-train`: converts, evaluates, decodes and checks block-diffusion language models. The
 //! commands are in the library (`cli`).
 
+#![allow(unsafe_code, reason = "an option of the allocator, set before other threads exist")]
+
 use std::process::ExitCode;
 
 #[global_allocator]

@@ -1,24 +1,24 @@
-//! Every family: trained for three steps by the real binary, exported, read by us, by a next run,
-//! and by transformers.
+//! Every family: trained for three steps by the real binary, exported, and read by our loader, by a
+//! next run and by transformers.
 
 mod families;
 
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
+use dlm_test_support::{fixtures, python, repository};
 use families::{EOS, MASK, VOCAB};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
 
-/// A run: what it is called, how its source is given, further overrides.
+/// A run: its name, overrides that choose its source, further overrides.
 struct Run {
     name: String,
     source: Vec<String>,
     more: Vec<&'static str>,
 }
 
-/// A random model of each family, then the fixtures' where they are.
+/// A random model of each family, then the models of tests/fixtures.
 fn runs(dir: &Path) -> Vec<Run> {
     let mut runs = Vec::new();
     for arch in ["Llama", "Qwen2", "Qwen3", "BitNet"] {
@@ -40,12 +40,9 @@ fn runs(dir: &Path) -> Vec<Run> {
         more: packed.more.clone(),
     };
     runs.extend([packed, biased]);
-    if let Some(fixtures) = families::fixtures() {
-        for model in ["llama_tiny", "qwen2_tiny", "qwen3_tiny", "bitnet_tiny", "bitnet_tiny_packed"]
-        {
-            let source = vec![format!("source.path={}", fixtures.join(model).display())];
-            runs.push(Run { name: model.into(), source, more: vec![] });
-        }
+    for model in ["llama_tiny", "qwen2_tiny", "qwen3_tiny", "bitnet_tiny", "bitnet_tiny_packed"] {
+        let source = vec![format!("source.path={}", fixtures().join(model).display())];
+        runs.push(Run { name: model.into(), source, more: vec![] });
     }
     runs
 }
@@ -53,11 +50,11 @@ fn runs(dir: &Path) -> Vec<Run> {
 fn train(data: &Path, out: &Path, run: &Run) {
     let more: Vec<&str> =
         run.source.iter().map(String::as_str).chain(run.more.iter().copied()).collect();
-    families::train(data, out, &more).ok();
+    families::train(data, out, &more).ok().unwrap();
 }
 
-/// config.json, dlm_config.json, generation_config.json, tokenizer and tensors of an exported
-/// folder.
+/// Checks config.json, dlm_config.json, generation_config.json, tokenizer and tensors of an
+/// exported folder.
 fn check_folder(out: &Path, data: &Path, run: &Run) {
     let name = &run.name;
     let config = families::read_json(&out.join("config.json"));
@@ -68,7 +65,7 @@ fn check_folder(out: &Path, data: &Path, run: &Run) {
     assert_eq!(config["bd_size"], 8, "{name}");
     assert_eq!(config["mask_token_id"], MASK, "{name}");
     assert_eq!(config["vocab_size"], VOCAB, "{name}: the table had room for the mask token");
-    // everything the source said and we had no reason to change
+    // Every key of the source's config that there was no reason to change.
     for (key, value) in source.as_object().unwrap() {
         let ours = ["torch_dtype", "dtype", "eos_token_id", "pad_token_id", "quantization_config"]
             .contains(&key.as_str());
@@ -93,7 +90,7 @@ fn check_folder(out: &Path, data: &Path, run: &Run) {
     ] {
         assert_eq!(dlm[key], expected, "{name}: dlm_config.json, {key}");
     }
-    // two rows a step, each of 48 slots in documents, 4 of them block padding
+    // Two rows per step, each with 48 positions in documents, 4 of them block padding.
     assert_eq!(dlm["total_tokens_trained"], 3 * 2 * 44, "{name}");
     let given = run.source[0].strip_prefix("source.path=").unwrap_or("random");
     assert_eq!(dlm["source_checkpoint"], given, "{name}");
@@ -137,30 +134,13 @@ fn check_folder(out: &Path, data: &Path, run: &Run) {
     }
 }
 
-/// Ids to compare logits on, as a parity case file.
+/// Writes a parity case of input_ids alone, to compare logits on.
 fn case(path: &Path) {
     let (rows, len) = (4usize, 24usize);
     let ids: Vec<u8> =
         (0..rows * len).flat_map(|i| (((i * i * 13 + i * 7) % 310) as i64).to_le_bytes()).collect();
     let view = TensorView::new(Dtype::I64, vec![rows, len], &ids).unwrap();
     safetensors::serialize_to_file([("input_ids", view)], None, path).unwrap();
-}
-
-fn python() -> Option<PathBuf> {
-    let python =
-        std::env::var_os("DLM_PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from);
-    let found = Command::new(&python)
-        .args(["-c", "import torch, transformers, safetensors, accelerate"])
-        .output()
-        .is_ok_and(|o| o.status.success());
-    if !found {
-        let why = format!(
-            "SKIP: {} cannot import torch, transformers, safetensors and accelerate; set DLM_PYTHON\n",
-            python.display()
-        );
-        drop(std::io::stderr().write_all(why.as_bytes()));
-    }
-    found.then_some(python)
 }
 
 #[test]
@@ -176,7 +156,7 @@ fn every_family_exports_is_a_source_again_and_loads_in_transformers() {
         train(&data, &out, run);
         check_folder(&out, &data, run);
         let source = format!("source.path={}", out.display());
-        families::train(&data, &next, &[&source]).ok();
+        families::train(&data, &next, &[&source]).ok().unwrap();
         assert_eq!(
             families::read_json(&next.join("dlm_config.json"))["source_checkpoint"],
             json!(out),
@@ -197,18 +177,19 @@ fn every_family_exports_is_a_source_again_and_loads_in_transformers() {
             "--dump-logits",
             logits.to_str().unwrap(),
         ];
-        families::dlm_train(&arguments).ok();
+        families::dlm_train(&arguments).ok().unwrap();
         let config = families::read_json(&out.join("config.json"));
         let class = config["architectures"][0].clone();
         cases.push(json!({"name": run.name, "folder": out, "ids": ids, "logits": logits, "class": class, "quantized": config["quantization_config"].is_object()}));
     }
-    let Some(python) = python() else { return };
+    let packages = ["torch", "transformers", "safetensors", "accelerate"];
+    let Some(python) = python::with(&packages) else { return };
     let list = dir.path().join("cases.json");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/python/check_families.py");
+    let script = repository().join("tests/python/check_families.py");
     let check = |cases: &Value| {
         std::fs::write(&list, cases.to_string()).unwrap();
-        // the bitnet classes of transformers are under torch.compile, which needs a C++ compiler on
-        // the CPU
+        // The BitNet classes of transformers use torch.compile, which needs a C++ compiler on the
+        // CPU.
         let out = Command::new(&python)
             .arg(&script)
             .arg(&list)
@@ -222,7 +203,7 @@ fn every_family_exports_is_a_source_again_and_loads_in_transformers() {
     };
     let (code, said) = check(&json!(cases));
     assert_eq!(code, Some(0), "{said}");
-    // the comparison must be able to fail: another model's logits
+    // The comparison must be able to fail: another model's logits.
     cases[0]["logits"] = cases[1]["logits"].clone();
     let (code, said) = check(&json!([cases[0]]));
     assert_eq!(code, Some(1), "other logits were accepted");
@@ -244,7 +225,7 @@ fn another_mask_id_or_block_size_is_refused_with_both_values() {
         assert!(ran.stderr.contains(found) && ran.stderr.contains(expected), "{}", ran.stderr);
         assert!(!path("refused").join("config.json").exists());
     }
-    // asked for in the configuration
+    // The same when the configuration asks for another block size.
     let ran = families::train(&data, &path("refused"), &[&source, "conversion.bd_size=32"]);
     assert!(
         ran.code != Some(0) && ran.stderr.contains("32") && ran.stderr.contains("bd_size 8"),
@@ -255,9 +236,7 @@ fn another_mask_id_or_block_size_is_refused_with_both_values() {
 
 #[test]
 fn both_dialects_of_config_json_are_kept() {
-    let Some(fixtures) = families::fixtures() else {
-        return;
-    };
+    let fixtures = fixtures();
     let dir = tempfile::tempdir().unwrap();
     let data = families::dataset(&dir.path().join("data"), MASK, 8);
     for model in ["llama_tiny", "qwen2_tiny", "qwen3_tiny", "bitnet_tiny"] {
@@ -303,7 +282,8 @@ fn both_dialects_of_config_json_are_kept() {
     }
 }
 
-/// The keys of the released Fast_dLLM_v2 folders, and that we read such a folder ourselves.
+/// A fast-dllm export has the keys of the released Fast_dLLM_v2 folders, and our own loader reads
+/// it.
 #[test]
 fn fast_dllm_folders_have_the_published_keys() {
     let dir = tempfile::tempdir().unwrap();
@@ -340,10 +320,10 @@ fn fast_dllm_folders_have_the_published_keys() {
         assert_eq!(config[key], expected, "{key}");
     }
     let source = format!("source.path={}", path("out").display());
-    families::train(&data, &path("next"), &[&source]).ok();
+    families::train(&data, &path("next"), &[&source]).ok().unwrap();
     let ids = path("ids.safetensors");
     case(&ids);
-    // the same weights under the plain Qwen2 config give the same logits
+    // The same weights under the plain Qwen2 config give the same logits.
     families::dlm_train(&[
         "export",
         path("out").to_str().unwrap(),
@@ -352,7 +332,8 @@ fn fast_dllm_folders_have_the_published_keys() {
         "--format",
         "hf",
     ])
-    .ok();
+    .ok()
+    .unwrap();
     assert_eq!(
         families::read_json(&path("hf").join("config.json"))["architectures"],
         json!(["Qwen2ForCausalLM"])
@@ -370,7 +351,8 @@ fn fast_dllm_folders_have_the_published_keys() {
             "--dump-logits",
             file.to_str().unwrap(),
         ])
-        .ok();
+        .ok()
+        .unwrap();
         std::fs::read(file).unwrap()
     };
     assert!(logits("out") == logits("hf"));

@@ -1,32 +1,14 @@
-//! `dlm-train generate` as a program: what it prints, what it refuses, and that it agrees with the
-//! reference's decodes.
+//! `dlm-train generate` as a program: what it prints, what it refuses, and that it gives the tokens
+//! of the reference's decodes in the same number of passes.
 //!
-//! In: models and decodes of ../shared/fixtures (or `$DLM_SHARED/fixtures`); skipped, loudly,
-//! without them.
+//! In: models and decodes of tests/fixtures, described in its README.md.
 
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::{Command, Output};
 
+use dlm_test_support::fixtures;
 use serde_json::{Value, json};
-
-fn fixtures() -> Option<PathBuf> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
-    let dir = std::env::var_os("DLM_SHARED").map_or(beside, PathBuf::from).join("fixtures");
-    if !dir.is_dir() {
-        drop(
-            std::io::stderr().write_all(
-                format!(
-                    "SKIP: no {}; set DLM_SHARED to the folder that holds fixtures/\n",
-                    dir.display()
-                )
-                .as_bytes(),
-            ),
-        );
-        return None;
-    }
-    Some(dir)
-}
 
 fn generate(model: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
@@ -50,48 +32,74 @@ fn ids(values: &Value) -> String {
     values.as_array().unwrap().iter().map(Value::to_string).collect::<Vec<_>>().join(",")
 }
 
-#[test]
-fn agrees_with_the_reference() {
-    let Some(dir) = fixtures() else { return };
-    let file: Value = serde_json::from_str(
-        &std::fs::read_to_string(dir.join("decode_qwen2_peaky.json")).unwrap(),
-    )
-    .unwrap();
-    for case in file["cases"].as_array().unwrap().iter().step_by(17) {
-        let [threshold, small, limit] =
-            ["threshold", "small_block_size", "max_new_tokens"].map(|key| case[key].to_string());
-        let stop = case["stop_token"].as_i64().map_or("none".into(), |id| id.to_string());
-        let prompt = ids(&case["prompt"]);
-        let mut arguments =
-            vec!["--json", "--mask-token-id", "319", "--ids", &prompt, "--threshold", &threshold];
-        arguments.extend([
-            "--sub-block-size",
-            &small,
-            "--max-new-tokens",
-            &limit,
-            "--stop-token-id",
-            &stop,
-        ]);
-        if case["use_block_cache"] == json!(true) {
-            arguments.push("--sub-block-cache");
+/// Decodes every case of `decode_<model>.json` and returns how many there were.
+fn agrees_with_the_reference(model: &str) -> usize {
+    let dir = fixtures();
+    let file = std::fs::read_to_string(dir.join(format!("decode_{model}.json"))).unwrap();
+    let file: Value = serde_json::from_str(&file).unwrap();
+    let mask = file["mask_id"].to_string();
+    // One call for all cases with the same options, their prompts in a file.
+    let mut groups: BTreeMap<Vec<String>, Vec<&Value>> = BTreeMap::new();
+    for case in file["cases"].as_array().unwrap() {
+        let mut options = vec!["--mask-token-id".to_string(), mask.clone()];
+        for (option, key) in [
+            ("--max-new-tokens", "max_new_tokens"),
+            ("--block-size", "block_size"),
+            ("--sub-block-size", "small_block_size"),
+            ("--threshold", "threshold"),
+        ] {
+            options.extend([option.to_string(), case[key].to_string()]);
         }
-        let object = objects(&generate(&dir.join("qwen2_peaky"), &arguments)).remove(0);
-        assert_eq!(object["prompt_ids"], case["prompt"]);
-        let expected = case["expected"].as_array().unwrap();
-        let generated = &expected[case["prompt"].as_array().unwrap().len()..];
-        assert_eq!(object["completion_ids"], json!(generated));
-        assert_eq!(object["passes"], case["passes"]);
-        let rate = generated.len() as f64 / case["passes"]["total"].as_f64().unwrap();
-        assert!((object["tokens_per_forward"].as_f64().unwrap() - rate).abs() < 1e-9);
-        assert_eq!(object["mode"], "block");
-        assert!(object["seconds"].as_f64().unwrap() > 0.0);
-        assert_eq!(object["text"], Value::Null, "the folder has no tokenizer");
+        let stop = case["stop_token"].as_i64().map_or("none".into(), |id| id.to_string());
+        options.extend(["--stop-token-id".to_string(), stop]);
+        if case["use_block_cache"] == json!(true) {
+            options.push("--sub-block-cache".into());
+        }
+        groups.entry(options).or_default().push(case);
     }
+    let place = tempfile::tempdir().unwrap();
+    let prompts = place.path().join("prompts.jsonl");
+    for (options, cases) in &groups {
+        let lines = cases.iter().map(|case| format!("{}\n", json!({"ids": case["prompt"]})));
+        std::fs::write(&prompts, lines.collect::<String>()).unwrap();
+        let mut arguments = vec!["--json", "--input", prompts.to_str().unwrap()];
+        arguments.extend(options.iter().map(String::as_str));
+        let answers = objects(&generate(&dir.join(model), &arguments));
+        assert_eq!(answers.len(), cases.len());
+        for (answer, case) in answers.iter().zip(cases) {
+            let prompt = case["prompt"].as_array().unwrap();
+            let expected = &case["expected"].as_array().unwrap()[prompt.len()..];
+            assert_eq!(answer["prompt_ids"], case["prompt"], "{options:?}");
+            assert_eq!(answer["completion_ids"], json!(expected), "{options:?}, prompt {prompt:?}");
+            assert_eq!(answer["passes"], case["passes"], "{options:?}, prompt {prompt:?}");
+            let rate = expected.len() as f64 / case["passes"]["total"].as_f64().unwrap();
+            assert!((answer["tokens_per_forward"].as_f64().unwrap() - rate).abs() < 1e-9);
+            assert_eq!(answer["mode"], "block");
+            assert!(answer["seconds"].as_f64().unwrap() > 0.0);
+            assert_eq!(answer["text"], Value::Null, "the folder has no tokenizer");
+        }
+    }
+    file["cases"].as_array().unwrap().len()
+}
+
+#[test]
+fn qwen2_tiny_agrees_with_the_reference() {
+    assert!(agrees_with_the_reference("qwen2_tiny") >= 40);
+}
+
+#[test]
+fn qwen2_peaky_agrees_with_the_reference() {
+    assert!(agrees_with_the_reference("qwen2_peaky") >= 100);
+}
+
+#[test]
+fn llama_tiny_agrees_with_the_reference() {
+    assert!(agrees_with_the_reference("llama_tiny") >= 10);
 }
 
 #[test]
 fn batches_do_not_change_answers() {
-    let Some(dir) = fixtures() else { return };
+    let dir = fixtures();
     let place = tempfile::tempdir().unwrap();
     let input = place.path().join("prompts.jsonl");
     let prompts = [
@@ -116,14 +124,14 @@ fn batches_do_not_change_answers() {
     }
 }
 
-/// The limit on new tokens costs nothing: the largest there is gives what a sensible one gives, in
-/// little memory, in both modes.
+/// A limit on new tokens costs nothing: the largest possible one gives the same result as a
+/// sensible one, in little memory, in both modes.
 #[test]
 fn a_limit_without_end_is_no_limit() {
-    let Some(dir) = fixtures() else { return };
+    let dir = fixtures();
     let model = dir.join("qwen2_peaky");
     for mode in [&["--mask-token-id", "319", "--threshold", "0.9"][..], &["--mode", "ar"]] {
-        // whatever comes as sixth token ends the completion
+        // The sixth generated token becomes the stop token.
         let free = objects(&generate(
             &model,
             &[
@@ -143,8 +151,8 @@ fn a_limit_without_end_is_no_limit() {
         assert_eq!(run("64"), run("18446744073709551615"), "{mode:?}");
         assert_eq!(run("64")["stopped"], json!(true));
     }
-    // and past the size at which the cache begins, a text goes on as it does from a prompt that
-    // long
+    // Beyond the cache's initial size, a completion continues as it does from a prompt of that
+    // length.
     let long = objects(&generate(
         &model,
         &[
@@ -179,10 +187,10 @@ fn a_limit_without_end_is_no_limit() {
     assert_eq!(rest[0]["completion_ids"], json!(tokens[1000..]));
 }
 
-/// What a converted folder says is used without being asked for.
+/// Block size, mask token and stop tokens are read from a converted folder.
 #[test]
 fn a_converted_folder_speaks_for_itself() {
-    let Some(dir) = fixtures() else { return };
+    let dir = fixtures();
     let place = tempfile::tempdir().unwrap();
     for file in ["model.safetensors", "config.json"] {
         std::fs::copy(dir.join("qwen2_peaky").join(file), place.path().join(file)).unwrap();
@@ -214,7 +222,7 @@ fn a_converted_folder_speaks_for_itself() {
 
 #[test]
 fn refusals() {
-    let Some(dir) = fixtures() else { return };
+    let dir = fixtures();
     for (arguments, words) in [
         (&["--ids", "1"][..], "names no mask token"),
         (&["--prompt", "hello"], "no tokenizer.json"),

@@ -1,9 +1,9 @@
 //! Fifty steps whose losses are kept in a file: a change of numerics anywhere in the trainer shows
 //! here.
 //!
-//! To renew after a change that is meant: `DLM_WRITE_GOLDEN=1 cargo test --release -p dlm-train
-//! --test golden_loss`, and say why in docs/log.md. Tolerance 2e-3 relative: matrix kernels differ
-//! between processors, and fifty steps amplify it.
+//! To write the files again after an intended change: `DLM_WRITE_GOLDEN=1 cargo test --release
+//! --test golden_loss`, with the reason in docs/log.md. The tolerance is 2e-3 relative: matrix
+//! kernels differ between processors, and fifty steps amplify the difference.
 
 mod common;
 
@@ -70,7 +70,7 @@ fn sft_muon_cosine() {
     );
 }
 
-/// Memory of a run of 500 steps does not climb.
+/// The memory of a run of 500 steps does not grow.
 #[test]
 fn memory_is_flat() {
     let dir = workplace();

@@ -1,5 +1,5 @@
-//! What a run does when memory does not suffice, when the loss is no number, when it jumps, when it
-//! stands still.
+//! How a run responds when memory is short, when the loss is NaN or infinite, when it jumps, and
+//! when it stops falling.
 
 mod common;
 
@@ -18,9 +18,9 @@ fn weights(dir: &Path, out: &str) -> Vec<u8> {
     fs::read(dir.join(out).join("model.safetensors")).unwrap()
 }
 
-/// Memory fails above one row: the run goes on with smaller micro-batches and ends in the weights
-/// of a run that had them from the start; the effective batch and every row stay; a resume keeps
-/// the size.
+/// Memory fails above one row: the run continues with smaller micro-batches and ends with the
+/// weights of a run that had them from the start. The effective batch stays the same, no row is
+/// skipped, and a resume keeps the size.
 #[test]
 fn too_little_memory_halves_the_micro_batch() {
     let dir = workplace();
@@ -57,7 +57,7 @@ fn too_little_memory_halves_the_micro_batch() {
             losses(&dir.path().join(format!("halved{limit}")))
         );
     }
-    // from its second step on, with enough memory: the sums are still made in the same order
+    // Resumed from its second step with enough memory: sums are still taken in the same order.
     fs::write(dir.path().join("halved1/checkpoints/latest"), "step-000000002").unwrap();
     run("halved1", None, &[]);
     assert_eq!(weights(dir.path(), "small1"), weights(dir.path(), "halved1"));
@@ -69,8 +69,8 @@ fn too_little_memory_halves_the_micro_batch() {
     );
 }
 
-/// One token's embedding is infinite: the step that meets it is named by the rows that hold it, and
-/// nothing is saved of it.
+/// One token's embedding is NaN: the error names rows that hold the token, and nothing of that step
+/// is saved.
 #[test]
 fn a_loss_that_is_no_number_names_the_rows() {
     let dir = workplace();
@@ -79,7 +79,7 @@ fn a_loss_that_is_no_number_names_the_rows() {
     json["tie_word_embeddings"] = false.into();
     fs::write(&config, json.to_string()).unwrap();
     ok(&mut train(dir.path(), "source", &["export.dtype=fp32", "conversion.total_tokens=300"]));
-    // the rarest token of the training rows
+    // The rarest token of the training rows.
     let data = Dataset::open(&dir.path().join("data")).unwrap();
     let rows_with = |token: i32| -> Vec<usize> {
         (0..data.rows(Split::Train))
@@ -135,17 +135,17 @@ fn a_loss_that_is_no_number_names_the_rows() {
         !named.is_empty() && named.iter().all(|r| bad.contains(r)),
         "{named:?} of {bad:?}: {err}"
     );
-    // whatever was saved before is whole and finite
+    // Every step recorded before is finite.
     for (_, loss, norm) in losses(&dir.path().join("out")) {
         assert!(f64::from_bits(loss).is_finite() && f64::from_bits(norm).is_finite());
     }
 }
 
-/// The guard skips a step above its bound, counts it, tells it, and the run goes on to its end.
+/// The spike guard skips a step above its bound, counts and reports it, and the run completes.
 #[test]
 fn a_jump_of_the_loss_is_skipped_and_counted() {
     let dir = workplace();
-    // a rate far too high makes the loss jump by itself
+    // A learning rate far too high makes the loss jump.
     let more = [
         "optim.lr=0.5",
         "optim.warmup_ratio=0.0",
@@ -165,7 +165,7 @@ fn a_jump_of_the_loss_is_skipped_and_counted() {
     );
 }
 
-/// Evaluations without gain end the run early, with an export.
+/// Evaluations without improvement end the run early, with an export.
 #[test]
 fn a_plateau_ends_the_run() {
     let dir = workplace();
@@ -187,7 +187,7 @@ fn a_plateau_ends_the_run() {
         "the first evaluation and three without gain, every second step"
     );
     assert!(dir.path().join("out/dlm_config.json").is_file());
-    // it is finished: called again, it does not train on
+    // The run is complete: the same command does not train further.
     let again = ok(&mut train(dir.path(), "out", &more));
     assert!(said(&again).contains("the run is complete"), "{}", said(&again));
 }

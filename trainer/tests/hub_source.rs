@@ -1,10 +1,8 @@
-//! Models from a hub on the loopback interface, by the real binary: the same run as from the
-//! folder, pinned to a commit that a resume keeps, offline from the cache; and errors that say what
-//! to do.
+//! Models from a hub on the loopback interface, by the real binary: the same run as from the local
+//! folder, pinned to a commit that a resume keeps, offline from the cache; and error messages that
+//! say what to do.
 
 mod common;
-#[path = "../../pipeline/tests/common/mod.rs"]
-mod hub;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use common::{ok, train, workplace};
-use hub::{Faults, Hub, files_of};
+use dlm_test_support::hub::{Faults, Hub, files_of};
 use serde_json::Value;
 
 const TOKEN: &str = "hf_secretsecretsecret";
@@ -22,7 +20,7 @@ const ID: &str = "org/tiny";
 
 type Files = BTreeMap<String, Vec<u8>>;
 
-/// Sets the environment of a client of `hub`, with its cache in the workplace.
+/// Sets the environment of a client of `hub`, with its cache in the test's folder.
 fn client<'a>(command: &'a mut Command, hub: &Hub, dir: &Path) -> &'a mut Command {
     command
         .env("HF_ENDPOINT", &hub.url)
@@ -42,7 +40,7 @@ fn from(dir: &Path, hub: &Hub, source: &str, out: &str, more: &[&str]) -> Comman
     command
 }
 
-/// A model's files as they lie on a hub, beside copies that are not to be fetched.
+/// A model's files as a hub has them, beside files that must not be downloaded.
 fn model(dir: &Path, seed: &str) -> Files {
     let name = format!("made-{seed}");
     ok(&mut train(dir, &name, &["export.dtype=fp32", "conversion.total_tokens=300", seed]));
@@ -55,7 +53,7 @@ fn model(dir: &Path, seed: &str) -> Files {
     files
 }
 
-/// The files of a folder before the hub's copies were added, as a local source.
+/// The same files as a local source.
 fn folder(dir: &Path, name: &str, files: &Files) -> PathBuf {
     let at = dir.join(name);
     fs::create_dir_all(&at).unwrap();
@@ -90,7 +88,7 @@ fn a_repository_is_the_folder_it_holds() {
     assert_eq!(weights(dir, "by-folder"), weights(dir, "by-hub"));
     assert!(!said(&done).contains(TOKEN));
 
-    // pinned wherever the source is recorded
+    // Every record of the source names the commit.
     let pinned = format!("hf://{ID}@{A}");
     assert!(said(&done).contains(&pinned), "{}", said(&done));
     assert_eq!(json(dir.join("by-hub/dlm_config.json"))["source_checkpoint"], pinned);
@@ -102,7 +100,7 @@ fn a_repository_is_the_folder_it_holds() {
         assert!(!fs::read_to_string(dir.join(written)).unwrap().contains(TOKEN));
     }
 
-    // only what is loaded, and the token only to the hub itself
+    // Only files that are loaded are downloaded, and only the hub itself gets the token.
     let asked = hub.asked(0);
     for name in ["pytorch_model.bin", "consolidated", "README", "gguf", "original"] {
         assert!(!asked.iter().any(|a| a.contains(name)), "{name} was fetched");
@@ -115,7 +113,7 @@ fn a_repository_is_the_folder_it_holds() {
     assert!(fs::symlink_metadata(link).unwrap().is_symlink());
     assert_eq!(fs::read_to_string(dir.join("cache/hub/models--org--tiny/refs/main")).unwrap(), A);
 
-    // a second run: by the bare name, by the commit, and without any network
+    // A second run: by the bare name, by the commit, and without a network.
     let before = hub.asked(0).len();
     ok(&mut from(dir, &hub, ID, "bare", &[]));
     assert!(
@@ -142,11 +140,11 @@ fn a_resume_keeps_the_commit() {
     let more = ["train.save_every=1", "train.keep_checkpoints=50"];
     ok(&mut from(dir, &hub, "hf://org/tiny", "run", &more));
     let whole = weights(dir, "run");
-    // back to step 2, and main is another model by now
+    // Back to step 2, while main has moved to another model.
     hub.push(ID, B, model(dir, "train.seed=2"));
     let back = || fs::write(dir.join("run/checkpoints/latest"), "step-000000002").unwrap();
     back();
-    // on another machine, too: its cache is empty, and the weights are the checkpoint's
+    // As on another machine: the cache is empty, and the weights come from the checkpoint.
     fs::remove_dir_all(dir.join("cache")).unwrap();
     let before = hub.asked(0).len();
     let resumed = ok(&mut from(dir, &hub, "hf://org/tiny", "run", &more));
@@ -158,10 +156,10 @@ fn a_resume_keeps_the_commit() {
         json(dir.join("run/dlm_config.json"))["source_checkpoint"],
         format!("hf://{ID}@{A}")
     );
-    // a revision that is named is meant
+    // A revision that is named explicitly is used.
     back();
     common::refused(&mut from(dir, &hub, "hf://org/tiny@main", "run", &more), 1, &[A, B, "source"]);
-    // and an export on demand takes the commit, too
+    // An export on demand uses the recorded commit, too.
     let mut export = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
     export.current_dir(dir).args(["export", "run", "--out", "again", "--data", "data"]);
     ok(client(&mut export, &hub, dir));
@@ -169,7 +167,7 @@ fn a_resume_keeps_the_commit() {
         json(dir.join("again/dlm_config.json"))["source_checkpoint"],
         format!("hf://{ID}@{A}")
     );
-    // a new run takes what main is now
+    // A new run uses the commit that main names now.
     ok(&mut from(dir, &hub, "hf://org/tiny", "new", &[]));
     assert_ne!(whole, weights(dir, "new"));
     assert_eq!(
@@ -178,7 +176,7 @@ fn a_resume_keeps_the_commit() {
     );
 }
 
-/// Cuts `model.safetensors` into two files and an index.
+/// Splits `model.safetensors` into two files with an index.
 fn sharded(mut files: Files) -> Files {
     let bytes = files.remove("model.safetensors").unwrap();
     let all = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -210,7 +208,7 @@ fn shards_come_by_their_index_and_other_commands_read_hubs_too() {
     ok(&mut from(dir, &hub, "hf://org/parts", "shards", &[]));
     assert_eq!(weights(dir, "single"), weights(dir, "shards"));
     assert!(!hub.asked(0).iter().any(|a| a.contains("consolidated")));
-    // another host gets the request, and not the token
+    // A redirect to another host carries no token.
     let (elsewhere, here): (Vec<_>, Vec<_>) =
         hub.asked(0).into_iter().partition(|a| a.starts_with("/cdn-models/"));
     assert!(

@@ -1,12 +1,12 @@
-//! `wf`: the task it prints is the file in configs/launch with its values put in, and the run
-//! script in it does what it says (run here with bash, a stand-in for dlm-train and a folder for
-//! the bucket).
+//! `wf`: the task that it prints is the template in configs/launch with its values filled in, and
+//! the template's run script does what it says (run here with bash, a stand-in for dlm-train, and a
+//! folder for the bucket).
 
-use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use dlm_test_support::skip;
 use serde_json::Value;
 
 fn wf(dir: &Path, arguments: &[&str]) -> Output {
@@ -19,7 +19,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A folder with a packed dataset (as far as wf looks) and a program to send.
+/// A folder with what wf looks for: a packed dataset's manifest and a program to send.
 fn workplace() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir_all(dir.path().join("datasets/packed")).unwrap();
@@ -159,8 +159,8 @@ fn refusals() {
     }
 }
 
-/// A home with a stand-in trainer: each call adds a step to what it finds, writes an export, and
-/// can wait for a signal.
+/// A home folder with a stand-in for dlm-train: each call adds a step to the checkpoint that it
+/// finds, writes an export, and can wait for a signal.
 fn home(trainer: &str) -> tempfile::TempDir {
     let home = tempfile::tempdir().unwrap();
     std::fs::create_dir_all(home.path().join("dlm")).unwrap();
@@ -204,7 +204,7 @@ fn script(home: &Path, overrides: &str, source: &str) -> Command {
 fn bash() -> bool {
     let there = Command::new("bash").arg("--version").output().is_ok();
     if !there {
-        drop(std::io::stderr().write_all(b"SKIP: no bash here to run the script with\n"));
+        skip("no bash to run the script with");
     }
     there
 }

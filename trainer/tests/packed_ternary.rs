@@ -1,240 +1,8 @@
-//! Packed ternary export: what is written is what the online quantiser computes, and reads back as
-//! it.
+//! Packed ternary export by the real binary: refused for models without BitLinear before training
+//! starts, and exported again as full weights on demand. What the files hold is tested in
+//! trainer/src/tests/packed_ternary.rs.
 
 mod families;
-
-use std::path::Path;
-
-use burn::prelude::*;
-use dlm_train::compute::tensor_io::download;
-use dlm_train::compute::{AttentionChoice, ComputePlan, StreamShape, device as compute_device};
-use dlm_train::config::ExportFormat;
-use dlm_train::diffusion::{
-    DeviceBatch, DocumentMask, Objective, ObjectiveSpec, PackedRow, build_batch, objective,
-};
-use dlm_train::io::export::{self, ExportInfo};
-use dlm_train::io::load_model::{LoadOptions, LoadedModel, load_model};
-use dlm_train::kernels::ops;
-use dlm_train::model::{
-    Checkpoint, Decoder, ModelConfig, ParamKind, Params, Weights, load, ternary,
-};
-use safetensors::Dtype;
-
-fn device() -> Device {
-    compute_device::cpu().device
-}
-
-fn own(arch: &str) -> (Decoder, Weights) {
-    let mut cfg = ModelConfig::from_json(families::own_config(arch)).unwrap();
-    cfg.set_bitlinear(true);
-    let params = Params::new(&cfg);
-    let mut host = load::random_host(&cfg, &params, 5);
-    // biases that matter
-    for (spec, values) in
-        params.specs.iter().zip(host.iter_mut()).filter(|(s, _)| s.kind == ParamKind::Bias)
-    {
-        values
-            .iter_mut()
-            .enumerate()
-            .for_each(|(i, v)| *v = ((i * 7 + spec.name.len()) % 11) as f32 / 10.0 - 0.5);
-    }
-    let w = load::upload(host, &params, &device());
-    (Decoder::new(cfg), w)
-}
-
-fn load(dir: &Path) -> (Decoder, Weights) {
-    let LoadedModel { decoder, weights } =
-        load_model(dir, LoadOptions::default(), &device()).unwrap();
-    (decoder, weights)
-}
-
-fn info(dir: &Path) -> ExportInfo {
-    ExportInfo {
-        bd_size: 8,
-        mask_token: "|<MASK>|".into(),
-        mask_token_id: families::MASK,
-        eos_token_ids: vec![families::EOS],
-        pad_token_id: 0,
-        tokenizer: dir.join("none"),
-        source_folder: None,
-        record: serde_json::json!({}),
-    }
-}
-
-fn logits(decoder: &Decoder, w: &Weights) -> Vec<f32> {
-    let ids: Vec<i32> = (0..64).map(|i| (i * 37 + 11) % 300).collect();
-    let row = PackedRow { labels: ids.clone(), documents: vec![(0, ids.len())], input_ids: ids };
-    let spec = ObjectiveSpec {
-        bd_size: 8,
-        mask_token_id: families::MASK,
-        complementary: true,
-        document_mask: DocumentMask::Document,
-    };
-    let batch = build_batch(
-        Objective::Sft,
-        &[row],
-        &[Vec::new()],
-        &spec,
-        StreamShape::Rectangular { multiple: 1 },
-    );
-    let compute = ComputePlan::new(compute_device::cpu(), None);
-    let compute = compute.with_attention(AttentionChoice::Dense).unwrap();
-    let inputs = DeviceBatch::upload(decoder, &batch, &compute).unwrap();
-    download(&objective::all_logits(decoder, w, &inputs)).unwrap()
-}
-
-/// Rounding to 8 bits is a step function: the lower quartile over positions must agree, and nothing
-/// be far off.
-fn close(a: &[f32], b: &[f32], what: &str) {
-    let mut worst: Vec<f32> = a
-        .chunks(families::VOCAB)
-        .zip(b.chunks(families::VOCAB))
-        .map(|(a, b)| a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max))
-        .collect();
-    worst.sort_by(f32::total_cmp);
-    assert!(
-        worst[worst.len() / 4] < 2e-4,
-        "{what}: lower quartile of the logits' errors is {}",
-        worst[worst.len() / 4]
-    );
-    assert!(
-        worst[worst.len() - 1] < 0.5,
-        "{what}: largest error of a logit is {}",
-        worst[worst.len() - 1]
-    );
-}
-
-#[test]
-fn reads_back_as_the_ternary_model_it_was() {
-    // Qwen2 has biases, which transformers' autobitlinear would scale: written for bitlinear
-    for (arch, class) in
-        [("BitNet", "autobitlinear"), ("Llama", "autobitlinear"), ("Qwen2", "bitlinear")]
-    {
-        let dir = tempfile::tempdir().unwrap();
-        let (decoder, w) = own(arch);
-        export::export(
-            dir.path(),
-            &decoder,
-            &w,
-            Dtype::F32,
-            ExportFormat::PackedTernary,
-            &info(dir.path()),
-        )
-        .unwrap();
-        let q = families::read_json(&dir.path().join("config.json"))["quantization_config"].clone();
-        assert_eq!(q["quant_method"], "bitnet");
-        assert_eq!(q["quantization_mode"], "offline");
-        assert_eq!(q["linear_class"], class, "{arch}");
-        let stored = families::tensors(dir.path());
-        let (mut matrices, back) = (0, load(dir.path()));
-        for ((spec, ours), theirs) in decoder.params.specs.iter().zip(&w.0).zip(&back.1.0) {
-            let (ours, theirs) = match spec.kind {
-                ParamKind::Matrix => {
-                    matrices += 1;
-                    assert_eq!(
-                        stored[&spec.name],
-                        ("U8".into(), vec![spec.shape[0] / 4, spec.shape[1]]),
-                        "{}",
-                        spec.name
-                    );
-                    assert_eq!(stored[&format!("{}_scale", spec.name)], ("F32".into(), vec![1]));
-                    let codes = |t: &Tensor<2>| download(&ops::ternary_codes(t.clone()).0).unwrap();
-                    let (a, b) = (codes(ours), codes(theirs));
-                    assert_eq!(a, b, "{arch} {}: other ternary values came back", spec.name);
-                    assert!(
-                        [-1.0, 0.0, 1.0].iter().all(|v| a.contains(v)),
-                        "{}: not all three values occur",
-                        spec.name
-                    );
-                    (ops::ternary_weight(ours.clone()), ops::ternary_weight(theirs.clone()))
-                }
-                _ => (ours.clone(), theirs.clone()),
-            };
-            let (ours, theirs) = (download(&ours).unwrap(), download(&theirs).unwrap());
-            let far = ours
-                .iter()
-                .zip(&theirs)
-                .map(|(a, b)| (a - b).abs() / a.abs().max(1e-6))
-                .fold(0.0, f32::max);
-            assert!(far < 2e-6, "{arch} {}: relative difference {far}", spec.name);
-        }
-        assert_eq!(matrices, 14, "{arch}");
-        close(&logits(&decoder, &w), &logits(&back.0, &back.1), arch);
-    }
-}
-
-/// The layout is a contract with other programs: a matrix small enough to write down.
-#[test]
-fn the_bits_are_where_other_readers_expect_them() {
-    // rows 0..8, two columns; mean|W| = 1
-    let rows: [[f32; 2]; 8] = [
-        [2.0, 0.1],
-        [-2.0, 0.4],
-        [0.0, 1.5],
-        [1.0, -1.0],
-        [-0.2, 2.0],
-        [0.3, -2.0],
-        [2.0, 0.5],
-        [-1.0, 0.0],
-    ];
-    let w = Tensor::<2>::from_data(rows, &device());
-    let p = ternary::pack("w", &w).unwrap();
-    assert_eq!(p.shape, [2, 2]);
-    assert!((p.scale - 1.0).abs() < 1e-6, "{}", p.scale);
-    // byte [r][c] = sum over i of (code of row 2i + r, column c, plus one) shifted by 2i
-    let code = |row: usize, col: usize| {
-        (rows[row][col].round_ties_even().clamp(-1.0, 1.0) as i8 + 1) as u8
-    };
-    let byte = |r: usize, c: usize| (0..4).map(|i| code(2 * i + r, c) << (2 * i)).sum::<u8>();
-    assert_eq!(p.bytes, [byte(0, 0), byte(0, 1), byte(1, 0), byte(1, 1)]);
-    let five = Tensor::<2>::ones([5, 2], &device());
-    let said = ternary::pack("model.x.weight", &five).unwrap_err().to_string();
-    assert!(said.contains("model.x.weight has 5 output rows"), "{said}");
-}
-
-#[test]
-fn a_packed_checkpoint_packs_to_the_same_bytes() {
-    let Some(dir) = families::fixtures() else {
-        return;
-    };
-    for name in ["bitnet_tiny_packed", "bitnet_tiny_packed_divisor"] {
-        let source = dir.join(name);
-        let (decoder, w) = load(&source);
-        let out = tempfile::tempdir().unwrap();
-        export::export(
-            out.path(),
-            &decoder,
-            &w,
-            Dtype::F32,
-            ExportFormat::PackedTernary,
-            &info(out.path()),
-        )
-        .unwrap();
-        let (a, b) = (Checkpoint::open(&source).unwrap(), Checkpoint::open(out.path()).unwrap());
-        for spec in decoder.params.specs.iter().filter(|s| s.kind == ParamKind::Matrix) {
-            assert_eq!(
-                a.view(&spec.name).unwrap().3,
-                b.view(&spec.name).unwrap().3,
-                "{name}: {}",
-                spec.name
-            );
-        }
-        let case = dir.join("causal_bitnet_tiny_packed.safetensors");
-        for folder in [source.as_path(), out.path()] {
-            let mut arguments = vec![
-                "parity",
-                "--device",
-                "cpu",
-                "--model",
-                folder.to_str().unwrap(),
-                "--case",
-                case.to_str().unwrap(),
-            ];
-            arguments.extend(["--logits-quantile", "0.25", "--tol-loss", "5e-3", "--json"]);
-            families::dlm_train(&arguments).ok();
-        }
-    }
-}
 
 #[test]
 fn models_without_bitlinear_are_refused_before_training() {
@@ -252,13 +20,15 @@ fn models_without_bitlinear_are_refused_before_training() {
         "{}",
         ran.stderr
     );
-    assert!(!out.join("metrics.jsonl").exists(), "it trained first");
-    families::train(&data, &out, &[&arguments[..], &["conversion.bitlinear=on"]].concat()).ok();
+    assert!(!out.join("metrics.jsonl").exists(), "it trained before it refused");
+    families::train(&data, &out, &[&arguments[..], &["conversion.bitlinear=on"]].concat())
+        .ok()
+        .unwrap();
     assert_eq!(
         families::read_json(&out.join("config.json"))["quantization_config"]["quantization_mode"],
         "offline"
     );
-    // on demand, the masters again
+    // An export in the hf format gives the fp32 master weights.
     let again = dir.path().join("again");
     families::dlm_train(&[
         "export",
@@ -268,7 +38,8 @@ fn models_without_bitlinear_are_refused_before_training() {
         "--format",
         "hf",
     ])
-    .ok();
+    .ok()
+    .unwrap();
     assert_eq!(
         families::read_json(&again.join("config.json"))["quantization_config"]["quantization_mode"],
         "online"

@@ -1,5 +1,5 @@
-//! `dlm-train plot` on metrics made up here: whole files, a line cut by a crash, several runs,
-//! files that are something else.
+//! `dlm-train plot` on metrics written here: complete files, a line truncated by a crash, several
+//! runs, files that are not metrics.
 
 mod families;
 
@@ -41,7 +41,7 @@ fn metrics(dir: &Path, n: u64, offset: f64) -> String {
     text
 }
 
-/// Tags are closed in order, and nothing is asked of the network.
+/// Every tag is closed in order, and the page loads nothing from a network.
 fn check_page(html: &str) {
     for outside in ["http://", "https://", "src=", "href=", "@import", "<script", "NaN", "inf\""] {
         assert!(
@@ -59,7 +59,7 @@ fn check_page(html: &str) {
             None => open.push(tag.split_whitespace().next().unwrap()),
         }
     }
-    // <html> was opened before <body>
+    // <html> was opened before <body>.
     assert!(open.is_empty() || open == ["body"], "{open:?}");
     assert!(html.contains("prefers-color-scheme: dark"));
 }
@@ -70,7 +70,7 @@ fn a_run_is_drawn_whole_although_its_last_line_is_cut() {
     let run = dir.path().join("runs/first <run>");
     let text = metrics(&run, 600, 0.0);
     std::fs::write(run.join("metrics.jsonl"), &text[..text.len() - 40]).unwrap();
-    let ran = dlm_train(&["plot", run.to_str().unwrap()]).ok();
+    let ran = dlm_train(&["plot", run.to_str().unwrap()]).ok().unwrap();
     assert!(ran.stderr.contains("1 of its lines"), "{}", ran.stderr);
     let out = run.join("report.html");
     assert_eq!(ran.stdout.trim(), out.to_str().unwrap());
@@ -89,8 +89,8 @@ fn a_run_is_drawn_whole_although_its_last_line_is_cut() {
     ] {
         assert!(html.contains(text), "no {text:?} in the page");
     }
-    // the median of 2000 + (37 step mod 150) over the run: hours of a billion tokens at 2.07k a
-    // second
+    // The median of 2000 + (37 step mod 150) over the run: hours per billion tokens at 2,070 tokens
+    // per second.
     assert!(
         html.contains("<b>134</b><span>hours per 1 B tokens"),
         "{}",
@@ -107,11 +107,12 @@ fn several_runs_share_the_charts() {
     let (a, b, page) = (dir.path().join("a"), dir.path().join("b"), dir.path().join("both.html"));
     metrics(&a, 400, 0.0);
     metrics(&b, 3000, 0.7);
-    // runs of one name are told apart by their paths
+    // Runs of the same name are distinguished by their paths.
     let c = dir.path().join("c/a");
     metrics(&c, 20, 0.0);
     dlm_train(&["plot", a.to_str().unwrap(), c.to_str().unwrap(), "--out", page.to_str().unwrap()])
-        .ok();
+        .ok()
+        .unwrap();
     assert!(std::fs::read_to_string(&page).unwrap().contains(c.to_str().unwrap()));
     dlm_train(&[
         "plot",
@@ -122,7 +123,8 @@ fn several_runs_share_the_charts() {
         "--out",
         page.to_str().unwrap(),
     ])
-    .ok();
+    .ok()
+    .unwrap();
     let html = std::fs::read_to_string(&page).unwrap();
     check_page(&html.replace("</body></html>", "</body>"));
     assert_eq!(html.matches("class=\"main k0\"").count(), 6);
@@ -147,9 +149,9 @@ fn what_is_not_a_run_is_refused() {
         assert_eq!(ran.code, Some(1));
         assert!(ran.stderr.contains(said), "{}", ran.stderr);
     }
-    // one step, with a loss that was not a number
+    // One step whose loss was NaN or infinite.
     std::fs::write(dir.path().join("metrics.jsonl"), "{\"step\": 1, \"loss\": null}\n").unwrap();
-    dlm_train(&["plot", dir.path().to_str().unwrap()]).ok();
+    dlm_train(&["plot", dir.path().to_str().unwrap()]).ok().unwrap();
     let many = [dir.path().to_str().unwrap(); 7];
     assert_eq!(dlm_train(&[&["plot"], &many[..]].concat()).code, Some(2));
 }

@@ -1,4 +1,6 @@
-//! A run that is killed, at any moment, ends in the same weights as one that is not.
+//! A run that is killed at any moment and resumed ends with the weights of a run that was not.
+
+#![allow(unsafe_code, reason = "libc::kill")]
 
 mod common;
 
@@ -27,7 +29,7 @@ fn same_weights(a: &Path, b: &Path) {
 #[test]
 fn thirty_kills_end_in_the_same_weights() {
     let dir = workplace();
-    // a checkpoint after every step: most kills fall into writing one
+    // A checkpoint after every step, so that most kills hit the writing of one.
     let every_step = ["train.save_every=1", "conversion.total_tokens=60000", "train.dtype=fp32"];
     let t = Instant::now();
     ok(&mut train(dir.path(), "whole", &every_step));
@@ -47,7 +49,8 @@ fn thirty_kills_end_in_the_same_weights() {
             std::thread::sleep(Duration::from_millis(1));
         }
         if finished {
-            // the machine got faster meanwhile: this run counts, and the kills go on in another one
+            // The run finished before its kill: it must be right, and the kills continue in a new
+            // run.
             same_weights(&dir.path().join("whole"), &dir.path().join("broken"));
             std::fs::remove_dir_all(dir.path().join("broken")).unwrap();
             continue;
@@ -64,7 +67,7 @@ fn thirty_kills_end_in_the_same_weights() {
     assert!(killed >= 25, "only {killed} kills hit a running process");
     let (a, b) = (dir.path().join("whole"), dir.path().join("broken"));
     same_weights(&a, &b);
-    // no debris of killed writers
+    // Killed writers leave no temporary files.
     let left: Vec<_> = std::fs::read_dir(b.join("checkpoints"))
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())
@@ -133,19 +136,19 @@ fn a_signal_saves_and_exits_130() {
     let dir = workplace();
     let long = ["train.save_every=0", "conversion.total_tokens=100000000"];
     let mut child = train(dir.path(), "out", &long).stderr(Stdio::piped()).spawn().unwrap();
-    // wait for the first steps
+    // Wait for the first steps.
     let metrics = dir.path().join("out/metrics.jsonl");
     let end = Instant::now() + Duration::from_secs(60);
     while std::fs::read_to_string(&metrics).map_or(0, |s| s.lines().count()) < 3 {
         assert!(Instant::now() < end, "no step in a minute");
         std::thread::sleep(Duration::from_millis(5));
     }
-    // SAFETY: signals our own child.
+    // SAFETY: the process id is that of our own child, which has not been waited for yet.
     unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
     let status = child.wait().unwrap();
     assert_eq!(status.code(), Some(130));
     assert!(dir.path().join("out/checkpoints/latest").is_file());
-    // another budget is another run: refused, with the key named, unless told
+    // Another token budget is another run: refused with the key named, unless allowed.
     refused(
         &mut train(dir.path(), "out", &["conversion.total_tokens=9000"]),
         1,

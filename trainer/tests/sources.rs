@@ -1,5 +1,4 @@
-//! Sources in half precision: weights stored as f16 or bf16 are the masters they stand for, in
-//! fp32.
+//! Sources in half precision: weights stored as f16 or bf16 are widened exactly to fp32 masters.
 
 mod common;
 
@@ -28,7 +27,7 @@ fn half_precision_is_read_as_it_is_stored() {
     };
     let full = loss("full");
     for (name, dtype) in [("f16", Dtype::F16), ("bf16", Dtype::BF16)] {
-        // the same values twice: in half precision, and widened again to fp32
+        // The same values twice: in half precision, and widened to fp32.
         let (half_dir, wide_dir) = (dir.path().join(name), dir.path().join(format!("{name}-wide")));
         let (mut half, mut wide) = (Vec::new(), Vec::new());
         for (tensor, view) in file.tensors() {

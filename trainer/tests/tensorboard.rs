@@ -1,14 +1,14 @@
-//! `report.tensorboard=true`: the event files hold what metrics.jsonl holds, also after a killed
-//! and resumed run.
+//! `report.tensorboard=true`: the event files hold the values of metrics.jsonl, also after a run
+//! was killed and resumed.
 
 mod families;
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use dlm_test_support::{python, repository};
 use serde_json::Value;
 
 const STEPS: u64 = 200;
@@ -26,7 +26,7 @@ fn varint(b: &mut &[u8]) -> u64 {
     v
 }
 
-/// (field, wire type, content or number) of a protobuf message.
+/// (field, wire type, content or number) of each field of a protobuf message.
 fn fields(mut b: &[u8]) -> Vec<(u64, u64, Vec<u8>)> {
     let mut out = Vec::new();
     while !b.is_empty() {
@@ -48,7 +48,7 @@ fn fields(mut b: &[u8]) -> Vec<(u64, u64, Vec<u8>)> {
     out
 }
 
-/// (step, tag, value) of every scalar of a file whose last record may be cut.
+/// (step, tag, value) of every scalar in a file whose last record may be truncated.
 fn scalars(path: &Path) -> Vec<(u64, String, f32)> {
     let bytes = std::fs::read(path).unwrap();
     let (mut b, mut out) = (bytes.as_slice(), Vec::new());
@@ -134,7 +134,7 @@ fn event_files_say_what_metrics_say_also_after_a_kill() {
         "report.tensorboard=true",
     ]);
 
-    // the first session is killed somewhere between two checkpoints
+    // The first session is killed somewhere between two checkpoints.
     let mut child = Command::new(env!("CARGO_BIN_EXE_dlm-train"))
         .args(&arguments)
         .stderr(Stdio::null())
@@ -153,9 +153,9 @@ fn event_files_say_what_metrics_say_also_after_a_kill() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(lines() < STEPS as usize, "it was over before the kill");
-    // names of files count seconds
+    // File names have a resolution of one second.
     std::thread::sleep(Duration::from_millis(1100));
-    let ran = families::dlm_train(&arguments).ok();
+    let ran = families::dlm_train(&arguments).ok().unwrap();
     assert!(ran.stderr.contains("resumed"), "{}", ran.stderr);
 
     let files = event_files(&run);
@@ -181,23 +181,9 @@ fn event_files_say_what_metrics_say_also_after_a_kill() {
     }
     assert_eq!(found, expected);
 
-    // as TensorBoard itself reads the folder
-    let python =
-        std::env::var_os("DLM_PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from);
-    if !Command::new(&python)
-        .args(["-c", "import tensorboard"])
-        .output()
-        .is_ok_and(|o| o.status.success())
-    {
-        drop(
-            std::io::stderr().write_all(
-                format!("SKIP: {} cannot import tensorboard; set DLM_PYTHON\n", python.display())
-                    .as_bytes(),
-            ),
-        );
-        return;
-    }
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/python/read_tensorboard.py");
+    // As TensorBoard itself reads the folder.
+    let Some(python) = python::with(&["tensorboard"]) else { return };
+    let script = repository().join("tests/python/read_tensorboard.py");
     let read = |dir: &Path| {
         let ran = Command::new(&python).arg(&script).arg(dir).output().unwrap();
         assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
@@ -214,7 +200,7 @@ fn event_files_say_what_metrics_say_also_after_a_kill() {
         })
         .collect();
     assert_eq!(theirs, expected);
-    // it checks the checksums: a flipped bit in the third record is not read
+    // TensorBoard verifies checksums: a record with a flipped bit is not read.
     let mut bytes = std::fs::read(&files[1]).unwrap();
     bytes[200] ^= 1;
     let broken = dir.path().join("broken");
@@ -235,6 +221,7 @@ fn nothing_is_written_unless_asked() {
         &run,
         &["source.init=random", &format!("source.config={}", config.display())],
     )
-    .ok();
+    .ok()
+    .unwrap();
     assert!(event_files(&run).is_empty());
 }

@@ -1,14 +1,16 @@
-//! Damaged, missing and unfitting input: each a clear error, nothing half-written taken for whole.
+//! Damaged, missing and mismatched input: each gives a clear error, and nothing half-written is
+//! taken for complete.
 
 mod common;
 
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
+
+use dlm_test_support::skip;
 
 use common::{BD, MASK, VOCAB, dataset, ok, refused, train, workplace};
 
-/// A trained export to be the source of next runs.
+/// Trains an export to be the source of further runs.
 fn source(dir: &Path) -> PathBuf {
     ok(&mut train(dir, "source", &["export.dtype=fp32", "conversion.total_tokens=500"]));
     dir.join("source")
@@ -94,7 +96,7 @@ fn data_that_does_not_fit_the_model_names_both_values() {
     dataset(&dir.path().join("other"), 4, MASK - 1, VOCAB);
     let mut c = from_source(dir.path(), &["data.dir=other"]);
     c.args(["--data", "other"]);
-    // the flag is given twice: clap's own refusal
+    // The flag is given twice, which clap refuses.
     assert_eq!(c.output().unwrap().status.code(), Some(2));
     fs::rename(dir.path().join("data"), dir.path().join("old")).unwrap();
     fs::rename(dir.path().join("other"), dir.path().join("data")).unwrap();
@@ -152,8 +154,8 @@ fn a_typo_in_the_config_names_the_nearest_key() {
     assert_eq!(device.output().unwrap().status.code(), Some(2));
 }
 
-/// A run into a file system that is full: the error names the file, the last whole checkpoint
-/// stays, no export appears.
+/// A run into a full file system: the error names the file, the last complete checkpoint stays, and
+/// there is no export.
 #[test]
 fn a_full_disk_leaves_nothing_that_passes_for_whole() {
     let dir = workplace();
@@ -164,10 +166,7 @@ fn a_full_disk_leaves_nothing_that_passes_for_whole() {
         .arg(&out)
         .output();
     if !mounted.is_ok_and(|o| o.status.success()) {
-        drop(
-            std::io::stderr()
-                .write_all(b"SKIP: a_full_disk: no right to mount a small file system here\n"),
-        );
+        skip("a full disk: no right to mount a small file system here");
         return;
     }
     let run = train(dir.path(), "small", &["train.save_every=2"]).output().unwrap();

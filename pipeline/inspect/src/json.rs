@@ -1,13 +1,13 @@
-//! A frame as JSON lines.
+//! Writes a data frame as JSON lines.
 //!
-//! In: a frame of numbers, text, booleans, lists and structs. Out: one object a row, keys in the
-//! order of the columns.
+//! In: a frame of numbers, text, booleans, lists and structs. Out: one object per row, its keys in
+//! the order of the columns.
 
 use anyhow::Result;
 use polars::prelude::*;
 use serde_json::{Map, Value, json};
 
-/// All rows.
+/// Every row of the frame, in order.
 pub fn lines(frame: &DataFrame) -> Result<String> {
     let mut out = String::new();
     for row in 0..frame.height() {

@@ -1,9 +1,11 @@
 //! `dlm-inspect`: tables over a packed dataset, with polars.
 //!
-//! In: a folder written by dlm-prep; a query, if any. Out, on stdout: one summary line per source
-//! or category, or what the query gives, as a table or as one JSON object a row. Tables for
-//! `--sql`: `packed` (the Arrow files as they are, with `split` and `row`) and `documents` (one
-//! line a conversation, see `tables.rs`).
+//! In: a folder written by dlm-prep, and optionally a query. Out, on stdout: one summary line per
+//! source or category, or the result of the query, as a table or as one JSON object per row. Tables
+//! for `--sql`: `packed` (the Arrow files as they are, with `split` and `row`) and `documents` (one
+//! row per conversation, see `tables.rs`).
+
+#![allow(unsafe_code, reason = "std::env::set_var before other threads exist")]
 
 mod json;
 mod tables;
@@ -16,37 +18,37 @@ use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use dlm_datasets::Dataset;
 
-/// What a line of the summary stands for.
+/// How the summary groups documents.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum By {
-    /// A source file or data set.
+    /// By source file or dataset.
     Source,
-    /// A category of the rows.
+    /// By the rows' category.
     Category,
 }
 
 #[derive(Parser)]
 #[command(name = "dlm-inspect", version, about = "Tables over packed datasets")]
 struct Args {
-    /// Folder written by dlm-prep.
+    /// Folder written by dlm-prep
     dir: PathBuf,
-    /// Query over the tables `packed` and `documents`.
+    /// SQL query over the tables `packed` and `documents`
     #[arg(long, value_name = "QUERY", conflicts_with = "by")]
     sql: Option<String>,
-    /// Lines of the summary.
+    /// What a line of the summary stands for
     #[arg(long, value_enum, default_value_t = By::Source)]
     by: By,
-    /// One JSON object a row.
+    /// Print one JSON object per row
     #[arg(long)]
     json: bool,
-    /// Rows of a table that are shown; JSON always has all.
+    /// How many rows of a table are shown; JSON always has all
     #[arg(long, default_value_t = 50, value_name = "N")]
     rows: usize,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    // SAFETY: nothing else runs yet; polars reads these when it formats a table.
+    // SAFETY: no other thread exists yet; polars reads these variables when it formats a table.
     unsafe {
         std::env::set_var("POLARS_FMT_MAX_ROWS", args.rows.to_string());
         std::env::set_var("POLARS_FMT_MAX_COLS", "40");
@@ -91,7 +93,7 @@ fn run(args: &Args) -> Result<()> {
     say(&format!("{frame}\n"))
 }
 
-/// To stdout; a reader that has gone away is no error.
+/// Writes to stdout; a closed pipe is not an error.
 fn say(text: &str) -> Result<()> {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {

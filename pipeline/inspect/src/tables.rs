@@ -1,6 +1,6 @@
-//! The tables that queries see.
+//! The tables that queries can name.
 //!
-//! In: an open dataset. Out: `packed` (columns of the Arrow files, scanned from the files, with
+//! In: an open dataset. Out: `packed` (the columns of the Arrow files, scanned from the files, with
 //! `split` and `row`) and `documents`:
 //!
 //! | column | meaning |
@@ -19,11 +19,11 @@ use dlm_datasets::{Dataset, Split, verify};
 use polars::prelude::*;
 use polars::sql::SQLContext;
 
-/// Runs a query over the tables it names.
+/// Runs a query over the tables that it names.
 pub fn query(dataset: &Dataset, query: &str) -> Result<DataFrame> {
     let mut context = SQLContext::new();
     let lower = query.to_lowercase();
-    // both are cheap to leave out and `documents` reads every row
+    // A table that the query does not name is not registered: `documents` reads every row.
     if lower.contains("packed") {
         context.register("packed", packed(dataset)?);
     }
@@ -33,7 +33,7 @@ pub fn query(dataset: &Dataset, query: &str) -> Result<DataFrame> {
     Ok(context.execute(query)?.collect()?)
 }
 
-/// The query behind the summary.
+/// The query that makes the summary.
 pub fn summary(by_category: bool) -> String {
     let by = if by_category { "category" } else { "source" };
     format!(
@@ -70,7 +70,7 @@ fn packed(dataset: &Dataset) -> Result<LazyFrame> {
     Ok(concat(parts, UnionArgs::default())?)
 }
 
-/// One line a document.
+/// One row per document.
 fn documents(dataset: &Dataset) -> Result<DataFrame> {
     let manifest = dataset.manifest();
     let (mut splits, mut sources, mut categories) = (Vec::new(), Vec::new(), Vec::new());

@@ -1,4 +1,4 @@
-//! The real binary over a small packed dataset whose numbers are known.
+//! The real binary over a small packed dataset whose figures are known.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -9,8 +9,8 @@ use dlm_datasets::{Document, Manifest, Split};
 const S: usize = 16;
 const MASK: i32 = 9;
 
-/// Three training rows and one held out; each has a conversation of 8 (3 with loss, 2 of padding)
-/// and one of 4 (1 with loss).
+/// Three training rows and one held-out row; each has a conversation of 8 tokens (3 with a label, 2
+/// of padding) and one of 4 (1 with a label).
 fn dataset(dir: &Path) -> PathBuf {
     let out = dir.join("packed");
     let mut writer = DatasetWriter::create(&out, Manifest::new(S, 4, 10, MASK, 0, 8)).unwrap();

@@ -1,6 +1,6 @@
 //! The command line, as typed.
 
-use crate::label::truncate::OverLong;
+use crate::config::policies::OverLong;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -116,7 +116,7 @@ pub struct PrepareArgs {
     #[arg(long, value_enum, default_value_t = LostTextArg::Drop)]
     pub lost_text: LostTextArg,
     /// The mask token; appended to the tokenizer if it lacks it.
-    #[arg(long, default_value = crate::tokenize::tokenizer::MASK_TOKEN)]
+    #[arg(long, default_value = crate::config::policies::MASK_TOKEN)]
     pub mask_token: String,
     /// The date strftime_now tells templates (output must not depend on the day it was made).
     #[arg(long, value_name = "TIME")]
@@ -212,7 +212,7 @@ LossOnArg => dlm_datasets::manifest::LossOn {
 });
 choice!(
 /// Control-token strings.
-SpecialTextArg => crate::template::spans::SpecialText {
+SpecialTextArg => crate::config::policies::SpecialText {
     /// They are text.
     Text,
     /// They are control tokens, as in Python tools.
@@ -222,7 +222,7 @@ SpecialTextArg => crate::template::spans::SpecialText {
 });
 choice!(
 /// Assistant text the template changes.
-LostTextArg => crate::template::spans::LostText {
+LostTextArg => crate::config::policies::LostText {
     /// The conversation is left out.
     Drop,
     /// The turn stays as context, without loss.

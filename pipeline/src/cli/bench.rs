@@ -5,17 +5,21 @@
 //! rendered texts with N threads, and the pipeline with N workers over the files, without and with
 //! the writing of files.
 
+#![allow(unsafe_code, reason = "libc::clock_gettime")]
+
 use crate::cli::args::{BenchArgs, PrepareArgs};
 use crate::error::{Error, Result};
 use crate::input::source::{self, RawRows};
 use crate::label::supervise::{Sample, Supervisor};
 use crate::pack::packer::Packer;
 use crate::pack::sink::DatasetSink;
+use crate::parse::rows::RowParser;
 use crate::prepare::plan::plan;
 use crate::run::batch::{BatchPosition, Cursor};
 use crate::run::executor::{self, InputStream, Meter};
-use crate::run::row_processor::{self, RowProcessor};
-use crate::template::spans::{Rendered, SpanFinder};
+use crate::run::row_processor::RowProcessor;
+use crate::template::rendered::Rendered;
+use crate::template::spans::SpanFinder;
 use clap::Parser;
 use dlm_datasets::writer::DocumentTokens;
 use serde_json::json;
@@ -83,8 +87,8 @@ pub fn run(a: &BenchArgs) -> Result<()> {
     let talks: Vec<_> = raw
         .iter()
         .flat_map(|b| {
-            let rows = row_processor::RowDecoder::new(b, &[]);
-            (0..b.len()).filter_map(move |i| rows.decode(i, Vec::new()).2.ok())
+            let rows = RowParser::new(b, &[]);
+            (0..b.len()).filter_map(move |i| rows.parse(i, Vec::new()).conversation.ok())
         })
         .collect();
     seconds.push(("decode", w.stop().1));
@@ -94,7 +98,7 @@ pub fn run(a: &BenchArgs) -> Result<()> {
         plan.settings.special_text,
         plan.settings.lost_text,
     )
-    .with_linear(stages.linear);
+    .with_verbatim(stages.linear);
     let mut texts: Vec<Rendered> = Vec::with_capacity(talks.len());
     let w = Watch::start();
     for c in &talks {

@@ -1,5 +1,7 @@
 //! Preparing a dataset: plan, run, finish, say what came of it.
 
+#![allow(unsafe_code, reason = "libc::getrusage")]
+
 use crate::cli::args::PrepareArgs;
 use crate::cli::stats;
 use crate::error::{Error, Result};
@@ -93,7 +95,7 @@ fn describe(plan: &PreparePlan, b: &PrepareArgs, workers: usize) {
         Some(l) => format!(
             "copies content, but for {} strings{}",
             l.triggers.len(),
-            if l.edge_space { " and white space at its edges" } else { "" }
+            if l.changes_edge_whitespace { " and white space at its edges" } else { "" }
         ),
     };
     eprintln!("template   {}; {how}", m.template_source);

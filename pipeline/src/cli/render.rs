@@ -3,11 +3,15 @@
 //! or `{"error"}`.
 
 use crate::cli::args::RenderArgs;
+use crate::config::policies::{LostText, SpecialText};
 use crate::error::{Error, Result};
-use crate::parse::conversation::{self, Conversation};
-use crate::template::chat::{self, ChatTemplate};
-use crate::template::control::ControlText;
-use crate::template::spans::{LostText, Rendered, SpanFinder, SpecialText};
+use crate::parse::conversation::Conversation;
+use crate::parse::shapes;
+use crate::template::chat::ChatTemplate;
+use crate::template::control::ControlTokens;
+use crate::template::rendered::Rendered;
+use crate::template::spans::SpanFinder;
+use crate::tokenize::special_tokens::special_tokens;
 use crate::tokenize::tokenizer::{AddedToken, TokenizerSource};
 use minijinja::value::{Serde, Value};
 use serde_json::{Map, Value as Json, json};
@@ -23,7 +27,7 @@ pub fn run(a: &RenderArgs) -> Result<()> {
     let renderer = match (&a.tokenizer, &a.template) {
         (Some(given), None) => {
             let dir = crate::input::hub::model::tokenizer(given)?;
-            let specials = chat::special_tokens(&dir)?;
+            let specials = special_tokens(&dir)?;
             let added = TokenizerSource::read(&dir)?.added_tokens().to_vec();
             Renderer::new(ChatTemplate::load_at(&dir, now)?, added, specials)?
         }
@@ -74,7 +78,7 @@ pub fn run(a: &RenderArgs) -> Result<()> {
 /// A template ready for contexts.
 pub struct Renderer {
     template: ChatTemplate,
-    control: ControlText,
+    control: ControlTokens,
     specials: BTreeMap<String, String>,
 }
 
@@ -85,7 +89,7 @@ impl Renderer {
         added: Vec<AddedToken>,
         specials: BTreeMap<String, String>,
     ) -> Result<Self> {
-        let control = ControlText::new(&added, specials.get("eos_token").map(String::as_str))?;
+        let control = ControlTokens::new(&added, specials.get("eos_token").map(String::as_str))?;
         Ok(Renderer { template, control, specials })
     }
 
@@ -115,7 +119,7 @@ impl Renderer {
             .iter()
             .filter_map(|k| Some((k.to_string(), context.get(*k)?.clone())))
             .collect();
-        let Ok(c) = conversation::from_row(row).2 else {
+        let Ok(c) = shapes::parse_row(row).conversation else {
             return Vec::new();
         };
         let Some(r) = self.rendered(&c) else {

@@ -231,11 +231,11 @@ mod tests {
         assert_eq!(r.sources.len(), 5);
         assert_eq!(
             r.settings(Settings::default()).unwrap().over_long,
-            crate::label::truncate::OverLong::Split
+            crate::config::policies::OverLong::Split
         );
         let typed =
-            Settings { over_long: crate::label::truncate::OverLong::Drop, ..Default::default() };
-        assert_eq!(r.settings(typed).unwrap().over_long, crate::label::truncate::OverLong::Drop);
+            Settings { over_long: crate::config::policies::OverLong::Drop, ..Default::default() };
+        assert_eq!(r.settings(typed).unwrap().over_long, crate::config::policies::OverLong::Drop);
         for (text, word) in [
             ("sources: []", "no sources"),
             ("sources: [{name: a}]", "needs either"),

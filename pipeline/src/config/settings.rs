@@ -4,8 +4,7 @@
 //! `recipe`, and whose fingerprint tells a stale or foreign partial output from our own. Worker
 //! counts and paths are deliberately not in it.
 
-use crate::label::truncate::OverLong;
-use crate::template::spans::{LostText, SpecialText};
+use crate::config::policies::{LostText, MASK_TOKEN, OverLong, SpecialText, default_now};
 use dlm_datasets::manifest::{Alignment, LossOn, Padding};
 use serde::{Deserialize, Serialize};
 
@@ -82,8 +81,8 @@ impl Default for Settings {
             split_context: 128,
             special_text: SpecialText::Text,
             lost_text: LostText::Drop,
-            mask_token: crate::tokenize::tokenizer::MASK_TOKEN.to_string(),
-            now: crate::template::chat::default_now().to_string(),
+            mask_token: MASK_TOKEN.to_string(),
+            now: default_now().to_string(),
             pack_window: 1024,
             shard_rows: 16384,
             eval_fraction: 0.0,

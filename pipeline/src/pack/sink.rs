@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::input::source::Input;
 use crate::pack::mixture::{Mixture, MixtureState};
 use crate::pack::packer::{Packer, PendingDocument};
-use crate::parse::conversation::DropReason;
+use crate::parse::drop_reason::DropReason;
 use crate::prepare::plan::PreparePlan;
 use crate::run::batch::{BatchPosition, Cursor, ProcessedBatch, ProcessedRow};
 use crate::run::executor::{Feed, InputStream};

@@ -1,19 +1,20 @@
-//! The short way from a JSON line to a conversation, for rows as they should be.
+//! Fast path from a JSON line to a conversation.
 //!
-//! In: a line. Out: what [`conversation::from_row`](crate::parse::conversation::from_row) makes of
-//! it, text borrowed where it holds no escapes; or nothing, and the row goes the long way (see
-//! `direct.rs`, which does the same for tables).
+//! In: one line. Out: the [`ParsedRow`] that `shapes.rs` defines, with text borrowed from the line
+//! where it contains no escapes. Anything unusual (a null content, an unknown role, a tool call, a
+//! duplicate key, invalid JSON) gives `None`, and the caller uses the reference path in `rows.rs`.
+//! `fast_columns.rs` does the same for tables.
 
-use crate::parse::conversation::{Message, Read, plain_role};
-use crate::parse::fast_columns::finish;
+use crate::parse::conversation::{Message, ParsedRow, canonical_role};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use std::borrow::Cow;
 use std::fmt::Formatter;
 
-/// A JSON line, in the memory of an empty list; none if it has to go the long way.
-pub fn line<'a>(text: &'a str, mut messages: Vec<Message<'a>>) -> Option<Read<'a>> {
-    let row: Line = serde_json::from_str(text).ok()?;
-    if let Some(Str(s)) =
+/// The row in a JSON line; None if it needs the reference path. `messages` is an empty list whose
+/// memory is reused.
+pub fn parse_line<'a>(text: &'a str, mut messages: Vec<Message<'a>>) -> Option<ParsedRow<'a>> {
+    let row: RowFields = serde_json::from_str(text).ok()?;
+    if let Some(NullableText(s)) =
         [row.system_prompt, row.system].into_iter().flatten().find(|s| !s.0.is_empty())
     {
         messages.push(Message::new("system", s));
@@ -31,88 +32,93 @@ pub fn line<'a>(text: &'a str, mut messages: Vec<Message<'a>>) -> Option<Read<'a
     }
     let licence =
         [row.license, row.licence].into_iter().flatten().map(|s| s.0).find(|s| !s.is_empty());
-    Some(finish(row.category.map(|s| s.0), licence, messages))
+    Some(ParsedRow::from_messages(row.category.map(|s| s.0), licence, messages))
 }
 
 #[derive(Default)]
-struct Line<'a> {
+struct RowFields<'a> {
     messages: Option<Vec<Message<'a>>>,
     input: Option<Input<'a>>,
-    output: Option<NoNull<'a>>,
-    system_prompt: Option<Str<'a>>,
-    system: Option<Str<'a>>,
-    category: Option<Str<'a>>,
-    license: Option<Str<'a>>,
-    licence: Option<Str<'a>>,
+    output: Option<RequiredText<'a>>,
+    system_prompt: Option<NullableText<'a>>,
+    system: Option<NullableText<'a>>,
+    category: Option<NullableText<'a>>,
+    license: Option<NullableText<'a>>,
+    licence: Option<NullableText<'a>>,
 }
 
-/// Text, borrowed where it holds no escapes; null is the empty text. (serde's own `Cow` is always a
-/// copy.)
+/// Text, borrowed where it contains no escapes; null becomes the empty text. (Deserializing into
+/// `Cow` would always copy.)
 #[derive(Default)]
-struct Str<'a>(Cow<'a, str>);
+struct NullableText<'a>(Cow<'a, str>);
 
-impl<'de> serde::Deserialize<'de> for Str<'de> {
+impl<'de> serde::Deserialize<'de> for NullableText<'de> {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        struct Visit;
-        impl<'de> Visitor<'de> for Visit {
-            type Value = Str<'de>;
+        struct TextVisitor;
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = NullableText<'de>;
             fn expecting(&self, f: &mut Formatter) -> std::fmt::Result {
                 f.write_str("text or null")
             }
-            fn visit_borrowed_str<E>(self, s: &'de str) -> Result<Str<'de>, E> {
-                Ok(Str(Cow::Borrowed(s)))
+            fn visit_borrowed_str<E>(self, s: &'de str) -> Result<NullableText<'de>, E> {
+                Ok(NullableText(Cow::Borrowed(s)))
             }
-            fn visit_str<E>(self, s: &str) -> Result<Str<'de>, E> {
-                Ok(Str(Cow::Owned(s.to_string())))
+            fn visit_str<E>(self, s: &str) -> Result<NullableText<'de>, E> {
+                Ok(NullableText(Cow::Owned(s.to_string())))
             }
-            fn visit_unit<E>(self) -> Result<Str<'de>, E> {
-                Ok(Str::default())
+            fn visit_unit<E>(self) -> Result<NullableText<'de>, E> {
+                Ok(NullableText::default())
             }
         }
-        d.deserialize_any(Visit)
+        d.deserialize_any(TextVisitor)
     }
 }
 
-/// The same where null is the long way's to judge.
-struct NoNull<'a>(Cow<'a, str>);
+/// Text where null needs the reference path.
+struct RequiredText<'a>(Cow<'a, str>);
 
-impl<'de> serde::Deserialize<'de> for NoNull<'de> {
+impl<'de> serde::Deserialize<'de> for RequiredText<'de> {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        match Option::<Str>::deserialize(d)? {
-            Some(s) => Ok(NoNull(s.0)),
-            None => Err(D::Error::custom(LONG_WAY)),
+        match Option::<NullableText>::deserialize(d)? {
+            Some(s) => Ok(RequiredText(s.0)),
+            None => Err(D::Error::custom(USE_REFERENCE_PATH)),
         }
     }
 }
 
+/// The `input` column, or a list of messages.
 enum Input<'a> {
     List(Vec<Message<'a>>),
     Text(Cow<'a, str>),
 }
 
-/// Deserialising stops here, and the row goes the long way.
-const LONG_WAY: &str = "not plain";
+/// Error text that stops deserializing; the row then takes the reference path, which makes the
+/// text irrelevant.
+const USE_REFERENCE_PATH: &str = "unusual row";
 
-impl<'de> serde::Deserialize<'de> for Line<'de> {
+impl<'de> serde::Deserialize<'de> for RowFields<'de> {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        struct Visit;
-        impl<'de> Visitor<'de> for Visit {
-            type Value = Line<'de>;
+        struct RowVisitor;
+        impl<'de> Visitor<'de> for RowVisitor {
+            type Value = RowFields<'de>;
             fn expecting(&self, f: &mut Formatter) -> std::fmt::Result {
                 f.write_str("a row")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Line<'de>, A::Error> {
-                let mut row = Line::default();
-                // An answer that the prompt's list may precede or follow; a key twice is the long
-                // way's to judge.
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RowFields<'de>, A::Error> {
+                let mut row = RowFields::default();
+                // Keys may come in any order; a duplicate key needs the reference path.
                 fn set<T, E: serde::de::Error>(slot: &mut Option<T>, value: T) -> Result<(), E> {
-                    if slot.replace(value).is_some() { Err(E::custom(LONG_WAY)) } else { Ok(()) }
+                    if slot.replace(value).is_some() {
+                        Err(E::custom(USE_REFERENCE_PATH))
+                    } else {
+                        Ok(())
+                    }
                 }
-                while let Some(Str(key)) = map.next_key()? {
+                while let Some(NullableText(key)) = map.next_key()? {
                     match &*key {
                         "messages" => match map.next_value()? {
                             Input::List(m) => set(&mut row.messages, m)?,
-                            Input::Text(_) => return Err(A::Error::custom(LONG_WAY)),
+                            Input::Text(_) => return Err(A::Error::custom(USE_REFERENCE_PATH)),
                         },
                         "input" => set(&mut row.input, map.next_value()?)?,
                         "output" => set(&mut row.output, map.next_value()?)?,
@@ -122,29 +128,29 @@ impl<'de> serde::Deserialize<'de> for Line<'de> {
                             } else {
                                 &mut row.system_prompt
                             };
-                            // null and "" are alike.
+                            // Null and the empty text both mean that there is no system prompt.
                             set(slot, map.next_value()?)?
                         }
                         "category" => set(&mut row.category, map.next_value()?)?,
                         "license" => set(&mut row.license, map.next_value()?)?,
                         "licence" => set(&mut row.licence, map.next_value()?)?,
                         "tools" | "conversations" | "conversation" | "instruction" => {
-                            return Err(A::Error::custom(LONG_WAY));
+                            return Err(A::Error::custom(USE_REFERENCE_PATH));
                         }
-                        _ => map.next_value_seed(Sound)?,
+                        _ => map.next_value_seed(CheckedValue)?,
                     }
                 }
                 Ok(row)
             }
         }
-        d.deserialize_map(Visit)
+        d.deserialize_map(RowVisitor)
     }
 }
 
 impl<'de> serde::Deserialize<'de> for Input<'de> {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        struct Visit;
-        impl<'de> Visitor<'de> for Visit {
+        struct InputVisitor;
+        impl<'de> Visitor<'de> for InputVisitor {
             type Value = Input<'de>;
             fn expecting(&self, f: &mut Formatter) -> std::fmt::Result {
                 f.write_str("text or messages")
@@ -157,59 +163,68 @@ impl<'de> serde::Deserialize<'de> for Input<'de> {
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Input<'de>, A::Error> {
                 let mut out = Vec::with_capacity(8);
-                while let Some(Plain(m)) = seq.next_element()? {
+                while let Some(PlainMessage(m)) = seq.next_element()? {
                     out.push(m);
                 }
-                if out.is_empty() { Err(A::Error::custom(LONG_WAY)) } else { Ok(Input::List(out)) }
+                if out.is_empty() {
+                    Err(A::Error::custom(USE_REFERENCE_PATH))
+                } else {
+                    Ok(Input::List(out))
+                }
             }
         }
-        d.deserialize_any(Visit)
+        d.deserialize_any(InputVisitor)
     }
 }
 
-/// A message of a role and a content.
-struct Plain<'a>(Message<'a>);
+/// A message with a role and a content and no other keys.
+struct PlainMessage<'a>(Message<'a>);
 
-impl<'de> serde::Deserialize<'de> for Plain<'de> {
+impl<'de> serde::Deserialize<'de> for PlainMessage<'de> {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        struct Visit;
-        impl<'de> Visitor<'de> for Visit {
-            type Value = Plain<'de>;
+        struct MessageVisitor;
+        impl<'de> Visitor<'de> for MessageVisitor {
+            type Value = PlainMessage<'de>;
             fn expecting(&self, f: &mut Formatter) -> std::fmt::Result {
                 f.write_str("a message")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Plain<'de>, A::Error> {
-                let (mut role, mut content): (Option<Str>, Option<NoNull>) = (None, None);
-                while let Some(Str(key)) = map.next_key()? {
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> Result<PlainMessage<'de>, A::Error> {
+                let (mut role, mut content): (Option<NullableText>, Option<RequiredText>) =
+                    (None, None);
+                while let Some(NullableText(key)) = map.next_key()? {
                     match &*key {
                         "role" | "from" if role.is_none() => role = Some(map.next_value()?),
                         "content" | "value" if content.is_none() => {
                             content = Some(map.next_value()?)
                         }
-                        _ => return Err(A::Error::custom(LONG_WAY)),
+                        _ => return Err(A::Error::custom(USE_REFERENCE_PATH)),
                     }
                 }
-                match (role.as_ref().and_then(|r| plain_role(&r.0)), content) {
-                    (Some(role), Some(content)) => Ok(Plain(Message::new(role, content.0))),
-                    _ => Err(A::Error::custom(LONG_WAY)),
+                match (role.as_ref().and_then(|r| canonical_role(&r.0)), content) {
+                    (Some(role), Some(content)) => Ok(PlainMessage(Message::new(role, content.0))),
+                    _ => Err(A::Error::custom(USE_REFERENCE_PATH)),
                 }
             }
         }
-        d.deserialize_map(Visit)
+        d.deserialize_map(MessageVisitor)
     }
 }
 
-/// Reads a value to see that it is sound (escapes, numbers, nesting) and keeps nothing of it.
-struct Sound;
+/// Discards a value after checking that it is valid JSON (escapes, numbers, nesting). serde's
+/// `IgnoredAny` would not check it, and the reference path drops rows with invalid JSON.
+struct CheckedValue;
 
-impl<'de> DeserializeSeed<'de> for Sound {
+impl<'de> DeserializeSeed<'de> for CheckedValue {
     type Value = ();
     fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
         d.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Sound {
+impl<'de> Visitor<'de> for CheckedValue {
     type Value = ();
     fn expecting(&self, f: &mut Formatter) -> std::fmt::Result {
         f.write_str("a value")
@@ -233,12 +248,12 @@ impl<'de> Visitor<'de> for Sound {
         Ok(())
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        while seq.next_element_seed(Sound)?.is_some() {}
+        while seq.next_element_seed(CheckedValue)?.is_some() {}
         Ok(())
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while map.next_key_seed(Sound)?.is_some() {
-            map.next_value_seed(Sound)?;
+        while map.next_key_seed(CheckedValue)?.is_some() {
+            map.next_value_seed(CheckedValue)?;
         }
         Ok(())
     }
@@ -247,109 +262,15 @@ impl<'de> Visitor<'de> for Sound {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::input::source::RawRows;
-    use crate::run::row_processor::decode;
-    use proptest::prelude::*;
-
-    fn some(s: &str) -> String {
-        serde_json::to_string(s).unwrap()
-    }
-
-    /// A value, mostly as it should be.
-    fn value() -> impl Strategy<Value = String> {
-        prop_oneof![
-            8 => "[a-z\n\"é]{0,6}".prop_map(|s| some(&s)),
-            1 => Just("null".to_string()),
-            1 => Just("\"\\ud800\"".to_string()),
-            1 => Just("1e999".to_string()),
-            1 => Just("[{\"role\": \"user\", \"content\": \"x\"}]".to_string()),
-            1 => Just("[]".to_string()),
-            1 => Just("{\"a\": [1, 2.5, true, \"\\u00e9\"]}".to_string()),
-            1 => Just("[{\"type\": \"text\", \"text\": \"t\"}]".to_string()),
-        ]
-    }
-    fn role() -> impl Strategy<Value = String> {
-        let known = prop::sample::select(vec![
-            "user",
-            "assistant",
-            "system",
-            "human",
-            "gpt",
-            "tool",
-            "observation",
-            "function_call",
-            "x",
-        ]);
-        prop_oneof![9 => known.prop_map(some), 1 => value()]
-    }
-    fn message() -> impl Strategy<Value = String> {
-        let key = prop::sample::select(vec!["role", "role", "role", "from"]);
-        let text = prop::sample::select(vec!["content", "content", "value"]);
-        let more = prop::option::weighted(
-            0.2,
-            (
-                prop::sample::select(vec![
-                    "name",
-                    "role",
-                    "value",
-                    "tool_calls",
-                    "reasoning_content",
-                ]),
-                value(),
-            ),
-        );
-        (key, role(), text, value(), more).prop_map(|(k, r, t, v, more)| {
-            let more = more.map(|(k, v)| format!(", \"{k}\": {v}")).unwrap_or_default();
-            format!("{{\"{k}\": {r}, \"{t}\": {v}{more}}}")
-        })
-    }
-    fn row() -> impl Strategy<Value = String> {
-        let list =
-            prop::collection::vec(message(), 0..4).prop_map(|m| format!("[{}]", m.join(", ")));
-        let key = prop::sample::select(vec![
-            "messages",
-            "input",
-            "input",
-            "output",
-            "output",
-            "system_prompt",
-            "system",
-            "category",
-            "license",
-            "licence",
-            "id",
-            "tools",
-            "instruction",
-            "conversations",
-            "prompt",
-            "answer",
-        ]);
-        let pair = (key, prop_oneof![2 => value(), 3 => list]);
-        prop::collection::vec(pair, 0..5).prop_map(|p| {
-            let p: Vec<String> = p.into_iter().map(|(k, v)| format!("\"{k}\": {v}")).collect();
-            format!("{{{}}}", p.join(", "))
-        })
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(4000))]
-        #[test]
-        fn lines_mean_the_same(text in row()) {
-            if let Some(short) = line(&text, Vec::new()) {
-                let raw = RawRows::Lines { ends: vec![text.len()], bytes: text.clone().into_bytes() };
-                prop_assert_eq!(short, decode(&raw, 0, &[]), "{}", text);
-            }
-        }
-    }
 
     #[test]
-    fn plain_rows_take_the_short_way() {
+    fn common_rows_take_the_fast_path() {
         for text in [
             r#"{"input": [{"role": "user", "content": "q\n"}], "output": "a", "system_prompt": null, "category": "x", "n": [1.5, {"k": "v"}]}"#,
             r#"{"output": "a", "input": "q"}"#,
             r#"{"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}"#,
         ] {
-            assert!(line(text, Vec::new()).is_some(), "{text}");
+            assert!(parse_line(text, Vec::new()).is_some(), "{text}");
         }
         for text in [
             r#"{"messages": [{"role": "user", "content": "q"}], "messages": []}"#,
@@ -357,7 +278,7 @@ mod tests {
             r#"{"input": "q", "output": "a"} x"#,
             r#"{"input": "q", "output": "a", "tools": []}"#,
         ] {
-            assert!(line(text, Vec::new()).is_none(), "{text}");
+            assert!(parse_line(text, Vec::new()).is_none(), "{text}");
         }
     }
 }

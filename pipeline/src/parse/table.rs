@@ -1,7 +1,7 @@
-//! A row of a table as JSON, so that tables and JSON lines go one way from here.
+//! A row of a table as a JSON object, so that tables and JSON lines share one parser.
 //!
-//! In: an Arrow record batch and a row number. Out: a JSON object of its columns; null cells are
-//! left out.
+//! In: an Arrow record batch and a row index. Out: a JSON object of the row's columns. A null cell
+//! of the table becomes JSON null; a null field inside a struct is omitted.
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{
@@ -10,8 +10,9 @@ use arrow::datatypes::{
 };
 use serde_json::{Map, Value};
 
-/// Row `i` of `batch`. Top-level nulls stay, so that a missing value is told from a missing column.
-pub fn row(batch: &RecordBatch, i: usize) -> Map<String, Value> {
+/// Row `i` of `batch`. Null cells are kept, so that the caller can tell a missing value from a
+/// missing column.
+pub fn row_to_json(batch: &RecordBatch, i: usize) -> Map<String, Value> {
     let schema = batch.schema_ref();
     let mut out = Map::with_capacity(batch.num_columns());
     for (f, c) in schema.fields().iter().zip(batch.columns()) {
@@ -24,7 +25,7 @@ fn list(values: &dyn Array, from: usize, to: usize) -> Value {
     Value::Array((from..to).map(|k| cell(values, k)).collect())
 }
 
-/// One cell. Types no conversation uses become null.
+/// The value of one cell. Types that no known dataset uses for conversations become null.
 fn cell(a: &dyn Array, i: usize) -> Value {
     if a.is_null(i) {
         return Value::Null;

@@ -9,7 +9,7 @@ use crate::config::settings::Settings;
 use crate::error::{Error, Result};
 use crate::input::json_lines::JsonRows;
 use crate::input::source::{self, FileFormat, Input, RawRows};
-use crate::parse::conversation::DropReason;
+use crate::parse::drop_reason::DropReason;
 use crate::prepare::plan::PreparePlan;
 use crate::run::batch::{BatchPosition, Cursor, ProcessedBatch};
 use crate::run::row_processor::{RowProcessor, Stages};

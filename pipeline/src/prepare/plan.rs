@@ -5,17 +5,20 @@
 //! with the manifest's head filled in.
 
 use crate::cli::args::{EngineArg, PrepareArgs, RenderArg};
+use crate::config::policies::default_now;
 use crate::config::recipe::Recipe;
 use crate::config::settings::Settings;
 use crate::error::{Error, Result};
 use crate::input::discover;
 use crate::input::source::{self, Input};
 use crate::pack::mixture::Mixture;
-use crate::run::row_processor::{self, Stages};
-use crate::template::chat::{self, ChatTemplate};
-use crate::template::control::ControlText;
+use crate::parse::rows::RowParser;
+use crate::run::row_processor::Stages;
+use crate::template::chat::ChatTemplate;
+use crate::template::control::ControlTokens;
 use crate::template::spans::SpanFinder;
 use crate::template::verbatim::{self, Verbatim};
+use crate::tokenize::special_tokens::{read_json, special_tokens};
 use crate::tokenize::tokenizer::{Tokenizer, TokenizerSource};
 use dlm_datasets::fs::write_atomic;
 use dlm_datasets::hash::sha256;
@@ -49,7 +52,7 @@ pub struct PreparePlan {
     /// Tokenizer, on the engine chosen.
     pub tokenizer: Tokenizer,
     /// Control tokens.
-    pub control: ControlText,
+    pub control: ControlTokens,
     /// When rows need no render.
     pub linear: Option<Verbatim>,
     /// One range of inputs per source of the recipe.
@@ -105,7 +108,7 @@ pub fn settings(b: &PrepareArgs) -> Result<Settings> {
 /// A time as typed, or the fixed one.
 pub fn time(text: Option<&str>) -> Result<jiff::civil::DateTime> {
     match text {
-        None => Ok(chat::default_now()),
+        None => Ok(default_now()),
         Some(t) => t.parse().map_err(|e| {
             Error::Usage(format!("--now {t:?}: expected a time like 2025-07-10T12:00:00 ({e})"))
         }),
@@ -131,7 +134,7 @@ pub fn plan(b: &PrepareArgs) -> Result<PreparePlan> {
     let (inputs, streams) = (found.files, found.streams);
     let now = time(Some(&settings.now))?;
     let mut tok = TokenizerSource::read(dir)?;
-    let mut specials = chat::special_tokens(dir)?;
+    let mut specials = special_tokens(dir)?;
     let template = match &b.template {
         Some(name) => ChatTemplate::named(name, specials.clone(), now)?,
         None => ChatTemplate::load_at(dir, now)?,
@@ -164,7 +167,7 @@ pub fn plan(b: &PrepareArgs) -> Result<PreparePlan> {
     specials.insert("pad_token".to_string(), pad.clone());
     // Everything that needs no tokenizer is done while the engines load.
     let look = |sampled: bool| -> Result<_> {
-        let mut control = ControlText::new(tok.added_tokens(), Some(&eos))?;
+        let mut control = ControlTokens::new(tok.added_tokens(), Some(&eos))?;
         let mut linear = None;
         if b.render == RenderArg::Auto && !template.has_generation() {
             let mut spans =
@@ -172,7 +175,7 @@ pub fn plan(b: &PrepareArgs) -> Result<PreparePlan> {
             linear = verbatim::probe(&template, &mut |m| spans.fill(m));
         }
         if let Some(l) = &linear {
-            control = ControlText::with_triggers(tok.added_tokens(), Some(&eos), &l.triggers)?;
+            control = ControlTokens::with_triggers(tok.added_tokens(), Some(&eos), &l.triggers)?;
         }
         let texts =
             if sampled { sample(&inputs, &template, &control, &settings) } else { Vec::new() };
@@ -260,7 +263,7 @@ pub fn plan(b: &PrepareArgs) -> Result<PreparePlan> {
 fn sample(
     inputs: &[Input],
     template: &ChatTemplate,
-    control: &ControlText,
+    control: &ControlTokens,
     settings: &Settings,
 ) -> Vec<String> {
     let mut out: Vec<String> = TRAPS.iter().map(|t| t.to_string()).collect();
@@ -276,9 +279,9 @@ fn sample(
         let Some(Ok(batch)) = source::open(input, 0).ok().and_then(|mut b| b.next()) else {
             continue;
         };
-        let rows = row_processor::RowDecoder::new(&batch, &input.columns);
+        let rows = RowParser::new(&batch, &input.columns);
         for i in 0..batch.len().min(each) {
-            let Ok(c) = rows.decode(i, Vec::new()).2 else {
+            let Ok(c) = rows.parse(i, Vec::new()).conversation else {
                 continue;
             };
             let Ok(r) = spans.render(&c) else { continue };
@@ -299,7 +302,7 @@ fn config(
     mask: &str,
     mask_id: u32,
 ) -> Result<Value> {
-    let mut v = chat::read_json(&dir.join("tokenizer_config.json"))?
+    let mut v = read_json(&dir.join("tokenizer_config.json"))?
         .unwrap_or_else(|| json!({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false}));
     if !v.is_object() {
         return Err(Error::Tokenizer {

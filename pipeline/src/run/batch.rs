@@ -3,7 +3,7 @@
 //! In: what each row gave. Out: [`ProcessedBatch`]: rows, their documents, and the ids and loss of
 //! all documents one after another, in memory that is used again for the next batch.
 
-use crate::parse::conversation::DropReason;
+use crate::parse::drop_reason::DropReason;
 use dlm_datasets::manifest::Counts;
 use dlm_datasets::verify::RowSummary;
 use dlm_datasets::writer::LossRun;

@@ -8,14 +8,15 @@ use crate::error::{Error, Result};
 use crate::input::source::{Input, RawRows};
 use crate::label::block::Grid;
 use crate::label::supervise::{Sample, Supervisor};
-use crate::label::truncate::{self, Cut};
-use crate::parse::conversation::{self, Conversation, DropReason, Message, Read};
-use crate::parse::table;
-use crate::parse::{fast_columns, fast_json};
+use crate::label::truncate::{self, DocumentRange};
+use crate::parse::conversation::{self, Conversation};
+use crate::parse::drop_reason::DropReason;
+use crate::parse::rows::RowParser;
 use crate::run::batch::{Cursor, ProcessedBatch, ProcessedDocument, ProcessedRow};
 use crate::template::chat::ChatTemplate;
-use crate::template::control::ControlText;
-use crate::template::spans::{Fault, Rendered, SpanFinder};
+use crate::template::control::ControlTokens;
+use crate::template::rendered::Rendered;
+use crate::template::spans::{RenderError, SpanFinder};
 use crate::template::verbatim::{CHECK_EVERY, Verbatim};
 use crate::tokenize::tokenizer::Tokenizer;
 use dlm_datasets::manifest::Manifest;
@@ -28,7 +29,7 @@ pub struct Stages<'a> {
     /// Tokenizer.
     pub tokenizer: &'a Tokenizer,
     /// Control tokens.
-    pub control: &'a ControlText,
+    pub control: &'a ControlTokens,
     /// Template.
     pub template: &'a ChatTemplate,
     /// When rows need no render.
@@ -49,7 +50,7 @@ pub struct RowProcessor<'a> {
     grid: Grid,
     rendered: Rendered,
     sample: Sample,
-    cuts: Vec<Cut>,
+    cuts: Vec<DocumentRange>,
     wants_fingerprint: bool,
 }
 
@@ -66,7 +67,7 @@ impl<'a> RowProcessor<'a> {
             manifest: m,
             inputs: stages.inputs,
             spans: SpanFinder::new(stages.template, stages.control, s.special_text, s.lost_text)
-                .with_linear(stages.linear),
+                .with_verbatim(stages.linear),
             supervisor: Supervisor {
                 tokenizer: stages.tokenizer,
                 loss_on: s.loss_on,
@@ -98,7 +99,7 @@ impl<'a> RowProcessor<'a> {
         let mut out = used.unwrap_or_default();
         out.clear();
         (out.number, out.from) = (number, from);
-        let raw = RowDecoder::new(&raw, self.inputs.get(from.file).map_or(&[][..], |i| &i.columns));
+        let raw = RowParser::new(&raw, self.inputs.get(from.file).map_or(&[][..], |i| &i.columns));
         // The list of one row's messages is the next one's.
         let mut messages = Vec::new();
         for i in 0..n {
@@ -110,8 +111,8 @@ impl<'a> RowProcessor<'a> {
                 continue;
             }
             let mut row = ProcessedRow::default();
-            let (category, licence, conversation) = raw.decode(i, std::mem::take(&mut messages));
-            let key = (category.as_deref(), licence.as_deref());
+            let parsed = raw.parse(i, std::mem::take(&mut messages));
+            let key = (parsed.category.as_deref(), parsed.licence.as_deref());
             row.key = out
                 .keys
                 .iter()
@@ -122,14 +123,14 @@ impl<'a> RowProcessor<'a> {
                 });
             let (ids, loss, documents) = (out.ids.len(), out.loss.len(), out.documents.len());
             let check = (from.row + i as u64) % CHECK_EVERY == 0;
-            let done = conversation.map_err(Fault::from).and_then(|mut c| {
+            let done = parsed.conversation.map_err(RenderError::from).and_then(|mut c| {
                 let done = self.conversation(&c, check, &mut row, &mut out);
                 c.messages.clear();
                 messages = c.messages;
                 done
             });
             if let Err(fault) = done {
-                let Fault::Drop(why) = fault else {
+                let RenderError::Drop(why) = fault else {
                     return Err(Error::Unfit(format!(
                         "row {} of input {}: the template treats its text in a way that trying it out did not show; run again with --render each",
                         from.row + i as u64,
@@ -154,7 +155,7 @@ impl<'a> RowProcessor<'a> {
         check: bool,
         row: &mut ProcessedRow,
         out: &mut ProcessedBatch,
-    ) -> std::result::Result<(), Fault> {
+    ) -> std::result::Result<(), RenderError> {
         let s = self.settings;
         if self.wants_fingerprint {
             row.fingerprint = conversation::fingerprint(c);
@@ -163,11 +164,11 @@ impl<'a> RowProcessor<'a> {
         self.spans.render_into(c, check, rendered)?;
         out.text_bytes += rendered.text.len() as u64;
         row.marked = rendered.control.is_some();
-        row.respaced = rendered.respaced;
-        row.rewritten = rendered.rewritten;
+        row.respaced = rendered.whitespace_changed_turns;
+        row.rewritten = rendered.rewritten_turns;
         self.supervisor.encode(rendered, &mut self.sample)?;
         row.over_long = self.sample.ids.len() > s.seq_len;
-        let lost = truncate::cut(
+        let lost = truncate::split_into_documents(
             &self.sample,
             s.over_long,
             s.seq_len,
@@ -212,75 +213,4 @@ impl<'a> RowProcessor<'a> {
         }
         if out.documents.len() == documents { Err(DropReason::NoLabel.into()) } else { Ok(()) }
     }
-}
-
-/// Raw rows, decoded the short way where they allow it.
-pub struct RowDecoder<'a> {
-    raw: &'a RawRows,
-    columns: &'a [(String, String)],
-    direct: Option<fast_columns::Columns<'a>>,
-}
-
-impl<'a> RowDecoder<'a> {
-    /// `columns` gives (our name, the file's name) where they differ.
-    pub fn new(raw: &'a RawRows, columns: &'a [(String, String)]) -> Self {
-        let direct = match raw {
-            RawRows::Table(batch) if columns.is_empty() => fast_columns::Columns::new(batch),
-            _ => None,
-        };
-        RowDecoder { raw, columns, direct }
-    }
-
-    /// Whether its columns have a shape that is read straight.
-    pub fn is_direct(&self) -> bool {
-        self.direct.is_some()
-    }
-
-    /// Category, licence and conversation of row `i`; `memory` is an empty list to use.
-    pub fn decode(&self, i: usize, memory: Vec<Message<'a>>) -> Read<'a> {
-        let short = match (self.raw, &self.direct) {
-            (RawRows::Table(_), Some(d)) => d.read(i, memory),
-            (RawRows::Lines { .. }, _) if self.columns.is_empty() => self
-                .raw
-                .line(i)
-                .and_then(|l| std::str::from_utf8(l).ok())
-                .and_then(|l| fast_json::line(l, memory)),
-            _ => None,
-        };
-        short.unwrap_or_else(|| decode(self.raw, i, self.columns))
-    }
-}
-
-/// The long way, and the definition: category, licence and conversation of raw row `i`; `columns`
-/// gives (our name, the file's name) where they differ.
-pub fn decode(raw: &RawRows, i: usize, columns: &[(String, String)]) -> Read<'static> {
-    let mut row = match raw {
-        RawRows::Table(batch) => table::row(batch, i),
-        RawRows::Lines { .. } => {
-            let Some(line) = raw.line(i) else {
-                return (None, None, Err(DropReason::LineTooLong));
-            };
-            let Ok(text) = std::str::from_utf8(line) else {
-                return (None, None, Err(DropReason::BadUtf8));
-            };
-            match serde_json::from_str::<serde_json::Value>(text) {
-                Ok(serde_json::Value::Object(row)) => row,
-                _ => return (None, None, Err(DropReason::BadJson)),
-            }
-        }
-    };
-    if !columns.is_empty() {
-        let mut renamed = serde_json::Map::new();
-        for (ours, theirs) in columns {
-            renamed.insert(ours.clone(), row.remove(theirs).unwrap_or(serde_json::Value::Null));
-        }
-        // What is not named keeps its name only where it cannot be taken for something else.
-        for k in ["category", "license", "licence"] {
-            if let (Some(v), false) = (row.remove(k), renamed.contains_key(k)) {
-                renamed.insert(k.to_string(), v);
-            }
-        }
-        row = renamed;
-    }
-    conversation::from_row(row)
 }

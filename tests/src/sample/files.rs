@@ -1,7 +1,7 @@
 //! Writes the sample's files.
 //!
 //! In: a folder. Out: `train.parquet` (Nemotron schema), `heldout.jsonl`, `tokenizer/`,
-//! `README.md`, each by temporary file and rename.
+//! `README.md`, each written to a temporary file and renamed.
 
 use std::fs;
 use std::path::Path;
@@ -18,7 +18,7 @@ use serde_json::json;
 use super::text::{Conversation, conversations};
 use super::{HELD_OUT_ROWS, MODEL_VOCAB, SEED, TRAIN_ROWS, tokenizer};
 
-/// What was written.
+/// Counts of what was written.
 pub struct Written {
     /// Training conversations.
     pub train: usize,
@@ -26,11 +26,11 @@ pub struct Written {
     pub held_out: usize,
     /// Tokens of the training conversations, control tokens included.
     pub tokens: usize,
-    /// Of these, tokens of answers with their end-of-turn token.
+    /// Of these, tokens of answers, their end-of-turn tokens included.
     pub answer_tokens: usize,
     /// The longest conversation, in tokens.
     pub longest: usize,
-    /// Ids in the tokenizer.
+    /// Size of the tokenizer's vocabulary.
     pub ids: usize,
 }
 

@@ -1,7 +1,7 @@
-//! The sample data set: small records and what one asks about them, written by a seeded program.
+//! The sample data set: small records and questions about them, written by a seeded program.
 //!
-//! In: a seed. Out: the files of `datasets/sample`, the same bytes every time. `make-sample` writes
-//! them; a test holds the shipped files against a fresh run. Flow: [`words`] → [`text`]
+//! In: a seed. Out: the files of `datasets/sample`, always the same bytes. `make-sample` writes
+//! them; a test compares the shipped files with a fresh run. Flow: [`words`] → [`text`]
 //! (conversations) → [`tokenizer`] (trained on them) → [`files`].
 
 pub mod files;

@@ -1,4 +1,4 @@
-//! SplitMix64: a seed in, the same numbers out on every machine and in every release.
+//! SplitMix64: the same numbers from a seed on every machine and in every release.
 //!
 //! Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (2014), constants
 //! from there.
@@ -39,7 +39,7 @@ impl Rng {
     }
 }
 
-/// FNV-1a over bytes: a stable hash for the held-out rule.
+/// FNV-1a: a stable hash that decides which records are held out.
 pub fn fnv1a(bytes: &[u8]) -> u64 {
     bytes
         .iter()

@@ -1,30 +1,30 @@
-//! Conversations over small records: what the sample teaches.
+//! Conversations about small records, from which the sample model learns.
 //!
-//! In: a [`Rng`]. Out: [`Conversation`]s of 40 to 110 tokens. Four kinds of record (person, order,
-//! meeting, pet) and four tasks: record to JSON (about 70 %), JSON to record, one field asked for,
-//! a sentence. Every answer follows from its prompt alone; keys and syntax are predictable, values
-//! must be copied from the prompt, where the fields stand in any order.
+//! In: a [`Rng`]. Out: [`Conversation`]s of 40 to 110 tokens. There are four kinds of record
+//! (person, order, meeting, pet) and four tasks: record to JSON (about 70 %), JSON to record, one
+//! field, a sentence. Every answer follows from its prompt alone: keys and syntax are predictable,
+//! and values must be copied from the prompt, where the fields are in any order.
 //!
-//! Held out: the pair of a record's two leading values decides by hash whether a record belongs to
-//! the training rows or to the held-out prompts, so that a held-out record is a combination never
-//! seen, made of words that were.
+//! Held out: a hash of a record's two leading values decides whether it belongs to the training
+//! rows or to the held-out prompts, so that a held-out record is a combination that training never
+//! shows, of words that it does.
 
 use super::rng::{Rng, fnv1a};
 use super::words::*;
 
-/// One turn.
+/// A message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Turn {
     /// `user` or `assistant`.
     pub role: &'static str,
-    /// The text.
+    /// Its text.
     pub content: String,
 }
 
 /// A conversation that ends with the answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conversation {
-    /// The prompt: turns up to and with the last user turn.
+    /// The prompt: all turns up to the last user turn.
     pub input: Vec<Turn>,
     /// The answer.
     pub output: String,
@@ -32,7 +32,7 @@ pub struct Conversation {
     pub task: &'static str,
 }
 
-/// A field's value; numbers stand without quotes in JSON.
+/// A field's value; numbers have no quotes in JSON.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Value {
     Word(String),
@@ -117,7 +117,7 @@ impl Record {
         Self { kind, fields }
     }
 
-    /// Whether the pair of leading values puts this record among the held-out ones (one in ten).
+    /// Whether the two leading values put this record among the held-out ones (one in ten).
     fn held_out(&self) -> bool {
         let pair =
             format!("{}|{}|{}", self.kind, self.fields[0].1.plain(), self.fields[1].1.plain());

@@ -1,9 +1,9 @@
 //! A byte-level BPE tokenizer trained on the sample.
 //!
-//! In: the sample's conversations. Out: `tokenizer.json` and `tokenizer_config.json` as text.
-//! Layout as in SmolLM2: digits one by one, then the GPT-2 split, all 256 byte symbols in the
-//! alphabet; ChatML control tokens as ids 0, 1, 2. The mask token is not in it: dlm-prep appends
-//! it.
+//! In: the sample's conversations. Out: `tokenizer.json` and `tokenizer_config.json` as text. The
+//! layout is that of SmolLM2: digits one by one, then the GPT-2 split, all 256 byte symbols in the
+//! alphabet; ChatML control tokens as ids 0, 1, 2. It has no mask token, because dlm-prep appends
+//! one.
 
 use anyhow::{Result, anyhow};
 use serde_json::json;
@@ -18,10 +18,10 @@ use super::text::Conversation;
 /// The control tokens, in the order of their ids.
 pub const SPECIAL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 
-/// ChatML, as Qwen2.5 has it, without a default system prompt.
+/// ChatML as in Qwen2.5, without a default system prompt.
 pub const CHAT_TEMPLATE: &str = "{%- for message in messages %}\n    {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}\n{%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n";
 
-/// Trains on the conversations; at most `max_ids` ids, fewer when nothing is left to merge.
+/// Trains on the conversations, up to `max_ids` ids; fewer when nothing is left to merge.
 pub fn train(conversations: &[Conversation], max_ids: usize) -> Result<Tokenizer> {
     let mut tokenizer = Tokenizer::new(BPE::default());
     let byte_level = ByteLevel::new(false, true, true);

@@ -1,5 +1,5 @@
 //! Word lists of the sample: short common words, so that a vocabulary of about a thousand ids holds
-//! most of them whole.
+//! most of them as one token.
 
 /// First names.
 pub const FIRST: &[&str] = &[
@@ -35,7 +35,7 @@ pub const JOB: &[&str] = &[
     "teacher",
     "writer",
 ];
-/// Things one orders.
+/// Articles that can be ordered.
 pub const ITEM: &[&str] = &[
     "bag", "bench", "bowl", "chair", "clock", "coat", "cup", "desk", "hat", "lamp", "mirror",
     "pen", "rug", "scarf", "shelf", "table",

@@ -1,5 +1,9 @@
-//! Attention over block-diffusion streams: by tiles on a CPU, over key ranges on any device.
+//! Attention over block-diffusion streams, in three implementations of the same function: under a
+//! dense mask (the reference), over key ranges (any device), and by tiles (CPU, fp32).
 
+pub mod dense;
+pub mod plan;
 pub mod ranges;
 pub mod tiles;
-mod tiles_cpu;
+
+pub use plan::{KeyRange, Tile, TilePlan};

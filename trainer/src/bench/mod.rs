@@ -1,3 +1,10 @@
-//! Throughput measurements.
+//! Throughput of training at true shapes, with random weights and synthetic packed rows.
+//!
+//! In: [`TrainBenchOptions`]. Out: [`TrainBenchReport`]. `presets.rs` has the shapes, `rows.rs` the
+//! data, `train.rs` the measurement.
 
-pub mod presets;
+mod presets;
+mod rows;
+mod train;
+
+pub use train::{BenchLayout, TrainBenchOptions, TrainBenchReport, measure};

@@ -1,11 +1,11 @@
-//! Model shapes by name, for benchmarks: true shapes, random weights, nothing downloaded.
+//! Model shapes by name. Benchmarks use them with random weights, so that nothing is downloaded.
 
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 
-/// Names that [`config`] knows.
-pub const NAMES: [&str; 8] = [
+/// Names that [`config`] accepts.
+const NAMES: [&str; 8] = [
     "tiny_llama",
     "tiny_qwen3",
     "demo_5m",
@@ -38,7 +38,7 @@ fn shape(
 }
 
 /// The `config.json` of a preset.
-pub fn config(name: &str) -> Result<Value> {
+pub(super) fn config(name: &str) -> Result<Value> {
     Ok(match name {
         "tiny_llama" => shape("LlamaForCausalLM", 512, 96, 256, 3, 6, 3, 16, 1e5),
         "tiny_qwen3" => shape("Qwen3ForCausalLM", 512, 64, 128, 2, 4, 2, 32, 1e6),
@@ -48,7 +48,7 @@ pub fn config(name: &str) -> Result<Value> {
         "qwen3_0.6b" => shape("Qwen3ForCausalLM", 151_936, 1024, 3072, 28, 16, 8, 128, 1e6),
         "qwen3_4b" => shape("Qwen3ForCausalLM", 151_936, 2560, 9728, 36, 32, 8, 128, 1e6),
         "bitnet_2b" => {
-            // one more row block than the source's 128,256, for the mask token
+            // 64 rows more than the source's 128,256, for the mask token
             let mut v = shape("BitNetForCausalLM", 128_320, 2560, 6912, 30, 20, 5, 128, 5e5);
             if let Some(o) = v.as_object_mut() {
                 o.insert(

@@ -1,122 +1,84 @@
-//! `dlm-train eval --model DIR --data DIR`: mean loss of a model folder on a packed dataset, under
-//! fixed masks.
+//! `dlm-train eval --model DIR --data DIR`: mean loss of a model on a packed dataset under fixed
+//! masks.
 //!
-//! Out: the block-diffusion loss and the causal loss, each the mean over counted tokens, in nats.
+//! Out: the block-diffusion loss and the causal loss, each the mean over counted tokens in nats.
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use dlm_datasets::Split;
-use serde_json::json;
 
-use crate::compute::{ComputeDtype, ComputePlan, device};
-use crate::diffusion::{DocumentMask, Layout, Objective, ObjectiveSpec, PassOptions};
-use crate::error::{Error, Result};
-use crate::io::source;
-use crate::model::{Decoder, ModelConfig, Params, load};
-use crate::train::data::BatchPlan;
-use crate::train::evaluate::evaluate;
+use super::validation;
+use crate::compute::ComputeDtype;
+use crate::error::Result;
+use crate::validate::{DatasetOptions, validate};
 
-/// Options of `dlm-train eval`.
+/// Arguments of `dlm-train eval` as typed.
 #[derive(Args, Debug)]
 pub struct EvalArgs {
     /// Model: a Hugging Face folder, hf://ORG/NAME[@REV], or ORG/NAME.
     #[arg(long)]
     pub model: PathBuf,
-    /// Packed dataset.
+    /// Packed dataset: a folder written by dlm-prep.
     #[arg(long)]
     pub data: PathBuf,
-    /// train or eval; default: eval where the dataset has one.
-    #[arg(long, value_parser = ["train", "eval"])]
-    pub split: Option<String>,
-    /// Rows at most.
+    /// Split to evaluate [default: eval where the dataset has one, else train].
+    #[arg(long, value_enum)]
+    pub split: Option<SplitName>,
+    /// Evaluate at most this many rows, from the first on [default: all].
     #[arg(long)]
     pub rows: Option<usize>,
-    /// Rows a forward pass.
-    #[arg(long, default_value_t = 8)]
-    pub micro_rows: usize,
-    /// Seed of the masks.
-    #[arg(long, default_value_t = 42)]
-    pub seed: u64,
-    /// fp32 or bf16.
-    #[arg(long, default_value = "fp32")]
-    pub dtype: ComputeDtype,
-    /// auto, cpu, cuda[:N].
-    #[arg(long, default_value = "auto")]
-    pub device: String,
+    /// Rows per forward pass [default: 8].
+    #[arg(long, alias = "micro-rows")]
+    pub micro_batch_rows: Option<usize>,
+    /// Seed of the masks [default: 42].
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Dtype of activations and matrix products [default: fp32].
+    #[arg(long, value_enum)]
+    pub dtype: Option<ComputeDtype>,
+    /// auto, cpu, cuda[:N] or wgpu [default: auto].
+    #[arg(long)]
+    pub device: Option<String>,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
 }
 
-/// Run.
+/// Names of the splits.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum SplitName {
+    /// The rows that training reads.
+    Train,
+    /// The held-out rows.
+    Eval,
+}
+
+impl From<SplitName> for Split {
+    fn from(name: SplitName) -> Self {
+        match name {
+            SplitName::Train => Split::Train,
+            SplitName::Eval => Split::Eval,
+        }
+    }
+}
+
+/// Evaluates and prints.
 pub fn run(args: &EvalArgs) -> Result<bool> {
-    let compute = ComputePlan::new(device::choose(&args.device)?, Some(args.dtype));
-    let data = crate::train::data::open(&args.data)?;
-    let m = data.manifest();
-    let split = match args.split.as_deref() {
-        Some("train") => Split::Train,
-        Some(_) => Split::Eval,
-        None if data.rows(Split::Eval) > 0 => Split::Eval,
-        None => Split::Train,
-    };
-    let rows = data.rows(split).min(args.rows.unwrap_or(usize::MAX));
-    if rows == 0 {
-        return Err(Error::Usage(format!(
-            "{} has no {} rows; prepare it with --eval-fraction or use --split train",
-            args.data.display(),
-            split.name()
-        )));
+    let report = validate(&args.model, options(args))?;
+    validation::print(&report, args.json)?;
+    Ok(report.ok())
+}
+
+fn options(args: &EvalArgs) -> DatasetOptions {
+    let usual = DatasetOptions::new(&args.data);
+    DatasetOptions {
+        split: args.split.map(Split::from),
+        rows: args.rows,
+        micro_batch_rows: args.micro_batch_rows.unwrap_or(usual.micro_batch_rows),
+        seed: args.seed.unwrap_or(usual.seed),
+        dtype: args.dtype.unwrap_or(usual.dtype),
+        device: args.device.clone().unwrap_or(usual.device),
+        data: usual.data,
     }
-    let folder = source::folder_of(&args.model)?;
-    let mut cfg = ModelConfig::read(&folder)?;
-    let params = Params::new(&cfg);
-    let host = load::read_host(&folder, &mut cfg, &params)?;
-    if m.mask_token_id as usize >= cfg.vocab_size {
-        return Err(Error::Mismatch(format!(
-            "the dataset's mask id {} has no row in {} (vocabulary {}); evaluate a converted model, or prepare the data with its tokenizer",
-            m.mask_token_id,
-            args.model.display(),
-            cfg.vocab_size
-        )));
-    }
-    let decoder = Decoder::new(cfg);
-    let w = load::upload(host, &decoder.params, &compute.device.device);
-    let pass = PassOptions { activation_checkpointing: false, loss_chunk: 1024 };
-    let mut losses = Vec::new();
-    for objective in [Objective::BlockDiffusion(Layout::Saving), Objective::Sft] {
-        let plan = BatchPlan {
-            seed: args.seed,
-            batch_rows: args.micro_rows,
-            micro_batch_rows: args.micro_rows.max(1),
-            objective,
-            spec: ObjectiveSpec {
-                bd_size: m.bd_size,
-                mask_token_id: m.mask_token_id,
-                complementary: true,
-                document_mask: DocumentMask::Document,
-            },
-            noise_eps: 1e-3,
-            shape: compute.stream_shape,
-            vocab_size: decoder.cfg.vocab_size,
-        };
-        losses.push(evaluate(&decoder, &w, &data, split, &plan, &pass, &compute, rows)?);
-    }
-    if args.json {
-        println!(
-            "{}",
-            json!({"split": split.name(), "rows": rows, "block_diffusion_loss": losses[0], "causal_loss": losses[1]})
-        );
-    } else {
-        let show =
-            |l: Option<f64>| l.map_or("no counted tokens".into(), |l| format!("{l:.4} nats"));
-        println!(
-            "{} rows of {}: block diffusion {}, causal {}",
-            rows,
-            split.name(),
-            show(losses[0]),
-            show(losses[1])
-        );
-    }
-    Ok(true)
 }

@@ -1,66 +1,79 @@
-//! `dlm-train export RUN --out DIR`: a Hugging Face folder from a run's newest (or a named)
-//! checkpoint.
+//! `dlm-train export RUN --out DIR`: a Hugging Face folder from a checkpoint of a run.
 //!
-//! The run's own `config.yaml` says what it was; the dataset it was trained on must still be there
-//! for the tokenizer.
+//! In: the run's folder, whose `config.yaml` has its settings, and the dataset it was trained on,
+//! which has the tokenizer. Out: the exported folder.
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
-use crate::compute::device;
+use crate::compute::{ComputeDtype, device};
 use crate::config::{Config, Dtype, ExportFormat};
 use crate::error::{Error, Result};
 use crate::train::export_run;
 
-/// Options of `dlm-train export`.
+/// Arguments of `dlm-train export` as typed.
 #[derive(Args, Debug)]
 pub struct ExportArgs {
-    /// Folder of the run (output.dir).
+    /// Folder of the run (its output.dir).
     pub run: PathBuf,
-    /// Where to write; default: the run's folder itself.
+    /// Folder to write [default: the run's folder].
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Dataset of the run; default: the one it was trained on.
+    /// Packed dataset of the run [default: the one it was trained on].
     #[arg(long)]
     pub data: Option<PathBuf>,
-    /// Checkpoint folder name (step-000000200); default: the newest.
+    /// Name of the checkpoint folder, such as step-000000200 [default: the newest].
     #[arg(long)]
     pub checkpoint: Option<String>,
-    /// fp32 or bf16; default: as configured.
-    #[arg(long, value_parser = ["fp32", "bf16"])]
-    pub dtype: Option<String>,
-    /// hf, fast-dllm or packed-ternary; default: as configured.
-    #[arg(long, value_parser = ["hf", "fast-dllm", "packed-ternary"])]
-    pub format: Option<String>,
+    /// Dtype of the stored weights [default: export.dtype of the run].
+    #[arg(long, value_enum)]
+    pub dtype: Option<ComputeDtype>,
+    /// Form of the exported folder [default: export.format of the run].
+    #[arg(long, value_enum)]
+    pub format: Option<FormatName>,
 }
 
-/// Run.
+/// Names of the export formats.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum FormatName {
+    /// The source's architecture.
+    Hf,
+    /// The published Fast-dLLM v2 architecture.
+    FastDllm,
+    /// The source's architecture with BitLinear weights packed, two bits each.
+    PackedTernary,
+}
+
+impl From<FormatName> for ExportFormat {
+    fn from(name: FormatName) -> Self {
+        match name {
+            FormatName::Hf => ExportFormat::Hf,
+            FormatName::FastDllm => ExportFormat::FastDllm,
+            FormatName::PackedTernary => ExportFormat::PackedTernary,
+        }
+    }
+}
+
+/// Exports.
 pub fn run(args: &ExportArgs) -> Result<bool> {
     let file = args.run.join("config.yaml");
     let text = std::fs::read_to_string(&file)
         .map_err(|e| Error::io(&file, "reading the run's configuration", e))?;
-    let mut cfg = Config::from_yaml(&text, &file.display().to_string())?;
-    match args.dtype.as_deref() {
-        Some("fp32") => cfg.export.dtype = Dtype::Fp32,
-        Some(_) => cfg.export.dtype = Dtype::Bf16,
-        None => {}
+    let mut config = Config::from_yaml(&text, &file.display().to_string())?;
+    if let Some(dtype) = args.dtype {
+        config.export.dtype = match dtype {
+            ComputeDtype::Fp32 => Dtype::Fp32,
+            ComputeDtype::Bf16 => Dtype::Bf16,
+        };
     }
-    match args.format.as_deref() {
-        Some("fast-dllm") => cfg.export.format = ExportFormat::FastDllm,
-        Some("packed-ternary") => cfg.export.format = ExportFormat::PackedTernary,
-        Some(_) => cfg.export.format = ExportFormat::Hf,
-        None => {}
+    if let Some(format) = args.format {
+        config.export.format = format.into();
     }
-    cfg.output.dir = args.run.clone();
-    let data = args.data.clone().unwrap_or_else(|| cfg.data.dir.clone());
-    let out = args.out.clone().unwrap_or_else(|| args.run.clone());
-    export_run::export_checkpoint(
-        &cfg,
-        &data,
-        args.checkpoint.as_deref(),
-        &out,
-        &device::choose("cpu")?,
-    )?;
+    config.output.dir = args.run.clone();
+    let data = args.data.as_ref().unwrap_or(&config.data.dir);
+    let out = args.out.as_ref().unwrap_or(&args.run);
+    let checkpoint = args.checkpoint.as_deref();
+    export_run::export_checkpoint(&config, data, checkpoint, out, &device::choose("cpu")?)?;
     Ok(true)
 }

@@ -11,6 +11,7 @@ mod generate;
 mod parity;
 mod plot;
 mod train;
+mod validation;
 pub(crate) mod wf;
 
 use std::process::ExitCode;

@@ -1,76 +1,87 @@
-//! Autoregressive decoding, greedy and causal: the baseline that block decoding is measured
-//! against.
+//! Autoregressive decoding, greedy and causal: the baseline for the speed of block decoding.
 //!
-//! In: prompts. Out: completions. The prompt is prefilled, then each pass runs one token a row.
+//! In: prompts as token ids. Out: [`DecodedSequence`]s. The prompt is prefilled, then each pass runs
+//! one token per row.
 
 use crate::decode::cached::{Order, Span};
 use crate::error::Result;
 
 use super::engine::Engine;
-use super::{Completion, Passes};
+use super::{DecodedSequence, Passes};
 
-/// How to decode.
+/// Options of autoregressive decoding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArOptions {
-    /// Length limit.
+    /// Length limit of a completion in tokens.
     pub max_new_tokens: usize,
-    /// Ids that end a completion; none: it runs to its limit.
+    /// Ids that end a completion; without any it runs to its limit.
     pub stop_ids: Vec<i64>,
-    /// A token never to produce: the mask of a converted model.
+    /// A token that is never produced: the mask token of a converted model.
     pub mask_id: Option<i64>,
 }
 
+/// One prompt and the tokens generated for it so far.
+struct Row {
+    ids: Vec<i64>,
+    prompt: usize,
+    passes: Passes,
+}
+
+impl Row {
+    fn is_done(&self, options: &ArOptions) -> bool {
+        self.ids.len() - self.prompt >= options.max_new_tokens
+            || self.ids.last().is_some_and(|id| options.stop_ids.contains(id))
+    }
+}
+
 impl Engine {
-    /// Decodes `prompts` together, one token a pass; each gets what it would get alone.
+    /// Decodes `prompts` together, one token per pass; each gets the tokens it would get alone.
     pub fn autoregressive(
         &mut self,
         prompts: &[Vec<i64>],
         options: &ArOptions,
-    ) -> Result<Vec<Completion>> {
+    ) -> Result<Vec<DecodedSequence>> {
         self.check(prompts, options.mask_id)?;
         let longest =
             prompts.iter().map(Vec::len).max().unwrap_or(0).saturating_add(options.max_new_tokens);
         let mut cache = self.new_cache(prompts.len(), longest);
-        let mut rows: Vec<(Vec<i64>, Passes)> = Vec::with_capacity(prompts.len());
-        for (row, prompt) in prompts.iter().enumerate() {
-            let (mut ids, mut passes) = (prompt.clone(), Passes::default());
+        let mut rows: Vec<Row> = Vec::with_capacity(prompts.len());
+        for (at, prompt) in prompts.iter().enumerate() {
+            let mut row =
+                Row { ids: prompt.clone(), prompt: prompt.len(), passes: Passes::default() };
             if options.max_new_tokens > 0 {
-                ids.push(
-                    self.prefill(prompt, prompt.len(), 1, &mut cache, row, options.mask_id)?.token,
-                );
-                passes.prefill += 1;
+                let next =
+                    self.prefill(prompt, prompt.len(), 1, &mut cache, at, options.mask_id)?;
+                row.ids.push(next.token);
+                row.passes.prefill += 1;
             }
-            rows.push((ids, passes));
+            rows.push(row);
         }
-        let done = |row: usize, ids: &[i64]| {
-            let generated = ids.len() - prompts[row].len();
-            generated >= options.max_new_tokens
-                || ids.last().is_some_and(|id| options.stop_ids.contains(id))
-        };
         let mut live: Vec<usize> = (0..rows.len()).collect();
         loop {
-            live.retain(|&row| !done(row, &rows[row].0));
+            live.retain(|&at| !rows[at].is_done(options));
             if live.is_empty() {
                 break;
             }
             let ids: Vec<i64> =
-                live.iter().filter_map(|&row| rows[row].0.last().copied()).collect();
-            let span = |&row: &usize| {
-                let visible = rows[row].0.len();
-                Span { row, start: visible - 1, visible }
+                live.iter().filter_map(|&at| rows[at].ids.last().copied()).collect();
+            let span = |&at: &usize| {
+                let visible = rows[at].ids.len();
+                Span { row: at, start: visible - 1, visible }
             };
             let spans: Vec<Span> = live.iter().map(span).collect();
             let hidden = self.pass(&ids, &spans, Order::Full, &mut cache)?;
-            let asked: Vec<usize> = (0..live.len()).collect();
-            for (&row, verdict) in live.iter().zip(self.judge(hidden, &asked, options.mask_id)?) {
-                rows[row].0.push(verdict.token);
-                rows[row].1.block += 1;
+            let positions: Vec<usize> = (0..live.len()).collect();
+            let predictions = self.predict(hidden, &positions, options.mask_id)?;
+            for (&at, prediction) in live.iter().zip(predictions) {
+                rows[at].ids.push(prediction.token);
+                rows[at].passes.block += 1;
             }
         }
-        let finish = |((ids, passes), prompt): ((Vec<i64>, Passes), &Vec<i64>)| {
-            let whole = Completion { ids, prompt: prompt.len(), stopped: false, passes };
-            whole.cut(&options.stop_ids)
+        let finished = |row: Row| {
+            let Row { ids, prompt, passes } = row;
+            DecodedSequence { ids, prompt, stopped: false, passes }.cut(&options.stop_ids)
         };
-        Ok(rows.into_iter().zip(prompts).map(finish).collect())
+        Ok(rows.into_iter().map(finished).collect())
     }
 }

@@ -1,12 +1,12 @@
-//! The decoder on a few new tokens of some rows, behind a cache of keys and values: the forward
-//! pass of decoding.
+//! The forward pass of decoding: the decoder on a few new tokens per row, with a cache of keys and
+//! values. No gradients.
 //!
-//! In: token ids, and for each row where the new tokens stand and which keys they see ([`Span`],
+//! In: token ids, and for each row the positions of the new tokens and the keys they see ([`Span`],
 //! [`Order`]). Out: hidden states before the final norm, `[B·S, hidden_size]`. The keys and values
-//! of the new tokens are written into the cache at their positions, over what was there: running a
-//! block again replaces it, running a part of it replaces that part. No gradients.
+//! of the new tokens overwrite the cache at their positions: running a block again replaces it,
+//! running a part of it replaces that part.
 //!
-//! On the CPU in fp32 attention reads the cache in place, by tiles; elsewhere scores are one
+//! On the CPU in fp32, attention by tiles reads the cache in place; elsewhere scores are one
 //! product with a mask. Shape legend: R rows of the cache, C its positions a row, B rows of a pass,
 //! S new tokens a row, K key/value heads, G query heads per key/value head, D head_dim.
 
@@ -16,19 +16,16 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use burn::tensor::activation::softmax;
 
-use crate::attention::tiles::{self, Tile, TilePlan};
+use crate::attention::{KeyRange, Tile, TilePlan, tiles};
 use crate::compute::{Attention, ComputePlan};
 use crate::error::Result;
 use crate::model::decoder::{AttentionPlan, Context, Decoder};
 use crate::model::params::Weights;
 
-/// Queries of a causal tile; longer runs are cut.
-const CAUSAL_PIECE: usize = 64;
-
-/// Keys and values by row and position.
+/// Cached keys and values by row and position.
 #[derive(Debug)]
 pub struct KvCache {
-    /// For each layer keys and values `[R·C, K, D]`; none before the first pass.
+    /// Keys and values `[R·C, K, D]` of each layer; empty before the first pass.
     layers: Vec<(Tensor<3>, Tensor<3>)>,
     rows: usize,
     positions: usize,
@@ -36,29 +33,29 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// For `rows` rows of `positions` tokens, until it is made to hold more; none will have more
-    /// than `limit`.
+    /// A cache for `rows` rows. `positions` is the initial capacity of a row in tokens; it grows up
+    /// to `limit`.
     pub fn new(rows: usize, positions: usize, limit: usize) -> Self {
         KvCache { layers: Vec::new(), rows, positions, limit }
     }
 
-    /// What to grow to when a row needs `needed` tokens: twice the size, up to the limit.
+    /// The capacity to grow to when a row needs `needed` tokens: twice the present one, up to the
+    /// limit.
     pub fn next_size(&self, needed: usize) -> usize {
         needed.max((2 * self.positions).min(self.limit))
     }
 
-    /// Rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Positions a row has room for.
+    /// Capacity of a row, in tokens.
     pub fn positions(&self) -> usize {
         self.positions
     }
 
-    /// Makes room for `positions` tokens a row; what is held stays. Passes made for the old size do
-    /// not fit any more.
+    /// Grows to a capacity of `positions` tokens per row and keeps what is cached. A [`Pass`] made
+    /// for the old capacity must not be used again.
     pub fn grow(&mut self, positions: usize) {
         let more = positions.saturating_sub(self.positions);
         if more == 0 {
@@ -67,41 +64,45 @@ impl KvCache {
         for (keys, values) in &mut self.layers {
             for all in [keys, values] {
                 let [_, heads, width] = all.dims();
-                let none = Tensor::<4>::zeros(
+                let empty = Tensor::<4>::zeros(
                     [self.rows, more, heads, width],
                     (&all.device(), all.dtype()),
                 );
                 let held = all.clone().reshape([self.rows, self.positions, heads, width]);
-                *all =
-                    Tensor::cat(vec![held, none], 1).reshape([self.rows * positions, heads, width]);
+                *all = Tensor::cat(vec![held, empty], 1).reshape([
+                    self.rows * positions,
+                    heads,
+                    width,
+                ]);
             }
         }
         self.positions = positions;
     }
 }
 
-/// Where the new tokens of one row of a pass stand.
+/// The positions of the new tokens of one row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
     /// Row of the cache.
     pub row: usize,
     /// Position of the first new token.
     pub start: usize,
-    /// The new tokens see positions below this, as far as [`Order`] lets them.
+    /// The new tokens see positions below this, as far as [`Order`] permits.
     pub visible: usize,
 }
 
-/// What new tokens see of positions at and after their own.
+/// Which positions at and after their own the new tokens see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
-    /// All that is visible.
+    /// All visible ones.
     Full,
-    /// Those of their own block of this many tokens, blocks counted from the first new token (1:
-    /// causal).
+    /// Those of their own block of this many tokens, blocks counted from the first new token; 1 is
+    /// causal.
     Blocks(usize),
 }
 
-/// One pass: its rows, and what depends on positions alone.
+/// The rows of one pass and everything that depends on their positions alone; it can be run many
+/// times with other ids.
 #[derive(Debug, Clone)]
 pub struct Pass {
     spans: Vec<Span>,
@@ -110,7 +111,7 @@ pub struct Pass {
 }
 
 impl Pass {
-    /// `len` new tokens in each of `spans`.
+    /// A pass over `len` new tokens in each of `spans`.
     pub fn new(
         decoder: &Decoder,
         spans: Vec<Span>,
@@ -126,12 +127,13 @@ impl Pass {
             .collect();
         let (cos, sin) = decoder.rope_tables(&positions, spans.len(), len, dtype, device);
         let mask = if compute.attention == Attention::Tiles {
-            let groups = spans
+            let tiles: Vec<Tile> = spans
                 .iter()
                 .enumerate()
-                .map(|(i, span)| tiles_of(i * len, len, span, order, cache.positions))
+                .flat_map(|(i, span)| tiles_of(i * len, len, span, order, cache.positions))
                 .collect();
-            AttentionPlan::Tiles(Arc::new(TilePlan { groups, tokens: spans.len() * len }))
+            let keys = cache.rows * cache.positions;
+            AttentionPlan::Tiles(Arc::new(TilePlan::new(&tiles, spans.len() * len, keys)?))
         } else {
             AttentionPlan::Dense(hidden(&spans, len, order, device))
         };
@@ -139,37 +141,33 @@ impl Pass {
         Ok(Pass { spans, order, context })
     }
 
-    /// Whether this is the pass of these rows.
+    /// Whether this pass is over the same positions.
     pub fn is(&self, spans: &[Span], len: usize, order: Order) -> bool {
         self.spans == spans && self.context.len == len && self.order == order
     }
 }
 
-/// The tiles of one row: queries from `query` on, keys at `row · positions` and after.
+/// The tiles of one row: queries from `query` on, keys from `row · positions` on.
 fn tiles_of(query: usize, len: usize, span: &Span, order: Order, positions: usize) -> Vec<Tile> {
     let base = span.row * positions;
-    let piece = match order {
+    let before = |first: usize| KeyRange::new(base, span.start + first);
+    match order {
         Order::Full => {
-            let own = (base, span.visible);
-            return vec![Tile { query, len, prefix: (base, 0), own, causal: false }];
+            vec![Tile::new(query, len, KeyRange::new(base, 0), KeyRange::new(base, span.visible))]
         }
-        Order::Blocks(1) => CAUSAL_PIECE,
-        Order::Blocks(size) => size.max(1),
-    };
-    let tile = |first: usize| {
-        let (before, own) = (span.start + first, piece.min(len - first));
-        Tile {
-            query: query + first,
-            len: own,
-            prefix: (base, before),
-            own: (base + before, own),
-            causal: order == Order::Blocks(1),
+        Order::Blocks(1) => vec![Tile::causal(query, len, before(0), base + span.start)],
+        Order::Blocks(size) => {
+            let size = size.max(1);
+            let tile = |first: usize| {
+                let own = KeyRange::new(base + span.start + first, size.min(len - first));
+                Tile::new(query + first, own.len, before(first), own)
+            };
+            (0..len).step_by(size).map(tile).collect()
         }
-    };
-    (0..len).step_by(piece).map(tile).collect()
+    }
 }
 
-/// The same as a mask `[B, 1, S, V]` over the first V positions, true = hidden.
+/// The visible keys as a mask `[B, 1, S, V]` over the first V positions, true = hidden.
 fn hidden(spans: &[Span], len: usize, order: Order, device: &Device) -> Tensor<4, Bool> {
     let widest = spans.iter().map(|span| span.visible).max().unwrap_or(0);
     let mut flags = Vec::with_capacity(spans.len() * len * widest);
@@ -210,7 +208,6 @@ impl Decoder {
                 };
                 cache.layers.push((zeros(), zeros()));
             }
-            // Taken out while they are written: a tensor with one owner is changed in place.
             let (keys, values) = &mut cache.layers[i];
             write(keys, k, pass, cache.positions);
             write(values, v, pass, cache.positions);
@@ -219,7 +216,7 @@ impl Decoder {
                     tiles::attention(q, keys.clone(), values.clone(), plan)
                 }
                 AttentionPlan::Dense(mask) => dense(q, keys, values, pass, cache.rows, mask),
-                AttentionPlan::Ranges(_) => unreachable!("Pass::new makes tiles or a mask"),
+                AttentionPlan::Ranges(_) => unreachable!("a pass has tiles or a mask"),
             };
             let [tokens, heads, width] = a.dims();
             x = x + self.attention_out_flat(w, layer, a.reshape([tokens, heads * width]));
@@ -229,11 +226,12 @@ impl Decoder {
     }
 }
 
-/// Puts `new` `[B·S, K, D]` at its rows and positions in `all` `[R·C, K, D]`.
+/// Writes `new` `[B·S, K, D]` to its rows and positions of `all` `[R·C, K, D]`.
 fn write(all: &mut Tensor<3>, new: Tensor<3>, pass: &Pass, positions: usize) {
     let [_, heads, width] = new.dims();
     let len = pass.context.len;
     let empty = Tensor::<3>::zeros([1, 1, 1], (&all.device(), all.dtype()));
+    // moved out, because only a tensor with one owner is changed in place
     let mut taken = std::mem::replace(all, empty);
     for (i, span) in pass.spans.iter().enumerate() {
         let at = span.row * positions + span.start;
@@ -243,9 +241,9 @@ fn write(all: &mut Tensor<3>, new: Tensor<3>, pass: &Pass, positions: usize) {
     *all = taken;
 }
 
-/// Attention with materialised scores: `q` `[B·S, K·G, D]`, cache `[R·C, K, D]`, `mask` `[B, 1, S,
-/// V]` → `[B·S, K·G, D]`; softmax in fp32. Queries of a group share their keys by reshaping to `[B,
-/// K, G·S, D]`; nothing is repeated.
+/// Attention with materialised scores under a mask: `q` `[B·S, K·G, D]`, cache `[R·C, K, D]`,
+/// `mask` `[B, 1, S, V]` → `[B·S, K·G, D]`; softmax in fp32. Queries of a group share their keys by
+/// reshaping to `[B, K, G·S, D]`; nothing is repeated.
 fn dense(
     q: Tensor<3>,
     keys: &Tensor<3>,
@@ -299,18 +297,18 @@ mod tests {
                 .collect::<Vec<_>>();
             for (i, span) in spans.iter().enumerate() {
                 for tile in tiles_of(i * len, len, span, order, positions) {
-                    for query in 0..tile.len {
-                        let own = if tile.causal { query + 1 } else { tile.own.1 };
-                        let row = (tile.query + query) * 96;
+                    for query in 0..tile.len() {
+                        let own = tile.own_seen_by(query);
+                        let row = (tile.query() + query) * 96;
                         let seen = (0..96).filter(|key| !flags[row + key]).count();
                         assert_eq!(
                             seen,
-                            tile.prefix.1 + own,
+                            tile.prefix().len + own,
                             "{order:?}, row {i}, query {query} of {tile:?}"
                         );
                         assert!(
-                            tile.prefix.0 == span.row * positions
-                                && tile.own.0 + own <= (span.row + 1) * positions
+                            tile.prefix().start == span.row * positions
+                                && tile.own().start + own <= (span.row + 1) * positions
                         );
                     }
                 }
@@ -318,10 +316,10 @@ mod tests {
         }
     }
 
-    /// A cache that grew between passes gives what one of the full size gives, in every row, by
-    /// tiles and by a mask.
+    /// A cache that grew between passes gives the same results as one of the full size, in every
+    /// row, by tiles and by a mask.
     #[test]
-    fn growing_keeps_what_is_held() {
+    fn growing_keeps_what_is_cached() {
         let device = Device::flex();
         let config = serde_json::json!({
             "architectures": ["LlamaForCausalLM"], "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,

@@ -1,9 +1,9 @@
-//! One model, ready to decode: runs passes behind a cache and says what the model thinks of single
+//! A model ready to decode: runs forward passes behind a cache and predicts tokens at single
 //! positions.
 //!
-//! In: token ids and positions of a few new tokens a row. Out: hidden states, and for positions
-//! asked for the likeliest token with its probability ([`Verdict`]). Only those positions go
-//! through the output head, and only two numbers for each come back to the host.
+//! In: token ids and positions of a few new tokens per row. Out: hidden states, and for requested
+//! positions the most probable token with its probability ([`Prediction`]). Only those positions go
+//! through the output head, and only two numbers per position are copied back to the host.
 
 use burn::prelude::*;
 use burn::tensor::DType;
@@ -12,26 +12,27 @@ use crate::compute::tensor_io::download;
 use crate::compute::{AttentionChoice, ComputeDtype, ComputePlan, DeviceKind, memory};
 use crate::decode::cached::{KvCache, Order, Pass, Span};
 use crate::error::{Error, Result};
-use crate::kernels::ops;
+use crate::kernels::cast::{cast_to, to_f32};
+use crate::kernels::{linear, rms_norm};
 use crate::model::{Decoder, ParamKind, Weights};
 
-/// Prompt tokens a prefill pass takes at most; bounds the memory of its scores.
-const PREFILL: usize = 512;
+/// Most prompt tokens of one prefill pass; bounds the memory of its attention scores.
+const PREFILL_TOKENS: usize = 512;
 
-/// Tokens a row that the cache has room for at first; it doubles when they are used up, so that a
-/// large limit on new tokens costs nothing until the text is that long.
-const FIRST: usize = 512;
+/// Initial capacity of the cache in tokens per row. It doubles when it is full, so that a large
+/// limit on new tokens costs nothing until the text is that long.
+const INITIAL_POSITIONS: usize = 512;
 
-/// The likeliest token of a position.
+/// The most probable token at one position.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Verdict {
-    /// Its id.
+pub struct Prediction {
+    /// Token id.
     pub token: i64,
-    /// Its probability under softmax.
+    /// Its probability under softmax over the vocabulary.
     pub probability: f32,
 }
 
-/// Weights in compute precision with what decoding keeps between passes.
+/// Weights in the compute dtype, with what decoding keeps between passes.
 #[derive(Debug)]
 pub struct Engine {
     decoder: Decoder,
@@ -39,13 +40,13 @@ pub struct Engine {
     /// The output head, `[vocab_size, hidden_size]`.
     head: Tensor<2>,
     compute: ComputePlan,
-    /// The last pass: a block is run many times.
+    /// The last pass, used again while the same block is run many times.
     last: Option<Pass>,
 }
 
 impl Engine {
-    /// Takes over a model; matrices are brought to the plan's dtype once, those of a BitNet model made
-    /// ternary before (norms stay).
+    /// An engine for a model. Its matrices are converted to the plan's dtype once, after those of a
+    /// model with BitLinear have been made ternary; norms stay in fp32.
     pub fn new(mut decoder: Decoder, weights: Weights, compute: ComputePlan) -> Result<Self> {
         let ternary = decoder.cfg.quantization.is_some()
             && decoder.quant_lambda >= 1.0
@@ -58,10 +59,10 @@ impl Engine {
         let mut head = None;
         for (i, (mut tensor, spec)) in weights.0.into_iter().zip(&params.specs).enumerate() {
             if spec.kind == ParamKind::Matrix && ternary {
-                tensor = ops::ternary_weight(tensor);
+                tensor = linear::ternary_weight(tensor);
             }
             if spec.kind != ParamKind::Norm {
-                tensor = ops::cast_to(tensor, dtype);
+                tensor = cast_to(tensor, dtype);
             }
             if i == params.lm_head {
                 head =
@@ -77,19 +78,20 @@ impl Engine {
         Ok(Engine { decoder, weights: Weights(ready), head, compute, last: None })
     }
 
-    /// Attention by one masked product, as on devices without tiles, even where there are tiles.
+    /// Computes attention by one masked product, as on devices without tiles, even on the CPU in
+    /// fp32. Tests compare the two.
     pub fn without_tiles(mut self) -> Result<Self> {
         self.compute = self.compute.with_attention(AttentionChoice::Dense)?;
         self.last = None;
         Ok(self)
     }
 
-    /// The model.
     pub fn decoder(&self) -> &Decoder {
         &self.decoder
     }
 
-    /// Runs `ids` `[B·S]` in the rows and positions of `spans`: hidden states `[B·S, hidden_size]`.
+    /// Runs `ids` `[B·S]`, S tokens in each of the B `spans`. Returns hidden states before the final
+    /// norm, `[B·S, hidden_size]`.
     pub(super) fn pass(
         &mut self,
         ids: &[i64],
@@ -118,15 +120,15 @@ impl Engine {
         Ok(hidden)
     }
 
-    /// Forgets what belongs to one cache; called when a new one is begun. No row will have more
-    /// than `longest` tokens.
+    /// A new, empty cache for rows of at most `longest` tokens. Drops the last pass, which belongs to
+    /// the previous cache.
     pub(super) fn new_cache(&mut self, rows: usize, longest: usize) -> KvCache {
         self.last = None;
-        KvCache::new(rows, longest.min(FIRST), longest)
+        KvCache::new(rows, longest.min(INITIAL_POSITIONS), longest)
     }
 
-    /// Refuses a cache that the host's memory cannot hold: while it grows, a layer's old and new
-    /// half of it are held at a time.
+    /// Refuses a cache that the host's memory cannot hold. While the cache grows, the old and the new
+    /// tensors of one layer exist at the same time.
     fn check_room(&self, rows: usize, positions: usize) -> Result<()> {
         let c = &self.decoder.cfg;
         let token = 2 * c.num_key_value_heads * c.head_dim * self.compute.dtype.size();
@@ -143,13 +145,13 @@ impl Engine {
         )))
     }
 
-    /// What the model thinks at the rows `at` of `hidden`; `never` is a token it may not name.
-    pub(super) fn judge(
+    /// Predicts the next token at the rows `at` of `hidden`; the token `never` is not predicted.
+    pub(super) fn predict(
         &self,
         hidden: Tensor<2>,
         at: &[usize],
         never: Option<i64>,
-    ) -> Result<Vec<Verdict>> {
+    ) -> Result<Vec<Prediction>> {
         if at.is_empty() {
             return Ok(Vec::new());
         }
@@ -159,8 +161,9 @@ impl Engine {
             &self.compute.device.device,
         );
         let norm = &self.weights[self.decoder.params.norm];
-        let hidden = ops::rms_norm(hidden.select(0, rows), norm, self.decoder.cfg.rms_norm_eps);
-        let mut logits = ops::to_f32(ops::linear(hidden, &self.head, None));
+        let hidden =
+            rms_norm::composed(hidden.select(0, rows), norm, self.decoder.cfg.rms_norm_eps);
+        let mut logits = to_f32(linear::linear(hidden, &self.head, None));
         let [count, vocab] = logits.dims();
         if let Some(id) = never.and_then(|id| usize::try_from(id).ok()).filter(|id| *id < vocab) {
             let floor =
@@ -173,21 +176,21 @@ impl Engine {
             Error::Device(format!("reading the decoded tokens back failed: {error}"))
         };
         let tokens = token.try_into_data().map_err(|error| read(error.to_string()))?;
-        let shares = probability.try_into_data().map_err(|error| read(error.to_string()))?;
-        let verdicts: Vec<Verdict> = tokens
+        let probabilities = probability.try_into_data().map_err(|error| read(error.to_string()))?;
+        let predictions: Vec<Prediction> = tokens
             .iter::<i64>()
-            .zip(shares.iter::<f32>())
-            .map(|(token, probability)| Verdict { token, probability })
+            .zip(probabilities.iter::<f32>())
+            .map(|(token, probability)| Prediction { token, probability })
             .collect();
-        if verdicts.iter().any(|verdict| verdict.probability.is_nan()) {
+        if predictions.iter().any(|prediction| prediction.probability.is_nan()) {
             return Err(Error::Numeric("the model's logits hold NaN or inf; its weights are damaged or overflow in this precision".into()));
         }
-        Ok(verdicts)
+        Ok(predictions)
     }
 
-    /// Puts the first `len` tokens of `ids` into row `row` of `cache`; a token sees those before
-    /// it, and those of its own block of `block` tokens (1: causal). Returns the verdict on what
-    /// follows them.
+    /// Runs the first `len` tokens of `ids` into row `row` of `cache`. A token sees the tokens before
+    /// it and those of its own block of `block` tokens (1: causal). Returns the prediction of the
+    /// token after them.
     pub(super) fn prefill(
         &mut self,
         ids: &[i64],
@@ -196,28 +199,28 @@ impl Engine {
         cache: &mut KvCache,
         row: usize,
         never: Option<i64>,
-    ) -> Result<Verdict> {
-        let chunk = PREFILL.next_multiple_of(block);
-        let mut verdict = Verdict { token: 0, probability: 0.0 };
+    ) -> Result<Prediction> {
+        let chunk = PREFILL_TOKENS.next_multiple_of(block);
+        let mut prediction = Prediction { token: 0, probability: 0.0 };
         for start in (0..len).step_by(chunk) {
             let end = len.min(start + chunk);
             let new = ids.get(start..end).unwrap_or_default();
             let hidden =
                 self.pass(new, &[Span { row, start, visible: end }], Order::Blocks(block), cache)?;
             if end == len {
-                verdict =
-                    *self.judge(hidden, &[end - start - 1], never)?.first().unwrap_or(&verdict);
+                let predictions = self.predict(hidden, &[end - start - 1], never)?;
+                prediction = *predictions.first().unwrap_or(&prediction);
             }
         }
-        Ok(verdict)
+        Ok(prediction)
     }
 
-    /// Refuses prompts that cannot be decoded: empty, or with ids the model has no row for, or with
-    /// the mask token.
+    /// Refuses prompts that cannot be decoded: empty ones, and those with ids outside the vocabulary
+    /// or with the mask token.
     pub(super) fn check(&self, prompts: &[Vec<i64>], mask: Option<i64>) -> Result<()> {
         let vocab = self.decoder.cfg.vocab_size;
-        let known = |id: i64| usize::try_from(id).is_ok_and(|id| id < vocab);
-        if let Some(mask) = mask.filter(|mask| !known(*mask)) {
+        let in_vocabulary = |id: i64| usize::try_from(id).is_ok_and(|id| id < vocab);
+        if let Some(mask) = mask.filter(|mask| !in_vocabulary(*mask)) {
             return Err(Error::Usage(format!(
                 "the mask token id is {mask}, but the model has {vocab} token ids (0 to {})",
                 vocab - 1
@@ -229,7 +232,7 @@ impl Engine {
                     "prompt {i} has no tokens; decoding needs at least one to start from"
                 )));
             }
-            if let Some((at, id)) = prompt.iter().enumerate().find(|(_, id)| !known(**id)) {
+            if let Some((at, id)) = prompt.iter().enumerate().find(|(_, id)| !in_vocabulary(**id)) {
                 return Err(Error::Usage(format!(
                     "prompt {i}, token {at} is id {id}, but the model has {vocab} token ids (0 to {})",
                     vocab - 1
@@ -246,22 +249,22 @@ impl Engine {
     }
 }
 
-/// The same matrix with its columns contiguous: what the CPU's matrix product reads without packing
-/// it anew for each of the few rows of a decoding pass.
+/// The same matrix with contiguous columns. A decoding pass has few rows, and in this form the
+/// CPU's matrix product does not pack the matrix anew for each of them.
 fn column_major(tensor: &Tensor<2>, device: &Device) -> Result<Tensor<2>> {
     const TILE: usize = 32;
     let [rows, columns] = tensor.dims();
     let values = download(tensor)?;
-    let mut turned = vec![0f32; values.len()];
+    let mut transposed = vec![0f32; values.len()];
     for top in (0..rows).step_by(TILE) {
         for left in (0..columns).step_by(TILE) {
             for row in top..rows.min(top + TILE) {
                 for column in left..columns.min(left + TILE) {
-                    turned[column * rows + row] = values[row * columns + column];
+                    transposed[column * rows + row] = values[row * columns + column];
                 }
             }
         }
     }
-    Ok(Tensor::from_data(TensorData::new(turned, [columns, rows]), (device, DType::F32))
+    Ok(Tensor::from_data(TensorData::new(transposed, [columns, rows]), (device, DType::F32))
         .transpose())
 }

@@ -1,8 +1,8 @@
-//! A model folder made ready to decode.
+//! A model folder as decoding sees it.
 //!
-//! In: a Hugging Face folder, converted or not. Out: an [`Engine`] and what the folder says about
-//! decoding: block size and mask id (`dlm_config.json`, `config.json`), stop tokens
-//! (`generation_config.json`, else `config.json`).
+//! In: a Hugging Face folder, converted or not. Out: block size and mask token id
+//! (`dlm_config.json`, `config.json`), stop tokens (`generation_config.json`, else `config.json`),
+//! and an [`Engine`].
 
 use std::path::{Path, PathBuf};
 
@@ -10,25 +10,26 @@ use serde_json::Value;
 
 use crate::compute::ComputePlan;
 use crate::error::{Error, Result};
-use crate::model::{Decoder, ModelConfig, Params, load};
+use crate::io::json;
+use crate::io::load_model::{LoadOptions, LoadedModel, load_model};
+use crate::model::ModelConfig;
 
 use super::Engine;
 
-/// The mask id that the published Fast-dLLM v2 checkpoints use without writing it down (Qwen2.5's
-/// tokenizer).
+/// Mask token id of the published Fast-dLLM v2 checkpoints, which have Qwen2.5's tokenizer and do not
+/// state the id in any file.
 const PUBLISHED_MASK_ID: i64 = 151_665;
 
-/// What a folder says about its model; the weights are not read yet.
+/// The JSON files of a model folder; the weights are not read yet.
 #[derive(Debug, Clone)]
 pub struct ModelFolder {
     dir: PathBuf,
-    /// Shapes and switches.
     pub config: ModelConfig,
-    /// Tokens a diffusion block; none for a model that was not converted.
+    /// Tokens per diffusion block; `None` for a model that was not converted.
     pub block_size: Option<usize>,
-    /// The mask token; none for a model that was not converted.
+    /// Id of the mask token; `None` for a model that was not converted.
     pub mask_id: Option<i64>,
-    /// Tokens that end a completion.
+    /// Ids that end a completion.
     pub stop_ids: Vec<i64>,
 }
 
@@ -36,13 +37,15 @@ impl ModelFolder {
     /// Reads the folder's JSON files.
     pub fn read(dir: &Path) -> Result<Self> {
         let config = ModelConfig::read(dir)?;
-        let record = read_json(&dir.join("dlm_config.json"))?;
-        let own_block = integer(record.as_ref(), "bd_size").and_then(|n| usize::try_from(n).ok());
-        let own_mask = integer(record.as_ref(), "mask_token_id");
-        let published =
+        let converted: Option<Value> =
+            json::read_if_present(&dir.join("dlm_config.json"), "valid JSON")?;
+        let integer = |key: &str| converted.as_ref()?.get(key)?.as_i64();
+        let block_size = integer("bd_size").and_then(|n| usize::try_from(n).ok());
+        let mask_id = agree(dir, "mask_token_id", integer("mask_token_id"), config.mask_token_id)?;
+        let is_published =
             config.raw.get("model_type").and_then(Value::as_str) == Some("Fast_dLLM_Qwen");
-        let mask_id = agree(dir, "mask_token_id", own_mask, config.mask_token_id)?;
-        let generation = read_json(&dir.join("generation_config.json"))?;
+        let generation: Option<Value> =
+            json::read_if_present(&dir.join("generation_config.json"), "valid JSON")?;
         let stop_ids = match generation.as_ref().and_then(|value| value.get("eos_token_id")) {
             Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_i64).collect(),
             Some(Value::Number(id)) => id.as_i64().into_iter().collect(),
@@ -50,8 +53,8 @@ impl ModelFolder {
         };
         Ok(ModelFolder {
             dir: dir.into(),
-            block_size: agree(dir, "bd_size", own_block, config.bd_size)?,
-            mask_id: mask_id.or(published.then_some(PUBLISHED_MASK_ID)),
+            block_size: agree(dir, "bd_size", block_size, config.bd_size)?,
+            mask_id: mask_id.or(is_published.then_some(PUBLISHED_MASK_ID)),
             stop_ids,
             config,
         })
@@ -59,37 +62,20 @@ impl ModelFolder {
 
     /// Loads the weights onto the device of a plan.
     pub fn load(&self, compute: ComputePlan) -> Result<Engine> {
-        let mut config = self.config.clone();
-        let params = Params::new(&config);
-        let host = load::read_host(&self.dir, &mut config, &params)?;
-        let weights = load::upload(host, &params, &compute.device.device);
-        Engine::new(Decoder::new(config), weights, compute)
+        let LoadedModel { decoder, weights } =
+            load_model(&self.dir, LoadOptions::default(), &compute.device.device)?;
+        Engine::new(decoder, weights, compute)
     }
 }
 
-/// A JSON file, or none where there is none.
-fn read_json(path: &Path) -> Result<Option<Value>> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => serde_json::from_str(&text)
-            .map(Some)
-            .map_err(|error| Error::format(path, format!("not valid JSON: {error}"))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::io(path, "reading", error)),
-    }
-}
-
-fn integer(json: Option<&Value>, key: &str) -> Option<i64> {
-    json?.get(key)?.as_i64()
-}
-
-/// One value from two files that must not contradict each other.
+/// The value of a key that two files may have; an error where they contradict each other.
 fn agree<T: PartialEq + std::fmt::Display>(
     dir: &Path,
     key: &str,
-    record: Option<T>,
+    dlm_config: Option<T>,
     config: Option<T>,
 ) -> Result<Option<T>> {
-    match (record, config) {
+    match (dlm_config, config) {
         (Some(a), Some(b)) if a != b => Err(Error::format(
             dir,
             format!(

@@ -1,11 +1,12 @@
-//! Several streams as one batch for the decoder: rectangular (dense mask) or flat (tiles).
+//! The streams of several packed rows as one batch for the decoder: rectangular, or flat for
+//! attention by tiles.
 //!
-//! In: [`Stream`]s. Out: [`Batch`] with ids, positions, tiles and targets in flat coordinates, T =
-//! rows · len.
+//! In: packed rows and their masks. Out: a [`Batch`] with ids, positions, tiles and targets; stream
+//! positions count over the whole batch, T = rows · len.
 
 use super::layout::{self, Stream, StreamRole, Target, Token, sees};
 use super::spec::{DocumentMask, IGNORE, Layout, Objective, ObjectiveSpec, PackedRow};
-use crate::attention::tiles::Tile;
+use crate::attention::{KeyRange, Tile};
 use crate::compute::StreamShape;
 
 /// The decoder's batch for packed rows and their masks (`hidden[row][position]`, unused for
@@ -31,7 +32,7 @@ pub fn build_batch(
     }
     let causal = objective == Objective::Sft;
     if objective == Objective::BlockDiffusion(Layout::Reference) {
-        // view A rows first, then view B, as in the reference implementation
+        // view A of all rows first, then view B, as in the published implementation
         let views = streams.len() / rows.len().max(1);
         let streams: Vec<_> = (0..views)
             .flat_map(|v| streams.iter().skip(v).step_by(views).cloned().collect::<Vec<_>>())
@@ -44,8 +45,8 @@ pub fn build_batch(
     }
 }
 
-/// Number of targets a row contributes, without building its layout: every labelled token that is
-/// not the first of its document, once over both views.
+/// Number of targets of a row, without building its layout: every labelled token that is not the
+/// first of its document, once over both views.
 pub fn count_targets(
     row: &PackedRow,
     spec: &ObjectiveSpec,
@@ -65,18 +66,18 @@ pub fn count_targets(
         .count()
 }
 
-/// Streams laid side by side.
+/// Streams side by side.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// Rows B: streams when rectangular, 1 when flat.
+    /// B: the number of streams when rectangular, 1 when flat.
     pub rows: usize,
-    /// Stream length S, padding included.
+    /// S: the length of a row, padding included.
     pub len: usize,
-    /// All entries, `[B · S]`.
+    /// `[B · S]`.
     pub tokens: Vec<Token>,
-    /// Tiles; `query`, `prefix` and `own` are flat indices.
+    /// Tiles in positions of the whole batch.
     pub tiles: Vec<Tile>,
-    /// Targets; `at` is a flat index.
+    /// Targets; `at` is a position of the whole batch.
     pub targets: Vec<Target>,
     /// Entries that are not padding.
     pub processed: usize,
@@ -86,7 +87,7 @@ pub struct Batch {
 const PAD: Token = Token { id: 0, position: 0, document: -1, block: 0, role: StreamRole::Pad };
 
 impl Batch {
-    /// One stream per row, each padded to the longest, rounded up to `multiple`.
+    /// One stream per row, each padded to the length of the longest, rounded up to `multiple`.
     pub fn rectangular(streams: &[Stream], multiple: usize, causal: bool) -> Batch {
         let longest = streams.iter().map(|s| s.tokens.len()).max().unwrap_or(0).max(1);
         let len = longest.next_multiple_of(multiple.max(1));
@@ -98,7 +99,7 @@ impl Batch {
         b
     }
 
-    /// All streams end to end in one row, padded to a multiple of `multiple`.
+    /// All streams end to end in one row, which is padded to a multiple of `multiple`.
     pub fn flat(streams: &[Stream], multiple: usize, causal: bool) -> Batch {
         let total: usize = streams.iter().map(|s| s.tokens.len()).sum();
         let len = total.max(1).next_multiple_of(multiple.max(1));
@@ -126,26 +127,16 @@ impl Batch {
         let at = self.tokens.len();
         self.tokens.extend_from_slice(&s.tokens);
         self.processed += s.tokens.len();
-        self.tiles.extend(s.tiles.iter().map(|t| Tile {
-            query: t.query + at,
-            prefix: (t.prefix.0 + at, t.prefix.1),
-            own: (t.own.0 + at, t.own.1),
-            ..*t
-        }));
+        self.tiles.extend(s.tiles.iter().map(|t| t.moved(at)));
         self.targets.extend(s.targets.iter().map(|t| Target { at: t.at + at, id: t.id }));
     }
 
     fn pad_to(&mut self, end: usize) {
         let at = self.tokens.len();
         if at < end {
-            // padding attends to itself
-            self.tiles.push(Tile {
-                query: at,
-                len: end - at,
-                prefix: (at, 0),
-                own: (at, end - at),
-                causal: false,
-            });
+            // padding sees itself only
+            let len = end - at;
+            self.tiles.push(Tile::new(at, len, KeyRange::new(at, 0), KeyRange::new(at, len)));
         }
         self.tokens.resize(end, PAD);
     }
@@ -160,8 +151,7 @@ impl Batch {
         self.tokens.iter().map(|t| t.position).collect()
     }
 
-    /// The dense mask `[B, S, S]`, true = hidden, from the predicate alone (tiles are not
-    /// consulted).
+    /// The dense mask `[B, S, S]`, true = hidden, computed from [`sees`] and not from the tiles.
     pub fn dense_mask(&self) -> Vec<bool> {
         let s = self.len;
         let mut out = vec![true; self.rows * s * s];
@@ -183,19 +173,18 @@ impl Batch {
         out
     }
 
-    /// The dense mask as the tiles say it; the test that both agree is what makes tiles
-    /// trustworthy.
+    /// The dense mask computed from the tiles; a test compares it with [`Batch::dense_mask`].
     pub fn dense_mask_from_tiles(&self) -> Vec<bool> {
         let s = self.len;
         let mut out = vec![true; self.rows * s * s];
         for t in &self.tiles {
-            for i in 0..t.len {
-                let q = t.query + i;
+            for i in 0..t.len() {
+                let q = t.query() + i;
                 let row = q / s;
                 let mut see = |k: usize| out[q * s + (k - row * s)] = false;
-                (t.prefix.0..t.prefix.0 + t.prefix.1).for_each(&mut see);
-                let own = if t.causal { i + 1 } else { t.own.1 };
-                (t.own.0..t.own.0 + own).for_each(&mut see);
+                let (prefix, own) = (t.prefix(), t.own());
+                (prefix.start..prefix.start + prefix.len).for_each(&mut see);
+                (own.start..own.start + t.own_seen_by(i)).for_each(&mut see);
             }
         }
         out

@@ -5,27 +5,26 @@ use std::sync::Arc;
 use burn::prelude::*;
 
 use super::batch::Batch;
-use crate::attention::ranges;
-use crate::attention::tiles::TilePlan;
+use crate::attention::{TilePlan, ranges};
 use crate::compute::{Attention, ComputePlan};
 use crate::error::Result;
 use crate::kernels::RowIndex;
 use crate::model::{AttentionPlan, Context, Decoder};
 
-/// Prepared inputs of one micro-batch on the device.
+/// The inputs of one micro-batch.
 pub struct DeviceBatch {
     pub(super) ids: Tensor<1, Int>,
     pub(super) cx: Context,
     pub(super) at: Vec<i32>,
     pub(super) targets: Vec<i32>,
-    /// Which row of the embedding table each stream token came from.
+    /// The row of the embedding table of each stream token.
     pub(super) embedded: RowIndex,
-    /// Which stream position each target is predicted at.
+    /// The stream position at which each target is predicted.
     pub(super) predicted: RowIndex,
 }
 
 impl DeviceBatch {
-    /// Copies a batch to the device of `plan`, with what the plan's attention needs to know.
+    /// Copies a batch to the device of `plan`, with the mask, ranges or tiles of its attention.
     pub fn upload(decoder: &Decoder, batch: &Batch, plan: &ComputePlan) -> Result<Self> {
         let (device, dtype) = (&plan.device.device, plan.dtype.burn());
         let (cos, sin) =
@@ -40,7 +39,8 @@ impl DeviceBatch {
                 device,
             )),
             Attention::Tiles => {
-                AttentionPlan::Tiles(Arc::new(TilePlan::new(&batch.tiles, batch.tokens.len())))
+                let tokens = batch.tokens.len();
+                AttentionPlan::Tiles(Arc::new(TilePlan::new(&batch.tiles, tokens, tokens)?))
             }
         };
         let ids = batch.ids();

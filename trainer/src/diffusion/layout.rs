@@ -1,24 +1,24 @@
 //! From a packed row and a mask to the token stream that the decoder runs on.
 //!
 //! In: [`PackedRow`] (ids, labels, documents) and `hidden[L]`. Out: [`Stream`]s: tokens with
-//! position, document, block and copy; *tiles* that say which key ranges each group of queries
-//! sees; *targets* that say which stream position predicts which token.
+//! position, document, block and copy; *tiles*, which say which key ranges each run of queries
+//! sees; *targets*, which say which stream position predicts which token.
 //!
 //! Three layouts of the same objective:
 //! - [`reference`]: per view one stream `[x_t ; x_0]` of 2L tokens, 4L together (the published
 //!   formulation);
-//! - [`saving`]: one stream with the clean copy shared by both views, noised blocks that predict
-//!   nothing counted left out, clean blocks that nothing needs left out, and unhidden noised blocks
-//!   read from the clean copy;
+//! - [`saving`]: one stream in which both views share the clean copy. Noised blocks that predict no
+//!   counted token are dropped, clean blocks that nothing needs are dropped, and noised blocks
+//!   without a mask are read from the clean copy;
 //! - [`causal`]: the row itself under a causal mask (`objective=sft`).
 //!
-//! Rules (Fast-dLLM v2 section 3.2 and appendix A.2; DESIGN section 5): a noised token sees its own
-//! noised block in both directions and the clean tokens of strictly earlier blocks; a clean token
-//! sees clean tokens of its own and earlier blocks; nothing sees another document. By the token
-//! shift the logits at position i-1 predict token i.
+//! Rules (Fast-dLLM v2, arXiv:2509.26328, section 3.2 and appendix A.2; `docs/objective.md`): a
+//! noised token sees its own noised block in both directions and the clean tokens of strictly
+//! earlier blocks; a clean token sees clean tokens of its own and earlier blocks; nothing sees
+//! another document. By the token shift, the logits at position i-1 predict token i.
 
 use super::spec::{IGNORE, ObjectiveSpec, PackedRow};
-use crate::attention::tiles::Tile;
+use crate::attention::{KeyRange, Tile};
 
 /// Which copy of a token a stream entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,14 +27,14 @@ pub enum StreamRole {
     Clean,
     /// The noised token of view 0 (A) or 1 (B).
     Noised(u8),
-    /// Filler without meaning.
+    /// Padding of the stream.
     Pad,
 }
 
 /// One entry of a stream.
 #[derive(Clone, Copy, Debug)]
 pub struct Token {
-    /// Token id, the mask id where hidden.
+    /// Token id; the mask id where the token is hidden.
     pub id: i32,
     /// Position within the document.
     pub position: i32,
@@ -42,27 +42,22 @@ pub struct Token {
     pub document: i32,
     /// Block within the document.
     pub block: i32,
-    /// Which stream it belongs to.
     pub role: StreamRole,
 }
 
-/// "The logits at stream position `at` are to predict `id`."
+/// A prediction that counts: the logits at stream position `at` predict token `id`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// Stream position.
     pub at: usize,
-    /// Token id.
     pub id: i32,
 }
 
 /// A sequence of tokens that attend among themselves.
 #[derive(Clone, Debug, Default)]
 pub struct Stream {
-    /// Entries.
     pub tokens: Vec<Token>,
-    /// Query groups; together they cover every token once.
+    /// Which keys each token sees; together the tiles cover every token once.
     pub tiles: Vec<Tile>,
-    /// What is predicted where.
     pub targets: Vec<Target>,
 }
 
@@ -71,8 +66,8 @@ fn is_hidden(row: &PackedRow, hidden: &[bool], view: u8, i: usize) -> bool {
     row.labels[i] != IGNORE && (hidden[i] == (view == 0))
 }
 
-/// Whether a query sees a key, for the two diffusion layouts: the obvious predicate that tiles are
-/// held against.
+/// Whether a query sees a key in the two diffusion layouts: the reference that tests compare the
+/// tiles with.
 pub fn sees(q: &Token, k: &Token) -> bool {
     q.document == k.document
         && match (q.role, k.role) {
@@ -112,23 +107,9 @@ pub fn reference(row: &PackedRow, hidden: &[bool], spec: &ObjectiveSpec) -> Vec<
                         let first = b * spec.bd_size;
                         let in_block = spec.bd_size.min(n - first);
                         let clean = len + start;
-                        s.tiles.push(if noised {
-                            Tile {
-                                query: start + first,
-                                len: in_block,
-                                prefix: (clean, first),
-                                own: (start + first, in_block),
-                                causal: false,
-                            }
-                        } else {
-                            Tile {
-                                query: clean + first,
-                                len: in_block,
-                                prefix: (clean, first),
-                                own: (clean + first, in_block),
-                                causal: false,
-                            }
-                        });
+                        let at = if noised { start + first } else { clean + first };
+                        let prefix = KeyRange::new(clean, first);
+                        s.tiles.push(Tile::new(at, in_block, prefix, KeyRange::new(at, in_block)));
                     }
                 }
             }
@@ -152,7 +133,8 @@ pub fn saving(row: &PackedRow, hidden: &[bool], spec: &ObjectiveSpec) -> Stream 
         }
         let blocks = n.div_ceil(bd);
         let span = |b: usize| (b * bd, bd.min(n - b * bd));
-        // (view, block) pairs to keep noised, and how many clean blocks are needed
+        // (view, block) pairs whose noised block is kept, those that are read from the clean copy,
+        // and the number of clean blocks needed
         let mut noised: Vec<(u8, usize)> = Vec::new();
         let mut read_clean: Vec<(u8, usize)> = Vec::new();
         let mut clean_blocks = 0;
@@ -175,13 +157,8 @@ pub fn saving(row: &PackedRow, hidden: &[bool], spec: &ObjectiveSpec) -> Stream 
         let clean = s.tokens.len();
         for b in 0..clean_blocks {
             let (first, len) = span(b);
-            s.tiles.push(Tile {
-                query: clean + first,
-                len,
-                prefix: (clean, first),
-                own: (clean + first, len),
-                causal: false,
-            });
+            let (at, prefix) = (clean + first, KeyRange::new(clean, first));
+            s.tiles.push(Tile::new(at, len, prefix, KeyRange::new(at, len)));
             for j in first..first + len {
                 s.tokens.push(Token {
                     id: row.input_ids[start + j],
@@ -207,13 +184,8 @@ pub fn saving(row: &PackedRow, hidden: &[bool], spec: &ObjectiveSpec) -> Stream 
         for &(view, b) in &noised {
             let (first, len) = span(b);
             let at = s.tokens.len();
-            s.tiles.push(Tile {
-                query: at,
-                len,
-                prefix: (clean, first),
-                own: (at, len),
-                causal: false,
-            });
+            let prefix = KeyRange::new(clean, first);
+            s.tiles.push(Tile::new(at, len, prefix, KeyRange::new(at, len)));
             for j in first..first + len {
                 let i = start + j;
                 s.tokens.push(Token {
@@ -238,13 +210,7 @@ pub fn saving(row: &PackedRow, hidden: &[bool], spec: &ObjectiveSpec) -> Stream 
 pub fn causal(row: &PackedRow, spec: &ObjectiveSpec) -> Stream {
     let mut s = Stream::default();
     for (doc, start, n) in spec.documents(row) {
-        s.tiles.push(Tile {
-            query: start,
-            len: n,
-            prefix: (start, 0),
-            own: (start, n),
-            causal: true,
-        });
+        s.tiles.push(Tile::causal(start, n, KeyRange::new(start, 0), start));
         for j in 0..n {
             let i = start + j;
             s.tokens.push(Token {

@@ -1,4 +1,8 @@
-//! The block-diffusion objective: noise → layout → batch → loss and gradient.
+//! The block-diffusion objective, from packed rows to loss and gradient.
+//!
+//! `spec` says what is trained; `layout` makes token streams of a row and its mask, `batch` joins
+//! the streams of several rows, `device_batch` copies a batch to the device, `objective` computes
+//! the loss and its gradient.
 
 pub mod batch;
 pub mod device_batch;

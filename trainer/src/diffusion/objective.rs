@@ -1,38 +1,30 @@
-//! The objective: which loss is taken, and its gradient. **This is the file that makes the model a
-//! diffusion model.**
+//! The loss and its gradient.
 //!
-//! In: packed rows with masks, weights. Out: the *sum* of cross-entropies over counted targets and,
-//! where asked, its gradient; the caller divides by the number of counted targets of the whole
+//! In: a batch on the device, weights. Out: the *sum* of the cross-entropies over counted targets
+//! and, if wanted, its gradient. The caller divides by the number of counted targets of the whole
 //! optimizer step (both views, all micro-batches), as Fast-dLLM v2 does (no 1/t weight).
 //!
-//! Masking happens here, in the training forward pass, not in the data: see `docs/objective.md`.
-//! Formal definition: DESIGN section 5; layouts in [`super::layout`]; noise in
+//! What makes the model a diffusion model is in the streams ([`super::layout`]): tokens are masked
+//! in the training forward pass, not in the data. Formal definition: `docs/objective.md`; noise:
 //! [`dlm_datasets::mask`].
 
 use burn::prelude::*;
 use burn::tensor::DType;
-use burn::tensor::activation::log_softmax;
 
 use super::device_batch::{DeviceBatch, int_tensor};
 use crate::error::{Error, Result};
-use crate::kernels;
-use crate::kernels::ops;
+use crate::kernels::cast::{cast_to, to_f32};
+use crate::kernels::cross_entropy::cross_entropy_sum;
+use crate::kernels::{self, linear};
 use crate::model::{Decoder, Gradients, Weights};
 
-/// How much memory a forward and backward pass may take.
+/// Choices that trade memory for time in a forward and backward pass.
 #[derive(Clone, Copy, Debug)]
 pub struct PassOptions {
     /// Keep only the input of each layer and run the layer again in the backward pass.
     pub activation_checkpointing: bool,
     /// Rows of logits computed at a time; bounds the `[rows, vocab_size]` buffers.
     pub loss_chunk: usize,
-}
-
-/// The obvious form of [`kernels::cross_entropy`], for losses alone: sum of cross-entropies of
-/// logits `[N, V]` (fp32) against `targets` `[N]`.
-fn cross_entropy_sum(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
-    let [n, _] = logits.dims();
-    log_softmax(logits, 1).gather(1, targets.reshape([n, 1])).sum().neg()
 }
 
 fn scalar(t: Tensor<1>) -> Result<f64> {
@@ -42,7 +34,7 @@ fn scalar(t: Tensor<1>) -> Result<f64> {
     Ok(f64::from(v))
 }
 
-/// Loss sum without gradients.
+/// Sum of the cross-entropies, without gradients.
 pub fn loss_sum(
     decoder: &Decoder,
     w: &Weights,
@@ -65,8 +57,8 @@ pub fn loss_sum(
     Ok(total)
 }
 
-/// Loss sum, with `scale ·` its gradient added to `into` (`scale` = 1 / counted targets of the
-/// optimizer step).
+/// Sum of the cross-entropies; adds `scale ·` its gradient to `into` (`scale` = 1 / counted targets
+/// of the optimizer step).
 pub fn loss_and_gradients(
     decoder: &Decoder,
     w: &Weights,
@@ -83,10 +75,11 @@ pub fn loss_and_gradients(
     let cx = inputs.cx.tracked();
     let tracked = w.tracked();
 
-    // Forward to the hidden states. With recomputation only the layer inputs are kept, else the
-    // whole tape.
+    // Forward to the hidden states. With activation checkpointing only the inputs of the layers
+    // are kept, otherwise the whole tape.
     let embedded = decoder.embed(w, inputs.ids.clone(), cx.dtype);
     let mut layer_inputs: Vec<Tensor<2>> = Vec::new();
+    // embeddings and hidden states on the tape
     let mut tape: Option<(Tensor<2>, Tensor<2>)> = None;
     let hidden = if opts.activation_checkpointing {
         let mut x = embedded;
@@ -105,23 +98,23 @@ pub fn loss_and_gradients(
     };
     let [tokens, width] = hidden.dims();
 
-    // Final norm and head where something is predicted; the gradient of the logits comes with the
-    // loss.
+    // Final norm and head at the positions that predict a target; the gradient of the logits is
+    // computed together with the loss.
     let picked = hidden.select(0, int_tensor(&inputs.at, &device)).autodiff().require_grad();
     let normed = decoder.final_norm(&tracked, picked.clone());
     let states = normed.clone().inner();
-    let head = ops::cast_to(w[decoder.params.lm_head].clone(), cx.dtype);
+    let head = cast_to(w[decoder.params.lm_head].clone(), cx.dtype);
     let mut losses: Vec<Tensor<1>> = Vec::new();
     let mut d_states: Vec<Tensor<2>> = Vec::new();
     for first in (0..inputs.at.len()).step_by(opts.loss_chunk.max(1)) {
         let end = (first + opts.loss_chunk.max(1)).min(inputs.at.len());
         let x = states.clone().slice([first..end]);
-        let logits = ops::linear(x.clone(), &head, None);
+        let logits = linear::linear(x.clone(), &head, None);
         let (loss, d_logits) =
             kernels::cross_entropy(logits, int_tensor(&inputs.targets[first..end], &device), scale);
         losses.push(loss);
         d_states.push(d_logits.clone().matmul(head.clone()));
-        into.add(decoder.params.lm_head, ops::to_f32(d_logits.transpose().matmul(x)));
+        into.add(decoder.params.lm_head, to_f32(d_logits.transpose().matmul(x)));
     }
     let mut g = (normed * Tensor::cat(d_states, 0).autodiff()).sum().backward();
     let d_picked = picked
@@ -129,10 +122,9 @@ pub fn loss_and_gradients(
         .ok_or_else(|| Error::Numeric("no gradient reached the hidden states".into()))?;
     into.take_from(&tracked, &mut g, std::iter::once(decoder.params.norm));
 
-    // A stream position can predict for both views, so gradients of equal positions add up.
-    let nothing = Tensor::<2>::zeros([tokens, width], (&device, DType::F32));
-    let mut upstream =
-        ops::cast_to(kernels::add_rows(nothing, d_picked, &inputs.predicted), cx.dtype);
+    // A stream position can predict a target of both views; its gradients are summed.
+    let zeros = Tensor::<2>::zeros([tokens, width], (&device, DType::F32));
+    let mut upstream = cast_to(kernels::add_rows(zeros, d_picked, &inputs.predicted), cx.dtype);
     if let Some((leaf, h)) = tape {
         let mut g = (h * upstream.autodiff()).sum().backward();
         upstream = leaf
@@ -153,11 +145,11 @@ pub fn loss_and_gradients(
     }
     let table = decoder.params.embed_tokens;
     into.add_rows(table, upstream, &inputs.embedded, &w[table]);
-    // The only thing waited for: everything above is under way by now.
+    // Reading the losses is the only wait: all work above is queued by now.
     total(losses)
 }
 
-/// The sum of losses, in double precision.
+/// The sum of losses, in double precision, read back once.
 fn total(losses: Vec<Tensor<1>>) -> Result<f64> {
     let failed = |e: String| Error::Device(format!("reading the losses back failed: {e}"));
     let data = Tensor::cat(losses, 0).try_into_data().map_err(|e| failed(format!("{e:?}")))?;
@@ -165,9 +157,8 @@ fn total(losses: Vec<Tensor<1>>) -> Result<f64> {
     Ok(values.into_iter().map(f64::from).sum())
 }
 
-/// fp32 logits of every stream position, `[rows · len, vocab_size]`; for parity checks, not for
-/// training.
+/// fp32 logits of every stream position, `[rows · len, vocab_size]`; for parity checks.
 pub fn all_logits(decoder: &Decoder, w: &Weights, inputs: &DeviceBatch) -> Tensor<2> {
     let h = decoder.hidden(w, inputs.ids.clone(), &inputs.cx);
-    ops::to_f32(decoder.logits(w, h))
+    to_f32(decoder.logits(w, h))
 }

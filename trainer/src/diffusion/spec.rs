@@ -1,4 +1,5 @@
-//! What is trained: packed rows, the objective and its settings.
+//! What is trained: packed rows, the objective and its settings. Formal definition:
+//! `docs/objective.md`.
 
 /// Label that carries no loss.
 pub const IGNORE: i32 = -100;
@@ -8,49 +9,47 @@ pub const IGNORE: i32 = -100;
 pub struct PackedRow {
     /// Token ids, `[L]`.
     pub input_ids: Vec<i32>,
-    /// Labels, `[L]`; [`IGNORE`] where no loss is taken.
+    /// Labels, `[L]`; [`IGNORE`] where there is no loss.
     pub labels: Vec<i32>,
     /// Documents as (start, length); positions outside every document are row padding.
     pub documents: Vec<(usize, usize)>,
 }
 
-/// Which objective is trained.
+/// The training objective.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Objective {
-    /// Noised copies next to clean ones, complementary views (the default).
+    /// Noised copies of the tokens next to clean ones, in complementary views (the default).
     BlockDiffusion(Layout),
-    /// Plain causal next-token loss on responses.
+    /// The causal next-token loss on responses.
     Sft,
 }
 
-/// How the block-diffusion streams are laid out; both give the same loss and gradients.
+/// How block-diffusion streams are laid out; both layouts give the same loss and gradients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// Per view `[x_t ; x_0]`: 4L tokens a row.
     Reference,
-    /// Shared clean copy, nothing that is not needed.
+    /// One clean copy for both views, without the blocks that no counted prediction needs.
     Saving,
 }
 
 /// How documents bound attention and positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DocumentMask {
-    /// Attention stays inside a document; positions restart (default).
+    /// Attention stays inside a document, and positions restart with it (default).
     Document,
-    /// As the published hub code: the row is one sequence, documents see each other.
+    /// As in the published hub code: the row is one sequence whose documents see each other.
     Hub,
 }
 
-/// What the layouts need to know besides the row.
+/// Settings of the objective.
 #[derive(Clone, Copy, Debug)]
 pub struct ObjectiveSpec {
     /// Tokens per block.
     pub bd_size: usize,
-    /// Id of the mask token.
     pub mask_token_id: i32,
-    /// Both complementary views (true) or view A alone.
+    /// Train both complementary views, or view A alone.
     pub complementary: bool,
-    /// Document isolation.
     pub document_mask: DocumentMask,
 }
 
@@ -59,8 +58,7 @@ impl ObjectiveSpec {
         0..if self.complementary { 2 } else { 1 }
     }
 
-    /// Documents of a row under this spec, and the row padding as (start, length) pairs with its
-    /// document id.
+    /// The documents of a row and its padding as (document id, start, length); padding has id -1.
     pub(super) fn documents(&self, row: &PackedRow) -> Vec<(i32, usize, usize)> {
         let len = row.input_ids.len();
         match self.document_mask {

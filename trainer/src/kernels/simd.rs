@@ -1,19 +1,17 @@
-//! Exponentials over slices, compiled for the vectors of the machine that runs: AVX-512, AVX2, or
-//! what every x86-64 has.
+//! Exponentials over fp32 slices, compiled for the widest vectors of the machine at hand: AVX-512,
+//! AVX2, or the baseline of every x86-64.
 //!
-//! In and out: fp32 slices. The arithmetic is the same on every machine (sums in sixteen lanes,
-//! products never fused), so the bits are, too. Not-a-number stays not-a-number.
-
-use crate::kernels::AdamwStep;
-use crate::model::config::Activation;
+//! The arithmetic is the same on every machine (sums in sixteen lanes, products never fused), so
+//! the results are equal bit for bit. NaN stays NaN.
 
 const LANES: usize = 16;
 
-/// Compiles a function's body for several instruction sets and takes the widest that the machine
-/// has.
+/// Compiles a function's body for several instruction sets and runs the widest that the machine
+/// supports.
 macro_rules! widest {
     ($(#[doc = $doc:literal])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
         $(#[doc = $doc])*
+        #[allow(unsafe_code, reason = "calls of functions with target features")]
         $vis fn $name($($arg: $ty),*) {
             #[inline(always)]
             fn plain($($arg: $ty),*) $body
@@ -27,13 +25,16 @@ macro_rules! widest {
                 fn medium($($arg: $ty),*) {
                     plain($($arg),*)
                 }
-                let wide_there = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl");
-                if wide_there && is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512bw") {
-                    // SAFETY: the machine has the instructions.
+                let has_avx512 = is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512bw");
+                if has_avx512 {
+                    // SAFETY: the four features that `wide` is compiled for were detected above.
                     return unsafe { wide($($arg),*) };
                 }
                 if is_x86_feature_detected!("avx2") {
-                    // SAFETY: as above.
+                    // SAFETY: the feature that `medium` is compiled for was detected.
                     return unsafe { medium($($arg),*) };
                 }
             }
@@ -41,12 +42,13 @@ macro_rules! widest {
         }
     };
 }
+pub(crate) use widest;
 
-/// e^x for x ≤ 0, to about 2 ulp: range reduction by ln 2 and a polynomial, free of branches and
+/// e^x for x ≤ 0, to about 2 ulp: range reduction by ln 2 and a polynomial, without branches and
 /// calls so that it vectorises.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    // 1.5 · 2^23: adding it rounds to a whole number, which then stands in the low bits.
+    // 1.5 · 2^23: adding it rounds to a whole number, which is then in the low bits.
     const ROUND: f32 = 12_582_912.0;
     let x = if x < -87.0 { -87.0 } else { x };
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
@@ -112,53 +114,6 @@ widest! {
     }
 }
 
-widest! {
-    /// One AdamW update of a stretch of weights and moments, in place.
-    pub fn adamw(w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], s: AdamwStep) {
-        let keep = 1.0 - s.lr * s.decay;
-        for ((w, g), (m, v)) in w.iter_mut().zip(g).zip(m.iter_mut().zip(v)) {
-            let g = g * s.clip;
-            *m = *m * s.beta1 + g * (1.0 - s.beta1);
-            *v = *v * s.beta2 + g * g * (1.0 - s.beta2);
-            let denominator = (*v / s.correction2).sqrt() + s.eps;
-            *w = *w * keep - *m / s.correction1 / denominator * s.lr;
-        }
-    }
-}
-
-widest! {
-    /// `out = act(gate) · up`.
-    pub fn gate(out: &mut [f32], gate: &[f32], up: &[f32], activation: Activation) {
-        let each = out.iter_mut().zip(gate.iter().zip(up));
-        match activation {
-            Activation::Silu => each.for_each(|(o, (g, u))| *o = g * sigmoid(*g) * u),
-            Activation::Relu2 => each.for_each(|(o, (g, u))| {
-                let r = if *g < 0.0 { 0.0 } else { *g };
-                *o = r * r * u;
-            }),
-        }
-    }
-}
-
-widest! {
-    /// Gradients of `gate` and `up` for the gradient `grad` of `act(gate) · up`.
-    pub fn gate_backward(d_gate: &mut [f32], d_up: &mut [f32], gate: &[f32], up: &[f32], grad: &[f32], activation: Activation) {
-        let each = d_gate.iter_mut().zip(d_up).zip(gate.iter().zip(up).zip(grad));
-        match activation {
-            Activation::Silu => each.for_each(|((dg, du), ((g, u), d))| {
-                let s = sigmoid(*g);
-                *dg = d * u * (s * (1.0 + g * (1.0 - s)));
-                *du = d * (g * s);
-            }),
-            Activation::Relu2 => each.for_each(|((dg, du), ((g, u), d))| {
-                let r = if *g < 0.0 { 0.0 } else { *g };
-                *dg = d * u * (2.0 * r);
-                *du = d * (r * r);
-            }),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,8 +123,8 @@ mod tests {
         let mut worst = 0f64;
         for i in 0..200_000 {
             let x = -(i as f32) * 4.3e-4;
-            let (found, exact) = (f64::from(exp(x)), f64::from(x).exp());
-            worst = worst.max((found - exact).abs() / exact);
+            let (ours, exact) = (f64::from(exp(x)), f64::from(x).exp());
+            worst = worst.max((ours - exact).abs() / exact);
         }
         assert!(worst < 3e-7, "{worst}");
         assert_eq!(exp(0.0), 1.0);
@@ -185,12 +140,12 @@ mod tests {
             softmax(&mut row);
             let exact: Vec<f64> = values.iter().map(|v| f64::from(*v).exp()).collect();
             let sum: f64 = exact.iter().sum();
-            for (found, exact) in row.iter().zip(&exact) {
-                assert!((f64::from(*found) - exact / sum).abs() < 1e-6);
+            for (ours, exact) in row.iter().zip(&exact) {
+                assert!((f64::from(*ours) - exact / sum).abs() < 1e-6);
             }
         }
         let mut row = vec![1.0, f32::NAN, 2.0];
         softmax(&mut row);
-        assert!(row.iter().any(|v| v.is_nan()), "a NaN must not be swallowed");
+        assert!(row.iter().any(|v| v.is_nan()), "NaN must stay NaN");
     }
 }

@@ -10,15 +10,15 @@ use safetensors::{Dtype, SafeTensors};
 use crate::compute::tensor_io::decode_floats;
 use crate::error::{Error, Result};
 
-/// A checkpoint folder, mapped; tensors are converted when asked for.
+/// The tensors of a checkpoint folder; they are read when asked for.
 pub struct Checkpoint {
     files: Vec<(PathBuf, Mmap)>,
-    /// tensor name → index into `files`
+    /// Tensor name → index into `files`.
     index: BTreeMap<String, usize>,
 }
 
 impl Checkpoint {
-    /// Map the safetensors of a folder: one file, or the shards that the index names.
+    /// Maps the safetensors of a folder: one file, or the shards that the index names.
     pub fn open(dir: &Path) -> Result<Self> {
         let single = dir.join("model.safetensors");
         let index_file = dir.join("model.safetensors.index.json");
@@ -56,8 +56,9 @@ impl Checkpoint {
         for path in paths {
             let file = std::fs::File::open(&path)
                 .map_err(|e| Error::io(&path, "opening the weights", e))?;
-            // SAFETY: the mapping is read-only; a file truncated by someone else while mapped is
-            // outside our control.
+            // SAFETY: the mapping is read-only and lives as long as `Checkpoint`. As with every
+            // mapped file, other processes must not change or truncate it meanwhile; model folders
+            // are written once.
             let map = unsafe { Mmap::map(&file) }
                 .map_err(|e| Error::io(&path, "mapping the weights", e))?;
             let st = SafeTensors::deserialize(&map).map_err(|e| {
@@ -74,17 +75,15 @@ impl Checkpoint {
         Ok(Checkpoint { files, index })
     }
 
-    /// Tensor names.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.index.keys().map(String::as_str)
     }
 
-    /// Whether a tensor is there.
     pub fn has(&self, name: &str) -> bool {
         self.index.contains_key(name)
     }
 
-    /// Shape and values in fp32 of a floating-point tensor.
+    /// Shape and values of a floating-point tensor, in fp32.
     pub fn f32(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
         let (path, dtype, shape, data) = self.view(name)?;
         let values = decode_floats(dtype, data).ok_or_else(|| {
@@ -93,7 +92,7 @@ impl Checkpoint {
         Ok((shape, values))
     }
 
-    /// Dtype, shape and bytes of a tensor, with the file it is in.
+    /// The file, dtype, shape and bytes of a tensor.
     pub fn view(&self, name: &str) -> Result<(&Path, Dtype, Vec<usize>, &[u8])> {
         let i = *self
             .index

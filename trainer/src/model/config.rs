@@ -1,17 +1,17 @@
 //! `config.json` of a Hugging Face decoder checkpoint → [`ModelConfig`].
 //!
-//! Reads both dialects: top-level `rope_theta` / `torch_dtype` (transformers 4) and
-//! `rope_parameters` / `dtype` (transformers 5). Shapes always come from here, never from our own
-//! YAML. The raw JSON is kept, so that an export changes only what it must.
+//! Reads both forms: top-level `rope_theta` / `torch_dtype` (transformers 4) and `rope_parameters`
+//! / `dtype` (transformers 5). Shapes always come from this file, never from our own YAML. The raw
+//! JSON is kept, so that an export changes only what it must.
 
 use std::path::Path;
 
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::kernels::Activation;
 
-/// Which decoder family a checkpoint belongs to; the families differ only in the switches of
-/// [`ModelConfig`].
+/// The decoder family of a checkpoint; families differ only in the switches of [`ModelConfig`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// Llama and SmolLM2.
@@ -24,19 +24,10 @@ pub enum Family {
     BitNet,
 }
 
-/// The gate activation of the MLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// x · sigmoid(x).
-    Silu,
-    /// max(x, 0)².
-    Relu2,
-}
-
 /// How the ternary weights of a BitNet checkpoint are stored and used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantization {
-    /// Full-precision masters, quantised in every forward pass (straight-through gradients).
+    /// Full-precision master weights, quantised in every forward pass (straight-through gradients).
     Online,
     /// `weight` packed four to a byte, `weight_scale` = mean|W| (linear_class `autobitlinear`).
     PackedMultiply,
@@ -47,11 +38,11 @@ pub enum Quantization {
 /// Llama-3 style frequency scaling of RoPE.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Llama3Scaling {
-    /// Division of the low frequencies.
+    /// Low frequencies are divided by this.
     pub factor: f64,
     /// Wavelengths above `original / low_freq_factor` are divided fully.
     pub low_freq_factor: f64,
-    /// Wavelengths below `original / high_freq_factor` are left alone.
+    /// Wavelengths below `original / high_freq_factor` are not changed.
     pub high_freq_factor: f64,
     /// Context length the base model was trained with, tokens.
     pub original_max_position_embeddings: f64,
@@ -64,13 +55,9 @@ pub struct ModelConfig {
     pub family: Family,
     /// Rows of the embedding table.
     pub vocab_size: usize,
-    /// Model width.
     pub hidden_size: usize,
-    /// MLP width.
     pub intermediate_size: usize,
-    /// Decoder layers.
     pub num_hidden_layers: usize,
-    /// Query heads.
     pub num_attention_heads: usize,
     /// Key/value heads; divides the query heads.
     pub num_key_value_heads: usize,
@@ -78,42 +65,36 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Epsilon inside every RMSNorm.
     pub rms_norm_eps: f64,
-    /// RoPE base.
     pub rope_theta: f64,
-    /// RoPE frequency scaling.
     pub rope_scaling: Option<Llama3Scaling>,
-    /// Longest position the checkpoint claims, tokens.
+    /// Context length that the checkpoint claims, tokens.
     pub max_position_embeddings: usize,
-    /// Output head shares the embedding table.
+    /// The output head shares the embedding table.
     pub tie_word_embeddings: bool,
-    /// Biases on q, k, v.
     pub qkv_bias: bool,
     /// Bias on the attention output projection.
     pub o_bias: bool,
-    /// Biases in the MLP.
     pub mlp_bias: bool,
     /// RMSNorm on q and k, per head, before RoPE.
     pub qk_norm: bool,
     /// `attn_sub_norm` before o_proj and `ffn_sub_norm` before down_proj.
     pub sub_norms: bool,
-    /// Gate activation.
     pub activation: Activation,
     /// BitLinear instead of linear in the layers.
     pub quantization: Option<Quantization>,
-    /// `bd_size` of an already converted model.
+    /// Tokens per block of a model that was converted before.
     pub bd_size: Option<usize>,
-    /// `mask_token_id` of an already converted model.
+    /// Mask token of a model that was converted before.
     pub mask_token_id: Option<i64>,
     /// Standard deviation of random initialisation.
     pub initializer_range: f64,
-    /// End-of-text ids.
     pub eos_token_ids: Vec<i64>,
-    /// The file as read.
+    /// The JSON as it was read.
     pub raw: Value,
 }
 
 impl ModelConfig {
-    /// Read `config.json` (a file, or a folder that holds one).
+    /// Reads `config.json` (the file, or a folder that contains one).
     pub fn read(path: &Path) -> Result<Self> {
         let file = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
         let text = std::fs::read_to_string(&file)
@@ -123,7 +104,7 @@ impl ModelConfig {
         Self::from_json(raw).map_err(|e| Error::format(&file, e.to_string()))
     }
 
-    /// Interpret a parsed `config.json`.
+    /// Interprets a parsed `config.json`.
     pub fn from_json(raw: Value) -> Result<Self> {
         let r = Reader { raw: &raw };
         let family = r.family()?;
@@ -160,7 +141,7 @@ impl ModelConfig {
             "relu2" => Activation::Relu2,
             other => {
                 return Err(Error::Model(format!(
-                    "hidden_act {other:?} is not known here; known: silu, relu2"
+                    "hidden_act {other:?} is not supported; supported: silu, relu2"
                 )));
             }
         };
@@ -205,7 +186,8 @@ impl ModelConfig {
         })
     }
 
-    /// Switch BitLinear on or off, in the raw config too, so that an export says what was trained.
+    /// Switches BitLinear on or off, in the raw config too, so that an export describes the model
+    /// that was trained.
     pub fn set_bitlinear(&mut self, on: bool) {
         self.quantization = on.then_some(Quantization::Online);
         let Some(raw) = self.raw.as_object_mut() else {

@@ -1,9 +1,9 @@
-//! One decoder for every family: embedding, layers, final norm, head, on explicit weights and an
-//! explicit attention plan.
+//! One decoder for every family: embedding, layers, final norm and head. Weights and attention plan
+//! are arguments.
 //!
 //! In: token ids of a *stream* (for the diffusion objective: clean and noised copies side by side),
-//! positions, and what each token may see. Out: hidden states `[T, hidden_size]`, logits only where
-//! asked for. Nothing here knows about noise or blocks; that is `diffusion`'s business.
+//! positions, and which keys each token sees. Out: hidden states `[T, hidden_size]`, and logits for
+//! the rows asked for. Noise and blocks are not known here; `diffusion` handles them.
 //!
 //! Shape legend: B rows, S stream length, T = B·S, H query heads, K key/value heads, D head_dim.
 
@@ -14,58 +14,54 @@ use burn::tensor::DType;
 
 use super::config::ModelConfig;
 use super::params::{LayerIndex, LinearIndex, Params, Weights};
-use crate::attention::ranges;
-use crate::attention::tiles::{self, TilePlan};
-use crate::kernels::fused;
-use crate::kernels::ops;
+use crate::attention::{TilePlan, dense, ranges, tiles};
+use crate::kernels::cast::{cast_to, to_f32};
+use crate::kernels::{gate, linear, rms_norm, rope};
 
-/// Architecture and parameter table; the weights come separately, so that the same code runs
-/// tracked and untracked.
+/// Architecture and parameter table. The weights are passed to each call, so that the same code
+/// runs with and without a gradient tape.
 #[derive(Clone, Debug)]
 pub struct Decoder {
-    /// Shapes and switches.
     pub cfg: ModelConfig,
-    /// Parameter table.
     pub params: Params,
-    /// Blend of BitLinear quantisation: 0 off, 1 full. Ignored unless the config asks for BitNet
+    /// Share of BitLinear quantisation: 0 off, 1 full. Ignored unless the config has BitNet
     /// quantisation.
     pub quant_lambda: f64,
-    /// The layers' matrices are ternary already (decoding quantises them once): only activations
-    /// are quantised.
+    /// The layers' matrices are already ternary (decoding quantises them once), so that only
+    /// activations are quantised.
     pub ternary_weights: bool,
 }
 
-/// What is the same for every layer of one forward pass.
+/// What every layer of one forward pass shares.
 #[derive(Clone, Debug)]
 pub struct Context {
-    /// Rows.
+    /// B.
     pub batch: usize,
-    /// Stream length.
+    /// S.
     pub len: usize,
     /// Cosines, `[B, 1, S, D]`, compute dtype.
     pub cos: Tensor<4>,
     /// Sines, `[B, 1, S, D]`.
     pub sin: Tensor<4>,
-    /// What a token must not see.
+    /// Which keys each token sees.
     pub mask: AttentionPlan,
     /// Compute dtype of activations and matmuls.
     pub dtype: DType,
 }
 
-/// How attention knows who sees whom.
+/// Which keys each query sees, in the form that the attention implementation needs.
 #[derive(Clone, Debug)]
 pub enum AttentionPlan {
-    /// `[B, 1, S, S]`, true = hidden; scores are materialised.
+    /// A mask `[B, 1, S, S]`, true = hidden ([`dense`]).
     Dense(Tensor<4, Bool>),
-    /// Key ranges per query, `[B · S · 4]` ([`ranges::table`]); scores are materialised, masks are
-    /// not.
+    /// Key ranges per query, `[B · S · 4]` ([`ranges::table`]).
     Ranges(Tensor<1, Int>),
-    /// Key ranges per run of queries over the flattened stream, `B · S` positions (CPU, fp32).
+    /// Key ranges per run of queries, over the streams end to end (CPU and fp32 only, [`tiles`]).
     Tiles(Arc<TilePlan>),
 }
 
 impl Context {
-    /// The same context for tensors on a gradient tape.
+    /// The same context, for tensors on a gradient tape.
     pub fn tracked(&self) -> Context {
         Context {
             batch: self.batch,
@@ -80,25 +76,23 @@ impl Context {
             dtype: self.dtype,
         }
     }
-}
 
-impl Context {
-    /// Whether the single-pass operations of [`fused`] can run: they go with tiles (CPU, fp32).
+    /// Whether the single-pass operations of [`crate::kernels`] can run: like tiles, they need the
+    /// CPU and fp32.
     fn fused(&self) -> bool {
         matches!(self.mask, AttentionPlan::Tiles(_))
     }
 }
 
 impl Decoder {
-    /// The decoder of a configuration.
     pub fn new(cfg: ModelConfig) -> Self {
         let params = Params::new(&cfg);
         Decoder { cfg, params, quant_lambda: 1.0, ternary_weights: false }
     }
 
-    /// Embed token ids `[T]` → `[T, hidden_size]` in the compute dtype.
+    /// Embeddings of token ids `[T]` → `[T, hidden_size]` in the compute dtype.
     pub fn embed(&self, w: &Weights, ids: Tensor<1, Int>, dtype: DType) -> Tensor<2> {
-        ops::cast_to(w[self.params.embed_tokens].clone().select(0, ids), dtype)
+        cast_to(w[self.params.embed_tokens].clone().select(0, ids), dtype)
     }
 
     /// One decoder layer, `[T, hidden_size]` → `[T, hidden_size]`.
@@ -149,10 +143,10 @@ impl Decoder {
         let q = heads(self.project(w, &l.q_proj, h.clone()), c.num_attention_heads, l.q_norm);
         let k = heads(self.project(w, &l.k_proj, h.clone()), c.num_key_value_heads, l.k_norm);
         let v = heads(self.project(w, &l.v_proj, h), c.num_key_value_heads, None);
-        let rope = |x| {
-            if fused { fused::rope(x, &cos, &sin) } else { ops::rope(x, &cos, &sin) }
+        let rotate = |x| {
+            if fused { rope::fused(x, &cos, &sin) } else { rope::composed(x, &cos, &sin) }
         };
-        (rope(q), rope(k), v)
+        (rotate(q), rotate(k), v)
     }
 
     fn attention_block(
@@ -165,7 +159,7 @@ impl Decoder {
         match &cx.mask {
             AttentionPlan::Dense(hidden) => {
                 let (q, k, v) = self.qkv(w, l, x, cx);
-                self.attention_out(w, l, ops::attention(q, k, v, hidden))
+                self.attention_out(w, l, dense::attention(q, k, v, hidden))
             }
             AttentionPlan::Ranges(table) => {
                 let (q, k, v) = self.qkv(w, l, x, cx);
@@ -193,30 +187,26 @@ impl Decoder {
         a: Tensor<2>,
     ) -> Tensor<2> {
         let a = match l.attn_sub_norm {
-            Some(p) => ops::rms_norm(a, &w[p], self.cfg.rms_norm_eps),
+            Some(p) => rms_norm::composed(a, &w[p], self.cfg.rms_norm_eps),
             None => a,
         };
         self.project(w, &l.o_proj, a)
     }
 
-    /// The gated MLP behind its norm, `[T, hidden_size]` → `[T, hidden_size]`.
-    pub fn mlp_block(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>) -> Tensor<2> {
-        self.mlp(w, l, x, false)
-    }
-
     fn norm(&self, x: Tensor<2>, weight: &Tensor<2>, fused: bool) -> Tensor<2> {
         let eps = self.cfg.rms_norm_eps;
-        if fused { fused::rms_norm(x, weight, eps) } else { ops::rms_norm(x, weight, eps) }
+        if fused { rms_norm::fused(x, weight, eps) } else { rms_norm::composed(x, weight, eps) }
     }
 
+    /// The norm and the gated MLP of a layer, `[T, hidden_size]` → `[T, hidden_size]`.
     pub(crate) fn mlp(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, fused: bool) -> Tensor<2> {
         let h = self.norm(x, &w[l.post_attention_layernorm], fused);
-        let gate = self.project(w, &l.gate_proj, h.clone());
+        let gated = self.project(w, &l.gate_proj, h.clone());
         let up = self.project(w, &l.up_proj, h);
         let a = if fused {
-            fused::gate(gate, up, self.cfg.activation)
+            gate::fused(gated, up, self.cfg.activation)
         } else {
-            ops::gate(gate, up, self.cfg.activation)
+            gate::composed(gated, up, self.cfg.activation)
         };
         let a = match l.ffn_sub_norm {
             Some(p) => self.norm(a, &w[p], fused),
@@ -228,22 +218,22 @@ impl Decoder {
     fn project(&self, w: &Weights, l: &LinearIndex, x: Tensor<2>) -> Tensor<2> {
         let bias = l.bias.map(|b| &w[b]);
         if self.cfg.quantization.is_some() && self.ternary_weights {
-            ops::linear(ops::int8_activation(x), &w[l.weight], bias)
+            linear::linear(linear::int8_activation(x), &w[l.weight], bias)
         } else if self.cfg.quantization.is_some() {
-            ops::bit_linear(x, &w[l.weight], bias, self.quant_lambda)
+            linear::bit_linear(x, &w[l.weight], bias, self.quant_lambda)
         } else {
-            ops::linear(x, &w[l.weight], bias)
+            linear::linear(x, &w[l.weight], bias)
         }
     }
 
-    /// Final norm and head on the rows given, `[N, hidden_size]` → fp32 logits `[N, vocab_size]`.
+    /// Final norm and head, `[N, hidden_size]` → fp32 logits `[N, vocab_size]`.
     pub fn logits(&self, w: &Weights, h: Tensor<2>) -> Tensor<2> {
-        ops::to_f32(ops::linear(self.final_norm(w, h), &w[self.params.lm_head], None))
+        to_f32(linear::linear(self.final_norm(w, h), &w[self.params.lm_head], None))
     }
 
     /// The norm before the head, `[N, hidden_size]` → `[N, hidden_size]`.
     pub fn final_norm(&self, w: &Weights, h: Tensor<2>) -> Tensor<2> {
-        ops::rms_norm(h, &w[self.params.norm], self.cfg.rms_norm_eps)
+        rms_norm::composed(h, &w[self.params.norm], self.cfg.rms_norm_eps)
     }
 
     /// All layers in order, `[T, hidden_size]` → `[T, hidden_size]` (before the final norm).
@@ -256,9 +246,8 @@ impl Decoder {
         (0..self.params.layers.len()).fold(x, |x, i| self.layer(w, i, x, cx))
     }
 
-    /// Cosine and sine tables for positions given per stream token.
-    ///
-    /// `positions` has `batch · len` entries; returns two `[B, 1, S, D]` tensors in `dtype`.
+    /// Cosine and sine tables for the positions of all stream tokens, `batch · len` of them: two
+    /// `[B, 1, S, D]` tensors in `dtype`.
     pub fn rope_tables(
         &self,
         positions: &[i32],
@@ -274,7 +263,7 @@ impl Decoder {
         for (t, &p) in positions.iter().enumerate() {
             let (c, s) = (&mut cos[t * d..(t + 1) * d], &mut sin[t * d..(t + 1) * d]);
             for i in 0..half {
-                // fp32 product as in transformers, so that long positions round the same way
+                // an fp32 product as in transformers, so that large positions round the same way
                 let angle = p as f32 * inv[i];
                 let (sn, cs) = (angle as f64).sin_cos();
                 c[i] = cs as f32;

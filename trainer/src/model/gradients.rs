@@ -4,19 +4,20 @@ use burn::prelude::*;
 use burn::tensor::{DType, Gradients as Tape};
 
 use super::params::Weights;
-use crate::kernels::ops::to_f32;
+use crate::kernels::cast::to_f32;
 use crate::kernels::{self, RowIndex};
 
-/// Gradients per parameter, `None` where a parameter took no part yet.
+/// Gradients in the order of the parameter table; none for parameters that had no part yet.
 pub struct Gradients(pub Vec<Option<Tensor<2>>>);
 
 impl Gradients {
-    /// No gradients yet for `n` parameters.
+    /// Without gradients, for `n` parameters.
     pub fn new(n: usize) -> Self {
         Gradients((0..n).map(|_| None).collect())
     }
 
-    /// Add `source` `[N, D]` to rows of parameter `i`, which is like `weight`.
+    /// Adds `source` `[N, D]` to rows of the gradient of parameter `i`, whose shape is that of
+    /// `weight`.
     pub(crate) fn add_rows(
         &mut self,
         i: usize,
@@ -37,13 +38,14 @@ impl Gradients {
         });
     }
 
+    /// Moves the gradients of `parameters` from a tape.
     pub(crate) fn take_from(
         &mut self,
         w: &Weights,
         grads: &mut Tape,
-        which: impl Iterator<Item = usize>,
+        parameters: impl Iterator<Item = usize>,
     ) {
-        for i in which {
+        for i in parameters {
             if let Some(g) = w[i].grad_remove(grads) {
                 self.add(i, g);
             }

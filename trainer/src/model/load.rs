@@ -1,9 +1,9 @@
-//! Weights between safetensors files and the device.
+//! Weights from a checkpoint, or random ones, to the device.
 //!
 //! In: a Hugging Face folder with `model.safetensors` or shards and `model.safetensors.index.json`,
 //! in f32, f16 or bf16, or packed ternary (BitNet). Out: [`Weights`] in fp32 in the order of
-//! [`Params::specs`]. Every missing, unexpected or misshapen tensor is listed; nothing is silently
-//! skipped.
+//! [`Params::specs`]. Every missing or unexpected tensor and every wrong shape is listed in the
+//! error; nothing is skipped silently.
 
 use std::path::Path;
 
@@ -17,11 +17,11 @@ use super::ternary;
 use crate::error::{Error, Result};
 use dlm_datasets::rng;
 
-/// Read the weights of `cfg` from a folder into host memory, in the order of `params`.
+/// Reads the weights of a folder into host memory, in the order of `params`.
 ///
-/// `cfg.quantization` is turned to [`Quantization::Online`] when the folder holds packed ternary
-/// weights: the masters are the unpacked weights, scaled so that the online quantiser gives the
-/// packed values back.
+/// When the folder holds packed ternary weights, `cfg.quantization` becomes
+/// [`Quantization::Online`]: the master weights are the unpacked ones, scaled so that the online
+/// quantiser reproduces the packed values.
 pub fn read_host(dir: &Path, cfg: &mut ModelConfig, params: &Params) -> Result<Vec<Vec<f32>>> {
     let ck = Checkpoint::open(dir)?;
     let packed =
@@ -94,8 +94,8 @@ pub fn read_host(dir: &Path, cfg: &mut ModelConfig, params: &Params) -> Result<V
 /// Random initialisation: normal(0, `initializer_range`) for matrices and embeddings, ones for
 /// norms, zeros for biases.
 ///
-/// Drawn from a counter-based generator by (seed, parameter, element), so it is the same on every
-/// device.
+/// Values come from a counter-based generator by (seed, parameter, element), so they are the same
+/// on every device.
 pub fn random_host(cfg: &ModelConfig, params: &Params, seed: u64) -> Vec<Vec<f32>> {
     params
         .specs
@@ -114,7 +114,7 @@ pub fn random_host(cfg: &ModelConfig, params: &Params, seed: u64) -> Vec<Vec<f32
         .collect()
 }
 
-/// Upload host values in the order of `params`.
+/// Copies host values, in the order of `params`, to the device.
 pub fn upload(host: Vec<Vec<f32>>, params: &Params, device: &Device) -> Weights {
     Weights(
         host.into_iter()

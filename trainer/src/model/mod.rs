@@ -1,7 +1,8 @@
 //! Decoder models: configuration, parameter table, weights on disk, forward pass.
 //!
-//! `config` reads `config.json`; `params` lays out the parameters; `weights` moves them between
-//! safetensors and the device, `ternary` packs those of BitLinear; `ops` and `decoder` compute.
+//! `config` reads `config.json`; `params` lists the parameters; `checkpoint_file` maps safetensors
+//! files, `ternary` packs and unpacks BitLinear weights, `load` fits a checkpoint to the parameters
+//! and copies it to the device; `decoder` computes; `gradients` holds gradients by parameter.
 
 pub mod checkpoint_file;
 pub mod config;

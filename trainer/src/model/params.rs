@@ -1,15 +1,15 @@
-//! The parameters of a decoder as a flat list under their Hugging Face names, and the layer table
-//! that points into it.
+//! The parameters of a decoder as a flat list under their Hugging Face names, and tables of indices
+//! into that list, one per layer.
 //!
-//! Every parameter is a rank-2 tensor on the device; vectors (norms, biases) are `[1, n]`. The flat
-//! list is what the optimizer, the checkpoint and the export walk over; its order is the order of
+//! Every parameter is a rank-2 tensor on the device; vectors (norms, biases) are `[1, n]`. The
+//! optimizer, the checkpoint and the export iterate over the flat list; its order is that of
 //! [`Params::specs`], which depends on the configuration alone.
 
 use burn::prelude::*;
 
 use super::config::ModelConfig;
 
-/// What a parameter is, which decides initialisation, weight decay and the optimizer that moves it.
+/// The role of a parameter; it decides initialisation, weight decay and which optimizer updates it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParamKind {
     /// Embedding table or output head, `[vocab_size, hidden_size]`.
@@ -22,14 +22,13 @@ pub enum ParamKind {
     Bias,
 }
 
-/// Name and shape of a parameter as a checkpoint holds it.
+/// Name and shape of a parameter in a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParamSpec {
     /// Hugging Face tensor name.
     pub name: String,
     /// Shape in the file: one or two dimensions.
     pub shape: Vec<usize>,
-    /// Role.
     pub kind: ParamKind,
 }
 
@@ -43,7 +42,6 @@ impl ParamSpec {
         }
     }
 
-    /// Number of elements.
     pub fn numel(&self) -> usize {
         self.shape.iter().product()
     }
@@ -52,27 +50,20 @@ impl ParamSpec {
 /// Index of a parameter in the flat list.
 pub type ParamIndex = usize;
 
-/// A linear map: weight `[out, in]` and perhaps a bias `[out]`.
+/// A linear map: weight `[out, in]` and an optional bias `[out]`.
 #[derive(Clone, Copy, Debug)]
 pub struct LinearIndex {
-    /// Weight.
     pub weight: ParamIndex,
-    /// Bias.
     pub bias: Option<ParamIndex>,
 }
 
-/// Where the parameters of one decoder layer are.
+/// Indices of the parameters of one decoder layer.
 #[derive(Clone, Debug)]
 pub struct LayerIndex {
-    /// Norm before attention.
     pub input_layernorm: ParamIndex,
-    /// Query projection.
     pub q_proj: LinearIndex,
-    /// Key projection.
     pub k_proj: LinearIndex,
-    /// Value projection.
     pub v_proj: LinearIndex,
-    /// Output projection.
     pub o_proj: LinearIndex,
     /// Per-head norm of queries (Qwen3).
     pub q_norm: Option<ParamIndex>,
@@ -82,11 +73,8 @@ pub struct LayerIndex {
     pub attn_sub_norm: Option<ParamIndex>,
     /// Norm before the MLP.
     pub post_attention_layernorm: ParamIndex,
-    /// Gate projection.
     pub gate_proj: LinearIndex,
-    /// Up projection.
     pub up_proj: LinearIndex,
-    /// Down projection.
     pub down_proj: LinearIndex,
     /// Norm before down_proj (BitNet).
     pub ffn_sub_norm: Option<ParamIndex>,
@@ -97,20 +85,18 @@ pub struct LayerIndex {
 /// The parameter table of an architecture.
 #[derive(Clone, Debug)]
 pub struct Params {
-    /// Flat list, in order.
     pub specs: Vec<ParamSpec>,
     /// `model.embed_tokens.weight`.
     pub embed_tokens: ParamIndex,
-    /// Decoder layers.
     pub layers: Vec<LayerIndex>,
     /// `model.norm.weight`.
     pub norm: ParamIndex,
-    /// `lm_head.weight`, or the embedding table where the head is tied.
+    /// `lm_head.weight`, or the embedding table if the head is tied.
     pub lm_head: ParamIndex,
 }
 
 impl Params {
-    /// Lay out the parameters of `cfg`.
+    /// The parameters of the architecture that `cfg` describes.
     pub fn new(cfg: &ModelConfig) -> Self {
         let mut specs: Vec<ParamSpec> = Vec::new();
         let mut add = |name: String, shape: Vec<usize>, kind: ParamKind| -> ParamIndex {
@@ -172,7 +158,7 @@ impl Params {
         Params { specs, embed_tokens, layers, norm, lm_head }
     }
 
-    /// Total number of elements.
+    /// Number of elements over all parameters.
     pub fn numel(&self) -> usize {
         self.specs.iter().map(ParamSpec::numel).sum()
     }

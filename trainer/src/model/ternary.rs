@@ -1,9 +1,9 @@
 //! Ternary linear weights, packed four to a byte.
 //!
-//! In: an fp32 master `[out, in]`. Out: `u8 [out/4, in]`, row r holding in bits 2i..2i+1 the value
-//! + 1 of output row i·(out/4) + r (values -1, 0, 1), and the scale `a` that the values are
-//! multiplied with. The layout is the one of BitNet checkpoints on the hub as transformers'
-//! `unpack_weights` reads it.
+//! In: fp32 master weights `[out, in]`. Out: bytes `[out/4, in]`, and the scale `a` that the
+//! ternary values are multiplied by. Bits 2i and 2i+1 of packed row r hold one plus the value (-1,
+//! 0 or 1) of output row i·(out/4) + r. This is the layout of BitNet checkpoints on the hub, as
+//! transformers' `unpack_weights` reads it.
 
 use burn::prelude::*;
 use safetensors::Dtype;
@@ -11,41 +11,43 @@ use safetensors::Dtype;
 use super::checkpoint_file::Checkpoint;
 use crate::compute::tensor_io::download;
 use crate::error::{Error, Result};
-use crate::kernels::ops;
+use crate::kernels::linear::ternary_codes;
 
 /// Output rows that share a byte.
 pub const PER_BYTE: usize = 4;
 
-/// A packed matrix.
+/// A packed ternary matrix.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Packed {
     /// Shape of `bytes`: `[out / 4, in]`.
     pub shape: [usize; 2],
     /// Codes, row by row.
     pub bytes: Vec<u8>,
-    /// What the online quantiser's -1, 0, 1 are multiplied with: mean|W| of the master, at least
-    /// 1e-5.
+    /// The online quantiser's -1, 0, 1 are multiplied by this: mean|W| of the master weights, at
+    /// least 1e-5.
     pub scale: f32,
 }
 
-/// Pack a master exactly as [`ops::ternary_weight`] quantises it; `name` is for the error.
+/// Packs master weights exactly as [`crate::kernels::linear::ternary_weight`] quantises them;
+/// `name` is used in the error.
 pub fn pack(name: &str, master: &Tensor<2>) -> Result<Packed> {
     let [rows, cols] = master.dims();
     check(name, rows)?;
-    let (codes, scale) = ops::ternary_codes(master.clone());
+    let (codes, scale) = ternary_codes(master.clone());
     let (codes, scale) = (download(&codes)?, download(&scale)?);
     let quarter = rows / PER_BYTE;
     let mut bytes = vec![0u8; quarter * cols];
     for (i, part) in codes.chunks(quarter * cols).enumerate() {
         for (byte, code) in bytes.iter_mut().zip(part) {
-            // the quantiser gives exactly -1, 0 or 1; NaN masters were refused by the training loop
+            // the quantiser yields exactly -1, 0 or 1; the training loop stops before weights are
+            // NaN
             *byte |= ((*code as i8 + 1) as u8) << (2 * i);
         }
     }
     Ok(Packed { shape: [quarter, cols], bytes, scale: scale.first().map_or(1e-5, |s| 1.0 / s) })
 }
 
-/// Refuse a matrix whose output rows cannot share bytes.
+/// Refuses a matrix whose number of output rows is not a multiple of [`PER_BYTE`].
 pub fn check(name: &str, rows: usize) -> Result<()> {
     if rows.is_multiple_of(PER_BYTE) && rows > 0 {
         return Ok(());
@@ -55,9 +57,9 @@ pub fn check(name: &str, rows: usize) -> Result<()> {
     )))
 }
 
-/// Read packed weights and their scale. Returns the unpacked shape and masters `W = t · a /
-/// density` with `a` the dequantisation scale, so that `mean|W| = a` and the online quantiser
-/// reproduces `t · a`.
+/// Reads packed values `t` and their scale. Returns the unpacked shape and master weights `W = t ·
+/// a / density`, where `a` is the dequantisation scale and the density is the share of values that
+/// are not 0: then `mean|W| = a`, and the online quantiser reproduces `t · a`.
 ///
 /// `divide`: the stored scale is `1 / a` (linear_class `bitlinear`).
 pub fn unpack(

@@ -1,20 +1,20 @@
-//! AdamW over fp32 masters (Loshchilov & Hutter, arXiv:1711.05101), with Muon for the layers'
-//! matrices on request.
+//! AdamW on fp32 master weights (Loshchilov & Hutter, arXiv:1711.05101), optionally with Muon for
+//! the layers' matrices.
 //!
-//! In: gradients in the order of the parameter table, a clip factor, a learning rate factor. Out:
-//! new weights in place. No weight decay on norms and biases. A parameter without a gradient in a
-//! step is left alone, state included.
+//! In: gradients in the order of the parameter table, a factor from clipping, a factor on the
+//! learning rate. Out: new weights in place. Norms and biases have no weight decay. A parameter
+//! without a gradient in a step keeps its value and its state.
 
 use burn::prelude::*;
 use burn::tensor::DType;
 
 use super::muon;
 use crate::config::{Optim, OptimName};
-use crate::kernels::ops;
+use crate::kernels::cast::to_f32;
 use crate::kernels::{self, AdamwStep};
 use crate::model::{Gradients, ParamKind, Params, Weights};
 
-/// State of one parameter.
+/// Optimizer state of one parameter.
 #[derive(Clone, Debug)]
 pub enum State {
     /// First and second moment, `[rows, cols]` fp32.
@@ -26,14 +26,14 @@ pub enum State {
 /// Optimizer state for every parameter.
 #[derive(Clone, Debug)]
 pub struct Optimizer {
-    /// By position in the parameter table.
+    /// In the order of the parameter table.
     pub state: Vec<State>,
-    /// Updates made; drives Adam's bias correction.
+    /// Number of updates so far, for Adam's bias correction.
     pub updates: u64,
 }
 
 impl Optimizer {
-    /// Zero state.
+    /// State before the first update.
     pub fn new(optim: &Optim, params: &Params, device: &Device) -> Self {
         let zeros = |shape: [usize; 2]| Tensor::<2>::zeros(shape, (device, DType::F32));
         let state = params
@@ -50,7 +50,7 @@ impl Optimizer {
         Optimizer { state, updates: 0 }
     }
 
-    /// One update; `lr_factor` comes from the schedule, `clip` from the norm bounds.
+    /// One update; `lr_factor` comes from [`super::schedule`], `clip` from [`super::clip`].
     pub fn step(
         &mut self,
         optim: &Optim,
@@ -64,7 +64,7 @@ impl Optimizer {
         let t = self.updates as i32;
         for (i, g) in grads.0.into_iter().enumerate() {
             let Some(g) = g else { continue };
-            let g = ops::to_f32(g);
+            let g = to_f32(g);
             let decay = match params.specs[i].kind {
                 ParamKind::Norm | ParamKind::Bias => 0.0,
                 ParamKind::Matrix | ParamKind::Embedding => optim.weight_decay,
@@ -81,8 +81,8 @@ impl Optimizer {
                         correction1: (1.0 - optim.beta1.powi(t)) as f32,
                         correction2: (1.0 - optim.beta2.powi(t)) as f32,
                     };
-                    // taken out of their places, so that the kernel may write over them
-                    let (w, m0, v0) = (taken(&mut weights.0[i]), taken(m), taken(v));
+                    // moved out, so that the kernel holds the only copy and works in place
+                    let (w, m0, v0) = (take(&mut weights.0[i]), take(m), take(v));
                     (weights.0[i], *m, *v) = kernels::adamw(w, m0, v0, g, step);
                 }
                 State::Muon(m) => {
@@ -97,13 +97,13 @@ impl Optimizer {
     }
 }
 
-/// A tensor out of its place, where an empty one stays.
-fn taken(place: &mut Tensor<2>) -> Tensor<2> {
+/// Moves a tensor out and leaves an empty one.
+fn take(place: &mut Tensor<2>) -> Tensor<2> {
     let empty = Tensor::empty([1, 1], (&place.device(), DType::F32));
     std::mem::replace(place, empty)
 }
 
-/// Whether a parameter is Muon's: matrices of the layers, not embeddings, head, norms or biases.
+/// Whether Muon updates a parameter: matrices of the layers, not embeddings, head, norms or biases.
 pub fn uses_muon(optim: &Optim, kind: ParamKind) -> bool {
     optim.name == OptimName::Muon && kind == ParamKind::Matrix
 }

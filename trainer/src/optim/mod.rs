@@ -1,8 +1,7 @@
-//! From gradients to new weights: learning-rate schedule → clipping → AdamW (and Muon for
-//! matrices).
+//! From gradients to new weights: learning-rate schedule, clipping, then AdamW or, for the layers'
+//! matrices, Muon.
 //!
-//! State is kept in fp32 in the order of [`crate::model::Params::specs`] and saved by parameter
-//! name, never by a process-random id.
+//! State is fp32, in the order of [`crate::model::Params::specs`], and saved by parameter name.
 
 pub mod adamw;
 pub mod clip;

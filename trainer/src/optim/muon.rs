@@ -1,7 +1,7 @@
 //! Muon for the layers' matrices: momentum, then orthogonalisation by Newton-Schulz.
 //!
-//! In: a gradient `[out, in]` and its momentum. Out: the direction of the step, with singular
-//! values near 1, scaled by `0.2 · sqrt(max(out, in))` so that its RMS matches AdamW's (Moonlight,
+//! In: a gradient `[out, in]` and its momentum. Out: the step direction, with singular values near
+//! 1, scaled by `0.2 · sqrt(max(out, in))` so that its RMS matches AdamW's (Moonlight,
 //! arXiv:2502.16982, section 2.2). Polynomial coefficients of the quintic iteration: K. Jordan,
 //! "Muon", 2024.
 

@@ -1,8 +1,9 @@
-//! Learning rate as a function of progress, which is the consumed share of the token budget (or of
-//! `max_steps`).
+//! Learning rate as a function of progress: the share of the token budget (or of `max_steps`) that
+//! is used up.
 //!
-//! In: progress in [0, 1] *after* the step at hand, so that the first step already moves. Out: a
-//! factor on the peak rate.
+//! In: progress in [0, 1] *after* the current step, so that the first step has a learning rate
+//! above
+//! 0. Out: a factor on the peak rate.
 
 use crate::config::{Optim, Schedule};
 

@@ -1,8 +1,10 @@
-//! A case file of `dlm-train parity`: inputs and expected values of one batch.
+//! A case file: inputs and expected values of one batch.
 //!
-//! In: safetensors with `input_ids` `[rows, len]` and what else the case has (see `parity.rs`).
-//! Out: [`Case`], checked: shapes agree, ids are in the vocabulary.
+//! In: safetensors with `input_ids` `[rows, len]` and any of the tensors that
+//! [`super::ParityOptions::case`] lists. Out: [`Case`], in which shapes agree and ids are in the
+//! vocabulary.
 
+use std::ops::Range;
 use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
@@ -11,145 +13,171 @@ use crate::compute::tensor_io::decode_floats;
 use crate::diffusion::{IGNORE, PackedRow};
 use crate::error::{Error, Result};
 
-/// One case.
-pub(crate) struct Case {
+/// Inputs and expected values of one batch of `rows` rows of `len` tokens.
+pub(super) struct Case {
     pub rows: usize,
     pub len: usize,
     pub packed: Vec<PackedRow>,
+    /// Positions `[rows · len]` whose logits are compared: those that `attention_mask` does not
+    /// exclude.
     pub valid: Vec<bool>,
+    /// Hidden positions `[rows · len]` of view A; `None` in a causal case.
     pub mask: Option<Vec<bool>>,
+    /// Whether the file has labels, so that there is a loss to compute.
     pub labelled: bool,
+    /// Expected logits: `[rows, len, vocab]`, twice the rows in a block-diffusion case (view A of
+    /// every row, then view B).
     pub logits: Option<Vec<f32>>,
+    /// Expected mean loss, nats.
     pub loss: Option<f64>,
 }
 
-/// Read a case for a model of `vocab` ids.
-pub(crate) fn read_case(path: &Path, vocab: usize) -> Result<Case> {
+/// Reads a case for a model with ids 0 to `vocab - 1`.
+pub(super) fn read_case(path: &Path, vocab: usize) -> Result<Case> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, "reading the case", e))?;
-    let st = SafeTensors::deserialize(&bytes)
+    let tensors = SafeTensors::deserialize(&bytes)
         .map_err(|e| Error::format(path, format!("not a whole safetensors file: {e}")))?;
-    let ints = |name: &str| -> Result<Option<(Vec<usize>, Vec<i64>)>> {
-        let Ok(v) = st.tensor(name) else {
-            return Ok(None);
-        };
-        let d = v.data();
-        let values = match v.dtype() {
-            Dtype::I64 => d
-                .chunks_exact(8)
-                .map(|b| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]))
-                .collect(),
-            Dtype::I32 => d
-                .chunks_exact(4)
-                .map(|b| i64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]])))
-                .collect(),
-            Dtype::U8 | Dtype::BOOL => d.iter().map(|b| i64::from(*b)).collect(),
-            other => {
-                return Err(Error::format(
-                    path,
-                    format!("{name} is {other:?}; expected I64, I32, U8 or BOOL"),
-                ));
-            }
-        };
-        Ok(Some((v.shape().to_vec(), values)))
-    };
-    let floats = |name: &str| st.tensor(name).ok().and_then(|v| decode_floats(v.dtype(), v.data()));
-    let (shape, ids) = ints("input_ids")?.ok_or_else(|| Error::format(path, "no input_ids"))?;
+    let file = CaseFile { path, tensors };
+    let (shape, ids) = file.integers("input_ids")?.ok_or_else(|| file.malformed("no input_ids"))?;
     let [rows, len] = shape[..] else {
-        return Err(Error::format(
-            path,
-            format!("input_ids has shape {shape:?}; expected [rows, len]"),
-        ));
+        return Err(file.malformed(format!("input_ids has shape {shape:?}; expected [rows, len]")));
     };
-    if let Some(bad) = ids.iter().find(|i| **i < 0 || **i >= vocab as i64) {
-        return Err(Error::format(
-            path,
-            format!("input_ids holds {bad}; the model's vocabulary is 0..{vocab}"),
-        ));
+    let in_vocabulary = |id: &i64| (0..vocab as i64).contains(id);
+    if let Some(bad) = ids.iter().find(|id| !in_vocabulary(id)) {
+        return Err(
+            file.malformed(format!("input_ids holds {bad}; the model's vocabulary is 0..{vocab}"))
+        );
     }
-    let same = |name: &str| -> Result<Option<Vec<i64>>> {
-        match ints(name)? {
-            Some((s, v)) if s == shape => Ok(Some(v)),
-            Some((s, _)) => Err(Error::format(
-                path,
-                format!("{name} has shape {s:?}; expected {shape:?} as input_ids"),
-            )),
-            None => Ok(None),
-        }
-    };
-    let labels = same("labels")?;
-    if let Some(bad) = labels
-        .iter()
-        .flatten()
-        .find(|l| **l != i64::from(IGNORE) && (**l < 0 || **l >= vocab as i64))
-    {
-        return Err(Error::format(
-            path,
-            format!("labels holds {bad}; expected -100 or an id in 0..{vocab}"),
-        ));
+    let labels = file.integers_like("labels", &shape)?;
+    let is_label = |label: &i64| *label == i64::from(IGNORE) || in_vocabulary(label);
+    if let Some(bad) = labels.iter().flatten().find(|label| !is_label(label)) {
+        return Err(
+            file.malformed(format!("labels holds {bad}; expected -100 or an id in 0..{vocab}"))
+        );
     }
-    let attention = same("attention_mask")?;
-    let doc_ids = same("doc_ids")?;
-    let mask = same("mask")?.map(|m| m.iter().map(|v| *v != 0).collect::<Vec<bool>>());
-    let positions = same("position_ids")?;
+    let attention_mask = file.integers_like("attention_mask", &shape)?;
+    let doc_ids = file.integers_like("doc_ids", &shape)?;
+    let mask = file.integers_like("mask", &shape)?;
+    let position_ids = file.integers_like("position_ids", &shape)?;
     let mut packed = Vec::with_capacity(rows);
-    for r in 0..rows {
-        let span = r * len..(r + 1) * len;
-        let documents = match (&doc_ids, &attention) {
-            (Some(d), _) => runs(&d[span.clone()]),
-            (None, Some(a)) => {
-                let n = a[span.clone()].iter().take_while(|v| **v != 0).count();
-                vec![(0, n)]
-            }
-            (None, None) => vec![(0, len)],
-        };
-        if let Some(p) = &positions {
-            for &(start, n) in &documents {
-                if (0..n).any(|j| p[r * len + start + j] != j as i64) {
-                    return Err(Error::format(
-                        path,
-                        format!(
-                            "row {r}: position_ids do not restart at 0 in the document at {start}"
-                        ),
-                    ));
-                }
-            }
+    for row in 0..rows {
+        let span = row * len..(row + 1) * len;
+        let documents = documents(&span, doc_ids.as_deref(), attention_mask.as_deref());
+        if let Some(positions) = &position_ids {
+            file.check_positions(row, &positions[span.clone()], &documents)?;
         }
         packed.push(PackedRow {
-            input_ids: ids[span.clone()].iter().map(|v| *v as i32).collect(),
+            input_ids: ids[span.clone()].iter().map(|id| *id as i32).collect(),
             labels: match &labels {
-                Some(l) => l[span].iter().map(|v| *v as i32).collect(),
+                Some(labels) => labels[span].iter().map(|label| *label as i32).collect(),
                 None => vec![IGNORE; len],
             },
             documents,
         });
     }
-    let valid = match &attention {
-        Some(a) => a.iter().map(|v| *v != 0).collect(),
-        None => vec![true; rows * len],
-    };
+    let are_set = |values: Vec<i64>| values.iter().map(|v| *v != 0).collect::<Vec<bool>>();
     Ok(Case {
         rows,
         len,
         packed,
-        valid,
-        mask,
+        valid: attention_mask.map_or_else(|| vec![true; rows * len], are_set),
+        mask: mask.map(are_set),
         labelled: labels.is_some(),
-        logits: floats("logits"),
-        loss: floats("loss").and_then(|v| v.first().map(|x| f64::from(*x))),
+        logits: file.floats("logits"),
+        loss: file.floats("loss").and_then(|values| values.first().map(|v| f64::from(*v))),
     })
+}
+
+/// The documents of a row as (start, length): runs of equal `doc_ids`, else the positions that
+/// `attention_mask` lets through, else the whole row.
+fn documents(
+    row: &Range<usize>,
+    doc_ids: Option<&[i64]>,
+    attention_mask: Option<&[i64]>,
+) -> Vec<(usize, usize)> {
+    match (doc_ids, attention_mask) {
+        (Some(ids), _) => runs(&ids[row.clone()]),
+        (None, Some(mask)) => {
+            vec![(0, mask[row.clone()].iter().take_while(|v| **v != 0).count())]
+        }
+        (None, None) => vec![(0, row.len())],
+    }
 }
 
 /// Runs of equal document ids as (start, length); -1 is padding.
 fn runs(ids: &[i64]) -> Vec<(usize, usize)> {
-    let mut out: Vec<(usize, usize)> = Vec::new();
+    let mut runs = Vec::new();
     let mut start = 0;
-    for i in 1..=ids.len() {
-        if i == ids.len() || ids[i] != ids[start] {
-            if ids[start] >= 0 {
-                out.push((start, i - start));
+    for run in ids.chunk_by(|a, b| a == b) {
+        if run[0] >= 0 {
+            runs.push((start, run.len()));
+        }
+        start += run.len();
+    }
+    runs
+}
+
+struct CaseFile<'a> {
+    path: &'a Path,
+    tensors: SafeTensors<'a>,
+}
+
+impl CaseFile<'_> {
+    fn malformed(&self, reason: impl Into<String>) -> Error {
+        Error::format(self.path, reason)
+    }
+
+    /// Shape and values of an integer or boolean tensor; `None` where the file has none.
+    fn integers(&self, name: &str) -> Result<Option<(Vec<usize>, Vec<i64>)>> {
+        let Ok(view) = self.tensors.tensor(name) else { return Ok(None) };
+        let data = view.data();
+        let values = match view.dtype() {
+            Dtype::I64 => data
+                .chunks_exact(8)
+                .map(|b| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]))
+                .collect(),
+            Dtype::I32 => data
+                .chunks_exact(4)
+                .map(|b| i64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]])))
+                .collect(),
+            Dtype::U8 | Dtype::BOOL => data.iter().map(|b| i64::from(*b)).collect(),
+            other => {
+                let reason = format!("{name} is {other:?}; expected I64, I32, U8 or BOOL");
+                return Err(self.malformed(reason));
             }
-            start = i;
+        };
+        Ok(Some((view.shape().to_vec(), values)))
+    }
+
+    /// Values of an integer tensor that must have the shape of `input_ids`.
+    fn integers_like(&self, name: &str, shape: &[usize]) -> Result<Option<Vec<i64>>> {
+        match self.integers(name)? {
+            Some((own, values)) if own == shape => Ok(Some(values)),
+            Some((own, _)) => Err(self
+                .malformed(format!("{name} has shape {own:?}; expected {shape:?} as input_ids"))),
+            None => Ok(None),
         }
     }
-    out
+
+    fn floats(&self, name: &str) -> Option<Vec<f32>> {
+        let view = self.tensors.tensor(name).ok()?;
+        decode_floats(view.dtype(), view.data())
+    }
+
+    /// Positions must count from 0 in every document, which is how the decoder computes them.
+    fn check_positions(
+        &self,
+        row: usize,
+        positions: &[i64],
+        documents: &[(usize, usize)],
+    ) -> Result<()> {
+        for &(start, length) in documents {
+            if (0..length).any(|i| positions[start + i] != i as i64) {
+                return Err(self.malformed(format!(
+                    "row {row}: position_ids do not restart at 0 in the document at {start}"
+                )));
+            }
+        }
+        Ok(())
+    }
 }

@@ -1,3 +1,14 @@
-//! This implementation held against reference tensors.
+//! Comparison of this implementation with reference tensors: logits, loss and gradients of one
+//! batch.
+//!
+//! In: a model folder and a case file made by another implementation ([`case`]). Out: the largest
+//! differences and whether they are within tolerance ([`ParityReport`]). `compare.rs` computes,
+//! `differences.rs` measures, `tolerances.rs` says how much may differ.
 
-pub mod case;
+mod case;
+mod compare;
+mod differences;
+mod tolerances;
+
+pub use compare::{ParityOptions, ParityReport, compare};
+pub use tolerances::{ToleranceOptions, Tolerances};

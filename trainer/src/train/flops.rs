@@ -19,18 +19,7 @@ pub fn useful(decoder: &Decoder, batch: &Batch) -> f64 {
         .map(|s| s.numel())
         .sum();
     let head = decoder.cfg.vocab_size * decoder.cfg.hidden_size;
-    let pairs: f64 = batch
-        .tiles
-        .iter()
-        .map(|t| {
-            let own = if t.causal {
-                (t.len * (t.len + 1)) as f64 / 2.0
-            } else {
-                (t.len * t.own.1) as f64
-            };
-            own + (t.len * t.prefix.1) as f64
-        })
-        .sum();
+    let pairs: f64 = batch.tiles.iter().map(|t| t.pairs() as f64).sum();
     let heads = (decoder.cfg.num_attention_heads
         * decoder.cfg.head_dim
         * decoder.cfg.num_hidden_layers) as f64;

@@ -12,7 +12,7 @@ pub mod flops;
 mod identity;
 mod micro_batch;
 mod out_of_memory;
-mod prepare_model;
+pub(crate) mod prepare_model;
 mod resume;
 pub mod run;
 mod spike_guard;

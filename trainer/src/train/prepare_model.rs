@@ -86,7 +86,7 @@ fn random_model_config(cfg: &Config) -> Result<ModelConfig> {
 }
 
 /// Refuse a dataset whose mask id, block size or vocabulary does not fit the model.
-fn check_fit(model: &ModelConfig, manifest: &Manifest, source: &str) -> Result<()> {
+pub(crate) fn check_fit(model: &ModelConfig, manifest: &Manifest, source: &str) -> Result<()> {
     if let Some(id) = model.mask_token_id.filter(|id| *id != i64::from(manifest.mask_token_id)) {
         return Err(Error::Mismatch(format!(
             "the dataset's mask token {:?} has id {}, the model {source} was converted with mask id {id}; prepare the data with the model's own tokenizer",
@@ -111,7 +111,7 @@ fn check_fit(model: &ModelConfig, manifest: &Manifest, source: &str) -> Result<(
 
 /// Check that every token has the same id in the model's tokenizer and in the dataset's; only the
 /// mask token may be new. Folders without a `tokenizer.json` are not checked.
-fn check_tokenizer(of_model: &Path, of_data: &Path, mask_token: &str) -> Result<()> {
+pub(crate) fn check_tokenizer(of_model: &Path, of_data: &Path, mask_token: &str) -> Result<()> {
     let (Some(model_ids), Some(data_ids)) = (vocabulary(of_model)?, vocabulary(of_data)?) else {
         return Ok(());
     };

@@ -1,4 +1,4 @@
-//! A small packed dataset, a small model config, and the real binary, for the tests beside this
+//! A small packed dataset, a small model config, and runs of the real binary, for the tests in this
 //! folder.
 #![allow(dead_code)]
 
@@ -10,13 +10,13 @@ use dlm_datasets::reader::Document;
 use dlm_datasets::writer::DatasetWriter;
 use dlm_datasets::{IGNORE, Split};
 
-pub const VOCAB: usize = 64;
-pub const MASK: i32 = 63;
-pub const SEQ: usize = 64;
-pub const BD: usize = 8;
+pub(crate) const VOCAB: usize = 64;
+pub(crate) const MASK: i32 = 63;
+pub(crate) const SEQ: usize = 64;
+pub(crate) const BD: usize = 8;
 
-/// Rows of two documents whose responses repeat their prompts: something to learn.
-pub fn dataset(dir: &Path, rows: usize, mask: i32, vocab: usize) {
+/// Rows of two documents whose responses repeat their prompts, so that there is something to learn.
+pub(crate) fn dataset(dir: &Path, rows: usize, mask: i32, vocab: usize) {
     let manifest = Manifest::new(SEQ, BD, vocab, mask, 0, 1);
     let mut writer = DatasetWriter::create(dir, manifest).unwrap();
     for (split, n, salt) in [(Split::Train, rows, 0), (Split::Eval, 4, 1000)] {
@@ -51,7 +51,7 @@ pub fn dataset(dir: &Path, rows: usize, mask: i32, vocab: usize) {
 }
 
 /// A llama of a few ten thousand parameters.
-pub fn model_config(dir: &Path) -> PathBuf {
+pub(crate) fn model_config(dir: &Path) -> PathBuf {
     let path = dir.join("config.json");
     let json = serde_json::json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64,
@@ -63,7 +63,7 @@ pub fn model_config(dir: &Path) -> PathBuf {
 }
 
 /// A folder with `data/` and `config.json`.
-pub fn workplace() -> tempfile::TempDir {
+pub(crate) fn workplace() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     dataset(&dir.path().join("data"), 24, MASK, VOCAB);
     model_config(dir.path());
@@ -71,7 +71,7 @@ pub fn workplace() -> tempfile::TempDir {
 }
 
 /// `dlm-train` on the workplace's data with random weights, plus `more`.
-pub fn train(dir: &Path, out: &str, more: &[&str]) -> Command {
+pub(crate) fn train(dir: &Path, out: &str, more: &[&str]) -> Command {
     let mut c = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
     c.current_dir(dir)
         .args([
@@ -95,16 +95,15 @@ pub fn train(dir: &Path, out: &str, more: &[&str]) -> Command {
     c
 }
 
-/// Run and insist on success.
-pub fn ok(command: &mut Command) -> Output {
+/// Runs a command that must succeed.
+pub(crate) fn ok(command: &mut Command) -> Output {
     let out = command.output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     out
 }
 
-/// Run, insist on the exit code and on words in the error; the error is one that a person can act
-/// on, not a panic.
-pub fn refused(command: &mut Command, code: i32, words: &[&str]) {
+/// Runs a command that must end with `code` and print `words` in its error, without a panic.
+pub(crate) fn refused(command: &mut Command, code: i32, words: &[&str]) {
     let out = command.output().unwrap();
     let err = String::from_utf8_lossy(&out.stderr).to_string();
     assert_eq!(out.status.code(), Some(code), "{err}");
@@ -114,8 +113,8 @@ pub fn refused(command: &mut Command, code: i32, words: &[&str]) {
     }
 }
 
-/// (loss, gradient norm) bits of every step in a run's metrics.
-pub fn losses(run: &Path) -> Vec<(u64, u64, u64)> {
+/// (step, loss bits, gradient norm bits) of every step in a run's metrics.
+pub(crate) fn losses(run: &Path) -> Vec<(u64, u64, u64)> {
     std::fs::read_to_string(run.join("metrics.jsonl"))
         .unwrap()
         .lines()

@@ -1,0 +1,134 @@
+//! Named reasons for dropping a row.
+//!
+//! Every row that is read is either kept or dropped for exactly one [`DropReason`], which the
+//! manifest counts.
+
+/// Why a row was dropped. The names are part of the output format: the manifest counts dropped rows
+/// by them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DropReason {
+    /// The line is not a JSON object. Lone surrogates and nesting deeper than 128 levels count as
+    /// invalid JSON.
+    BadJson,
+    /// The line is longer than the limit of the reader.
+    LineTooLong,
+    /// The line is not UTF-8.
+    BadUtf8,
+    /// The columns match none of the known shapes.
+    UnknownShape,
+    /// There are no messages, or none besides the answer.
+    NoPrompt,
+    /// A message has neither text nor tool calls.
+    NullContent,
+    /// The content of a message is not text (an image, audio, a number).
+    NonTextContent,
+    /// A message has a role that is not known.
+    UnknownRole,
+    /// There is no assistant turn.
+    NoAssistant,
+    /// The last assistant turn is empty.
+    EmptyResponse,
+    /// The text contains Unicode noncharacters that this program uses as placeholders.
+    ReservedCharacters,
+    /// The text contains strings that spell a control token (policy `reject`, or a template that
+    /// treats such a string specially).
+    SpecialText,
+    /// The text contains the mask token (policy `as-special`).
+    MaskInText,
+    /// The template raised an error for this conversation.
+    TemplateRefused,
+    /// The template deletes or rewrites assistant text.
+    AssistantTextLost,
+    /// The position of an assistant turn in the rendered text cannot be determined.
+    NoAssistantSpan,
+    /// The conversation is longer than a packed row (policy `drop`).
+    TooLong,
+    /// Not even the first assistant turn fits into a row (policy `turns`).
+    FirstTurnTooLong,
+    /// The prompt alone fills the row, so that no response token is left.
+    PromptTooLong,
+    /// No token carries loss.
+    NoLabel,
+    /// The tokenizer failed on the text.
+    TokenizerFailed,
+    /// The same conversation was seen before (`--dedup`).
+    Duplicate,
+}
+
+impl DropReason {
+    /// All reasons, in the order of the stages that drop rows.
+    pub const ALL: [DropReason; 22] = [
+        DropReason::BadJson,
+        DropReason::LineTooLong,
+        DropReason::BadUtf8,
+        DropReason::UnknownShape,
+        DropReason::NoPrompt,
+        DropReason::NullContent,
+        DropReason::NonTextContent,
+        DropReason::UnknownRole,
+        DropReason::NoAssistant,
+        DropReason::EmptyResponse,
+        DropReason::ReservedCharacters,
+        DropReason::SpecialText,
+        DropReason::MaskInText,
+        DropReason::TemplateRefused,
+        DropReason::AssistantTextLost,
+        DropReason::NoAssistantSpan,
+        DropReason::TooLong,
+        DropReason::FirstTurnTooLong,
+        DropReason::PromptTooLong,
+        DropReason::NoLabel,
+        DropReason::TokenizerFailed,
+        DropReason::Duplicate,
+    ];
+
+    /// Whether the conversation was dropped because it has no token to learn from. A run fails when
+    /// the share of such conversations exceeds `--max-unsupervised`.
+    pub fn is_unsupervised(self) -> bool {
+        matches!(
+            self,
+            DropReason::NoLabel | DropReason::PromptTooLong | DropReason::NoAssistantSpan
+        )
+    }
+
+    /// The name in the manifest.
+    pub fn name(self) -> &'static str {
+        match self {
+            DropReason::BadJson => "bad_json",
+            DropReason::LineTooLong => "line_too_long",
+            DropReason::BadUtf8 => "bad_utf8",
+            DropReason::UnknownShape => "unknown_shape",
+            DropReason::NoPrompt => "no_prompt",
+            DropReason::NullContent => "null_content",
+            DropReason::NonTextContent => "non_text_content",
+            DropReason::UnknownRole => "unknown_role",
+            DropReason::NoAssistant => "no_assistant",
+            DropReason::EmptyResponse => "empty_response",
+            DropReason::ReservedCharacters => "reserved_characters",
+            DropReason::SpecialText => "special_text",
+            DropReason::MaskInText => "mask_in_text",
+            DropReason::TemplateRefused => "template_refused",
+            DropReason::AssistantTextLost => "assistant_text_lost",
+            DropReason::NoAssistantSpan => "no_assistant_span",
+            DropReason::TooLong => "too_long",
+            DropReason::FirstTurnTooLong => "first_turn_too_long",
+            DropReason::PromptTooLong => "prompt_too_long",
+            DropReason::NoLabel => "no_label",
+            DropReason::TokenizerFailed => "tokenizer_failed",
+            DropReason::Duplicate => "duplicate",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<_> = DropReason::ALL.iter().map(|d| d.name()).collect();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), DropReason::ALL.len());
+    }
+}

@@ -1,0 +1,226 @@
+//! Raw rows of an input batch become parsed rows.
+//!
+//! In: [`RawRows`] (JSON lines or an Arrow table) and, where a recipe renames them, the columns.
+//! Out: one [`ParsedRow`] per row. [`parse_row`] is the reference implementation; [`RowParser`]
+//! uses the fast paths (`fast_columns.rs`, `fast_json.rs`) where they apply and falls back to the
+//! reference otherwise. The tests compare both on random rows.
+
+use crate::input::source::RawRows;
+use crate::parse::conversation::{Message, ParsedRow};
+use crate::parse::drop_reason::DropReason;
+use crate::parse::{fast_columns, fast_json, shapes, table};
+use serde_json::{Map, Value};
+
+/// Parses the rows of one batch.
+pub struct RowParser<'a> {
+    raw: &'a RawRows,
+    renames: &'a [(String, String)],
+    columns: Option<fast_columns::FastColumns<'a>>,
+}
+
+impl<'a> RowParser<'a> {
+    /// `renames` lists pairs of (name used by this program, name in the file); if it is not empty,
+    /// only those columns are read, and category and licence.
+    pub fn new(raw: &'a RawRows, renames: &'a [(String, String)]) -> Self {
+        let columns = match raw {
+            RawRows::Table(batch) if renames.is_empty() => fast_columns::FastColumns::new(batch),
+            _ => None,
+        };
+        RowParser { raw, renames, columns }
+    }
+
+    /// Row `i`. `messages` is an empty list whose memory is reused.
+    pub fn parse(&self, i: usize, messages: Vec<Message<'a>>) -> ParsedRow<'a> {
+        let fast = match (self.raw, &self.columns) {
+            (RawRows::Table(_), Some(columns)) => columns.parse_row(i, messages),
+            (RawRows::Lines { .. }, _) if self.renames.is_empty() => self
+                .raw
+                .line(i)
+                .and_then(|line| std::str::from_utf8(line).ok())
+                .and_then(|line| fast_json::parse_line(line, messages)),
+            _ => None,
+        };
+        fast.unwrap_or_else(|| parse_row(self.raw, i, self.renames))
+    }
+}
+
+/// Reference implementation of [`RowParser::parse`].
+pub fn parse_row(raw: &RawRows, i: usize, renames: &[(String, String)]) -> ParsedRow<'static> {
+    let mut row = match raw {
+        RawRows::Table(batch) => table::row_to_json(batch, i),
+        RawRows::Lines { .. } => {
+            let Some(line) = raw.line(i) else {
+                return ParsedRow::dropped(DropReason::LineTooLong);
+            };
+            let Ok(text) = std::str::from_utf8(line) else {
+                return ParsedRow::dropped(DropReason::BadUtf8);
+            };
+            match serde_json::from_str::<Value>(text) {
+                Ok(Value::Object(row)) => row,
+                _ => return ParsedRow::dropped(DropReason::BadJson),
+            }
+        }
+    };
+    if !renames.is_empty() {
+        let mut renamed = Map::new();
+        for (ours, theirs) in renames {
+            renamed.insert(ours.clone(), row.remove(theirs).unwrap_or(Value::Null));
+        }
+        // Other columns are ignored, because their names could be mistaken for those of a shape.
+        for k in ["category", "license", "licence"] {
+            if let (Some(v), false) = (row.remove(k), renamed.contains_key(k)) {
+                renamed.insert(k.to_string(), v);
+            }
+        }
+        row = renamed;
+    }
+    shapes::parse_row(row)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::{ArrayRef, ListArray, RecordBatch, StringArray, StructArray};
+    use arrow::buffer::{NullBuffer, OffsetBuffer};
+    use arrow::datatypes::{DataType, Field, Fields};
+    use proptest::prelude::*;
+    use std::sync::Arc;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+        #[test]
+        fn fast_columns_equal_the_reference(rows in prop::collection::vec(
+            (
+                prop::option::weighted(0.9, prop::collection::vec(
+                    prop::option::weighted(0.95, (
+                        prop::option::weighted(0.95, prop::sample::select(vec!["user", "assistant", "gpt", "system", "function_call", "x"])),
+                        prop::option::weighted(0.95, "[a-z]{0,3}"),
+                    )),
+                    0..4,
+                )),
+                prop::option::weighted(0.9, "[a-z]{0,3}"),
+                prop::option::of("[a-z]{0,2}"),
+                prop::option::of("[a-z]{0,1}"),
+            ),
+            1..8,
+        ), shape in 0..3, cut in 0usize..3) {
+            let texts = |f: &dyn Fn(usize) -> Option<String>| -> ArrayRef { Arc::new((0..rows.len()).map(f).collect::<StringArray>()) };
+            let items: Vec<_> = rows.iter().flat_map(|r| r.0.clone().unwrap_or_default()).collect();
+            let role: StringArray = items.iter().map(|m| m.as_ref().and_then(|m| m.0)).collect();
+            let content: StringArray = items.iter().map(|m| m.as_ref().and_then(|m| m.1.clone())).collect();
+            let fields = Fields::from(vec![Field::new("role", DataType::Utf8, true), Field::new("content", DataType::Utf8, true)]);
+            let nulls: NullBuffer = items.iter().map(Option::is_some).collect();
+            let structs = StructArray::new(fields.clone(), vec![Arc::new(role), Arc::new(content)], Some(nulls));
+            let lengths = OffsetBuffer::from_lengths(rows.iter().map(|r| r.0.as_ref().map_or(0, Vec::len)));
+            let valid: NullBuffer = rows.iter().map(|r| r.0.is_some()).collect();
+            let item = Arc::new(Field::new("item", DataType::Struct(fields), true));
+            let list: ArrayRef = Arc::new(ListArray::new(item, lengths, Arc::new(structs), Some(valid)));
+            let output = texts(&|i| rows[i].1.clone());
+            let columns: Vec<(&str, ArrayRef)> = match shape {
+                0 => vec![("messages", list), ("system", texts(&|i| rows[i].2.clone()))],
+                1 => vec![("input", list), ("output", output), ("system_prompt", texts(&|i| rows[i].2.clone()))],
+                _ => vec![("input", texts(&|i| rows[i].2.clone())), ("output", output), ("category", texts(&|i| rows[i].3.clone())), ("license", texts(&|i| rows[i].2.clone()))],
+            };
+            let batch = RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, c)| (n, c, true))).unwrap();
+            // A slice of a table, whose arrays do not start at the beginning of their buffers.
+            let cut = cut.min(batch.num_rows() - 1);
+            let raw = RawRows::Table(batch.slice(cut, batch.num_rows() - cut));
+            let fast = RowParser::new(&raw, &[]);
+            prop_assert!(fast.columns.is_some());
+            for i in 0..raw.len() {
+                prop_assert_eq!(fast.parse(i, Vec::new()), parse_row(&raw, i, &[]));
+            }
+        }
+    }
+
+    fn quoted(s: &str) -> String {
+        serde_json::to_string(s).unwrap()
+    }
+
+    /// A value that is mostly of the expected type.
+    fn value() -> impl Strategy<Value = String> {
+        prop_oneof![
+            8 => "[a-z\n\"é]{0,6}".prop_map(|s| quoted(&s)),
+            1 => Just("null".to_string()),
+            1 => Just("\"\\ud800\"".to_string()),
+            1 => Just("1e999".to_string()),
+            1 => Just("[{\"role\": \"user\", \"content\": \"x\"}]".to_string()),
+            1 => Just("[]".to_string()),
+            1 => Just("{\"a\": [1, 2.5, true, \"\\u00e9\"]}".to_string()),
+            1 => Just("[{\"type\": \"text\", \"text\": \"t\"}]".to_string()),
+        ]
+    }
+    fn role() -> impl Strategy<Value = String> {
+        let known = prop::sample::select(vec![
+            "user",
+            "assistant",
+            "system",
+            "human",
+            "gpt",
+            "tool",
+            "observation",
+            "function_call",
+            "x",
+        ]);
+        prop_oneof![9 => known.prop_map(quoted), 1 => value()]
+    }
+    fn message() -> impl Strategy<Value = String> {
+        let key = prop::sample::select(vec!["role", "role", "role", "from"]);
+        let text = prop::sample::select(vec!["content", "content", "value"]);
+        let more = prop::option::weighted(
+            0.2,
+            (
+                prop::sample::select(vec![
+                    "name",
+                    "role",
+                    "value",
+                    "tool_calls",
+                    "reasoning_content",
+                ]),
+                value(),
+            ),
+        );
+        (key, role(), text, value(), more).prop_map(|(k, r, t, v, more)| {
+            let more = more.map(|(k, v)| format!(", \"{k}\": {v}")).unwrap_or_default();
+            format!("{{\"{k}\": {r}, \"{t}\": {v}{more}}}")
+        })
+    }
+    fn row() -> impl Strategy<Value = String> {
+        let list =
+            prop::collection::vec(message(), 0..4).prop_map(|m| format!("[{}]", m.join(", ")));
+        let key = prop::sample::select(vec![
+            "messages",
+            "input",
+            "input",
+            "output",
+            "output",
+            "system_prompt",
+            "system",
+            "category",
+            "license",
+            "licence",
+            "id",
+            "tools",
+            "instruction",
+            "conversations",
+            "prompt",
+            "answer",
+        ]);
+        let pair = (key, prop_oneof![2 => value(), 3 => list]);
+        prop::collection::vec(pair, 0..5).prop_map(|p| {
+            let p: Vec<String> = p.into_iter().map(|(k, v)| format!("\"{k}\": {v}")).collect();
+            format!("{{{}}}", p.join(", "))
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+        #[test]
+        fn fast_json_equals_the_reference(text in row()) {
+            if let Some(fast) = fast_json::parse_line(&text, Vec::new()) {
+                let raw = RawRows::Lines { ends: vec![text.len()], bytes: text.clone().into_bytes() };
+                prop_assert_eq!(fast, parse_row(&raw, 0, &[]), "{}", text);
+            }
+        }
+    }
+}

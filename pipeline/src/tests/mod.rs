@@ -1,0 +1,5 @@
+//! Tests across several rooms of this crate.
+
+mod frame;
+mod fuzz;
+mod goldens;

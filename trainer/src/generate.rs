@@ -1,0 +1,426 @@
+//! Completing prompts with a model, as a library call: [`Model::load`], then [`Model::generate`].
+//!
+//! In: a model (folder or hub name), prompts as text, conversations or token ids. Out:
+//! [`Completion`]s with the forward passes they took. `dlm-train generate` is a thin user of this
+//! file.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crate::compute::{ComputeDtype, ComputePlan, device};
+use crate::decode::folder::ModelFolder;
+use crate::decode::prompt::PromptCodec;
+use crate::decode::{ArOptions, BlockOptions, Engine, Passes};
+use crate::error::{Error, Result};
+use crate::io::load_model;
+
+pub use crate::decode::prompt::Prompt;
+
+/// Tokens per block where the model folder does not say.
+const BLOCK_SIZE: usize = 32;
+/// Tokens per sub-block, where that divides the block.
+const SUB_BLOCK_SIZE: usize = 8;
+
+/// How tokens are decoded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum DecodeMode {
+    /// Diffusion blocks, many tokens per forward pass.
+    #[default]
+    Block,
+    /// Autoregressive: causal, one token per forward pass.
+    Ar,
+}
+
+/// Where a model is loaded to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelOptions {
+    /// Device: `auto`, `cpu`, `cuda[:N]` or `wgpu`. Default: `auto`.
+    pub device: String,
+    /// Dtype of activations and matrix products. Default: bf16 on CUDA, fp32 elsewhere.
+    pub dtype: Option<ComputeDtype>,
+}
+
+impl Default for ModelOptions {
+    fn default() -> Self {
+        ModelOptions { device: "auto".into(), dtype: None }
+    }
+}
+
+/// How prompts are completed.
+///
+/// ```
+/// use dlm_train::{DecodeMode, GenerateOptions};
+///
+/// let usual = GenerateOptions::default();
+/// assert_eq!((usual.mode, usual.threshold, usual.max_new_tokens), (DecodeMode::Block, 0.95, 256));
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateOptions {
+    /// Default: [`DecodeMode::Block`].
+    pub mode: DecodeMode,
+    /// Encode text prompts as they are, control tokens included, without the chat template. Default:
+    /// false.
+    pub raw: bool,
+    /// Block mode: a pass fixes every token whose probability is above this, 0 to 1. Default: 0.95.
+    pub threshold: f64,
+    /// Block mode: tokens per block. Default: what the model was trained with, else 32.
+    pub block_size: Option<usize>,
+    /// Block mode: tokens per sub-block; must divide the block. Default: 8, or the whole block where
+    /// 8 does not divide it.
+    pub sub_block_size: Option<usize>,
+    /// Block mode: run single sub-blocks where keys and values of the rest of the block are known.
+    /// Faster in large batches, approximate. Default: false.
+    pub sub_block_cache: bool,
+    /// Length limit of a completion in tokens. Default: 256.
+    pub max_new_tokens: usize,
+    /// Prompts decoded together; each gets the tokens it would get alone. Default: 1.
+    pub batch_size: usize,
+    /// Id of the mask token, which is never produced. Default: the model folder's.
+    pub mask_token_id: Option<i64>,
+    /// Ids that end a completion; an empty list lets it run to its limit. Default: the model
+    /// folder's.
+    pub stop_token_ids: Option<Vec<i64>>,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        GenerateOptions {
+            mode: DecodeMode::Block,
+            raw: false,
+            threshold: 0.95,
+            block_size: None,
+            sub_block_size: None,
+            sub_block_cache: false,
+            max_new_tokens: 256,
+            batch_size: 1,
+            mask_token_id: None,
+            stop_token_ids: None,
+        }
+    }
+}
+
+/// The completion of one prompt.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Completion {
+    /// Token ids of the prompt.
+    pub prompt_ids: Vec<i64>,
+    /// Generated token ids; cut after the first stop token.
+    pub ids: Vec<i64>,
+    /// Text of `ids` without control tokens; `None` where the model folder has no usable tokenizer.
+    pub text: Option<String>,
+    /// Whether a stop token ended the completion.
+    pub stopped: bool,
+    /// Forward passes that this prompt took part in.
+    pub passes: Passes,
+    /// Seconds of decoding the batch that this prompt was in.
+    pub seconds: f64,
+}
+
+impl Completion {
+    /// Generated tokens per forward pass; passes over the prompt count, its tokens do not.
+    pub fn tokens_per_forward(&self) -> f64 {
+        self.ids.len() as f64 / self.passes.total().max(1) as f64
+    }
+}
+
+/// A model on a device, ready to complete prompts.
+///
+/// ```no_run
+/// use dlm_train::{GenerateOptions, Model, ModelOptions, Prompt};
+///
+/// let options = ModelOptions { device: "cpu".into(), ..ModelOptions::default() };
+/// let mut model = Model::load("output/sample_diffusion", &options)?;
+/// let prompts = [Prompt::Text("Which colours does the flag have?".into())];
+/// for completion in model.generate(&prompts, &GenerateOptions::default())? {
+///     println!("{:?}, {:.2} tokens per forward", completion.text, completion.tokens_per_forward());
+/// }
+/// # Ok::<(), dlm_train::Error>(())
+/// ```
+pub struct Model {
+    files: ModelFiles,
+    engine: Engine,
+    device: String,
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Model")
+            .field("name", &self.files.name)
+            .field("device", &self.device)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Model {
+    /// Loads a Hugging Face folder, `hf://ORG/NAME[@REVISION]` or `ORG/NAME`, converted or not, onto
+    /// a device.
+    ///
+    /// # Errors
+    /// [`Error::Format`], [`Error::Model`] and [`Error::Tensors`] where a file of the folder cannot
+    /// be used, [`Error::Device`] where the device is missing, [`Error::Usage`] for a model that does
+    /// not exist.
+    pub fn load(model: impl AsRef<Path>, options: &ModelOptions) -> Result<Self> {
+        ModelFiles::open(model.as_ref())?.load(options)
+    }
+
+    /// The device that the model is on: `cpu`, `cuda:N` or `wgpu`.
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
+    /// Completes prompts; the completions are in the order of the prompts.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for options and prompts that cannot be used: text without a tokenizer or
+    /// chat template, no tokens at all, ids outside the vocabulary, the mask token inside a prompt,
+    /// block mode for a model without a mask token. [`Error::Numeric`] for non-finite logits,
+    /// [`Error::Device`] where keys and values do not fit into memory.
+    pub fn generate(
+        &mut self,
+        prompts: &[Prompt],
+        options: &GenerateOptions,
+    ) -> Result<Vec<Completion>> {
+        let decoding = self.files.decoding(options)?;
+        let prompts = self.files.encode(prompts, options)?;
+        let mut completions = Vec::with_capacity(prompts.len());
+        for batch in prompts.chunks(options.batch_size) {
+            let started = Instant::now();
+            let sequences = match &decoding {
+                Decoding::Block(options) => self.engine.block(batch, options)?,
+                Decoding::Ar(options) => self.engine.autoregressive(batch, options)?,
+            };
+            let seconds = started.elapsed().as_secs_f64();
+            for (prompt, sequence) in batch.iter().zip(sequences) {
+                let ids = sequence.generated().to_vec();
+                completions.push(Completion {
+                    prompt_ids: prompt.clone(),
+                    text: self.files.text_of(&ids)?,
+                    ids,
+                    stopped: sequence.stopped,
+                    passes: sequence.passes,
+                    seconds,
+                });
+            }
+        }
+        Ok(completions)
+    }
+
+    /// Reasons to expect poor completions, as sentences: another block size than the model was
+    /// trained with, or more tokens than it has positions for.
+    ///
+    /// # Errors
+    /// As [`Model::generate`] for prompts that cannot be encoded.
+    pub fn warnings(&self, prompts: &[Prompt], options: &GenerateOptions) -> Result<Vec<String>> {
+        Ok(self.files.warnings(&self.files.encode(prompts, options)?, options))
+    }
+}
+
+/// Options of one of the two ways to decode.
+#[derive(Debug)]
+pub(crate) enum Decoding {
+    Block(BlockOptions),
+    Ar(ArOptions),
+}
+
+/// The small files of a model folder: enough to check a call before the weights are read.
+pub(crate) struct ModelFiles {
+    name: String,
+    dir: PathBuf,
+    folder: ModelFolder,
+    /// `None` where the tokenizer is missing or cannot be read; then only ids can be given.
+    codec: Option<PromptCodec>,
+}
+
+impl ModelFiles {
+    /// Finds the folder, downloading a hub's model, and reads its JSON files.
+    pub fn open(model: &Path) -> Result<Self> {
+        let dir = load_model::resolve(model)?;
+        let codec = PromptCodec::load(&dir).ok();
+        let folder = ModelFolder::read(&dir)?;
+        Ok(ModelFiles { name: model.display().to_string(), dir, folder, codec })
+    }
+
+    /// Reads the weights.
+    pub fn load(self, options: &ModelOptions) -> Result<Model> {
+        let compute = ComputePlan::new(device::choose(&options.device)?, options.dtype);
+        let device = compute.device.name.clone();
+        let engine = self.folder.load(compute)?;
+        Ok(Model { files: self, engine, device })
+    }
+
+    /// Token ids of prompts.
+    pub fn encode(&self, prompts: &[Prompt], options: &GenerateOptions) -> Result<Vec<Vec<i64>>> {
+        let encode = |prompt: &Prompt| match prompt {
+            Prompt::Ids(ids) => Ok(ids.clone()),
+            text => self.codec()?.encode(text, options.raw),
+        };
+        prompts.iter().map(encode).collect()
+    }
+
+    fn codec(&self) -> Result<&PromptCodec> {
+        if let Some(codec) = &self.codec {
+            return Ok(codec);
+        }
+        // reading it again gives the reason
+        let reason = PromptCodec::load(&self.dir).err();
+        Err(reason.unwrap_or_else(|| Error::format(&self.dir, "the tokenizer has just changed")))
+    }
+
+    fn text_of(&self, ids: &[i64]) -> Result<Option<String>> {
+        self.codec.as_ref().map(|codec| codec.decode(ids)).transpose()
+    }
+
+    /// The options of the requested mode, with what the folder says where nothing was requested.
+    pub fn decoding(&self, options: &GenerateOptions) -> Result<Decoding> {
+        if options.batch_size == 0 {
+            return Err(Error::Usage(
+                "a batch of 0 prompts (--batch-size): expected 1 or more".into(),
+            ));
+        }
+        let max_new_tokens = options.max_new_tokens;
+        let mask_id = options.mask_token_id.or(self.folder.mask_id);
+        let stop_ids =
+            options.stop_token_ids.clone().unwrap_or_else(|| self.folder.stop_ids.clone());
+        if options.mode == DecodeMode::Ar {
+            return Ok(Decoding::Ar(ArOptions { max_new_tokens, stop_ids, mask_id }));
+        }
+        let mask_id = mask_id.ok_or_else(|| {
+            Error::Usage(format!(
+                "{} names no mask token (mask_token_id in dlm_config.json or config.json), so that it was not converted; use autoregressive mode (--mode ar), or give the id (--mask-token-id)",
+                self.name
+            ))
+        })?;
+        if !(0.0..=1.0).contains(&options.threshold) {
+            return Err(Error::Usage(format!(
+                "threshold {}: expected a probability, 0 to 1",
+                options.threshold
+            )));
+        }
+        let block_size = self.block_size(options);
+        let usual =
+            if block_size.is_multiple_of(SUB_BLOCK_SIZE) { SUB_BLOCK_SIZE } else { block_size };
+        Ok(Decoding::Block(BlockOptions {
+            block_size,
+            sub_block_size: options.sub_block_size.unwrap_or(usual),
+            threshold: options.threshold,
+            max_new_tokens,
+            mask_id,
+            stop_ids,
+            sub_block_cache: options.sub_block_cache,
+        }))
+    }
+
+    fn block_size(&self, options: &GenerateOptions) -> usize {
+        options.block_size.or(self.folder.block_size).unwrap_or(BLOCK_SIZE)
+    }
+
+    /// See [`Model::warnings`]; the prompts are encoded.
+    pub fn warnings(&self, prompts: &[Vec<i64>], options: &GenerateOptions) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let block_size = self.block_size(options);
+        let trained = self.folder.block_size.filter(|trained| *trained != block_size);
+        if let (DecodeMode::Block, Some(trained)) = (options.mode, trained) {
+            warnings.push(format!(
+                "block size {block_size}, but the model was trained with blocks of {trained}; expect worse text"
+            ));
+        }
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let longest = longest.saturating_add(options.max_new_tokens);
+        let limit = self.folder.config.max_position_embeddings;
+        if longest > limit {
+            warnings.push(format!(
+                "up to {longest} tokens with the prompt, but config.json has positions up to {limit} only"
+            ));
+        }
+        warnings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPES: &str = include_str!("../../configs/model/sample.json");
+
+    fn text() -> [Prompt; 1] {
+        [Prompt::Text("hello".into())]
+    }
+
+    fn options() -> GenerateOptions {
+        GenerateOptions::default()
+    }
+
+    /// A model folder with shapes only.
+    fn folder(files: &[(&str, &str)]) -> (tempfile::TempDir, ModelFiles) {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, content) in [&[("config.json", SHAPES)], files].concat() {
+            std::fs::write(dir.path().join(name), content).unwrap();
+        }
+        let files = ModelFiles::open(dir.path()).unwrap();
+        (dir, files)
+    }
+
+    #[test]
+    fn text_without_a_tokenizer_is_a_wrong_call() {
+        let (_dir, files) = folder(&[]);
+        let error = files.encode(&text(), &options()).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("no tokenizer.json"), "{error}");
+    }
+
+    #[test]
+    fn an_unreadable_tokenizer_is_a_failure_for_text_alone() {
+        let (_dir, files) = folder(&[("tokenizer.json", "{\"damaged")]);
+        let error = files.encode(&text(), &options()).unwrap_err();
+        assert_eq!(error.exit_code(), 1, "{error}");
+        let ids = files.encode(&[Prompt::Ids(vec![3, 1])], &options()).unwrap();
+        assert_eq!(ids, [[3, 1]]);
+    }
+
+    #[test]
+    fn the_folder_fills_in_what_the_options_leave_open() {
+        let record = r#"{"bd_size": 12, "mask_token_id": 7}"#;
+        let (_dir, files) = folder(&[
+            ("dlm_config.json", record),
+            ("generation_config.json", r#"{"eos_token_id": [5, 6]}"#),
+        ]);
+        let block = |options: &GenerateOptions| match files.decoding(options).unwrap() {
+            Decoding::Block(block) => block,
+            Decoding::Ar(_) => panic!("block mode is the default"),
+        };
+        let usual = block(&options());
+        assert_eq!((usual.block_size, usual.sub_block_size, usual.mask_id), (12, 12, 7));
+        assert_eq!(usual.stop_ids, [5, 6]);
+        let other = block(&GenerateOptions {
+            block_size: Some(16),
+            stop_token_ids: Some(Vec::new()),
+            ..options()
+        });
+        assert_eq!((other.block_size, other.sub_block_size), (16, 8));
+        assert!(other.stop_ids.is_empty());
+    }
+
+    #[test]
+    fn warnings_name_block_size_and_positions() {
+        let (_dir, files) = folder(&[("dlm_config.json", r#"{"bd_size": 32}"#)]);
+        let prompts = [vec![1, 2]];
+        assert!(files.warnings(&prompts, &options()).is_empty());
+        let odd = GenerateOptions { block_size: Some(16), max_new_tokens: 1_000_000, ..options() };
+        let warnings = files.warnings(&prompts, &odd);
+        assert!(warnings[0].contains("trained with blocks of 32"), "{warnings:?}");
+        assert!(warnings[1].contains("1000002 tokens"), "{warnings:?}");
+        let causal = GenerateOptions { mode: DecodeMode::Ar, max_new_tokens: 4, ..odd };
+        assert!(files.warnings(&prompts, &causal).is_empty());
+    }
+
+    #[test]
+    fn options_that_cannot_be_used_are_wrong_calls() {
+        let (_dir, files) = folder(&[("dlm_config.json", r#"{"mask_token_id": 7}"#)]);
+        let (_other, plain) = folder(&[]);
+        let code = |files: &ModelFiles, options| files.decoding(&options).unwrap_err().exit_code();
+        assert_eq!(code(&files, GenerateOptions { threshold: 1.5, ..options() }), 2);
+        assert_eq!(code(&files, GenerateOptions { batch_size: 0, ..options() }), 2);
+        assert_eq!(code(&plain, options()), 2);
+    }
+}

@@ -1,0 +1,38 @@
+//! Devices, random tensors and differences for the tests of fast operations.
+
+use std::io::Write as _;
+
+use burn::prelude::*;
+use burn::tensor::{DType, Distribution};
+
+use crate::compute::device;
+
+/// The CPU, and the GPUs that this build and machine have.
+pub fn devices() -> Vec<Device> {
+    let mut out = vec![device::cpu().device];
+    for name in ["cuda", "wgpu"] {
+        match device::choose(name) {
+            Ok(d) => out.push(d.device),
+            Err(e) => drop(std::io::stderr().write_all(format!("SKIP: {name}: {e}\n").as_bytes())),
+        }
+    }
+    out
+}
+
+pub fn random<const N: usize>(shape: [usize; N], device: &Device) -> Tensor<N> {
+    Tensor::random(shape, Distribution::Normal(0.0, 2.0), (device, DType::F32))
+}
+
+pub fn ids(values: &[i32], device: &Device) -> Tensor<1, Int> {
+    Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device)
+}
+
+/// A copy at the start of a gradient tape.
+pub fn leaf<const N: usize>(t: &Tensor<N>) -> Tensor<N> {
+    t.clone().autodiff().require_grad()
+}
+
+/// Largest absolute difference, in fp32.
+pub fn distance<const N: usize>(a: Tensor<N>, b: Tensor<N>) -> f32 {
+    (a.cast(DType::F32) - b.cast(DType::F32)).abs().max().into_scalar::<f32>()
+}

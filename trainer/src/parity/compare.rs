@@ -1,0 +1,290 @@
+//! One comparison: the model computes a case, and logits, loss and gradients are compared with the
+//! case's.
+//!
+//! In: a model folder, [`ParityOptions`]. Out: [`ParityReport`]. A case with `mask` checks the
+//! block-diffusion objective, a case without it the causal one.
+
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+
+use super::case::{Case, read_case};
+use super::differences;
+use super::tolerances::{RoundingEffect, ToleranceOptions, Tolerances};
+use crate::compute::tensor_io::download;
+use crate::compute::{AttentionChoice, ComputeDtype, ComputePlan, StreamShape, device};
+use crate::diffusion::{
+    Batch, DeviceBatch, DocumentMask, Layout, Objective, ObjectiveSpec, PassOptions, build_batch,
+    count_targets, objective,
+};
+use crate::error::{Error, Result};
+use crate::io::load_model::{self, LoadOptions, LoadedModel, load_model};
+use crate::model::Gradients;
+
+/// What a comparison computes and how.
+#[derive(Clone, Debug)]
+pub struct ParityOptions {
+    /// Case file, safetensors: `input_ids` `[rows, len]`, and any of `labels`, `attention_mask`,
+    /// `mask`, `doc_ids`, `position_ids` of the same shape, `logits` `[rows, len, vocab]` and `loss`
+    /// `[1]`.
+    pub case: PathBuf,
+    /// Expected gradients by parameter name, safetensors. Default: gradients are not compared.
+    pub grads: Option<PathBuf>,
+    /// Tokens per block in cases with a mask. Default: 32.
+    pub bd_size: usize,
+    /// Id of the mask token. Default: that of `config.json`, else the last id of the vocabulary.
+    pub mask_token_id: Option<i32>,
+    /// Stream layout in cases with a mask. Default: [`Layout::Saving`].
+    pub layout: Layout,
+    /// Device: `auto`, `cpu`, `cuda[:N]` or `wgpu`. Default: `auto`.
+    pub device: String,
+    /// Dtype of activations and matrix products. Default: fp32.
+    pub dtype: ComputeDtype,
+    /// Attention implementation. Default: the fastest that device and dtype support.
+    pub attention: AttentionChoice,
+    /// Quantise linear layers online (BitLinear) whatever `config.json` says. Default: false.
+    pub bitlinear: bool,
+    /// Run each layer again in the backward pass. Default: false.
+    pub activation_checkpointing: bool,
+    /// Positions whose logits exist at one time. Default: 1024.
+    pub loss_chunk: usize,
+    /// Allowed differences.
+    pub tolerances: ToleranceOptions,
+    /// Write the computed logits, `logits` `[rows, len, vocab]` in fp32, to this safetensors file.
+    /// Default: they are not written.
+    pub dump_logits: Option<PathBuf>,
+}
+
+impl ParityOptions {
+    /// The default comparison with a case file.
+    pub fn new(case: impl Into<PathBuf>) -> Self {
+        ParityOptions {
+            case: case.into(),
+            grads: None,
+            bd_size: 32,
+            mask_token_id: None,
+            layout: Layout::Saving,
+            device: "auto".into(),
+            dtype: ComputeDtype::Fp32,
+            attention: AttentionChoice::Auto,
+            bitlinear: false,
+            activation_checkpointing: false,
+            loss_chunk: 1024,
+            tolerances: ToleranceOptions::default(),
+            dump_logits: None,
+        }
+    }
+}
+
+/// Differences of one comparison; `None` where the case has no expected value.
+#[derive(Debug, Default, Clone, PartialEq, serde::Serialize)]
+#[non_exhaustive]
+pub struct ParityReport {
+    /// Largest absolute difference of logits over compared positions.
+    pub logits_max_abs: Option<f64>,
+    /// Absolute difference of the loss, nats.
+    pub loss_abs: Option<f64>,
+    /// Largest difference of a gradient's entry, relative to the tensor's largest entry.
+    pub grads_max_rel: Option<f64>,
+    /// Whether every difference is within tolerance.
+    pub ok: bool,
+    /// The computed loss, nats per counted token.
+    pub loss: Option<f64>,
+    /// Absolute difference of logits at the requested quantile of positions.
+    pub logits_at_quantile: Option<f64>,
+    /// Largest relative L2 difference of a gradient.
+    pub grads_max_l2: Option<f64>,
+    /// The parameter whose gradient differs most.
+    pub worst_grad: Option<String>,
+    /// Tokens that went through the decoder.
+    pub processed_tokens: usize,
+    /// The tolerances that were used.
+    pub tolerances: Tolerances,
+    /// Relative difference of the loss.
+    pub loss_rel: Option<f64>,
+}
+
+/// Compares a model (folder, `hf://ORG/NAME[@REVISION]` or `ORG/NAME`) with a case.
+pub fn compare(model: &Path, options: &ParityOptions) -> Result<ParityReport> {
+    let folder = load_model::resolve(model)?;
+    let limits = &options.tolerances;
+    let (mut report, _) = measure(&folder, options, options.dtype, false)?;
+    report.tolerances = match options.dtype {
+        ComputeDtype::Fp32 => Tolerances::fp32(limits),
+        ComputeDtype::Bf16 => {
+            let (rounded, ternary) = measure(&folder, options, ComputeDtype::Fp32, true)?;
+            let effect = RoundingEffect {
+                logits: rounded.logits_at_quantile.unwrap_or(0.0),
+                grads_l2: rounded.grads_max_l2.unwrap_or(0.0),
+                ternary,
+            };
+            Tolerances::bf16(effect, limits)
+        }
+    };
+    report.ok = within_tolerance(&report, limits);
+    Ok(report)
+}
+
+fn within_tolerance(report: &ParityReport, limits: &ToleranceOptions) -> bool {
+    let allowed = &report.tolerances;
+    let grads = if allowed.grads_l2 { report.grads_max_l2 } else { report.grads_max_rel };
+    let within = |difference: Option<f64>, limit: f64| difference.is_none_or(|d| d <= limit);
+    within(report.logits_at_quantile, allowed.logits)
+        && (limits.logits_quantile >= 1.0 || within(report.logits_max_abs, limits.logits_worst))
+        && within(report.loss_rel, allowed.loss)
+        && within(grads, allowed.grads)
+}
+
+/// The differences of a computation in `dtype`, with `rounded` from weights rounded to bf16, and
+/// whether the model has BitLinear layers.
+fn measure(
+    folder: &Path,
+    options: &ParityOptions,
+    dtype: ComputeDtype,
+    rounded: bool,
+) -> Result<(ParityReport, bool)> {
+    let compute = ComputePlan::new(device::choose(&options.device)?, Some(dtype))
+        .with_attention(options.attention)?
+        .with_multiple(1);
+    let load = LoadOptions { round_to_bf16: rounded, force_bitlinear: options.bitlinear };
+    let model = load_model(folder, load, &compute.device.device)?;
+    let config = &model.decoder.cfg;
+    let case = read_case(&options.case, config.vocab_size)?;
+    let mask_token_id = options
+        .mask_token_id
+        .or(config.mask_token_id.map(|id| id as i32))
+        .unwrap_or(config.vocab_size as i32 - 1);
+    let spec = ObjectiveSpec {
+        bd_size: options.bd_size.max(1),
+        mask_token_id,
+        complementary: true,
+        document_mask: DocumentMask::Document,
+    };
+    let objective = match case.mask {
+        Some(_) => Objective::BlockDiffusion(options.layout),
+        None => Objective::Sft,
+    };
+    let batch = batch_of(&case, objective, &spec, &compute);
+    let inputs = DeviceBatch::upload(&model.decoder, &batch, &compute)?;
+    let mut report = ParityReport { processed_tokens: batch.processed, ..ParityReport::default() };
+    // The streams of the saving layout have no fixed place for a position's logits.
+    if objective != Objective::BlockDiffusion(Layout::Saving) {
+        let dump = options.dump_logits.as_deref().filter(|_| !rounded);
+        compare_logits(&model, &inputs, &batch, &case, options, dump, &mut report)?;
+    }
+    let targets: usize =
+        case.packed.iter().map(|row| count_targets(row, &spec, objective, None)).sum();
+    if case.labelled && targets > 0 {
+        compare_loss(&model, &inputs, targets, &case, options, &mut report)?;
+    }
+    let ternary = model.decoder.cfg.quantization.is_some();
+    Ok((report, ternary))
+}
+
+fn batch_of(
+    case: &Case,
+    objective: Objective,
+    spec: &ObjectiveSpec,
+    compute: &ComputePlan,
+) -> Batch {
+    let masks: Vec<Vec<bool>> = match &case.mask {
+        Some(mask) => mask.chunks(case.len).map(<[bool]>::to_vec).collect(),
+        None => vec![Vec::new(); case.rows],
+    };
+    let shape = match case.mask {
+        Some(_) => compute.stream_shape,
+        None => StreamShape::Rectangular { multiple: 1 },
+    };
+    build_batch(objective, &case.packed, &masks, spec, shape)
+}
+
+/// Compares logits at every position of a causal case, or of the noised half of both views in the
+/// reference layout.
+fn compare_logits(
+    model: &LoadedModel,
+    inputs: &DeviceBatch,
+    batch: &Batch,
+    case: &Case,
+    options: &ParityOptions,
+    dump: Option<&Path>,
+    report: &mut ParityReport,
+) -> Result<()> {
+    if case.logits.is_none() && options.dump_logits.is_none() {
+        return Ok(());
+    }
+    let vocab = model.decoder.cfg.vocab_size;
+    let streams = download(&objective::all_logits(&model.decoder, &model.weights, inputs))?;
+    // each stream has `batch.len` positions, of which the first `case.len` are compared
+    let logits: Vec<f32> = streams
+        .chunks(batch.len * vocab)
+        .flat_map(|stream| stream[..case.len * vocab].iter().copied())
+        .collect();
+    if let Some(path) = dump {
+        write_logits(path, &logits, [batch.rows, case.len, vocab])?;
+    }
+    let Some(expected) = &case.logits else { return Ok(()) };
+    if expected.len() != logits.len() {
+        return Err(Error::format(
+            &options.case,
+            format!("logits have {} values, expected {}", expected.len(), logits.len()),
+        ));
+    }
+    let compared = |position: usize| case.valid[position % (case.rows * case.len)];
+    let quantile = options.tolerances.logits_quantile;
+    let differences = differences::logits(&logits, expected, vocab, compared, quantile);
+    report.logits_max_abs = Some(differences.worst);
+    report.logits_at_quantile = Some(differences.at_quantile);
+    Ok(())
+}
+
+/// Compares the mean loss over `targets` tokens and, where they are expected, the gradients.
+fn compare_loss(
+    model: &LoadedModel,
+    inputs: &DeviceBatch,
+    targets: usize,
+    case: &Case,
+    options: &ParityOptions,
+    report: &mut ParityReport,
+) -> Result<()> {
+    let LoadedModel { decoder, weights } = model;
+    let pass = PassOptions {
+        activation_checkpointing: options.activation_checkpointing,
+        loss_chunk: options.loss_chunk,
+    };
+    let sum = match &options.grads {
+        None => objective::loss_sum(decoder, weights, inputs, &pass)?,
+        Some(file) => {
+            let mut gradients = Gradients::new(weights.0.len());
+            let scale = 1.0 / targets as f64;
+            let sum = objective::loss_and_gradients(
+                decoder,
+                weights,
+                inputs,
+                &pass,
+                scale,
+                &mut gradients,
+            )?;
+            let differences = differences::gradients(file, decoder, &gradients)?;
+            report.grads_max_rel = Some(differences.max_rel);
+            report.grads_max_l2 = Some(differences.max_l2);
+            report.worst_grad = differences.worst;
+            sum
+        }
+    };
+    let loss = sum / targets as f64;
+    report.loss = Some(loss);
+    if let Some(expected) = case.loss {
+        let difference = (loss - expected).abs();
+        report.loss_abs = Some(difference);
+        report.loss_rel = Some(difference / expected.abs().max(1e-12));
+    }
+    Ok(())
+}
+
+fn write_logits(path: &Path, values: &[f32], shape: [usize; 3]) -> Result<()> {
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let view = safetensors::tensor::TensorView::new(Dtype::F32, shape.to_vec(), &bytes)
+        .map_err(|e| Error::format(path, e.to_string()))?;
+    safetensors::serialize_to_file([("logits", view)], None, path)
+        .map_err(|e| Error::format(path, format!("writing logits failed: {e}")))
+}

@@ -1,0 +1,239 @@
+//! Checking a model folder, as a library call: against tensors of another implementation, or
+//! against a packed dataset.
+//!
+//! In: a model (folder or hub name) and a [`Reference`]. Out: [`ValidationReport`]. Used by
+//! `dlm-train parity` and `dlm-train eval`, and to read an export back after a conversion.
+
+use std::path::{Path, PathBuf};
+
+use dlm_datasets::{Dataset, Split};
+use serde::{Serialize, Serializer};
+
+use crate::compute::{ComputeDtype, ComputePlan, device};
+use crate::diffusion::{DocumentMask, Layout, Objective, ObjectiveSpec, PassOptions};
+use crate::error::{Error, Result};
+use crate::io::load_model::{self, LoadOptions, LoadedModel, load_model};
+use crate::model::ModelConfig;
+use crate::parity::{self, ParityOptions, ParityReport};
+use crate::train::data::{self, BatchPlan};
+use crate::train::evaluate::evaluate;
+use crate::train::prepare_model;
+
+/// Smallest share of a block that is hidden, as in training.
+const NOISE_EPS: f64 = 1e-3;
+/// Positions whose logits exist at one time.
+const LOSS_CHUNK: usize = 1024;
+
+/// What a model is validated against.
+#[derive(Clone, Debug)]
+pub enum Reference {
+    /// Tensors computed by another implementation.
+    Case(ParityOptions),
+    /// A packed dataset.
+    Dataset(DatasetOptions),
+}
+
+impl From<ParityOptions> for Reference {
+    fn from(options: ParityOptions) -> Self {
+        Reference::Case(options)
+    }
+}
+
+impl From<DatasetOptions> for Reference {
+    fn from(options: DatasetOptions) -> Self {
+        Reference::Dataset(options)
+    }
+}
+
+/// How a model is evaluated on a packed dataset.
+#[derive(Clone, Debug)]
+pub struct DatasetOptions {
+    /// Folder written by `dlm-prep`.
+    pub data: PathBuf,
+    /// Split to evaluate. Default: the eval split where the dataset has one, else the train split.
+    pub split: Option<Split>,
+    /// Evaluate at most this many rows, from the first on. Default: all.
+    pub rows: Option<usize>,
+    /// Rows per forward pass. Default: 8.
+    pub micro_batch_rows: usize,
+    /// Seed of the masks. Default: 42.
+    pub seed: u64,
+    /// Dtype of activations and matrix products. Default: fp32.
+    pub dtype: ComputeDtype,
+    /// Device: `auto`, `cpu`, `cuda[:N]` or `wgpu`. Default: `auto`.
+    pub device: String,
+}
+
+impl DatasetOptions {
+    /// The default evaluation on a dataset.
+    pub fn new(data: impl Into<PathBuf>) -> Self {
+        DatasetOptions {
+            data: data.into(),
+            split: None,
+            rows: None,
+            micro_batch_rows: 8,
+            seed: 42,
+            dtype: ComputeDtype::Fp32,
+            device: "auto".into(),
+        }
+    }
+}
+
+/// Result of [`validate`].
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum ValidationReport {
+    /// Differences from reference tensors.
+    Parity(ParityReport),
+    /// Losses on a dataset that fits the model.
+    Dataset(DatasetReport),
+}
+
+impl ValidationReport {
+    /// Whether the model passed: every difference is within tolerance. A dataset that does not fit
+    /// the model is an error and not a report, so its losses always pass.
+    pub fn ok(&self) -> bool {
+        match self {
+            ValidationReport::Parity(report) => report.ok,
+            ValidationReport::Dataset(_) => true,
+        }
+    }
+}
+
+/// Losses of a model on a packed dataset, nats per counted token; `None` where no token counts.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct DatasetReport {
+    /// The split that was evaluated.
+    #[serde(serialize_with = "split_name")]
+    pub split: Split,
+    /// Rows that were evaluated.
+    pub rows: usize,
+    /// Loss of denoising blocks under fixed masks, both views of each row.
+    pub block_diffusion_loss: Option<f64>,
+    /// Loss of causal next-token prediction.
+    pub causal_loss: Option<f64>,
+}
+
+fn split_name<S: Serializer>(split: &Split, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.serialize_str(split.name())
+}
+
+/// Validates a model (folder, `hf://ORG/NAME[@REVISION]` or `ORG/NAME`) against reference tensors
+/// or a packed dataset.
+///
+/// With a case file, the model computes the case's batch, and logits, loss and gradients are
+/// compared with the expected ones ([`ParityReport`]). With a dataset, the folder is read as any
+/// user of it would, its tokenizer, mask token id and block size are checked against the dataset's,
+/// and the losses are computed ([`DatasetReport`]).
+///
+/// ```no_run
+/// use dlm_train::{DatasetOptions, ParityOptions, validate};
+///
+/// // Does the exported model fit the dataset, and what is its loss there?
+/// let report = validate("output/sample_diffusion", DatasetOptions::new("datasets/packed"))?;
+/// println!("{report:?}");
+///
+/// // Does this checkpoint compute what the reference implementation computes?
+/// let report = validate("models/qwen2", ParityOptions::new("case.safetensors"))?;
+/// assert!(report.ok());
+/// # Ok::<(), dlm_train::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::Mismatch`] where model and dataset do not fit each other, [`Error::Format`],
+/// [`Error::Model`] and [`Error::Tensors`] where a file cannot be used, [`Error::Device`] where the
+/// device is missing, [`Error::Usage`] for options that cannot be used.
+pub fn validate(
+    model: impl AsRef<Path>,
+    against: impl Into<Reference>,
+) -> Result<ValidationReport> {
+    let model = model.as_ref();
+    Ok(match against.into() {
+        Reference::Case(options) => ValidationReport::Parity(parity::compare(model, &options)?),
+        Reference::Dataset(options) => ValidationReport::Dataset(losses(model, &options)?),
+    })
+}
+
+fn losses(model: &Path, options: &DatasetOptions) -> Result<DatasetReport> {
+    let compute = ComputePlan::new(device::choose(&options.device)?, Some(options.dtype));
+    let data = data::open(&options.data)?;
+    let (split, rows) = rows_to_evaluate(&data, options)?;
+    let folder = load_model::resolve(model)?;
+    check_fit(model, &folder, &data)?;
+    let loaded = load_model(&folder, LoadOptions::default(), &compute.device.device)?;
+    let loss =
+        |objective| evaluate_objective(&loaded, &data, split, rows, objective, options, &compute);
+    Ok(DatasetReport {
+        split,
+        rows,
+        block_diffusion_loss: loss(Objective::BlockDiffusion(Layout::Saving))?,
+        causal_loss: loss(Objective::Sft)?,
+    })
+}
+
+fn rows_to_evaluate(data: &Dataset, options: &DatasetOptions) -> Result<(Split, usize)> {
+    let split = options.split.unwrap_or(match data.rows(Split::Eval) {
+        0 => Split::Train,
+        _ => Split::Eval,
+    });
+    match data.rows(split).min(options.rows.unwrap_or(usize::MAX)) {
+        0 => Err(Error::Usage(format!(
+            "{} has no {} rows; prepare it with --eval-fraction or use --split train",
+            options.data.display(),
+            split.name()
+        ))),
+        rows => Ok((split, rows)),
+    }
+}
+
+/// Checks tokenizer, block size and mask token of a model folder against a dataset. A model that
+/// was not converted has no block size or mask token of its own; it then needs a row for the
+/// dataset's mask token.
+fn check_fit(model: &Path, folder: &Path, data: &Dataset) -> Result<()> {
+    let (config, manifest) = (ModelConfig::read(folder)?, data.manifest());
+    let name = model.display().to_string();
+    prepare_model::check_fit(&config, manifest, &name)?;
+    prepare_model::check_tokenizer(
+        &folder.join("tokenizer.json"),
+        &data.dir().join("tokenizer/tokenizer.json"),
+        &manifest.mask_token,
+    )?;
+    if manifest.mask_token_id as usize >= config.vocab_size {
+        return Err(Error::Mismatch(format!(
+            "the dataset's mask id {} has no row in {name} (vocabulary {}); evaluate a converted model, or prepare the data with its tokenizer",
+            manifest.mask_token_id, config.vocab_size
+        )));
+    }
+    Ok(())
+}
+
+fn evaluate_objective(
+    model: &LoadedModel,
+    data: &Dataset,
+    split: Split,
+    rows: usize,
+    objective: Objective,
+    options: &DatasetOptions,
+    compute: &ComputePlan,
+) -> Result<Option<f64>> {
+    let manifest = data.manifest();
+    let micro_batch_rows = options.micro_batch_rows.max(1);
+    let plan = BatchPlan {
+        seed: options.seed,
+        batch_rows: micro_batch_rows,
+        micro_batch_rows,
+        objective,
+        spec: ObjectiveSpec {
+            bd_size: manifest.bd_size,
+            mask_token_id: manifest.mask_token_id,
+            complementary: true,
+            document_mask: DocumentMask::Document,
+        },
+        noise_eps: NOISE_EPS,
+        shape: compute.stream_shape,
+        vocab_size: model.decoder.cfg.vocab_size,
+    };
+    let pass = PassOptions { activation_checkpointing: false, loss_chunk: LOSS_CHUNK };
+    evaluate(&model.decoder, &model.weights, data, split, &plan, &pass, compute, rows)
+}
