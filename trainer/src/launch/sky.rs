@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::error::{Error, Result};
+use crate::report::message;
 
 use super::plan::{DlmArgs, LaunchPlan};
 use super::task::shell_words;
@@ -31,7 +32,7 @@ pub fn launch(args: &DlmArgs) -> Result<()> {
     if args.dry_run {
         let shown = format!("{yaml}# {}\n", shell_words(&command));
         for obstacle in &plan.obstacles {
-            eprintln!("wf: would be refused: {obstacle}");
+            message(format_args!("wf: would be refused: {obstacle}"));
         }
         return print(&shown);
     }
@@ -39,18 +40,18 @@ pub fn launch(args: &DlmArgs) -> Result<()> {
         return Err(Error::Usage(plan.obstacles.join("\nwf: ")));
     }
     std::fs::write(&file, yaml).map_err(|error| Error::io(&file, "writing the task", error))?;
-    eprintln!("wf: {}", shell_words(&command));
+    message(format_args!("wf: {}", shell_words(&command)));
     let bucket = plan.bucket.as_deref().unwrap_or_default();
     let launched = run(&command);
     let removed = std::fs::remove_file(&file);
     launched?;
     if let Err(error) = removed {
-        eprintln!("wf: {} could not be removed: {error}", file.display());
+        message(format_args!("wf: {} could not be removed: {error}", file.display()));
     }
-    eprintln!(
+    message(format_args!(
         "wf: {} in {bucket}/dlm/{}/{}; `wf logs {} -f`, `wf cancel {}`",
         plan.name, plan.model, plan.name, plan.name, plan.name
-    );
+    ));
     Ok(())
 }
 
