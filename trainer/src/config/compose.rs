@@ -4,11 +4,11 @@
 //! In: the files of `files.rs` and overrides `group=choice` or `a.b=value`. Out: one [`Node`] tree.
 //!
 //! * `config.yaml` lists `- group: choice` and `- _self_` (the file's own keys); later entries win.
-//! * A group file's keys belong below the group's name, or at the top with the comment `# @package
-//!   _global_`.
-//! * A group file may open with `defaults: [other]`: choices of the same group laid below it.
-//! * `group=choice` replaces an entry of the list; `a.b=value` is laid on top of everything, value
-//!   as YAML (as plain text where the key holds text).
+//! * The keys of a group file go below the group's name, or to the top level with the comment
+//!   `# @package _global_`.
+//! * A group file may start with `defaults: [other]`: choices of the same group that it overrides.
+//! * `group=choice` replaces an entry of the list; `a.b=value` wins over every file. Its value is
+//!   parsed as YAML, or taken as plain text where the key holds text.
 
 use std::rc::Rc;
 
@@ -24,20 +24,21 @@ const MAIN: &str = "config.yaml";
 /// One entry of the main file's defaults list.
 #[derive(Debug, Clone, PartialEq)]
 enum DefaultsEntry {
-    Itself,
+    /// `_self_`: the keys of the main file.
+    OwnKeys,
+    /// `group: choice`, and where it was written.
     Choice { group: String, choice: String, origin: String },
 }
 
-/// The composed tree and the name of its main file.
+/// The composed tree.
 pub struct Composed {
-    /// All keys, references not yet replaced.
+    /// All keys; `${...}` references are not replaced yet.
     pub tree: Node,
-    /// Origin of config.yaml.
-    pub main: String,
+    /// Path of config.yaml, for errors.
+    pub main_origin: String,
 }
 
-/// Composes the configuration of `files` with `overrides` on top; `kind` decides which values are
-/// plain text.
+/// Composes the configuration of `files` and `overrides`; `kind` says which values are plain text.
 pub fn compose(
     files: &Files,
     overrides: &[String],
@@ -47,29 +48,29 @@ pub fn compose(
         .read(MAIN)?
         .ok_or_else(|| ConfigError::Yaml { origin: MAIN.into(), problem: "not found".into() })?;
     let (mut defaults, own) = split_main(&main)?;
-    let mut on_top = Vec::new();
+    let mut override_nodes = Vec::new();
     for text in overrides {
         match parse_override(text, &mut defaults, files, kind)? {
-            Some(node) => on_top.push(node),
+            Some(node) => override_nodes.push(node),
             None => continue,
         }
     }
     let mut tree = Node::empty(&main.origin);
     for entry in &defaults {
         match entry {
-            DefaultsEntry::Itself => tree.merge(own.clone()),
+            DefaultsEntry::OwnKeys => tree.merge(own.clone()),
             DefaultsEntry::Choice { group, choice, origin } => {
                 tree.merge(load_choice(files, group, choice, origin, &mut Vec::new())?);
             }
         }
     }
-    for node in on_top {
+    for node in override_nodes {
         tree.merge(node);
     }
-    Ok(Composed { tree, main: main.origin })
+    Ok(Composed { tree, main_origin: main.origin })
 }
 
-/// The YAML mapping of a file, with its `defaults` taken out.
+/// The `defaults` of a file, and its other keys.
 fn read_mapping(file: &File) -> Result<(Vec<Value>, Node), ConfigError> {
     let wrong = |problem: String| ConfigError::Yaml { origin: file.origin.clone(), problem };
     let origin: Rc<str> = file.origin.as_str().into();
@@ -86,12 +87,13 @@ fn read_mapping(file: &File) -> Result<(Vec<Value>, Node), ConfigError> {
     Ok((defaults, Node::new(Value::Object(entries), &origin)))
 }
 
+/// The defaults list of the main file, and its own keys.
 fn split_main(file: &File) -> Result<(Vec<DefaultsEntry>, Node), ConfigError> {
     let (list, own) = read_mapping(file)?;
     let mut defaults = Vec::new();
     for entry in list {
-        let one = match &entry {
-            Value::String(text) if text == "_self_" => Some(DefaultsEntry::Itself),
+        let parsed = match &entry {
+            Value::String(text) if text == "_self_" => Some(DefaultsEntry::OwnKeys),
             Value::Object(map) => match map.iter().next() {
                 Some((group, Value::String(choice))) if map.len() == 1 => {
                     Some(DefaultsEntry::Choice {
@@ -104,53 +106,55 @@ fn split_main(file: &File) -> Result<(Vec<DefaultsEntry>, Node), ConfigError> {
             },
             _ => None,
         };
-        defaults.push(one.ok_or_else(|| ConfigError::Yaml {
+        defaults.push(parsed.ok_or_else(|| ConfigError::Yaml {
             origin: file.origin.clone(),
             problem: format!("entry {entry} of `defaults`; expected `group: choice` or `_self_`"),
         })?);
     }
-    if !defaults.contains(&DefaultsEntry::Itself) {
-        defaults.insert(0, DefaultsEntry::Itself);
+    if !defaults.contains(&DefaultsEntry::OwnKeys) {
+        defaults.insert(0, DefaultsEntry::OwnKeys);
     }
     Ok((defaults, own))
 }
 
+/// The keys of `group: choice` and of the choices it builds on. `chain` holds the names of the
+/// files that are being read, to notice a circle.
 fn load_choice(
     files: &Files,
     group: &str,
     choice: &str,
     origin: &str,
-    above: &mut Vec<String>,
+    chain: &mut Vec<String>,
 ) -> Result<Node, ConfigError> {
     let file = files.choice(group, choice, origin)?;
     let wrong = |problem: String| ConfigError::Yaml { origin: file.origin.clone(), problem };
-    if above.iter().any(|name| name == choice) {
+    if chain.iter().any(|name| name == choice) {
         return Err(wrong(format!(
             "its `defaults` lead back to itself: {} > {choice}",
-            above.join(" > ")
+            chain.join(" > ")
         )));
     }
     let (bases, own) = read_mapping(&file)?;
-    let global =
+    let mut header =
         file.text.lines().take_while(|line| line.starts_with('#') || line.trim().is_empty());
-    let global =
-        global.into_iter().any(|line| line.trim_start_matches('#').trim() == "@package _global_");
+    let global = header.any(|line| line.trim_start_matches('#').trim() == "@package _global_");
     let mut node = Node::empty(&file.origin);
-    above.push(choice.into());
+    chain.push(choice.into());
     for base in bases {
         let Value::String(base) = &base else {
             return Err(wrong(format!(
                 "entry {base} of `defaults`; expected the name of a choice of `{group}`"
             )));
         };
-        node.merge(load_choice(files, group, base, &format!("{} (defaults)", file.origin), above)?);
+        node.merge(load_choice(files, group, base, &format!("{} (defaults)", file.origin), chain)?);
     }
-    above.pop();
+    chain.pop();
     node.merge(if global { own } else { Node::below(&[group], own) });
     Ok(node)
 }
 
-/// A `group=choice` changes `defaults`; anything else comes back as a tree of one key.
+/// Parses an override: `group=choice` changes `defaults`, anything else is returned as a tree of one
+/// key.
 fn parse_override(
     text: &str,
     defaults: &mut [DefaultsEntry],
@@ -170,8 +174,8 @@ fn parse_override(
     }
     let origin: Rc<str> = format!("command line, `{text}`").into();
     if let [group] = path[..] {
-        let mine = |entry: &&mut DefaultsEntry| matches!(entry, DefaultsEntry::Choice { group: name, .. } if name == group);
-        if let Some(entry) = defaults.iter_mut().find(mine) {
+        let of_group = |entry: &&mut DefaultsEntry| matches!(entry, DefaultsEntry::Choice { group: name, .. } if name == group);
+        if let Some(entry) = defaults.iter_mut().find(of_group) {
             files.choice(group, raw, &origin)?;
             *entry = DefaultsEntry::Choice {
                 group: group.into(),
@@ -184,14 +188,14 @@ fn parse_override(
             return Err(unknown_group(group, &origin, defaults, files, kind));
         }
     }
-    let plain = matches!(
+    let is_text = matches!(
         kind.at(&path).map(ValueKind::required),
         Some(ValueKind::Text | ValueKind::Choice(_))
     );
     let optional = matches!(kind.at(&path), Some(ValueKind::Optional(_)));
     let value = if optional && matches!(raw, "" | "null" | "~") {
         Value::Null
-    } else if plain && !raw.starts_with(['"', '\'']) {
+    } else if is_text && !raw.starts_with(['"', '\'']) {
         Value::String(raw.into())
     } else {
         parse_yaml(raw).map_err(|problem| wrong(&problem))?
@@ -214,12 +218,13 @@ fn unknown_group(
     }
     let keys = kind.keys();
     let names = groups.iter().copied().chain(keys.iter().map(|(key, _)| key.as_str()));
-    let launch = !files.choices(group).is_empty();
-    let note = if launch { "that folder is read by `wf`, not by the trainer; " } else { "" };
+    // a folder of configs/ that is no group of the trainer: launch/
+    let other_folder = !files.choices(group).is_empty();
+    let note = if other_folder { "that folder is read by `wf`, not by the trainer; " } else { "" };
     ConfigError::UnknownKey {
         key: group.into(),
         origin: origin.into(),
-        nearest: nearest(group, names).filter(|_| !launch),
+        nearest: nearest(group, names).filter(|_| !other_folder),
         known: format!(
             "{note}the groups are {}, and keys are written section.key",
             groups.join(", ")

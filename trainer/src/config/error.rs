@@ -1,5 +1,5 @@
-//! What can be wrong with a configuration; each message says where, what was found, what was
-//! expected, what to do.
+//! Configuration errors. Each message says where, what was written, what was expected, and what to
+//! do.
 
 use std::path::PathBuf;
 
@@ -9,19 +9,19 @@ pub enum ConfigError {
     /// A key that does not exist.
     #[error("{origin}: unknown key `{key}`{}; {known}", did_you_mean(.nearest))]
     UnknownKey {
-        /// Dotted key as given.
+        /// Dotted key as written.
         key: String,
-        /// File or override it stands in.
+        /// File or override that contains it.
         origin: String,
         /// The known key that looks most like it.
         nearest: Option<String>,
-        /// What may stand there.
+        /// The keys that exist there.
         known: String,
     },
     /// A key or value under the name it had before it was renamed.
     #[error("{origin}: `{old}` is now called `{new}`; write `{new}`")]
     Renamed {
-        /// File or override it stands in.
+        /// File or override that contains it.
         origin: String,
         /// The name that was written, as `section.key` or `section.key=value`.
         old: String,
@@ -35,7 +35,7 @@ pub enum ConfigError {
         group: String,
         /// Name asked for.
         choice: String,
-        /// File or override it stands in.
+        /// File or override that contains it.
         origin: String,
         /// The choice that looks most like it.
         nearest: Option<String>,
@@ -43,75 +43,75 @@ pub enum ConfigError {
         known: Vec<String>,
     },
     /// A value of the wrong type.
-    #[error("{origin}: `{key}` is {found}; expected {expected}")]
+    #[error("{origin}: `{key}` is {value}; expected {expected}")]
     Type {
         /// Dotted key.
         key: String,
-        /// File or override it stands in.
+        /// File or override that contains it.
         origin: String,
-        /// The value, in words.
-        found: String,
-        /// What the key takes.
+        /// The value in words.
+        value: String,
+        /// The values the key takes.
         expected: String,
     },
-    /// A value of the right type that makes no sense, alone or with another.
-    #[error("`{key}` is {found}; expected {expected}")]
+    /// A value of the right type that is out of range, alone or together with another.
+    #[error("`{key}` is {value}; expected {expected}")]
     Value {
         /// Dotted key.
         key: &'static str,
         /// The value.
-        found: String,
-        /// What the key takes.
+        value: String,
+        /// The values the key takes.
         expected: String,
     },
-    /// A key that needs a value and has none.
+    /// A key without the value it needs.
     #[error(
         "`{key}` has no value; expected {expected}; set it in {config} or give `{key}=...` on the command line"
     )]
     Missing {
         /// Dotted key.
         key: String,
-        /// What the key takes.
+        /// The values the key takes.
         expected: String,
-        /// The main file.
+        /// Path of the main file.
         config: String,
     },
     /// An override that is not `key=value`.
     #[error("override `{text}`: {problem}; write `group=choice` or `section.key=value`")]
     Override {
-        /// As given.
+        /// As written.
         text: String,
-        /// What is wrong.
+        /// The problem.
         problem: String,
     },
-    /// A file that is not YAML, or not of the expected form.
+    /// A file that is not YAML, or not of the expected structure.
     #[error("{origin}: {problem}")]
     Yaml {
         /// File.
         origin: String,
-        /// What is wrong, with line and column where known.
+        /// The problem, with line and column where known.
         problem: String,
     },
     /// `${key}` that cannot be replaced.
     #[error("{origin}: `{key}` refers to `${{{reference}}}`{}: {problem}", did_you_mean(.nearest))]
     Interpolation {
-        /// Dotted key whose value has the reference.
+        /// Dotted key whose value contains the reference.
         key: String,
-        /// File or override it stands in.
+        /// File or override that contains it.
         origin: String,
-        /// The key referred to.
+        /// The key it refers to.
         reference: String,
         /// The known key that looks most like it.
         nearest: Option<String>,
-        /// What is wrong.
+        /// The problem.
         problem: String,
     },
-    /// A folder given as `--config-dir` that holds no configuration.
+    /// A `--config-dir` that holds no configuration.
     #[error("--config-dir {}: {problem}", .path.display())]
     Dir {
-        /// As given.
+        /// As written.
         path: PathBuf,
-        /// What is wrong.
+        /// The problem.
         problem: String,
     },
     /// A file that cannot be read.
@@ -119,7 +119,7 @@ pub enum ConfigError {
     Io {
         /// File.
         path: PathBuf,
-        /// The system's reason.
+        /// The reason given by the operating system.
         source: std::io::Error,
     },
 }
@@ -128,27 +128,28 @@ fn did_you_mean(nearest: &Option<String>) -> String {
     nearest.as_ref().map(|name| format!(" (did you mean `{name}`?)")).unwrap_or_default()
 }
 
-/// The candidate that looks most like `given`: the same last part first, then by edit distance;
-/// none when nothing is close.
-pub fn nearest<'a>(given: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
+/// The candidate most like `name` by edit distance, where an equal last part counts as close; none
+/// when nothing is close.
+pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
     let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_lowercase();
-    let given_last = last(given);
+    let name_last = last(name);
     let mut best: Option<(usize, &str)> = None;
     for candidate in candidates {
         let candidate_last = last(candidate);
-        let whole = distance(&given.to_lowercase(), &candidate.to_lowercase());
-        let tail = distance(&given_last, &candidate_last);
-        // A right last part in a wrong section is one slip, however long the section's name is.
+        let whole = distance(&name.to_lowercase(), &candidate.to_lowercase());
+        let tail = distance(&name_last, &candidate_last);
+        // The right key in the wrong section is one mistake, however long the section's name is.
         let score = whole.min(tail + usize::from(candidate != candidate_last.as_str()));
-        let limit = 1 + candidate_last.len().max(given_last.len()) / 4;
+        let limit = 1 + candidate_last.len().max(name_last.len()) / 4;
         if score <= limit && best.is_none_or(|(least, _)| score < least) {
             best = Some((score, candidate));
         }
     }
-    best.map(|(_, name)| name.to_string())
+    best.map(|(_, candidate)| candidate.to_string())
 }
 
-/// Edit distance in characters: insertions, deletions, substitutions, swaps of neighbours, each 1.
+/// Edit distance in characters: insertions, deletions, substitutions and swaps of neighbours count
+/// 1 each.
 fn distance(left: &str, right: &str) -> usize {
     let (left, right): (Vec<char>, Vec<char>) = (left.chars().collect(), right.chars().collect());
     let mut rows = vec![vec![0; right.len() + 1]; left.len() + 1];

@@ -1,8 +1,8 @@
-//! Where configuration files come from: the folder given as `--config-dir`, and behind it the
-//! repository's `configs/` tree, which is built into the binary.
+//! Configuration files: those of the folder given as `--config-dir`, else those of the repository's
+//! `configs/` tree, which is built into the binary.
 //!
-//! In: a path within the tree, for example `model/qwen3_4b.yaml`. Out: its text and the name errors
-//! give it.
+//! In: a path within the tree, for example `model/qwen3_4b.yaml`. Out: its text, and the name that
+//! errors use for it.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ macro_rules! built_in {
     };
 }
 
-/// The files of `configs/` as they were when this binary was built: path within the tree, text.
+/// The files of `configs/` when this binary was built: path within the tree, text.
 pub const BUILT_IN: &[(&str, &str)] = built_in![
     "config.yaml",
     "conversion/finetune.yaml",
@@ -37,16 +37,15 @@ pub const BUILT_IN: &[(&str, &str)] = built_in![
     "optim/muon.yaml",
 ];
 
-/// A file's text and the name to call it by.
+/// The text of a file.
 #[derive(Debug, Clone)]
 pub struct File {
-    /// For errors.
+    /// Name of the file in errors.
     pub origin: String,
-    /// Contents.
     pub text: String,
 }
 
-/// The configuration tree: a folder of the user's, if any, in front of the built-in files.
+/// The configuration tree: a folder of the user's, if any, then the built-in files.
 #[derive(Debug, Clone)]
 pub struct Files {
     dir: Option<PathBuf>,
@@ -59,7 +58,7 @@ pub fn built_in(path: &str) -> Option<&'static str> {
 }
 
 impl Files {
-    /// The tree with `dir` in front; a folder that has neither a config.yaml nor a known group is
+    /// The tree in which `dir` has priority; a folder with neither a config.yaml nor a known group is
     /// refused.
     pub fn new(dir: Option<&Path>) -> Result<Self, ConfigError> {
         if let Some(dir) = dir {
@@ -81,17 +80,17 @@ impl Files {
         Ok(Self { dir: dir.map(Into::into) })
     }
 
-    /// The file at `path` within the tree; none when it is in neither place.
+    /// The file at `path` within the tree; `None` where neither place has it.
     pub fn read(&self, path: &str) -> Result<Option<File>, ConfigError> {
         if let Some(dir) = &self.dir {
-            let place = dir.join(path);
-            match std::fs::read_to_string(&place) {
+            let file = dir.join(path);
+            match std::fs::read_to_string(&file) {
                 Ok(text) => {
-                    return Ok(Some(File { origin: place.display().to_string(), text }));
+                    return Ok(Some(File { origin: file.display().to_string(), text }));
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(source) => {
-                    return Err(ConfigError::Io { path: place, source });
+                    return Err(ConfigError::Io { path: file, source });
                 }
             }
         }
@@ -116,7 +115,7 @@ impl Files {
         names
     }
 
-    /// The file of `group=choice`, asked for by `origin`.
+    /// The file of `group=choice`, which was written in `origin`.
     pub fn choice(&self, group: &str, choice: &str, origin: &str) -> Result<File, ConfigError> {
         let plain = choice.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
             && !choice.starts_with('.');

@@ -1,22 +1,22 @@
-//! What kinds of values the configuration accepts, and the macros that declare a section.
+//! The types of configuration values, and the macros that declare sections and choices.
 //!
 //! In: the declarations in `schema.rs`. Out: typed structs (serde) and, from the same declaration,
-//! a [`ValueKind`] tree that says which keys exist, what each may hold and what it is for.
-//! Composition checks values against the tree before serde sees them, so that an error can name the
-//! file, the key and its nearest neighbour.
+//! a [`ValueKind`] tree of the keys, their types and their documentation. Values are checked
+//! against the tree before serde reads them, so that an error can name the file, the key and the
+//! nearest known key.
 
 use std::path::PathBuf;
 
-/// What a key may hold.
+/// The type of a value.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ValueKind {
     /// `true` or `false`.
     Bool,
-    /// A whole number, 0 or more. `1e9` is accepted where it is whole.
+    /// A whole number, 0 or more; `1e9` is accepted.
     Int,
     /// A finite number.
     Float,
-    /// Text: names, paths, addresses.
+    /// Text, for example a name or a path.
     Text,
     /// One of a few names.
     Choice(&'static [&'static str]),
@@ -29,17 +29,16 @@ pub enum ValueKind {
 /// One key of a section.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Field {
-    /// Its name, without the sections above it.
+    /// Name within the section.
     pub name: &'static str,
-    /// Its documentation, one entry for each line.
+    /// Documentation, one entry per line.
     pub doc: &'static [&'static str],
-    /// What it may hold.
     pub kind: ValueKind,
 }
 
-/// A type that may stand in the configuration.
+/// A type that configuration values can have.
 pub trait Schema {
-    /// What values of this type look like.
+    /// Its kind.
     fn kind() -> ValueKind;
 }
 
@@ -69,7 +68,7 @@ impl<T: Schema> Schema for Option<T> {
 }
 
 impl ValueKind {
-    /// In words, for errors: "expected {this}".
+    /// In words, to follow "expected" in errors.
     pub fn describe(&self) -> String {
         match self {
             ValueKind::Bool => "true or false".into(),
@@ -85,7 +84,7 @@ impl ValueKind {
         }
     }
 
-    /// The kind behind `Optional`.
+    /// The kind inside `Optional`, or the kind itself.
     pub fn required(&self) -> &ValueKind {
         match self {
             ValueKind::Optional(inner) => inner.required(),
@@ -93,7 +92,7 @@ impl ValueKind {
         }
     }
 
-    /// The kind at a dotted path below this one; the empty path is this one.
+    /// The kind at a path of keys; the empty path is this kind itself.
     pub fn at(&self, path: &[&str]) -> Option<&ValueKind> {
         let Some((first, rest)) = path.split_first() else {
             return Some(self);
@@ -106,15 +105,14 @@ impl ValueKind {
         }
     }
 
-    /// Every dotted key below this kind that holds a value, in declaration order, with its
-    /// documentation.
+    /// Every dotted key below this kind that holds a value, in the order of declaration.
     pub fn keys(&self) -> Vec<(String, &Field)> {
-        let mut found = Vec::new();
-        self.collect("", &mut found);
-        found
+        let mut keys = Vec::new();
+        self.collect("", &mut keys);
+        keys
     }
 
-    fn collect<'a>(&'a self, prefix: &str, found: &mut Vec<(String, &'a Field)>) {
+    fn collect<'a>(&'a self, prefix: &str, keys: &mut Vec<(String, &'a Field)>) {
         if let ValueKind::Section(fields) = self.required() {
             for field in fields {
                 let key = if prefix.is_empty() {
@@ -123,9 +121,9 @@ impl ValueKind {
                     format!("{prefix}.{}", field.name)
                 };
                 if matches!(field.kind.required(), ValueKind::Section(_)) {
-                    field.kind.collect(&key, found);
+                    field.kind.collect(&key, keys);
                 } else {
-                    found.push((key, field));
+                    keys.push((key, field));
                 }
             }
         }
@@ -158,7 +156,7 @@ macro_rules! section {
     };
 }
 
-/// Declares a choice: an enum written in YAML by the given names.
+/// Declares a choice: an enum and the names of its variants in YAML.
 macro_rules! choice {
     ($(#[doc = $choice_doc:literal])* $name:ident {
         $($(#[doc = $doc:literal])* $variant:ident = $text:literal,)*

@@ -1,8 +1,8 @@
 //! YAML values that remember where they were written.
 //!
-//! In: YAML text of a file or of an override's right-hand side. Out: a [`Node`] tree that can be
-//! merged key by key, have its `${a.b}` references replaced, be checked against a [`ValueKind`] and
-//! become JSON for serde.
+//! In: YAML text of a file, or the right-hand side of an override. Out: a [`Node`] tree, which is
+//! merged key by key, has its `${a.b}` references replaced, is checked against a [`ValueKind`], and
+//! becomes JSON for serde.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -16,17 +16,15 @@ use super::schema::{RENAMED_KEYS, RENAMED_VALUES};
 /// A value and the file or override it was written in.
 #[derive(Debug, Clone)]
 pub struct Node {
-    /// What was written.
-    pub body: Body,
-    /// Where, for errors.
+    pub value: NodeValue,
+    /// The file or override, for errors.
     pub origin: Rc<str>,
 }
 
 /// A mapping or anything else.
 #[derive(Debug, Clone)]
-pub enum Body {
-    /// A mapping with text keys.
-    Map(BTreeMap<String, Node>),
+pub enum NodeValue {
+    Mapping(BTreeMap<String, Node>),
     /// A scalar or a list.
     Leaf(Value),
 }
@@ -43,43 +41,43 @@ pub fn parse_yaml(text: &str) -> Result<Value, String> {
 impl Node {
     /// An empty mapping.
     pub fn empty(origin: &str) -> Self {
-        Self { body: Body::Map(BTreeMap::new()), origin: origin.into() }
+        Self { value: NodeValue::Mapping(BTreeMap::new()), origin: origin.into() }
     }
 
-    /// A parsed value with its place.
+    /// A parsed value, written in `origin`.
     pub fn new(value: Value, origin: &Rc<str>) -> Self {
-        let body = match value {
-            Value::Object(entries) => Body::Map(
+        let value = match value {
+            Value::Object(entries) => NodeValue::Mapping(
                 entries.into_iter().map(|(key, value)| (key, Node::new(value, origin))).collect(),
             ),
-            other => Body::Leaf(other),
+            other => NodeValue::Leaf(other),
         };
-        Self { body, origin: origin.clone() }
+        Self { value, origin: origin.clone() }
     }
 
     /// `value` below the dotted `path`.
     pub fn below(path: &[&str], value: Node) -> Self {
         path.iter().rev().fold(value, |inner, name| {
             let origin = inner.origin.clone();
-            Self { body: Body::Map(BTreeMap::from([(name.to_string(), inner)])), origin }
+            Self { value: NodeValue::Mapping(BTreeMap::from([(name.to_string(), inner)])), origin }
         })
     }
 
-    /// Lays `over` on top: mappings key by key, anything else replaced.
+    /// Overrides this tree by `over`: mappings key by key, anything else as a whole.
     pub fn merge(&mut self, over: Node) {
-        match (&mut self.body, over.body) {
-            (Body::Map(mine), Body::Map(theirs)) => {
-                for (key, value) in theirs {
-                    match mine.get_mut(&key) {
+        match (&mut self.value, over.value) {
+            (NodeValue::Mapping(below), NodeValue::Mapping(above)) => {
+                for (key, value) in above {
+                    match below.get_mut(&key) {
                         Some(place) => place.merge(value),
                         None => {
-                            mine.insert(key, value);
+                            below.insert(key, value);
                         }
                     }
                 }
             }
-            (mine, theirs) => {
-                *mine = theirs;
+            (below, above) => {
+                *below = above;
                 self.origin = over.origin;
             }
         }
@@ -87,19 +85,19 @@ impl Node {
 
     /// The node at a dotted path.
     pub fn at(&self, path: &str) -> Option<&Node> {
-        path.split('.').try_fold(self, |node, name| match &node.body {
-            Body::Map(entries) => entries.get(name),
-            Body::Leaf(_) => None,
+        path.split('.').try_fold(self, |node, name| match &node.value {
+            NodeValue::Mapping(entries) => entries.get(name),
+            NodeValue::Leaf(_) => None,
         })
     }
 
-    /// The value without its places.
+    /// The value without the places where it was written.
     pub fn to_value(&self) -> Value {
-        match &self.body {
-            Body::Map(entries) => {
+        match &self.value {
+            NodeValue::Mapping(entries) => {
                 entries.iter().map(|(key, node)| (key.clone(), node.to_value())).collect()
             }
-            Body::Leaf(value) => value.clone(),
+            NodeValue::Leaf(value) => value.clone(),
         }
     }
 
@@ -109,20 +107,23 @@ impl Node {
     }
 
     fn resolve(&self, root: &Node, key: &str, keys: &[String]) -> Result<Node, ConfigError> {
-        let body = match &self.body {
-            Body::Map(entries) => {
+        let value = match &self.value {
+            NodeValue::Mapping(entries) => {
                 let resolve = |(name, node): (&String, &Node)| {
                     Ok((name.clone(), node.resolve(root, &join(key, name), keys)?))
                 };
-                Body::Map(entries.iter().map(resolve).collect::<Result<_, ConfigError>>()?)
+                NodeValue::Mapping(entries.iter().map(resolve).collect::<Result<_, ConfigError>>()?)
             }
-            Body::Leaf(Value::String(text)) => Body::Leaf(self.replaced(root, text, key, keys)?),
-            Body::Leaf(other) => Body::Leaf(other.clone()),
+            NodeValue::Leaf(Value::String(text)) => {
+                NodeValue::Leaf(self.replaced(root, text, key, keys)?)
+            }
+            NodeValue::Leaf(other) => NodeValue::Leaf(other.clone()),
         };
-        Ok(Node { body, origin: self.origin.clone() })
+        Ok(Node { value, origin: self.origin.clone() })
     }
 
-    /// A text that is nothing but a reference takes the other value with its type.
+    /// The text with its references replaced. A text that is one single reference becomes the value
+    /// of that key with its type.
     fn replaced(
         &self,
         root: &Node,
@@ -134,15 +135,15 @@ impl Node {
             .strip_prefix("${")
             .and_then(|rest| rest.strip_suffix('}'))
             .and_then(|path| root.at(path));
-        match whole.map(|node| &node.body) {
-            Some(Body::Leaf(value @ (Value::Number(_) | Value::Bool(_) | Value::Null))) => {
+        match whole.map(|node| &node.value) {
+            Some(NodeValue::Leaf(value @ (Value::Number(_) | Value::Bool(_) | Value::Null))) => {
                 Ok(value.clone())
             }
-            _ => Ok(Value::String(self.replace(root, text, key, keys, 0)?)),
+            _ => Ok(Value::String(self.replace_all(root, text, key, keys, 0)?)),
         }
     }
 
-    fn replace(
+    fn replace_all(
         &self,
         root: &Node,
         text: &str,
@@ -163,11 +164,13 @@ impl Node {
             if depth > 8 {
                 return Err(fail("it leads back to itself", None));
             }
-            let value = match root.at(reference).map(|node| &node.body) {
-                Some(Body::Leaf(Value::String(inner))) => {
-                    self.replace(root, inner, key, keys, depth + 1)?
+            let value = match root.at(reference).map(|node| &node.value) {
+                Some(NodeValue::Leaf(Value::String(inner))) => {
+                    self.replace_all(root, inner, key, keys, depth + 1)?
                 }
-                Some(Body::Leaf(value @ (Value::Number(_) | Value::Bool(_)))) => value.to_string(),
+                Some(NodeValue::Leaf(value @ (Value::Number(_) | Value::Bool(_)))) => {
+                    value.to_string()
+                }
                 Some(_) => return Err(fail("that key holds no single value", None)),
                 None => {
                     return Err(fail(
@@ -184,11 +187,11 @@ impl Node {
         Ok(out)
     }
 
-    /// Holds the tree against `kind`: unknown keys, types and missing values are errors; numbers
-    /// take the wanted form. `config` names the main file.
-    pub fn check(&mut self, kind: &ValueKind, config: &str) -> Result<(), ConfigError> {
+    /// Checks the tree against `kind`: unknown keys, wrong types and missing values are errors.
+    /// Numbers are converted to the kind's type. `main_origin` is the path of the main file.
+    pub fn check(&mut self, kind: &ValueKind, main_origin: &str) -> Result<(), ConfigError> {
         let all: Vec<String> = kind.keys().into_iter().map(|(key, _)| key).collect();
-        self.check_at(kind, "", &all, config)
+        self.check_at(kind, "", &all, main_origin)
     }
 
     fn check_at(
@@ -196,13 +199,13 @@ impl Node {
         kind: &ValueKind,
         key: &str,
         all: &[String],
-        config: &str,
+        main_origin: &str,
     ) -> Result<(), ConfigError> {
         let origin = self.origin.to_string();
-        match (kind, &mut self.body) {
-            (ValueKind::Optional(_), Body::Leaf(Value::Null)) => Ok(()),
-            (ValueKind::Optional(inner), _) => self.check_at(inner, key, all, config),
-            (ValueKind::Section(fields), Body::Map(entries)) => {
+        match (kind, &mut self.value) {
+            (ValueKind::Optional(_), NodeValue::Leaf(Value::Null)) => Ok(()),
+            (ValueKind::Optional(inner), _) => self.check_at(inner, key, all, main_origin),
+            (ValueKind::Section(fields), NodeValue::Mapping(entries)) => {
                 for (name, node) in entries.iter() {
                     if !fields.iter().any(|field| field.name == name) {
                         return Err(unknown_key(&join(key, name), &node.origin, fields, key, all));
@@ -211,33 +214,35 @@ impl Node {
                 for field in fields {
                     let inner = join(key, field.name);
                     match entries.get_mut(field.name) {
-                        Some(node) => node.check_at(&field.kind, &inner, all, config)?,
+                        Some(node) => node.check_at(&field.kind, &inner, all, main_origin)?,
                         None if matches!(field.kind, ValueKind::Optional(_)) => {}
                         None => {
                             let expected = field.kind.describe();
                             return Err(ConfigError::Missing {
                                 key: inner,
                                 expected,
-                                config: config.into(),
+                                config: main_origin.into(),
                             });
                         }
                     }
                 }
                 Ok(())
             }
-            (kind, body) => {
-                let fitted = match (kind, &*body) {
-                    (ValueKind::Bool, Body::Leaf(Value::Bool(flag))) => Some(Value::Bool(*flag)),
-                    (ValueKind::Int, Body::Leaf(Value::Number(number))) => {
+            (kind, written) => {
+                let fitted = match (kind, &*written) {
+                    (ValueKind::Bool, NodeValue::Leaf(Value::Bool(flag))) => {
+                        Some(Value::Bool(*flag))
+                    }
+                    (ValueKind::Int, NodeValue::Leaf(Value::Number(number))) => {
                         whole(number).map(Value::from)
                     }
-                    (ValueKind::Float, Body::Leaf(Value::Number(number))) => {
+                    (ValueKind::Float, NodeValue::Leaf(Value::Number(number))) => {
                         number.as_f64().filter(|float| float.is_finite()).map(Value::from)
                     }
-                    (ValueKind::Text, Body::Leaf(Value::String(text))) => {
+                    (ValueKind::Text, NodeValue::Leaf(Value::String(text))) => {
                         Some(Value::String(text.clone()))
                     }
-                    (ValueKind::Choice(names), Body::Leaf(Value::String(text)))
+                    (ValueKind::Choice(names), NodeValue::Leaf(Value::String(text)))
                         if names.contains(&text.as_str()) =>
                     {
                         Some(Value::String(text.clone()))
@@ -245,16 +250,16 @@ impl Node {
                     _ => None,
                 };
                 match fitted {
-                    Some(value) => *body = Body::Leaf(value),
+                    Some(value) => *written = NodeValue::Leaf(value),
                     None => {
-                        if let Some(error) = renamed_value(key, body, &origin) {
+                        if let Some(error) = renamed_value(key, written, &origin) {
                             return Err(error);
                         }
-                        let found = describe(body);
+                        let value = describe(written);
                         return Err(ConfigError::Type {
                             key: key.into(),
                             origin,
-                            found,
+                            value,
                             expected: kind.describe(),
                         });
                     }
@@ -280,7 +285,7 @@ fn unknown_key(
         };
     }
     let names: Vec<_> = fields.iter().map(|field| field.name).collect();
-    let whose =
+    let owner =
         if section.is_empty() { "the sections are".into() } else { format!("`{section}` has") };
     let candidates =
         all.iter().map(String::as_str).chain(names.iter().copied().filter(|_| section.is_empty()));
@@ -288,13 +293,13 @@ fn unknown_key(
         key: key.into(),
         origin: origin.into(),
         nearest: nearest(key, candidates),
-        known: format!("{whose} {}", names.join(", ")),
+        known: format!("{owner} {}", names.join(", ")),
     }
 }
 
 /// The error for a value that was renamed, if this is one.
-fn renamed_value(key: &str, body: &Body, origin: &str) -> Option<ConfigError> {
-    let Body::Leaf(Value::String(text)) = body else { return None };
+fn renamed_value(key: &str, value: &NodeValue, origin: &str) -> Option<ConfigError> {
+    let NodeValue::Leaf(Value::String(text)) = value else { return None };
     let (_, old, new) =
         RENAMED_VALUES.iter().find(|(of, old, _)| *of == key && *old == text.as_str())?;
     Some(ConfigError::Renamed {
@@ -308,8 +313,8 @@ fn join(section: &str, name: &str) -> String {
     if section.is_empty() { name.into() } else { format!("{section}.{name}") }
 }
 
-/// A whole number of 0 or more, also from `1e9`; floats stop at 2^53, above which they are not
-/// exact.
+/// A whole number of 0 or more, also when written as `1e9`. Floats are accepted up to 2^53; above
+/// that they are not exact.
 fn whole(number: &serde_json::Number) -> Option<u64> {
     let exact =
         |float: f64| float.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(&float);
@@ -319,14 +324,14 @@ fn whole(number: &serde_json::Number) -> Option<u64> {
 }
 
 /// A value in words, for "`key` is {this}".
-fn describe(body: &Body) -> String {
-    match body {
-        Body::Map(_) => "a mapping".into(),
-        Body::Leaf(Value::Null) => "empty".into(),
-        Body::Leaf(Value::Bool(flag)) => format!("{flag}"),
-        Body::Leaf(Value::Number(number)) => format!("the number {number}"),
-        Body::Leaf(Value::String(text)) => format!("the text \"{text}\""),
-        Body::Leaf(Value::Array(items)) => format!("a list of {}", items.len()),
-        Body::Leaf(Value::Object(_)) => "a mapping".into(),
+fn describe(value: &NodeValue) -> String {
+    match value {
+        NodeValue::Mapping(_) => "a mapping".into(),
+        NodeValue::Leaf(Value::Null) => "empty".into(),
+        NodeValue::Leaf(Value::Bool(flag)) => format!("{flag}"),
+        NodeValue::Leaf(Value::Number(number)) => format!("the number {number}"),
+        NodeValue::Leaf(Value::String(text)) => format!("the text \"{text}\""),
+        NodeValue::Leaf(Value::Array(items)) => format!("a list of {}", items.len()),
+        NodeValue::Leaf(Value::Object(_)) => "a mapping".into(),
     }
 }

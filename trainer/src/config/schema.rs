@@ -1,9 +1,9 @@
 //! Every key of the training configuration, with its type and unit.
 //!
 //! In: the composed YAML tree (`compose.rs`). Out: [`Config`], read by the trainer as
-//! `cfg.section.key`. Defaults live in `configs/`, not here: a key without a value there is an
-//! error, except where the type is optional. Model shapes are not configuration; they come from the
-//! source's own `config.json`. Paper numbers: arXiv:2509.26328, section 4.1.
+//! `cfg.section.key`. Defaults are in `configs/`, not here: a key without a value there is an
+//! error, except where the type is optional. Model shapes are not configuration: they come from the
+//! source's `config.json`. The paper is arXiv:2509.26328; its settings are in section 4.1.
 
 use std::path::PathBuf;
 
@@ -22,82 +22,83 @@ pub(super) const RENAMED_VALUES: &[(&str, &str, &str)] =
 section! {
     /// The whole configuration of one training run.
     Config {
-        /// What is converted.
+        /// The model that is converted.
         model: Model,
-        /// Where its weights, shapes and tokenizer come from.
+        /// Source of weights, shapes and tokenizer.
         source: Source,
-        /// What it is trained on.
+        /// The training data.
         data: Data,
-        /// The objective and its budget.
+        /// Objective and token budget.
         conversion: Conversion,
         /// Optimizer, clipping and learning-rate schedule.
         optim: Optim,
         /// Batches, precision, intervals and guards.
         train: Train,
-        /// Where the run writes.
+        /// The run's folder.
         output: Output,
-        /// The form of the exported folder.
+        /// Format of the exported folder.
         export: Export,
-        /// Where else the run tells how it goes.
+        /// Additional reports.
         report: Report,
     }
 }
 
 section! {
-    /// What is converted.
+    /// The model that is converted.
     Model {
-        /// Short name of the run's model; names the output folder.
+        /// Short name of the model; also the name of the output folder.
         name: String,
     }
 }
 
 section! {
-    /// Where weights, shapes and tokenizer come from.
+    /// Source of weights, shapes and tokenizer.
     Source {
         /// Folder with config.json and safetensors, or `hf://org/name[@revision]`, or `org/name`.
-        /// Needed unless `init: random`.
+        /// Required unless `init: random`.
         path: Option<String>,
-        /// `pretrained` reads the weights; `random` draws them anew for the shapes of `config`.
+        /// `pretrained` reads the source's weights; `random` draws weights for the shapes in
+        /// `config`.
         init: Init,
-        /// config.json with the shapes for `init: random`; a path below `configs/` is also found
-        /// among the built-in files.
+        /// config.json with the shapes for `init: random`; for a path below `configs/` the built-in
+        /// file is used where there is none on disk.
         config: Option<PathBuf>,
     }
 }
 
 section! {
-    /// What the model is trained on.
+    /// The training data.
     Data {
-        /// Folder written by dlm-prep (manifest.json and Arrow files); `--data` wins over it.
+        /// Folder written by dlm-prep (manifest.json and Arrow files); `--data` overrides it.
         dir: PathBuf,
     }
 }
 
 section! {
-    /// The objective and its budget.
+    /// Objective and token budget.
     Conversion {
         /// `block_diffusion` (denoise blocks, Fast-dLLM v2) or `sft` (causal next token on
         /// responses).
         objective: Objective,
-        /// `saving` shares one clean stream and drops blocks that nothing needs; `reference` is the
-        /// plain form of the paper. Equal in loss and gradient.
+        /// `saving` shares one clean stream between both views and drops blocks that no counted
+        /// target depends on; `reference` is the layout of the paper. Loss and gradient are equal.
         layout: Layout,
-        /// Tokens to consume, padding not counted; the run ends with the step that reaches it.
+        /// Tokens to consume, padding not counted; the run ends with the step that reaches this.
         total_tokens: u64,
-        /// Tokens a diffusion block; null takes the dataset's, any other value must agree with it.
+        /// Tokens per diffusion block. null: the dataset's; any other value must equal it.
         bd_size: Option<usize>,
-        /// `document` keeps packed conversations apart and restarts positions; `none` treats a
-        /// row as one text, as the published code does.
+        /// `document` isolates packed conversations from each other and restarts positions in each;
+        /// `none` treats a row as one text, as the published code does.
         document_mask: DocumentMask,
         /// Smallest share of a block that is hidden: p = (1 - noise_eps) t + noise_eps, t ~ U(0,
         /// 1).
         noise_eps: f64,
-        /// Train on both views of each row: the drawn mask and its complement.
+        /// Train on two views of each row: the drawn mask and its complement.
         complementary: bool,
-        /// BitLinear (ternary weights, int8 activations) in the layers: `auto` as the source's
-        /// quantization_config says, `on`, `off`.
+        /// BitLinear (ternary weights, int8 activations) in the layers: `auto` (as in the source's
+        /// quantization_config), `on` or `off`.
         bitlinear: BitLinear,
-        /// Steps over which BitLinear's quantisation is blended in, from none to full; 0: full from
+        /// Steps over which BitLinear's quantisation is blended in, from none to full. 0: full from
         /// the first step.
         lambda_warmup: u64,
     }
@@ -108,27 +109,29 @@ section! {
     Optim {
         /// `adamw`, or `muon` for the matrices of the layers with AdamW for the rest.
         name: OptimName,
-        /// Peak learning rate of AdamW, per step.
+        /// Peak learning rate of AdamW.
         lr: f64,
         /// Decay of the first moment.
         beta1: f64,
         /// Decay of the second moment.
         beta2: f64,
-        /// Added to the root of the second moment.
+        /// Added to the square root of the second moment.
         eps: f64,
-        /// Decoupled weight decay, times the learning rate; norms and biases have none.
+        /// Decoupled weight decay, multiplied by the learning rate; not applied to norms and
+        /// biases.
         weight_decay: f64,
-        /// Largest global gradient norm; null does not clip.
+        /// Largest global gradient norm. null: no clipping.
         clip_norm: Option<f64>,
         /// Adaptive clipping by z-score of the gradient norm.
         zclip: Zclip,
-        /// Form of the learning rate over the run.
+        /// Learning rate over the run: `constant_with_warmup`, `cosine` or `wsd` (warm-up, stable,
+        /// decay).
         schedule: Schedule,
-        /// Share of the run in which the rate rises from 0 to `lr`.
+        /// Share of the run over which the rate rises from 0 to `lr`.
         warmup_ratio: f64,
         /// Rate at the end of `cosine` and `wsd`, as a share of `lr`.
         min_lr_ratio: f64,
-        /// Share of the run in which `wsd` falls to its end.
+        /// Share of the run over which `wsd` falls to `min_lr_ratio`, at its end.
         decay_ratio: f64,
         /// Peak learning rate of Muon.
         muon_lr: f64,
@@ -138,12 +141,12 @@ section! {
 }
 
 section! {
-    /// Adaptive clipping (ZClip): a gradient norm whose z-score is above `z` is brought down to z²
-    /// / score standard deviations above the running mean.
+    /// Adaptive clipping (ZClip, arXiv:2504.02507): a gradient norm whose z-score is above `z` is
+    /// reduced to z² / score standard deviations above the running mean.
     Zclip {
-        /// Off by default.
+        /// Whether to clip by z-score.
         enabled: bool,
-        /// Standard deviations above the running mean from which a norm is an outlier.
+        /// A norm more than this many standard deviations above the running mean is an outlier.
         z: f64,
         /// Weight of the past in the running mean and variance.
         alpha: f64,
@@ -153,86 +156,89 @@ section! {
 section! {
     /// Batches, precision, intervals and guards.
     Train {
-        /// Dataset rows an optimizer step.
+        /// Dataset rows per optimizer step.
         batch_rows: usize,
-        /// Rows a forward pass; must divide `batch_rows`; null takes what fits.
+        /// Rows per forward pass; must divide `batch_rows`. null: as many as memory holds.
         micro_batch_rows: Option<usize>,
-        /// Steps after which to end even when tokens are left; null: the token budget alone
+        /// Steps after which to end even when tokens are left. null: the token budget alone
         /// decides.
         max_steps: Option<u64>,
-        /// Seed of row order, masks and random initialisation.
+        /// Seed of row order, masks and random weights.
         seed: u64,
-        /// Precision of the matrix products; master weights stay fp32. Null: bf16 on CUDA, fp32 on
-        /// the CPU.
+        /// Dtype of activations and matrix products; weights and optimizer state are fp32. null:
+        /// bf16 on CUDA, fp32 elsewhere.
         dtype: Option<Dtype>,
-        /// `layer` keeps only each layer's input and computes the rest again in the backward pass.
+        /// `layer` keeps only each layer's input and recomputes the layer in the backward pass: less
+        /// memory, more time. `none` keeps all activations.
         activation_checkpointing: ActivationCheckpointing,
-        /// Positions whose logits exist at one time.
+        /// Positions whose logits are in memory at a time.
         loss_chunk: usize,
         /// Steps between log lines.
         log_every: u64,
-        /// Steps between evaluations on the eval split; 0: never.
+        /// Steps between evaluations on the eval split. 0: never.
         eval_every: u64,
-        /// Rows of the eval split used each time.
+        /// Rows of the eval split per evaluation.
         eval_rows: usize,
-        /// Steps between checkpoints; 0: only at the end and on a signal.
+        /// Steps between checkpoints. 0: only at the end and on a signal.
         save_every: u64,
-        /// Newest checkpoints kept.
+        /// Number of newest checkpoints to keep.
         keep_checkpoints: usize,
-        /// A step whose loss is above this many times the running mean is skipped and counted;
-        /// null: off.
+        /// Spike guard: the update of a step whose loss is above this many times the running mean is
+        /// skipped, and counted. A skipped step raises the mean by at most 5 % of the way to the
+        /// threshold, so that a lasting rise is accepted after some steps (2: a loss of 3 times the
+        /// mean after 9). null: off.
         spike_factor: Option<f64>,
-        /// Evaluations without improvement after which to end early; null: never.
+        /// Evaluations without improvement after which to end early. null: never.
         early_stop_patience: Option<u64>,
-        /// What counts as improvement of the evaluation loss, nats.
+        /// Smallest decrease of the evaluation loss that counts as an improvement, nats.
         early_stop_min_delta: f64,
-        /// Batches read ahead.
+        /// Steps whose rows are read ahead.
         prefetch: usize,
     }
 }
 
 section! {
-    /// Where the run writes.
+    /// The run's folder.
     Output {
-        /// Folder of the run: the export, checkpoints and metrics.
+        /// Folder for the export, checkpoints and metrics.
         dir: PathBuf,
     }
 }
 
 section! {
-    /// The form of the exported folder.
+    /// Format of the exported folder.
     Export {
-        /// `hf` keeps the source's architecture; `fast-dllm` writes the published Fast_dLLM_Qwen
-        /// config (qwen2 sources); `packed-ternary` is `hf` with BitLinear's weights stored in two
-        /// bits each (models with BitLinear).
+        /// `hf` keeps the source's architecture; `fast-dllm` writes the config of the published
+        /// Fast_dLLM_Qwen models (qwen2 sources only); `packed-ternary` is `hf` with BitLinear's
+        /// weights in two bits each (models with BitLinear only).
         format: ExportFormat,
-        /// Type of the stored weights.
+        /// Dtype of the stored weights.
         dtype: Dtype,
     }
 }
 
 section! {
-    /// Where else the run tells how it goes; metrics.jsonl is always written.
+    /// Reports besides metrics.jsonl, which is always written.
     Report {
-        /// TensorBoard event files in `tensorboard/` of the run's folder.
+        /// Write TensorBoard event files to `tensorboard/` in the run's folder.
         tensorboard: bool,
     }
 }
 
 choice! {
-    /// How a model starts.
+    /// Initial weights.
     Init {
-        /// From the source's weights.
+        /// Those of the source.
         Pretrained = "pretrained",
-        /// From random weights.
+        /// Random ones.
         Random = "random",
     }
 }
 
 choice! {
-    /// What is learned.
+    /// Training objective.
     Objective {
-        /// Denoising of blocks.
+        /// Denoising of blocks (Fast-dLLM v2).
         BlockDiffusion = "block_diffusion",
         /// Causal next-token prediction on responses.
         Sft = "sft",
@@ -240,19 +246,19 @@ choice! {
 }
 
 choice! {
-    /// How views and clean copy are laid out.
+    /// Layout of the noised views and the clean copy.
     Layout {
-        /// One clean stream, unneeded blocks dropped.
+        /// One clean stream for both views, unneeded blocks dropped.
         Saving = "saving",
-        /// Two rows of noised and clean copy for each row.
+        /// For each row two sequences of a noised view and the clean copy.
         Reference = "reference",
     }
 }
 
 choice! {
-    /// Ternary linears.
+    /// Whether the layers use BitLinear.
     BitLinear {
-        /// As the source says.
+        /// As in the source's quantization_config.
         Auto = "auto",
         /// Always.
         On = "on",
@@ -262,17 +268,17 @@ choice! {
 }
 
 choice! {
-    /// What packed conversations see of each other.
+    /// Attention between conversations packed into one row.
     DocumentMask {
-        /// Nothing.
+        /// No attention between them.
         Document = "document",
-        /// Everything before them in the row.
+        /// Each sees everything before it in the row.
         None = "none",
     }
 }
 
 choice! {
-    /// Which optimizer.
+    /// Optimizer.
     OptimName {
         /// AdamW on everything.
         Adamw = "adamw",
@@ -304,23 +310,23 @@ choice! {
 }
 
 choice! {
-    /// What the backward pass computes again.
+    /// Which activations are recomputed in the backward pass.
     ActivationCheckpointing {
-        /// Nothing.
+        /// None: all are kept.
         None = "none",
-        /// Each layer from its input.
+        /// Those inside a layer, from the layer's input.
         Layer = "layer",
     }
 }
 
 choice! {
-    /// Dialect of the exported config.json.
+    /// Format of the exported folder.
     ExportFormat {
         /// The source's architecture, with the block size and mask id added.
         Hf = "hf",
         /// The published Fast-dLLM v2 architecture.
         FastDllm = "fast-dllm",
-        /// As `hf`, with BitLinear's weights ternary and packed four to a byte.
+        /// As `hf`, with BitLinear's ternary weights packed four to a byte.
         PackedTernary = "packed-ternary",
     }
 }

@@ -1,8 +1,13 @@
 //! The checkpoints of one run, `RUN/checkpoints/`.
 //!
-//! A checkpoint is written as `.step-N.partial` and renamed to `step-N` when it is whole;
-//! `latest` holds the name of the newest and is written after that. Older checkpoints beyond
+//! A checkpoint is written as `.step-N.partial` and renamed to `step-N` when it is whole; `latest`
+//! holds the name of the newest and is written after that. Older checkpoints beyond
 //! `train.keep_checkpoints` are then removed.
+//!
+//! Where `step-N` exists already it is first renamed to `.step-N.old`. A crash between the two
+//! renames leaves both under their hidden names, and `latest` naming no folder:
+//! [`CheckpointStore::repair`] finishes the replacement, or undoes it. Where the folder is lost
+//! altogether, [`CheckpointStore::latest`] falls back to the newest whole checkpoint before it.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -11,6 +16,7 @@ use dlm_datasets::fs;
 
 use crate::error::{Error, Result};
 use crate::io::checkpoint::{self, Snapshot};
+use crate::report::message;
 
 /// The checkpoint folder of a run.
 #[derive(Clone, Debug)]
@@ -25,7 +31,30 @@ impl CheckpointStore {
         CheckpointStore { dir: run_dir.join("checkpoints"), keep: keep.max(1) }
     }
 
-    /// Folder of the newest whole checkpoint, if there is one.
+    /// Finish or undo the replacement of a checkpoint that a crash interrupted. Only the training
+    /// run itself may call this: it renames folders.
+    pub fn repair(&self) -> Result<()> {
+        if !self.dir.is_dir() {
+            return Ok(());
+        }
+        for name in self.names()? {
+            let step = name.strip_prefix('.').and_then(|name| name.strip_suffix(".old"));
+            let Some(step) = step else { continue };
+            let partial = self.dir.join(format!(".{step}.partial"));
+            let old = self.dir.join(&name);
+            if self.dir.join(step).exists() {
+                remove_dir(&old, "removing a replaced checkpoint")?;
+            } else if let Some(whole) =
+                [partial, old].into_iter().find(|dir| checkpoint::is_whole(dir))
+            {
+                fs::rename(&whole, &self.dir.join(step))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Folder of the checkpoint that `latest` names, if there is one. Where that folder is missing,
+    /// the newest whole checkpoint before it, with a warning.
     pub fn latest(&self) -> Result<Option<PathBuf>> {
         let pointer = self.dir.join("latest");
         let name = match std::fs::read_to_string(&pointer) {
@@ -39,7 +68,29 @@ impl CheckpointStore {
                 format!("holds {name:?}; expected the name of a step-N folder"),
             ));
         }
-        Ok(Some(self.dir.join(name)))
+        let dir = self.dir.join(&name);
+        if dir.is_dir() {
+            return Ok(Some(dir));
+        }
+        let whole = |other: &String| {
+            other.starts_with("step-")
+                && other.as_str() < name.as_str()
+                && checkpoint::is_whole(&self.dir.join(other))
+        };
+        match self.names()?.into_iter().filter(whole).max() {
+            Some(older) => {
+                message(format_args!(
+                    "warning: checkpoints/latest names {name}, which is missing; continuing from the newest whole checkpoint before it, {older}"
+                ));
+                Ok(Some(self.dir.join(older)))
+            }
+            None => Err(Error::format(
+                &pointer,
+                format!(
+                    "names {name}, which is missing, and there is no earlier whole checkpoint; remove the checkpoints folder to start again"
+                ),
+            )),
+        }
     }
 
     /// Write a checkpoint; returns its folder.

@@ -1,10 +1,10 @@
-//! A trained model as a Hugging Face folder that other tools load.
+//! Writing a trained model as a Hugging Face folder that other tools load.
 //!
 //! In: decoder, weights, the source's raw config, the dataset's tokenizer. Out: `config.json` (the
 //! source's, plus `bd_size` and `mask_token_id`), `model.safetensors` or shards with an index,
-//! `tokenizer.json`, `tokenizer_config.json`, `generation_config.json`, and last of all
-//! `dlm_config.json`: a folder without it is not a whole export. Masters are stored in `dtype`
-//! (fp32 or bf16); with `packed-ternary` BitLinear's weights are `u8 [out/4, in]` beside a
+//! `tokenizer.json`, `tokenizer_config.json`, `generation_config.json`, and at the end
+//! `dlm_config.json`: a folder without it is not a whole export. Weights are stored in `dtype`
+//! (fp32 or bf16); with `packed-ternary` BitLinear's weights are `u8 [out/4, in]`, each with a
 //! `weight_scale` f32 `[1]`, as transformers reads BitNet checkpoints.
 
 use std::path::{Path, PathBuf};
@@ -19,35 +19,34 @@ use crate::error::{Error, Result};
 use crate::io::json as json_file;
 use crate::io::load_model::HostModel;
 use crate::io::safetensors_file::{self, TensorContent, TensorEntry};
+use crate::io::source::tokenizer_files;
 use crate::model::config::Family;
 use crate::model::{Checkpoint, Decoder, ParamKind, Weights, ternary};
 use dlm_datasets::fs;
 
-/// Shards are cut above this many bytes, as transformers does.
+/// Largest shard, bytes; the default of transformers.
 const SHARD_BYTES: usize = 5_000_000_000;
 
-/// What an export says besides the tensors.
+/// Everything in an export besides the tensors.
 pub struct ExportInfo {
     /// Tokens per block.
     pub bd_size: usize,
-    /// The mask token's text.
+    /// Text of the mask token.
     pub mask_token: String,
-    /// Its id.
     pub mask_token_id: i32,
-    /// End-of-turn / end-of-text ids, the first being the main one.
+    /// End-of-turn and end-of-text ids, the main one first.
     pub eos_token_ids: Vec<i32>,
-    /// Padding id.
     pub pad_token_id: i32,
     /// Folder with the tokenizer (the dataset's).
     pub tokenizer: PathBuf,
-    /// Source folder, for generation_config.json.
+    /// Source folder, whose generation_config.json is kept.
     pub source_folder: Option<PathBuf>,
     /// Remaining keys of dlm_config.json.
     pub record: Value,
 }
 
-/// Refuse a format that this model cannot be written in; called before training, so that a long run
-/// does not end in it.
+/// Refuse a format that this model cannot be written in. Also called before training, so that a
+/// long run does not end with this error.
 pub fn check(decoder: &Decoder, format: ExportFormat) -> Result<()> {
     let cfg = &decoder.cfg;
     match format {
@@ -88,7 +87,7 @@ pub fn export(
     write_weights(dir, decoder, w, dtype, format)?;
     json_file::write(&dir.join("config.json"), &model_config(decoder, dtype, format, info))?;
     json_file::write(&dir.join("generation_config.json"), &generation_config(info)?)?;
-    for name in crate::io::source::tokenizer_files(&info.tokenizer) {
+    for name in tokenizer_files(&info.tokenizer) {
         let Some(file) = name.file_name() else {
             continue;
         };
@@ -115,7 +114,7 @@ fn model_config(decoder: &Decoder, dtype: Dtype, format: ExportFormat, info: &Ex
         o.insert("vocab_size".into(), json!(decoder.cfg.vocab_size));
         o.insert("bd_size".into(), json!(info.bd_size));
         o.insert("mask_token_id".into(), json!(info.mask_token_id));
-        // one dialect or the other, whichever the source spoke
+        // transformers 5 writes `dtype`, transformers 4 `torch_dtype`: keep the source's key
         o.insert(if o.contains_key("dtype") { "dtype" } else { "torch_dtype" }.into(), json!(name));
         if o.get("eos_token_id").is_none_or(Value::is_null) {
             o.insert("eos_token_id".into(), json!(info.eos_token_ids.first()));
@@ -127,8 +126,7 @@ fn model_config(decoder: &Decoder, dtype: Dtype, format: ExportFormat, info: &Ex
             fast_dllm_keys(o);
         }
         if let Some(q) = o.get_mut("quantization_config").and_then(Value::as_object_mut) {
-            // full-precision masters are quantised in every forward pass, packed weights were
-            // quantised here
+            // packed weights are quantised already, full-precision weights in every forward pass
             let (mode, class) = if format == ExportFormat::PackedTernary {
                 ("offline", linear_class(decoder))
             } else {
@@ -142,8 +140,8 @@ fn model_config(decoder: &Decoder, dtype: Dtype, format: ExportFormat, info: &Ex
     raw
 }
 
-/// The keys by which the published Fast-dLLM v2 hub code recognises its models;
-/// `conplemenrary_mask` is spelt as there.
+/// The keys by which the published Fast-dLLM v2 code recognises its models; `conplemenrary_mask` is
+/// spelt as in that code.
 fn fast_dllm_keys(config: &mut serde_json::Map<String, Value>) {
     const HUB: &str = "Efficient-Large-Model/Fast_dLLM_v2_7B";
     config.insert("architectures".into(), json!(["Fast_dLLM_QwenForCausalLM"]));
@@ -196,7 +194,7 @@ fn linear_class(decoder: &Decoder) -> &'static str {
     }
 }
 
-/// The packed matrix and its `weight_scale` as they stand in the file.
+/// The packed matrix and its `weight_scale` as they are stored.
 fn packed_entries(decoder: &Decoder, name: &str, master: &Tensor<2>) -> Result<[TensorEntry; 2]> {
     let p = ternary::pack(name, master)?;
     let scale = if linear_class(decoder) == "bitlinear" { 1.0 / p.scale } else { p.scale };
@@ -216,7 +214,7 @@ fn packed_entries(decoder: &Decoder, name: &str, master: &Tensor<2>) -> Result<[
     ])
 }
 
-/// One file, or shards with an index.
+/// Write one file, or shards with an index.
 fn write_weights(
     dir: &Path,
     decoder: &Decoder,
@@ -225,15 +223,15 @@ fn write_weights(
     format: ExportFormat,
 ) -> Result<()> {
     let mut shards: Vec<Vec<TensorEntry>> = vec![Vec::new()];
-    let (mut size, mut total) = (0usize, 0usize);
+    let (mut shard_bytes, mut total_bytes) = (0usize, 0usize);
     let mut add = |entry: TensorEntry| {
         let bytes = entry.byte_len();
-        if size + bytes > SHARD_BYTES && size > 0 {
+        if shard_bytes + bytes > SHARD_BYTES && shard_bytes > 0 {
             shards.push(Vec::new());
-            size = 0;
+            shard_bytes = 0;
         }
-        size += bytes;
-        total += bytes;
+        shard_bytes += bytes;
+        total_bytes += bytes;
         if let Some(last) = shards.last_mut() {
             last.push(entry);
         }
@@ -259,10 +257,13 @@ fn write_weights(
         map.extend(shard.iter().map(|e| (e.name.clone(), json!(name))));
     }
     let _ = std::fs::remove_file(dir.join("model.safetensors"));
-    json_file::write(&index_path, &json!({"metadata": {"total_size": total}, "weight_map": map}))
+    json_file::write(
+        &index_path,
+        &json!({"metadata": {"total_size": total_bytes}, "weight_map": map}),
+    )
 }
 
-/// Read the folder back: every tensor is there with the values it should have.
+/// Read the folder back and compare every tensor with the weights.
 fn verify(
     dir: &Path,
     decoder: &Decoder,
@@ -291,9 +292,9 @@ fn verify(
             continue;
         }
         let (shape, back) = ck.f32(&spec.name)?;
-        let ours = download(t)?;
+        let values = download(t)?;
         let same = shape == spec.shape
-            && ours.iter().zip(&back).all(|(a, b)| {
+            && values.iter().zip(&back).all(|(a, b)| {
                 let a = if dtype == Dtype::F32 { *a } else { half::bf16::from_f32(*a).to_f32() };
                 a.to_bits() == b.to_bits()
             });
@@ -302,7 +303,7 @@ fn verify(
         }
     }
     if format == ExportFormat::PackedTernary {
-        // and the loader, which goes by the new config.json, finds every tensor and unpacks it
+        // the loader, which follows the new config.json, must find and unpack every tensor
         HostModel::read(dir)?;
     }
     Ok(())

@@ -12,7 +12,7 @@ use std::path::Path;
 use burn::prelude::*;
 use burn::tensor::DType;
 use dlm_datasets::fs;
-use dlm_datasets::hash;
+use dlm_datasets::hash::HashWriter;
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
@@ -66,10 +66,14 @@ pub fn write(path: &Path, entries: &[TensorEntry]) -> Result<()> {
     finish(out, &partial, path)
 }
 
-/// Write a file atomically; returns the sha256 of its bytes.
+/// Write a file atomically; returns the sha256 of its bytes, computed while writing.
 pub fn write_hashed(path: &Path, entries: &[TensorEntry]) -> Result<String> {
-    write(path, entries)?;
-    Ok(hash::sha256_file(path)?)
+    let partial = fs::partial_path(path);
+    let mut out = HashWriter::new(create(&partial)?);
+    write_to(&mut out, &partial, entries)?;
+    let (out, _, sha256) = out.finish();
+    finish(out, &partial, path)?;
+    Ok(sha256)
 }
 
 fn create(path: &Path) -> Result<BufWriter<File>> {
@@ -130,12 +134,18 @@ fn header(entries: &[TensorEntry]) -> serde_json::Result<Vec<u8>> {
 
 /// Write fp32 values as F32 or BF16, little-endian.
 fn write_floats(out: &mut impl Write, values: &[f32], dtype: Dtype) -> io::Result<()> {
-    for v in values {
-        if dtype == Dtype::F32 {
-            out.write_all(&v.to_le_bytes())?;
-        } else {
-            out.write_all(&half::bf16::from_f32(*v).to_le_bytes())?;
+    let mut buffer = vec![0u8; CHUNK_BYTES];
+    let width = if dtype == Dtype::F32 { 4 } else { 2 };
+    for chunk in values.chunks(CHUNK_BYTES / width) {
+        let bytes = &mut buffer[..chunk.len() * width];
+        for (to, v) in bytes.chunks_exact_mut(width).zip(chunk) {
+            if dtype == Dtype::F32 {
+                to.copy_from_slice(&v.to_le_bytes());
+            } else {
+                to.copy_from_slice(&half::bf16::from_f32(*v).to_le_bytes());
+            }
         }
+        out.write_all(bytes)?;
     }
     Ok(())
 }
@@ -176,6 +186,8 @@ pub fn read_f32(
 
 #[cfg(test)]
 mod tests {
+    use dlm_datasets::hash;
+
     use super::*;
 
     /// Counts calls of `write`.

@@ -10,12 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
+use dlm_datasets::verify::summarize;
 use dlm_datasets::{Dataset, Manifest, RowOrder, Split, mask};
 
 use crate::compute::StreamShape;
-use crate::diffusion::{
-    Batch, IGNORE, Objective, ObjectiveSpec, PackedRow, build_batch, count_targets,
-};
+use crate::diffusion::{Batch, Objective, ObjectiveSpec, PackedRow, build_batch, count_targets};
 use crate::error::{Error, Result};
 
 /// How steps are cut from the dataset.
@@ -86,21 +85,14 @@ pub fn packed_row(data: &Dataset, split: Split, i: usize, vocab_size: usize) -> 
     })
 }
 
-/// Tokens of a row that are not padding: everything in documents but the run of pad or mask ids at
-/// a document's end.
+/// Tokens of a row without padding: neither that after its last document nor that at the end of
+/// each document, which the manifest's padding policy tells from text.
 fn row_tokens(row: &PackedRow, manifest: &Manifest) -> u64 {
-    let (mask_token_id, pad_token_id) = (manifest.mask_token_id, manifest.pad_token_id);
     row.documents
         .iter()
-        .map(|&(start, n)| {
-            let padding = (start..start + n)
-                .rev()
-                .take_while(|&i| {
-                    row.labels[i] == IGNORE
-                        && (row.input_ids[i] == mask_token_id || row.input_ids[i] == pad_token_id)
-                })
-                .count();
-            (n - padding) as u64
+        .map(|&(start, length)| {
+            let span = start..start + length;
+            summarize(&row.input_ids[span.clone()], &row.labels[span], manifest).tokens
         })
         .sum()
 }
@@ -189,6 +181,7 @@ impl Prefetch {
 
 #[cfg(test)]
 mod tests {
+    use dlm_datasets::IGNORE;
     use dlm_datasets::manifest::{Alignment, Padding};
 
     use super::*;

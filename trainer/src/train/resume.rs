@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::io::checkpoint;
 use crate::io::checkpoint_store::CheckpointStore;
 use crate::optim::adamw;
+use crate::report::message;
 use crate::train::trainer::Trainer;
 
 /// What to do with a checkpoint that exists already.
@@ -41,13 +42,15 @@ impl Trainer<'_> {
         store: &CheckpointStore,
         options: RunOptions,
     ) -> Result<()> {
+        if options.resume == Resume::Never && options.overwrite {
+            return store.clear();
+        }
         let out = self.cfg.output.dir.display();
         match (store.latest()?, options.resume) {
             (None, Resume::Must) => Err(Error::Usage(format!(
                 "--resume must: there is no checkpoint in {out}/checkpoints"
             ))),
             (None, Resume::Auto | Resume::Never) => Ok(()),
-            (Some(_), Resume::Never) if options.overwrite => store.clear(),
             (Some(dir), Resume::Never) => Err(Error::Usage(format!(
                 "--resume never: {} is there; add --overwrite to discard it, or choose another output.dir",
                 dir.display()
@@ -83,7 +86,9 @@ impl Trainer<'_> {
             )));
         }
         if !changes.is_empty() {
-            eprintln!("warning: resuming under other settings (--allow-changes); {changes}");
+            message(format_args!(
+                "warning: resuming under other settings (--allow-changes); {changes}"
+            ));
         }
         self.weights = restored.weights;
         self.optimizer.state = restored.optimizer;
@@ -91,13 +96,13 @@ impl Trainer<'_> {
         self.saved_step = Some(restored.state.step);
         self.state = restored.state;
         self.plan.micro_batch_rows = self.state.micro_batch_rows.max(1);
-        eprintln!(
+        message(format_args!(
             "resumed {}: step {}, {} tokens{}",
             dir.display(),
             self.state.step,
             self.state.tokens,
             if self.state.finished { "; the run is complete" } else { "" }
-        );
+        ));
         Ok(())
     }
 }

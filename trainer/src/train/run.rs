@@ -41,11 +41,11 @@ pub fn run(cfg: &Config, device: &ComputeDevice, options: RunOptions) -> Result<
     let data = Arc::new(data::open(&cfg.data.dir)?);
     let out = &cfg.output.dir;
     let store = CheckpointStore::new(out, cfg.train.keep_checkpoints);
-    let recorded_source = match store.latest()? {
-        Some(dir) if options.resume != Resume::Never => {
-            Some(checkpoint::identity(&dir)?.remove("source").unwrap_or_default())
-        }
-        _ => None,
+    store.repair()?;
+    let resumed = if options.resume == Resume::Never { None } else { store.latest()? };
+    let recorded_source = match resumed {
+        Some(dir) => Some(checkpoint::identity(&dir)?.remove("source").unwrap_or_default()),
+        None => None,
     };
     let source = source::locate(cfg, recorded_source.as_deref())?;
     // the saved configuration names a hub's commit, so that it always means the same model

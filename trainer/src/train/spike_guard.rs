@@ -1,10 +1,11 @@
-//! The spike guard: skips the update of a step whose loss jumps above the running mean.
+//! The spike guard: skips the update of a step whose loss jumps far above the running mean.
 //!
 //! In: `train.spike_factor`, the running mean of the loss, the loss of a step. Out: whether the
 //! step is skipped, and the new mean.
-
-/// Weight of the past in the running mean.
-const DECAY: f64 = 0.95;
+//!
+//! A skipped step moves the mean too, as if its loss were exactly at the threshold: by a factor of
+//! 1 + 0.05 (spike_factor - 1). A single spike therefore hardly moves the mean, while a lasting
+//! rise is accepted after some steps; otherwise it would be skipped for the rest of the run.
 
 /// Whether a step's update is skipped: its loss is above `factor` times the running mean.
 pub(super) fn is_spike(factor: Option<f64>, mean: Option<f64>, loss: f64) -> bool {
@@ -14,8 +15,10 @@ pub(super) fn is_spike(factor: Option<f64>, mean: Option<f64>, loss: f64) -> boo
 /// The running mean after a step.
 pub(super) fn updated_mean(factor: Option<f64>, mean: Option<f64>, loss: f64) -> f64 {
     match mean {
-        Some(mean) if is_spike(factor, Some(mean), loss) => mean,
-        Some(mean) => DECAY * mean + 0.05 * loss,
+        Some(mean) => {
+            let threshold = factor.map_or(f64::INFINITY, |factor| factor * mean);
+            0.95 * mean + 0.05 * loss.min(threshold)
+        }
         None => loss,
     }
 }

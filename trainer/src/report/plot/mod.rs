@@ -13,6 +13,7 @@ mod summary;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::report::message;
 use dlm_datasets::fs;
 
 /// Runs that one page can distinguish by colour.
@@ -42,7 +43,7 @@ pub struct PlotOptions {
 pub fn plot(options: &PlotOptions) -> Result<PathBuf> {
     if options.runs.len() > MAX_RUNS {
         return Err(Error::Usage(format!(
-            "{} runs were given; one page shows at most {MAX_RUNS}",
+            "{} runs; one page shows at most {MAX_RUNS}",
             options.runs.len()
         )));
     }
@@ -60,10 +61,10 @@ pub fn plot(options: &PlotOptions) -> Result<PathBuf> {
         dir.join("report.html")
     });
     for r in runs.iter().filter(|r| r.skipped_lines > 0) {
-        eprintln!(
+        message(format_args!(
             "{}: {} of its lines hold no step record and were skipped",
             r.name, r.skipped_lines
-        );
+        ));
     }
     fs::write_atomic(&out, page::page(&runs, options.x).as_bytes())?;
     Ok(out)

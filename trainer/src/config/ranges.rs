@@ -1,0 +1,127 @@
+//! Limits of configuration values, alone and in combination.
+//!
+//! In: a [`Config`] of the right types. Out: nothing, or the first value that is out of range.
+
+use super::error::ConfigError;
+use super::schema::{Config, Init, Schedule};
+
+impl Config {
+    /// Refuses values of the right type that are out of range, alone or together with others.
+    pub(super) fn check_ranges(&self) -> Result<(), ConfigError> {
+        let (source, conversion, optim, train) =
+            (&self.source, &self.conversion, &self.optim, &self.train);
+        let name = &self.model.name;
+        ensure(
+            "model.name",
+            name,
+            !name.is_empty() && !name.contains(['/', '\\']),
+            "a name without slashes",
+        )?;
+        match source.init {
+            Init::Pretrained => ensure_set(
+                "source.path",
+                &source.path,
+                "a folder or hub id, or source.init=random",
+            )?,
+            Init::Random => ensure_set(
+                "source.config",
+                &source.config,
+                "a config.json, since source.init is random",
+            )?,
+        }
+        ensure(
+            "conversion.total_tokens",
+            conversion.total_tokens,
+            conversion.total_tokens > 0,
+            "1 or more",
+        )?;
+        if let Some(bd_size) = conversion.bd_size {
+            ensure(
+                "conversion.bd_size",
+                bd_size,
+                bd_size > 0,
+                "1 or more, or null for the dataset's",
+            )?;
+        }
+        let eps = conversion.noise_eps;
+        ensure("conversion.noise_eps", eps, (0.0..1.0).contains(&eps), "at least 0 and below 1")?;
+        for (key, rate) in
+            [("optim.lr", optim.lr), ("optim.muon_lr", optim.muon_lr), ("optim.eps", optim.eps)]
+        {
+            ensure(key, rate, rate > 0.0, "above 0")?;
+        }
+        let (below_one, share) = ("at least 0 and below 1", "between 0 and 1");
+        for (key, decay) in [
+            ("optim.beta1", optim.beta1),
+            ("optim.beta2", optim.beta2),
+            ("optim.muon_momentum", optim.muon_momentum),
+            ("optim.zclip.alpha", optim.zclip.alpha),
+        ] {
+            ensure(key, decay, (0.0..1.0).contains(&decay), below_one)?;
+        }
+        for (key, part) in [
+            ("optim.warmup_ratio", optim.warmup_ratio),
+            ("optim.min_lr_ratio", optim.min_lr_ratio),
+            ("optim.decay_ratio", optim.decay_ratio),
+        ] {
+            ensure(key, part, (0.0..=1.0).contains(&part), share)?;
+        }
+        let both = optim.warmup_ratio + optim.decay_ratio;
+        let fits = optim.schedule != Schedule::Wsd || both <= 1.0;
+        ensure(
+            "optim.decay_ratio",
+            optim.decay_ratio,
+            fits,
+            "at most 1 - optim.warmup_ratio with optim.schedule=wsd",
+        )?;
+        ensure("optim.weight_decay", optim.weight_decay, optim.weight_decay >= 0.0, "0 or more")?;
+        if let Some(clip) = optim.clip_norm {
+            ensure("optim.clip_norm", clip, clip > 0.0, "above 0, or null for no clipping")?;
+        }
+        ensure("optim.zclip.z", optim.zclip.z, optim.zclip.z > 0.0, "above 0")?;
+        ensure("train.batch_rows", train.batch_rows, train.batch_rows > 0, "1 or more")?;
+        if let Some(micro) = train.micro_batch_rows {
+            let divides = micro > 0 && train.batch_rows.is_multiple_of(micro);
+            let expected = format!("a divisor of train.batch_rows, which is {}", train.batch_rows);
+            ensure("train.micro_batch_rows", micro, divides, &expected)?;
+        }
+        if let Some(steps) = train.max_steps {
+            ensure("train.max_steps", steps, steps > 0, "1 or more, or null")?;
+        }
+        if let Some(factor) = train.spike_factor {
+            ensure("train.spike_factor", factor, factor > 1.0, "above 1, or null for off")?;
+        }
+        ensure("train.loss_chunk", train.loss_chunk, train.loss_chunk > 0, "1 or more")?;
+        ensure("train.log_every", train.log_every, train.log_every > 0, "1 or more")?;
+        ensure(
+            "train.eval_rows",
+            train.eval_rows,
+            train.eval_every == 0 || train.eval_rows > 0,
+            "1 or more with eval_every",
+        )?;
+        ensure(
+            "train.keep_checkpoints",
+            train.keep_checkpoints,
+            train.keep_checkpoints > 0,
+            "1 or more",
+        )?;
+        ensure("train.prefetch", train.prefetch, train.prefetch > 0, "1 or more")
+    }
+}
+
+fn ensure(
+    key: &'static str,
+    value: impl std::fmt::Display,
+    holds: bool,
+    expected: &str,
+) -> Result<(), ConfigError> {
+    if holds {
+        Ok(())
+    } else {
+        Err(ConfigError::Value { key, value: value.to_string(), expected: expected.into() })
+    }
+}
+
+fn ensure_set<T>(key: &'static str, value: &Option<T>, expected: &str) -> Result<(), ConfigError> {
+    ensure(key, "null", value.is_some(), expected)
+}
