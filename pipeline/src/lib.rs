@@ -38,10 +38,12 @@ pub use dataset::merge::merge;
 pub use dataset::verify::{VerifyReport, verify};
 pub use dlm_datasets::manifest::{Alignment, Counts, LossOn, Manifest, Padding};
 pub use error::{Error, Result};
+pub use parse::conversation::Message;
 pub use prepare::builder::Prepare;
 pub use prepare::estimate::{Estimate, SourceEstimate};
 pub use prepare::pipeline::Prepared;
 pub use progress::{DownloadCounters, ProcessingCounters, Progress, Silent};
+pub use template::chat_format::ChatFormat;
 
 /// Models and tokenizers: a local folder, or a repository of a Hugging Face hub that is downloaded
 /// into the cache.

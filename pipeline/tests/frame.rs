@@ -7,8 +7,9 @@ use dlm_prep::config::policies::{LostText, SpecialText, default_now};
 use dlm_prep::label::supervise::{Sample, Supervisor};
 use dlm_prep::parse::conversation::{Conversation, Message};
 use dlm_prep::template::chat::ChatTemplate;
-use dlm_prep::template::control::ControlText;
-use dlm_prep::template::spans::{Rendered, SpanFinder};
+use dlm_prep::template::control::ControlTokens;
+use dlm_prep::template::rendered::Rendered;
+use dlm_prep::template::spans::SpanFinder;
 use dlm_prep::template::verbatim;
 use dlm_prep::tokenize::tokenizer::{AddedToken, Tokenizer};
 use std::io::Write as _;
@@ -39,14 +40,15 @@ const CONTENTS: [&str; 18] = [
 
 /// Tries a tokenizer with a template; how many texts went the short way.
 fn agree(tokenizer: &Tokenizer, template: &ChatTemplate, eos: &str) -> usize {
-    let plain = ControlText::new(tokenizer.added_tokens(), Some(eos)).unwrap();
+    let plain = ControlTokens::new(tokenizer.added_tokens(), Some(eos)).unwrap();
     let mut finder = SpanFinder::new(template, &plain, SpecialText::Text, LostText::Drop);
     let linear =
         verbatim::probe(template, &mut |m| finder.fill(m)).expect("a template that copies content");
     let control =
-        ControlText::with_triggers(tokenizer.added_tokens(), Some(eos), &linear.triggers).unwrap();
+        ControlTokens::with_triggers(tokenizer.added_tokens(), Some(eos), &linear.triggers)
+            .unwrap();
     let mut spans = SpanFinder::new(template, &control, SpecialText::Text, LostText::Drop)
-        .with_linear(Some(&linear));
+        .with_verbatim(Some(&linear));
     let (mut short, mut state) = (0, 1u64);
     let mut pick = |n: usize| {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -73,10 +75,10 @@ fn agree(tokenizer: &Tokenizer, template: &ChatTemplate, eos: &str) -> usize {
         for loss_on in [LossOn::All, LossOn::Last] {
             let supervisor = Supervisor { tokenizer, loss_on, mask_id: -1 };
             let a = supervisor.encode(&r, &mut framed);
-            let b = supervisor.encode_whole(&r, &mut whole);
+            let b = supervisor.encode_reference(&r, &mut whole);
             assert_eq!((a, &framed), (b, &whole), "{talk:?}");
         }
-        short += usize::from(r.skeleton.as_ref().is_some_and(|s| s.frame(|| None).is_some()));
+        short += usize::from(r.skeleton.as_ref().is_some_and(|s| s.encoded(|| None).is_some()));
     }
     short
 }
@@ -147,11 +149,11 @@ fn a_long_conversation() {
         id,
         special: true,
     });
-    let control = ControlText::new(&added.collect::<Vec<_>>(), Some("</s>")).unwrap();
+    let control = ControlTokens::new(&added.collect::<Vec<_>>(), Some("</s>")).unwrap();
     let mut finder = SpanFinder::new(&template, &control, SpecialText::Text, LostText::Drop);
     let linear = verbatim::probe(&template, &mut |m| finder.fill(m)).unwrap();
     let mut short = SpanFinder::new(&template, &control, SpecialText::Text, LostText::Drop)
-        .with_linear(Some(&linear));
+        .with_verbatim(Some(&linear));
     let mut long = SpanFinder::new(&template, &control, SpecialText::Text, LostText::Drop);
     // Not long, long, and too long to be remembered.
     for turns in [10, 1000, 5000] {

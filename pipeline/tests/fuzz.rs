@@ -8,8 +8,9 @@ use dlm_prep::label::supervise::{Sample, Supervisor};
 use dlm_prep::parse::conversation;
 use dlm_prep::parse::rows::parse_row;
 use dlm_prep::template::chat::ChatTemplate;
-use dlm_prep::template::control::ControlText;
-use dlm_prep::template::spans::{Rendered, SpanFinder};
+use dlm_prep::template::control::ControlTokens;
+use dlm_prep::template::rendered::Rendered;
+use dlm_prep::template::spans::SpanFinder;
 use dlm_prep::template::verbatim;
 use dlm_prep::tokenize::tokenizer::TokenizerSource;
 use std::path::Path;
@@ -80,7 +81,7 @@ fn rows_and_templates() {
     templates.extend(TEMPLATES.iter().map(|t| {
         ChatTemplate::new(t.to_string(), None, "fuzz", Default::default(), default_now()).unwrap()
     }));
-    let plain = ControlText::new(source.added_tokens(), Some("</s>")).unwrap();
+    let plain = ControlTokens::new(source.added_tokens(), Some("</s>")).unwrap();
     let tried: Vec<Option<verbatim::Verbatim>> = templates
         .iter()
         .map(|t| {
@@ -88,10 +89,10 @@ fn rows_and_templates() {
             if t.has_generation() { None } else { verbatim::probe(t, &mut |m| s.fill(m)) }
         })
         .collect();
-    let controls: Vec<ControlText> = tried
+    let controls: Vec<ControlTokens> = tried
         .iter()
         .map(|l| {
-            ControlText::with_triggers(
+            ControlTokens::with_triggers(
                 source.added_tokens(),
                 Some("</s>"),
                 l.as_ref().map_or(&[], |l| &l.triggers),
@@ -135,7 +136,7 @@ fn rows_and_templates() {
         let policy = *random.of(&[SpecialText::Text, SpecialText::AsSpecial, SpecialText::Reject]);
         let lost = *random.of(&[LostText::Drop, LostText::Mask, LostText::Keep]);
         let mut short = SpanFinder::new(&templates[k], &controls[k], policy, lost)
-            .with_linear(tried[k].as_ref());
+            .with_verbatim(tried[k].as_ref());
         let mut long = SpanFinder::new(&templates[k], &plain, policy, lost);
         let (a, b) = (short.render(&c), long.render(&c));
         assert_eq!(a, b, "filled in and rendered differ: {}", String::from_utf8_lossy(&line));
@@ -156,7 +157,7 @@ fn rows_and_templates() {
         let mut sample = Sample::default();
         let supervisor = Supervisor { tokenizer: &tokenizer, loss_on: Default::default(), mask_id };
         // A skeleton's second use goes the short way.
-        let whole = supervisor.encode_whole(&r, &mut sample).map(|()| sample.clone());
+        let whole = supervisor.encode_reference(&r, &mut sample).map(|()| sample.clone());
         for _ in 0..2 {
             let framed = supervisor.encode(&r, &mut sample).map(|()| sample.clone());
             assert_eq!(framed, whole, "{}", String::from_utf8_lossy(&line));

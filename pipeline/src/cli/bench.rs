@@ -18,7 +18,8 @@ use crate::prepare::peak_memory::peak_memory_mb;
 use crate::run::batch::{BatchPosition, Cursor};
 use crate::run::executor::{self, InputStream, Meter};
 use crate::run::row_processor::RowProcessor;
-use crate::template::spans::{Rendered, SpanFinder};
+use crate::template::rendered::Rendered;
+use crate::template::spans::SpanFinder;
 use dlm_datasets::writer::DocumentTokens;
 use serde_json::json;
 use std::fmt::Write;
@@ -88,7 +89,7 @@ pub fn run(a: &BenchArgs) -> Result<()> {
         plan.settings.special_text,
         plan.settings.lost_text,
     )
-    .with_linear(stages.linear);
+    .with_verbatim(stages.verbatim);
     let mut texts: Vec<Rendered> = Vec::with_capacity(conversations.len());
     let w = Watch::start();
     for c in &conversations {

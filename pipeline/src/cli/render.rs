@@ -12,9 +12,11 @@ use crate::error::{Error, Result};
 use crate::input::hub::model::resolve_tokenizer;
 use crate::parse::conversation::Conversation;
 use crate::parse::shapes;
-use crate::template::chat::{self, ChatTemplate};
-use crate::template::control::ControlText;
-use crate::template::spans::{Rendered, SpanFinder};
+use crate::template::chat::ChatTemplate;
+use crate::template::control::ControlTokens;
+use crate::template::rendered::Rendered;
+use crate::template::spans::SpanFinder;
+use crate::tokenize::special_tokens::special_tokens;
 use crate::tokenize::tokenizer::{AddedToken, TokenizerSource};
 use minijinja::value::{Serde, Value};
 use serde_json::{Map, Value as Json, json};
@@ -30,7 +32,7 @@ pub fn run(a: &RenderArgs) -> Result<()> {
     let renderer = match (&a.tokenizer, &a.template) {
         (Some(tokenizer), None) => {
             let dir = resolve_tokenizer(tokenizer, &ConsoleProgress::default())?;
-            let specials = chat::special_tokens(&dir)?;
+            let specials = special_tokens(&dir)?;
             let added = TokenizerSource::read(&dir)?.added_tokens().to_vec();
             Renderer::new(ChatTemplate::load_at(&dir, now)?, added, specials)?
         }
@@ -71,7 +73,7 @@ pub fn run(a: &RenderArgs) -> Result<()> {
 /// Renders template contexts.
 pub struct Renderer {
     template: ChatTemplate,
-    control: ControlText,
+    control: ControlTokens,
     specials: BTreeMap<String, String>,
 }
 
@@ -82,7 +84,7 @@ impl Renderer {
         added: Vec<AddedToken>,
         specials: BTreeMap<String, String>,
     ) -> Result<Self> {
-        let control = ControlText::new(&added, specials.get("eos_token").map(String::as_str))?;
+        let control = ControlTokens::new(&added, specials.get("eos_token").map(String::as_str))?;
         Ok(Renderer { template, control, specials })
     }
 

@@ -1,48 +1,50 @@
-//! Documents on the block grid.
+//! Padding of documents to the block grid.
 //!
-//! In: the ids of one document, at most S. Out: the same, padded to a multiple of `bd_size`
-//! (padding carries no loss), so that no block straddles two conversations. `sample` counts blocks
-//! from the document's start; `response` first brings the last turn alone to a multiple, then the
-//! document's end to the grid with the pad token.
+//! In: the token ids of one document, at most `seq_len`. Out: the same ids padded to a multiple of
+//! `bd_size`, so that no block straddles two documents; padding carries no loss. With alignment
+//! `sample`, blocks are counted from the start of the document, as in decoding. With `response`,
+//! the last turn alone is padded to a multiple of `bd_size` first, and then the document is padded
+//! to the grid with the pad token.
 
 use dlm_datasets::manifest::Alignment;
 
-/// How to pad.
+/// The block grid and the tokens that fill it.
 #[derive(Debug, Clone, Copy)]
 pub struct Grid {
-    /// Block size.
+    /// Block size in tokens.
     pub bd_size: usize,
-    /// Row length.
+    /// Row length in tokens, a multiple of `bd_size`.
     pub seq_len: usize,
-    /// Which grid.
+    /// What the grid is aligned with.
     pub alignment: Alignment,
-    /// What fills a block.
+    /// Token id that pads the end of a document, and with `response` alignment the end of the last
+    /// turn.
     pub fill_id: i32,
-    /// What brings a document to the grid under `response`.
+    /// Token id that pads the end of a document with `response` alignment.
     pub pad_id: i32,
 }
 
 impl Grid {
-    /// Pads `ids[from..]` in place; `response` is where the last turn starts, counted from `from`.
-    /// Gives the number of tokens that had to be cut off for the padding to fit the row (only under
-    /// `response`).
-    pub fn pad(&self, ids: &mut Vec<i32>, from: usize, response: usize) -> usize {
+    /// Pads `ids[from..]` in place. The last turn starts at index `from + turn_start`. Gives the
+    /// number of tokens that were cut off so that the padding fits into the row, which happens only
+    /// with `response` alignment.
+    pub fn pad(&self, ids: &mut Vec<i32>, from: usize, turn_start: usize) -> usize {
         let d = self.bd_size;
         let mut cut = 0;
         let mut n = ids.len() - from;
-        if self.alignment == Alignment::Response && response < n {
-            let tail = n - response;
+        if self.alignment == Alignment::Response && turn_start < n {
+            let tail = n - turn_start;
             let mut padded = tail.div_ceil(d) * d;
-            if response + padded > self.seq_len {
-                padded = (self.seq_len - response) / d * d;
+            if turn_start + padded > self.seq_len {
+                padded = (self.seq_len - turn_start) / d * d;
             }
-            let keep = response + padded.min(tail);
-            // A row's last partial block cannot hold a padded response: what does not fit is cut,
-            // and counted.
+            let keep = turn_start + padded.min(tail);
+            // The last partial block of a row cannot hold a padded response. Tokens that do not fit
+            // are cut off and counted.
             cut = n - keep.min(n);
             ids.truncate(from + keep);
-            ids.resize(from + response + padded, self.fill_id);
-            n = response + padded;
+            ids.resize(from + turn_start + padded, self.fill_id);
+            n = turn_start + padded;
         }
         let fill = if self.alignment == Alignment::Response { self.pad_id } else { self.fill_id };
         let whole = n.div_ceil(d) * d;
@@ -58,7 +60,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn on_the_grid(n in 1usize..=64, response in 0usize..64, by_response: bool, before in 0usize..20) {
+        fn padded_documents_are_on_the_grid(n in 1usize..=64, response in 0usize..64, by_response: bool, before in 0usize..20) {
             let alignment = if by_response { Alignment::Response } else { Alignment::Sample };
             let grid = Grid { bd_size: 16, seq_len: 64, alignment, fill_id: 99, pad_id: 98 };
             let mut ids: Vec<i32> = vec![7; before];

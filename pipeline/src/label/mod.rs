@@ -1,7 +1,7 @@
-//! Token ids and assistant spans to documents: which tokens carry loss, what is cut, padding to the
-//! block grid.
+//! Rendered conversations become documents: token ids, labels, cuts to the row length, and padding
+//! to the block grid.
 
 pub mod block;
-pub mod frame;
+pub mod encode_skeleton;
 pub mod supervise;
 pub mod truncate;

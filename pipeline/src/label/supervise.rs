@@ -1,37 +1,39 @@
-//! Text and spans become ids and labels.
+//! Rendered text becomes input_ids and labels.
 //!
-//! In: a rendered conversation. Out: ids, and where the labels equal them (inside spans that carry
-//! loss; they are -100 elsewhere). The text is cut at the span boundaries and the pieces encoded in
-//! order, so that no token straddles prompt and response: at decode time the prompt is encoded
-//! alone. A sample ends with its last supervised token.
+//! In: a rendered conversation with its assistant spans. Out: a [`Sample`]: token ids, and the runs
+//! of tokens whose labels equal their ids (inside spans that carry loss; labels are -100
+//! elsewhere). The text is cut at span boundaries and the segments are encoded in order, so that no
+//! token straddles prompt and response: in decoding, the prompt is encoded alone. A sample ends
+//! with its last supervised token.
 
-use crate::label::frame::frame;
+use crate::label::encode_skeleton::encode_skeleton;
 use crate::parse::drop_reason::DropReason;
-use crate::template::skeleton::{Frame, Rendered, Span};
+use crate::template::rendered::{Rendered, Span};
+use crate::template::skeleton::{ControlPosition, EncodedSkeleton};
 use crate::tokenize::tokenizer::Tokenizer;
 use dlm_datasets::manifest::LossOn;
 use dlm_datasets::writer::LossRun;
 
-/// A conversation as the trainer will see it, before it is cut to rows.
+/// An encoded conversation of any length.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sample {
-    /// Token ids.
+    /// The token ids.
     pub ids: Vec<i32>,
-    /// Where the labels equal the ids, in order, none touching the next.
+    /// Runs (start, end) of tokens that carry loss, in order, without adjacent runs.
     pub loss: Vec<LossRun>,
-    /// Token ranges of the assistant's turns, with loss or without.
+    /// Token ranges of all assistant turns, with or without loss.
     pub turns: Vec<(usize, usize)>,
 }
 
 impl Sample {
-    /// Empties it, keeping its memory.
+    /// Resets all fields and keeps the allocated memory.
     pub fn clear(&mut self) {
         self.ids.clear();
         self.loss.clear();
         self.turns.clear();
     }
 
-    /// The runs of loss that have a token in `from..to`.
+    /// The loss runs that overlap the tokens `from..to`.
     pub fn loss_within(&self, from: usize, to: usize) -> &[LossRun] {
         if from >= to {
             return &[];
@@ -41,8 +43,8 @@ impl Sample {
         &self.loss[begin..begin + n]
     }
 
-    /// The tokens from `from` on carry loss.
-    pub fn take_loss(&mut self, from: usize) {
+    /// Marks the tokens from `from` to the end as carrying loss.
+    pub fn mark_loss(&mut self, from: usize) {
         let to = self.ids.len() as u32;
         match self.loss.last_mut() {
             Some(run) if run.1 as usize == from => run.1 = to,
@@ -52,62 +54,76 @@ impl Sample {
     }
 }
 
-/// Encodes and labels.
+/// Encodes rendered conversations and decides which tokens carry loss.
 pub struct Supervisor<'a> {
-    /// The tokenizer.
     pub tokenizer: &'a Tokenizer,
-    /// Which turns carry loss.
+    /// Which assistant turns carry loss.
     pub loss_on: LossOn,
-    /// The mask token's id, which no text may give.
+    /// Id of the mask token; a conversation whose text gives it is dropped.
     pub mask_id: i32,
 }
 
 impl Supervisor<'_> {
-    /// Fills `out` from `r`.
+    /// Encodes `r` into `out`.
     pub fn encode(&self, r: &Rendered, out: &mut Sample) -> Result<(), DropReason> {
-        match r.skeleton.as_ref().and_then(|s| s.frame(|| frame(s, self.tokenizer))) {
-            Some(frame) => self.framed(frame, r, out)?,
-            None => self.whole(r, out)?,
+        let encoded =
+            r.skeleton.as_ref().and_then(|s| s.encoded(|| encode_skeleton(s, self.tokenizer)));
+        match encoded {
+            Some(skeleton) => self.encode_contents(skeleton, r, out)?,
+            None => self.encode_text(r, out)?,
         }
-        self.end(out)
+        self.finish(out)
     }
 
-    /// [`encode`](Self::encode) without knowing anything beforehand: the definition.
-    pub fn encode_whole(&self, r: &Rendered, out: &mut Sample) -> Result<(), DropReason> {
-        self.whole(r, out)?;
-        self.end(out)
+    /// Reference implementation of [`encode`](Self::encode), which tokenizes the whole text.
+    pub fn encode_reference(&self, r: &Rendered, out: &mut Sample) -> Result<(), DropReason> {
+        self.encode_text(r, out)?;
+        self.finish(out)
     }
 
-    fn whole(&self, r: &Rendered, out: &mut Sample) -> Result<(), DropReason> {
+    /// Tokenizes the text from span edge to span edge.
+    fn encode_text(&self, r: &Rendered, out: &mut Sample) -> Result<(), DropReason> {
         out.clear();
         let mut at = 0;
         let mut control = r.control.as_deref();
         for (k, &Span { start, end, loss }) in r.spans.iter().enumerate() {
-            self.piece(&r.text, at, start, &mut control, out)?;
+            self.encode_segment(&r.text, at, start, &mut control, out)?;
             let from = out.ids.len();
-            self.piece(&r.text, start, end, &mut control, out)?;
-            if loss && self.counts(k, r) {
-                out.take_loss(from);
+            self.encode_segment(&r.text, start, end, &mut control, out)?;
+            if loss && self.is_supervised(k, r) {
+                out.mark_loss(from);
             }
             out.turns.push((from, out.ids.len()));
             at = end;
         }
-        self.piece(&r.text, at, r.text.len(), &mut control, out)
+        self.encode_segment(&r.text, at, r.text.len(), &mut control, out)
     }
 
-    /// What the template writes is known already; only what content touches is encoded.
-    fn framed(&self, frame: &Frame, r: &Rendered, out: &mut Sample) -> Result<(), DropReason> {
+    /// Tokenizes only the pieces of the text that contain message contents; the ids of the others
+    /// are known.
+    fn encode_contents(
+        &self,
+        skeleton: &EncodedSkeleton,
+        r: &Rendered,
+        out: &mut Sample,
+    ) -> Result<(), DropReason> {
         out.clear();
-        let (mut at, mut slots) = (0, r.slots.iter());
-        for p in &frame.pieces {
+        let (mut at, mut slots) = (0, r.slot_lengths.iter());
+        for p in &skeleton.pieces {
             let from = out.ids.len();
-            let end = at + p.literal + slots.by_ref().take(p.slots).sum::<usize>();
+            let end = at + p.literal_bytes + slots.by_ref().take(p.slots).sum::<usize>();
             if p.slots == 0 {
                 out.ids.extend_from_slice(&p.ids);
             } else {
-                // No control token that counts stands in it, so with `control` given all of it is
-                // text.
-                self.piece(&r.text, at, end, &mut r.control.as_ref().map(|_| &[][..]), out)?;
+                // The piece contains no control token of the template, so if contents were escaped
+                // (`control` is set) all of it is ordinary text.
+                self.encode_segment(
+                    &r.text,
+                    at,
+                    end,
+                    &mut r.control.as_ref().map(|_| &[][..]),
+                    out,
+                )?;
             }
             at = end;
             let Some(k) = p.span else { continue };
@@ -115,20 +131,21 @@ impl Supervisor<'_> {
                 Some(turn) => turn.1 = out.ids.len(),
                 None => out.turns.push((from, out.ids.len())),
             }
-            if r.spans.get(k).is_some_and(|s| s.loss) && self.counts(k, r) {
-                out.take_loss(from);
+            if r.spans.get(k).is_some_and(|s| s.loss) && self.is_supervised(k, r) {
+                out.mark_loss(from);
             }
         }
         Ok(())
     }
 
-    /// Whether turn `k` carries loss if any does.
-    fn counts(&self, k: usize, r: &Rendered) -> bool {
+    /// Whether the loss policy includes turn `k`.
+    fn is_supervised(&self, k: usize, r: &Rendered) -> bool {
         self.loss_on == LossOn::All || k + 1 == r.spans.len()
     }
 
-    fn end(&self, out: &mut Sample) -> Result<(), DropReason> {
-        // Nothing precedes the first token, so nothing can predict it.
+    /// Applies the rules for the first token, the mask token and the end of the sample.
+    fn finish(&self, out: &mut Sample) -> Result<(), DropReason> {
+        // The first token has no predecessor that could predict it.
         if let Some(first) = out.loss.first_mut().filter(|r| r.0 == 0) {
             first.0 = 1;
             if first.1 == 1 {
@@ -141,9 +158,9 @@ impl Supervisor<'_> {
         let Some(end) = out.loss.last().map(|r| r.1 as usize) else {
             return Err(DropReason::NoLabel);
         };
-        // What a template writes after the last end-of-turn token (ChatML: a newline) would stand
-        // unmasked in the noised block and tell the model where its answer ends; decoding has
-        // nothing there.
+        // Text that a template writes after the last end-of-turn token (in ChatML a newline) would
+        // be visible in the noised block and show the model where its answer ends. In decoding
+        // there is no such text.
         out.ids.truncate(end);
         out.turns.retain_mut(|turn| {
             turn.1 = turn.1.min(end);
@@ -152,14 +169,15 @@ impl Supervisor<'_> {
         Ok(())
     }
 
-    /// Appends the ids of `text[from..to]`. `control` lists the control tokens still ahead, where
-    /// text may hold strings that look like some.
-    fn piece(
+    /// Appends the ids of `text[from..to]`. Where message contents contain strings that spell a
+    /// control token, `control` lists the real control tokens from `from` on; all other text is
+    /// ordinary.
+    fn encode_segment(
         &self,
         text: &str,
         from: usize,
         to: usize,
-        control: &mut Option<&[(usize, usize, i32)]>,
+        control: &mut Option<&[ControlPosition]>,
         out: &mut Sample,
     ) -> Result<(), DropReason> {
         let slice = |a: usize, b: usize| text.get(a..b).ok_or(DropReason::NoAssistantSpan);
@@ -169,21 +187,21 @@ impl Supervisor<'_> {
                 .encode(slice(from, to)?, &mut out.ids)
                 .map_err(|_| DropReason::TokenizerFailed)?,
             None => {}
-            Some(ahead) => {
+            Some(remaining) => {
                 let mut at = from;
                 while at < to {
-                    let token = ahead.first().filter(|t| t.0 < to);
-                    let end = token.map_or(to, |t| t.0);
+                    let token = remaining.first().filter(|t| t.start < to);
+                    let end = token.map_or(to, |t| t.start);
                     if at < end {
                         self.tokenizer
                             .encode_plain(slice(at, end)?, &mut out.ids)
                             .map_err(|_| DropReason::TokenizerFailed)?;
                     }
                     at = end;
-                    if let Some(&(_, len, id)) = token {
+                    if let Some(&ControlPosition { len, id, .. }) = token {
                         out.ids.push(id);
                         at += len;
-                        *ahead = &ahead[1..];
+                        *remaining = &remaining[1..];
                     }
                 }
             }

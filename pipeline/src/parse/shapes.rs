@@ -139,8 +139,8 @@ fn take_text(row: &mut Row, key: &str) -> Result<String, DropReason> {
     }
 }
 
-/// One message of a list, with the keys of OpenAI (`role`, `content`) or ShareGPT (`from`, `value`).
-/// `reasoning_content` goes in front of the content, as a `<think>` block.
+/// One message of a list, with the keys of OpenAI (`role`, `content`) or ShareGPT (`from`,
+/// `value`). `reasoning_content` goes in front of the content, as a `<think>` block.
 fn parse_message(v: Value) -> Result<Message<'static>, DropReason> {
     let Value::Object(mut m) = v else {
         return Err(if v.is_null() { DropReason::NullContent } else { DropReason::UnknownShape });

@@ -7,7 +7,7 @@ use crate::config::settings::Settings;
 use crate::input::source::Input;
 use crate::parse::rows::RowParser;
 use crate::template::chat::ChatTemplate;
-use crate::template::control::ControlText;
+use crate::template::control::ControlTokens;
 use crate::template::spans::SpanFinder;
 
 /// Number of texts from the inputs.
@@ -31,7 +31,7 @@ const KNOWN_DIFFERENCES: [&str; 8] = [
 pub fn engine_sample(
     inputs: &[Input],
     template: &ChatTemplate,
-    control: &ControlText,
+    control: &ControlTokens,
     settings: &Settings,
 ) -> Vec<String> {
     let mut out: Vec<String> = KNOWN_DIFFERENCES.iter().map(|t| t.to_string()).collect();

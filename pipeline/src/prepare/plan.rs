@@ -17,10 +17,11 @@ use crate::prepare::engine_sample::engine_sample;
 use crate::prepare::tokenizer_folder::{tokenizer_config, write_tokenizer};
 use crate::progress::Progress;
 use crate::run::row_processor::Stages;
-use crate::template::chat::{self, ChatTemplate};
-use crate::template::control::ControlText;
+use crate::template::chat::ChatTemplate;
+use crate::template::control::ControlTokens;
 use crate::template::spans::SpanFinder;
 use crate::template::verbatim::{self, Verbatim};
+use crate::tokenize::special_tokens::special_tokens;
 use crate::tokenize::tokenizer::{Tokenizer, TokenizerSource};
 use dlm_datasets::hash::sha256;
 use dlm_datasets::manifest::Manifest;
@@ -56,9 +57,9 @@ pub struct PreparePlan {
     /// The tokenizer, on the engine that was chosen.
     pub tokenizer: Tokenizer,
     /// The tokenizer's control tokens.
-    pub control: ControlText,
+    pub control: ControlTokens,
     /// Which content the template copies verbatim; none if every row is rendered.
-    pub linear: Option<Verbatim>,
+    pub verbatim: Option<Verbatim>,
     /// The range of `inputs` of each stream: one per source of the recipe, else one.
     pub streams: Vec<std::ops::Range<usize>>,
     /// Which stream the next row is taken from.
@@ -82,7 +83,7 @@ pub fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<PreparePlan
     let (inputs, streams) = (inputs.files, inputs.streams);
     let now = settings.template_time()?;
     let mut tok = TokenizerSource::read(dir)?;
-    let mut specials = chat::special_tokens(dir)?;
+    let mut specials = special_tokens(dir)?;
     let template = match request.template {
         Some(name) => ChatTemplate::named(name, specials.clone(), now)?,
         None => ChatTemplate::load_at(dir, now)?,
@@ -116,24 +117,24 @@ pub fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<PreparePlan
     // Runs while the engines load: the control tokens, whether content is copied verbatim, and, if
     // the engines will be compared, the texts for that.
     let analyse = |sampled: bool| -> Result<_> {
-        let mut control = ControlText::new(tok.added_tokens(), Some(&eos))?;
-        let mut linear = None;
+        let mut control = ControlTokens::new(tok.added_tokens(), Some(&eos))?;
+        let mut verbatim = None;
         if request.render == RenderChoice::Auto && !template.has_generation() {
             let mut spans =
                 SpanFinder::new(&template, &control, settings.special_text, settings.lost_text);
-            linear = verbatim::probe(&template, &mut |m| spans.fill(m));
+            verbatim = verbatim::probe(&template, &mut |m| spans.fill(m));
         }
-        if let Some(l) = &linear {
-            control = ControlText::with_triggers(tok.added_tokens(), Some(&eos), &l.triggers)?;
+        if let Some(v) = &verbatim {
+            control = ControlTokens::with_triggers(tok.added_tokens(), Some(&eos), &v.triggers)?;
         }
         let texts = if sampled {
             engine_sample(&inputs, &template, &control, &settings)
         } else {
             Vec::new()
         };
-        Ok((texts, (control, linear)))
+        Ok((texts, (control, verbatim)))
     };
-    let (tokenizer, (control, linear)) = match request.engine {
+    let (tokenizer, (control, verbatim)) = match request.engine {
         EngineChoice::Auto => tok.choose(|| analyse(true))?,
         EngineChoice::Fast => (
             tok.fast()
@@ -203,7 +204,7 @@ pub fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<PreparePlan
         template,
         tokenizer,
         control,
-        linear,
+        verbatim,
         streams,
         mixture,
         manifest: m,
@@ -219,7 +220,7 @@ impl PreparePlan {
             tokenizer: &self.tokenizer,
             control: &self.control,
             template: &self.template,
-            linear: self.linear.as_ref(),
+            verbatim: self.verbatim.as_ref(),
             manifest: &self.manifest,
             inputs: &self.inputs,
         }
@@ -245,12 +246,12 @@ impl PreparePlan {
     pub fn describe(&self) -> Vec<String> {
         let m = &self.manifest;
         let bytes: u64 = self.inputs.iter().map(|i| i.bytes).sum();
-        let rendering = match &self.linear {
+        let rendering = match &self.verbatim {
             None => "every row is rendered".to_string(),
-            Some(l) => format!(
+            Some(v) => format!(
                 "copies content verbatim, except with any of {} strings{}",
-                l.triggers.len(),
-                if l.edge_space { " or white space at its edges" } else { "" }
+                v.triggers.len(),
+                if v.changes_edge_whitespace { " or white space at its edges" } else { "" }
             ),
         };
         vec![

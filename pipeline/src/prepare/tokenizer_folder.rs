@@ -2,7 +2,8 @@
 //! that was used.
 
 use crate::error::{Error, Result};
-use crate::template::chat::{self, ChatTemplate};
+use crate::template::chat::ChatTemplate;
+use crate::tokenize::special_tokens::read_json;
 use crate::tokenize::tokenizer::Tokenizer;
 use dlm_datasets::fs::write_atomic;
 use serde_json::{Value, json};
@@ -17,7 +18,7 @@ pub fn tokenizer_config(
     mask: &str,
     mask_id: u32,
 ) -> Result<Value> {
-    let mut v = chat::read_json(&dir.join("tokenizer_config.json"))?
+    let mut v = read_json(&dir.join("tokenizer_config.json"))?
         .unwrap_or_else(|| json!({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false}));
     if !v.is_object() {
         return Err(Error::Tokenizer {

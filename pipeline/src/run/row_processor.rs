@@ -9,14 +9,15 @@ use crate::input::raw_rows::RawRows;
 use crate::input::source::Input;
 use crate::label::block::Grid;
 use crate::label::supervise::{Sample, Supervisor};
-use crate::label::truncate::{self, Cut};
+use crate::label::truncate::{self, DocumentRange};
 use crate::parse::conversation::{self, Conversation};
 use crate::parse::drop_reason::DropReason;
 use crate::parse::rows::RowParser;
 use crate::run::batch::{Cursor, ProcessedBatch, ProcessedDocument, ProcessedRow};
 use crate::template::chat::ChatTemplate;
-use crate::template::control::ControlText;
-use crate::template::spans::{Fault, Rendered, SpanFinder};
+use crate::template::control::ControlTokens;
+use crate::template::rendered::Rendered;
+use crate::template::spans::{RenderError, SpanFinder};
 use crate::template::verbatim::{CHECK_EVERY, Verbatim};
 use crate::tokenize::tokenizer::Tokenizer;
 use dlm_datasets::manifest::Manifest;
@@ -29,11 +30,11 @@ pub struct Stages<'a> {
     /// The tokenizer.
     pub tokenizer: &'a Tokenizer,
     /// The tokenizer's control tokens.
-    pub control: &'a ControlText,
+    pub control: &'a ControlTokens,
     /// The chat template.
     pub template: &'a ChatTemplate,
     /// Which content the template copies verbatim; none if every row is rendered.
-    pub linear: Option<&'a Verbatim>,
+    pub verbatim: Option<&'a Verbatim>,
     /// Token ids and policies.
     pub manifest: &'a Manifest,
     /// All input files, for their renamed columns.
@@ -50,7 +51,7 @@ pub struct RowProcessor<'a> {
     grid: Grid,
     rendered: Rendered,
     sample: Sample,
-    cuts: Vec<Cut>,
+    cuts: Vec<DocumentRange>,
     wants_fingerprint: bool,
 }
 
@@ -67,7 +68,7 @@ impl<'a> RowProcessor<'a> {
             manifest: m,
             inputs: stages.inputs,
             spans: SpanFinder::new(stages.template, stages.control, s.special_text, s.lost_text)
-                .with_linear(stages.linear),
+                .with_verbatim(stages.verbatim),
             supervisor: Supervisor {
                 tokenizer: stages.tokenizer,
                 loss_on: s.loss_on,
@@ -119,14 +120,14 @@ impl<'a> RowProcessor<'a> {
             });
             let (ids, loss, documents) = (out.ids.len(), out.loss.len(), out.documents.len());
             let check = (from.row + i as u64) % CHECK_EVERY == 0;
-            let done = parsed.conversation.map_err(Fault::from).and_then(|mut c| {
+            let done = parsed.conversation.map_err(RenderError::from).and_then(|mut c| {
                 let done = self.conversation(&c, check, &mut row, &mut out);
                 c.messages.clear();
                 messages = c.messages;
                 done
             });
             if let Err(fault) = done {
-                let Fault::Drop(reason) = fault else {
+                let RenderError::Drop(reason) = fault else {
                     return Err(Error::Unfit(format!(
                         "row {} of input {}: the template changes its text, although the probes showed that it copies such text verbatim; run again with --render each",
                         from.row + i as u64,
@@ -151,7 +152,7 @@ impl<'a> RowProcessor<'a> {
         check: bool,
         row: &mut ProcessedRow,
         out: &mut ProcessedBatch,
-    ) -> std::result::Result<(), Fault> {
+    ) -> std::result::Result<(), RenderError> {
         let s = self.settings;
         if self.wants_fingerprint {
             row.fingerprint = conversation::fingerprint(c);
@@ -160,11 +161,11 @@ impl<'a> RowProcessor<'a> {
         self.spans.render_into(c, check, rendered)?;
         out.text_bytes += rendered.text.len() as u64;
         row.has_control_text = rendered.control.is_some();
-        row.respaced = rendered.respaced;
-        row.rewritten = rendered.rewritten;
+        row.whitespace_changed_turns = rendered.whitespace_changed_turns;
+        row.rewritten_turns = rendered.rewritten_turns;
         self.supervisor.encode(rendered, &mut self.sample)?;
         row.over_long = self.sample.ids.len() > s.seq_len;
-        let lost = truncate::cut(
+        let lost = truncate::split_into_documents(
             &self.sample,
             s.over_long,
             s.seq_len,

@@ -1,22 +1,25 @@
-//! A model's chat template: found, loaded, rendered.
+//! Loading and rendering a model's chat template.
 //!
-//! In: a tokenizer folder, a file, or the name of a built-in. Out: [`ChatTemplate::render`], equal
-//! to transformers' `apply_chat_template(tokenize=False)`. Which template, in order (as
-//! transformers): `chat_template.jinja`; `chat_template` in `tokenizer_config.json` (a string, or a
-//! list of named ones: `default`, and `tool_use` when the conversation has tools);
-//! `chat_template.json`; else a built-in, by the tokens the tokenizer has.
+//! In: a tokenizer folder, a file, or the name of a built-in template. Out: a [`ChatTemplate`],
+//! whose output equals that of transformers' `apply_chat_template(tokenize=False)`. In a folder the
+//! template is looked up in the order of transformers: `chat_template.jinja`; `chat_template` in
+//! `tokenizer_config.json` (a string, or a list of named templates, of which `default` is used, and
+//! `tool_use` for conversations with tools); `chat_template.json`. A folder without any gets a
+//! built-in template that fits its tokens.
 
 use crate::config::policies::default_now;
 use crate::error::{Error, Result};
 use crate::parse::conversation::Message;
 use crate::template::jinja;
+use crate::template::jinja_source::has_generation;
+use crate::tokenize::special_tokens::{read_json, special_tokens};
 use minijinja::Environment;
 use minijinja::value::{Serde, Value};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// ChatML, as Qwen and SmolLM write it, without a default system prompt.
+/// The ChatML format of Qwen and SmolLM, without a default system prompt.
 pub const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 /// The Llama 3 instruct format, without dates or tools.
 pub const LLAMA3: &str = "{{ '<|begin_of_text|>' }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}";
@@ -30,46 +33,13 @@ pub struct ChatTemplate {
     specials: BTreeMap<String, String>,
 }
 
-/// Named special tokens (`bos_token` …) of a tokenizer folder.
-pub fn special_tokens(dir: &Path) -> Result<BTreeMap<String, String>> {
-    let mut out = BTreeMap::new();
-    for file in ["special_tokens_map.json", "tokenizer_config.json"] {
-        let Some(Json::Object(map)) = read_json(&dir.join(file))? else {
-            continue;
-        };
-        for name in ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token"] {
-            let text = match map.get(name) {
-                Some(Json::String(s)) => Some(s.as_str()),
-                Some(Json::Object(o)) => o.get("content").and_then(Json::as_str),
-                _ => None,
-            };
-            if let Some(text) = text {
-                out.insert(name.to_string(), text.to_string());
-            }
-        }
-    }
-    Ok(out)
-}
-
-/// The JSON in a file, or none where there is no file.
-pub fn read_json(path: &Path) -> Result<Option<Json>> {
-    match std::fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| Error::Input {
-            path: path.display().to_string(),
-            reason: format!("not JSON: {e}"),
-        }),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io("reading", path)(e)),
-    }
-}
-
 impl ChatTemplate {
-    /// The template of a tokenizer folder; a built-in where it has none and its tokens say which.
+    /// The template of a tokenizer folder, or a built-in one that fits its tokens.
     pub fn load(dir: &Path) -> Result<Self> {
         Self::load_at(dir, default_now())
     }
 
-    /// [`load`](Self::load) with the time that `strftime_now` tells.
+    /// Like [`load`](Self::load); `strftime_now` formats the time `now`.
     pub fn load_at(dir: &Path, now: jiff::civil::DateTime) -> Result<Self> {
         let specials = special_tokens(dir)?;
         let jinja = dir.join("chat_template.jinja");
@@ -107,7 +77,7 @@ impl ChatTemplate {
                 _ => {}
             }
         }
-        // A base model: its vocabulary says which format its family speaks.
+        // The folder of a base model: its vocabulary shows which format its family uses.
         let path = dir.join("tokenizer.json");
         let text = std::fs::read_to_string(&path).map_err(Error::io("reading", &path))?;
         let has = |token: &str| text.contains(&format!("\"{token}\""));
@@ -128,7 +98,7 @@ impl ChatTemplate {
         Self::builtin_at(name, BTreeMap::new(), default_now())
     }
 
-    /// What `--template` names: a built-in, or a file.
+    /// The template that `--template` names: a built-in or a file.
     pub fn named(
         name: &str,
         specials: BTreeMap<String, String>,
@@ -161,7 +131,7 @@ impl ChatTemplate {
         Self::new(source.to_string(), None, &format!("built-in {name}"), specials, now)
     }
 
-    /// A template from its source; `tool_use` is used instead for conversations with tools.
+    /// A template from its source. `tool_use` is a second template for conversations with tools.
     pub fn new(
         source: String,
         tool_use: Option<String>,
@@ -178,37 +148,37 @@ impl ChatTemplate {
         Ok(ChatTemplate { env, tool_env, source, origin: origin.to_string(), specials })
     }
 
-    /// The template's text.
+    /// The source text of the template.
     pub fn source(&self) -> &str {
         &self.source
     }
-    /// Where it came from.
+    /// Where the template comes from: a file name or the name of a built-in.
     pub fn origin(&self) -> &str {
         &self.origin
     }
-    /// Its special tokens by name.
+    /// A special token of the folder by its name, for example `eos_token`.
     pub fn special(&self, name: &str) -> Option<&str> {
         self.specials.get(name).map(String::as_str)
     }
-    /// Whether it marks the assistant's part with `{% generation %}`.
+    /// Whether the template marks the assistant's text with `{% generation %}` blocks.
     pub fn has_generation(&self) -> bool {
-        jinja::has_generation(&self.source)
+        has_generation(&self.source)
     }
 
-    /// The text of a conversation; with `add_generation_prompt`, ending where the assistant begins
-    /// to speak.
+    /// The text of a conversation. With `add_generation_prompt` it ends where the assistant's next
+    /// message begins.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         self.render_with(messages, None, add_generation_prompt, false)
     }
 
-    /// [`render`](Self::render) with tools, and on request with marks around `{% generation %}`
-    /// blocks.
+    /// Like [`render`](Self::render), with tools. With `mark_generation`, `{% generation %}` blocks
+    /// are enclosed in the characters of [`crate::template::placeholder`].
     pub fn render_with(
         &self,
         messages: &[Message],
         tools: Option<&Json>,
         add_generation_prompt: bool,
-        mark: bool,
+        mark_generation: bool,
     ) -> Result<String> {
         let mut context: BTreeMap<&str, Value> =
             self.specials.iter().map(|(k, v)| (k.as_str(), Value::from(v.as_str()))).collect();
@@ -216,13 +186,13 @@ impl ChatTemplate {
         context.insert("tools", tools.map_or(Value::from(()), |t| Value::from(Serde(t))));
         context.insert("documents", Value::from(()));
         context.insert("add_generation_prompt", Value::from(add_generation_prompt));
-        if mark {
-            context.insert(jinja::MARK_VARIABLE, Value::from(true));
+        if mark_generation {
+            context.insert(jinja::MARK_GENERATION, Value::from(true));
         }
         self.render_context(Value::from(context), tools.is_some())
     }
 
-    /// Renders any context: what `dlm-prep render` does with a line of its input.
+    /// Renders any template context, as `dlm-prep render` does with a line of its input.
     pub fn render_context(&self, context: Value, with_tools: bool) -> Result<String> {
         let env = self.tool_env.as_ref().filter(|_| with_tools).unwrap_or(&self.env);
         let render = || env.get_template("chat")?.render(context);
@@ -230,7 +200,7 @@ impl ChatTemplate {
     }
 }
 
-/// An error's message without minijinja's listing.
+/// The message of an error on one line, without minijinja's source listing.
 fn one_line(e: &minijinja::Error) -> String {
     let mut out = e.detail().map_or_else(|| e.to_string(), |d| d.to_string());
     if let Some(line) = e.line() {
@@ -243,7 +213,7 @@ fn one_line(e: &minijinja::Error) -> String {
 mod tests {
     use super::*;
 
-    fn talk() -> Vec<Message<'static>> {
+    fn conversation() -> Vec<Message<'static>> {
         vec![
             Message::new("system", "s"),
             Message::new("user", "q"),
@@ -255,13 +225,13 @@ mod tests {
     fn built_ins() {
         let t = ChatTemplate::builtin("chatml").unwrap();
         assert_eq!(
-            t.render(&talk(), false).unwrap(),
+            t.render(&conversation(), false).unwrap(),
             "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n a <|im_end|>\n"
         );
-        assert!(t.render(&talk()[..2], true).unwrap().ends_with("<|im_start|>assistant\n"));
+        assert!(t.render(&conversation()[..2], true).unwrap().ends_with("<|im_start|>assistant\n"));
         let t = ChatTemplate::builtin("llama3").unwrap();
         assert!(
-            t.render(&talk(), false)
+            t.render(&conversation(), false)
                 .unwrap()
                 .ends_with("<|start_header_id|>assistant<|end_header_id|>\n\na<|eot_id|>")
         );
@@ -269,10 +239,11 @@ mod tests {
     }
 
     #[test]
-    fn found_in_a_folder() {
+    fn lookup_order_in_a_folder() {
         let dir = tempfile::tempdir().unwrap();
         let put = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
-        let first = || ChatTemplate::load(dir.path()).map(|t| t.render(&talk(), false).unwrap());
+        let first =
+            || ChatTemplate::load(dir.path()).map(|t| t.render(&conversation(), false).unwrap());
         put("tokenizer.json", "{\"added_tokens\": []}");
         assert!(first().is_err());
         put("tokenizer.json", "{\"added_tokens\": [\"<|im_start|>\", \"<|im_end|>\"]}");
@@ -285,7 +256,7 @@ mod tests {
         put("tokenizer_config.json", r#"{"chat_template": "c"}"#);
         assert_eq!(first().unwrap(), "c");
         put("chat_template.jinja", "{{ raise_exception('no ' + messages[0].role) }}");
-        let e = ChatTemplate::load(dir.path()).unwrap().render(&talk(), false).unwrap_err();
+        let e = ChatTemplate::load(dir.path()).unwrap().render(&conversation(), false).unwrap_err();
         assert!(e.to_string().contains("no system"), "{e}");
         put("chat_template.jinja", "{% for %}");
         assert!(ChatTemplate::load(dir.path()).is_err());

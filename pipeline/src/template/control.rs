@@ -1,81 +1,58 @@
-//! Control-token strings inside message content, which are text and must stay text.
+//! Control-token strings inside message content, which must be encoded as ordinary text.
 //!
-//! In: content as people wrote it. Out: the same with every control-token string replaced by a mark
-//! the template carries through untouched; after rendering, what looks like a control token is one
-//! the template wrote, and a mark is text. Marks are Unicode noncharacters (U+FDD0 … U+FDEF), which
-//! never occur in text meant for interchange; rows that hold some are dropped by name.
+//! In: message content. Out: the content with every string that spells a control token replaced by
+//! a placeholder that the template copies unchanged (`placeholder.rs`). After rendering, a string
+//! that spells a control token was written by the template and is that token; a placeholder is
+//! turned back into text.
 
 use crate::error::{Error, Result};
+use crate::parse::conversation::Message;
+use crate::template::placeholder::{
+    CONTROL_END, CONTROL_START, parse_placeholder, push_placeholder,
+};
 use crate::tokenize::tokenizer::AddedToken;
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 use serde_json::Value;
 
-const OPEN: char = '\u{FDEE}';
-const CLOSE: char = '\u{FDEF}';
-const DIGIT: u32 = 0xFDD2;
-
-/// `n` as a mark between two noncharacters.
-pub fn mark(open: char, n: usize, close: char, out: &mut String) {
-    out.push(open);
-    for shift in (0..4).rev() {
-        out.extend(char::from_u32(DIGIT + ((n >> (4 * shift)) & 15) as u32));
-    }
-    out.push(close);
-}
-
-/// The number of a mark that `text` starts with (behind its opening character), and what follows
-/// it.
-pub fn read_mark(text: &str, close: char) -> Option<(usize, &str)> {
-    let mut n = 0;
-    let mut chars = text.char_indices();
-    for _ in 0..4 {
-        let (_, c) = chars.next()?;
-        let digit = (c as u32).checked_sub(DIGIT).filter(|d| *d < 16)?;
-        n = n * 16 + digit as usize;
-    }
-    let (at, c) = chars.next()?;
-    (c == close).then(|| (n, &text[at + c.len_utf8()..]))
-}
-
-/// Finds control tokens.
-pub struct ControlText {
-    /// The tokens.
+/// Searches text for the control tokens of a tokenizer.
+pub struct ControlTokens {
+    /// Finds control tokens, leftmost and longest first.
     finder: AhoCorasick,
-    /// The tokens, triggers, and last the first two bytes of the reserved noncharacters, overlaps
-    /// included.
-    looker: AhoCorasick,
+    /// Finds, overlaps included: the control tokens, then the triggers, then the first two bytes of
+    /// the noncharacters that placeholders consist of.
+    scanner: AhoCorasick,
     tokens: Vec<(String, i32)>,
     triggers: usize,
 }
 
-/// What was found in texts.
+/// Kinds of strings that [`ControlTokens::scan`] saw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ControlMatch {
-    /// Control-token strings.
+pub struct TextScan {
+    /// Strings that spell a control token.
     pub control: bool,
-    /// Strings the template treats specially.
+    /// Strings that the template treats specially (see [`crate::template::verbatim`]).
     pub trigger: bool,
-    /// Characters we use as marks.
+    /// Noncharacters that placeholders consist of.
     pub reserved: bool,
 }
 
-impl ControlText {
-    /// For a tokenizer's control tokens.
+impl ControlTokens {
+    /// The control tokens among `added`: those marked special, and the end-of-text token `eos`.
     pub fn new(added: &[AddedToken], eos: Option<&str>) -> Result<Self> {
         Self::with_triggers(added, eos, &[])
     }
 
-    /// [`new`](Self::new), looking out for `triggers` too.
+    /// Like [`new`](Self::new); scans for `triggers` too.
     pub fn with_triggers(
         added: &[AddedToken],
         eos: Option<&str>,
         triggers: &[String],
     ) -> Result<Self> {
-        let wanted = |t: &&AddedToken| {
+        let is_control = |t: &&AddedToken| {
             (t.special || Some(t.content.as_str()) == eos) && !t.content.is_empty()
         };
         let tokens: Vec<(String, i32)> =
-            added.iter().filter(wanted).map(|t| (t.content.clone(), t.id as i32)).collect();
+            added.iter().filter(is_control).map(|t| (t.content.clone(), t.id as i32)).collect();
         let failed = |e: aho_corasick::BuildError| {
             Error::Internal(format!("searching for control tokens: {e}"))
         };
@@ -87,88 +64,109 @@ impl ControlText {
             .map_err(failed)?;
         patterns.extend(triggers.iter().map(String::as_bytes));
         patterns.push(&[0xEF, 0xB7]);
-        let looker = AhoCorasick::builder()
+        let scanner = AhoCorasick::builder()
             .match_kind(MatchKind::Standard)
             .kind(Some(AhoCorasickKind::DFA))
             .build(&patterns)
             .map_err(failed)?;
-        Ok(ControlText { finder, looker, tokens, triggers: triggers.len() })
+        Ok(ControlTokens { finder, scanner, tokens, triggers: triggers.len() })
     }
 
-    /// The tokens and their ids.
+    /// The control tokens, as strings with their ids.
     pub fn tokens(&self) -> &[(String, i32)] {
         &self.tokens
     }
 
-    /// Looks through a text; adds to `found`.
-    pub fn look(&self, text: &str, found: &mut ControlMatch) {
-        // The common case, nothing at all, is one pass that may skip; only then is every match,
-        // overlaps too, looked at.
-        if !self.looker.is_match(text) {
+    /// Scans a text and sets the flags of `scan` for what it contains.
+    pub fn scan(&self, text: &str, scan: &mut TextScan) {
+        // Most texts contain nothing, which one pass finds out quickly. Only the others are
+        // searched for every match, overlaps included.
+        if !self.scanner.is_match(text) {
             return;
         }
-        for m in self.looker.find_overlapping_iter(text) {
+        for m in self.scanner.find_overlapping_iter(text) {
             let k = m.pattern().as_usize();
             if k < self.tokens.len() {
-                found.control = true;
+                scan.control = true;
             } else if k < self.tokens.len() + self.triggers {
-                found.trigger = true;
+                scan.trigger = true;
             } else if text.as_bytes().get(m.end()).is_some_and(|b| (0x90..=0xAF).contains(b)) {
-                found.reserved = true;
+                scan.reserved = true;
             }
         }
     }
 
-    /// The first control token in `text`: where, how long, its id.
+    /// The first control token in `text`: its byte offset, its length in bytes, its id.
     pub fn first(&self, text: &str) -> Option<(usize, usize, i32)> {
         let m = self.finder.find(text)?;
         Some((m.start(), m.len(), self.tokens[m.pattern().as_usize()].1))
     }
 
-    /// Replaces control-token strings by marks.
-    pub fn mark(&self, text: &str) -> String {
+    /// Replaces strings that spell a control token by placeholders.
+    pub fn escape(&self, text: &str) -> String {
         let mut out = String::with_capacity(text.len() + 16);
         let mut from = 0;
         for m in self.finder.find_iter(text) {
             out.push_str(&text[from..m.start()]);
-            mark(OPEN, m.pattern().as_usize(), CLOSE, &mut out);
+            push_placeholder(CONTROL_START, m.pattern().as_usize(), CONTROL_END, &mut out);
             from = m.end();
         }
         out.push_str(&text[from..]);
         out
     }
 
-    /// [`mark`](Self::mark) for every string in a JSON value.
-    pub fn mark_json(&self, v: &mut Value) {
+    /// Applies [`escape`](Self::escape) to every string value inside a JSON value.
+    pub fn escape_json(&self, v: &mut Value) {
         match v {
-            Value::String(s) => *s = self.mark(s),
-            Value::Array(a) => a.iter_mut().for_each(|x| self.mark_json(x)),
-            Value::Object(o) => o.values_mut().for_each(|x| self.mark_json(x)),
+            Value::String(s) => *s = self.escape(s),
+            Value::Array(a) => a.iter_mut().for_each(|x| self.escape_json(x)),
+            Value::Object(o) => o.values_mut().for_each(|x| self.escape_json(x)),
             _ => {}
         }
     }
 
-    /// Looks through every string of a JSON value.
-    pub fn look_json(&self, v: &Value, found: &mut ControlMatch) {
+    /// Scans every string of a JSON value, keys included.
+    pub fn scan_json(&self, v: &Value, scan: &mut TextScan) {
         match v {
-            Value::String(s) => self.look(s, found),
-            Value::Array(a) => a.iter().for_each(|x| self.look_json(x, found)),
+            Value::String(s) => self.scan(s, scan),
+            Value::Array(a) => a.iter().for_each(|x| self.scan_json(x, scan)),
             Value::Object(o) => o.iter().for_each(|(k, x)| {
-                self.look(k, found);
-                self.look_json(x, found);
+                self.scan(k, scan);
+                self.scan_json(x, scan);
             }),
             _ => {}
         }
     }
 
-    /// The text with its marks turned back.
-    pub fn unmark(&self, text: &str) -> String {
+    /// Scans the contents and tool calls of messages.
+    pub fn scan_messages(&self, messages: &[Message]) -> TextScan {
+        let mut scan = TextScan::default();
+        for m in messages {
+            self.scan(&m.content, &mut scan);
+            m.tool_calls.iter().for_each(|v| self.scan_json(v, &mut scan));
+        }
+        scan
+    }
+
+    /// Applies [`escape`](Self::escape) to the contents and tool calls of messages.
+    pub fn escape_messages<'m>(&self, messages: &[Message<'m>]) -> Vec<Message<'m>> {
+        let mut escaped = messages.to_vec();
+        for m in &mut escaped {
+            m.content = self.escape(&m.content).into();
+            m.tool_calls.iter_mut().for_each(|v| self.escape_json(v));
+        }
+        escaped
+    }
+
+    /// Replaces placeholders by the strings they stand for; the inverse of
+    /// [`escape`](Self::escape).
+    pub fn unescape(&self, text: &str) -> String {
         let mut out = String::with_capacity(text.len());
         let mut rest = text;
-        while let Some(at) = rest.find(OPEN) {
+        while let Some(at) = rest.find(CONTROL_START) {
             out.push_str(&rest[..at]);
-            let after = &rest[at + OPEN.len_utf8()..];
-            match read_mark(after, CLOSE)
+            let after = &rest[at + CONTROL_START.len_utf8()..];
+            match parse_placeholder(after, CONTROL_END)
                 .and_then(|(n, tail)| self.tokens.get(n).map(|t| (t, tail)))
             {
                 Some(((token, _), tail)) => {
@@ -176,7 +174,7 @@ impl ControlText {
                     rest = tail;
                 }
                 None => {
-                    out.push(OPEN);
+                    out.push(CONTROL_START);
                     rest = after;
                 }
             }
@@ -185,7 +183,8 @@ impl ControlText {
         out
     }
 
-    /// Splits text at control tokens: (text between, id and length of the token after it).
+    /// Splits text at control tokens. Each item is the text up to the next control token, and that
+    /// token's id and length in bytes (None at the end of the text).
     pub fn split<'a>(
         &'a self,
         text: &'a str,
@@ -209,10 +208,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn control() -> ControlText {
+    fn control() -> ControlTokens {
         let t =
             |content: &str, id, special| AddedToken { content: content.to_string(), id, special };
-        ControlText::new(
+        ControlTokens::new(
             &[
                 t("<|a|>", 1, true),
                 t("<|ab|>", 2, true),
@@ -225,36 +224,36 @@ mod tests {
     }
 
     #[test]
-    fn finds_what_controls() {
+    fn scan_and_split() {
         let c = control();
         let (nothing, control) =
-            (ControlMatch::default(), ControlMatch { control: true, ..Default::default() });
-        assert_eq!(look(&c, "plain <think> <|x|>"), nothing);
-        assert_eq!(look(&c, "x<|ab|>"), control);
-        assert_eq!(look(&c, "</s>"), control);
-        assert_eq!(look(&c, "a\u{FDD0}"), ControlMatch { reserved: true, ..Default::default() });
-        assert_eq!(look(&c, "a\u{FDCF}\u{FDF0}"), nothing);
+            (TextScan::default(), TextScan { control: true, ..Default::default() });
+        assert_eq!(scan(&c, "plain <think> <|x|>"), nothing);
+        assert_eq!(scan(&c, "x<|ab|>"), control);
+        assert_eq!(scan(&c, "</s>"), control);
+        assert_eq!(scan(&c, "a\u{FDD0}"), TextScan { reserved: true, ..Default::default() });
+        assert_eq!(scan(&c, "a\u{FDCF}\u{FDF0}"), nothing);
         let parts: Vec<_> = c.split("x<|a|>y</s>").collect();
         assert_eq!(parts, [("x", Some((1, 5))), ("y", Some((4, 4))), ("", None)]);
-        let c = ControlText::with_triggers(&[], None, &["</think>".to_string()]).unwrap();
-        assert_eq!(look(&c, "a</think>"), ControlMatch { trigger: true, ..Default::default() });
+        let c = ControlTokens::with_triggers(&[], None, &["</think>".to_string()]).unwrap();
+        assert_eq!(scan(&c, "a</think>"), TextScan { trigger: true, ..Default::default() });
     }
 
-    fn look(c: &ControlText, text: &str) -> ControlMatch {
-        let mut found = ControlMatch::default();
-        c.look(text, &mut found);
-        found
+    fn scan(c: &ControlTokens, text: &str) -> TextScan {
+        let mut seen = TextScan::default();
+        c.scan(text, &mut seen);
+        seen
     }
 
     proptest! {
         #[test]
-        fn marks_come_back(parts in prop::collection::vec(prop_oneof![Just("<|a|>".to_string()), Just("<|".to_string()), Just("</s>".to_string()), "\\PC{0,8}"], 0..12)) {
+        fn escape_is_reversible(parts in prop::collection::vec(prop_oneof![Just("<|a|>".to_string()), Just("<|".to_string()), Just("</s>".to_string()), "\\PC{0,8}"], 0..12)) {
             let c = control();
             let text = parts.concat();
-            prop_assume!(!look(&c, &text).reserved);
-            let marked = c.mark(&text);
-            prop_assert!(c.first(&marked).is_none(), "{:?}", marked);
-            prop_assert_eq!(c.unmark(&marked), text);
+            prop_assume!(!scan(&c, &text).reserved);
+            let escaped = c.escape(&text);
+            prop_assert!(c.first(&escaped).is_none(), "{:?}", escaped);
+            prop_assert_eq!(c.unescape(&escaped), text);
         }
     }
 }

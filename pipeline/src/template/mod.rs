@@ -1,8 +1,16 @@
-//! Conversations to text, as the model's own chat template writes it, with the assistant's spans.
+//! Conversations become text, written by the model's own chat template, with the spans of the
+//! assistant turns.
 
+pub mod alignment;
 pub mod chat;
+pub mod chat_format;
 pub mod control;
 pub mod jinja;
+pub mod jinja_source;
+pub mod placeholder;
+pub mod python_text;
+pub mod rendered;
 pub mod skeleton;
+pub mod skeleton_cache;
 pub mod spans;
 pub mod verbatim;

@@ -1,33 +1,34 @@
-//! Templates that only copy content: found by experiment, so that most rows need no render.
+//! Detects by experiment whether a template copies message contents verbatim, so that most rows
+//! need no render.
 //!
-//! In: a template. Out: [`Verbatim`]: what content must not hold for the template to copy it as it
-//! is into its skeleton. Every string literal of the template's source, alone, in pairs and at the
-//! edges of a text, is tried as content of each message, with white space, long texts and the like;
-//! a render that is not the skeleton filled in makes the literal a *trigger*. Rows that hold a
-//! trigger are rendered. Of the others one in [`CHECK_EVERY`] is rendered all the same and
-//! compared; a difference stops the run, which then has to be made with `--render each`.
+//! In: a template. Out: [`Verbatim`], the conditions under which it copies a content unchanged into
+//! its skeleton. Every string literal of the template's source is tried as content of each message,
+//! alone, in pairs and at the edges of a text, and so are white space, long texts and the like. A
+//! literal for which the render is not the filled skeleton is a *trigger*. Rows that contain a
+//! trigger are rendered. Of the others, one in [`CHECK_EVERY`] is rendered anyway and compared; a
+//! difference stops the run, which then has to be repeated with `--render each`.
 
 use crate::parse::conversation::Message;
 use crate::template::chat::ChatTemplate;
 
-/// One row in so many is rendered and compared.
+/// One row in this many is rendered and compared.
 pub const CHECK_EVERY: u64 = 61;
-/// Templates with more literals than this are rendered row by row.
+/// Templates with more literals than this are rendered for every row.
 const MAX_LITERALS: usize = 96;
 
-/// What keeps a row from the short way.
+/// Which contents a template does not copy verbatim.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Verbatim {
-    /// Strings the template treats specially.
+    /// Strings that the template treats specially wherever they occur.
     pub triggers: Vec<String>,
-    /// Whether white space at a content's edges is changed.
-    pub edge_space: bool,
+    /// Whether the template changes white space at the start or end of a content.
+    pub changes_edge_whitespace: bool,
 }
 
-/// Fills in a skeleton with contents: none if the roles do not allow it.
+/// Gives the text of the skeleton filled with the contents; None if the template refuses the roles.
 pub type Fill<'a> = dyn FnMut(&[Message]) -> Option<String> + 'a;
 
-/// The string literals of a Jinja source: (literal, whether it stands in a statement).
+/// The string literals of a Jinja source, each with whether it occurs in a statement (`{% … %}`).
 fn literals(source: &str) -> Vec<(String, bool)> {
     let mut out: Vec<(String, bool)> = Vec::new();
     let mut rest = source;
@@ -75,7 +76,7 @@ fn literals(source: &str) -> Vec<(String, bool)> {
     out
 }
 
-/// Tries a template out. None: it has to be rendered for every row.
+/// Runs the experiment. None if the template has to be rendered for every row.
 pub fn probe(template: &ChatTemplate, fill: &mut Fill) -> Option<Verbatim> {
     let literals = literals(template.source());
     if literals.len() > MAX_LITERALS {
@@ -87,16 +88,18 @@ pub fn probe(template: &ChatTemplate, fill: &mut Fill) -> Option<Verbatim> {
         &["user", "assistant", "user", "assistant"],
         &["system", "user", "assistant", "user", "assistant"],
     ];
-    // A template may refuse a shape (no system turn, say); it then refuses every row of that shape,
-    // and the skeleton shows it.
-    let shapes: Vec<&[&str]> =
-        shapes.into_iter().filter(|s| fill(&talk(s, |_| "x".to_string())).is_some()).collect();
+    // A template may refuse a shape (for example one with a system message). It then refuses every
+    // row of that shape, which building the skeleton reveals.
+    let shapes: Vec<&[&str]> = shapes
+        .into_iter()
+        .filter(|s| fill(&conversation(s, |_| "x".to_string())).is_some())
+        .collect();
     if shapes.is_empty() {
         return None;
     }
-    let mut holds = |content: &dyn Fn(usize) -> String| {
+    let mut copies = |content: &dyn Fn(usize) -> String| {
         shapes.iter().all(|s| {
-            let messages = talk(s, content);
+            let messages = conversation(s, content);
             match (template.render(&messages, false), fill(&messages)) {
                 (Ok(a), Some(b)) => a == b,
                 _ => false,
@@ -117,11 +120,11 @@ pub fn probe(template: &ChatTemplate, fill: &mut Fill) -> Option<Verbatim> {
         &long,
     ];
     for p in plain {
-        if !holds(&|_| p.to_string()) {
+        if !copies(&|_| p.to_string()) {
             return None;
         }
     }
-    if !holds(&|k| format!("m{k}")) {
+    if !copies(&|k| format!("m{k}")) {
         return None;
     }
     let mut out = Verbatim::default();
@@ -138,12 +141,12 @@ pub fn probe(template: &ChatTemplate, fill: &mut Fill) -> Option<Verbatim> {
         " ",
         "\n",
     ] {
-        out.edge_space |= !holds(&|_| p.to_string())
-            || !holds(&|k| {
+        out.changes_edge_whitespace |= !copies(&|_| p.to_string())
+            || !copies(&|k| {
                 if k % 2 == 1 { p.to_string() } else { "x".to_string() }
             });
     }
-    let mut calm: Vec<&str> = Vec::new();
+    let mut harmless: Vec<&str> = Vec::new();
     for (l, statement) in &literals {
         let l = l.trim();
         let forms = [
@@ -153,27 +156,27 @@ pub fn probe(template: &ChatTemplate, fill: &mut Fill) -> Option<Verbatim> {
             l.to_string(),
             format!("{l}\nb\n{l}"),
         ];
-        let everywhere = forms.iter().all(|f| holds(&|_| f.clone()));
-        let somewhere = everywhere
+        let in_all_messages = forms.iter().all(|f| copies(&|_| f.clone()));
+        let in_single_messages = in_all_messages
             && (0..5).all(|only| {
                 [&forms[0], &forms[3]].iter().all(|f| {
-                    holds(&|k| {
+                    copies(&|k| {
                         if k == only { f.to_string() } else { "x".to_string() }
                     })
                 })
             });
-        if !somewhere {
+        if !in_single_messages {
             out.triggers.push(l.to_string());
         } else if *statement {
-            calm.push(l);
+            harmless.push(l);
         }
     }
     let mut pairs = Vec::new();
-    for a in &calm {
-        for b in &calm {
+    for a in &harmless {
+        for b in &harmless {
             let both = format!("{a}x{b}");
-            if !holds(&|_| both.clone())
-                || !holds(&|k| {
+            if !copies(&|_| both.clone())
+                || !copies(&|k| {
                     if k % 2 == 0 { a.to_string() } else { b.to_string() }
                 })
             {
@@ -187,7 +190,11 @@ pub fn probe(template: &ChatTemplate, fill: &mut Fill) -> Option<Verbatim> {
     Some(out)
 }
 
-fn talk(roles: &[&'static str], content: impl Fn(usize) -> String) -> Vec<Message<'static>> {
+/// A conversation with these roles; `content` gives the text by message index.
+fn conversation(
+    roles: &[&'static str],
+    content: impl Fn(usize) -> String,
+) -> Vec<Message<'static>> {
     roles.iter().enumerate().map(|(k, r)| Message::new(*r, content(k))).collect()
 }
 
@@ -196,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_literals() {
+    fn literals_of_a_source() {
         let got =
             literals("{% if m == 'a\\n' and \"b'\" in m %}'no'{{ '<x>' + \"a\\n\" }}{# 'no' #}");
         assert_eq!(

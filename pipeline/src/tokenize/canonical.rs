@@ -1,8 +1,9 @@
-//! `tokenizer.json` in the form the 1.0 engine wants.
+//! `tokenizer.json` in the form that the fast engine (tokenizers 1.0) requires.
 //!
-//! In: a [`TokenizerSource`]. Out: its JSON converted, by a tree of all of it
-//! ([`TokenizerSource::canonical`], the obvious form), or by cutting vocabulary and merges out as
-//! text, converting the rest and pasting them back, which is many times quicker.
+//! In: a [`TokenizerSource`]. Out: the converted JSON. [`TokenizerSource::canonical`] converts a
+//! JSON tree of the whole file and is the reference implementation;
+//! [`TokenizerSource::canonical_by_splicing`] cuts the vocabulary and the merges out as text,
+//! converts the rest and inserts them again, which is many times faster. A test compares the two.
 
 use crate::tokenize::json_text::{string_end, values_of};
 use crate::tokenize::tokenizer_file::TokenizerSource;
@@ -12,7 +13,7 @@ use std::ops::Range;
 use tokenizers_fast as fast;
 
 impl TokenizerSource {
-    /// The JSON as the fast engine wants it.
+    /// The JSON in the form that the fast engine requires.
     pub(crate) fn canonical(&self) -> std::result::Result<String, String> {
         let mut v: Value = serde_json::from_str(&self.json).map_err(|e| e.to_string())?;
         if !self.missing_bytes.is_empty() {
@@ -27,8 +28,7 @@ impl TokenizerSource {
         serde_json::to_string(&v).map_err(|e| e.to_string())
     }
 
-    /// All of [`canonical`](Self::canonical) that does not concern the entries of vocabulary and
-    /// merges.
+    /// The part of the conversion that does not depend on the entries of vocabulary and merges.
     fn canonicalize(&self, v: &mut Value) -> std::result::Result<(), String> {
         for k in ["truncation", "padding"] {
             v[k] = Value::Null;
@@ -50,9 +50,9 @@ impl TokenizerSource {
         fast::canonicalize_value(v).map_err(|e| e.to_string())
     }
 
-    /// [`canonical`](Self::canonical) without making a tree of the hundreds of thousands of entries
-    /// of vocabulary and merges: they are cut out as text, the rest is converted, and they are put
-    /// back. None where that cannot be told to be the same.
+    /// [`canonical`](Self::canonical) without a JSON tree of the hundreds of thousands of entries
+    /// of vocabulary and merges: they are cut out as text, the rest is converted, and they are
+    /// inserted again. None if the result could differ from `canonical`.
     pub(crate) fn canonical_by_splicing(&self) -> Option<String> {
         let [model] = values_of(&self.json, ["model"])?;
         let inside = &self.json[model.clone()];
@@ -63,51 +63,51 @@ impl TokenizerSource {
         }
         let mut vocab_text = Cow::Borrowed(vocab_text);
         if !self.missing_bytes.is_empty() {
-            let mut more = vocab_text.strip_suffix('}')?.to_string();
+            let mut extended = vocab_text.strip_suffix('}')?.to_string();
             for (k, c) in self.missing_bytes.iter().enumerate() {
-                more.push_str(&format!(
+                extended.push_str(&format!(
                     ",{}:{}",
                     serde_json::to_string(c).ok()?,
                     self.model_size + k
                 ));
             }
-            vocab_text = Cow::Owned(more + "}");
+            vocab_text = Cow::Owned(extended + "}");
         }
         let merges_text = merge_pairs(merges_text)?;
         let (first, second) =
             if vocab.start < merges.start { (&vocab, &merges) } else { (&merges, &vocab) };
-        let hole = |r: &Range<usize>| if *r == vocab { "{}" } else { "[]" };
-        let frame = [
+        let empty = |r: &Range<usize>| if *r == vocab { "{}" } else { "[]" };
+        let shell = [
             &self.json[..model.start],
             &inside[..first.start],
-            hole(first),
+            empty(first),
             &inside[first.end..second.start],
-            hole(second),
+            empty(second),
             &inside[second.end..],
             &self.json[model.end..],
         ]
         .concat();
-        let mut v: Value = serde_json::from_str(&frame).ok()?;
+        let mut v: Value = serde_json::from_str(&shell).ok()?;
         self.canonicalize(&mut v).ok()?;
-        let frame = serde_json::to_string(&v).ok()?;
-        let [model] = values_of(&frame, ["model"])?;
-        let [vocab, merges] = values_of(&frame[model.clone()], ["vocab", "merges"])?;
-        let mut holes = [(vocab, &*vocab_text), (merges, &*merges_text)];
-        holes.sort_by_key(|h| h.0.start);
-        let mut out = String::with_capacity(frame.len() + vocab_text.len() + merges_text.len());
+        let shell = serde_json::to_string(&v).ok()?;
+        let [model] = values_of(&shell, ["model"])?;
+        let [vocab, merges] = values_of(&shell[model.clone()], ["vocab", "merges"])?;
+        let mut inserts = [(vocab, &*vocab_text), (merges, &*merges_text)];
+        inserts.sort_by_key(|insert| insert.0.start);
+        let mut out = String::with_capacity(shell.len() + vocab_text.len() + merges_text.len());
         let mut at = 0;
-        for (hole, text) in holes {
-            out.push_str(&frame[at..model.start + hole.start]);
+        for (place, text) in inserts {
+            out.push_str(&shell[at..model.start + place.start]);
             out.push_str(text);
-            at = model.start + hole.end;
+            at = model.start + place.end;
         }
-        out.push_str(&frame[at..]);
+        out.push_str(&shell[at..]);
         Some(out)
     }
 }
 
-/// A JSON list of merges with every `"a b"` as `["a","b"]`; a list of pairs stays as it is. None
-/// where a merge is neither.
+/// A JSON list of merges with every `"a b"` rewritten as `["a","b"]`; a list of pairs is returned
+/// unchanged. None if a merge has neither form.
 fn merge_pairs(json: &str) -> Option<Cow<'_, str>> {
     let bytes = json.as_bytes();
     let first = json[1..].trim_start();
@@ -124,10 +124,10 @@ fn merge_pairs(json: &str) -> Option<Cow<'_, str>> {
                 let merge = &json[i + 1..end];
                 i = end;
                 if merge.starts_with("#version") {
-                    // A comment, by the converter's rules too.
+                    // A comment, which the converter skips too.
                 } else {
                     let (a, b) = merge.split_once(' ')?;
-                    // A space may be written as an escape: leave that to a real parser.
+                    // A space may also be written as an escape, which needs a JSON parser.
                     if b.contains(' ') || merge.contains("\\u0020") {
                         return None;
                     }
@@ -155,9 +155,9 @@ mod tests {
     use super::*;
     use std::path::Path;
 
-    /// The quick form of the fast engine's JSON means what the obvious one means.
+    /// Splicing gives the same JSON as the reference implementation.
     #[test]
-    fn splicing_is_converting() {
+    fn splicing_equals_the_reference() {
         let dir = tempfile::tempdir().unwrap();
         let mut sources = Vec::new();
         let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");

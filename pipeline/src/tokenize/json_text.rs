@@ -1,18 +1,17 @@
-//! Places in JSON text, found without parsing it.
+//! Byte ranges of values in JSON text, found without building a JSON tree.
 //!
-//! In: text known to be JSON. Out: byte ranges of values, ends of strings, so that a large file can
-//! be cut and pasted as text.
+//! In: text that is known to be valid JSON. Out: byte ranges, with which parts of a large
+//! `tokenizer.json` can be replaced as text.
 
 use std::ops::Range;
 
-/// Where the values of keys of a JSON object stand. The text is known to be JSON; none if a key is
-/// missing or there twice.
+/// Byte ranges of the values of `keys` in a JSON object. None if a key is missing or occurs twice.
 pub(crate) fn values_of<const N: usize>(json: &str, keys: [&str; N]) -> Option<[Range<usize>; N]> {
     let bytes = json.as_bytes();
     let (mut depth, mut i) = (0usize, 0);
-    // The last string at depth 1, and which key's value has begun where.
-    let (mut last, mut begun) = (0..0, None);
-    let mut found: [Option<Range<usize>>; N] = [const { None }; N];
+    // The last string at depth 1, and the key whose value has started, with its start.
+    let (mut last, mut open) = (0..0, None);
+    let mut values: [Option<Range<usize>>; N] = [const { None }; N];
     while i < bytes.len() {
         match bytes[i] {
             b'"' => {
@@ -25,15 +24,15 @@ pub(crate) fn values_of<const N: usize>(json: &str, keys: [&str; N]) -> Option<[
             b'[' | b'{' => depth += 1,
             b':' if depth == 1 => {
                 let key = json.get(last.clone())?;
-                begun = keys.iter().position(|k| *k == key).map(|k| (k, i + 1));
+                open = keys.iter().position(|k| *k == key).map(|k| (k, i + 1));
             }
             b @ (b',' | b'}' | b']') => {
                 if depth == 1
-                    && let Some((k, from)) = begun.take()
+                    && let Some((k, from)) = open.take()
                 {
                     let value = &json[from..i];
                     let from = from + value.len() - value.trim_start().len();
-                    if found[k].replace(from..from + value.trim().len()).is_some() {
+                    if values[k].replace(from..from + value.trim().len()).is_some() {
                         return None;
                     }
                 }
@@ -48,13 +47,14 @@ pub(crate) fn values_of<const N: usize>(json: &str, keys: [&str; N]) -> Option<[
         i += 1;
     }
     let mut out = [const { 0..0 }; N];
-    for (o, f) in out.iter_mut().zip(found) {
+    for (o, f) in out.iter_mut().zip(values) {
         *o = f?;
     }
     Some(out)
 }
 
-/// Where a JSON string ends whose first byte is at `from`.
+/// The index of the closing quote of a JSON string whose first byte after the opening quote is at
+/// `from`.
 pub(crate) fn string_end(bytes: &[u8], from: usize) -> Option<usize> {
     let mut i = from;
     loop {

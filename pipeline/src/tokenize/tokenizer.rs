@@ -1,13 +1,14 @@
-//! Text to ids and back.
+//! Text to token ids and back.
 //!
-//! In: a tokenizer folder (`tokenizer.json`). Out: [`Tokenizer`], on one of two engines: `fast`,
-//! the 1.0 release candidate of the tokenizers crate, many times faster, and `stable`, 0.23. The
-//! fast one is used where it loads and gives the same ids as the stable one on a sample of the
-//! run's own rows ([`TokenizerSource::choose`]).
+//! In: a tokenizer folder (`tokenizer.json`). Out: a [`Tokenizer`] on one of two engines: *fast*,
+//! the 1.0 release candidate of the tokenizers crate, which is many times faster, and *stable*,
+//! version 0.23. The fast engine is used if it loads and gives the same ids as the stable one on a
+//! sample of the run's own rows ([`TokenizerSource::choose`]).
 //!
-//! Repair for byte-level vocabularies that lack some of the 256 bytes (SmolLM2): the stable engine
-//! drops such bytes, the fast one refuses to load. The missing symbols are given ids of their own,
-//! between the model's and the tokens added behind it, and are dropped again after encoding.
+//! Some byte-level vocabularies lack some of the 256 bytes (SmolLM2). The stable engine drops such
+//! bytes from the text; the fast engine refuses to load. For the fast engine the missing symbols
+//! get ids between the model's vocabulary and the added tokens, and these ids are removed from its
+//! output again.
 
 use crate::error::{Error, Result};
 pub use crate::tokenize::tokenizer_file::{AddedToken, TokenizerSource};
@@ -16,29 +17,27 @@ use tokenizers_fast as fast;
 
 enum Engine {
     Fast(Box<fast::pipeline::PipelineTokenizer>),
-    /// With control tokens recognised, and (made only if it is to be used) with their strings as
-    /// text.
-    Stable(Box<(tokenizers::Tokenizer, Option<tokenizers::Tokenizer>)>),
+    /// The first instance recognizes control tokens; the second encodes their strings as text.
+    Stable(Box<(tokenizers::Tokenizer, tokenizers::Tokenizer)>),
 }
 
-/// A tokenizer.
+/// A loaded tokenizer; see the top of this file for the two engines.
 pub struct Tokenizer {
     engine: Engine,
-    /// The JSON it was made from, mask token included.
+    /// The `tokenizer.json` it was loaded from, mask token included.
     json: String,
     added: Vec<AddedToken>,
     vocab_size: usize,
-    /// Ids from `.0` on stand `.1` higher in the fast engine; what lies between is a byte the
-    /// vocabulary lacks.
-    shift: (u32, u32),
-    /// Ids of added tokens that part the text.
-    parting: Vec<i32>,
+    /// (first id, count) of the ids that the fast engine has for bytes the vocabulary lacks; higher
+    /// ids are `count` higher in the fast engine.
+    byte_ids: (u32, u32),
+    splitting_tokens: Vec<i32>,
     eos: Option<String>,
     engine_note: String,
 }
 
 impl Tokenizer {
-    /// The tokenizer in `dir`, as it is, on the fast engine if that loads it, else on the stable
+    /// The tokenizer in `dir` without changes, on the fast engine if that loads, else on the stable
     /// one.
     pub fn load(dir: &Path) -> Result<Tokenizer> {
         let source = TokenizerSource::read(dir)?;
@@ -50,13 +49,14 @@ impl Tokenizer {
         }
     }
 
-    /// Ids of `text` with control-token strings recognised; nothing is added at the ends. Appends
-    /// to `out`.
+    /// Appends the ids of `text` to `out`. Strings that spell a control token become that token; no
+    /// tokens are added at the ends.
     pub fn encode(&self, text: &str, out: &mut Vec<i32>) -> Result<()> {
         self.encode_into(text, false, out)
     }
 
-    /// Ids of `text` with control-token strings as ordinary text. Appends to `out`.
+    /// Appends the ids of `text` to `out`. Strings that spell a control token are encoded as
+    /// ordinary text.
     pub fn encode_plain(&self, text: &str, out: &mut Vec<i32>) -> Result<()> {
         self.encode_into(text, true, out)
     }
@@ -74,22 +74,23 @@ impl Tokenizer {
                     scratch.clear();
                     t.encode_into(text, &options, scratch).map_err(|e| failed(e.to_string()))?;
                     let ids = fast::pipeline::PipelineToken::cast_slice(scratch);
-                    let (from, by) = self.shift;
-                    if by == 0 {
+                    let (first, count) = self.byte_ids;
+                    if count == 0 {
                         out.extend(ids.iter().map(|&id| id as i32));
                     } else {
-                        let known = ids.iter().filter(|&&id| id < from || id >= from + by);
-                        out.extend(known.map(
-                            |&id| {
-                                if id < from { id as i32 } else { (id - by) as i32 }
-                            },
-                        ));
+                        let in_vocabulary =
+                            ids.iter().filter(|&&id| id < first || id >= first + count);
+                        out.extend(
+                            in_vocabulary.map(|&id| {
+                                if id < first { id as i32 } else { (id - count) as i32 }
+                            }),
+                        );
                     }
                     Ok(())
                 })
             }
             Engine::Stable(t) => {
-                let t = if plain { t.1.as_ref().unwrap_or(&t.0) } else { &t.0 };
+                let t = if plain { &t.1 } else { &t.0 };
                 let encoding = t.encode_fast(text, false).map_err(|e| failed(e.to_string()))?;
                 out.extend(encoding.get_ids().iter().map(|&id| id as i32));
                 Ok(())
@@ -97,15 +98,16 @@ impl Tokenizer {
         }
     }
 
-    /// Text of ids; ids that are no token are skipped.
+    /// The text of `ids`. Ids outside the vocabulary are skipped, and with `skip_special` control
+    /// tokens too.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         let ids: Vec<u32> =
             ids.iter().copied().filter(|&i| (i as usize) < self.vocab_size).collect();
         match &self.engine {
             Engine::Fast(t) => {
-                let (from, by) = self.shift;
+                let (first, count) = self.byte_ids;
                 let ids: Vec<u32> =
-                    ids.iter().map(|&i| if i < from { i } else { i + by }).collect();
+                    ids.iter().map(|&i| if i < first { i } else { i + count }).collect();
                 t.decode(&ids, skip_special).map_err(|e| Error::Render(e.to_string()))
             }
             Engine::Stable(t) => {
@@ -114,7 +116,7 @@ impl Tokenizer {
         }
     }
 
-    /// The id of a token's string.
+    /// The id of the token with the string `token`, if there is one.
     pub fn id_of(&self, token: &str) -> Option<u32> {
         if let Some(a) = self.added.iter().find(|a| a.content == token) {
             return Some(a.id);
@@ -127,15 +129,15 @@ impl Tokenizer {
         }
     }
 
-    /// Tokens matched before the model: control tokens and others.
+    /// All added tokens, control tokens and others.
     pub fn added_tokens(&self) -> &[AddedToken] {
         &self.added
     }
 
-    /// Whether the token `id` parts the text: the ids of what stands before it and behind it are
-    /// those of each alone.
-    pub fn parts_text(&self, id: i32) -> bool {
-        self.parting.contains(&id)
+    /// Whether the text is always split at the added token `id`, so that the text before it and the
+    /// text after it can be encoded separately.
+    pub fn always_splits_at(&self, id: i32) -> bool {
+        self.splitting_tokens.contains(&id)
     }
 
     /// One past the largest id.
@@ -153,19 +155,19 @@ impl Tokenizer {
         self.eos.as_deref().and_then(|t| self.id_of(t))
     }
 
-    /// The JSON this tokenizer was made from.
+    /// The `tokenizer.json` of this tokenizer, mask token included.
     pub fn json(&self) -> &str {
         &self.json
     }
 
-    /// Which engine runs, and why.
+    /// Which engine is used, and why.
     pub fn engine(&self) -> &str {
         &self.engine_note
     }
 }
 
 impl TokenizerSource {
-    /// The tokenizer on the fast engine, or why not.
+    /// The tokenizer on the fast engine, or why that engine refuses it.
     pub fn fast(&self) -> std::result::Result<Tokenizer, String> {
         let text = match self.canonical_by_splicing() {
             Some(text) => text,
@@ -184,34 +186,34 @@ impl TokenizerSource {
         let t = self.stable_engine()?;
         let mut plain = t.clone();
         plain.set_encode_special_tokens(true);
-        Ok(self.tokenizer(Engine::Stable(Box::new((t, Some(plain)))), note))
+        Ok(self.tokenizer(Engine::Stable(Box::new((t, plain))), note))
     }
 
     fn stable_engine(&self) -> Result<tokenizers::Tokenizer> {
         let mut t = tokenizers::Tokenizer::from_bytes(self.json.as_bytes())
-            .map_err(|e| self.bad(e.to_string()))?;
+            .map_err(|e| self.error(e.to_string()))?;
         let _ = t.with_truncation(None);
         t.with_padding(None);
         Ok(t)
     }
 
     fn tokenizer(&self, engine: Engine, engine_note: String) -> Tokenizer {
-        let shift = (self.model_size as u32, self.missing_bytes.len() as u32);
+        let byte_ids = (self.model_size as u32, self.missing_bytes.len() as u32);
         Tokenizer {
             engine,
             json: self.json.clone(),
             added: self.added.clone(),
             vocab_size: self.vocab_size,
-            shift,
-            parting: self.parting(),
+            byte_ids,
+            splitting_tokens: self.splitting_tokens(),
             eos: self.eos.clone(),
             engine_note,
         }
     }
 
-    /// The fast engine if it gives the stable engine's ids on every text of a sample, else the
-    /// stable one; the note says which and why. `meanwhile` gives the sample, and whatever else
-    /// there is to do while the engines load.
+    /// The fast engine if it gives the same ids as the stable one on every text of a sample, else
+    /// the stable engine; [`Tokenizer::engine`] says which and why. `meanwhile` runs while the
+    /// engines load and returns the sample texts, and a value that is passed through.
     pub fn choose<T>(
         &self,
         meanwhile: impl FnOnce() -> Result<(Vec<String>, T)>,
@@ -221,13 +223,13 @@ impl TokenizerSource {
             let sample = meanwhile();
             (fast.join(), stable.join(), sample)
         });
-        let (sample, other) = sample?;
-        let died = |_| Error::Internal("loading the tokenizer".to_string());
-        let mut stable = stable.map_err(died)??;
-        let mut fast = match fast.map_err(died)? {
+        let (sample, passed) = sample?;
+        let panicked = |_| Error::Internal("loading the tokenizer".to_string());
+        let mut stable = stable.map_err(panicked)??;
+        let mut fast = match fast.map_err(panicked)? {
             Ok(f) => f,
             Err(reason) => {
-                return Ok((self.stable(format!("stable (tokenizers 0.23.2): the fast engine refuses this tokenizer: {reason}"))?, other));
+                return Ok((self.stable(format!("stable (tokenizers 0.23.2): the fast engine refuses this tokenizer: {reason}"))?, passed));
             }
         };
         let mut compared = 0;
@@ -249,7 +251,7 @@ impl TokenizerSource {
                         let note = format!(
                             "stable (tokenizers 0.23.2): the fast engine gives other ids on a sample row ({difference})"
                         );
-                        return Ok((self.stable(note)?, other));
+                        return Ok((self.stable(note)?, passed));
                     }
                 }
             }
@@ -258,10 +260,11 @@ impl TokenizerSource {
             ", equal to 0.23.2 on {} sample texts, {compared} tokens",
             sample.len()
         ));
-        Ok((fast, other))
+        Ok((fast, passed))
     }
 
-    /// The number of tokens of `sample` if both engines give the same, else the first difference.
+    /// The number of tokens of `sample` if both engines give the same ids, else a description of
+    /// the first difference.
     fn compare(
         &self,
         fast: &Tokenizer,
@@ -273,15 +276,15 @@ impl TokenizerSource {
         for text in sample {
             ids.clear();
             fast.encode_into(text, plain, &mut ids)?;
-            let truth =
-                stable.encode_fast(text.as_str(), false).map_err(|e| self.bad(e.to_string()))?;
-            let truth = truth.get_ids();
-            if !truth.iter().map(|&i| i as i32).eq(ids.iter().copied()) {
-                let at = ids.iter().zip(truth).take_while(|(x, y)| **x == **y as i32).count();
+            let expected =
+                stable.encode_fast(text.as_str(), false).map_err(|e| self.error(e.to_string()))?;
+            let expected = expected.get_ids();
+            if !expected.iter().map(|&i| i as i32).eq(ids.iter().copied()) {
+                let at = ids.iter().zip(expected).take_while(|(x, y)| **x == **y as i32).count();
                 return Ok(Err(format!(
                     "token {at}: {:?} instead of {:?}",
                     ids.get(at),
-                    truth.get(at)
+                    expected.get(at)
                 )));
             }
             compared += ids.len();

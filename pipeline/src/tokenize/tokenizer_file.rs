@@ -1,40 +1,42 @@
-//! `tokenizer.json`, read and completed.
+//! Reading `tokenizer.json` and adding the mask token to it.
 //!
-//! In: a tokenizer folder. Out: [`TokenizerSource`]: sizes, added tokens and which of them part the
-//! text, the JSON with the mask token added. What the 1.0 engine wants of it is made in
-//! `canonical.rs`.
+//! In: a tokenizer folder. Out: [`TokenizerSource`]: the JSON, the vocabulary size, the added
+//! tokens, and which of them always split the text. `canonical.rs` converts the JSON for the fast
+//! engine, `tokenizer.rs` loads the engines.
 
 use crate::error::{Error, Result};
 use crate::tokenize::json_text::values_of;
+use crate::tokenize::special_tokens::special_tokens;
 use aho_corasick::AhoCorasick;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::path::Path;
 
-/// A token outside the model's merges: matched in text before anything else.
+/// An entry of `added_tokens`: a token whose string is matched in the text before the model's
+/// merges are applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddedToken {
-    /// Its string.
     pub content: String,
-    /// Its id.
     pub id: u32,
-    /// Whether it is a control token.
+    /// Whether it is a control token (`special` in the file).
     pub special: bool,
 }
 
-/// A `tokenizer.json` read and looked at, from which either engine can be made.
+/// The content of a `tokenizer.json`, from which either engine can be loaded.
 pub struct TokenizerSource {
     pub(crate) path: std::path::PathBuf,
     pub(crate) json: String,
     pub(crate) added: Vec<AddedToken>,
+    /// One past the largest id.
     pub(crate) vocab_size: usize,
-    /// Ids below this are the model's.
+    /// Ids below this belong to the model's vocabulary, ids from here on to added tokens.
     pub(crate) model_size: usize,
+    /// Byte symbols that a byte-level vocabulary lacks.
     pub(crate) missing_bytes: Vec<char>,
+    /// The `eos_token` of the folder.
     pub(crate) eos: Option<String>,
-    /// Whether text is cut at added tokens before, and no differently than, all else that is done
-    /// to it.
-    local: bool,
+    /// Whether the text between two added tokens is processed independently of the text around it.
+    independent_segments: bool,
 }
 
 impl TokenizerSource {
@@ -52,11 +54,7 @@ impl TokenizerSource {
                 Error::io("reading", &path)(e)
             }
         })?;
-        let eos = if dir.is_dir() {
-            crate::template::chat::special_tokens(dir)?.remove("eos_token")
-        } else {
-            None
-        };
+        let eos = if dir.is_dir() { special_tokens(dir)?.remove("eos_token") } else { None };
         let mut s = TokenizerSource {
             path,
             json,
@@ -65,55 +63,57 @@ impl TokenizerSource {
             model_size: 0,
             missing_bytes: Vec::new(),
             eos,
-            local: false,
+            independent_segments: false,
         };
-        s.look()?;
+        s.inspect()?;
         Ok(s)
     }
 
-    pub(crate) fn bad(&self, reason: impl Into<String>) -> Error {
+    pub(crate) fn error(&self, reason: impl Into<String>) -> Error {
         Error::Tokenizer { path: self.path.clone(), reason: reason.into() }
     }
 
-    /// Sizes, added tokens, missing bytes.
-    fn look(&mut self) -> Result<()> {
-        let v: Head = serde_json::from_str(&self.json)
-            .map_err(|e| self.bad(format!("not a tokenizer.json: {e}")))?;
+    /// Fills the fields that derive from the JSON.
+    fn inspect(&mut self) -> Result<()> {
+        let v: Header = serde_json::from_str(&self.json)
+            .map_err(|e| self.error(format!("not a tokenizer.json: {e}")))?;
         let mut size = v.model.vocab.size;
         self.model_size = size;
         self.added.clear();
-        self.local = local(&v.normalizer) && local(&v.pre_tokenizer);
+        self.independent_segments =
+            is_position_independent(&v.normalizer) && is_position_independent(&v.pre_tokenizer);
         for t in v.added_tokens {
             size = size.max(t.id as usize + 1);
-            // One that takes the white space beside it along, or is sought in normalised text, is
-            // not cut at plainly.
-            self.local &=
+            // Tokens that absorb adjacent white space or are matched in normalized text depend on
+            // the text around them.
+            self.independent_segments &=
                 !(t.lstrip || t.rstrip || t.single_word || t.normalized.unwrap_or(!t.special));
             self.added.push(AddedToken { content: t.content, id: t.id, special: t.special });
         }
         if size == 0 {
-            return Err(self.bad("its vocabulary is empty"));
+            return Err(self.error("its vocabulary is empty"));
         }
         self.vocab_size = size;
         let byte_level = v.model.kind.as_deref().is_none_or(|k| k == "BPE")
             && self.json.contains("\"ByteLevel\"");
         self.missing_bytes = if byte_level {
-            byte_symbols().into_iter().filter(|c| !v.model.vocab.single.contains(c)).collect()
+            byte_symbols().into_iter().filter(|c| !v.model.vocab.single_chars.contains(c)).collect()
         } else {
             Vec::new()
         };
         Ok(())
     }
 
-    /// Makes sure `token` is a control token; appends it with the next free id if the tokenizer
-    /// lacks it. Gives its id.
+    /// The id of the added token `token`. If the tokenizer does not have it, it is appended as a
+    /// control token with the next free id.
     pub fn ensure_token(&mut self, token: &str) -> Result<u32> {
         if let Some(t) = self.added.iter().find(|t| t.content == token) {
             return Ok(t.id);
         }
         let id = self.vocab_size as u32;
         let entry = json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}).to_string();
-        // The file is left as it is but for the new entry at the end of its list.
+        // The entry is inserted as text at the end of the list, so that the rest of the file keeps
+        // its bytes.
         let list = values_of(&self.json, ["added_tokens"])
             .filter(|[l]| self.json[l.clone()].starts_with('['));
         match list {
@@ -124,10 +124,10 @@ impl TokenizerSource {
             }
             None => {
                 let mut v: Value =
-                    serde_json::from_str(&self.json).map_err(|e| self.bad(e.to_string()))?;
+                    serde_json::from_str(&self.json).map_err(|e| self.error(e.to_string()))?;
                 v["added_tokens"] =
                     json!([serde_json::from_str::<Value>(&entry).unwrap_or_default()]);
-                self.json = serde_json::to_string(&v).map_err(|e| self.bad(e.to_string()))?;
+                self.json = serde_json::to_string(&v).map_err(|e| self.error(e.to_string()))?;
             }
         }
         self.added.push(AddedToken { content: token.to_string(), id, special: true });
@@ -135,20 +135,21 @@ impl TokenizerSource {
         Ok(id)
     }
 
-    /// Ids of added tokens that part the text: no other is found across their edges, and what is
-    /// done to the text behind does not depend on what stands before.
-    pub(crate) fn parting(&self) -> Vec<i32> {
+    /// Ids of added tokens at which the text is always split: no other added token can match across
+    /// their edges, and the text after them is encoded independently of the text before them.
+    pub(crate) fn splitting_tokens(&self) -> Vec<i32> {
         let all = || self.added.iter().map(|t| t.content.as_str()).filter(|t| !t.is_empty());
-        let Some(finder) = AhoCorasick::new(all()).ok().filter(|_| self.local) else {
+        let Some(finder) = AhoCorasick::new(all()).ok().filter(|_| self.independent_segments)
+        else {
             return Vec::new();
         };
-        // One that holds another, is held, or ends as another begins could be found in its stead,
-        // or the other in its.
-        let starts: HashSet<&str> =
+        // A token that contains another, is contained in another, or overlaps the start or end of
+        // another does not match in every context.
+        let prefixes: HashSet<&str> =
             all().flat_map(|t| t.char_indices().skip(1).map(|(i, _)| &t[..i])).collect();
-        let ends: HashSet<&str> =
+        let suffixes: HashSet<&str> =
             all().flat_map(|t| t.char_indices().skip(1).map(|(i, _)| &t[i..])).collect();
-        let held: HashSet<usize> = all()
+        let contained: HashSet<usize> = all()
             .flat_map(|t| {
                 finder
                     .find_overlapping_iter(t)
@@ -157,27 +158,27 @@ impl TokenizerSource {
                     .collect::<Vec<_>>()
             })
             .collect();
-        let alone = |(k, t): &(usize, &AddedToken)| {
+        let unambiguous = |(k, t): &(usize, &AddedToken)| {
             let t = t.content.as_str();
             let mut inside = t.char_indices().skip(1).map(|(i, _)| i);
-            !held.contains(k)
-                && inside.all(|i| !starts.contains(&t[i..]) && !ends.contains(&t[..i]))
+            !contained.contains(k)
+                && inside.all(|i| !prefixes.contains(&t[i..]) && !suffixes.contains(&t[..i]))
                 && finder.find_overlapping_iter(t).all(|m| m.len() == t.len())
         };
         let tokens = self.added.iter().filter(|t| !t.content.is_empty());
-        tokens.enumerate().filter(alone).map(|(_, t)| t.id as i32).collect()
+        tokens.enumerate().filter(unambiguous).map(|(_, t)| t.id as i32).collect()
     }
 
-    /// Tokens matched before the model.
+    /// All added tokens, control tokens and others.
     pub fn added_tokens(&self) -> &[AddedToken] {
         &self.added
     }
 }
 
-/// Whether a normalizer or pre-tokenizer treats a stretch of text alike wherever it stands, and
-/// adds nothing at its edges.
-fn local(v: &Value) -> bool {
-    let all = |key: &str| v[key].as_array().is_some_and(|a| a.iter().all(local));
+/// Whether a normalizer or pre-tokenizer treats a piece of text the same at any position and adds
+/// nothing at its edges.
+fn is_position_independent(v: &Value) -> bool {
+    let all = |key: &str| v[key].as_array().is_some_and(|a| a.iter().all(is_position_independent));
     match v["type"].as_str() {
         None => v.is_null(),
         Some("Sequence") => all("normalizers") || all("pretokenizers"),
@@ -198,7 +199,7 @@ fn local(v: &Value) -> bool {
     }
 }
 
-/// The 256 characters that stand for bytes in a byte-level vocabulary (GPT-2's table).
+/// The 256 characters that represent bytes in a byte-level vocabulary, by byte (GPT-2's table).
 fn byte_symbols() -> Vec<char> {
     let printable = |b: u32| {
         (0x21..=0x7e).contains(&b) || (0xa1..=0xac).contains(&b) || (0xae..=0xff).contains(&b)
@@ -213,19 +214,20 @@ fn byte_symbols() -> Vec<char> {
         .collect()
 }
 
-/// The parts of a tokenizer.json we look at, without building the rest in memory.
+/// The parts of a `tokenizer.json` that this file needs; the rest is not kept in memory.
 #[derive(serde::Deserialize)]
-struct Head {
+struct Header {
     #[serde(default)]
-    added_tokens: Vec<HeadToken>,
+    added_tokens: Vec<HeaderToken>,
     #[serde(default)]
     normalizer: Value,
     #[serde(default)]
     pre_tokenizer: Value,
-    model: HeadModel,
+    model: HeaderModel,
 }
+
 #[derive(serde::Deserialize)]
-struct HeadToken {
+struct HeaderToken {
     id: u32,
     content: String,
     #[serde(default)]
@@ -238,23 +240,27 @@ struct HeadToken {
     single_word: bool,
     normalized: Option<bool>,
 }
+
 #[derive(serde::Deserialize)]
-struct HeadModel {
+struct HeaderModel {
     #[serde(rename = "type")]
     kind: Option<String>,
     #[serde(default)]
     vocab: Vocab,
 }
-/// Size of a vocabulary (a map of ids, or Unigram's list), and its entries of one character.
+
+/// Size of a vocabulary (a map from token to id, or a list for Unigram models), and its entries
+/// that consist of one character.
 #[derive(Default)]
 struct Vocab {
     size: usize,
-    single: std::collections::HashSet<char>,
+    single_chars: HashSet<char>,
 }
+
 impl<'de> serde::Deserialize<'de> for Vocab {
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
-        struct Visit;
-        impl<'de> serde::de::Visitor<'de> for Visit {
+        struct VocabVisitor;
+        impl<'de> serde::de::Visitor<'de> for VocabVisitor {
             type Value = Vocab;
             fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
                 f.write_str("a map of tokens to ids or a list of tokens with scores")
@@ -268,7 +274,7 @@ impl<'de> serde::Deserialize<'de> for Vocab {
                     v.size = v.size.max(id as usize + 1);
                     let mut chars = k.chars();
                     if let (Some(c), None) = (chars.next(), chars.next()) {
-                        v.single.insert(c);
+                        v.single_chars.insert(c);
                     }
                 }
                 Ok(v)
@@ -284,7 +290,7 @@ impl<'de> serde::Deserialize<'de> for Vocab {
                 Ok(v)
             }
         }
-        d.deserialize_any(Visit)
+        d.deserialize_any(VocabVisitor)
     }
 }
 
@@ -293,7 +299,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_goes_to_the_end_of_the_list() {
+    fn a_new_token_is_appended_to_the_list() {
         let dir = tempfile::tempdir().unwrap();
         for (list, want) in [
             ("[]", "[X]"),
@@ -313,9 +319,9 @@ mod tests {
     }
 
     #[test]
-    fn tokens_that_part_the_text() {
+    fn tokens_that_always_split_the_text() {
         let dir = tempfile::tempdir().unwrap();
-        let parting = |tokens: &[(&str, &str)], normalizer: &str, pre_tokenizer: &str| {
+        let splitting = |tokens: &[(&str, &str)], normalizer: &str, pre_tokenizer: &str| {
             let list = tokens.iter().enumerate().map(|(i, (content, more))| {
                 format!(r#"{{"id": {i}, "content": "{content}", "special": true{more}}}"#)
             });
@@ -324,37 +330,38 @@ mod tests {
                 list.collect::<Vec<_>>().join(",")
             );
             std::fs::write(dir.path().join("tokenizer.json"), text).unwrap();
-            TokenizerSource::read(dir.path()).unwrap().parting()
+            TokenizerSource::read(dir.path()).unwrap().splitting_tokens()
         };
         let plain = [("<s>", ""), ("<e>", "")];
         let bytes =
             |prefix: bool| format!(r#"{{"type": "ByteLevel", "add_prefix_space": {prefix}}}"#);
-        assert_eq!(parting(&plain, "null", &bytes(false)), [0, 1]);
+        assert_eq!(splitting(&plain, "null", &bytes(false)), [0, 1]);
         let sequence = format!(
             r#"{{"type": "Sequence", "pretokenizers": [{{"type": "Digits"}}, {}]}}"#,
             bytes(false)
         );
-        assert_eq!(parting(&plain, r#"{"type": "NFC"}"#, &sequence), [0, 1]);
-        // What is done to text here depends on where it stands, or adds something at its start.
+        assert_eq!(splitting(&plain, r#"{"type": "NFC"}"#, &sequence), [0, 1]);
+        // Here the treatment of text depends on its position, or adds something at its start.
         let none: [i32; 0] = [];
-        assert_eq!(parting(&plain, "null", &bytes(true)), none);
-        assert_eq!(parting(&plain, "null", &sequence.replace("false", "true")), none);
+        assert_eq!(splitting(&plain, "null", &bytes(true)), none);
+        assert_eq!(splitting(&plain, "null", &sequence.replace("false", "true")), none);
         assert_eq!(
-            parting(&plain, "null", r#"{"type": "Metaspace", "prepend_scheme": "first"}"#),
+            splitting(&plain, "null", r#"{"type": "Metaspace", "prepend_scheme": "first"}"#),
             none
         );
-        assert_eq!(parting(&plain, r#"{"type": "Prepend", "prepend": "_"}"#, "null"), none);
+        assert_eq!(splitting(&plain, r#"{"type": "Prepend", "prepend": "_"}"#, "null"), none);
         for more in ["lstrip", "rstrip", "single_word", "normalized"] {
             assert_eq!(
-                parting(&[("<s>", ""), ("<e>", &format!(r#", "{more}": true"#))], "null", "null"),
+                splitting(&[("<s>", ""), ("<e>", &format!(r#", "{more}": true"#))], "null", "null"),
                 none,
                 "{more}"
             );
         }
-        // One inside another, one that ends as another begins, one that ends as it begins itself.
-        assert_eq!(parting(&[("<s>", ""), ("x<s>", ""), ("<e>", "")], "null", "null"), [2]);
-        assert_eq!(parting(&[("<s>", ""), (">>", ""), ("[e]", "")], "null", "null"), [2]);
-        assert_eq!(parting(&[("|m|", ""), ("<s>", "")], "null", "null"), [1]);
+        // A token inside another, one whose end is the start of another, one whose end is its own
+        // start.
+        assert_eq!(splitting(&[("<s>", ""), ("x<s>", ""), ("<e>", "")], "null", "null"), [2]);
+        assert_eq!(splitting(&[("<s>", ""), (">>", ""), ("[e]", "")], "null", "null"), [2]);
+        assert_eq!(splitting(&[("|m|", ""), ("<s>", "")], "null", "null"), [1]);
     }
 
     #[test]

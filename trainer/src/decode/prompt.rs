@@ -1,32 +1,28 @@
-//! Prompts: text, conversations or token ids, as token ids.
+//! Prompts as token ids.
 //!
 //! In: `--prompt` texts, an `--ids` list, or the lines of a JSONL file, each `{"messages": [...]}`,
-//! `{"prompt": "..."}` or `{"ids": [...]}`. Out: token ids. Text is a user's message, rendered by
-//! the model's chat template with the assistant's turn opened, unless it is asked for as it is.
+//! `{"prompt": "..."}` or `{"ids": [...]}`. Out: token ids. Text is taken as one user message and
+//! rendered by the model's chat template with the generation prompt, unless `--raw` is given.
 
 use std::path::Path;
 
-use dlm_prep::parse::conversation::Message;
-use dlm_prep::template::chat::ChatTemplate;
-use dlm_prep::template::control::{ControlMatch, ControlText};
-use dlm_prep::tokenize::tokenizer::Tokenizer;
+use dlm_prep::{ChatFormat, Message};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
 
-/// One prompt as given.
+/// A prompt before it is encoded.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Prompt {
-    /// Text of one user's message.
+    /// The text of a single user message.
     Text(String),
-    /// A conversation that the assistant continues.
+    /// A conversation that the model continues as the assistant.
     Messages(Vec<Message<'static>>),
-    /// Token ids.
+    /// Token ids, used without change.
     Ids(Vec<i64>),
 }
 
-/// One input line; other keys (an expected answer, a task name) are the caller's own and are left
-/// alone.
+/// One input line. Other keys (an expected answer, a task name) are ignored.
 #[derive(Deserialize)]
 struct Line {
     messages: Option<Vec<Message<'static>>>,
@@ -34,7 +30,7 @@ struct Line {
     ids: Option<Vec<i64>>,
 }
 
-/// `1,2,3`, also with spaces.
+/// Parses token ids separated by commas or white space, for example `1,2,3`.
 pub fn parse_ids(text: &str) -> Result<Vec<i64>> {
     let parts = text.split([',', ' ', '\n', '\t']).filter(|part| !part.is_empty());
     let parse = |part: &str| {
@@ -47,15 +43,16 @@ pub fn parse_ids(text: &str) -> Result<Vec<i64>> {
     parts.map(parse).collect()
 }
 
-/// The prompts of a JSONL file; empty lines are passed over, any other line that is no prompt is an
-/// error naming it.
+/// The prompts of a JSONL file. Empty lines are skipped; any other line that is not a prompt is a
+/// usage error that names the line.
 pub fn read_jsonl(path: &Path) -> Result<Vec<Prompt>> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| Error::io(path, "reading the prompts", error))?;
     let mut prompts = Vec::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let wrong =
-            |what: String| Error::Usage(format!("{}, line {}: {what}", path.display(), number + 1));
+        let wrong = |reason: String| {
+            Error::Usage(format!("{}, line {}: {reason}", path.display(), number + 1))
+        };
         let line: Line = serde_json::from_str(line).map_err(|error| {
             wrong(format!("{error}; expected one of {{\"messages\": [...]}}, {{\"prompt\": \"...\"}}, {{\"ids\": [...]}}"))
         })?;
@@ -77,81 +74,52 @@ pub fn read_jsonl(path: &Path) -> Result<Vec<Prompt>> {
     }
 }
 
-/// A folder's tokenizer and, where it has one, its chat template.
+/// Encodes prompts and decodes completions with the tokenizer of a model folder.
 pub struct PromptCodec {
-    tokenizer: Tokenizer,
-    control: ControlText,
-    template: std::result::Result<ChatTemplate, String>,
+    format: ChatFormat,
 }
 
 impl PromptCodec {
-    /// Reads `tokenizer.json` and the template of a folder.
+    /// Loads the tokenizer and the chat template of a model folder. A folder without a tokenizer is
+    /// a usage error, because its model can only be prompted with token ids.
     pub fn load(dir: &Path) -> Result<Self> {
-        let tokenizer = Tokenizer::load(dir).map_err(usage)?;
-        let control =
-            ControlText::new(tokenizer.added_tokens(), tokenizer.eos_token()).map_err(usage)?;
-        let template = ChatTemplate::load(dir).map_err(|error| error.to_string());
-        Ok(PromptCodec { tokenizer, control, template })
+        if !dir.join("tokenizer.json").is_file() {
+            return Err(Error::Usage(format!(
+                "{} has no tokenizer.json; give token ids with --ids",
+                dir.display()
+            )));
+        }
+        Ok(PromptCodec { format: ChatFormat::load(dir)? })
     }
 
-    /// Token ids of a prompt. With `raw`, text is encoded as it is, control tokens in it included;
-    /// in messages such strings are text, as dlm-prep has them by default.
+    /// Token ids of a prompt. With `raw`, text is encoded without the chat template, and strings
+    /// that spell a control token become that token.
     pub fn encode(&self, prompt: &Prompt, raw: bool) -> Result<Vec<i64>> {
-        let mut ids = Vec::new();
-        match prompt {
+        let ids = match prompt {
             Prompt::Ids(ids) => return Ok(ids.clone()),
-            Prompt::Text(text) if raw => self.tokenizer.encode(text, &mut ids).map_err(usage)?,
-            Prompt::Text(text) => self.chat(&[Message::new("user", text)], &mut ids)?,
-            Prompt::Messages(messages) => self.chat(messages, &mut ids)?,
-        }
-        Ok(ids.into_iter().map(i64::from).collect())
-    }
-
-    /// Ids of a conversation with the assistant's turn opened.
-    fn chat(&self, messages: &[Message], ids: &mut Vec<i32>) -> Result<()> {
-        let no_template =
-            |error: &String| Error::Usage(format!("{error}; or give text as it is with --raw"));
-        let template = self.template.as_ref().map_err(no_template)?;
-        let plain = template.render(messages, true).map_err(usage)?;
-        let mut found = ControlMatch::default();
-        messages.iter().for_each(|message| self.control.look(&message.content, &mut found));
-        if found.reserved {
-            return Err(Error::Usage(
-                "a message holds Unicode noncharacters (U+FDD0 to U+FDEF), which are no text"
-                    .into(),
-            ));
-        }
-        if !found.control {
-            return self.tokenizer.encode(&plain, ids).map_err(usage);
-        }
-        let mut marked = messages.to_vec();
-        for message in &mut marked {
-            message.content = self.control.mark(&message.content).into();
-        }
-        let marked = template.render(&marked, true).map_err(usage)?;
-        if self.control.unmark(&marked) != plain {
-            return Err(Error::Usage(
-                "a message holds the text of a control token, and the chat template treats it specially; remove it".into(),
-            ));
-        }
-        for (text, control) in self.control.split(&marked) {
-            if !text.is_empty() {
-                self.tokenizer.encode_plain(&self.control.unmark(text), ids).map_err(usage)?;
-            }
-            ids.extend(control.map(|(id, _)| id));
-        }
-        Ok(())
+            Prompt::Text(text) if raw => self.format.encode_text(text),
+            Prompt::Text(text) => self.format.encode_messages(&[Message::new("user", text)]),
+            Prompt::Messages(messages) => self.format.encode_messages(messages),
+        };
+        Ok(ids.map_err(suggest_raw)?.into_iter().map(i64::from).collect())
     }
 
     /// Text of a completion, without control tokens.
     pub fn decode(&self, ids: &[i64]) -> Result<String> {
-        let ids: Vec<u32> = ids.iter().filter_map(|id| u32::try_from(*id).ok()).collect();
-        self.tokenizer.decode(&ids, true).map_err(|error| Error::Model(error.to_string()))
+        let ids: Vec<i32> = ids.iter().filter_map(|id| i32::try_from(*id).ok()).collect();
+        Ok(self.format.decode(&ids)?)
     }
 }
 
-fn usage(error: dlm_prep::Error) -> Error {
-    Error::Usage(error.to_string())
+/// Adds the way around a chat template that is missing or broken.
+fn suggest_raw(error: dlm_prep::Error) -> dlm_prep::Error {
+    match error {
+        dlm_prep::Error::Template { origin, reason } => dlm_prep::Error::Template {
+            origin,
+            reason: format!("{reason}; or give text as it is with --raw"),
+        },
+        other => other,
+    }
 }
 
 #[cfg(test)]
@@ -163,6 +131,47 @@ mod tests {
         assert_eq!(parse_ids("1,2, 3").unwrap(), [1, 2, 3]);
         assert_eq!(parse_ids("").unwrap(), [0i64; 0]);
         assert!(parse_ids("1,x").unwrap_err().to_string().contains("\"x\""));
+    }
+
+    /// The sample tokenizer with another chat template.
+    fn folder_with_template(template: &str) -> tempfile::TempDir {
+        let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
+        let dir = tempfile::tempdir().unwrap();
+        for file in ["tokenizer.json", "tokenizer_config.json"] {
+            std::fs::copy(sample.join(file), dir.path().join(file)).unwrap();
+        }
+        std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
+        dir
+    }
+
+    #[test]
+    fn only_wrong_calls_exit_with_2() {
+        let text = |content: &str| Prompt::Text(content.to_string());
+        let no_tokenizer = tempfile::tempdir().unwrap();
+        let error = PromptCodec::load(no_tokenizer.path()).err().unwrap();
+        assert_eq!(error.exit_code(), 2, "{error}");
+        std::fs::write(no_tokenizer.path().join("tokenizer.json"), "{").unwrap();
+        let error = PromptCodec::load(no_tokenizer.path()).err().unwrap();
+        assert_eq!(error.exit_code(), 1, "{error}");
+
+        let dir = folder_with_template("{% for %}");
+        let codec = PromptCodec::load(dir.path()).unwrap();
+        let error = codec.encode(&text("q"), false).unwrap_err();
+        assert_eq!(error.exit_code(), 1, "{error}");
+        assert!(error.to_string().contains("--raw"), "{error}");
+        let raw = codec.encode(&text("q<|im_end|>"), true).unwrap();
+        assert_eq!(codec.decode(&raw).unwrap(), "q");
+
+        let dir = folder_with_template("{{ raise_exception('no') }}");
+        let codec = PromptCodec::load(dir.path()).unwrap();
+        let error = codec.encode(&text("q"), false).unwrap_err();
+        assert_eq!(error.exit_code(), 1, "{error}");
+
+        let dir = folder_with_template("{{ messages[0].content }}");
+        let codec = PromptCodec::load(dir.path()).unwrap();
+        let error = codec.encode(&text("\u{FDD0}"), false).unwrap_err();
+        assert_eq!(error.exit_code(), 2, "{error}");
+        assert_eq!(codec.decode(&codec.encode(&text("q"), false).unwrap()).unwrap(), "q");
     }
 
     #[test]

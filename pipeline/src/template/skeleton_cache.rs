@@ -1,0 +1,266 @@
+//! Builds skeletons and keeps them by the order of roles.
+//!
+//! In: a template and the roles of a conversation. Out: its [`Skeleton`], with the control tokens
+//! in literals and the margins of assistant turns filled in. Skeletons depend only on the order of
+//! roles (and on which contents are empty), so they are cached; conversations with tools, tool
+//! calls or names get one of their own each time.
+
+use crate::parse::conversation::Message;
+use crate::template::chat::ChatTemplate;
+use crate::template::control::ControlTokens;
+use crate::template::python_text::is_space;
+use crate::template::rendered::Rendered;
+use crate::template::skeleton::{
+    ControlPosition, Piece, Skeleton, TurnMargins, content_placeholder,
+};
+use serde_json::Value;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Limits of the cache, counted in messages: over all its skeletons, and for a single one.
+const CACHE_MESSAGES: usize = 32_768;
+const CACHED_SKELETON_MESSAGES: usize = 4_096;
+/// A conversation with more messages is long. Work on its order of roles is only done if it is
+/// likely to pay off.
+const LONG_CONVERSATION: usize = 32;
+/// Budget of messages that may be rendered to locate turns by their prefixes: a constant, and a
+/// multiple of the number of messages in the conversation.
+const PREFIX_BUDGET: (usize, usize) = (20_000, 8);
+/// After this many assistant turns behind the same literal with the same result, the result is
+/// assumed for all further turns behind that literal.
+const PROMPT_SAMPLES: usize = 4;
+
+/// Limits the cost of locating turns by rendering the messages before them, which would otherwise
+/// grow with the square of a conversation's length.
+pub(crate) struct PrefixBudget {
+    rendered: usize,
+    limit: usize,
+}
+
+impl PrefixBudget {
+    /// The budget for a conversation of `messages` messages.
+    pub(crate) fn new(messages: usize) -> Self {
+        PrefixBudget { rendered: 0, limit: PREFIX_BUDGET.0 + PREFIX_BUDGET.1 * messages }
+    }
+
+    /// Takes a render of `messages` messages from the budget; false if the budget is exceeded.
+    pub(crate) fn take(&mut self, messages: usize) -> bool {
+        self.rendered += messages;
+        self.rendered <= self.limit
+    }
+}
+
+/// The skeletons of one template; one cache per worker.
+pub struct SkeletonCache<'a> {
+    template: &'a ChatTemplate,
+    control: &'a ControlTokens,
+    uses_generation: bool,
+    /// Whether skeletons may be filled instead of rendered.
+    allow_filling: bool,
+    cache: HashMap<String, Option<Arc<Skeleton>>>,
+    cached_messages: usize,
+    key: String,
+}
+
+impl<'a> SkeletonCache<'a> {
+    /// An empty cache. With `allow_filling`, [`fillable`](Self::fillable) gives the skeletons that
+    /// can replace rendering.
+    pub fn new(
+        template: &'a ChatTemplate,
+        control: &'a ControlTokens,
+        allow_filling: bool,
+    ) -> Self {
+        SkeletonCache {
+            template,
+            control,
+            uses_generation: template.has_generation(),
+            allow_filling,
+            cache: HashMap::new(),
+            cached_messages: 0,
+            key: String::new(),
+        }
+    }
+
+    /// The skeleton of a conversation without tools, if filling it gives the same text as
+    /// rendering.
+    pub fn fillable(&mut self, messages: &[Message]) -> Option<Arc<Skeleton>> {
+        let s = self.get(messages, None)?;
+        let long = messages.len() > LONG_CONVERSATION;
+        s.can_replace_rendering(long, || self.verify(&s, messages)).then_some(s)
+    }
+
+    /// The skeleton for this order of roles; None if the template refuses it or repeats a content.
+    pub fn get(&mut self, messages: &[Message], tools: Option<&Value>) -> Option<Arc<Skeleton>> {
+        let cacheable = tools.is_none()
+            && messages
+                .iter()
+                .all(|m| m.tool_calls.is_none() && m.name.is_none() && m.tool_call_id.is_none());
+        if !cacheable {
+            return self.build(messages, tools).map(Arc::new);
+        }
+        self.key.clear();
+        for m in messages {
+            self.key.push_str(&m.role);
+            self.key.push(if m.content.is_empty() { '0' } else { '1' });
+        }
+        if let Some(s) = self.cache.get(&self.key) {
+            return s.clone();
+        }
+        let built = self.build(messages, tools).map(Arc::new);
+        if messages.len() <= CACHED_SKELETON_MESSAGES {
+            self.cached_messages += messages.len();
+            if self.cached_messages > CACHE_MESSAGES {
+                self.cache.clear();
+                self.cached_messages = messages.len();
+            }
+            self.cache.insert(self.key.clone(), built.clone());
+        }
+        built
+    }
+
+    /// Builds a skeleton by rendering the conversation with placeholders for its contents.
+    fn build(&self, messages: &[Message], tools: Option<&Value>) -> Option<Skeleton> {
+        if messages.len() > 0xFFFF {
+            return None;
+        }
+        let mut trial = messages.to_vec();
+        for (k, m) in trial.iter_mut().enumerate().filter(|(_, m)| !m.content.is_empty()) {
+            m.content = content_placeholder(k).into();
+        }
+        let text = self.template.render_with(&trial, tools, false, self.uses_generation).ok()?;
+        let mut s = Skeleton::parse(&text)?;
+        s.turn_margins = self.turn_margins(&s, &trial, tools, &text)?;
+        for (i, piece) in s.pieces.iter().enumerate() {
+            if let Piece::Literal(l) = piece {
+                let mut at = 0;
+                for (part, token) in self.control.split(l) {
+                    at += part.len();
+                    if let Some((id, len)) = token {
+                        s.control.push((i, ControlPosition { start: at, len, id }));
+                        at += len;
+                    }
+                }
+            }
+        }
+        // Filling requires that every content has a slot, that slots are in the order of messages,
+        // and that no assistant message is empty.
+        let order =
+            s.pieces.iter().filter_map(|p| if let Piece::Slot(k) = p { Some(*k) } else { None });
+        let complete = order.eq((0..messages.len()).filter(|&k| !messages[k].content.is_empty()));
+        let answered = messages.iter().all(|m| !m.is_assistant() || !m.content.is_empty());
+        s.fillable = self.allow_filling && complete && answered && tools.is_none();
+        Some(s)
+    }
+
+    /// The margins of assistant turns ([`Skeleton::turn_margins`]) in `text`, the render of the
+    /// messages `trial`, whose contents are placeholders. None if that would be too expensive.
+    fn turn_margins(
+        &self,
+        s: &Skeleton,
+        trial: &[Message],
+        tools: Option<&Value>,
+        text: &str,
+    ) -> Option<Vec<Option<TurnMargins>>> {
+        let mut turn_margins = vec![None; trial.len()];
+        // By the literal before a content: how many bytes at its end the generation prompt does not
+        // contain, and in how many turns in a row that number was the same.
+        let mut margins: HashMap<&str, (usize, usize)> = HashMap::new();
+        let mut budget = PrefixBudget::new(trial.len());
+        for (i, piece) in s.pieces.iter().enumerate() {
+            let &Piece::Slot(k) = piece else { continue };
+            if !trial[k].is_assistant() {
+                continue;
+            }
+            let literal = |i: Option<usize>| match i.and_then(|i| s.pieces.get(i)) {
+                Some(Piece::Literal(l)) => l.as_str(),
+                _ => "",
+            };
+            let (before, after) = (literal(i.checked_sub(1)), literal(Some(i + 1)));
+            let margin_after = self.end_of_turn(after, trial[k].tool_calls.is_some());
+            let mut margin_before = 0;
+            let known = margins.entry(before).or_default();
+            if known.1 >= PROMPT_SAMPLES {
+                margin_before = known.0;
+            } else if before.ends_with(is_space) && !before.ends_with('\n') {
+                if !budget.take(k) {
+                    return None;
+                }
+                // White space that the generation prompt does not contain belongs to the response.
+                let content_start = text.find(&content_placeholder(k))?;
+                let prompt = self
+                    .template
+                    .render_with(&trial[..k], tools, true, self.uses_generation)
+                    .unwrap_or_default();
+                if let Some(rest) = text[..content_start].strip_prefix(prompt.as_str())
+                    && !prompt.is_empty()
+                    && rest.chars().all(is_space)
+                {
+                    margin_before = rest.len().min(before.len());
+                }
+                *known = if known.1 == 0 || known.0 == margin_before {
+                    (margin_before, known.1 + 1)
+                } else {
+                    (margin_before, 0)
+                };
+            }
+            turn_margins[k] = Some(TurnMargins { before: margin_before, after: margin_after });
+        }
+        Some(turn_margins)
+    }
+
+    /// Whether a skeleton filled with sample texts equals the render of the same conversation.
+    fn verify(&self, s: &Skeleton, messages: &[Message]) -> bool {
+        let long = |k: usize| {
+            "word ".repeat(if k < LONG_CONVERSATION { 200 * (k % 3) + 1 } else { 1 + k % 3 })
+                + "end"
+        };
+        let texts: [&dyn Fn(usize) -> String; 2] =
+            [&|k| format!("text {k},\n\nnumber {}", k * k), &long];
+        texts.iter().all(|text| {
+            let mut trial = messages.to_vec();
+            for (k, m) in trial.iter_mut().enumerate().filter(|(_, m)| !m.content.is_empty()) {
+                m.content = text(k).into();
+            }
+            let mut out = Rendered::default();
+            out.fill(s, &trial, false);
+            self.template.render(&trial, false).is_ok_and(|t| t == out.text)
+        })
+    }
+
+    /// How many bytes at the start of `after`, the text behind a turn's content, belong to the
+    /// turn: up to and including its end-of-turn token; 0 if there is none.
+    pub(crate) fn end_of_turn(&self, after: &str, has_tool_calls: bool) -> usize {
+        match self.control.first(after) {
+            // Only white space, or tool calls, may precede the end-of-turn token.
+            Some((at, len, _)) if has_tool_calls || after[..at].chars().all(is_space) => at + len,
+            _ => 0,
+        }
+    }
+
+    /// The ids of the tokens with which the template ends an assistant turn.
+    pub fn end_of_turn_ids(&mut self) -> Vec<i32> {
+        let messages = [
+            Message::new("user", "a"),
+            Message::new("assistant", "b"),
+            Message::new("user", "c"),
+            Message::new("assistant", "d"),
+        ];
+        let mut ids = Vec::new();
+        for n in [2, 4] {
+            let Some(s) = self.get(&messages[..n], None) else {
+                continue;
+            };
+            for (i, p) in s.pieces.iter().enumerate() {
+                if let (Piece::Slot(k), Some(Piece::Literal(after))) = (p, s.pieces.get(i + 1))
+                    && messages[*k].is_assistant()
+                    && self.end_of_turn(after, false) > 0
+                    && let Some((_, _, id)) = self.control.first(after)
+                    && !ids.contains(&id)
+                {
+                    ids.push(id);
+                }
+            }
+        }
+        ids
+    }
+}
