@@ -57,7 +57,6 @@ impl Watch {
     }
 }
 
-/// Measures and prints.
 pub fn run(a: &BenchArgs) -> Result<()> {
     let load = Watch::start();
     let plan = Prepare::new(&a.tokenizer).inputs(&a.input).plan()?;

@@ -50,9 +50,7 @@ pub struct PlanRequest<'a> {
 pub struct PreparePlan {
     /// Settings of the run.
     pub settings: Settings,
-    /// All input files.
     pub inputs: Vec<Input>,
-    /// The chat template.
     pub template: ChatTemplate,
     /// The tokenizer, on the engine that was chosen.
     pub tokenizer: Tokenizer,
@@ -246,13 +244,15 @@ impl PreparePlan {
     pub fn describe(&self) -> Vec<String> {
         let m = &self.manifest;
         let bytes: u64 = self.inputs.iter().map(|i| i.bytes).sum();
+        let exceptions = |v: &Verbatim| match (v.triggers.len(), v.changes_edge_whitespace) {
+            (0, false) => String::new(),
+            (0, true) => ", except with white space at its edges".to_string(),
+            (n, false) => format!(", except with any of {n} strings"),
+            (n, true) => format!(", except with any of {n} strings or white space at its edges"),
+        };
         let rendering = match &self.verbatim {
             None => "every row is rendered".to_string(),
-            Some(v) => format!(
-                "copies content verbatim, except with any of {} strings{}",
-                v.triggers.len(),
-                if v.changes_edge_whitespace { " or white space at its edges" } else { "" }
-            ),
+            Some(v) => format!("copies content verbatim{}", exceptions(v)),
         };
         vec![
             format!("inputs     {} files, {:.1} MB", self.inputs.len(), bytes as f64 / 1e6),

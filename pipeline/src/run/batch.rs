@@ -49,7 +49,6 @@ pub struct ProcessedDocument {
     pub tokens: usize,
     /// Number of its loss runs.
     pub runs: usize,
-    /// Its counts.
     pub summary: RowSummary,
 }
 
@@ -60,7 +59,6 @@ pub struct ProcessedBatch {
     pub number: u64,
     /// Position of its first row.
     pub from: Cursor,
-    /// Its rows.
     pub rows: Vec<ProcessedRow>,
     /// The documents of all rows, in order.
     pub documents: Vec<ProcessedDocument>,

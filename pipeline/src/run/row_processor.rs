@@ -27,11 +27,9 @@ use dlm_datasets::verify::summarize_runs;
 pub struct Stages<'a> {
     /// Settings of the run.
     pub settings: &'a Settings,
-    /// The tokenizer.
     pub tokenizer: &'a Tokenizer,
     /// The tokenizer's control tokens.
     pub control: &'a ControlTokens,
-    /// The chat template.
     pub template: &'a ChatTemplate,
     /// Which content the template copies verbatim; none if every row is rendered.
     pub verbatim: Option<&'a Verbatim>,
