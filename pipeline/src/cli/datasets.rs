@@ -1,6 +1,7 @@
 //! Commands on finished datasets: `inspect`, `stats`, `verify`, `merge`, `export-hf`.
 
-use crate::cli::args::{ColourChoice, InspectArgs, StatsArgs};
+use crate::cli::args::{InspectArgs, StatsArgs};
+use crate::cli::choices::ColourChoice;
 use crate::cli::console;
 use crate::dataset::inspect::{InspectOptions, MaskViews};
 use crate::dataset::totals::{self, fill, slots};
@@ -11,7 +12,6 @@ use serde_json::json;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
-/// Shows rows.
 pub fn inspect(a: &InspectArgs) -> Result<()> {
     let colour = match a.color.unwrap_or_default() {
         ColourChoice::Always => true,
@@ -66,7 +66,6 @@ pub fn stats(a: &StatsArgs) -> Result<()> {
     }))
 }
 
-/// Checks a dataset.
 pub fn verify(dir: &Path, as_json: bool) -> Result<()> {
     let r = dataset::verify::verify(dir)?;
     if !as_json {
@@ -83,7 +82,6 @@ pub fn verify(dir: &Path, as_json: bool) -> Result<()> {
     console::print_json(&line)
 }
 
-/// Joins datasets.
 pub fn merge(dirs: &[PathBuf], out: &Path) -> Result<()> {
     console::print(&totals::summary(&dataset::merge::merge(dirs, out)?))
 }

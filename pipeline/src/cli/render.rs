@@ -70,7 +70,6 @@ pub fn run(a: &RenderArgs) -> Result<()> {
     out.finish()
 }
 
-/// Renders template contexts.
 pub struct Renderer {
     template: ChatTemplate,
     control: ControlTokens,
@@ -102,7 +101,6 @@ impl Renderer {
         json!({"text": text, "assistant_spans": spans})
     }
 
-    /// The rendered text.
     pub fn text(&self, context: &Map<String, Json>, with_tools: bool) -> Result<String> {
         self.template.render_context(Value::from(Serde(context)), with_tools)
     }

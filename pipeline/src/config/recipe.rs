@@ -23,7 +23,6 @@ use std::path::{Path, PathBuf};
 
 const NEMOTRON: &str = include_str!("../../../datasets/recipes/nemotron.yaml");
 
-/// A recipe.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Recipe {

@@ -15,7 +15,7 @@ pub enum EngineChoice {
     Auto,
     /// The fast engine, without the comparison.
     Fast,
-    /// The stable engine.
+    /// The stable engine, which is slower.
     Stable,
 }
 
@@ -26,7 +26,7 @@ pub enum RenderChoice {
     /// probes; one row in 61 is rendered all the same, to check.
     #[default]
     Auto,
-    /// Every row.
+    /// Every row, which is slower.
     Each,
 }
 

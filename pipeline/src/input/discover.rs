@@ -7,9 +7,10 @@ use crate::config::recipe::Recipe;
 use crate::error::{Error, Result};
 use crate::input::files::{LocalFile, list_files};
 use crate::input::hub::cache::{RepoKind, check_id};
-use crate::input::hub::client::{HubClient, HubSettings};
+use crate::input::hub::client::HubClient;
 use crate::input::hub::fetch::{DownloadAhead, HubSource};
 use crate::input::hub::list::{self, FileSelection};
+use crate::input::hub::settings::HubSettings;
 use crate::input::source::{Input, RemoteInput};
 use crate::progress::Progress;
 use std::ops::Range;
@@ -33,7 +34,6 @@ pub struct InputSelection {
 
 /// The input files of a run.
 pub struct Inputs {
-    /// All files.
     pub files: Vec<Input>,
     /// The range of `files` that each stream reads, one after another.
     pub streams: Vec<Range<usize>>,

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 /// Format of a data file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileFormat {
-    /// Parquet.
     Parquet,
     /// One JSON object per line, or one array of objects; plain, gzip or zstd.
     Json,
@@ -32,10 +31,8 @@ impl FileFormat {
     }
 }
 
-/// A data file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalFile {
-    /// Where it is.
     pub path: PathBuf,
     /// Its name in the manifest: the path below the folder that was searched, else the file name;
     /// the whole path where two files would have the same name.

@@ -28,7 +28,6 @@ pub enum RawRows {
 }
 
 impl RawRows {
-    /// Number of rows.
     pub fn len(&self) -> usize {
         match self {
             RawRows::Lines { ends, .. } => ends.len(),

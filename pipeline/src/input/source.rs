@@ -29,7 +29,7 @@ impl std::fmt::Debug for RemoteInput {
     }
 }
 
-/// One input file.
+/// One input file with what a recipe says about it.
 #[derive(Debug, Clone)]
 pub struct Input {
     /// Local path; of a remote file its path in the repository.

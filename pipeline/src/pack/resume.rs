@@ -59,7 +59,6 @@ pub struct RunState {
     pub cursors: Vec<Cursor>,
     /// Tokens taken from each source.
     pub mixture: MixtureState,
-    /// Rows read.
     pub rows_seen: u64,
     /// The manifest so far, with counts and finished files.
     pub manifest: Manifest,

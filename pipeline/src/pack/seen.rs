@@ -16,13 +16,11 @@ use std::path::{Path, PathBuf};
 
 /// Name of the side file.
 pub const SEEN_FILE: &str = "prep-state.seen";
-/// Bytes per fingerprint.
-const ENTRY: usize = 16;
+const ENTRY_BYTES: usize = 16;
 
 /// The part of the side file that belongs to a state file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeenMark {
-    /// Number of fingerprints.
     entries: u64,
     /// sha256 of their bytes; empty if there are none.
     sha256: String,
@@ -81,7 +79,7 @@ impl SeenSet {
             dlm_datasets::fs::sync_parent(&self.path)?;
         }
         self.hasher.update(&self.unsaved);
-        self.mark.entries += (self.unsaved.len() / ENTRY) as u64;
+        self.mark.entries += (self.unsaved.len() / ENTRY_BYTES) as u64;
         self.mark.sha256 = hex(self.hasher.clone());
         self.unsaved.clear();
         Ok(self.mark.clone())
@@ -97,15 +95,15 @@ impl SeenSet {
         let failed = |e: std::io::Error| format!("{SEEN_FILE} cannot be read ({e})");
         let file = OpenOptions::new().read(true).write(true).open(&self.path).map_err(failed)?;
         let bytes = file.metadata().map_err(failed)?.len();
-        if mark.entries > rows || mark.entries > bytes / ENTRY as u64 {
+        if mark.entries > rows || mark.entries > bytes / ENTRY_BYTES as u64 {
             return Err(format!(
-                "{SEEN_FILE} is damaged: {bytes} bytes, expected {} fingerprints of {ENTRY}",
+                "{SEEN_FILE} is damaged: {bytes} bytes, expected {} fingerprints of {ENTRY_BYTES}",
                 mark.entries
             ));
         }
-        let end = mark.entries * ENTRY as u64;
+        let end = mark.entries * ENTRY_BYTES as u64;
         let mut reader = BufReader::with_capacity(1 << 18, Read::take(&file, end));
-        let mut entry = [0u8; ENTRY];
+        let mut entry = [0u8; ENTRY_BYTES];
         for _ in 0..mark.entries {
             reader.read_exact(&mut entry).map_err(failed)?;
             self.hasher.update(entry);

@@ -28,7 +28,6 @@ const EARLY_CHECK_ROWS: u64 = 2000;
 pub struct PackJob<'a> {
     /// Settings of the run.
     pub settings: &'a Settings,
-    /// All input files.
     pub inputs: &'a [Input],
     /// The range of `inputs` that each stream reads.
     pub streams: &'a [Range<usize>],

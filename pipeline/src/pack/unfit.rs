@@ -39,7 +39,7 @@ pub fn too_many_unsupervised(settings: &Settings, m: &Manifest, unsupervised: u6
             m.seq_len
         )
     } else if dropped(c, DropReason::NoAssistantSpan) * 2 > unsupervised {
-        "the assistant's part cannot be told apart in what the chat template renders: use a template with {% generation %} tags, or --template chatml"
+        "the assistant's text cannot be located in what the chat template renders: use a template with {% generation %} tags, or --template chatml"
             .to_string()
     } else {
         "no assistant text carries loss: the template may not show it, or --loss-on last meets conversations that end with another role"

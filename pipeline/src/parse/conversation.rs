@@ -81,7 +81,7 @@ impl<'a> ParsedRow<'a> {
 }
 
 /// Hash of a conversation, used for the held-out split and for finding duplicates: the first 16
-/// bytes of a SHA-256 over roles, contents and tool calls.
+/// bytes of a SHA-256 over roles, contents, tool calls and, if there are any, tool declarations.
 pub fn fingerprint(c: &Conversation) -> u128 {
     use sha2::Digest;
     let mut h = sha2::Sha256::new();
@@ -93,6 +93,11 @@ pub fn fingerprint(c: &Conversation) -> u128 {
         if let Some(calls) = &m.tool_calls {
             h.update(calls.to_string());
         }
+    }
+    if let Some(tools) = &c.tools {
+        // No role has this length, so tools are not mistaken for a message.
+        h.update(u64::MAX.to_le_bytes());
+        h.update(tools.to_string());
     }
     let digest = h.finalize();
     digest.iter().take(16).fold(0, |n, b| (n << 8) | u128::from(*b))
@@ -129,4 +134,23 @@ pub fn validate(messages: &[Message]) -> Result<(), DropReason> {
         return Err(DropReason::EmptyResponse);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tools count, and the fingerprint of a conversation without tools stays as it always was,
+    /// because the eval split depends on it.
+    #[test]
+    fn fingerprints() {
+        let messages = vec![Message::new("user", "a"), Message::new("assistant", "b")];
+        let with =
+            |tools: Option<Value>| fingerprint(&Conversation { messages: messages.clone(), tools });
+        let tool = |name: &str| Some(serde_json::json!([{"name": name}]));
+        assert_eq!(with(None), 0x4442_f719_8a19_8461_29a9_085a_9d00_9b9c);
+        assert_ne!(with(None), with(tool("x")));
+        assert_ne!(with(tool("x")), with(tool("y")));
+        assert_eq!(with(tool("x")), with(tool("x")));
+    }
 }

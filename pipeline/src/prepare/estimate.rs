@@ -48,9 +48,9 @@ pub struct Estimate {
     pub sampled_rows: u64,
     /// Share of the inputs' bytes that was sampled, from 0 to 1.
     pub share_of_bytes: f64,
-    /// Rows read.
+    /// Rows that would be read.
     pub rows_read: f64,
-    /// Rows kept.
+    /// Rows that would be kept.
     pub rows_kept: f64,
     /// Dropped rows by reason.
     pub dropped: BTreeMap<String, f64>,

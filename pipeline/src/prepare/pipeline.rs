@@ -48,7 +48,6 @@ pub struct RunControl<'a> {
     pub workers: usize,
     /// Whether files of earlier runs in the output folder are replaced.
     pub overwrite: bool,
-    /// Gets reports.
     pub progress: &'a dyn Progress,
     /// Ends the run when it is set.
     pub stop: Arc<AtomicBool>,

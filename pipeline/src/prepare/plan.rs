@@ -50,16 +50,14 @@ pub struct PlanRequest<'a> {
 pub struct PreparePlan {
     /// Settings of the run.
     pub settings: Settings,
-    /// All input files.
     pub inputs: Vec<Input>,
-    /// The chat template.
     pub template: ChatTemplate,
     /// The tokenizer, on the engine that was chosen.
     pub tokenizer: Tokenizer,
     /// The tokenizer's control tokens.
     pub control: ControlTokens,
     /// Which content the template copies verbatim; none if every row is rendered.
-    pub linear: Option<Verbatim>,
+    pub verbatim: Option<Verbatim>,
     /// The range of `inputs` of each stream: one per source of the recipe, else one.
     pub streams: Vec<std::ops::Range<usize>>,
     /// Which stream the next row is taken from.
@@ -118,23 +116,23 @@ pub fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<PreparePlan
     // the engines will be compared, the texts for that.
     let analyse = |sampled: bool| -> Result<_> {
         let mut control = ControlTokens::new(tok.added_tokens(), Some(&eos))?;
-        let mut linear = None;
+        let mut verbatim = None;
         if request.render == RenderChoice::Auto && !template.has_generation() {
             let mut spans =
                 SpanFinder::new(&template, &control, settings.special_text, settings.lost_text);
-            linear = verbatim::probe(&template, &mut |m| spans.fill(m));
+            verbatim = verbatim::probe(&template, &mut |m| spans.fill(m));
         }
-        if let Some(l) = &linear {
-            control = ControlTokens::with_triggers(tok.added_tokens(), Some(&eos), &l.triggers)?;
+        if let Some(v) = &verbatim {
+            control = ControlTokens::with_triggers(tok.added_tokens(), Some(&eos), &v.triggers)?;
         }
         let texts = if sampled {
             engine_sample(&inputs, &template, &control, &settings)
         } else {
             Vec::new()
         };
-        Ok((texts, (control, linear)))
+        Ok((texts, (control, verbatim)))
     };
-    let (tokenizer, (control, linear)) = match request.engine {
+    let (tokenizer, (control, verbatim)) = match request.engine {
         EngineChoice::Auto => tok.choose(|| analyse(true))?,
         EngineChoice::Fast => (
             tok.fast()
@@ -204,7 +202,7 @@ pub fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<PreparePlan
         template,
         tokenizer,
         control,
-        linear,
+        verbatim,
         streams,
         mixture,
         manifest: m,
@@ -220,7 +218,7 @@ impl PreparePlan {
             tokenizer: &self.tokenizer,
             control: &self.control,
             template: &self.template,
-            linear: self.linear.as_ref(),
+            verbatim: self.verbatim.as_ref(),
             manifest: &self.manifest,
             inputs: &self.inputs,
         }
@@ -246,13 +244,15 @@ impl PreparePlan {
     pub fn describe(&self) -> Vec<String> {
         let m = &self.manifest;
         let bytes: u64 = self.inputs.iter().map(|i| i.bytes).sum();
-        let rendering = match &self.linear {
+        let exceptions = |v: &Verbatim| match (v.triggers.len(), v.changes_edge_whitespace) {
+            (0, false) => String::new(),
+            (0, true) => ", except with white space at its edges".to_string(),
+            (n, false) => format!(", except with any of {n} strings"),
+            (n, true) => format!(", except with any of {n} strings or white space at its edges"),
+        };
+        let rendering = match &self.verbatim {
             None => "every row is rendered".to_string(),
-            Some(l) => format!(
-                "copies content verbatim, except with any of {} strings{}",
-                l.triggers.len(),
-                if l.changes_edge_whitespace { " or white space at its edges" } else { "" }
-            ),
+            Some(v) => format!("copies content verbatim{}", exceptions(v)),
         };
         vec![
             format!("inputs     {} files, {:.1} MB", self.inputs.len(), bytes as f64 / 1e6),

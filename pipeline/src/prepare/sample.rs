@@ -11,7 +11,6 @@ use crate::input::parquet_rows;
 use crate::input::raw_rows::RawRows;
 use crate::input::source::Input;
 
-/// Places per file.
 const PLACES: u64 = 16;
 
 /// Start of place `k` of `n` in a file of `size`, such that `length` from there stays before the

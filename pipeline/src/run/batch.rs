@@ -34,9 +34,9 @@ pub struct ProcessedRow {
     /// Whether its text spells control tokens.
     pub has_control_text: bool,
     /// Number of assistant turns whose white space the template changes.
-    pub respaced: u64,
+    pub whitespace_changed_turns: u64,
     /// Number of assistant turns that the template rewrites.
-    pub rewritten: u64,
+    pub rewritten_turns: u64,
     /// Hash of the conversation ([`fingerprint`](crate::parse::conversation::fingerprint)); 0 if the
     /// run does not need it.
     pub fingerprint: u128,
@@ -49,7 +49,6 @@ pub struct ProcessedDocument {
     pub tokens: usize,
     /// Number of its loss runs.
     pub runs: usize,
-    /// Its counts.
     pub summary: RowSummary,
 }
 
@@ -60,7 +59,6 @@ pub struct ProcessedBatch {
     pub number: u64,
     /// Position of its first row.
     pub from: Cursor,
-    /// Its rows.
     pub rows: Vec<ProcessedRow>,
     /// The documents of all rows, in order.
     pub documents: Vec<ProcessedDocument>,
@@ -103,8 +101,8 @@ impl ProcessedBatch {
         c.over_long = u64::from(row.over_long);
         for (name, n) in [
             ("special_text_rows", u64::from(row.has_control_text)),
-            ("respaced_turns", row.respaced),
-            ("rewritten_turns", row.rewritten),
+            ("respaced_turns", row.whitespace_changed_turns),
+            ("rewritten_turns", row.rewritten_turns),
         ] {
             if n > 0 {
                 c.notes.insert(name.to_string(), n);

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 /// Counters of a run, and the flag that ends it.
 #[derive(Debug, Default)]
 pub struct Meter {
-    /// Rows processed.
+    /// Rows processed so far.
     pub rows: AtomicU64,
     /// Tokens of their documents, block padding included.
     pub tokens: AtomicU64,

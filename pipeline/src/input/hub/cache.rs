@@ -7,9 +7,7 @@ use std::path::{Path, PathBuf};
 /// Type of a repository. Addresses on the hub and the folder in the cache depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RepoKind {
-    /// A dataset.
     Dataset,
-    /// A model.
     Model,
 }
 
@@ -36,7 +34,6 @@ impl RepoKind {
 pub struct RemoteFile {
     /// Path in the repository.
     pub path: String,
-    /// Length in bytes.
     pub bytes: u64,
     /// sha256 of the content, which the hub lists for large files only.
     pub sha256: Option<String>,

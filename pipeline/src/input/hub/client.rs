@@ -3,74 +3,17 @@
 //! In: addresses under the endpoint. Out: responses. The token is sent to the endpoint's host only
 //! and appears in no message.
 
+use super::settings::HubSettings;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use std::net::ToSocketAddrs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Attempts per request.
 const ATTEMPTS: u32 = 8;
 /// Attempts if the host name cannot be resolved and the hub has never answered: most often a
 /// mistyped folder on a machine without network.
 const ATTEMPTS_UNKNOWN_HOST: u32 = 2;
-
-/// Settings of a client.
-#[derive(Debug, Clone)]
-pub struct HubSettings {
-    /// `HF_ENDPOINT`, without a slash at its end.
-    pub endpoint: String,
-    /// `HF_TOKEN`, or the token file's content.
-    pub token: Option<String>,
-    /// `HF_HUB_CACHE`, or `HF_HOME/hub`.
-    pub cache: std::path::PathBuf,
-    /// `HF_HUB_OFFLINE`.
-    pub offline: bool,
-    /// Pause before the second attempt; it doubles with each further one.
-    pub pause: Duration,
-}
-
-impl HubSettings {
-    /// Reads the environment variables that the Python client reads.
-    pub fn from_env() -> HubSettings {
-        let var = |k: &str| std::env::var(k).ok().filter(|v| !v.trim().is_empty());
-        let on = |k: &str| {
-            var(k).is_some_and(|v| {
-                !matches!(v.to_ascii_lowercase().as_str(), "0" | "false" | "no" | "off")
-            })
-        };
-        let home = var("HF_HOME").map(Into::into).unwrap_or_else(|| {
-            let base = var("XDG_CACHE_HOME").map(std::path::PathBuf::from);
-            base.unwrap_or_else(|| {
-                std::path::PathBuf::from(var("HOME").unwrap_or_else(|| ".".to_string()))
-                    .join(".cache")
-            })
-            .join("huggingface")
-        });
-        let file = || {
-            let path = var("HF_TOKEN_PATH")
-                .map(std::path::PathBuf::from)
-                .unwrap_or_else(|| home.join("token"));
-            std::fs::read_to_string(path).ok()
-        };
-        let implicit = !on("HF_HUB_DISABLE_IMPLICIT_TOKEN");
-        let token = var("HF_TOKEN")
-            .or_else(|| file().filter(|_| implicit))
-            .map(|t| t.trim().to_string())
-            .filter(|t| !t.is_empty());
-        let milliseconds = var("DLM_HUB_PAUSE_MS").and_then(|v| v.parse().ok()).unwrap_or(500);
-        HubSettings {
-            endpoint: var("HF_ENDPOINT")
-                .unwrap_or_else(|| "https://huggingface.co".to_string())
-                .trim_end_matches('/')
-                .to_string(),
-            token,
-            cache: var("HF_HUB_CACHE").map(Into::into).unwrap_or_else(|| home.join("hub")),
-            offline: on("HF_HUB_OFFLINE"),
-            pause: Duration::from_millis(milliseconds),
-        }
-    }
-}
 
 /// An HTTP client for one hub, shared by the threads of a download.
 pub struct HubClient<'a> {
@@ -87,7 +30,6 @@ pub struct HubClient<'a> {
 pub enum HubError {
     /// The hub answered 404: there is no such repository, revision or file.
     NotFound(Error),
-    /// Any other failure.
     Other(Error),
 }
 

@@ -17,8 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
-/// Bytes per piece.
-const PIECE: u64 = 16 << 20;
+const PIECE_BYTES: u64 = 16 << 20;
 /// Pieces of one file that are downloaded at a time.
 const STREAMS: usize = 4;
 /// Files downloaded ahead of the one that is being read.
@@ -61,7 +60,7 @@ impl<'a> HubSource<'a> {
     }
 
     fn piece_count(file: &RemoteFile) -> usize {
-        file.bytes.div_ceil(PIECE).max(1) as usize
+        file.bytes.div_ceil(PIECE_BYTES).max(1) as usize
     }
 
     fn piece_path(blob: &Path, k: usize) -> PathBuf {
@@ -110,8 +109,10 @@ impl<'a> HubSource<'a> {
                         if k >= count || failed.load(Ordering::Relaxed) {
                             return;
                         }
-                        let (from, to) =
-                            (k as u64 * PIECE, ((k as u64 + 1) * PIECE).min(file.bytes));
+                        let (from, to) = (
+                            k as u64 * PIECE_BYTES,
+                            ((k as u64 + 1) * PIECE_BYTES).min(file.bytes),
+                        );
                         if let Err(e) = self.download_piece(file, &paths[k], from, to, &|| {
                             stop() || failed.load(Ordering::Relaxed)
                         }) {

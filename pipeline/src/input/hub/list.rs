@@ -16,7 +16,6 @@ pub const CONVERTED: &str = "refs/convert/parquet";
 /// Files of a repository at a commit.
 #[derive(Debug, Clone)]
 pub struct Listing {
-    /// The commit.
     pub commit: String,
     /// The revision that was resolved to the commit.
     pub revision: String,

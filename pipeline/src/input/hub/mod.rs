@@ -6,7 +6,8 @@
 //!
 //! ```text
 //! name ─── hf://ORG/NAME[@REV]     cache ─ layout of the cache folder, checks of file names
-//! client ─ HTTP with retries       list ── commit, files, sizes
+//! settings ─ from the environment  client ─ HTTP with retries
+//! list ─── commit, files, sizes    model_files ─ which files of a model
 //! fetch ── pieces, resume, checks  model ─ a folder or a repository → a local folder
 //! ```
 //!
@@ -20,3 +21,4 @@ pub mod list;
 pub mod model;
 pub mod model_files;
 pub mod name;
+pub mod settings;
