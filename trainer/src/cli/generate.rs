@@ -9,11 +9,11 @@ use std::time::Instant;
 use clap::{ArgGroup, Args};
 use serde_json::json;
 
-use super::console::{self, Reader};
 use crate::compute::ComputeDtype;
 use crate::decode::prompt;
 use crate::error::{Error, Result};
 use crate::generate::{Completion, DecodeMode, GenerateOptions, ModelFiles, ModelOptions, Prompt};
+use crate::report::console::{self, Reader};
 
 /// Arguments of `dlm-train generate` as typed.
 #[derive(Args, Debug)]

@@ -4,7 +4,6 @@
 //! results on stdout, lines for people on stderr.
 
 mod bench;
-mod console;
 mod eval;
 mod export;
 mod generate;
@@ -17,6 +16,8 @@ pub(crate) mod wf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::report::console;
 
 #[derive(Parser)]
 #[command(

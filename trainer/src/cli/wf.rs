@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use super::console;
 use crate::launch;
+use crate::report::console;
 
 /// Runs listed by `wf runs` unless `--limit` says otherwise.
 const RUNS: usize = 10;

@@ -18,6 +18,7 @@ use crate::io::export::{self, ExportInfo};
 use crate::io::source::{self, ModelSource};
 use crate::model::{Decoder, Weights};
 use crate::optim::adamw;
+use crate::report::console;
 use crate::train::data;
 use crate::train::prepare_model::{PreparedModel, prepare};
 
@@ -61,17 +62,17 @@ pub fn export(model: &TrainedModel, out: &Path) -> Result<()> {
         }),
     };
     if decoder.cfg.quantization.is_some() && cfg.conversion.lambda_warmup > state.step {
-        eprintln!(
+        console::note(format_args!(
             "warning: BitLinear's quantisation was still being blended in (step {} of conversion.lambda_warmup={}); the exported model is quantised fully",
             state.step, cfg.conversion.lambda_warmup
-        );
+        ));
     }
     let dtype = match cfg.export.dtype {
         config::Dtype::Bf16 => FileDtype::BF16,
         config::Dtype::Fp32 => FileDtype::F32,
     };
     export::export(out, decoder, model.weights, dtype, cfg.export.format, &info)?;
-    eprintln!("exported to {}", out.display());
+    console::note(format_args!("exported to {}", out.display()));
     Ok(())
 }
 

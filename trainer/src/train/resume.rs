@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::io::checkpoint;
 use crate::io::checkpoint_store::CheckpointStore;
 use crate::optim::adamw;
+use crate::report::console;
 use crate::train::trainer::Trainer;
 
 /// What to do with a checkpoint that exists already.
@@ -85,7 +86,9 @@ impl Trainer<'_> {
             )));
         }
         if !changes.is_empty() {
-            eprintln!("warning: resuming under other settings (--allow-changes); {changes}");
+            console::note(format_args!(
+                "warning: resuming under other settings (--allow-changes); {changes}"
+            ));
         }
         self.weights = restored.weights;
         self.optimizer.state = restored.optimizer;
@@ -93,13 +96,13 @@ impl Trainer<'_> {
         self.saved_step = Some(restored.state.step);
         self.state = restored.state;
         self.plan.micro_batch_rows = self.state.micro_batch_rows.max(1);
-        eprintln!(
+        console::note(format_args!(
             "resumed {}: step {}, {} tokens{}",
             dir.display(),
             self.state.step,
             self.state.tokens,
             if self.state.finished { "; the run is complete" } else { "" }
-        );
+        ));
         Ok(())
     }
 }

@@ -13,6 +13,7 @@ mod summary;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::report::console;
 use dlm_datasets::fs;
 
 /// Runs that one page can distinguish by colour.
@@ -60,10 +61,10 @@ pub fn plot(options: &PlotOptions) -> Result<PathBuf> {
         dir.join("report.html")
     });
     for r in runs.iter().filter(|r| r.skipped_lines > 0) {
-        eprintln!(
+        console::note(format_args!(
             "{}: {} of its lines hold no step record and were skipped",
             r.name, r.skipped_lines
-        );
+        ));
     }
     fs::write_atomic(&out, page::page(&runs, options.x).as_bytes())?;
     Ok(out)

@@ -1,4 +1,4 @@
-//! The one place where commands write: results to stdout, lines for people to stderr.
+//! The one place that writes to the terminal: results to stdout, lines for people to stderr.
 //!
 //! A reader may close either pipe at any time (`dlm-train generate … | head`). A closed stdout is
 //! reported to the caller, which then has nothing more to print and exits with the code that its
