@@ -1,4 +1,5 @@
-//! What a run reports: metrics as JSON lines, TensorBoard event files, plots, lines on the terminal.
+//! What a run reports: metrics as JSON lines, TensorBoard event files, plots, lines on the
+//! terminal.
 
 pub(crate) mod console;
 pub mod metrics;
