@@ -73,7 +73,7 @@ pub(crate) fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
-            console::note(format_args!("dlm-train: {error}"));
+            console::message(format_args!("dlm-train: {error}"));
             ExitCode::from(error.exit_code())
         }
     }

@@ -55,7 +55,7 @@ pub(crate) fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            console::note(format_args!("wf: {error}"));
+            console::message(format_args!("wf: {error}"));
             ExitCode::from(error.exit_code())
         }
     }

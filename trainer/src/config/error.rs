@@ -43,24 +43,24 @@ pub enum ConfigError {
         known: Vec<String>,
     },
     /// A value of the wrong type.
-    #[error("{origin}: `{key}` is {found}; expected {expected}")]
+    #[error("{origin}: `{key}` is {value}; expected {expected}")]
     Type {
         /// Dotted key.
         key: String,
         /// File or override that contains it.
         origin: String,
         /// The value in words.
-        found: String,
+        value: String,
         /// The values the key takes.
         expected: String,
     },
     /// A value of the right type that is out of range, alone or together with another.
-    #[error("`{key}` is {found}; expected {expected}")]
+    #[error("`{key}` is {value}; expected {expected}")]
     Value {
         /// Dotted key.
         key: &'static str,
         /// The value.
-        found: String,
+        value: String,
         /// The values the key takes.
         expected: String,
     },

@@ -70,7 +70,7 @@ impl Config {
     pub fn source_config(&self) -> Result<String, ConfigError> {
         let missing = || ConfigError::Value {
             key: "source.config",
-            found: "null".into(),
+            value: "null".into(),
             expected: "the path of a config.json with the model's shapes".into(),
         };
         let path = self.source.config.as_ref().ok_or_else(missing)?;
@@ -80,7 +80,7 @@ impl Config {
                 Some(text) if source.kind() == std::io::ErrorKind::NotFound => Ok(text.into()),
                 None if source.kind() == std::io::ErrorKind::NotFound => Err(ConfigError::Value {
                     key: "source.config",
-                    found: path.display().to_string(),
+                    value: path.display().to_string(),
                     expected: "the path of a config.json with the model's shapes; there is no such file, nor a built-in one of that name"
                         .into(),
                 }),

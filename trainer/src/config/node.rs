@@ -255,11 +255,11 @@ impl Node {
                         if let Some(error) = renamed_value(key, written, &origin) {
                             return Err(error);
                         }
-                        let found = describe(written);
+                        let value = describe(written);
                         return Err(ConfigError::Type {
                             key: key.into(),
                             origin,
-                            found,
+                            value,
                             expected: kind.describe(),
                         });
                     }

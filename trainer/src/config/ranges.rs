@@ -111,14 +111,14 @@ impl Config {
 
 fn ensure(
     key: &'static str,
-    found: impl std::fmt::Display,
+    value: impl std::fmt::Display,
     holds: bool,
     expected: &str,
 ) -> Result<(), ConfigError> {
     if holds {
         Ok(())
     } else {
-        Err(ConfigError::Value { key, found: found.to_string(), expected: expected.into() })
+        Err(ConfigError::Value { key, value: value.to_string(), expected: expected.into() })
     }
 }
 

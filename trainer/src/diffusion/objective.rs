@@ -27,13 +27,6 @@ pub struct PassOptions {
     pub loss_chunk: usize,
 }
 
-fn scalar(t: Tensor<1>) -> Result<f64> {
-    let v: f32 = t
-        .try_into_scalar::<f32>()
-        .map_err(|e| Error::Device(format!("reading the loss back failed: {e}")))?;
-    Ok(f64::from(v))
-}
-
 /// Sum of the cross-entropies, without gradients.
 pub fn loss_sum(
     decoder: &Decoder,
@@ -55,6 +48,13 @@ pub fn loss_sum(
             scalar(cross_entropy_sum(logits, int_tensor(&inputs.targets[first..end], &device)))?;
     }
     Ok(total)
+}
+
+fn scalar(t: Tensor<1>) -> Result<f64> {
+    let v: f32 = t
+        .try_into_scalar::<f32>()
+        .map_err(|e| Error::Device(format!("reading the loss back failed: {e}")))?;
+    Ok(f64::from(v))
 }
 
 /// Sum of the cross-entropies; adds `scale ·` its gradient to `into` (`scale` = 1 / counted targets

@@ -161,12 +161,12 @@ pub fn restore(dir: &Path, params: &Params, muon: &[bool], device: &Device) -> R
     let file = read_state(dir)?;
     for (name, expected) in &file.files {
         let path = dir.join(name);
-        let found = hash::sha256_file(&path)?;
-        if found != *expected {
+        let actual = hash::sha256_file(&path)?;
+        if actual != *expected {
             return Err(Error::format(
                 &path,
                 format!(
-                    "sha256 is {found}, state.json says {expected}: the checkpoint is damaged; resume from an older one by writing its folder name into checkpoints/latest"
+                    "sha256 is {actual}, state.json says {expected}: the checkpoint is damaged; resume from an older one by writing its folder name into checkpoints/latest"
                 ),
             ));
         }

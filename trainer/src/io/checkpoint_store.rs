@@ -16,7 +16,7 @@ use dlm_datasets::fs;
 
 use crate::error::{Error, Result};
 use crate::io::checkpoint::{self, Snapshot};
-use crate::report::console;
+use crate::report::message;
 
 /// The checkpoint folder of a run.
 #[derive(Clone, Debug)]
@@ -79,7 +79,7 @@ impl CheckpointStore {
         };
         match self.names()?.into_iter().filter(whole).max() {
             Some(older) => {
-                console::note(format_args!(
+                message(format_args!(
                     "warning: checkpoints/latest names {name}, which is missing; continuing from the newest whole checkpoint before it, {older}"
                 ));
                 Ok(Some(self.dir.join(older)))

@@ -11,8 +11,6 @@ use dlm_prep::hub::{HubName, ModelPart, resolve_model};
 use crate::config::{Config, Init};
 use crate::error::{Error, Result};
 
-pub use crate::io::load_model::resolve as folder_of;
-
 /// Where a run's model comes from.
 #[derive(Clone, Debug)]
 pub struct ModelSource {

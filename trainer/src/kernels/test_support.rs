@@ -36,3 +36,9 @@ pub fn leaf<const N: usize>(t: &Tensor<N>) -> Tensor<N> {
 pub fn distance<const N: usize>(a: Tensor<N>, b: Tensor<N>) -> f32 {
     (a.cast(DType::F32) - b.cast(DType::F32)).abs().max().into_scalar::<f32>()
 }
+
+/// Insists that two tensors are equal up to rounding.
+pub fn close<const N: usize>(a: Tensor<N>, b: Tensor<N>, name: &str) {
+    let far = distance(a, b);
+    assert!(far < 2e-5, "{name}: {far}");
+}

@@ -2,12 +2,12 @@
 //!
 //! In: a model, a source, a scale, configuration overrides. Out: a SkyPilot task (from
 //! `configs/launch/dlm_train.yaml`) and the command that launches it. The configuration is composed
-//! and checked here first, so that a mistyped key costs seconds and not a machine. `plan.rs`
-//! decides, `task.rs` fills the YAML in, `sky.rs` runs `sky`.
+//! and checked locally first, so that a mistyped key is found before a machine is rented.
+//! `plan.rs` checks the arguments, `task.rs` fills in the YAML, `sky.rs` runs `sky`.
 
 mod plan;
 mod sky;
 mod task;
 
-pub use plan::{DlmArgs, LaunchPlan, LaunchTarget, Scale};
+pub use plan::{DlmArgs, InputLocation, LaunchPlan, Scale};
 pub use sky::{cancel, launch, logs, runs};

@@ -1,7 +1,7 @@
-//! What `wf dlm` is going to launch: checked arguments, before anything is written or rented.
+//! The plan of `wf dlm`: checked arguments, before anything is written or rented.
 //!
-//! In: [`DlmArgs`], the environment (`GCS_BUCKET`, `HF_TOKEN`), the folder it is called in. Out: a
-//! [`LaunchPlan`] and warnings: what would be refused without `--dry-run`.
+//! In: [`DlmArgs`], the environment (`GCS_BUCKET`, `HF_TOKEN`), the current folder. Out: a
+//! [`LaunchPlan`] with the obstacles that would be refused without `--dry-run`.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use crate::config::Config;
 use crate::error::{Error, Result};
 
-/// How much machine.
+/// Size of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Scale {
     /// 1 GPU.
@@ -26,7 +26,7 @@ pub enum Scale {
 }
 
 impl Scale {
-    /// GPUs of the machine.
+    /// Number of GPUs of the machine.
     pub fn gpus(self) -> usize {
         match self {
             Scale::Dev | Scale::Small => 1,
@@ -49,24 +49,24 @@ pub struct DlmArgs {
     /// Size of the machine.
     #[arg(long, value_enum, default_value_t = Scale::Dev)]
     pub scale: Scale,
-    /// GPU model, as SkyPilot calls it.
+    /// GPU model, by SkyPilot's name.
     #[arg(long, default_value = "H100")]
     pub gpu: String,
     /// Cloud, or cloud/region[/zone]: nebius, gcp, aws … [default: the cheapest that SkyPilot may
     /// use].
     #[arg(short, long)]
     pub cloud: Option<String>,
-    /// Rent a machine that may be taken away; the run continues on the next one.
+    /// Rent a spot machine, which may be taken away; the run continues on the next one.
     #[arg(long)]
     pub spot: bool,
-    /// Where checkpoints and the result go: gs://bucket or s3://bucket [default: gs://$GCS_BUCKET].
+    /// Bucket for checkpoints and result: gs://bucket or s3://bucket [default: gs://$GCS_BUCKET].
     #[arg(long)]
     pub bucket: Option<String>,
     /// Name of the run; the same name continues it [default: model and time].
     #[arg(short, long)]
     pub name: Option<String>,
-    /// A dlm-train built with --features cuda, to be sent along [default: the one beside wf, if it
-    /// was; else it is built there].
+    /// A dlm-train built with --features cuda, to be sent to the machine [default: the dlm-train next
+    /// to wf if wf was built with it; else dlm-train is built on the machine].
     #[arg(long)]
     pub binary: Option<PathBuf>,
     /// Return once the run is submitted; do not follow its log.
@@ -81,14 +81,14 @@ pub struct DlmArgs {
     pub overrides: Vec<String>,
 }
 
-/// Something the machine needs and where it comes from.
+/// Where the machine gets the dataset or the source model from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LaunchTarget {
-    /// A local file or folder, sent along.
+pub enum InputLocation {
+    /// A local folder, sent to the machine.
     Local(PathBuf),
-    /// A bucket, read by the machine.
+    /// A bucket, mounted on the machine.
     Bucket(String),
-    /// A name the trainer resolves itself.
+    /// A hub name, which the trainer resolves.
     Hub(String),
 }
 
@@ -99,33 +99,33 @@ pub struct LaunchPlan {
     pub name: String,
     /// Model name: part of its folder in the bucket, and MODEL.
     pub model: String,
-    /// Source, where it is not the model's own.
-    pub source: Option<LaunchTarget>,
+    /// Source, where it is not that of the model's configuration.
+    pub source: Option<InputLocation>,
     /// Packed dataset.
-    pub data: LaunchTarget,
-    /// Bucket for checkpoints and result, with scheme, without a slash at the end.
+    pub data: InputLocation,
+    /// Bucket for checkpoints and result, with scheme and without a trailing slash.
     pub bucket: Option<String>,
-    /// `H100:1`.
+    /// GPU model and count, for example `H100:1`.
     pub accelerators: String,
-    /// Cloud, or cloud/region.
+    /// Cloud, or cloud/region[/zone].
     pub infra: Option<String>,
-    /// Whether the machine may be taken away.
+    /// Rent a spot machine.
     pub spot: bool,
-    /// The program to send; none: the repository is sent and built there.
+    /// The dlm-train to send; `None`: the repository is sent and built on the machine.
     pub binary: Option<PathBuf>,
-    /// The repository, where no program is sent.
+    /// The repository, where no binary is sent.
     pub repository: Option<PathBuf>,
-    /// What dlm-train is given besides model, source and output.dir.
+    /// Overrides for dlm-train besides model, source and output.dir.
     pub overrides: Vec<String>,
     /// Do not follow the log.
     pub detach: bool,
-    /// What keeps this plan from being launched.
+    /// Reasons why this plan cannot be launched.
     pub obstacles: Vec<String>,
 }
 
 impl LaunchPlan {
-    /// Checks the arguments; `stamp` makes a name unique, `bucket` is the default one, `here` the
-    /// folder wf is called in.
+    /// Checks the arguments. `stamp` makes the default name unique, `bucket` is the name of the
+    /// default bucket, `here` the current folder.
     pub fn new(
         args: &DlmArgs,
         stamp: &str,
@@ -141,7 +141,7 @@ impl LaunchPlan {
         }
         let mut obstacles = Vec::new();
         let mut overrides = Vec::new();
-        let mut checked = vec![format!("model={}", args.model)];
+        let mut composed = vec![format!("model={}", args.model)];
         let mut data = None;
         for text in &args.overrides {
             match text.split_once('=') {
@@ -159,16 +159,16 @@ impl LaunchPlan {
                 _ => overrides.push(text.clone()),
             }
         }
-        checked.extend(overrides.iter().cloned());
-        let source = args.source.as_deref().map(|source| place(source, here, true)).transpose()?;
-        checked.extend(args.source.iter().map(|source| format!("source.path={source}")));
-        let config = Config::load(None, &checked)?;
+        composed.extend(overrides.iter().cloned());
+        let source = args.source.as_deref().map(|source| locate(source, here, true)).transpose()?;
+        composed.extend(args.source.iter().map(|source| format!("source.path={source}")));
+        let config = Config::load(None, &composed)?;
         let data_text = data.unwrap_or_else(|| config.data.dir.display().to_string());
-        let data = place(&data_text, here, false).unwrap_or_else(|error| {
+        let data = locate(&data_text, here, false).unwrap_or_else(|error| {
             obstacles.push(error.to_string());
-            LaunchTarget::Local(here.join(&data_text))
+            InputLocation::Local(here.join(&data_text))
         });
-        if let LaunchTarget::Local(dir) = &data
+        if let InputLocation::Local(dir) = &data
             && dir.is_dir()
             && !dir.join("manifest.json").is_file()
         {
@@ -218,45 +218,46 @@ fn is_bucket(text: &str) -> bool {
         .any(|scheme| text.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()))
 }
 
-/// Where `text` points: a bucket, an existing local path, or (`hub`) a name for the trainer.
-fn place(text: &str, here: &Path, hub: bool) -> Result<LaunchTarget> {
+/// The location that `text` names: a bucket, an existing folder, or (with `hub`) a hub name.
+fn locate(text: &str, here: &Path, hub: bool) -> Result<InputLocation> {
     if is_bucket(text) {
-        return Ok(LaunchTarget::Bucket(text.trim_end_matches('/').into()));
+        return Ok(InputLocation::Bucket(text.trim_end_matches('/').into()));
     }
     let path = here.join(text);
     if path.is_dir() {
-        return Ok(LaunchTarget::Local(path));
+        return Ok(InputLocation::Local(path));
     }
     let named = text.strip_prefix("hf://").unwrap_or(text);
     let parts: Vec<&str> = named.split('/').collect();
     let plain = |part: &&str| !part.is_empty() && !part.starts_with(['.', '~']);
     if hub && parts.len() == 2 && parts.iter().all(plain) {
-        return Ok(LaunchTarget::Hub(text.into()));
+        return Ok(InputLocation::Hub(text.into()));
     }
     let expected = if hub {
         "a folder, hf://org/name, org/name, gs:// or s3://"
     } else {
         "a folder written by dlm-prep, gs:// or s3://"
     };
-    let what = if hub { "--source " } else { "data.dir=" };
-    Err(Error::Usage(format!("{what}{text}: no such folder here; expected {expected}")))
+    let option = if hub { "--source " } else { "data.dir=" };
+    Err(Error::Usage(format!("{option}{text}: no such folder here; expected {expected}")))
 }
 
-/// The program to send, or the repository to build there.
+/// The binary to send, or the repository to build on the machine.
 fn program(
-    given: Option<PathBuf>,
+    binary: Option<PathBuf>,
     here: &Path,
     obstacles: &mut Vec<String>,
 ) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
-    if let Some(path) = given {
+    if let Some(path) = binary {
         return match path.is_file() {
             true => Ok((Some(path), None)),
             false => Err(Error::Usage(format!("--binary {}: no such file", path.display()))),
         };
     }
-    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("dlm-train")));
-    if let Some(beside) = beside.filter(|path| cfg!(feature = "cuda") && path.is_file()) {
-        return Ok((Some(beside), None));
+    let sibling =
+        std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("dlm-train")));
+    if let Some(sibling) = sibling.filter(|path| cfg!(feature = "cuda") && path.is_file()) {
+        return Ok((Some(sibling), None));
     }
     let repository = here
         .ancestors()
@@ -267,7 +268,7 @@ fn program(
     Ok((None, repository.map(Into::into)))
 }
 
-/// What SkyPilot takes as a job's name, and what is safe in a path.
+/// Accepts names that SkyPilot takes for a job and that are safe in a path.
 fn check_name(name: &str) -> Result<()> {
     let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
     match plain

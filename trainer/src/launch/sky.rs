@@ -1,20 +1,22 @@
 //! Running `sky`: launch, logs, cancel, list.
 //!
-//! In: a [`LaunchPlan`] or a job's name. Out: what `sky` prints; its failure is ours (exit code 1).
+//! In: a [`LaunchPlan`] or the name of a job. Out: the output of `sky`; when it fails, so does `wf`
+//! (exit code 1).
 
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::process::Command;
 
 use crate::error::{Error, Result};
+use crate::report::message;
 
 use super::plan::{DlmArgs, LaunchPlan};
 use super::task::shell_words;
 
-/// Variables passed on as secrets where they are set.
+/// Environment variables passed to the machine as secrets, where they are set.
 const SECRETS: [&str; 1] = ["HF_TOKEN"];
 
-/// `wf dlm`.
+/// `wf dlm`: launch a training run, or print what would be launched.
 pub fn launch(args: &DlmArgs) -> Result<()> {
     let here = std::env::current_dir()
         .map_err(|error| Error::io(".", "reading the current folder", error))?;
@@ -30,7 +32,7 @@ pub fn launch(args: &DlmArgs) -> Result<()> {
     if args.dry_run {
         let shown = format!("{yaml}# {}\n", shell_words(&command));
         for obstacle in &plan.obstacles {
-            eprintln!("wf: would be refused: {obstacle}");
+            message(format_args!("wf: would be refused: {obstacle}"));
         }
         return print(&shown);
     }
@@ -38,33 +40,33 @@ pub fn launch(args: &DlmArgs) -> Result<()> {
         return Err(Error::Usage(plan.obstacles.join("\nwf: ")));
     }
     std::fs::write(&file, yaml).map_err(|error| Error::io(&file, "writing the task", error))?;
-    eprintln!("wf: {}", shell_words(&command));
-    let place = plan.bucket.as_deref().unwrap_or_default();
-    let done = run(&command);
-    let kept = std::fs::remove_file(&file);
-    done?;
-    if let Err(error) = kept {
-        eprintln!("wf: {} was left behind: {error}", file.display());
+    message(format_args!("wf: {}", shell_words(&command)));
+    let bucket = plan.bucket.as_deref().unwrap_or_default();
+    let launched = run(&command);
+    let removed = std::fs::remove_file(&file);
+    launched?;
+    if let Err(error) = removed {
+        message(format_args!("wf: {} could not be removed: {error}", file.display()));
     }
-    eprintln!(
-        "wf: {} in {place}/dlm/{}/{}; `wf logs {} -f`, `wf cancel {}`",
+    message(format_args!(
+        "wf: {} in {bucket}/dlm/{}/{}; `wf logs {} -f`, `wf cancel {}`",
         plan.name, plan.model, plan.name, plan.name, plan.name
-    );
+    ));
     Ok(())
 }
 
-/// `wf logs NAME [-f]`.
+/// `wf logs NAME [-f]`: print the log of a run.
 pub fn logs(name: &str, follow: bool) -> Result<()> {
     let follow = if follow { "--follow" } else { "--no-follow" };
     run(&["sky", "jobs", "logs", "--name", name, follow].map(Into::into))
 }
 
-/// `wf cancel NAME`.
+/// `wf cancel NAME`: stop a run.
 pub fn cancel(name: &str) -> Result<()> {
     run(&["sky", "jobs", "cancel", "--yes", "--name", name].map(Into::into))
 }
 
-/// `wf runs`: the newest `limit` jobs.
+/// `wf runs`: list the newest `limit` jobs.
 pub fn runs(limit: usize) -> Result<()> {
     run(&["sky".into(), "jobs".into(), "queue".into(), "--limit".into(), limit.to_string()])
 }
@@ -100,7 +102,7 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
-/// Seconds since 1970 in base 36: short, and later names sort later.
+/// Seconds since 1970 in base 36: short, and names sort by time.
 fn stamp() -> String {
     let mut rest = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)

@@ -1,14 +1,14 @@
-//! The SkyPilot task of a [`LaunchPlan`]: `configs/launch/dlm_train.yaml` with its values put in.
+//! The SkyPilot task of a [`LaunchPlan`]: `configs/launch/dlm_train.yaml` with the plan's values.
 //!
-//! What the file says and the plan does not touch stays: disk size, recovery, set-up and run
-//! scripts.
+//! In: the plan. Out: the task as YAML, and the `sky` command. Disk size, recovery, setup and run
+//! scripts are those of the file.
 
 use serde_json::{Map, Value, json};
 
 use crate::config::{built_in, parse_yaml};
 use crate::error::{Error, Result};
 
-use super::plan::{LaunchPlan, LaunchTarget};
+use super::plan::{InputLocation, LaunchPlan};
 
 const TEMPLATE: &str = "launch/dlm_train.yaml";
 
@@ -22,7 +22,7 @@ impl LaunchPlan {
 
     /// The task as a tree.
     pub fn task(&self) -> Result<Value> {
-        let broken = |what: &str| Error::Model(format!("configs/{TEMPLATE}: {what}"));
+        let broken = |problem: &str| Error::Model(format!("configs/{TEMPLATE}: {problem}"));
         let text = built_in(TEMPLATE).ok_or_else(|| broken("not built in"))?;
         let mut task = parse_yaml(text).map_err(|error| broken(&error))?;
         let mut mounts = Map::new();
@@ -32,9 +32,9 @@ impl LaunchPlan {
         }
         let source = match &self.source {
             None => String::new(),
-            Some(LaunchTarget::Hub(name)) => name.clone(),
-            Some(place) => {
-                mounts.insert("~/source".into(), mount(place));
+            Some(InputLocation::Hub(name)) => name.clone(),
+            Some(location) => {
+                mounts.insert("~/source".into(), mount(location));
                 "source".into()
             }
         };
@@ -59,13 +59,12 @@ impl LaunchPlan {
         envs.insert("SOURCE_PATH".into(), json!(source));
         envs.insert("HYDRA_OVERRIDES".into(), json!(shell_words(&self.overrides)));
         envs.insert("RUN_NAME".into(), json!(self.name));
-        // The mount above says which bucket; the script does not read its name.
+        // the mount above names the bucket; the script does not read this variable
         envs.shift_remove("GCS_BUCKET");
         Ok(task)
     }
 
-    /// The `sky` command for a task written to `file`; `secrets` are names of variables of the
-    /// caller's environment.
+    /// The `sky` command for a task written to `file`; `secrets` are names of environment variables.
     pub fn command(&self, file: &str, secrets: &[&str]) -> Vec<String> {
         let mut command: Vec<String> =
             ["sky", "jobs", "launch", "--yes", "--name", &self.name].map(Into::into).to_vec();
@@ -84,15 +83,15 @@ fn section<'a>(task: &'a mut Map<String, Value>, name: &str) -> Option<&'a mut M
     task.get_mut(name).and_then(Value::as_object_mut)
 }
 
-fn mount(place: &LaunchTarget) -> Value {
-    match place {
-        LaunchTarget::Local(path) => json!(path),
-        LaunchTarget::Bucket(bucket) => json!({"source": bucket, "mode": "COPY"}),
-        LaunchTarget::Hub(name) => json!(name),
+fn mount(location: &InputLocation) -> Value {
+    match location {
+        InputLocation::Local(path) => json!(path),
+        InputLocation::Bucket(bucket) => json!({"source": bucket, "mode": "COPY"}),
+        InputLocation::Hub(name) => json!(name),
     }
 }
 
-/// Words as a POSIX shell reads them back.
+/// Words joined and quoted so that a POSIX shell reads them back.
 pub fn shell_words(words: &[String]) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "=._-/:,@+%".contains(c);
     let quote = |word: &String| match !word.is_empty() && word.chars().all(plain) {

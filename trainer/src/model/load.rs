@@ -64,31 +64,32 @@ pub fn read_host(dir: &Path, cfg: &mut ModelConfig, params: &Params) -> Result<V
         })
         .collect();
     if !missing.is_empty() || !wrong.is_empty() || !unused.is_empty() {
-        let mut text = format!(
-            "{}: the tensors do not fit the {:?} architecture of its config.json:",
-            dir.display(),
-            cfg.family
-        );
-        let mut list = |title: &str, items: Vec<String>| {
-            if !items.is_empty() {
-                let shown = items.iter().take(12).cloned().collect::<Vec<_>>().join("; ");
-                let more = items.len().saturating_sub(12);
-                text += &format!(
-                    "\n  {title} ({}): {shown}{}",
-                    items.len(),
-                    if more > 0 { format!("; and {more} more") } else { String::new() }
-                );
-            }
-        };
-        list("missing", missing);
-        list("wrong shape", wrong);
-        list("not used by this architecture", unused.iter().map(|s| s.to_string()).collect());
-        return Err(Error::Tensors(text));
+        let unused = unused.iter().map(|name| name.to_string()).collect();
+        return Err(misfit(dir, cfg, [missing, wrong, unused]));
     }
     if packed {
         cfg.quantization = Some(Quantization::Online);
     }
     Ok(out)
+}
+
+/// The error that lists the tensors which are missing, have a wrong shape, or are not used.
+fn misfit(dir: &Path, cfg: &ModelConfig, tensors: [Vec<String>; 3]) -> Error {
+    const SHOWN: usize = 12;
+    let mut text = format!(
+        "{}: the tensors do not fit the {:?} architecture of its config.json:",
+        dir.display(),
+        cfg.family
+    );
+    let titles = ["missing", "wrong shape", "not used by this architecture"];
+    for (title, items) in titles.into_iter().zip(tensors).filter(|(_, items)| !items.is_empty()) {
+        let shown = items.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
+        text += &format!("\n  {title} ({}): {shown}", items.len());
+        if items.len() > SHOWN {
+            text += &format!("; and {} more", items.len() - SHOWN);
+        }
+    }
+    Error::Tensors(text)
 }
 
 /// Random initialisation: normal(0, `initializer_range`) for matrices and embeddings, ones for

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::error::{Error, Result};
-use crate::report::console;
+use crate::report::message;
 use crate::report::step_record::StepRecord;
 use crate::report::tensorboard::EventFile;
 use dlm_datasets::fs;
@@ -122,8 +122,8 @@ impl Reporter {
     /// Print a line above the progress bar.
     pub fn message(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| console::note(line)),
-            None => console::note(line),
+            Some(bar) => bar.suspend(|| message(line)),
+            None => message(line),
         }
     }
 

@@ -1,8 +1,9 @@
-//! What a run reports: metrics as JSON lines, TensorBoard event files, plots, lines on the
-//! terminal.
+//! What a run reports: messages, metrics as JSON lines, TensorBoard event files, plots.
 
 pub(crate) mod console;
 pub mod metrics;
 pub mod plot;
 pub mod step_record;
 pub mod tensorboard;
+
+pub use console::message;

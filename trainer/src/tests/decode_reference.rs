@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use crate::compute::{ComputePlan, device};
 use crate::decode::cached::{KvCache, Order, Pass, Span};
 use crate::decode::{ArOptions, BlockOptions, Engine};
+use crate::io::load_model::{HostModel, LoadOptions, LoadedModel, load_model};
 use crate::kernels::linear::ternary_weight;
 use crate::model::config::Quantization;
-use crate::model::{Decoder, ModelConfig, ParamKind, Params, load};
+use crate::model::{Decoder, ParamKind, load};
 use burn::prelude::*;
 use dlm_test_support::fixtures;
 use serde::Deserialize;
@@ -69,11 +70,9 @@ struct BatchRow {
 
 fn engine(dir: &Path) -> Engine {
     let compute = ComputePlan::new(device::cpu(), None);
-    let mut cfg = ModelConfig::read(dir).unwrap();
-    let params = Params::new(&cfg);
-    let host = load::read_host(dir, &mut cfg, &params).unwrap();
-    let weights = load::upload(host, &params, &compute.device.device);
-    Engine::new(Decoder::new(cfg), weights, compute).unwrap()
+    let LoadedModel { decoder, weights } =
+        load_model(dir, LoadOptions::default(), &compute.device.device).unwrap();
+    Engine::new(decoder, weights, compute).unwrap()
 }
 
 fn read<T: for<'a> Deserialize<'a>>(path: PathBuf) -> T {
@@ -268,9 +267,8 @@ fn autoregressive_equals_full_passes() {
 fn ternary_weights_once() {
     let dir = fixtures();
     let device = Device::flex();
-    let mut cfg = ModelConfig::read(&dir.join("bitnet_tiny")).unwrap();
-    let params = Params::new(&cfg);
-    let host = load::read_host(&dir.join("bitnet_tiny"), &mut cfg, &params).unwrap();
+    let HostModel { config: mut cfg, params, values: host } =
+        HostModel::read(&dir.join("bitnet_tiny")).unwrap();
     cfg.quantization = Some(Quantization::Online);
     let run = |ternary_weights: bool| {
         let mut decoder = Decoder::new(cfg.clone());

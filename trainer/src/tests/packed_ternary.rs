@@ -11,6 +11,7 @@ use crate::diffusion::{
     DeviceBatch, DocumentMask, Objective, ObjectiveSpec, PackedRow, build_batch,
 };
 use crate::io::export::{self, ExportInfo};
+use crate::io::load_model::{LoadOptions, LoadedModel, load_model};
 use crate::kernels::linear::{ternary_codes, ternary_weight};
 use crate::model::Checkpoint;
 use crate::model::{Decoder, ModelConfig, ParamKind, Params, Weights, load, ternary};
@@ -41,11 +42,9 @@ fn own(arch: &str) -> (Decoder, Weights) {
 }
 
 fn load(dir: &Path) -> (Decoder, Weights) {
-    let mut cfg = ModelConfig::read(dir).unwrap();
-    let params = Params::new(&cfg);
-    let host = load::read_host(dir, &mut cfg, &params).unwrap();
-    let w = load::upload(host, &params, &device());
-    (Decoder::new(cfg), w)
+    let LoadedModel { decoder, weights } =
+        load_model(dir, LoadOptions::default(), &device()).unwrap();
+    (decoder, weights)
 }
 
 fn info(dir: &Path) -> ExportInfo {

@@ -18,7 +18,7 @@ use crate::io::export::{self, ExportInfo};
 use crate::io::source::{self, ModelSource};
 use crate::model::{Decoder, Weights};
 use crate::optim::adamw;
-use crate::report::console;
+use crate::report::message;
 use crate::train::data;
 use crate::train::prepare_model::{PreparedModel, prepare};
 
@@ -62,7 +62,7 @@ pub fn export(model: &TrainedModel, out: &Path) -> Result<()> {
         }),
     };
     if decoder.cfg.quantization.is_some() && cfg.conversion.lambda_warmup > state.step {
-        console::note(format_args!(
+        message(format_args!(
             "warning: BitLinear's quantisation was still being blended in (step {} of conversion.lambda_warmup={}); the exported model is quantised fully",
             state.step, cfg.conversion.lambda_warmup
         ));
@@ -72,7 +72,7 @@ pub fn export(model: &TrainedModel, out: &Path) -> Result<()> {
         config::Dtype::Fp32 => FileDtype::F32,
     };
     export::export(out, decoder, model.weights, dtype, cfg.export.format, &info)?;
-    console::note(format_args!("exported to {}", out.display()));
+    message(format_args!("exported to {}", out.display()));
     Ok(())
 }
 

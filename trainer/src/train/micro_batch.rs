@@ -8,7 +8,7 @@ use crate::compute::{ComputePlan, DeviceKind, memory};
 use crate::config::{ActivationCheckpointing, Config};
 use crate::diffusion::{Layout, Objective};
 use crate::model::Decoder;
-use crate::report::console;
+use crate::report::message;
 
 /// On a CPU more rows per pass are not faster.
 const CPU_CAP: usize = 8;
@@ -70,7 +70,7 @@ pub(super) fn rows(
     let free = memory::free_bytes(kind);
     let rows = rows_for(kind, free, batch, row, decoder.params.numel());
     if free.is_none() {
-        console::note(format_args!(
+        message(format_args!(
             "the free memory of {} is not known: micro-batches of {rows} rows, sized for {} GiB; set train.micro_batch_rows for others",
             compute.device.name,
             assumed_bytes(kind) >> 30

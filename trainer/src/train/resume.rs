@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::io::checkpoint;
 use crate::io::checkpoint_store::CheckpointStore;
 use crate::optim::adamw;
-use crate::report::console;
+use crate::report::message;
 use crate::train::trainer::Trainer;
 
 /// What to do with a checkpoint that exists already.
@@ -86,7 +86,7 @@ impl Trainer<'_> {
             )));
         }
         if !changes.is_empty() {
-            console::note(format_args!(
+            message(format_args!(
                 "warning: resuming under other settings (--allow-changes); {changes}"
             ));
         }
@@ -96,7 +96,7 @@ impl Trainer<'_> {
         self.saved_step = Some(restored.state.step);
         self.state = restored.state;
         self.plan.micro_batch_rows = self.state.micro_batch_rows.max(1);
-        console::note(format_args!(
+        message(format_args!(
             "resumed {}: step {}, {} tokens{}",
             dir.display(),
             self.state.step,

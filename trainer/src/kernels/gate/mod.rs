@@ -113,12 +113,7 @@ pub fn composed(gate: Tensor<2>, up: Tensor<2>, activation: Activation) -> Tenso
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::test_support::{distance, leaf, random};
-
-    fn close<const N: usize>(a: Tensor<N>, b: Tensor<N>, name: &str) {
-        let far = distance(a, b);
-        assert!(far < 2e-5, "{name}: {far}");
-    }
+    use crate::kernels::test_support::{close, leaf, random};
 
     #[test]
     fn gates_equal_the_composed_forms() {

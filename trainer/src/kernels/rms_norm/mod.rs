@@ -100,12 +100,7 @@ pub fn composed(x: Tensor<2>, weight: &Tensor<2>, eps: f64) -> Tensor<2> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::test_support::{distance, leaf, random};
-
-    fn close<const N: usize>(a: Tensor<N>, b: Tensor<N>, name: &str) {
-        let far = distance(a, b);
-        assert!(far < 2e-5, "{name}: {far}");
-    }
+    use crate::kernels::test_support::{close, leaf, random};
 
     #[test]
     fn rms_norm_equals_the_composed_form() {

@@ -85,12 +85,7 @@ pub fn composed<const N: usize>(x: Tensor<N>, cos: &Tensor<N>, sin: &Tensor<N>) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::test_support::{distance, leaf, random};
-
-    fn close<const N: usize>(a: Tensor<N>, b: Tensor<N>, name: &str) {
-        let far = distance(a, b);
-        assert!(far < 2e-5, "{name}: {far}");
-    }
+    use crate::kernels::test_support::{close, leaf, random};
 
     #[test]
     fn rope_equals_the_composed_form() {

@@ -13,7 +13,7 @@ mod summary;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::report::console;
+use crate::report::message;
 use dlm_datasets::fs;
 
 /// Runs that one page can distinguish by colour.
@@ -43,7 +43,7 @@ pub struct PlotOptions {
 pub fn plot(options: &PlotOptions) -> Result<PathBuf> {
     if options.runs.len() > MAX_RUNS {
         return Err(Error::Usage(format!(
-            "{} runs were given; one page shows at most {MAX_RUNS}",
+            "{} runs; one page shows at most {MAX_RUNS}",
             options.runs.len()
         )));
     }
@@ -61,7 +61,7 @@ pub fn plot(options: &PlotOptions) -> Result<PathBuf> {
         dir.join("report.html")
     });
     for r in runs.iter().filter(|r| r.skipped_lines > 0) {
-        console::note(format_args!(
+        message(format_args!(
             "{}: {} of its lines hold no step record and were skipped",
             r.name, r.skipped_lines
         ));

@@ -1,4 +1,4 @@
-//! The charts: one per quantity, every run a line in it.
+//! The charts: one per quantity, with one line per run.
 
 use std::fmt::Write;
 
@@ -6,71 +6,74 @@ use dlm_datasets::chart::{Axis, Chart, Point, scientific, short};
 use dlm_datasets::html::escape;
 
 use super::PlotAxis;
-use super::run_data::{RunData, Step, centred, used_loss};
+use super::run_data::{RunData, Step, centred_mean, loss_unless_skipped};
 
-/// One quantity over the runs.
+/// One chart.
 pub(super) struct Panel {
     title: &'static str,
-    of: fn(&Step) -> f64,
-    /// The vertical axis starts at 0; may be logarithmic.
+    value: fn(&Step) -> f64,
+    /// The vertical axis starts at 0.
     zero: bool,
+    /// The vertical axis may be logarithmic.
     log: bool,
-    /// Draw each step faintly under a smoothed line.
+    /// Draw a smoothed line over a faint line of the single steps.
     smoothed: bool,
-    text: fn(f64) -> String,
+    /// Format of axis labels.
+    label: fn(f64) -> String,
 }
 
 pub(super) const PANELS: [Panel; 6] = [
     Panel {
         title: "Loss, nats per target",
-        of: |s| s.loss,
+        value: |s| s.loss,
         zero: false,
         log: false,
         smoothed: true,
-        text: short,
+        label: short,
     },
     Panel {
         title: "Learning rate",
-        of: |s| s.lr,
+        value: |s| s.lr,
         zero: true,
         log: false,
         smoothed: false,
-        text: scientific,
+        label: scientific,
     },
     Panel {
         title: "Gradient norm before clipping",
-        of: |s| s.norm,
+        value: |s| s.norm,
         zero: true,
         log: true,
         smoothed: true,
-        text: scientific,
+        label: scientific,
     },
     Panel {
         title: "Source tokens per second",
-        of: |s| s.tok_s,
+        value: |s| s.tok_s,
         zero: true,
         log: false,
         smoothed: true,
-        text: short,
+        label: short,
     },
     Panel {
         title: "Share of the step spent waiting for data, %",
-        of: |s| 100.0 * s.wait / s.seconds.max(1e-9),
+        value: |s| 100.0 * s.wait / s.seconds.max(1e-9),
         zero: true,
         log: false,
         smoothed: true,
-        text: short,
+        label: short,
     },
     Panel {
         title: "Resident memory, MiB",
-        of: |s| if s.mem > 0.0 { s.mem } else { f64::NAN },
+        value: |s| if s.mem > 0.0 { s.mem } else { f64::NAN },
         zero: true,
         log: false,
         smoothed: false,
-        text: short,
+        label: short,
     },
 ];
 
+/// A chart as HTML; empty where no run has a finite value.
 pub(super) fn panel(i: usize, p: &Panel, runs: &[RunData], axis: PlotAxis) -> String {
     let x_of = |s: &Step| match axis {
         PlotAxis::Step => s.step,
@@ -80,7 +83,7 @@ pub(super) fn panel(i: usize, p: &Panel, runs: &[RunData], axis: PlotAxis) -> St
         r.steps.iter().map(|s| (x_of(s), f(s))).collect::<Vec<Point>>()
     };
     let (is_loss, is_norm) = (i == 0, p.title.starts_with("Gradient"));
-    let mut values: Vec<f64> = runs.iter().flat_map(|r| r.steps.iter().map(p.of)).collect();
+    let mut values: Vec<f64> = runs.iter().flat_map(|r| r.steps.iter().map(p.value)).collect();
     if is_loss {
         values.extend(runs.iter().flat_map(|r| r.steps.iter().map(|s| s.eval)));
     }
@@ -104,11 +107,11 @@ pub(super) fn panel(i: usize, p: &Panel, runs: &[RunData], axis: PlotAxis) -> St
         y,
     );
     for (c, r) in runs.iter().enumerate() {
-        let line = points(r, p.of);
+        let line = points(r, p.value);
         if p.smoothed {
             chart.line(&line, &format!("raw k{c}"));
-            let line = if is_loss { points(r, used_loss) } else { line };
-            chart.line(&centred(&line), &format!("main k{c}"));
+            let line = if is_loss { points(r, loss_unless_skipped) } else { line };
+            chart.line(&centred_mean(&line), &format!("main k{c}"));
         } else {
             chart.line(&line, &format!("main k{c}"));
         }
@@ -118,7 +121,7 @@ pub(super) fn panel(i: usize, p: &Panel, runs: &[RunData], axis: PlotAxis) -> St
         if is_loss {
             let evals: Vec<Point> =
                 points(r, |s| s.eval).into_iter().filter(|e| e.1.is_finite()).collect();
-            // one run has colours to spare
+            // a single run leaves the second colour free for evaluations
             let k = if runs.len() == 1 { 1 } else { c };
             chart.line(&evals, &format!("eval k{k}"));
             chart.dots(&evals, &format!("dot k{k}"), |e| {
@@ -151,7 +154,7 @@ pub(super) fn panel(i: usize, p: &Panel, runs: &[RunData], axis: PlotAxis) -> St
     if above > 0 {
         let _ = write!(keys, "<span>{above} above the axis</span>");
     }
-    let svg = chart.finish(short, p.text);
+    let svg = chart.finish(short, p.label);
     format!(
         "<figure><figcaption><h2>{}</h2>{keys}</figcaption>\n{svg}\n</figure>\n",
         escape(p.title)

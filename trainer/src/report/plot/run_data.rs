@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 
-/// The plotted values of one step; absent ones are NaN.
+/// The plotted values of one step; absent ones are NaN. Units as in `StepRecord`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Step {
     pub(super) step: f64,
@@ -62,35 +62,36 @@ pub(super) fn read(path: &Path) -> Result<RunData> {
     Ok(RunData { name, steps: steps.into_values().collect(), skipped_lines })
 }
 
+/// The step of a record; `None` for JSON that is no step record.
 fn step_of(v: &Value) -> Option<Step> {
     let step = v.get("step")?.as_u64()? as f64;
     v.get("loss")?;
     // a loss that is not finite is null in JSON
-    let n = |key: &str| v.get(key).and_then(Value::as_f64).unwrap_or(f64::NAN);
+    let number = |key: &str| v.get(key).and_then(Value::as_f64).unwrap_or(f64::NAN);
     Some(Step {
         step,
-        tokens: n("tokens"),
-        loss: n("loss"),
-        eval: n("eval_loss"),
-        lr: n("lr"),
-        norm: n("grad_norm"),
-        clipped: n("clip") < 1.0,
+        tokens: number("tokens"),
+        loss: number("loss"),
+        eval: number("eval_loss"),
+        lr: number("lr"),
+        norm: number("grad_norm"),
+        clipped: number("clip") < 1.0,
         skipped: v.get("skipped").and_then(Value::as_bool).unwrap_or(false),
-        tok_s: n("tok_s"),
-        seconds: n("seconds"),
-        wait: n("data_wait"),
-        mem: n("rss_mib"),
+        tok_s: number("tok_s"),
+        seconds: number("seconds"),
+        wait: number("data_wait"),
+        mem: number("rss_mib"),
     })
 }
 
-/// Loss of a step that moved the weights.
-pub(super) fn used_loss(s: &Step) -> f64 {
+/// The loss of a step, NaN where its update was skipped.
+pub(super) fn loss_unless_skipped(s: &Step) -> f64 {
     if s.skipped { f64::NAN } else { s.loss }
 }
 
-/// Exponential sums and their weights with a memory of a fortieth of the run, 3 to 100 steps; skips
-/// what is not finite.
-pub(super) fn sums(values: impl ExactSizeIterator<Item = f64>) -> Vec<(f64, f64)> {
+/// Running exponential sums and the sums of their weights; the mean is one over the other. The memory
+/// is a fortieth of the run, at least 3 and at most 100 steps. Values that are not finite are skipped.
+pub(super) fn exponential_sums(values: impl ExactSizeIterator<Item = f64>) -> Vec<(f64, f64)> {
     let keep = 1.0 - 1.0 / (values.len() as f64 / 40.0).clamp(3.0, 100.0);
     let step = |acc: &mut (f64, f64), y: f64| {
         if y.is_finite() {
@@ -101,10 +102,10 @@ pub(super) fn sums(values: impl ExactSizeIterator<Item = f64>) -> Vec<(f64, f64)
     values.scan((0.0, 0.0), step).collect()
 }
 
-/// The exponential mean of what came up to each step and from it on, which does not lag behind.
-pub(super) fn centred(points: &[Point]) -> Vec<Point> {
-    let before = sums(points.iter().map(|p| p.1));
-    let after = sums(points.iter().rev().map(|p| p.1));
+/// Exponential mean over the steps before and after each point, so that it does not lag.
+pub(super) fn centred_mean(points: &[Point]) -> Vec<Point> {
+    let before = exponential_sums(points.iter().map(|p| p.1));
+    let after = exponential_sums(points.iter().rev().map(|p| p.1));
     let mean = |((p, b), a): ((&Point, (f64, f64)), (f64, f64))| {
         let weight = b.1 + a.1;
         (p.0, if weight > 0.0 { (b.0 + a.0) / weight } else { f64::NAN })

@@ -2,9 +2,9 @@
 
 use dlm_datasets::chart::short;
 
-use super::run_data::{RunData, Step, sums, used_loss};
+use super::run_data::{RunData, Step, exponential_sums, loss_unless_skipped};
 
-/// What the summary says of a run: label and text.
+/// The summary of a run: labels and values.
 pub(super) fn summary(r: &RunData) -> Vec<(&'static str, String)> {
     let all = |f: fn(&Step) -> f64| r.steps.iter().map(f).collect::<Vec<f64>>();
     let sum = |f: fn(&Step) -> f64| all(f).into_iter().filter(|v| v.is_finite()).sum::<f64>();
@@ -13,7 +13,7 @@ pub(super) fn summary(r: &RunData) -> Vec<(&'static str, String)> {
     let fixed = |v: f64| {
         if v.is_finite() { format!("{v:.4}") } else { "–".into() }
     };
-    let recent = sums(r.steps.iter().map(used_loss))
+    let recent = exponential_sums(r.steps.iter().map(loss_unless_skipped))
         .last()
         .filter(|s| s.1 > 0.0)
         .map_or(f64::NAN, |s| s.0 / s.1);
@@ -43,6 +43,7 @@ pub(super) fn summary(r: &RunData) -> Vec<(&'static str, String)> {
     ]
 }
 
+/// The median of the finite values.
 fn median(mut v: Vec<f64>) -> f64 {
     v.retain(|x| x.is_finite());
     v.sort_by(f64::total_cmp);
