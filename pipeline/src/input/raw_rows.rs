@@ -45,9 +45,4 @@ impl RawRows {
             RawRows::Table(_) => None,
         }
     }
-
-    /// Whether the batch has no rows.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
 }

@@ -76,6 +76,7 @@ impl Supervisor<'_> {
     }
 
     /// Reference implementation of [`encode`](Self::encode), which tokenizes the whole text.
+    #[cfg(test)]
     pub fn encode_reference(&self, r: &Rendered, out: &mut Sample) -> Result<(), DropReason> {
         self.encode_text(r, out)?;
         self.finish(out)

@@ -94,6 +94,7 @@ impl ChatTemplate {
     }
 
     /// A built-in template: `chatml` or `llama3`.
+    #[cfg(test)]
     pub fn builtin(name: &str) -> Result<Self> {
         Self::builtin_at(name, BTreeMap::new(), default_now())
     }

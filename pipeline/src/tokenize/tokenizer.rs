@@ -150,11 +150,6 @@ impl Tokenizer {
         self.eos.as_deref()
     }
 
-    /// The end-of-text token's id, if the folder names one.
-    pub fn eos_id(&self) -> Option<u32> {
-        self.eos.as_deref().and_then(|t| self.id_of(t))
-    }
-
     /// The `tokenizer.json` of this tokenizer, mask token included.
     pub fn json(&self) -> &str {
         &self.json

@@ -13,8 +13,10 @@ use crate::error::{Error, Result};
 pub enum DeviceKind {
     Cpu,
     /// An NVIDIA GPU by its CUDA index.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "built without CUDA"))]
     Cuda(usize),
     /// Whatever GPU wgpu drives, or its software driver.
+    #[cfg_attr(not(feature = "wgpu"), allow(dead_code, reason = "built without wgpu"))]
     Wgpu,
 }
 

@@ -21,8 +21,8 @@ mod tests;
 use std::path::Path;
 use std::rc::Rc;
 
-pub use error::{ConfigError, nearest};
-pub use files::{BUILT_IN, built_in};
+pub use error::ConfigError;
+pub use files::built_in;
 pub use kind::{Field, Schema as ConfigSchema, ValueKind};
 pub use node::parse_yaml;
 pub use schema::*;
@@ -57,6 +57,7 @@ impl Config {
     }
 
     /// Every key with the values it takes and its documentation, in schema order.
+    #[cfg(test)]
     pub fn keys() -> Vec<(String, String, String)> {
         let kind = Config::kind();
         let entry = |(key, field): (String, &Field)| {

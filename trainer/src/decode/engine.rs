@@ -80,12 +80,14 @@ impl Engine {
 
     /// Computes attention by one masked product, as on devices without tiles, even on the CPU in
     /// fp32. Tests compare the two.
+    #[cfg(test)]
     pub fn without_tiles(mut self) -> Result<Self> {
         self.compute = self.compute.with_attention(AttentionChoice::Dense)?;
         self.last = None;
         Ok(self)
     }
 
+    #[cfg(test)]
     pub fn decoder(&self) -> &Decoder {
         &self.decoder
     }

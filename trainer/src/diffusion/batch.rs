@@ -174,6 +174,7 @@ impl Batch {
     }
 
     /// The dense mask computed from the tiles; a test compares it with [`Batch::dense_mask`].
+    #[cfg(test)]
     pub fn dense_mask_from_tiles(&self) -> Vec<bool> {
         let s = self.len;
         let mut out = vec![true; self.rows * s * s];

@@ -9,5 +9,5 @@ mod plan;
 mod sky;
 mod task;
 
-pub use plan::{DlmArgs, InputLocation, LaunchPlan, Scale};
+pub use plan::DlmArgs;
 pub use sky::{cancel, launch, logs, runs};

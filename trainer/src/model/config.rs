@@ -203,11 +203,6 @@ impl ModelConfig {
         }
     }
 
-    /// Query heads per key/value head.
-    pub fn group(&self) -> usize {
-        self.num_attention_heads / self.num_key_value_heads
-    }
-
     /// Inverse frequencies of RoPE, `[head_dim / 2]`, radians per position (f64, as transformers
     /// computes before rounding).
     pub fn inv_freq(&self) -> Vec<f64> {
