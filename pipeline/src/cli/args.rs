@@ -14,7 +14,7 @@ use std::path::PathBuf;
 /// Conversations to packed Arrow rows for block-diffusion training.
 #[derive(Parser, Debug)]
 #[command(name = "dlm-prep", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, after_help = EXIT_CODES)]
-pub struct Cli {
+pub(super) struct Cli {
     /// Without a command, a dataset is prepared.
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -26,7 +26,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 the command line or a 
 
 /// Commands other than preparing a dataset.
 #[derive(Subcommand, Debug)]
-pub enum Command {
+pub(super) enum Command {
     /// Show rows of a dataset: prompt, response, padding, block boundaries.
     Inspect(InspectArgs),
     /// Show totals of a dataset: fill, padding, tokens with loss, lengths, sources.
@@ -64,7 +64,7 @@ pub enum Command {
 
 /// Arguments of a preparation.
 #[derive(Args, Debug, Clone)]
-pub struct PrepareArgs {
+pub(super) struct PrepareArgs {
     /// Files or folders: parquet, JSON lines (plain, .gz, .zst), Arrow.
     #[arg(long, num_args = 1.., value_name = "FILE|DIR", required_unless_present_any = ["dataset", "recipe"], conflicts_with_all = ["dataset", "recipe"])]
     pub input: Vec<PathBuf>,
@@ -181,7 +181,7 @@ pub struct PrepareArgs {
 
 impl PrepareArgs {
     /// The library's call, without progress.
-    pub fn to_prepare(&self) -> Prepare {
+    pub(super) fn to_prepare(&self) -> Prepare {
         let mut p = Prepare::new(self.tokenizer.clone().unwrap_or_default())
             .inputs(&self.input)
             .splits(&self.split)
@@ -244,7 +244,7 @@ fn parse_shard(text: &str) -> Result<(u64, u64), String> {
 
 /// Arguments of `inspect`.
 #[derive(Args, Debug)]
-pub struct InspectArgs {
+pub(super) struct InspectArgs {
     /// Folder of the dataset.
     pub dir: PathBuf,
     /// Index of the first row.
@@ -274,7 +274,7 @@ pub struct InspectArgs {
 
 /// Arguments of `stats`.
 #[derive(Args, Debug)]
-pub struct StatsArgs {
+pub(super) struct StatsArgs {
     /// Folder of the dataset.
     pub dir: PathBuf,
     /// Print the totals as JSON.
@@ -286,13 +286,13 @@ pub struct StatsArgs {
 }
 
 /// Worker threads of `bench` if none are given.
-pub const BENCH_WORKERS: usize = 2;
+pub(super) const BENCH_WORKERS: usize = 2;
 /// Runs of each measurement of `bench` if none are given.
-pub const BENCH_REPEAT: usize = 3;
+pub(super) const BENCH_REPEAT: usize = 3;
 
 /// Arguments of `bench`.
 #[derive(Args, Debug)]
-pub struct BenchArgs {
+pub(super) struct BenchArgs {
     /// Files or folders to measure on.
     #[arg(long, num_args = 1.., required = true)]
     pub input: Vec<PathBuf>,
@@ -315,7 +315,7 @@ pub struct BenchArgs {
 
 /// Arguments of `render`.
 #[derive(Args, Debug)]
-pub struct RenderArgs {
+pub(super) struct RenderArgs {
     /// Tokenizer: a folder, hf://ORG/NAME[@REV], or ORG/NAME.
     #[arg(
         long,

@@ -59,7 +59,7 @@ impl Watch {
     }
 }
 
-pub fn run(a: &BenchArgs) -> Result<()> {
+pub(super) fn run(a: &BenchArgs) -> Result<()> {
     let load = Watch::start();
     let plan = Prepare::new(&a.tokenizer).inputs(&a.input).plan()?;
     let load = load.stop();

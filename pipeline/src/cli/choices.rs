@@ -58,7 +58,7 @@ LostTextArg => crate::config::policies::LostText {
 
 /// When terminal colours are used.
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ColourChoice {
+pub(super) enum ColourChoice {
     /// On a terminal, unless NO_COLOR is set.
     #[default]
     Auto,

@@ -10,7 +10,7 @@ use clap::{CommandFactory, FromArgMatches, ValueEnum};
 
 /// Parses the process's arguments. Ends the process with a message if they are wrong, or after
 /// `--help`.
-pub fn parse() -> Cli {
+pub(super) fn parse() -> Cli {
     let matches = command().get_matches();
     Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit())
 }

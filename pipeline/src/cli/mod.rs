@@ -3,7 +3,7 @@
 mod args;
 mod bench;
 mod choices;
-pub mod console;
+pub(crate) mod console;
 mod datasets;
 mod help;
 mod prepare;

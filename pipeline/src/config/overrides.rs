@@ -12,7 +12,7 @@ use dlm_datasets::manifest::{Alignment, LossOn, Padding};
 /// One optional value per field of [`Settings`], which documents them.
 #[allow(missing_docs)]
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct SettingsOverrides {
+pub(crate) struct SettingsOverrides {
     pub seq_len: Option<usize>,
     pub bd_size: Option<usize>,
     pub padding: Option<Padding>,
@@ -39,7 +39,7 @@ pub struct SettingsOverrides {
 impl SettingsOverrides {
     /// The settings of a run: typed values, then the recipe's, then defaults. Unknown keys of the
     /// recipe and values that cannot work are errors.
-    pub fn resolve(&self, recipe: Option<&Recipe>) -> Result<Settings> {
+    pub(crate) fn resolve(&self, recipe: Option<&Recipe>) -> Result<Settings> {
         let base = match recipe {
             Some(recipe) => recipe_settings(recipe)?,
             None => Settings::default(),

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 /// What a run reads, as its caller asked for it.
 #[derive(Debug, Clone, Default)]
-pub struct InputSelection {
+pub(crate) struct InputSelection {
     /// Local files and folders.
     pub paths: Vec<PathBuf>,
     /// Hub dataset, `ORG/NAME`. With a recipe: the dataset of sources that name none.
@@ -33,14 +33,14 @@ pub struct InputSelection {
 }
 
 /// The input files of a run.
-pub struct Inputs {
+pub(crate) struct Inputs {
     pub files: Vec<Input>,
     /// The range of `files` that each stream reads, one after another.
     pub streams: Vec<Range<usize>>,
 }
 
 /// Resolves a selection to files. Notices: the commit that a dataset was resolved to.
-pub fn find_inputs(
+pub(crate) fn find_inputs(
     selection: &InputSelection,
     recipe: Option<&Recipe>,
     progress: &dyn Progress,

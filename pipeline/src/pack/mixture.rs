@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 /// Weights, phases and limits of the sources of a run.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Mixture {
+pub(crate) struct Mixture {
     /// For each phase: (number of tokens at which it ends, weight of each source).
     phases: Vec<(u64, Vec<f64>)>,
     /// Largest number of tokens from each source.
@@ -21,7 +21,7 @@ pub struct Mixture {
 
 /// Progress of a mixture.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MixtureState {
+pub(crate) struct MixtureState {
     /// Tokens taken from each source.
     pub tokens: Vec<u64>,
     /// Tokens taken from each source when the current phase began.
@@ -31,12 +31,12 @@ pub struct MixtureState {
 
 impl Mixture {
     /// The mixture of a run without recipe: all rows of one source.
-    pub fn single() -> Mixture {
+    pub(crate) fn single() -> Mixture {
         Mixture { phases: vec![(u64::MAX, vec![1.0])], caps: vec![None], stop: false }
     }
 
     /// The mixture of a recipe. Phases are shares of `max_tokens`, which is required for them.
-    pub fn new(r: &Recipe, max_tokens: Option<u64>) -> crate::Result<Mixture> {
+    pub(crate) fn new(r: &Recipe, max_tokens: Option<u64>) -> crate::Result<Mixture> {
         let caps = r.sources.iter().map(|s| s.max_tokens).collect();
         let stop = r.on_exhausted == OnExhausted::Stop;
         if r.phases.is_empty() {
@@ -63,13 +63,13 @@ impl Mixture {
     }
 
     /// The state before the first row.
-    pub fn begin(&self) -> MixtureState {
+    pub(crate) fn begin(&self) -> MixtureState {
         MixtureState { tokens: vec![0; self.caps.len()], base: vec![0; self.caps.len()], phase: 0 }
     }
 
     /// Index of the source of the next conversation; none when the run is over. `ended` says which
     /// sources have no more rows.
-    pub fn next(&self, state: &mut MixtureState, ended: &[bool]) -> Option<usize> {
+    pub(crate) fn next(&self, state: &mut MixtureState, ended: &[bool]) -> Option<usize> {
         let total: u64 = state.tokens.iter().sum();
         while state.phase + 1 < self.phases.len() && total >= self.phases[state.phase].0 {
             state.phase += 1;

@@ -15,7 +15,7 @@ const SEARCH: usize = 4000;
 
 /// A document that waits for its row.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct PendingDocument {
+pub(crate) struct PendingDocument {
     /// Its number in the order of arrival.
     number: u64,
     ids: Vec<i32>,
@@ -25,13 +25,13 @@ pub struct PendingDocument {
 
 impl PendingDocument {
     /// The document in the form that the writer takes.
-    pub fn tokens(&self) -> DocumentTokens<'_> {
+    pub(crate) fn tokens(&self) -> DocumentTokens<'_> {
         DocumentTokens { input_ids: &self.ids, loss: &self.loss, source: self.source }
     }
 }
 
 /// Packs documents by exact fit over a window.
-pub struct Packer {
+pub(crate) struct Packer {
     seq_len: usize,
     bd_size: usize,
     window: usize,
@@ -48,7 +48,7 @@ pub struct Packer {
 
 impl Packer {
     /// `window` is the number of documents to choose from, at least 1.
-    pub fn new(seq_len: usize, bd_size: usize, window: usize) -> Self {
+    pub(crate) fn new(seq_len: usize, bd_size: usize, window: usize) -> Self {
         let waiting = vec![VecDeque::new(); seq_len / bd_size + 1];
         Packer {
             seq_len,
@@ -63,7 +63,7 @@ impl Packer {
     }
 
     /// Adds a document. If the window is full, a row is made, and `done` gets its documents.
-    pub fn push<E>(
+    pub(crate) fn push<E>(
         &mut self,
         document: DocumentTokens,
         mut done: impl FnMut(&[PendingDocument]) -> Result<(), E>,
@@ -104,7 +104,7 @@ impl Packer {
     }
 
     /// Makes rows of all waiting documents.
-    pub fn finish<E>(
+    pub(crate) fn finish<E>(
         &mut self,
         mut done: impl FnMut(&[PendingDocument]) -> Result<(), E>,
     ) -> Result<(), E> {
@@ -115,14 +115,14 @@ impl Packer {
     }
 
     /// The number of the next document, and the waiting documents in order of arrival.
-    pub fn snapshot(&self) -> (u64, Vec<PendingDocument>) {
+    pub(crate) fn snapshot(&self) -> (u64, Vec<PendingDocument>) {
         let mut all: Vec<PendingDocument> = self.waiting.iter().flatten().cloned().collect();
         all.sort_by_key(|w| w.number);
         (self.number, all)
     }
 
     /// Continues from a [`snapshot`](Self::snapshot). False if it does not fit this packer.
-    pub fn restore(&mut self, number: u64, all: Vec<PendingDocument>) -> bool {
+    pub(crate) fn restore(&mut self, number: u64, all: Vec<PendingDocument>) -> bool {
         self.waiting.iter_mut().for_each(VecDeque::clear);
         self.count = all.len();
         self.number = number;

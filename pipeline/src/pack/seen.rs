@@ -15,19 +15,19 @@ use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Name of the side file.
-pub const SEEN_FILE: &str = "prep-state.seen";
+pub(crate) const SEEN_FILE: &str = "prep-state.seen";
 const ENTRY_BYTES: usize = 16;
 
 /// The part of the side file that belongs to a state file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SeenMark {
+pub(crate) struct SeenMark {
     entries: u64,
     /// sha256 of their bytes; empty if there are none.
     sha256: String,
 }
 
 /// The set of fingerprints.
-pub struct SeenSet {
+pub(crate) struct SeenSet {
     path: PathBuf,
     set: HashSet<u128>,
     /// Bytes that are not in the side file yet.
@@ -39,7 +39,7 @@ pub struct SeenSet {
 
 impl SeenSet {
     /// An empty set that will be saved in the folder `dir`.
-    pub fn new(dir: &Path) -> SeenSet {
+    pub(crate) fn new(dir: &Path) -> SeenSet {
         SeenSet {
             path: dir.join(SEEN_FILE),
             set: HashSet::new(),
@@ -50,7 +50,7 @@ impl SeenSet {
     }
 
     /// Adds a fingerprint; false if it was there.
-    pub fn insert(&mut self, fingerprint: u128) -> bool {
+    pub(crate) fn insert(&mut self, fingerprint: u128) -> bool {
         let new = self.set.insert(fingerprint);
         if new {
             self.unsaved.extend_from_slice(&fingerprint.to_le_bytes());
@@ -60,7 +60,7 @@ impl SeenSet {
 
     /// Appends the new fingerprints to the side file and flushes it to the disk. The mark must be
     /// written into the state file afterwards.
-    pub fn save(&mut self) -> Result<SeenMark> {
+    pub(crate) fn save(&mut self) -> Result<SeenMark> {
         if self.unsaved.is_empty() {
             return Ok(self.mark.clone());
         }
@@ -88,7 +88,7 @@ impl SeenSet {
     /// Reads the fingerprints that belong to `mark` and cuts off what follows them. `rows` is the
     /// number of rows that were read so far, the most fingerprints there can be. The error says what
     /// is wrong with the side file.
-    pub fn restore(&mut self, mark: SeenMark, rows: u64) -> std::result::Result<(), String> {
+    pub(crate) fn restore(&mut self, mark: SeenMark, rows: u64) -> std::result::Result<(), String> {
         if mark.entries == 0 {
             return Ok(());
         }
@@ -118,7 +118,7 @@ impl SeenSet {
     }
 
     /// Removes the side file.
-    pub fn remove_file(&self) -> Result<()> {
+    pub(crate) fn remove_file(&self) -> Result<()> {
         match std::fs::remove_file(&self.path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::io("removing", &self.path)(e))

@@ -7,7 +7,7 @@ use dlm_datasets::manifest::{Counts, Manifest};
 
 /// Refuses totals of a whole run: no rows, too many conversations without any token to learn from
 /// (`unsupervised` of them), or nothing kept.
-pub fn check_totals(settings: &Settings, m: &Manifest, unsupervised: u64) -> Result<()> {
+pub(crate) fn check_totals(settings: &Settings, m: &Manifest, unsupervised: u64) -> Result<()> {
     let c = &m.counts;
     if c.rows_read == 0 {
         return Err(Error::Unfit("the inputs hold no rows".to_string()));
@@ -30,7 +30,7 @@ pub fn check_totals(settings: &Settings, m: &Manifest, unsupervised: u64) -> Res
 }
 
 /// The error for too many conversations without any token to learn from.
-pub fn too_many_unsupervised(settings: &Settings, m: &Manifest, unsupervised: u64) -> Error {
+pub(crate) fn too_many_unsupervised(settings: &Settings, m: &Manifest, unsupervised: u64) -> Error {
     let c = &m.counts;
     let too_long = dropped(c, DropReason::PromptTooLong);
     let cause = if too_long * 2 > unsupervised {

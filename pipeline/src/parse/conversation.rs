@@ -42,7 +42,7 @@ impl<'a> Message<'a> {
 
 /// One training example.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Conversation<'a> {
+pub(crate) struct Conversation<'a> {
     /// At least one assistant message, and at least one that is neither `system` nor `assistant`.
     pub messages: Vec<Message<'a>>,
     /// Tool declarations as a non-empty JSON list, in the form that templates expect.
@@ -51,7 +51,7 @@ pub struct Conversation<'a> {
 
 /// A row after parsing. Category and licence are known for dropped rows too.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ParsedRow<'a> {
+pub(crate) struct ParsedRow<'a> {
     /// The `category` column, if it is text and not empty.
     pub category: Option<Cow<'a, str>>,
     /// The `license` or `licence` column, if it is text and not empty.
@@ -82,7 +82,7 @@ impl<'a> ParsedRow<'a> {
 
 /// Hash of a conversation, used for the held-out split and for finding duplicates: the first 16
 /// bytes of a SHA-256 over roles, contents, tool calls and, if there are any, tool declarations.
-pub fn fingerprint(c: &Conversation) -> u128 {
+pub(crate) fn fingerprint(c: &Conversation) -> u128 {
     use sha2::Digest;
     let mut h = sha2::Sha256::new();
     for m in &c.messages {
@@ -105,7 +105,7 @@ pub fn fingerprint(c: &Conversation) -> u128 {
 
 /// The role in a chat template's terms for a role name of any dataset. None for an unknown name,
 /// and for names such as `function_call` that say more than the role.
-pub fn canonical_role(name: &str) -> Option<&'static str> {
+pub(crate) fn canonical_role(name: &str) -> Option<&'static str> {
     Some(match name {
         "system" => "system",
         "developer" => "developer",
@@ -119,7 +119,7 @@ pub fn canonical_role(name: &str) -> Option<&'static str> {
 }
 
 /// Checks that a conversation has a prompt and a non-empty last assistant message.
-pub fn validate(messages: &[Message]) -> Result<(), DropReason> {
+pub(crate) fn validate(messages: &[Message]) -> Result<(), DropReason> {
     let Some(last) = messages.iter().rposition(Message::is_assistant) else {
         return Err(if messages.is_empty() {
             DropReason::NoPrompt

@@ -89,7 +89,7 @@ struct Sampled {
 }
 
 /// Estimates a run of `plan` from a sample of its inputs.
-pub fn estimate(plan: &PreparePlan, workers: usize) -> Result<Estimate> {
+pub(crate) fn estimate(plan: &PreparePlan, workers: usize) -> Result<Estimate> {
     // The rows of the other machines' parts (`--shard`) are like ours: the sample is taken from all
     // rows and scaled down.
     let settings = Settings { shard: None, ..plan.settings.clone() };

@@ -43,7 +43,7 @@ impl Prepared {
 }
 
 /// How a plan is run.
-pub struct RunControl<'a> {
+pub(crate) struct RunControl<'a> {
     /// Number of worker threads.
     pub workers: usize,
     /// Whether files of earlier runs in the output folder are replaced.
@@ -56,7 +56,7 @@ pub struct RunControl<'a> {
 }
 
 /// Runs `plan` and writes the dataset into `out`.
-pub fn run_plan(plan: &PreparePlan, out: &Path, control: RunControl) -> Result<Prepared> {
+pub(crate) fn run_plan(plan: &PreparePlan, out: &Path, control: RunControl) -> Result<Prepared> {
     let RunControl { workers, overwrite, progress, stop, begin } = control;
     let mut prepared = Prepared {
         manifest: plan.manifest.clone(),

@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 
 /// What a plan is made from, resolved.
-pub struct PlanRequest<'a> {
+pub(crate) struct PlanRequest<'a> {
     /// Settings, the recipe's included.
     pub settings: Settings,
     /// Tokenizer folder or hub name.
@@ -47,7 +47,7 @@ pub struct PlanRequest<'a> {
 }
 
 /// Everything a run needs.
-pub struct PreparePlan {
+pub(crate) struct PreparePlan {
     /// Settings of the run.
     pub settings: Settings,
     pub inputs: Vec<Input>,
@@ -69,7 +69,7 @@ pub struct PreparePlan {
 }
 
 /// Loads everything. Notices: commits that hub names were resolved to.
-pub fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<PreparePlan> {
+pub(crate) fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<PreparePlan> {
     let PlanRequest { settings, recipe, .. } = request;
     let mixture = match recipe {
         Some(r) => Mixture::new(r, settings.max_tokens)?,
@@ -212,7 +212,7 @@ pub fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<PreparePlan
 
 impl PreparePlan {
     /// What the row processors share.
-    pub fn stages(&self) -> Stages<'_> {
+    pub(crate) fn stages(&self) -> Stages<'_> {
         Stages {
             settings: &self.settings,
             tokenizer: &self.tokenizer,
@@ -225,7 +225,7 @@ impl PreparePlan {
     }
 
     /// What the sink packs.
-    pub fn pack_job(&self) -> PackJob<'_> {
+    pub(crate) fn pack_job(&self) -> PackJob<'_> {
         PackJob {
             settings: &self.settings,
             inputs: &self.inputs,
@@ -236,12 +236,12 @@ impl PreparePlan {
     }
 
     /// Writes the dataset's `tokenizer/` folder into `out`.
-    pub fn write_tokenizer(&self, out: &Path) -> Result<()> {
+    pub(crate) fn write_tokenizer(&self, out: &Path) -> Result<()> {
         write_tokenizer(out, &self.tokenizer, &self.tokenizer_config, &self.template)
     }
 
     /// Lines that describe the plan: inputs, template, tokenizer, engine.
-    pub fn describe(&self) -> Vec<String> {
+    pub(crate) fn describe(&self) -> Vec<String> {
         let m = &self.manifest;
         let bytes: u64 = self.inputs.iter().map(|i| i.bytes).sum();
         let exceptions = |v: &Verbatim| match (v.triggers.len(), v.changes_edge_whitespace) {

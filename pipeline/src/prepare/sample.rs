@@ -23,7 +23,7 @@ fn start(k: u64, n: u64, size: u64, length: u64) -> u64 {
 
 /// Calls `each` with batches of a file, about `budget` bytes in all; returns their share of the file,
 /// from 0 to 1.
-pub fn read_sample(
+pub(crate) fn read_sample(
     input: &Input,
     budget: u64,
     each: &mut dyn FnMut(RawRows) -> Result<()>,

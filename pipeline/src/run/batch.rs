@@ -10,7 +10,7 @@ use dlm_datasets::writer::LossRun;
 
 /// Position in the inputs of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-pub struct Cursor {
+pub(crate) struct Cursor {
     /// Index of the input file.
     pub file: usize,
     /// Number of its rows that precede the position.
@@ -19,7 +19,7 @@ pub struct Cursor {
 
 /// One row after processing.
 #[derive(Debug, Default)]
-pub struct ProcessedRow {
+pub(crate) struct ProcessedRow {
     /// Why the row is dropped, if it is.
     pub dropped: Option<DropReason>,
     /// Index in the batch's `keys`; none for a row of another machine's part (`--shard`), which is
@@ -44,7 +44,7 @@ pub struct ProcessedRow {
 
 /// One document of a batch.
 #[derive(Debug)]
-pub struct ProcessedDocument {
+pub(crate) struct ProcessedDocument {
     /// Number of its tokens, padding included.
     pub tokens: usize,
     /// Number of its loss runs.
@@ -54,7 +54,7 @@ pub struct ProcessedDocument {
 
 /// A batch after processing.
 #[derive(Debug, Default)]
-pub struct ProcessedBatch {
+pub(crate) struct ProcessedBatch {
     /// Number of the batch in its stream, from 0.
     pub number: u64,
     /// Position of its first row.
@@ -85,7 +85,7 @@ impl ProcessedBatch {
 
     /// What a row adds to the totals; its documents begin at `at`. `dropped` takes the place of the
     /// row's own field, because duplicates are only known to the caller.
-    pub fn counts(
+    pub(crate) fn counts(
         &self,
         row: &ProcessedRow,
         at: BatchPosition,
@@ -113,13 +113,13 @@ impl ProcessedBatch {
     }
 
     /// The position behind the documents of a row that begin at `at`.
-    pub fn after(&self, row: &ProcessedRow, mut at: BatchPosition) -> BatchPosition {
+    pub(crate) fn after(&self, row: &ProcessedRow, mut at: BatchPosition) -> BatchPosition {
         self.documents[at.documents..].iter().take(row.documents).for_each(|d| at.pass(d));
         at
     }
 
     /// The documents from a position on, with their ids and loss runs.
-    pub fn documents_from(
+    pub(crate) fn documents_from(
         &self,
         mut at: BatchPosition,
     ) -> impl Iterator<Item = (&ProcessedDocument, &[i32], &[LossRun])> {
@@ -134,7 +134,7 @@ impl ProcessedBatch {
 
 /// Position in the documents of a batch.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct BatchPosition {
+pub(crate) struct BatchPosition {
     /// Number of documents before it.
     pub documents: usize,
     /// Number of token ids before it.
@@ -145,7 +145,7 @@ pub struct BatchPosition {
 
 impl BatchPosition {
     /// Moves past the document `d`.
-    pub fn pass(&mut self, d: &ProcessedDocument) {
+    pub(crate) fn pass(&mut self, d: &ProcessedDocument) {
         self.documents += 1;
         self.ids += d.tokens;
         self.runs += d.runs;

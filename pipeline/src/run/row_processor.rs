@@ -24,7 +24,7 @@ use dlm_datasets::manifest::Manifest;
 use dlm_datasets::verify::summarize_runs;
 
 /// What all row processors of a run share.
-pub struct Stages<'a> {
+pub(crate) struct Stages<'a> {
     /// Settings of the run.
     pub settings: &'a Settings,
     pub tokenizer: &'a Tokenizer,
@@ -40,7 +40,7 @@ pub struct Stages<'a> {
 }
 
 /// Processes batches on one thread, with scratch memory of its own.
-pub struct RowProcessor<'a> {
+pub(crate) struct RowProcessor<'a> {
     settings: &'a Settings,
     manifest: &'a Manifest,
     inputs: &'a [Input],
@@ -55,7 +55,7 @@ pub struct RowProcessor<'a> {
 
 impl<'a> RowProcessor<'a> {
     /// A processor for one thread.
-    pub fn new(stages: &Stages<'a>) -> Self {
+    pub(crate) fn new(stages: &Stages<'a>) -> Self {
         let (s, m) = (stages.settings, stages.manifest);
         let fill_id = match s.padding {
             dlm_datasets::manifest::Padding::Mask => m.mask_token_id,
@@ -87,7 +87,7 @@ impl<'a> RowProcessor<'a> {
     }
 
     /// Processes all rows of a batch. `used` is a batch whose memory is reused.
-    pub fn process(
+    pub(crate) fn process(
         &mut self,
         number: u64,
         from: Cursor,

@@ -40,7 +40,8 @@ fn built_in_files_are_the_repository_tree() {
             }
         }
     }
-    let built_in: BTreeSet<String> = super::files::BUILT_IN.iter().map(|(name, _)| name.to_string()).collect();
+    let built_in: BTreeSet<String> =
+        super::files::BUILT_IN.iter().map(|(name, _)| name.to_string()).collect();
     assert_eq!(built_in, on_disk, "list every file of configs/ in files.rs");
 }
 

@@ -16,7 +16,7 @@ const ATTEMPTS: u32 = 8;
 const ATTEMPTS_UNKNOWN_HOST: u32 = 2;
 
 /// An HTTP client for one hub, shared by the threads of a download.
-pub struct HubClient<'a> {
+pub(crate) struct HubClient<'a> {
     agent: ureq::Agent,
     /// The client's settings.
     pub settings: HubSettings,
@@ -42,7 +42,7 @@ impl From<HubError> for Error {
 }
 
 /// Why a response could not be read to its end.
-pub enum TransferError {
+pub(crate) enum TransferError {
     /// The request is sent again.
     Retry(String),
     /// The request has failed.
@@ -59,7 +59,7 @@ enum Failure {
 
 impl<'a> HubClient<'a> {
     /// A client that retries silently.
-    pub fn new(settings: HubSettings) -> Self {
+    pub(crate) fn new(settings: HubSettings) -> Self {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .user_agent(concat!("dlm/", env!("CARGO_PKG_VERSION")))
@@ -79,7 +79,7 @@ impl<'a> HubClient<'a> {
     }
 
     /// A client that reports retries as notices.
-    pub fn with_progress(settings: HubSettings, progress: &'a dyn Progress) -> Self {
+    pub(crate) fn with_progress(settings: HubSettings, progress: &'a dyn Progress) -> Self {
         HubClient { progress: Some(progress), ..HubClient::new(settings) }
     }
 
@@ -102,7 +102,7 @@ impl<'a> HubClient<'a> {
     /// GETs `url`, of the content only bytes `range.0..=range.1` if a range is given. `read` reads
     /// the response; after [`TransferError::Retry`] the request is sent again. `stop` is polled and
     /// ends the request early with [`Error::Interrupted`].
-    pub fn get<T>(
+    pub(crate) fn get<T>(
         &self,
         url: &str,
         range: Option<(u64, u64)>,
@@ -234,7 +234,7 @@ impl<'a> HubClient<'a> {
     }
 
     /// GETs JSON; the value, and the address of the next page if there is one.
-    pub fn json(
+    pub(crate) fn json(
         &self,
         url: &str,
     ) -> std::result::Result<(serde_json::Value, Option<String>), HubError> {
@@ -252,7 +252,7 @@ impl<'a> HubClient<'a> {
     }
 
     /// GETs JSON; none if the hub answers 404.
-    pub fn json_if_found(&self, url: &str) -> Result<Option<serde_json::Value>> {
+    pub(crate) fn json_if_found(&self, url: &str) -> Result<Option<serde_json::Value>> {
         match self.json(url) {
             Ok((value, _)) => Ok(Some(value)),
             Err(HubError::NotFound(_)) => Ok(None),
@@ -291,7 +291,7 @@ fn next_page(link: &str) -> Option<String> {
 }
 
 /// A path, percent-encoded for an address.
-pub fn encode(path: &str, keep_slash: bool) -> String {
+pub(crate) fn encode(path: &str, keep_slash: bool) -> String {
     let mut out = String::with_capacity(path.len());
     for b in path.bytes() {
         match b {

@@ -24,7 +24,7 @@ const STREAMS: usize = 4;
 const AHEAD: usize = 2;
 
 /// Downloads the files of a listing.
-pub struct HubSource<'a> {
+pub(crate) struct HubSource<'a> {
     client: HubClient<'a>,
     repo: RepoCache,
     kind: RepoKind,
@@ -34,18 +34,18 @@ pub struct HubSource<'a> {
 
 impl<'a> HubSource<'a> {
     /// Downloads of repository `id` into the cache that `client` is set to.
-    pub fn new(client: HubClient<'a>, kind: RepoKind, id: &str, listing: Listing) -> Self {
+    pub(crate) fn new(client: HubClient<'a>, kind: RepoKind, id: &str, listing: Listing) -> Self {
         let repo = RepoCache::new(&client.settings.cache, kind, id);
         HubSource { client, repo, kind, id: id.to_string(), listing }
     }
 
     /// The files of the listing, sorted by path.
-    pub fn files(&self) -> &[RemoteFile] {
+    pub(crate) fn files(&self) -> &[RemoteFile] {
         &self.listing.files
     }
 
     /// Bytes of file `k` that are on the disk already.
-    pub fn bytes_on_disk(&self, k: usize) -> u64 {
+    pub(crate) fn bytes_on_disk(&self, k: usize) -> u64 {
         let Some(file) = self.listing.files.get(k) else {
             return 0;
         };
@@ -231,7 +231,7 @@ impl<'a> HubSource<'a> {
 
     /// The local path of file `k`, downloaded if it is not in the cache. `stop` is polled and ends
     /// the download early with [`Error::Interrupted`].
-    pub fn fetch(&self, k: usize, stop: &(dyn Fn() -> bool + Sync)) -> Result<PathBuf> {
+    pub(crate) fn fetch(&self, k: usize, stop: &(dyn Fn() -> bool + Sync)) -> Result<PathBuf> {
         let file = self
             .listing
             .files
@@ -269,7 +269,7 @@ impl<'a> HubSource<'a> {
 }
 
 /// Downloads files in the background, a few ahead of the one that is being read.
-pub struct DownloadAhead {
+pub(crate) struct DownloadAhead {
     shared: Arc<Shared>,
 }
 
@@ -292,7 +292,7 @@ struct State {
 
 impl DownloadAhead {
     /// Starts to download from the first file on.
-    pub fn new(source: HubSource<'static>) -> DownloadAhead {
+    pub(crate) fn new(source: HubSource<'static>) -> DownloadAhead {
         let shared = Arc::new(Shared {
             source,
             state: Mutex::default(),
@@ -307,7 +307,7 @@ impl DownloadAhead {
     }
 
     /// The local path of file `k`; waits until it is downloaded.
-    pub fn wait(&self, k: usize) -> Result<PathBuf> {
+    pub(crate) fn wait(&self, k: usize) -> Result<PathBuf> {
         let lost = || Error::Internal("a download thread ended".to_string());
         let mut state = self.shared.state.lock().map_err(|_| lost())?;
         state.requested = state.requested.max(k);

@@ -14,11 +14,11 @@
 //! The three endpoints of the hub are called directly, not through the hf-hub crate: its plain
 //! downloads neither resume nor check the content, and it does not know HF_HUB_OFFLINE.
 
-pub mod cache;
-pub mod client;
-pub mod fetch;
-pub mod list;
-pub mod model;
-pub mod model_files;
-pub mod name;
-pub mod settings;
+pub(crate) mod cache;
+pub(crate) mod client;
+pub(crate) mod fetch;
+pub(crate) mod list;
+pub(crate) mod model;
+pub(crate) mod model_files;
+pub(crate) mod name;
+pub(crate) mod settings;

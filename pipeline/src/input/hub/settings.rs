@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// Settings of a client.
 #[derive(Debug, Clone)]
-pub struct HubSettings {
+pub(crate) struct HubSettings {
     /// `HF_ENDPOINT`, without a slash at its end.
     pub endpoint: String,
     /// `HF_TOKEN`, or the token file's content.
@@ -20,7 +20,7 @@ pub struct HubSettings {
 
 impl HubSettings {
     /// Reads the environment variables that the Python client reads.
-    pub fn from_env() -> HubSettings {
+    pub(crate) fn from_env() -> HubSettings {
         let var = |k: &str| std::env::var(k).ok().filter(|v| !v.trim().is_empty());
         let on = |k: &str| {
             var(k).is_some_and(|v| {
