@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 
 /// The kind of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceKind {
+pub(crate) enum DeviceKind {
     Cpu,
     /// An NVIDIA GPU by its CUDA index.
     #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "built without CUDA"))]
@@ -22,7 +22,7 @@ pub enum DeviceKind {
 
 /// A device that was checked and can be used.
 #[derive(Clone, Debug)]
-pub struct ComputeDevice {
+pub(crate) struct ComputeDevice {
     /// Burn's handle, without autodiff.
     pub device: Device,
     pub kind: DeviceKind,
@@ -31,7 +31,7 @@ pub struct ComputeDevice {
 }
 
 /// Resolve `auto | cpu | cuda | cuda:N | wgpu`.
-pub fn choose(spec: &str) -> Result<ComputeDevice> {
+pub(crate) fn choose(spec: &str) -> Result<ComputeDevice> {
     match spec {
         "cpu" => Ok(cpu()),
         "wgpu" => wgpu(),
@@ -53,7 +53,7 @@ pub fn choose(spec: &str) -> Result<ComputeDevice> {
 }
 
 /// The CPU, which every build has.
-pub fn cpu() -> ComputeDevice {
+pub(crate) fn cpu() -> ComputeDevice {
     ComputeDevice { device: Device::flex(), kind: DeviceKind::Cpu, name: "cpu".into() }
 }
 

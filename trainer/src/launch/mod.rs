@@ -9,5 +9,5 @@ mod plan;
 mod sky;
 mod task;
 
-pub use plan::DlmArgs;
-pub use sky::{cancel, launch, logs, runs};
+pub(crate) use plan::DlmArgs;
+pub(crate) use sky::{cancel, launch, logs, runs};

@@ -21,7 +21,7 @@ const MAX_RUNS: usize = 6;
 
 /// The horizontal axis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum PlotAxis {
+pub(crate) enum PlotAxis {
     /// Optimizer steps.
     #[default]
     Step,
@@ -31,7 +31,7 @@ pub enum PlotAxis {
 
 /// What to plot.
 #[derive(Clone, Debug)]
-pub struct PlotOptions {
+pub(crate) struct PlotOptions {
     /// Folders of runs (output.dir), or their metrics.jsonl; several share the charts.
     pub runs: Vec<PathBuf>,
     /// File to write; `None`: report.html in the first run's folder.
@@ -40,7 +40,7 @@ pub struct PlotOptions {
 }
 
 /// Write the page; returns its path.
-pub fn plot(options: &PlotOptions) -> Result<PathBuf> {
+pub(crate) fn plot(options: &PlotOptions) -> Result<PathBuf> {
     if options.runs.len() > MAX_RUNS {
         return Err(Error::Usage(format!(
             "{} runs; one page shows at most {MAX_RUNS}",
