@@ -97,7 +97,7 @@ fn seen_conversations_are_stored_compactly() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    while !out.join("train-00006.arrow").exists() {
+    while !out.join("train-00003.arrow").exists() {
         assert!(child.try_wait().unwrap().is_none(), "the run ended before it was killed");
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
@@ -107,7 +107,7 @@ fn seen_conversations_are_stored_compactly() {
     let state: serde_json::Value = serde_json::from_str(&state).unwrap();
     let entries = state["seen"]["entries"].as_u64().expect("only a mark is in the state file");
     let bytes = std::fs::metadata(out.join("prep-state.seen")).unwrap().len();
-    assert!(entries > 50 && bytes >= entries * 16, "{entries} entries in {bytes} bytes");
+    assert!(entries > 30 && bytes >= entries * 16, "{entries} entries in {bytes} bytes");
     // A run that was killed after the side file and before the state file: the rest is cut off.
     let mut seen =
         std::fs::OpenOptions::new().append(true).open(out.join("prep-state.seen")).unwrap();

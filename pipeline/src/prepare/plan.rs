@@ -26,6 +26,7 @@ use crate::tokenize::tokenizer::{Tokenizer, TokenizerSource};
 use dlm_datasets::hash::sha256;
 use dlm_datasets::manifest::Manifest;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What a plan is made from, resolved.
@@ -88,28 +89,10 @@ pub(crate) fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<Prep
     };
     let mask_id = tok.ensure_token(&settings.mask_token)?;
     let bad = |reason: String| Error::Tokenizer { path: dir.to_path_buf(), reason };
-    let known = |t: &str| tok.added_tokens().iter().any(|a| a.content == t);
-    let eos = specials
-        .get("eos_token")
-        .cloned()
-        .or_else(|| template.special("eos_token").map(String::from));
-    let eos = eos.or_else(|| {
-        ["<|im_end|>", "<|eot_id|>", "<|endoftext|>", "</s>"]
-            .iter()
-            .find(|t| known(t))
-            .map(|t| t.to_string())
-    });
-    let eos = eos.ok_or_else(|| {
+    let eos = eos_token(&tok, &specials, &template).ok_or_else(|| {
         bad("names no eos_token; add one to its tokenizer_config.json".to_string())
     })?;
-    let pad = specials.get("pad_token").cloned();
-    let pad = pad.or_else(|| {
-        ["<|endoftext|>", "<|finetune_right_pad_id|>", "<pad>"]
-            .iter()
-            .find(|t| known(t))
-            .map(|t| t.to_string())
-    });
-    let pad = pad.filter(|p| *p != settings.mask_token).unwrap_or_else(|| eos.clone());
+    let pad = pad_token(&tok, &specials, &settings.mask_token).unwrap_or_else(|| eos.clone());
     specials.insert("eos_token".to_string(), eos.clone());
     specials.insert("pad_token".to_string(), pad.clone());
     // Runs while the engines load: the control tokens, whether content is copied verbatim, and, if
@@ -208,6 +191,40 @@ pub(crate) fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<Prep
         manifest: m,
         tokenizer_config,
     })
+}
+
+/// The end-of-sequence token that tokenizer or template name, else a usual one that the tokenizer has.
+fn eos_token(
+    tokenizer: &TokenizerSource,
+    specials: &BTreeMap<String, String>,
+    template: &ChatTemplate,
+) -> Option<String> {
+    let named = specials.get("eos_token").map(String::as_str);
+    let usual = ["<|im_end|>", "<|eot_id|>", "<|endoftext|>", "</s>"];
+    named
+        .or_else(|| template.special("eos_token"))
+        .or_else(|| first_added(tokenizer, &usual))
+        .map(String::from)
+}
+
+/// The padding token that the tokenizer names, else a usual one that it has; never the mask token.
+fn pad_token(
+    tokenizer: &TokenizerSource,
+    specials: &BTreeMap<String, String>,
+    mask_token: &str,
+) -> Option<String> {
+    let named = specials.get("pad_token").map(String::as_str);
+    let usual = ["<|endoftext|>", "<|finetune_right_pad_id|>", "<pad>"];
+    named
+        .or_else(|| first_added(tokenizer, &usual))
+        .filter(|token| *token != mask_token)
+        .map(String::from)
+}
+
+/// The first of `tokens` that is an added token of the tokenizer.
+fn first_added<'a>(tokenizer: &TokenizerSource, tokens: &[&'a str]) -> Option<&'a str> {
+    let is_added = |t: &str| tokenizer.added_tokens().iter().any(|a| a.content == t);
+    tokens.iter().copied().find(|t| is_added(t))
 }
 
 impl PreparePlan {
