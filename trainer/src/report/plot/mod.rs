@@ -5,6 +5,7 @@
 //! follows the reader's light or dark mode. Lines that are no step record (a last line cut off by a
 //! crash) are skipped and counted.
 
+mod options;
 mod page;
 mod panels;
 mod run_data;
@@ -12,32 +13,14 @@ mod summary;
 
 use std::path::{Path, PathBuf};
 
+pub use options::{PlotAxis, PlotOptions};
+
 use crate::error::{Error, Result};
-use crate::report::message;
+use crate::report::message::message;
 use dlm_datasets::fs;
 
 /// Runs that one page can distinguish by colour.
 const MAX_RUNS: usize = 6;
-
-/// The horizontal axis.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum PlotAxis {
-    /// Optimizer steps.
-    #[default]
-    Step,
-    /// Source tokens consumed.
-    Tokens,
-}
-
-/// What to plot.
-#[derive(Clone, Debug)]
-pub struct PlotOptions {
-    /// Folders of runs (output.dir), or their metrics.jsonl; several share the charts.
-    pub runs: Vec<PathBuf>,
-    /// File to write; `None`: report.html in the first run's folder.
-    pub out: Option<PathBuf>,
-    pub x: PlotAxis,
-}
 
 /// Write the page; returns its path.
 pub fn plot(options: &PlotOptions) -> Result<PathBuf> {
