@@ -1,30 +1,30 @@
-//! What can go wrong in dlm-prep as a whole. What can go wrong with one row is a
-//! [`crate::parse::drop_reason::DropReason`], counted.
+//! Errors of this crate. A row that cannot be used is not an error: it is dropped with a
+//! [`DropReason`](crate::parse::drop_reason::DropReason) and counted.
 
 use std::path::PathBuf;
 
-/// Errors of this crate: the place, what was found, what was expected, what to do.
+/// What went wrong. The message names the place, what was found, what was expected and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The call or the recipe is wrong (exit code 2).
+    /// The call, the settings or a recipe are wrong (exit code 2).
     #[error("{0}")]
     Usage(String),
-    /// The operating system refused.
+    /// The operating system refused an operation.
     #[error("{action} {path}: {source}")]
     Io {
-        /// What was attempted.
+        /// What was attempted, as in "writing".
         action: &'static str,
-        /// Where.
+        /// File or folder.
         path: PathBuf,
         /// The system's reason.
         source: std::io::Error,
     },
-    /// An input file cannot be read as what it claims to be.
+    /// An input file, or an answer of a hub, is not what it should be.
     #[error("{path}: {reason}")]
     Input {
-        /// The file.
+        /// File, address or repository.
         path: String,
-        /// What was found and what was expected.
+        /// What was found, what was expected, what to do.
         reason: String,
     },
     /// The tokenizer cannot be used.
@@ -38,41 +38,41 @@ pub enum Error {
     /// The chat template cannot be used.
     #[error("chat template {origin}: {reason}")]
     Template {
-        /// Where it came from.
+        /// Where it comes from.
         origin: String,
         /// Why, and what to do.
         reason: String,
     },
-    /// A template refused or failed on one conversation.
+    /// A template refused a conversation or failed on it.
     #[error("{0}")]
     Render(String),
-    /// The output folder is not ours to write.
+    /// The output folder holds something that must not be overwritten.
     #[error("{path}: {reason}")]
     Output {
-        /// The folder or file.
+        /// Folder or file.
         path: PathBuf,
         /// Why, and what to do.
         reason: String,
     },
-    /// The prepared data would not be worth training on.
+    /// The dataset would not be worth training on.
     #[error("{0}")]
     Unfit(String),
-    /// A download failed; the message is that of the thread it failed in.
+    /// A download in the background failed; the message is that of its error.
     #[error("{0}")]
     Remote(String),
-    /// Interrupted by the user; state is saved (exit code 130).
-    #[error("interrupted; run the same command again to go on")]
+    /// The stop flag was set; the state is saved (exit code 130).
+    #[error("interrupted; run the same command again to resume")]
     Interrupted,
-    /// The packed format's own errors.
+    /// A dataset in the packed format cannot be read or written.
     #[error(transparent)]
     Dataset(#[from] dlm_datasets::Error),
-    /// A thread of the pipeline ended without saying why.
+    /// A bug of this program.
     #[error("internal error: {0}; please report it with the command that caused it")]
     Internal(String),
 }
 
 impl Error {
-    /// An I/O error with its verb and path.
+    /// Makes an [`Error::Io`] from the system's error, for use with `map_err`.
     pub fn io(
         action: &'static str,
         path: impl Into<PathBuf>,
@@ -80,7 +80,7 @@ impl Error {
         let path = path.into();
         move |source| Error::Io { action, path, source }
     }
-    /// The process exit code for this error.
+    /// The exit code of the command line for this error.
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Usage(_) => 2,
@@ -90,5 +90,5 @@ impl Error {
     }
 }
 
-/// Shorthand for this crate's results.
+/// Result with this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;

@@ -1,29 +1,57 @@
-//! Conversations to packed Arrow rows: the stages of dlm-prep, one file each, in the order of the
-//! data flow.
+//! Prepares datasets for block-diffusion training: conversations become packed Arrow rows.
+//!
+//! [`Prepare`] is the way in; [`verify`] checks a dataset and [`inspect()`] shows its rows.
 //!
 //! ```text
-//! source ─ conversation ─ template ─ spans ─ supervise ─ truncate ─ block ─ pack ─ shard
-//! files    row→messages   Jinja      who     ids, labels long rows  grid    rows   Arrow + manifest
-//! (lines)  (table)        (python)   (skeleton) (tokenize,
-//!          (direct,       (linear)   (control)   tokenizer_file,      settings → plan → estimate; worker: a batch; workers: threads
-//!           direct_json)                          canonical, frame)
+//! config ─ input ──── parse ──────── template ─ tokenize ─ label ───────────── pack
+//!          raw rows   conversations  text       token ids  labels, cut, blocks  packed rows, manifest
+//!          └──────────────── run: rows through these stages on N threads ─────┘
 //! ```
+//!
+//! Rooms, from the top; imports point downwards only: cli, dataset (finished datasets), prepare,
+//! pack, run, label, template, tokenize, parse, input, config, progress, error. docs/format.md
+//! describes the output.
 
-pub mod cli;
+mod cli;
 pub mod config;
-pub mod error;
+mod dataset;
+mod error;
 pub mod input;
 pub mod label;
 pub mod pack;
 pub mod parse;
 pub mod prepare;
+mod progress;
 pub mod run;
 pub mod template;
 pub mod tokenize;
 
+pub use cli::console::ConsoleProgress;
+#[doc(hidden)]
+pub use cli::main as cli_main;
+pub use config::policies::{LostText, OverLong, SpecialText};
+pub use config::run_options::{EngineChoice, RenderChoice};
+pub use config::settings::Settings;
+pub use dataset::export_hf::export_hf;
+pub use dataset::inspect::{InspectOptions, MaskViews, inspect};
+pub use dataset::merge::merge;
+pub use dataset::verify::{VerifyReport, verify};
+pub use dlm_datasets::manifest::{Alignment, Counts, LossOn, Manifest, Padding};
 pub use error::{Error, Result};
 pub use parse::conversation::Message;
+pub use prepare::builder::Prepare;
+pub use prepare::estimate::{Estimate, SourceEstimate};
+pub use prepare::pipeline::Prepared;
+pub use progress::{DownloadCounters, ProcessingCounters, Progress, Silent};
 pub use template::chat_format::ChatFormat;
+
+/// Models and tokenizers: a local folder, or a repository of a Hugging Face hub that is downloaded
+/// into the cache.
+pub mod hub {
+    pub use crate::input::hub::model::{ResolvedModel, resolve_model};
+    pub use crate::input::hub::model_files::ModelPart;
+    pub use crate::input::hub::name::HubName;
+}
 
 #[cfg(test)]
 mod tests;

@@ -13,7 +13,8 @@ fn main() -> dlm_train::Result<()> {
         .token_budget(20_000)
         .set("train.batch_rows", "8");
     let converted = convert(&conversion, &data, &out)?;
-    println!("{} steps, {} tokens, loss {:?}", converted.steps, converted.tokens, converted.loss);
+    let loss = converted.loss.unwrap_or(f64::NAN);
+    println!("{} steps, {} tokens, loss {loss:.3} nats", converted.steps, converted.tokens);
 
     let report = validate(&converted.export, DatasetOptions::new(&data))?;
     println!("{} fits {data}: {report:?}", converted.export.display());

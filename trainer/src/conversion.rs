@@ -45,6 +45,13 @@ pub struct Conversion {
 }
 
 /// Result of [`convert`].
+///
+/// ```no_run
+/// # use dlm_train::{Conversion, Model, ModelOptions, convert};
+/// let converted = convert(&Conversion::new().group("model", "sample"), "datasets/packed", "out")?;
+/// let model = Model::load(&converted.export, &ModelOptions::default())?;
+/// # Ok::<(), dlm_train::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Converted {
     /// Optimizer steps done, those of earlier sessions of the run included.
@@ -173,14 +180,15 @@ impl Conversion {
 /// `data` and `out` replace `data.dir` and `output.dir` of the configuration. Called again with the
 /// same settings, an interrupted run continues exactly where its last checkpoint left it. Progress
 /// is written to stderr, and every step to `metrics.jsonl` in `out`. SIGTERM and SIGINT save a
-/// checkpoint and end the call with [`crate::Error::Interrupted`]; a second signal ends the process.
+/// checkpoint and end the call with [`crate::Error::Interrupted`]; a second signal ends the
+/// process.
 ///
 /// ```no_run
 /// use dlm_train::{Conversion, convert};
 ///
 /// let conversion = Conversion::new().group("model", "sample").token_budget(100_000).device("cpu");
 /// let converted = convert(&conversion, "datasets/packed", "output/sample")?;
-/// println!("{} steps, loss {:?}, in {}", converted.steps, converted.loss, converted.export.display());
+/// println!("{} steps, loss {:?}", converted.steps, converted.loss);
 /// # Ok::<(), dlm_train::Error>(())
 /// ```
 ///

@@ -7,6 +7,13 @@ use std::path::{Path, PathBuf};
 ///
 /// [`Error::exit_code`] is the exit code of the command line: 2 for a wrong call or configuration,
 /// 130 for an interruption, 1 for every other failure.
+///
+/// ```
+/// use dlm_train::Conversion;
+///
+/// let error = Conversion::new().set("optim.lr", "fast").config_yaml().unwrap_err();
+/// assert_eq!(error.exit_code(), 2);
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -14,9 +21,9 @@ pub enum Error {
     #[error("{0}")]
     Usage(String),
     /// The configuration is wrong: an unknown key, a value of the wrong type or out of range (exit
-    /// code 2).
+    /// code 2). The error can be downcast to [`crate::ConfigError`].
     #[error(transparent)]
-    Config(Box<crate::config::ConfigError>),
+    Config(Box<dyn std::error::Error + Send + Sync>),
     /// The operating system refused to read or write a file.
     #[error("{path}: {action} failed: {source}")]
     Io {
@@ -59,12 +66,6 @@ pub enum Error {
     /// A signal stopped the run after its state was saved (exit code 130).
     #[error("{0}")]
     Interrupted(String),
-}
-
-impl From<crate::config::ConfigError> for Error {
-    fn from(error: crate::config::ConfigError) -> Self {
-        Error::Config(Box::new(error))
-    }
 }
 
 impl Error {

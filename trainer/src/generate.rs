@@ -32,6 +32,13 @@ pub enum DecodeMode {
 }
 
 /// Where a model is loaded to.
+///
+/// ```
+/// use dlm_train::ModelOptions;
+///
+/// let on_the_cpu = ModelOptions { device: "cpu".into(), ..ModelOptions::default() };
+/// assert_eq!(on_the_cpu.dtype, None);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelOptions {
     /// Device: `auto`, `cpu`, `cuda[:N]` or `wgpu`. Default: `auto`.
@@ -58,15 +65,15 @@ impl Default for ModelOptions {
 pub struct GenerateOptions {
     /// Default: [`DecodeMode::Block`].
     pub mode: DecodeMode,
-    /// Encode text prompts as they are, control tokens included, without the chat template. Default:
-    /// false.
+    /// Encode text prompts as they are, control tokens included, without the chat template.
+    /// Default: false.
     pub raw: bool,
     /// Block mode: a pass fixes every token whose probability is above this, 0 to 1. Default: 0.95.
     pub threshold: f64,
     /// Block mode: tokens per block. Default: what the model was trained with, else 32.
     pub block_size: Option<usize>,
-    /// Block mode: tokens per sub-block; must divide the block. Default: 8, or the whole block where
-    /// 8 does not divide it.
+    /// Block mode: tokens per sub-block; must divide the block. Default: 8, or the whole block
+    /// where 8 does not divide it.
     pub sub_block_size: Option<usize>,
     /// Block mode: run single sub-blocks where keys and values of the rest of the block are known.
     /// Faster in large batches, approximate. Default: false.
@@ -100,6 +107,16 @@ impl Default for GenerateOptions {
 }
 
 /// The completion of one prompt.
+///
+/// ```no_run
+/// # use dlm_train::{GenerateOptions, Model, ModelOptions, Prompt};
+/// # let mut model = Model::load("output/sample", &ModelOptions::default())?;
+/// let prompt = Prompt::Ids(vec![3, 1, 4]);
+/// let completion = model.generate(&[prompt], &GenerateOptions::default())?.remove(0);
+/// assert_eq!(completion.prompt_ids, [3, 1, 4]);
+/// println!("{} tokens in {} passes", completion.ids.len(), completion.passes.total());
+/// # Ok::<(), dlm_train::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Completion {
@@ -153,13 +170,13 @@ impl std::fmt::Debug for Model {
 }
 
 impl Model {
-    /// Loads a Hugging Face folder, `hf://ORG/NAME[@REVISION]` or `ORG/NAME`, converted or not, onto
-    /// a device.
+    /// Loads a Hugging Face folder, `hf://ORG/NAME[@REVISION]` or `ORG/NAME`, converted or not,
+    /// onto a device.
     ///
     /// # Errors
     /// [`Error::Format`], [`Error::Model`] and [`Error::Tensors`] where a file of the folder cannot
-    /// be used, [`Error::Device`] where the device is missing, [`Error::Usage`] for a model that does
-    /// not exist.
+    /// be used, [`Error::Device`] where the device is missing, [`Error::Usage`] for a model that
+    /// does not exist.
     pub fn load(model: impl AsRef<Path>, options: &ModelOptions) -> Result<Self> {
         ModelFiles::open(model.as_ref())?.load(options)
     }

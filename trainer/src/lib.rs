@@ -6,14 +6,14 @@
 //!   folder out.
 //! * [`validate`] checks a model folder: against tensors of another implementation (parity), or
 //!   against a packed dataset (tokenizer, mask token, block size, losses).
-//! * [`Model::load`] and [`Model::generate`] complete prompts, in diffusion blocks or one token at a
-//!   time.
+//! * [`Model::load`] and [`Model::generate`] complete prompts, in diffusion blocks or one token at
+//!   a time.
 //!
 //! Everything else is internal. Its rooms, each of which may use those before it: `config`
 //! (settings) → `compute` (device, dtype, attention) → `report` (metrics and plots) → `kernels` →
-//! `attention` → `model` (the decoder and its weights) → `diffusion` (the objective) → `optim` → `io`
-//! (sources, checkpoints, export) → `decode` → `train` (the loop) → `parity`, `bench` → the calls
-//! above → `launch` → `cli`.
+//! `attention` → `model` (the decoder and its weights) → `diffusion` (the objective) → `optim` →
+//! `io` (sources, checkpoints, export) → `decode` → `train` (the loop) → `parity`, `bench` → the
+//! calls above → `launch` → `cli`.
 
 pub mod attention;
 pub mod bench;

@@ -25,6 +25,13 @@ const NOISE_EPS: f64 = 1e-3;
 const LOSS_CHUNK: usize = 1024;
 
 /// What a model is validated against.
+///
+/// ```
+/// use dlm_train::{DatasetOptions, Reference};
+///
+/// let against = Reference::from(DatasetOptions::new("datasets/packed"));
+/// assert!(matches!(against, Reference::Dataset(_)));
+/// ```
 #[derive(Clone, Debug)]
 pub enum Reference {
     /// Tensors computed by another implementation.
@@ -46,6 +53,17 @@ impl From<DatasetOptions> for Reference {
 }
 
 /// How a model is evaluated on a packed dataset.
+///
+/// ```
+/// use dlm_train::{DatasetOptions, Split};
+///
+/// let options = DatasetOptions {
+///     split: Some(Split::Train),
+///     rows: Some(64),
+///     ..DatasetOptions::new("datasets/packed")
+/// };
+/// assert_eq!(options.seed, 42);
+/// ```
 #[derive(Clone, Debug)]
 pub struct DatasetOptions {
     /// Folder written by `dlm-prep`.
@@ -101,6 +119,16 @@ impl ValidationReport {
 }
 
 /// Losses of a model on a packed dataset, nats per counted token; `None` where no token counts.
+///
+/// ```no_run
+/// use dlm_train::{DatasetOptions, ValidationReport, validate};
+///
+/// let report = validate("output/sample", DatasetOptions::new("datasets/packed"))?;
+/// if let ValidationReport::Dataset(report) = report {
+///     println!("{:?} nats over {} rows", report.block_diffusion_loss, report.rows);
+/// }
+/// # Ok::<(), dlm_train::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct DatasetReport {

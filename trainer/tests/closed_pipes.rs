@@ -51,7 +51,7 @@ fn parity_without_a_reader_keeps_its_exit_code() {
     assert_eq!(run(&arguments, Closed::Stdout).0, Some(0));
     assert_eq!(run(&arguments, Closed::Stderr).0, Some(0));
     // out of tolerance
-    let strict = [&arguments[..], &["--tol-loss", "-1"]].concat();
+    let strict = [&arguments[..], &["--tol-loss", "0"]].concat();
     let code = run(&strict, Closed::Stdout).0;
     assert_eq!(code, Some(1));
 }

@@ -1,81 +1,148 @@
-//! The command line, as typed.
+//! The command line as typed: what was not typed is `None` or empty.
+//!
+//! Defaults are in `config` and in the options of the library. They are added to the help texts from
+//! there, so each exists once.
 
+use crate::config::overrides::SettingsOverrides;
 use crate::config::policies::OverLong;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use crate::config::run_options::{DEFAULT_OUT, EngineChoice, RenderChoice};
+use crate::config::settings::Settings;
+use crate::dataset::inspect::InspectOptions;
+use crate::prepare::builder::Prepare;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 /// Conversations to packed Arrow rows for block-diffusion training.
 #[derive(Parser, Debug)]
 #[command(name = "dlm-prep", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, after_help = EXIT_CODES)]
 pub struct Cli {
-    /// What to do; without a command, prepare a dataset.
+    /// Without a command, a dataset is prepared.
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// Preparation.
     #[command(flatten)]
-    pub build: PrepareArgs,
+    pub prepare: PrepareArgs,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 the call or a recipe is wrong, 130 interrupted (run the same command again to go on).";
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 the command line or a recipe is wrong, 130 interrupted (run the same command again to resume).";
 
-/// Other things to do.
+/// Parses the process's arguments. Ends the process with a message if they are wrong, or after
+/// `--help`.
+pub fn parse() -> Cli {
+    let matches = command().get_matches();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit())
+}
+
+/// The command line with the defaults in its help texts.
+fn command() -> clap::Command {
+    let text = |v: serde_json::Value| match v {
+        serde_json::Value::String(s) => s,
+        v => v.to_string(),
+    };
+    let mut command = Cli::command();
+    let settings = Settings::default().to_json();
+    for (key, value) in settings.as_object().into_iter().flatten() {
+        if !value.is_null() && !value.is_boolean() {
+            command = with_default(command, key, &text(value.clone()));
+        }
+    }
+    let name = |choice: clap::builder::PossibleValue| choice.get_name().to_string();
+    for (key, value) in [
+        ("out", Some(DEFAULT_OUT.to_string())),
+        ("engine", EngineChoice::default().to_possible_value().map(name)),
+        ("render", RenderChoice::default().to_possible_value().map(name)),
+    ] {
+        command = with_default(command, key, &value.unwrap_or_default());
+    }
+    let inspect = InspectOptions::default();
+    command
+        .mut_subcommand("inspect", |c| {
+            [
+                ("row", inspect.row.to_string()),
+                ("rows", inspect.rows.to_string()),
+                ("epoch", "0".to_string()),
+                ("noise_eps", dlm_datasets::mask::NOISE_EPS.to_string()),
+                ("color", "auto".to_string()),
+            ]
+            .iter()
+            .fold(c, |c, (key, value)| with_default(c, key, value))
+        })
+        .mut_subcommand("bench", |c| {
+            let c = with_default(c, "workers", &BENCH_WORKERS.to_string());
+            with_default(c, "repeat", &BENCH_REPEAT.to_string())
+        })
+}
+
+/// Adds a default to the help text of an argument.
+fn with_default(command: clap::Command, key: &str, value: &str) -> clap::Command {
+    command.mut_arg(key, |mut arg| {
+        if let Some(help) = arg.get_help().map(|help| format!("{help} [default: {value}]")) {
+            arg = arg.help(help);
+        }
+        if let Some(help) = arg.get_long_help().map(|help| format!("{help} [default: {value}]")) {
+            arg = arg.long_help(help);
+        }
+        arg
+    })
+}
+
+/// Commands other than preparing a dataset.
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Show rows of a dataset: prompt, response, padding, block boundaries.
     Inspect(InspectArgs),
-    /// Totals of a dataset: fill, padding, loss tokens, lengths, sources.
+    /// Show totals of a dataset: fill, padding, tokens with loss, lengths, sources.
     Stats(StatsArgs),
     /// Check every hash, every row and every total of a dataset.
     Verify {
-        /// The dataset's folder.
+        /// Folder of the dataset.
         dir: PathBuf,
-        /// As JSON.
+        /// Print the result as JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Show what a chat template makes of conversations.
+    /// Show how a chat template renders conversations, and what it takes for the assistant's text.
     Render(RenderArgs),
-    /// Join datasets prepared in parts (--shard I/N).
+    /// Join datasets that were prepared in parts (--shard I/N).
     Merge {
-        /// Their folders, in the order wanted.
+        /// Folders of the datasets, in the order of the result.
         #[arg(required = true)]
         dirs: Vec<PathBuf>,
         /// Output folder.
         #[arg(long)]
         out: PathBuf,
     },
-    /// Write what datasets.load_from_disk reads.
+    /// Export a dataset for datasets.load_from_disk of the Python library.
     ExportHf {
-        /// The dataset's folder.
+        /// Folder of the dataset.
         dir: PathBuf,
         /// Output folder.
         #[arg(long)]
         out: PathBuf,
     },
-    /// Measure every stage, and the whole against the bare tokenizer engine.
+    /// Measure every stage, and the whole against the tokenizer engine alone.
     Bench(BenchArgs),
 }
 
-/// Preparing a dataset.
+/// Arguments of a preparation.
 #[derive(Args, Debug, Clone)]
 pub struct PrepareArgs {
-    /// Files or folders: parquet, JSONL (plain, .gz, .zst), Arrow.
+    /// Files or folders: parquet, JSON lines (plain, .gz, .zst), Arrow.
     #[arg(long, num_args = 1.., value_name = "FILE|DIR", required_unless_present_any = ["dataset", "recipe"], conflicts_with_all = ["dataset", "recipe"])]
     pub input: Vec<PathBuf>,
-    /// A dataset on the Hugging Face hub (HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE are
+    /// A dataset of the Hugging Face hub (HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are
     /// honoured).
     #[arg(long, value_name = "ORG/NAME")]
     pub dataset: Option<String>,
-    /// Sources, shares and settings in a YAML file, or `nemotron`.
+    /// Sources, their shares and settings in a YAML file, or `nemotron`.
     #[arg(long, value_name = "FILE|NAME")]
     pub recipe: Option<PathBuf>,
-    /// Branch, tag or commit of the dataset; pinned to a commit and recorded.
+    /// Branch, tag or commit of the dataset; the commit is recorded.
     #[arg(long, value_name = "REV")]
     pub revision: Option<String>,
     /// Only these splits or categories of the dataset, by folder or file name.
     #[arg(long, value_delimiter = ',', value_name = "A,B", requires = "dataset")]
     pub split: Vec<String>,
-    /// Only files whose path fits one of these globs.
+    /// Only files of the dataset whose path matches one of these globs.
     #[arg(long, value_delimiter = ',', value_name = "GLOB", requires = "dataset")]
     pub files: Vec<String>,
     /// Tokenizer: a folder (tokenizer.json, tokenizer_config.json), hf://ORG/NAME[@REV], or
@@ -83,86 +150,86 @@ pub struct PrepareArgs {
     #[arg(long, value_name = "ID|DIR", required = true)]
     pub tokenizer: Option<PathBuf>,
     /// Output folder.
-    #[arg(long, default_value = "datasets/packed", value_name = "DIR")]
-    pub out: PathBuf,
-    /// Chat template: chatml, llama3, or a Jinja file; the tokenizer's own if not given.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Chat template: chatml, llama3, or a Jinja file; without it, the tokenizer's own.
     #[arg(long, value_name = "NAME|FILE")]
     pub template: Option<String>,
-    /// Tokens per row.
-    #[arg(long, default_value_t = 512)]
-    pub seq_len: usize,
-    /// Block size.
-    #[arg(long, default_value_t = 32)]
-    pub bd_size: usize,
-    /// What fills a document up to its block boundary.
-    #[arg(long, value_enum, default_value_t = PaddingArg::Mask)]
-    pub padding: PaddingArg,
-    /// Which grid blocks follow.
-    #[arg(long, value_enum, default_value_t = AlignmentArg::Sample)]
-    pub alignment: AlignmentArg,
+    /// Tokens per packed row, a multiple of --bd-size.
+    #[arg(long)]
+    pub seq_len: Option<usize>,
+    /// Block size in tokens.
+    #[arg(long)]
+    pub bd_size: Option<usize>,
+    /// What fills a document up to its next block boundary.
+    #[arg(long, value_enum)]
+    pub padding: Option<PaddingArg>,
+    /// From where blocks are counted.
+    #[arg(long, value_enum)]
+    pub alignment: Option<AlignmentArg>,
     /// Which assistant turns carry loss.
-    #[arg(long, value_enum, default_value_t = LossOnArg::All)]
-    pub loss_on: LossOnArg,
-    /// Conversations longer than a row.
-    #[arg(long, value_enum, default_value_t = OverLong::Truncate)]
-    pub over_long: OverLong,
-    /// Tokens of context a continued document opens with (--over-long split).
-    #[arg(long, default_value_t = 128)]
-    pub split_context: usize,
-    /// Control-token strings inside message content.
-    #[arg(long, value_enum, default_value_t = SpecialTextArg::Text)]
-    pub special_text: SpecialTextArg,
-    /// Assistant text that the template deletes or rewrites.
-    #[arg(long, value_enum, default_value_t = LostTextArg::Drop)]
-    pub lost_text: LostTextArg,
-    /// The mask token; appended to the tokenizer if it lacks it.
-    #[arg(long, default_value = crate::config::policies::MASK_TOKEN)]
-    pub mask_token: String,
-    /// The date strftime_now tells templates (output must not depend on the day it was made).
+    #[arg(long, value_enum)]
+    pub loss_on: Option<LossOnArg>,
+    /// What happens to conversations longer than a row.
+    #[arg(long, value_enum)]
+    pub over_long: Option<OverLong>,
+    /// Tokens of context that a continued document opens with (--over-long split).
+    #[arg(long)]
+    pub split_context: Option<usize>,
+    /// What happens to strings in message content that spell a control token.
+    #[arg(long, value_enum)]
+    pub special_text: Option<SpecialTextArg>,
+    /// What happens to assistant text that the template deletes or rewrites.
+    #[arg(long, value_enum)]
+    pub lost_text: Option<LostTextArg>,
+    /// The mask token; appended to the tokenizer if it has no such token.
+    #[arg(long)]
+    pub mask_token: Option<String>,
+    /// The time that strftime_now returns in templates; fixed, so that the output does not depend on
+    /// the day on which it is made.
     #[arg(long, value_name = "TIME")]
     pub now: Option<String>,
-    /// Share of conversations held out, chosen by a hash of what is said.
-    #[arg(long, default_value_t = 0.0)]
-    pub eval_fraction: f64,
-    /// Leave out conversations seen before (16 bytes of memory each, and as much in the state
-    /// file).
+    /// Share of conversations to hold out as the eval split, chosen by a hash of their text.
+    #[arg(long)]
+    pub eval_fraction: Option<f64>,
+    /// Drop conversations that were seen before (16 bytes of memory each, and as much on the disk
+    /// until the run has finished).
     #[arg(long)]
     pub dedup: bool,
-    /// Stop after so many document tokens.
+    /// Stop after this many document tokens.
     #[arg(long)]
     pub max_tokens: Option<u64>,
-    /// Stop after so many response tokens.
+    /// Stop after this many tokens with loss.
     #[arg(long)]
     pub max_response_tokens: Option<u64>,
-    /// Stop after so many rows.
+    /// Stop after this many rows.
     #[arg(long)]
     pub max_rows: Option<u64>,
     /// This machine's part of the rows, as I/N with I from 0.
-    #[arg(long, value_name = "I/N")]
-    pub shard: Option<String>,
-    /// Fail when more than this share of conversations has no token to learn from.
-    #[arg(long, default_value_t = 0.05)]
-    pub max_unsupervised: f64,
-    /// Documents the packer chooses among.
-    #[arg(long, default_value_t = 1024)]
-    pub pack_window: usize,
-    /// Rows per data file; also how often a run can be resumed.
-    #[arg(long, default_value_t = 16384)]
-    pub shard_rows: usize,
-    /// Worker threads; all cores if not given. Output does not depend on it.
+    #[arg(long, value_name = "I/N", value_parser = parse_shard)]
+    pub shard: Option<(u64, u64)>,
+    /// Fail if more than this share of conversations has no token to learn from.
+    #[arg(long)]
+    pub max_unsupervised: Option<f64>,
+    /// Number of documents that the packer chooses from.
+    #[arg(long)]
+    pub pack_window: Option<usize>,
+    /// Packed rows per data file; a run can be resumed after every data file.
+    #[arg(long)]
+    pub shard_rows: Option<usize>,
+    /// Worker threads [default: all cores]. The output does not depend on their number.
     #[arg(long)]
     pub workers: Option<usize>,
-    /// Seed of the eval split.
-    #[arg(long, default_value_t = 42)]
-    pub seed: u64,
-    /// Which tokenizer engine: auto checks the fast one against the stable one on a sample.
-    #[arg(long, value_enum, default_value_t = EngineArg::Auto)]
-    pub engine: EngineArg,
-    /// Whether every row is rendered, or only those the template does not plainly copy (found by
-    /// experiment, checked on one row in 61).
-    #[arg(long, value_enum, default_value_t = RenderArg::Auto)]
-    pub render: RenderArg,
-    /// Say what would be done and what it would give, by a look at a part of the inputs, and stop.
+    /// Seed of the choice of held-out conversations.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Which tokenizer engine is used.
+    #[arg(long, value_enum)]
+    pub engine: Option<EngineChoice>,
+    /// Which rows the chat template renders.
+    #[arg(long, value_enum)]
+    pub render: Option<RenderChoice>,
+    /// Print what the run would give, estimated from a sample of the input, and write nothing.
     #[arg(long)]
     pub dry_run: bool,
     /// Replace what is in the output folder.
@@ -173,6 +240,70 @@ pub struct PrepareArgs {
     pub json: bool,
 }
 
+impl PrepareArgs {
+    /// The library's call, without progress.
+    pub fn to_prepare(&self) -> Prepare {
+        let mut p = Prepare::new(self.tokenizer.clone().unwrap_or_default())
+            .inputs(&self.input)
+            .splits(&self.split)
+            .files(&self.files)
+            .overrides(self.overrides())
+            .engine(self.engine.unwrap_or_default())
+            .render(self.render.unwrap_or_default())
+            .overwrite(self.overwrite);
+        if let Some(dataset) = &self.dataset {
+            p = p.dataset(dataset);
+        }
+        if let Some(revision) = &self.revision {
+            p = p.revision(revision);
+        }
+        if let Some(recipe) = &self.recipe {
+            p = p.recipe(recipe);
+        }
+        if let Some(template) = &self.template {
+            p = p.template(template);
+        }
+        if let Some(workers) = self.workers {
+            p = p.workers(workers);
+        }
+        p
+    }
+
+    fn overrides(&self) -> SettingsOverrides {
+        SettingsOverrides {
+            seq_len: self.seq_len,
+            bd_size: self.bd_size,
+            padding: self.padding.map(Into::into),
+            alignment: self.alignment.map(Into::into),
+            loss_on: self.loss_on.map(Into::into),
+            over_long: self.over_long,
+            split_context: self.split_context,
+            special_text: self.special_text.map(Into::into),
+            lost_text: self.lost_text.map(Into::into),
+            mask_token: self.mask_token.clone(),
+            now: self.now.clone(),
+            pack_window: self.pack_window,
+            shard_rows: self.shard_rows,
+            eval_fraction: self.eval_fraction,
+            dedup: self.dedup.then_some(true),
+            max_tokens: self.max_tokens,
+            max_response_tokens: self.max_response_tokens,
+            max_rows: self.max_rows,
+            shard: self.shard,
+            max_unsupervised: self.max_unsupervised,
+            seed: self.seed,
+        }
+    }
+}
+
+/// Parses `I/N`.
+fn parse_shard(text: &str) -> Result<(u64, u64), String> {
+    text.split_once('/')
+        .and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)))
+        .ok_or_else(|| "expected I/N, for example 0/4".to_string())
+}
+
+/// A choice that the command line offers for an enum of another crate or room.
 macro_rules! choice {
     ($(#[$doc:meta])* $name:ident => $target:path { $($(#[$vdoc:meta])* $v:ident),+ }) => {
         $(#[$doc])*
@@ -187,7 +318,6 @@ macro_rules! choice {
 }
 
 choice!(
-/// Block padding.
 PaddingArg => dlm_datasets::manifest::Padding {
     /// The mask token.
     Mask,
@@ -195,106 +325,99 @@ PaddingArg => dlm_datasets::manifest::Padding {
     Eos
 });
 choice!(
-/// Block grid.
 AlignmentArg => dlm_datasets::manifest::Alignment {
-    /// Counted from the document's start, as in decoding.
+    /// From the document's start, as in decoding.
     Sample,
-    /// The last response alone is a multiple of the block size.
+    /// From the start of the last response, whose length becomes a multiple of the block size.
     Response
 });
 choice!(
-/// Loss policy.
 LossOnArg => dlm_datasets::manifest::LossOn {
     /// Every assistant turn.
     All,
-    /// The last one.
+    /// The last assistant turn.
     Last
 });
 choice!(
-/// Control-token strings.
 SpecialTextArg => crate::config::policies::SpecialText {
-    /// They are text.
+    /// They are encoded as ordinary text.
     Text,
-    /// They are control tokens, as in Python tools.
+    /// They are encoded as control tokens, as transformers does.
     AsSpecial,
-    /// The conversation is left out.
+    /// The conversation is dropped.
     Reject
 });
 choice!(
-/// Assistant text the template changes.
 LostTextArg => crate::config::policies::LostText {
-    /// The conversation is left out.
+    /// The conversation is dropped.
     Drop,
-    /// The turn stays as context, without loss.
+    /// The turn stays as context without loss.
     Mask,
-    /// Loss on what the template made of it.
+    /// The text as the template rendered it carries loss.
     Keep
 });
 
-/// Tokenizer engine.
-#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EngineArg {
-    /// The fast one where it agrees with the stable one.
+/// When terminal colours are used.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ColourChoice {
+    /// On a terminal, unless NO_COLOR is set.
+    #[default]
     Auto,
-    /// The fast one, unchecked.
-    Fast,
-    /// The stable one.
-    Stable,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
 }
 
-/// Rendering.
-#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RenderArg {
-    /// Where needed.
-    Auto,
-    /// Every row.
-    Each,
-}
-
-/// Showing rows.
+/// Arguments of `inspect`.
 #[derive(Args, Debug)]
 pub struct InspectArgs {
-    /// The dataset's folder.
+    /// Folder of the dataset.
     pub dir: PathBuf,
-    /// Which row.
-    #[arg(long, default_value_t = 0)]
-    pub row: usize,
-    /// How many rows.
-    #[arg(long, default_value_t = 1)]
-    pub rows: usize,
-    /// Rows of the eval split.
+    /// Index of the first row.
+    #[arg(long)]
+    pub row: Option<usize>,
+    /// Number of rows.
+    #[arg(long)]
+    pub rows: Option<usize>,
+    /// Show rows of the eval split.
     #[arg(long)]
     pub eval: bool,
     /// Show what the two complementary views hide: the masks that training draws with
     /// train.seed=SEED.
     #[arg(long, value_name = "SEED")]
     pub views: Option<u64>,
-    /// With --views: the epoch whose masks are shown, from 0 (train split; evaluation has masks of
-    /// its own).
-    #[arg(long, default_value_t = 0, requires = "views")]
-    pub epoch: u64,
+    /// With --views: the epoch whose masks are shown, from 0 (train split; the eval split has the
+    /// same masks in every epoch).
+    #[arg(long, requires = "views")]
+    pub epoch: Option<u64>,
     /// With --views: the smallest probability of hiding a token, as conversion.noise_eps.
-    #[arg(long, default_value_t = dlm_datasets::mask::NOISE_EPS, requires = "views")]
-    pub noise_eps: f64,
-    /// Colours: auto, always, never.
-    #[arg(long, default_value = "auto")]
-    pub color: String,
+    #[arg(long, requires = "views")]
+    pub noise_eps: Option<f64>,
+    /// When terminal colours are used.
+    #[arg(long, value_enum)]
+    pub color: Option<ColourChoice>,
 }
 
-/// Totals.
+/// Arguments of `stats`.
 #[derive(Args, Debug)]
 pub struct StatsArgs {
-    /// The dataset's folder.
+    /// Folder of the dataset.
     pub dir: PathBuf,
-    /// As JSON.
+    /// Print the totals as JSON.
     #[arg(long)]
     pub json: bool,
-    /// Write a page with plots.
+    /// Write the totals as an HTML page with charts, too.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
 }
 
-/// Measuring.
+/// Worker threads of `bench` if none are given.
+pub const BENCH_WORKERS: usize = 2;
+/// Runs of each measurement of `bench` if none are given.
+pub const BENCH_REPEAT: usize = 3;
+
+/// Arguments of `bench`.
 #[derive(Args, Debug)]
 pub struct BenchArgs {
     /// Files or folders.
@@ -303,21 +426,21 @@ pub struct BenchArgs {
     /// Tokenizer: a folder, hf://ORG/NAME[@REV], or ORG/NAME.
     #[arg(long, value_name = "ID|DIR")]
     pub tokenizer: PathBuf,
-    /// Threads.
-    #[arg(long, default_value_t = 2)]
-    pub workers: usize,
-    /// Runs of each measurement; the best counts.
-    #[arg(long, default_value_t = 3)]
-    pub repeat: usize,
-    /// Where to write the files measured; removed afterwards.
+    /// Threads of the engine alone and worker threads of the whole.
+    #[arg(long)]
+    pub workers: Option<usize>,
+    /// Runs of each measurement; the best one counts.
+    #[arg(long)]
+    pub repeat: Option<usize>,
+    /// Folder for the files that are written, removed afterwards; without it, a temporary one.
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// As JSON.
+    /// Print the result as JSON.
     #[arg(long)]
     pub json: bool,
 }
 
-/// Rendering.
+/// Arguments of `render`.
 #[derive(Args, Debug)]
 pub struct RenderArgs {
     /// Tokenizer: a folder, hf://ORG/NAME[@REV], or ORG/NAME.
@@ -331,13 +454,46 @@ pub struct RenderArgs {
     /// A Jinja file, chatml or llama3.
     #[arg(long, value_name = "NAME|FILE")]
     pub template: Option<String>,
-    /// JSONL: one template context a line.
+    /// JSON lines: one template context per line.
     #[arg(long, value_name = "FILE")]
     pub input: PathBuf,
-    /// One JSON object a line.
+    /// Print one JSON object per line.
     #[arg(long)]
     pub json: bool,
-    /// What strftime_now tells, as 2025-07-10T12:00:00; the present if not given.
+    /// The time that strftime_now returns, as 2025-07-10T12:00:00; without it, the present.
     #[arg(long, value_name = "TIME")]
     pub now: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_names_the_defaults() {
+        let mut command = command();
+        command.clone().debug_assert();
+        let help = command.render_long_help().to_string();
+        for default in ["[default: 512]", "[default: 0.05]", "[default: truncate]", DEFAULT_OUT] {
+            assert!(help.contains(default), "{default} in {help}");
+        }
+        let inspect = command.find_subcommand_mut("inspect").unwrap().render_help().to_string();
+        assert!(inspect.contains("[default: 0.001]"), "{inspect}");
+    }
+
+    #[test]
+    fn only_what_was_typed_is_set() {
+        let parse = |more: &[&str]| {
+            let call = ["dlm-prep", "--input", "a.jsonl", "--tokenizer", "t"];
+            Cli::parse_from(call.iter().chain(more)).prepare.overrides()
+        };
+        assert_eq!(parse(&[]), SettingsOverrides::default());
+        let typed = SettingsOverrides {
+            seq_len: Some(512),
+            shard: Some((1, 4)),
+            dedup: Some(true),
+            ..Default::default()
+        };
+        assert_eq!(parse(&["--seq-len", "512", "--shard", "1/4", "--dedup"]), typed);
+    }
 }

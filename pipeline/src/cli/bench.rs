@@ -1,30 +1,33 @@
-//! What each stage costs, and how near the whole comes to the bare tokenizer engine on the same
-//! text and threads.
+//! Measures what each stage costs, and how near the whole comes to the tokenizer engine alone on the
+//! same text and threads.
 //!
-//! Per stage: one thread, CPU seconds, over rows held in memory. Then the engine alone on the
-//! rendered texts with N threads, and the pipeline with N workers over the files, without and with
-//! the writing of files.
+//! Per stage: CPU seconds of one thread, over rows held in memory. Then wall time of the engine alone
+//! on the rendered texts with N threads, and of the pipeline with N workers over the files, without
+//! and with packing and writing.
 
 #![allow(unsafe_code, reason = "libc::clock_gettime")]
 
-use crate::cli::args::{BenchArgs, PrepareArgs};
-use crate::error::{Error, Result};
-use crate::input::source::{self, RawRows};
+use crate::cli::args::{BENCH_REPEAT, BENCH_WORKERS, BenchArgs};
+use crate::cli::console;
+use crate::error::Result;
+use crate::input::raw_rows::RawRows;
 use crate::label::supervise::{Sample, Supervisor};
 use crate::pack::packer::Packer;
 use crate::pack::sink::DatasetSink;
 use crate::parse::rows::RowParser;
-use crate::prepare::plan::plan;
+use crate::prepare::builder::Prepare;
+use crate::prepare::peak_memory::peak_memory_mb;
 use crate::run::batch::{BatchPosition, Cursor};
 use crate::run::executor::{self, InputStream, Meter};
 use crate::run::row_processor::RowProcessor;
 use crate::template::rendered::Rendered;
 use crate::template::spans::SpanFinder;
-use clap::Parser;
 use dlm_datasets::writer::DocumentTokens;
 use serde_json::json;
+use std::fmt::Write;
 use std::time::Instant;
 
+/// CPU seconds so far on a clock of the operating system.
 fn cpu(clock: libc::clockid_t) -> f64 {
     // SAFETY: clock_gettime fills the struct it is given.
     let t = unsafe {
@@ -35,7 +38,7 @@ fn cpu(clock: libc::clockid_t) -> f64 {
     t.tv_sec as f64 + t.tv_nsec as f64 * 1e-9
 }
 
-/// A stopwatch for wall and CPU.
+/// A stopwatch for wall time, CPU time of this thread and CPU time of the process.
 struct Watch(Instant, f64, f64);
 
 impl Watch {
@@ -46,7 +49,7 @@ impl Watch {
             cpu(libc::CLOCK_PROCESS_CPUTIME_ID),
         )
     }
-    /// (wall, this thread's CPU, the process's CPU).
+    /// Seconds since the start: (wall, CPU of this thread, CPU of the process).
     fn stop(&self) -> (f64, f64, f64) {
         (
             self.0.elapsed().as_secs_f64(),
@@ -56,35 +59,25 @@ impl Watch {
     }
 }
 
-/// Measures.
+/// Measures and prints.
 pub fn run(a: &BenchArgs) -> Result<()> {
-    let mut typed = vec![
-        "dlm-prep".to_string(),
-        "--tokenizer".to_string(),
-        a.tokenizer.display().to_string(),
-        "--input".to_string(),
-    ];
-    typed.extend(a.input.iter().map(|p| p.display().to_string()));
-    let build: PrepareArgs = crate::cli::args::Cli::try_parse_from(typed)
-        .map_err(|e| Error::Usage(e.to_string()))?
-        .build;
     let load = Watch::start();
-    let plan = plan(&build)?;
+    let plan = Prepare::new(&a.tokenizer).inputs(&a.input).plan()?;
     let load = load.stop();
     let stages = plan.stages();
-    eprintln!("engine {}", plan.tokenizer.engine());
+    console::note(&format!("engine {}", plan.tokenizer.engine()));
     // Stages, one thread.
     let mut seconds: Vec<(&str, f64)> = Vec::new();
     let w = Watch::start();
     let mut raw: Vec<RawRows> = Vec::new();
     for input in &plan.inputs {
-        for b in source::open(input, 0)? {
+        for b in input.open(0)? {
             raw.push(b?);
         }
     }
     seconds.push(("read", w.stop().1));
     let w = Watch::start();
-    let talks: Vec<_> = raw
+    let conversations: Vec<_> = raw
         .iter()
         .flat_map(|b| {
             let rows = RowParser::new(b, &[]);
@@ -99,9 +92,9 @@ pub fn run(a: &BenchArgs) -> Result<()> {
         plan.settings.lost_text,
     )
     .with_verbatim(stages.linear);
-    let mut texts: Vec<Rendered> = Vec::with_capacity(talks.len());
+    let mut texts: Vec<Rendered> = Vec::with_capacity(conversations.len());
     let w = Watch::start();
-    for c in &talks {
+    for c in &conversations {
         let mut r = Rendered::default();
         if spans.render_into(c, false, &mut r).is_ok() {
             texts.push(r);
@@ -129,12 +122,12 @@ pub fn run(a: &BenchArgs) -> Result<()> {
         plan.tokenizer.encode(&t.text, &mut ids)?;
     }
     seconds.push(("engine alone", w.stop().1));
-    drop(talks);
-    let mut one = RowProcessor::new(&stages);
+    drop(conversations);
+    let mut processor = RowProcessor::new(&stages);
     let w = Watch::start();
     let mut done = Vec::new();
     for (k, b) in raw.into_iter().enumerate() {
-        done.push(one.process(k as u64, Cursor::default(), b, None)?);
+        done.push(processor.process(k as u64, Cursor::default(), b, None)?);
     }
     seconds.push(("worker (decode to blocks)", w.stop().1));
     let mut packer =
@@ -152,9 +145,10 @@ pub fn run(a: &BenchArgs) -> Result<()> {
     seconds.push(("pack", w.stop().1));
     drop(done);
     // Engine alone, N threads.
-    let threads = a.workers.max(1);
+    let (threads, repeat) =
+        (a.workers.unwrap_or(BENCH_WORKERS).max(1), a.repeat.unwrap_or(BENCH_REPEAT));
     let mut engine_wall = f64::MAX;
-    for _ in 0..a.repeat {
+    for _ in 0..repeat {
         let w = Watch::start();
         std::thread::scope(|s| {
             for part in 0..threads {
@@ -175,8 +169,9 @@ pub fn run(a: &BenchArgs) -> Result<()> {
     let dir = a.out.clone().unwrap_or_else(|| {
         std::env::temp_dir().join(format!("dlm-prep-bench-{}", std::process::id()))
     });
-    let (mut dry, mut wet, mut wet_cpu) = (f64::MAX, f64::MAX, 0.0);
-    for _ in 0..a.repeat {
+    // Best wall times without and with packing and writing.
+    let (mut process_wall, mut whole_wall, mut whole_cpu) = (f64::MAX, f64::MAX, 0.0);
+    for _ in 0..repeat {
         let meter = Meter::default();
         let w = Watch::start();
         let streams = [InputStream { inputs: 0..plan.inputs.len(), from: Cursor::default() }];
@@ -186,52 +181,59 @@ pub fn run(a: &BenchArgs) -> Result<()> {
             }
             Ok(())
         })?;
-        dry = dry.min(w.stop().0);
+        process_wall = process_wall.min(w.stop().0);
         let meter = Meter::default();
-        let _ = std::fs::remove_dir_all(&dir); // the last round's files: removing them is no part of a run
+        // Removing the files of the last round is not part of a run.
+        let _ = std::fs::remove_dir_all(&dir);
         let w = Watch::start();
-        let mut output = DatasetSink::open(&dir, &plan, true)?;
-        executor::run(&stages, &plan.inputs, &streams, threads, &meter, |feed| {
-            output.consume(feed)
-        })?;
-        output.finish()?;
+        let mut sink = DatasetSink::open(&dir, plan.pack_job(), true)?;
+        executor::run(&stages, &plan.inputs, &streams, threads, &meter, |feed| sink.consume(feed))?;
+        sink.finish()?;
         let (wall, _, cpu) = w.stop();
-        if wall < wet {
-            (wet, wet_cpu) = (wall, cpu);
+        if wall < whole_wall {
+            (whole_wall, whole_cpu) = (wall, cpu);
         }
     }
     let _ = std::fs::remove_dir_all(&dir);
     let mb = bytes as f64 / 1e6;
     let result = json!({"text_mb": mb, "tokens": tokens, "failed": failed, "threads": threads, "load_s": load.0, "load_cpu_s": load.2,
         "stage_cpu_s": seconds.iter().map(|(k, v)| (k.to_string(), json!(v))).collect::<serde_json::Map<_, _>>(),
-        "engine_mb_s": mb / engine_wall, "pipeline_mb_s": mb / dry, "whole_mb_s": mb / wet, "whole_share_of_engine": engine_wall / wet,
-        "whole_mb_per_cpu_s": mb / wet_cpu, "tokens_per_s": tokens as f64 / wet, "peak_memory_mb": super::prepare::peak_memory_mb()});
+        "engine_mb_s": mb / engine_wall, "pipeline_mb_s": mb / process_wall, "whole_mb_s": mb / whole_wall, "whole_share_of_engine": engine_wall / whole_wall,
+        "whole_mb_per_cpu_s": mb / whole_cpu, "tokens_per_s": tokens as f64 / whole_wall, "peak_memory_mb": peak_memory_mb()});
     if a.json {
-        println!("{result}");
-        return Ok(());
+        return console::print_json(&result);
     }
-    println!(
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
         "{mb:.1} MB of text, {tokens} tokens; loaded in {:.2} s ({:.2} s CPU)",
         load.0, load.2
     );
     for (name, s) in &seconds {
-        println!("{name:<26} {s:8.3} s CPU  {:9.1} MB/s", mb / s.max(1e-9));
+        let _ = writeln!(out, "{name:<26} {s:8.3} s CPU  {:9.1} MB/s", mb / s.max(1e-9));
     }
-    println!(
+    let _ = writeln!(
+        out,
         "engine alone, {threads} threads    {engine_wall:8.3} s wall {:9.1} MB/s",
         mb / engine_wall
     );
-    println!("pipeline, {threads} workers         {dry:8.3} s wall {:9.1} MB/s", mb / dry);
-    println!(
-        "… and files                {wet:8.3} s wall {:9.1} MB/s ({:.0} % of the engine), {:.1} MB per CPU second, {:.2} M tokens/s",
-        mb / wet,
-        100.0 * engine_wall / wet,
-        mb / wet_cpu,
-        tokens as f64 / wet / 1e6
+    let _ = writeln!(
+        out,
+        "pipeline, {threads} workers         {process_wall:8.3} s wall {:9.1} MB/s",
+        mb / process_wall
     );
-    println!(
+    let _ = writeln!(
+        out,
+        "… and files                {whole_wall:8.3} s wall {:9.1} MB/s ({:.0} % of the engine), {:.1} MB per CPU second, {:.2} M tokens/s",
+        mb / whole_wall,
+        100.0 * engine_wall / whole_wall,
+        mb / whole_cpu,
+        tokens as f64 / whole_wall / 1e6
+    );
+    let _ = writeln!(
+        out,
         "peak memory                {:8.0} MB (rows held in memory for the stages above)",
-        super::prepare::peak_memory_mb()
+        peak_memory_mb()
     );
-    Ok(())
+    console::print(&out)
 }

@@ -1,13 +1,34 @@
-//! What the program can be told to do, one file each.
+//! The command line: parses the arguments, calls the library, prints the result.
 
-pub mod args;
-pub mod bench;
-pub mod export_hf;
-pub mod inspect;
-pub mod merge;
-pub mod prepare;
-pub mod render;
-pub mod signals;
-pub mod stats;
-pub mod stats_html;
-pub mod verify;
+mod args;
+mod bench;
+pub mod console;
+mod datasets;
+mod prepare;
+mod render;
+mod signals;
+
+use args::Command;
+use std::process::ExitCode;
+
+/// Runs the program with the process's arguments; the exit code.
+pub fn main() -> ExitCode {
+    let cli = args::parse();
+    let result = match &cli.command {
+        None => prepare::run(&cli.prepare),
+        Some(Command::Inspect(a)) => datasets::inspect(a),
+        Some(Command::Stats(a)) => datasets::stats(a),
+        Some(Command::Verify { dir, json }) => datasets::verify(dir, *json),
+        Some(Command::Render(a)) => render::run(a),
+        Some(Command::Merge { dirs, out }) => datasets::merge(dirs, out),
+        Some(Command::ExportHf { dir, out }) => datasets::export_hf(dir, out),
+        Some(Command::Bench(a)) => bench::run(a),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            console::note(&format!("error: {e}"));
+            ExitCode::from(e.exit_code())
+        }
+    }
+}

@@ -1,10 +1,15 @@
-//! What a template makes of a conversation, with the assistant's spans: one template context a line
-//! in, one JSON object a line out: `{"text", "assistant_spans": [[start, end], …]}` in characters,
-//! or `{"error"}`.
+//! `dlm-prep render`: shows how a chat template renders conversations, with the spans of the
+//! assistant's text.
+//!
+//! In: one template context per line. Out: one JSON object per line, `{"text", "assistant_spans":
+//! [[start, end], …]}` with positions in characters, or `{"error"}`.
 
 use crate::cli::args::RenderArgs;
+use crate::cli::console::{ConsoleProgress, ResultWriter};
 use crate::config::policies::{LostText, SpecialText};
+use crate::config::settings::Settings;
 use crate::error::{Error, Result};
+use crate::input::hub::model::resolve_tokenizer;
 use crate::parse::conversation::Conversation;
 use crate::parse::shapes;
 use crate::template::chat::ChatTemplate;
@@ -16,17 +21,17 @@ use crate::tokenize::tokenizer::{AddedToken, TokenizerSource};
 use minijinja::value::{Serde, Value};
 use serde_json::{Map, Value as Json, json};
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 
 /// Renders every line of the input.
 pub fn run(a: &RenderArgs) -> Result<()> {
     let now = match a.now.as_deref() {
-        Some(t) => crate::prepare::plan::time(Some(t))?,
+        Some(t) => Settings::parse_time(t)?,
         None => jiff::Zoned::now().datetime(),
     };
     let renderer = match (&a.tokenizer, &a.template) {
-        (Some(given), None) => {
-            let dir = crate::input::hub::model::tokenizer(given)?;
+        (Some(tokenizer), None) => {
+            let dir = resolve_tokenizer(tokenizer, &ConsoleProgress::default())?;
             let specials = special_tokens(&dir)?;
             let added = TokenizerSource::read(&dir)?.added_tokens().to_vec();
             Renderer::new(ChatTemplate::load_at(&dir, now)?, added, specials)?
@@ -41,7 +46,7 @@ pub fn run(a: &RenderArgs) -> Result<()> {
         }
     };
     let file = std::fs::File::open(&a.input).map_err(Error::io("opening", &a.input))?;
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let mut out = ResultWriter::stdout();
     for line in BufReader::new(file).split(b'\n') {
         let line = line.map_err(Error::io("reading", &a.input))?;
         if line.iter().all(u8::is_ascii_whitespace) {
@@ -52,30 +57,20 @@ pub fn run(a: &RenderArgs) -> Result<()> {
             Ok(_) => json!({"error": "not a JSON object"}),
             Err(e) => json!({"error": format!("not JSON: {e}")}),
         };
-        let written = if a.json {
-            writeln!(out, "{result}")
-        } else {
-            match result.get("error") {
-                Some(e) => writeln!(out, "refused: {}", e.as_str().unwrap_or("")),
-                None => writeln!(
-                    out,
-                    "{}\n-- assistant: {}",
-                    result["text"].as_str().unwrap_or(""),
-                    result["assistant_spans"]
-                ),
-            }
-        };
-        match written {
-            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
-            w => w.map_err(Error::io("writing", "standard output"))?,
+        match result.get("error") {
+            _ if a.json => out.write_json(&result)?,
+            Some(e) => out.write(&format!("refused: {}\n", e.as_str().unwrap_or("")))?,
+            None => out.write(&format!(
+                "{}\n-- assistant: {}\n",
+                result["text"].as_str().unwrap_or(""),
+                result["assistant_spans"]
+            ))?,
         }
     }
-    out.flush()
-        .or_else(|e| if e.kind() == std::io::ErrorKind::BrokenPipe { Ok(()) } else { Err(e) })
-        .map_err(Error::io("writing", "standard output"))
+    out.finish()
 }
 
-/// A template ready for contexts.
+/// Renders template contexts.
 pub struct Renderer {
     template: ChatTemplate,
     control: ControlTokens,
@@ -83,7 +78,7 @@ pub struct Renderer {
 }
 
 impl Renderer {
-    /// For a template, a tokenizer's added tokens and its named special tokens.
+    /// `added` are the tokenizer's added tokens, `specials` its named special tokens (`eos_token` …).
     pub fn new(
         template: ChatTemplate,
         added: Vec<AddedToken>,
@@ -93,7 +88,7 @@ impl Renderer {
         Ok(Renderer { template, control, specials })
     }
 
-    /// One context to one result.
+    /// The output object of one context.
     pub fn line(&self, mut context: Map<String, Json>) -> Json {
         for (k, v) in &self.specials {
             context.entry(k.clone()).or_insert_with(|| json!(v));
@@ -107,12 +102,13 @@ impl Renderer {
         json!({"text": text, "assistant_spans": spans})
     }
 
-    /// The text alone.
+    /// The rendered text.
     pub fn text(&self, context: &Map<String, Json>, with_tools: bool) -> Result<String> {
         self.template.render_context(Value::from(Serde(context)), with_tools)
     }
 
-    /// The spans, in characters; empty where the conversation is none we would train on.
+    /// The spans of the assistant's text in characters; empty if preparing a dataset would drop the
+    /// conversation.
     fn spans(&self, context: &Map<String, Json>, text: &str) -> Vec<[usize; 2]> {
         let generating = context.get("add_generation_prompt").is_some_and(|g| g == &json!(true));
         let row: Map<String, Json> = ["messages", "tools"]
@@ -139,9 +135,9 @@ impl Renderer {
     }
 }
 
-/// Without a tokenizer: the strings in a template that look like control tokens.
+/// Strings in a template that look like control tokens, for use without a tokenizer.
 fn likely_control_tokens(source: &str) -> Vec<AddedToken> {
-    let mut found: Vec<String> = [
+    let mut tokens: Vec<String> = [
         "</s>",
         "<s>",
         "<eos>",
@@ -164,8 +160,8 @@ fn likely_control_tokens(source: &str) -> Vec<AddedToken> {
             match rest[open.len()..].find(close) {
                 Some(n) if n < 64 && !rest[..open.len() + n].contains(char::is_whitespace) => {
                     let token = &rest[..open.len() + n + close.len()];
-                    if !found.iter().any(|f| f == token) {
-                        found.push(token.to_string());
+                    if !tokens.iter().any(|t| t == token) {
+                        tokens.push(token.to_string());
                     }
                     rest = &rest[token.len()..];
                 }
@@ -173,7 +169,7 @@ fn likely_control_tokens(source: &str) -> Vec<AddedToken> {
             }
         }
     }
-    found
+    tokens
         .into_iter()
         .enumerate()
         .map(|(i, content)| AddedToken { content, id: i as u32, special: true })

@@ -1,4 +1,6 @@
-//! SIGINT and SIGTERM: the first asks the run to stop, the second ends it at once.
+//! SIGINT and SIGTERM: the first one asks the run to stop, the second one ends the process at once.
+
+use crate::cli::console;
 
 /// Calls `stop` at the first signal.
 pub fn on_interrupt(stop: impl Fn() + Send + 'static) -> std::io::Result<()> {
@@ -9,7 +11,7 @@ pub fn on_interrupt(stop: impl Fn() + Send + 'static) -> std::io::Result<()> {
             if k > 0 {
                 std::process::exit(130);
             }
-            eprintln!("stopping; run the same command again to go on");
+            console::note("stopping; run the same command again to resume");
             stop();
         }
     });

@@ -1,7 +1,7 @@
 //! Named choices of a run and their defaults.
 //!
 //! These types are part of [`Settings`](crate::config::settings::Settings), so their serialized
-//! names stand in the manifest. The rooms that carry them out (`label`, `template`, `tokenize`)
+//! names are part of the manifest. The stages that apply them (`label`, `template`, `tokenize`)
 //! import them from here.
 
 use serde::{Deserialize, Serialize};

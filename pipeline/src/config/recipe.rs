@@ -1,22 +1,21 @@
-//! Recipes: which sources in which shares, in a YAML file.
+//! Recipes: a YAML file that names sources, their shares and settings.
 //!
-//! In: a file, or the name of a built-in. Out: [`Recipe`]. Unknown keys are refused. Paths in a
-//! file are relative to it.
+//! In: a file, or the name of a built-in recipe. Out: [`Recipe`]. Unknown keys are errors. Relative
+//! paths are relative to the recipe's file.
 //!
 //! ```yaml
 //! name: mine
-//! dataset: ORG/NAME            # for sources that name none themselves; or give them `input:` files
-//! settings: { over_long: split, seq_len: 512 }        # the command line goes before these
+//! dataset: ORG/NAME            # of sources that name no dataset and no `input` files
+//! settings: { over_long: split, seq_len: 512 }        # the command line comes before these
 //! sources:
 //!   - { name: chat, files: ["SFT/chat/**"], weight: 0.3 }
 //!   - { name: math, input: [math.jsonl], weight: 0.7, max_tokens: 1000000, columns: { prompt: problem, completion: solution } }
 //! phases:                      # optional; shares of --max-tokens, each with its own weights
 //!   - { tokens: 0.25, weights: { chat: 1 } }
 //!   - { tokens: 0.75, weights: { chat: 0.3, math: 0.7 } }
-//! on_exhausted: stop           # or continue with the others
+//! on_exhausted: stop           # or continue with the other sources
 //! ```
 
-use crate::config::settings::Settings;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -28,53 +27,53 @@ const NEMOTRON: &str = include_str!("../../../datasets/recipes/nemotron.yaml");
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Recipe {
-    /// Its name.
+    /// Name, for error messages and the manifest.
     pub name: String,
     /// Hub dataset of sources that name none.
     pub dataset: Option<String>,
-    /// Its revision.
+    /// Branch, tag or commit of datasets whose source names none.
     pub revision: Option<String>,
-    /// Overrides of [`Settings`].
+    /// Values for fields of [`Settings`](crate::config::settings::Settings).
     pub settings: serde_json::Map<String, serde_json::Value>,
-    /// Sources.
+    /// The sources, in the order in which ties between them are decided.
     pub sources: Vec<RecipeSource>,
-    /// Phases of a curriculum.
+    /// Phases of a curriculum, in order; none: the sources' weights hold for the whole run.
     pub phases: Vec<Phase>,
     /// What to do when a source has no more rows.
     pub on_exhausted: OnExhausted,
 }
 
-/// One source.
+/// One source of a recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RecipeSource {
-    /// Its name in the manifest.
+    /// Name in the manifest.
     pub name: String,
     /// Local files or folders.
     #[serde(default)]
     pub input: Vec<PathBuf>,
-    /// Hub dataset.
+    /// Hub dataset, `ORG/NAME`.
     #[serde(default)]
     pub dataset: Option<String>,
-    /// Its revision.
+    /// Branch, tag or commit of the dataset.
     #[serde(default)]
     pub revision: Option<String>,
-    /// Splits.
+    /// Only these splits or categories of the dataset.
     #[serde(default)]
     pub split: Vec<String>,
-    /// Globs.
+    /// Only files of the dataset whose path matches one of these globs.
     #[serde(default)]
     pub files: Vec<String>,
-    /// Its share of tokens, relative to the others'.
+    /// Share of document tokens, relative to the other sources' weights.
     #[serde(default = "one")]
     pub weight: f64,
-    /// At most so many document tokens.
+    /// The source ends after this many document tokens.
     #[serde(default)]
     pub max_tokens: Option<u64>,
     /// Licence of rows that name none.
     #[serde(default)]
     pub licence: Option<String>,
-    /// Columns under other names: ours → the file's.
+    /// Renamed columns: name used by this program → name in the file.
     #[serde(default)]
     pub columns: BTreeMap<String, String>,
 }
@@ -83,29 +82,29 @@ fn one() -> f64 {
     1.0
 }
 
-/// A part of the run with weights of its own.
+/// A part of the run with its own weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Phase {
-    /// Its share of `max_tokens`.
+    /// Its share of `max_tokens`, from 0 to 1.
     pub tokens: f64,
-    /// Weights by source name; sources not named rest.
+    /// Weights by source name; no rows are taken from the other sources.
     pub weights: BTreeMap<String, f64>,
 }
 
-/// When a source has no more rows.
+/// What happens when a source has no more rows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnExhausted {
-    /// The run ends, and shares are as asked for.
+    /// The run ends, so that the shares are as asked for.
     #[default]
     Stop,
-    /// The others go on.
+    /// The run continues with the other sources.
     Continue,
 }
 
 impl Recipe {
-    /// The recipe in a file, or a built-in one.
+    /// Reads the recipe in a file; `nemotron` is the built-in one if there is no file of that name.
     pub fn load(name: &Path) -> Result<Recipe> {
         let text = match std::fs::read_to_string(name) {
             Ok(t) => t,
@@ -137,11 +136,11 @@ impl Recipe {
         if let Some(w) = names.windows(2).find(|w| w[0] == w[1]) {
             return Err(format!("two sources are named {:?}", w[0]));
         }
-        let good = |w: f64| w.is_finite() && w >= 0.0;
+        let valid = |w: f64| w.is_finite() && w >= 0.0;
         for s in &self.sources {
-            if !good(s.weight) {
+            if !valid(s.weight) {
                 return Err(format!(
-                    "source {:?}: weight {} must be a number from 0 up",
+                    "source {:?}: weight {} must be 0 or a positive number",
                     s.name, s.weight
                 ));
             }
@@ -160,7 +159,7 @@ impl Recipe {
                 ));
             }
             for (k, w) in &p.weights {
-                if !names.contains(&k.as_str()) || !good(*w) {
+                if !names.contains(&k.as_str()) || !valid(*w) {
                     return Err(format!(
                         "a phase gives weight {w} to {k:?}; sources are {names:?}"
                     ));
@@ -180,37 +179,13 @@ impl Recipe {
         Ok(())
     }
 
-    /// For the manifest: file names without the folders of this machine.
-    pub fn described(&self) -> serde_json::Value {
+    /// The recipe as JSON for the manifest: file names without the folders of this machine.
+    pub fn to_manifest_json(&self) -> serde_json::Value {
         let mut r = self.clone();
         for p in r.sources.iter_mut().flat_map(|s| &mut s.input) {
             *p = p.file_name().map(PathBuf::from).unwrap_or_default();
         }
         serde_json::to_value(r).unwrap_or_default()
-    }
-
-    /// The recipe's settings under those typed: what differs from the defaults was typed and goes
-    /// first.
-    pub fn settings(&self, typed: Settings) -> Result<Settings> {
-        let (defaults, typed) = (Settings::default().to_json(), typed.to_json());
-        let mut merged = typed.clone();
-        for (k, v) in &self.settings {
-            if defaults.get(k).is_none() {
-                let known: Vec<&String> =
-                    defaults.as_object().map(|o| o.keys().collect()).unwrap_or_default();
-                return Err(Error::Usage(format!(
-                    "recipe {}: unknown setting {k:?}; there are {known:?}",
-                    self.name
-                )));
-            }
-            if typed.get(k) == defaults.get(k) {
-                merged[k] = v.clone();
-            }
-        }
-        let s: Settings = serde_json::from_value(merged)
-            .map_err(|e| Error::Usage(format!("recipe {}: {e}", self.name)))?;
-        s.check()?;
-        Ok(s)
     }
 }
 
@@ -229,13 +204,7 @@ mod tests {
     fn built_in_and_checks() {
         let r = Recipe::load(Path::new("nemotron")).unwrap();
         assert_eq!(r.sources.len(), 5);
-        assert_eq!(
-            r.settings(Settings::default()).unwrap().over_long,
-            crate::config::policies::OverLong::Split
-        );
-        let typed =
-            Settings { over_long: crate::config::policies::OverLong::Drop, ..Default::default() };
-        assert_eq!(r.settings(typed).unwrap().over_long, crate::config::policies::OverLong::Drop);
+        assert_eq!(r.settings["over_long"], "split");
         for (text, word) in [
             ("sources: []", "no sources"),
             ("sources: [{name: a}]", "needs either"),
@@ -250,10 +219,5 @@ mod tests {
             let e = parse(text).unwrap_err().to_string();
             assert!(e.contains(word), "{e}");
         }
-        let e = parse("sources: [{name: a, input: [x]}]\nsettings: {seqlen: 3}")
-            .unwrap()
-            .settings(Settings::default())
-            .unwrap_err();
-        assert!(e.to_string().contains("seqlen"));
     }
 }

@@ -1,73 +1,63 @@
-//! Everything that decides the output's bytes, in one place.
+//! Everything that decides the output's bytes, in one place, with all defaults.
 //!
-//! In: the command line (and a recipe). Out: [`Settings`], which goes into the manifest as
-//! `recipe`, and whose fingerprint tells a stale or foreign partial output from our own. Worker
-//! counts and paths are deliberately not in it.
+//! In: [`SettingsOverrides`](crate::config::overrides::SettingsOverrides) and a recipe. Out:
+//! [`Settings`]. They go into the manifest as `recipe`; their fingerprint tells whether an
+//! unfinished output belongs to this run. Worker counts and paths are not settings.
 
 use crate::config::policies::{LostText, MASK_TOKEN, OverLong, SpecialText, default_now};
+use crate::error::{Error, Result};
 use dlm_datasets::manifest::{Alignment, LossOn, Padding};
 use serde::{Deserialize, Serialize};
 
-/// The choices of one run.
+/// Resolved settings of a run. Field names and their order are part of the manifest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// Tokens per row.
+    /// Tokens per packed row; a multiple of `bd_size`.
     pub seq_len: usize,
-    /// Block size.
+    /// Block size in tokens.
     pub bd_size: usize,
-    /// Block padding.
+    /// What fills a document up to its next block boundary.
     pub padding: Padding,
-    /// Block grid.
+    /// From where blocks are counted.
     pub alignment: Alignment,
-    /// Which turns carry loss.
+    /// Which assistant turns carry loss.
     pub loss_on: LossOn,
-    /// Conversations longer than a row.
+    /// What happens to conversations longer than a row.
     pub over_long: OverLong,
-    /// Tokens of context that a continued document opens with (`split`).
+    /// Tokens of context that a continued document opens with (`over_long: split`).
     pub split_context: usize,
-    /// Control-token strings in text.
+    /// What happens to strings in message content that spell a control token.
     pub special_text: SpecialText,
-    /// Assistant text the template deletes or rewrites.
+    /// What happens to assistant text that the template deletes or rewrites.
     pub lost_text: LostText,
-    /// The mask token.
+    /// The mask token; appended to the tokenizer if it has no such token.
     pub mask_token: String,
-    /// What `strftime_now` tells templates.
+    /// The time that `strftime_now` returns in templates, as `2025-01-01T12:00:00`.
     pub now: String,
-    /// Documents the packer chooses among.
+    /// Number of documents that the packer chooses from.
     pub pack_window: usize,
-    /// Rows per data file.
+    /// Packed rows per data file.
     pub shard_rows: usize,
-    /// Share of conversations held out.
+    /// Share of conversations that is held out as the eval split, from 0 to below 1.
     pub eval_fraction: f64,
-    /// Leave out conversations seen before.
+    /// Whether conversations that were seen before are dropped.
     pub dedup: bool,
-    /// Stop after so many document tokens.
+    /// The run ends after this many document tokens.
     pub max_tokens: Option<u64>,
-    /// Stop after so many response tokens.
+    /// The run ends after this many response tokens.
     pub max_response_tokens: Option<u64>,
-    /// Read at most so many rows.
+    /// The run ends after this many rows.
     pub max_rows: Option<u64>,
-    /// This machine's part of the rows: (index, of how many).
+    /// This machine's part of the rows: (index from 0, number of parts).
     pub shard: Option<(u64, u64)>,
-    /// Fail above this share of conversations without any loss.
+    /// Largest share of conversations without any token to learn from; above it, the run fails.
     pub max_unsupervised: f64,
-    /// Seed.
+    /// Seed of the choice of held-out conversations.
     pub seed: u64,
 }
 
-/// Below so many rows, prompts that fill a row do not make a run fail.
-const FEW: f64 = 200.0;
-
-impl Settings {
-    /// Whether `unsupervised` of `rows` conversations are more than the run bears; `too_long` of
-    /// them have prompts that fill a row.
-    pub fn too_many_unsupervised(&self, unsupervised: f64, too_long: f64, rows: f64) -> bool {
-        // A handful of rows says little about prompts in general; a template without labels shows
-        // at once.
-        let counted = if rows < FEW { unsupervised - too_long } else { unsupervised };
-        counted > self.max_unsupervised * rows
-    }
-}
+/// Rows below which prompts that fill a whole row do not count as unsupervised.
+const FEW_ROWS: f64 = 200.0;
 
 impl Default for Settings {
     fn default() -> Self {
@@ -98,9 +88,9 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Refuses what cannot work.
-    pub fn check(&self) -> crate::Result<()> {
-        let usage = |m: String| Err(crate::Error::Usage(m));
+    /// Refuses values that cannot work.
+    pub fn check(&self) -> Result<()> {
+        let usage = |m: String| Err(Error::Usage(m));
         if self.bd_size == 0
             || self.seq_len == 0
             || self.seq_len % self.bd_size != 0
@@ -136,7 +126,32 @@ impl Settings {
         Ok(())
     }
 
-    /// As JSON, for the manifest.
+    /// Whether too many of `rows` conversations have no token to learn from: `unsupervised` in all,
+    /// `prompt_too_long` of them because the prompt fills a row. In a handful of rows the latter
+    /// say little about the input as a whole, while a template without labels shows at once.
+    pub fn too_many_unsupervised(
+        &self,
+        unsupervised: f64,
+        prompt_too_long: f64,
+        rows: f64,
+    ) -> bool {
+        let counted = if rows < FEW_ROWS { unsupervised - prompt_too_long } else { unsupervised };
+        counted > self.max_unsupervised * rows
+    }
+
+    /// `now` as a time.
+    pub fn template_time(&self) -> Result<jiff::civil::DateTime> {
+        Self::parse_time(&self.now)
+    }
+
+    /// Parses a time like `2025-07-10T12:00:00`.
+    pub fn parse_time(text: &str) -> Result<jiff::civil::DateTime> {
+        text.parse().map_err(|e| {
+            Error::Usage(format!("--now {text:?}: expected a time like 2025-07-10T12:00:00 ({e})"))
+        })
+    }
+
+    /// The settings as JSON, as they are written into the manifest.
     pub fn to_json(&self) -> serde_json::Value {
         serde_json::to_value(self).unwrap_or_default()
     }

@@ -1,74 +1,98 @@
-//! What is read: local files, a dataset on a hub, or the sources of a recipe.
+//! Which files are read: local files, a dataset of a hub, or the sources of a recipe.
 //!
-//! In: the command line and a recipe. Out: inputs, and streams over them, one per source of a
-//! recipe (else one for all).
+//! In: an [`InputSelection`] and, if there is one, a recipe. Out: input files, and streams of them:
+//! one per source of a recipe, else one of all files. Downloads begin here, in the background.
 
-use crate::cli::args::PrepareArgs;
 use crate::config::recipe::Recipe;
 use crate::error::{Error, Result};
-use crate::input::hub::client::{self, HubClient};
+use crate::input::files::{LocalFile, list_files};
+use crate::input::hub::cache::{RepoKind, check_id};
+use crate::input::hub::client::{HubClient, HubSettings};
 use crate::input::hub::fetch::{DownloadAhead, HubSource};
-use crate::input::hub::list::FileSelection;
-use crate::input::hub::{self, ShardSource};
-use crate::input::source::{self, Input, Remote};
+use crate::input::hub::list::{self, FileSelection};
+use crate::input::source::{Input, RemoteInput};
+use crate::progress::Progress;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Inputs and streams over them.
+/// What a run reads, as its caller asked for it.
+#[derive(Debug, Clone, Default)]
+pub struct InputSelection {
+    /// Local files and folders.
+    pub paths: Vec<PathBuf>,
+    /// Hub dataset, `ORG/NAME`. With a recipe: the dataset of sources that name none.
+    pub dataset: Option<String>,
+    /// Branch, tag or commit of hub datasets.
+    pub revision: Option<String>,
+    /// Only these splits or categories of the dataset.
+    pub splits: Vec<String>,
+    /// Only files of the dataset whose path matches one of these globs.
+    pub globs: Vec<String>,
+}
+
+/// The input files of a run.
 pub struct Inputs {
     /// All files.
     pub files: Vec<Input>,
-    /// One range per stream.
+    /// The range of `files` that each stream reads, one after another.
     pub streams: Vec<Range<usize>>,
 }
 
-/// Finds what is to be read; downloads begin.
-pub fn find(b: &PrepareArgs, recipe: Option<&Recipe>) -> Result<Inputs> {
-    if let Some(r) = recipe {
-        return of_recipe(b, r);
+/// Resolves a selection to files. Notices: the commit that a dataset was resolved to.
+pub fn find_inputs(
+    selection: &InputSelection,
+    recipe: Option<&Recipe>,
+    progress: &dyn Progress,
+) -> Result<Inputs> {
+    if let Some(recipe) = recipe {
+        return recipe_inputs(selection, recipe, progress);
     }
-    let files = match &b.dataset {
+    let files = match &selection.dataset {
         Some(id) => {
-            let wanted = FileSelection {
-                revision: b.revision.clone(),
-                splits: b.split.clone(),
-                globs: b.files.clone(),
+            let files = FileSelection {
+                revision: selection.revision.clone(),
+                splits: selection.splits.clone(),
+                globs: selection.globs.clone(),
             };
-            of_dataset(id, &wanted)?
+            dataset_inputs(id, &files, progress)?
         }
-        None if b.input.is_empty() => {
+        None if selection.paths.is_empty() => {
             return Err(Error::Usage(
                 "nothing to read: give --input FILES, --dataset ORG/NAME or --recipe FILE"
                     .to_string(),
             ));
         }
-        None => source::expand(&b.input)?,
+        None => list_files(&selection.paths)?.into_iter().map(Input::from).collect(),
     };
     let all = 0..files.len();
     Ok(Inputs { files, streams: vec![all] })
 }
 
-fn of_recipe(b: &PrepareArgs, r: &Recipe) -> Result<Inputs> {
+fn recipe_inputs(
+    selection: &InputSelection,
+    recipe: &Recipe,
+    progress: &dyn Progress,
+) -> Result<Inputs> {
     let (mut files, mut streams) = (Vec::new(), Vec::new());
-    for s in &r.sources {
-        let dataset = s.dataset.as_ref().or(b.dataset.as_ref()).or(r.dataset.as_ref());
-        let found = match dataset {
+    for s in &recipe.sources {
+        let dataset = s.dataset.as_ref().or(selection.dataset.as_ref()).or(recipe.dataset.as_ref());
+        let inputs = match dataset {
             Some(id) if s.input.is_empty() => {
-                let revision = b
+                let revision = selection
                     .revision
                     .clone()
                     .or_else(|| s.revision.clone())
-                    .or_else(|| r.revision.clone());
-                of_dataset(
-                    id,
-                    &FileSelection { revision, splits: s.split.clone(), globs: s.files.clone() },
-                )?
+                    .or_else(|| recipe.revision.clone());
+                let files =
+                    FileSelection { revision, splits: s.split.clone(), globs: s.files.clone() };
+                dataset_inputs(id, &files, progress)?
             }
-            _ => source::expand(&s.input)?,
+            _ => list_files(&s.input)?.into_iter().map(Input::from).collect(),
         };
         let from = files.len();
-        files.extend(found.into_iter().map(|f| Input {
-            label: s.name.clone(),
+        files.extend(inputs.into_iter().map(|f| Input {
+            source: s.name.clone(),
             licence: s.licence.clone(),
             columns:
                 s.columns.iter().map(|(ours, theirs)| (ours.clone(), theirs.clone())).collect(),
@@ -79,23 +103,27 @@ fn of_recipe(b: &PrepareArgs, r: &Recipe) -> Result<Inputs> {
     Ok(Inputs { files, streams })
 }
 
-fn of_dataset(id: &str, wanted: &FileSelection) -> Result<Vec<Input>> {
-    let client = HubClient::new(client::HubSettings::from_env());
-    let listing = hub::list::list(&client, hub::cache::check_id(id)?, wanted)?;
-    eprintln!(
+fn dataset_inputs(
+    id: &str,
+    selection: &FileSelection,
+    progress: &dyn Progress,
+) -> Result<Vec<Input>> {
+    let client = HubClient::new(HubSettings::from_env());
+    let listing = list::list(&client, check_id(id)?, selection)?;
+    progress.notice(&format!(
         "dataset    {id} at {} ({}), {} files",
         listing.commit,
         listing.revision,
         listing.files.len()
-    );
+    ));
     let origin = (id.to_string(), listing.commit.clone());
-    let source = HubSource::new(client, hub::cache::RepoKind::Dataset, id, listing);
-    let files: Vec<_> = source.files().to_vec();
-    let ahead = Arc::new(DownloadAhead::new(Box::new(source), 0));
+    let source = HubSource::new(client, RepoKind::Dataset, id, listing);
+    let files = source.files().to_vec();
+    let downloads = Arc::new(DownloadAhead::new(source));
     let inputs = files.into_iter().enumerate().map(|(index, f)| Input {
-        remote: Some(Remote { ahead: ahead.clone(), index }),
+        remote: Some(RemoteInput { downloads: downloads.clone(), index }),
         origin: Some(origin.clone()),
-        ..Input::local(f.path.clone().into(), f.path, f.bytes)
+        ..Input::from(LocalFile { path: f.path.clone().into(), name: f.path, bytes: f.bytes })
     });
     Ok(inputs.collect())
 }

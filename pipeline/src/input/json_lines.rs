@@ -1,34 +1,36 @@
-//! Rows of JSON, one a line or in one array, from plain, gzip and zstd files.
+//! Rows of a JSON file, one per line or in one array; plain, gzip or zstd.
 //!
-//! In: a file and the row to begin with. Out: batches of lines ([`RawRows::Lines`]), unparsed. A
-//! row past [`MAX_LINE`] bytes comes as an empty line, for the worker to count; an empty line of
-//! the file is no row.
+//! In: a file and the row to begin with. Out: batches of unparsed lines ([`RawRows::Lines`]). A row
+//! longer than [`MAX_LINE`] comes as an empty line, which parsing drops and counts. Empty lines of
+//! the file are not rows.
 
 use crate::error::{Error, Result};
-use crate::input::source::{BATCH_BYTES, BATCH_ROWS, RawRows};
+use crate::input::raw_rows::{BATCH_BYTES, BATCH_ROWS, RawRows};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The longest line read; longer ones are dropped by name.
+/// Length in bytes of the longest row that is read. Longer rows are dropped as `line_too_long`.
 pub const MAX_LINE: usize = 64 << 20;
 
-/// JSON objects, one a line or in one array.
+/// Iterator over the batches of a JSON file.
 pub struct JsonRows {
     reader: Box<dyn BufRead + Send>,
     path: PathBuf,
+    /// Whether the file is one JSON array rather than one object per line.
     array: bool,
+    /// Rows that are still to be skipped.
     skip: u64,
     done: bool,
     consumed: Arc<AtomicU64>,
 }
 
-/// Counts what is read of a file.
-struct Counted(File, Arc<AtomicU64>);
+/// A file that counts the bytes read from it.
+struct CountingFile(File, Arc<AtomicU64>);
 
-impl Read for Counted {
+impl Read for CountingFile {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
         let n = self.0.read(buf)?;
         self.1.fetch_add(n as u64, Ordering::Relaxed);
@@ -37,11 +39,11 @@ impl Read for Counted {
 }
 
 impl JsonRows {
-    /// The rows of `path` from row `skip` on; `.gz` and `.zst` by the name.
+    /// The rows of `path` from row `skip` on. Files named `.gz` and `.zst` are decompressed.
     pub fn open(path: &Path, skip: u64) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("opening", path))?;
         let consumed = Arc::new(AtomicU64::new(0));
-        let file = Counted(file, consumed.clone());
+        let file = CountingFile(file, consumed.clone());
         let name = path.to_string_lossy().to_ascii_lowercase();
         let mut reader: Box<dyn BufRead + Send> = if name.ends_with(".gz") {
             Box::new(BufReader::with_capacity(
@@ -68,7 +70,8 @@ impl JsonRows {
         Ok(JsonRows { reader, path: path.to_path_buf(), array, skip, done: false, consumed })
     }
 
-    /// The rows after the first line end from byte `at` on; none for a compressed file or an array.
+    /// The rows after the first line end from byte `at` on; none if the file is compressed or one
+    /// array, where rows cannot be found from the middle.
     pub fn from_byte(path: &Path, at: u64) -> Result<Option<Self>> {
         let name = path.to_string_lossy().to_ascii_lowercase();
         let rows = Self::open(path, 0)?;
@@ -91,13 +94,14 @@ impl JsonRows {
         }
     }
 
-    /// Bytes of the file read so far, those in buffers included.
+    /// Bytes read from the file so far (of a compressed file: before decompression), those that wait
+    /// in a buffer included.
     pub fn consumed(&self) -> u64 {
         self.consumed.load(Ordering::Relaxed)
     }
 
-    /// Appends the next row's bytes; false at the end. A row past [`MAX_LINE`] leaves nothing
-    /// behind.
+    /// Appends the bytes of the next row to `out`; false at the end of the file. Of a row longer
+    /// than [`MAX_LINE`] nothing is appended.
     fn next_row(&mut self, out: &mut Vec<u8>) -> std::io::Result<bool> {
         if self.array { self.next_element(out) } else { self.next_line(out) }
     }
@@ -127,11 +131,11 @@ impl JsonRows {
             if !any || over || !out[start..].iter().all(u8::is_ascii_whitespace) {
                 return Ok(any);
             }
-            out.truncate(start); // an empty line is no row
+            out.truncate(start); // an empty line is not a row
         }
     }
 
-    /// The next element of a JSON array: brackets and strings are followed, nothing else.
+    /// The next element of a JSON array. Only brackets and strings are tracked to find its end.
     fn next_element(&mut self, out: &mut Vec<u8>) -> std::io::Result<bool> {
         let start = out.len();
         let (mut depth, mut string, mut escaped, mut begun, mut over) =
@@ -215,7 +219,7 @@ impl Iterator for JsonRows {
 
 fn unreadable(path: &Path, e: std::io::Error) -> Error {
     let reason = format!(
-        "cannot be read to its end: {e}; the file is damaged or its name does not say how it is compressed"
+        "cannot be read to its end: {e}; the file is damaged, or its name does not say how it is compressed"
     );
     Error::Input { path: path.display().to_string(), reason }
 }
@@ -223,16 +227,14 @@ fn unreadable(path: &Path, e: std::io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::input::source::{Input, open};
     use std::io::Write;
 
     fn rows(name: &str, content: &[u8], skip: u64) -> Vec<String> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
         std::fs::write(&path, content).unwrap();
-        let input = Input::local(path, name.to_string(), 0);
         let mut out = Vec::new();
-        for b in open(&input, skip).unwrap() {
+        for b in JsonRows::open(&path, skip).unwrap() {
             let RawRows::Lines { bytes, ends } = b.unwrap() else { panic!() };
             let mut from = 0;
             for e in ends {
@@ -272,9 +274,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.jsonl.gz");
         std::fs::write(&path, &gz).unwrap();
-        let input = Input::local(path, String::new(), 0);
-        assert!(
-            open(&input, 0).unwrap().any(|b| b.is_err_and(|e| e.to_string().contains("damaged")))
-        );
+        let mut batches = JsonRows::open(&path, 0).unwrap();
+        assert!(batches.any(|b| b.is_err_and(|e| e.to_string().contains("damaged"))));
     }
 }

@@ -7,7 +7,7 @@
 //! the text from span edge to span edge, which is the reference. A few sample texts are compared
 //! with the reference when a skeleton is encoded.
 
-use crate::template::skeleton::{EncodedPiece, EncodedSkeleton, Piece, Skeleton};
+use crate::template::skeleton::{ControlPosition, EncodedPiece, EncodedSkeleton, Piece, Skeleton};
 use crate::tokenize::tokenizer::Tokenizer;
 
 /// Sample contents for the comparison with the reference.
@@ -33,7 +33,7 @@ struct TextPiece {
 /// Encodes a skeleton. None if the tokenizer does not always split the text at its control tokens,
 /// or if a sample text gets other ids than by the reference.
 pub fn encode_skeleton(s: &Skeleton, tokenizer: &Tokenizer) -> Option<EncodedSkeleton> {
-    if s.control.is_empty() || s.control.iter().any(|&(.., id)| !tokenizer.always_splits_at(id)) {
+    if s.control.is_empty() || s.control.iter().any(|(_, c)| !tokenizer.always_splits_at(c.id)) {
         return None;
     }
     let mut pieces: Vec<EncodedPiece> = Vec::new();
@@ -45,7 +45,7 @@ pub fn encode_skeleton(s: &Skeleton, tokenizer: &Tokenizer) -> Option<EncodedSke
             // one: the piece is a single control token, or contains none.
             let mut plain = Vec::new();
             tokenizer.encode_plain(&p.text, &mut plain).ok()?;
-            if ids != plain && !s.control.iter().any(|&(.., id)| ids == [id]) {
+            if ids != plain && !s.control.iter().any(|(_, c)| ids == [c.id]) {
                 return None;
             }
         }
@@ -69,25 +69,25 @@ pub fn encode_skeleton(s: &Skeleton, tokenizer: &Tokenizer) -> Option<EncodedSke
 /// Cuts the text of a skeleton with `content` in every slot. None if its spans are not in order.
 fn cut(s: &Skeleton, content: &str) -> Option<Vec<TextPiece>> {
     let mut edges: Vec<(usize, usize, Edge)> = Vec::new();
-    for &(piece, at, len, _) in &s.control {
-        edges.extend([(piece, at, Edge::Control), (piece, at + len, Edge::Control)]);
+    for &(piece, ControlPosition { start, len, .. }) in &s.control {
+        edges.extend([(piece, start, Edge::Control), (piece, start + len, Edge::Control)]);
     }
     for (i, piece) in s.pieces.iter().enumerate() {
         let Piece::Slot(k) = piece else { continue };
-        let Some((margin_before, margin_after)) = s.turn_margins.get(*k).copied().flatten() else {
+        let Some(margins) = s.turn_margins.get(*k).copied().flatten() else {
             continue;
         };
         let Some(Piece::Literal(before)) = i.checked_sub(1).and_then(|i| s.pieces.get(i)) else {
             return None;
         };
-        edges.push((i - 1, before.len().checked_sub(margin_before)?, Edge::SpanStart));
-        edges.push((i + 1, margin_after, Edge::SpanEnd));
+        edges.push((i - 1, before.len().checked_sub(margins.before)?, Edge::SpanStart));
+        edges.push((i + 1, margins.after, Edge::SpanEnd));
     }
     edges.sort_unstable();
     let mut edges = edges.into_iter().peekable();
-    let (mut out, mut part, mut spans) = (Vec::new(), TextPiece::default(), 0);
-    let mut finish = |part: &mut TextPiece, next: Option<usize>| {
-        let done = std::mem::replace(part, TextPiece { span: next, ..TextPiece::default() });
+    let (mut out, mut current, mut spans) = (Vec::new(), TextPiece::default(), 0);
+    let mut finish = |current: &mut TextPiece, next: Option<usize>| {
+        let done = std::mem::replace(current, TextPiece { span: next, ..TextPiece::default() });
         if !done.text.is_empty() || done.slots > 0 {
             out.push(done);
         }
@@ -95,30 +95,30 @@ fn cut(s: &Skeleton, content: &str) -> Option<Vec<TextPiece>> {
     for (i, piece) in s.pieces.iter().enumerate() {
         match piece {
             Piece::Slot(_) => {
-                part.text.push_str(content);
-                part.slots += 1;
+                current.text.push_str(content);
+                current.slots += 1;
             }
             Piece::Literal(l) => {
                 let mut from = 0;
                 while let Some((_, at, edge)) = edges.next_if(|e| e.0 == i) {
-                    part.text.push_str(l.get(from..at)?);
+                    current.text.push_str(l.get(from..at)?);
                     from = at;
                     let span = match edge {
-                        Edge::Control => part.span,
+                        Edge::Control => current.span,
                         Edge::SpanEnd => None,
-                        Edge::SpanStart if part.span.is_some() => return None,
+                        Edge::SpanStart if current.span.is_some() => return None,
                         Edge::SpanStart => {
                             spans += 1;
                             Some(spans - 1)
                         }
                     };
-                    finish(&mut part, span);
+                    finish(&mut current, span);
                 }
-                part.text.push_str(l.get(from..)?);
+                current.text.push_str(l.get(from..)?);
             }
         }
     }
-    finish(&mut part, None);
+    finish(&mut current, None);
     Some(out)
 }
 

@@ -9,7 +9,7 @@
 use crate::label::encode_skeleton::encode_skeleton;
 use crate::parse::drop_reason::DropReason;
 use crate::template::rendered::{Rendered, Span};
-use crate::template::skeleton::EncodedSkeleton;
+use crate::template::skeleton::{ControlPosition, EncodedSkeleton};
 use crate::tokenize::tokenizer::Tokenizer;
 use dlm_datasets::manifest::LossOn;
 use dlm_datasets::writer::LossRun;
@@ -177,7 +177,7 @@ impl Supervisor<'_> {
         text: &str,
         from: usize,
         to: usize,
-        control: &mut Option<&[(usize, usize, i32)]>,
+        control: &mut Option<&[ControlPosition]>,
         out: &mut Sample,
     ) -> Result<(), DropReason> {
         let slice = |a: usize, b: usize| text.get(a..b).ok_or(DropReason::NoAssistantSpan);
@@ -190,15 +190,15 @@ impl Supervisor<'_> {
             Some(remaining) => {
                 let mut at = from;
                 while at < to {
-                    let token = remaining.first().filter(|t| t.0 < to);
-                    let end = token.map_or(to, |t| t.0);
+                    let token = remaining.first().filter(|t| t.start < to);
+                    let end = token.map_or(to, |t| t.start);
                     if at < end {
                         self.tokenizer
                             .encode_plain(slice(at, end)?, &mut out.ids)
                             .map_err(|_| DropReason::TokenizerFailed)?;
                     }
                     at = end;
-                    if let Some(&(_, len, id)) = token {
+                    if let Some(&ControlPosition { len, id, .. }) = token {
                         out.ids.push(id);
                         at += len;
                         *remaining = &remaining[1..];

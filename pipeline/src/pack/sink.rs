@@ -1,68 +1,59 @@
-//! Processed rows into files, with a memory of where the run stands.
+//! Processed rows become packed rows in data files; an unfinished run can be resumed.
 //!
-//! In: batches in order. Out: `train-*.arrow`, `eval-*.arrow`, at the end the manifest. After every
-//! file the state (position in the inputs, documents waiting for a row, counts, files) is written
-//! to `prep-state.json`; a killed run goes on from there and, since a file's end depends only on
-//! rows, yields the same bytes. The state file goes when the manifest comes.
+//! In: batches of processed rows, in order per stream. Out: `train-*.arrow` and `eval-*.arrow`, and
+//! at the end the manifest. After every data file the state of the run is saved (`resume.rs`).
 
 use crate::config::settings::Settings;
 use crate::error::{Error, Result};
 use crate::input::source::Input;
 use crate::pack::mixture::{Mixture, MixtureState};
+use crate::pack::output_folder::prepare_folder;
 use crate::pack::packer::{Packer, PendingDocument};
+use crate::pack::resume::{InputStamp, RunState, START_OVER, STATE_FILE, remove_state};
+use crate::pack::seen::SeenSet;
+use crate::pack::unfit;
 use crate::parse::drop_reason::DropReason;
-use crate::prepare::plan::PreparePlan;
 use crate::run::batch::{BatchPosition, Cursor, ProcessedBatch, ProcessedRow};
 use crate::run::executor::{Feed, InputStream};
-use dlm_datasets::fs::{PARTIAL, write_atomic};
 use dlm_datasets::manifest::{Manifest, MixtureShare, Source, Split};
 use dlm_datasets::writer::{DocumentTokens, ShardWriter, shard_name, write_manifest};
-use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// The state file's name.
-pub const STATE: &str = "prep-state.json";
-/// Conversations after which a hopeless run is stopped early.
-const EARLY: u64 = 2000;
+/// Rows after which a run ends early if more than half of them have no token to learn from.
+const EARLY_CHECK_ROWS: u64 = 2000;
 
-/// Everything a resumed run needs besides its inputs.
-#[derive(Serialize, Deserialize)]
-struct SinkState {
-    /// What the run is (settings, tokenizer, template, code).
-    fingerprint: String,
-    /// The inputs as they were: name, length, time of change.
-    inputs: Vec<(String, u64, u64)>,
-    cursors: Vec<Cursor>,
-    given: MixtureState,
-    rows_seen: u64,
-    manifest: Manifest,
-    numbers: [u64; 2],
-    waiting: [Vec<PendingDocument>; 2],
-    unsupervised: u64,
-    /// Fingerprints of what was seen, under `--dedup`.
-    seen: Vec<u128>,
+/// What a run packs.
+#[derive(Clone, Copy)]
+pub struct PackJob<'a> {
+    /// Settings of the run.
+    pub settings: &'a Settings,
+    /// All input files.
+    pub inputs: &'a [Input],
+    /// The range of `inputs` that each stream reads.
+    pub streams: &'a [Range<usize>],
+    /// Which stream the next row is taken from.
+    pub mixture: &'a Mixture,
+    /// The manifest without files and counts.
+    pub manifest: &'a Manifest,
 }
 
-/// Packs and writes.
+/// Packs documents and writes data files.
 pub struct DatasetSink<'a> {
     dir: PathBuf,
-    settings: &'a Settings,
-    inputs: &'a [Input],
+    job: PackJob<'a>,
     manifest: Manifest,
+    /// For the train and the eval split.
     packers: [Packer; 2],
     writers: [Option<ShardWriter>; 2],
-    /// Per input: sources by category.
-    by_input: Vec<Vec<(Option<String>, usize)>>,
-    seen: HashSet<u128>,
-    mixture: &'a Mixture,
-    streams: Vec<Range<usize>>,
+    /// Per input file: index in the manifest's sources by category.
+    sources_of_input: Vec<Vec<(Option<String>, usize)>>,
+    seen: SeenSet,
     cursors: Vec<Cursor>,
-    given: MixtureState,
+    mixture: MixtureState,
     rows_seen: u64,
     unsupervised: u64,
-    /// Whether budgets are spent.
+    /// Whether a budget (`--max-tokens` and the like) is spent.
     full: bool,
 }
 
@@ -70,168 +61,97 @@ fn side(split: Split) -> usize {
     usize::from(split == Split::Eval)
 }
 
-fn changed(path: &Path) -> u64 {
-    let time = std::fs::metadata(path).and_then(|m| m.modified()).ok();
-    time.and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok())
-        .map_or(0, |d| d.as_nanos() as u64)
-}
-
 impl<'a> DatasetSink<'a> {
-    /// Starts in `dir`, or goes on where a killed run of the same kind stopped. The plan's manifest
-    /// carries everything but files and counts.
-    pub fn open(dir: &Path, plan: &'a PreparePlan, overwrite: bool) -> Result<Self> {
-        let PreparePlan { settings, inputs, streams, mixture, manifest, .. } = plan;
-        let manifest = manifest.clone();
-        let refuse = |reason: String| Error::Output { path: dir.to_path_buf(), reason };
-        let create = std::fs::create_dir_all(dir);
-        create.map_err(Error::io("making the output folder", dir))?;
-        if dir.join(dlm_datasets::manifest::FILE_NAME).exists() {
-            if !overwrite {
-                return Err(refuse(
-                    "holds a finished dataset; give --overwrite to replace it, or another --out"
-                        .to_string(),
-                ));
-            }
-            // The manifest goes first: what is left is no dataset.
-            let path = dir.join(dlm_datasets::manifest::FILE_NAME);
-            std::fs::remove_file(&path).map_err(Error::io("removing", &path))?;
-        }
-        let new = |m: &Manifest| Packer::new(m.seq_len, m.bd_size, settings.pack_window);
-        let mut out = DatasetSink {
+    /// Starts in the folder `dir`, or resumes the run that was killed there. `overwrite` removes the
+    /// files of earlier runs first.
+    pub fn open(dir: &Path, job: PackJob<'a>, overwrite: bool) -> Result<Self> {
+        prepare_folder(dir, overwrite)?;
+        let manifest = job.manifest.clone();
+        let packer = || Packer::new(manifest.seq_len, manifest.bd_size, job.settings.pack_window);
+        let mut sink = DatasetSink {
             dir: dir.to_path_buf(),
-            settings,
-            inputs,
-            packers: [new(&manifest), new(&manifest)],
+            job,
+            packers: [packer(), packer()],
             manifest,
             writers: [None, None],
-            by_input: vec![Vec::new(); inputs.len()],
-            seen: HashSet::new(),
-            given: mixture.begin(),
-            mixture,
-            cursors: streams.iter().map(|s| Cursor { file: s.start, row: 0 }).collect(),
-            streams: streams.to_vec(),
+            sources_of_input: vec![Vec::new(); job.inputs.len()],
+            seen: SeenSet::new(dir),
+            cursors: job.streams.iter().map(|s| Cursor { file: s.start, row: 0 }).collect(),
+            mixture: job.mixture.begin(),
             rows_seen: 0,
             unsupervised: 0,
             full: false,
         };
-        let state = dir.join(STATE);
-        if overwrite {
-            out.clear()?;
-        } else if state.exists() {
-            let text = std::fs::read(&state).map_err(Error::io("reading", &state))?;
-            let state: SinkState = serde_json::from_slice(&text).map_err(|e| {
-                refuse(format!("{STATE} cannot be read ({e}); give --overwrite to start over"))
-            })?;
-            out.restore(state).map_err(refuse)?;
-        } else if let Some(foreign) = foreign_file(dir)? {
-            return Err(refuse(format!(
-                "holds {foreign}, which this run did not make; give an empty folder, or --overwrite to remove old data files"
-            )));
+        if let Some(state) = RunState::read(dir)? {
+            let refuse = |reason: String| Error::Output { path: dir.to_path_buf(), reason };
+            sink.restore(state).map_err(refuse)?;
         }
-        out.save()?;
-        Ok(out)
+        sink.save()?;
+        Ok(sink)
     }
 
-    /// Removes what an earlier run left.
-    fn clear(&self) -> Result<()> {
-        for entry in std::fs::read_dir(&self.dir).map_err(Error::io("listing", &self.dir))? {
-            let path = entry.map_err(Error::io("listing", &self.dir))?.path();
-            let name =
-                path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-            if is_ours(&name) {
-                std::fs::remove_file(&path).map_err(Error::io("removing", &path))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn inputs_now(&self) -> Vec<(String, u64, u64)> {
-        self.inputs.iter().map(|i| (i.name.clone(), i.bytes, changed(&i.path))).collect()
-    }
-
-    fn restore(&mut self, s: SinkState) -> std::result::Result<(), String> {
-        let again = "give --overwrite to start over, or another --out";
-        if s.fingerprint != self.manifest.recipe_fingerprint {
-            return Err(format!(
-                "holds the unfinished output of another run (other settings, tokenizer, template or version); {again}"
-            ));
-        }
-        if s.inputs != self.inputs_now() {
-            return Err(format!(
-                "holds the unfinished output of a run over other inputs, or they have changed since; {again}"
-            ));
-        }
-        for f in &s.manifest.files {
-            let found = std::fs::metadata(self.dir.join(&f.path)).map(|m| m.len()).unwrap_or(0);
-            if found != f.bytes {
-                return Err(format!(
-                    "{} has {found} bytes, the unfinished run wrote {}; {again}",
-                    f.path, f.bytes
-                ));
-            }
-        }
-        let [train, eval] = s.waiting;
-        if !self.packers[0].restore(s.numbers[0], train)
-            || !self.packers[1].restore(s.numbers[1], eval)
+    fn restore(&mut self, s: RunState) -> std::result::Result<(), String> {
+        s.check(&self.dir, &self.manifest.recipe_fingerprint, self.job.inputs)?;
+        let [train, eval] = s.pending;
+        if !self.packers[0].restore(s.next_documents[0], train)
+            || !self.packers[1].restore(s.next_documents[1], eval)
+            || s.cursors.len() != self.cursors.len()
         {
-            return Err(format!("{STATE} is damaged; {again}"));
+            return Err(format!("{STATE_FILE} is damaged; {START_OVER}"));
         }
+        self.seen.restore(s.seen, s.rows_seen).map_err(|e| format!("{e}; {START_OVER}"))?;
         self.manifest = s.manifest;
-        if s.cursors.len() != self.cursors.len() {
-            return Err(format!("{STATE} is damaged; {again}"));
-        }
         self.cursors = s.cursors;
-        self.given = s.given;
+        self.mixture = s.mixture;
         self.rows_seen = s.rows_seen;
         self.unsupervised = s.unsupervised;
-        self.seen = s.seen.into_iter().collect();
-        self.full = self.spent();
+        self.full = self.budget_spent();
         Ok(())
     }
 
-    /// Where to read on.
+    /// The streams that are still to be read, and where each begins.
     pub fn streams(&self) -> Vec<InputStream> {
-        self.streams
+        self.job
+            .streams
             .iter()
             .zip(&self.cursors)
             .map(|(inputs, from)| InputStream { inputs: inputs.clone(), from: *from })
             .collect()
     }
 
-    /// Rows read so far, those of an interrupted run included.
+    /// Rows read so far, those of the run that was resumed included.
     pub fn rows_seen(&self) -> u64 {
         self.rows_seen
     }
 
-    fn save(&self) -> Result<()> {
+    fn save(&mut self) -> Result<()> {
         let (train, eval) = (self.packers[0].snapshot(), self.packers[1].snapshot());
-        let mut seen: Vec<u128> = self.seen.iter().copied().collect();
-        seen.sort_unstable();
-        let state = SinkState {
+        // The side file first: what it holds beyond the mark of the state file is cut off on resume.
+        let seen = self.seen.save()?;
+        let state = RunState {
             fingerprint: self.manifest.recipe_fingerprint.clone(),
-            inputs: self.inputs_now(),
+            inputs: InputStamp::of(self.job.inputs),
             cursors: self.cursors.clone(),
-            given: self.given.clone(),
+            mixture: self.mixture.clone(),
             rows_seen: self.rows_seen,
             manifest: self.manifest.clone(),
-            numbers: [train.0, eval.0],
-            waiting: [train.1, eval.1],
+            next_documents: [train.0, eval.0],
+            pending: [train.1, eval.1],
             unsupervised: self.unsupervised,
             seen,
         };
-        let text = serde_json::to_vec(&state).map_err(|e| Error::Internal(e.to_string()))?;
-        Ok(write_atomic(&self.dir.join(STATE), &text)?)
+        state.write(&self.dir)
     }
 
-    fn spent(&self) -> bool {
-        let (s, c) = (self.settings, &self.manifest.counts);
+    fn budget_spent(&self) -> bool {
+        let (s, c) = (self.job.settings, &self.manifest.counts);
         let over = |limit: Option<u64>, n: u64| limit.is_some_and(|l| n >= l);
         over(s.max_tokens, c.tokens)
             || over(s.max_response_tokens, c.response_tokens)
             || over(s.max_rows, self.rows_seen)
     }
 
-    /// Takes rows in until the budgets are spent or the sources end.
+    /// Packs rows until a budget is spent or the sources end.
     pub fn consume(&mut self, feed: &mut Feed) -> Result<()> {
         struct Open {
             batch: ProcessedBatch,
@@ -241,7 +161,7 @@ impl<'a> DatasetSink<'a> {
         let mut open: Vec<Option<Open>> = self.cursors.iter().map(|_| None).collect();
         let mut ended = vec![false; open.len()];
         while !self.full {
-            let Some(k) = self.mixture.next(&mut self.given, &ended) else {
+            let Some(k) = self.job.mixture.next(&mut self.mixture, &ended) else {
                 break;
             };
             let o = match &mut open[k] {
@@ -266,37 +186,38 @@ impl<'a> DatasetSink<'a> {
                 continue;
             };
             let from = o.batch.from;
-            if row.key != usize::MAX {
-                self.given.tokens[k] += self.row(&o.batch, row, &mut o.at, from.file)?;
+            if let Some(key) = row.key {
+                self.mixture.tokens[k] += self.row(&o.batch, row, key, &mut o.at, from.file)?;
             }
             o.row += 1;
             self.cursors[k] = Cursor { file: from.file, row: from.row + o.row as u64 };
-            if self.writers.iter().flatten().any(|w| w.rows() >= self.settings.shard_rows) {
-                self.close()?;
+            if self.writers.iter().flatten().any(|w| w.rows() >= self.job.settings.shard_rows) {
+                self.finish_files()?;
                 self.save()?;
             }
         }
         Ok(())
     }
 
-    /// One row, whose documents begin at `at`; the document tokens it gave.
+    /// Packs one row, whose documents begin at `at` in the batch; the number of document tokens.
     fn row(
         &mut self,
         b: &ProcessedBatch,
         row: &ProcessedRow,
+        key: usize,
         at: &mut BatchPosition,
         file: usize,
     ) -> Result<u64> {
         self.rows_seen += 1;
-        let (category, licence) = &b.keys[row.key];
+        let (category, licence) = &b.keys[key];
         let source = self.source(file, category, licence);
         let mut dropped = row.dropped;
-        if dropped.is_none() && self.settings.dedup && !self.seen.insert(row.fingerprint) {
+        if dropped.is_none() && self.job.settings.dedup && !self.seen.insert(row.fingerprint) {
             dropped = Some(DropReason::Duplicate);
         }
         let c = b.counts(row, *at, dropped);
         match dropped {
-            Some(why) => self.unsupervised += u64::from(why.is_unsupervised()),
+            Some(reason) => self.unsupervised += u64::from(reason.is_unsupervised()),
             None => {
                 let split = self.split_of(row.fingerprint);
                 for (_, input_ids, loss) in b.documents_from(*at).take(row.documents) {
@@ -309,39 +230,41 @@ impl<'a> DatasetSink<'a> {
         if let Some(s) = self.manifest.sources.get_mut(source) {
             s.counts.add(&c);
         }
-        self.full = self.spent();
+        self.full = self.budget_spent();
         let read = self.manifest.counts.rows_read;
-        if read == EARLY && self.unsupervised * 2 > read {
-            return Err(self.unfit());
+        if read == EARLY_CHECK_ROWS && self.unsupervised * 2 > read {
+            let (settings, m) = (self.job.settings, &self.manifest);
+            return Err(unfit::too_many_unsupervised(settings, m, self.unsupervised));
         }
         Ok(c.tokens)
     }
 
     fn split_of(&self, fingerprint: u128) -> Split {
-        // The upper bits as a fraction of one; the seed moves the choice.
-        let h = (fingerprint >> 64) as u64 ^ self.settings.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let held_out = self.settings.eval_fraction > 0.0
-            && (h as f64 / u64::MAX as f64) < self.settings.eval_fraction;
+        // The upper half of the fingerprint, changed by the seed, as a fraction of 1.
+        let s = self.job.settings;
+        let h = (fingerprint >> 64) as u64 ^ s.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let held_out = s.eval_fraction > 0.0 && (h as f64 / u64::MAX as f64) < s.eval_fraction;
         if held_out { Split::Eval } else { Split::Train }
     }
 
+    /// Index in the manifest's sources, which gets a new source if this category or licence is new.
     fn source(
         &mut self,
         file: usize,
         category: &Option<String>,
         licence: &Option<String>,
     ) -> usize {
-        let (sources, known) = (&mut self.manifest.sources, &mut self.by_input[file]);
-        let input = &self.inputs[file];
+        let (sources, known) = (&mut self.manifest.sources, &mut self.sources_of_input[file]);
+        let input = &self.job.inputs[file];
         let k = match known.iter().find(|(c, _)| c == category) {
             Some((_, k)) => *k,
             None => {
-                let same = |s: &Source| s.name == input.label && s.category == *category;
+                let same = |s: &Source| s.name == input.source && s.category == *category;
                 let k = sources.iter().position(same).unwrap_or_else(|| {
                     let (dataset, revision) = input.origin.clone().unzip();
                     let licences = input.licence.iter().cloned().collect();
                     sources.push(Source {
-                        name: input.label.clone(),
+                        name: input.source.clone(),
                         category: category.clone(),
                         dataset,
                         revision,
@@ -368,8 +291,8 @@ impl<'a> DatasetSink<'a> {
             .push(document, |row| write_row(dir, manifest, &mut writers[side(split)], split, row))
     }
 
-    /// Completes the files that are open.
-    fn close(&mut self) -> Result<()> {
+    /// Completes the data files that are open.
+    fn finish_files(&mut self) -> Result<()> {
         for w in self.writers.iter_mut() {
             if let Some(w) = w.take() {
                 self.manifest.files.push(w.finish()?);
@@ -378,80 +301,42 @@ impl<'a> DatasetSink<'a> {
         Ok(())
     }
 
-    fn unfit(&self) -> Error {
-        let c = &self.manifest.counts;
-        let n = |d: DropReason| c.dropped.get(d.name()).copied().unwrap_or(0);
-        let cause = if n(DropReason::PromptTooLong) * 2 > self.unsupervised {
-            format!(
-                "{} prompts fill a whole row of {}: raise --seq-len, or use --over-long split",
-                n(DropReason::PromptTooLong),
-                self.manifest.seq_len
-            )
-        } else if n(DropReason::NoAssistantSpan) * 2 > self.unsupervised {
-            "the chat template does not let the assistant's part be told apart: use one with {% generation %} tags, or --template chatml"
-                .to_string()
-        } else {
-            "no assistant text carries loss: the template may not show it, or --loss-on last meets conversations that end with another role"
-                .to_string()
-        };
-        let share = 100.0 * self.unsupervised as f64 / c.rows_read.max(1) as f64;
-        Error::Unfit(format!(
-            "{} of {} conversations ({share:.1} %) have no token to learn from, more than the {:.0} % allowed (--max-unsupervised). Likely cause: {cause}",
-            self.unsupervised,
-            c.rows_read,
-            100.0 * self.settings.max_unsupervised
-        ))
-    }
-
-    /// Closes rows, files and counts, and writes the manifest.
+    /// Packs the documents that still wait, completes the files and writes the manifest. Fails if
+    /// the totals show that the inputs are not worth training on.
     pub fn finish(mut self) -> Result<Manifest> {
-        let c = &self.manifest.counts;
-        if c.rows_read == 0 {
-            return Err(Error::Unfit("the inputs hold no rows".to_string()));
-        }
-        let too_long = c.dropped.get(DropReason::PromptTooLong.name()).copied().unwrap_or(0);
-        if self.settings.too_many_unsupervised(
-            self.unsupervised as f64,
-            too_long as f64,
-            c.rows_read as f64,
-        ) {
-            return Err(self.unfit());
-        }
-        if c.rows_kept == 0 {
-            let mut why: Vec<_> = c.dropped.iter().collect();
-            why.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
-            let why: Vec<String> = why.iter().map(|(k, n)| format!("{n} {k}")).collect();
-            return Err(Error::Unfit(format!(
-                "all {} rows were dropped: {}",
-                c.rows_read,
-                why.join(", ")
-            )));
-        }
+        unfit::check_totals(self.job.settings, &self.manifest, self.unsupervised)?;
         for split in [Split::Train, Split::Eval] {
             let DatasetSink { packers, writers, manifest, dir, .. } = &mut self;
             packers[side(split)]
                 .finish(|row| write_row(dir, manifest, &mut writers[side(split)], split, row))?;
         }
-        self.close()?;
+        self.finish_files()?;
         self.manifest.packing.strategy = "exact-fit, larger first".to_string();
-        self.manifest.packing.window = self.settings.pack_window;
-        let total: u64 = self.given.tokens.iter().sum();
-        if self.streams.len() > 1 {
-            let outcome =
-                self.streams.iter().zip(&self.given.tokens).map(|(s, &tokens)| MixtureShare {
-                    source: self.inputs.get(s.start).map(|i| i.label.clone()).unwrap_or_default(),
+        self.manifest.packing.window = self.job.settings.pack_window;
+        let total: u64 = self.mixture.tokens.iter().sum();
+        if self.job.streams.len() > 1 {
+            let outcome = self.job.streams.iter().zip(&self.mixture.tokens).map(|(s, &tokens)| {
+                MixtureShare {
+                    source: self
+                        .job
+                        .inputs
+                        .get(s.start)
+                        .map(|i| i.source.clone())
+                        .unwrap_or_default(),
                     tokens,
                     share: tokens as f64 / total.max(1) as f64,
-                });
+                }
+            });
             self.manifest.mixture = outcome.collect();
         }
         write_manifest(&self.dir, &self.manifest)?;
-        let state = self.dir.join(STATE);
-        std::fs::remove_file(&state).map_err(Error::io("removing", &state))?;
+        self.seen.remove_file()?;
+        remove_state(&self.dir)?;
         Ok(self.manifest)
     }
 }
 
+/// Writes one packed row, into a new data file if none is open.
 fn write_row(
     dir: &Path,
     manifest: &mut Manifest,
@@ -479,32 +364,4 @@ fn write_row(
         Split::Eval => manifest.packing.eval_rows += 1,
     }
     Ok(())
-}
-
-/// Whether a file name is one dlm-prep writes.
-fn is_ours(name: &str) -> bool {
-    let bare = name.strip_suffix(PARTIAL).unwrap_or(name);
-    let shard = |split: Split| {
-        let digits = bare
-            .strip_prefix(split.name())
-            .and_then(|r| r.strip_prefix('-'))
-            .and_then(|r| r.strip_suffix(".arrow"));
-        digits.is_some_and(|d| d.len() >= 5 && d.bytes().all(|b| b.is_ascii_digit()))
-    };
-    bare == STATE
-        || bare == dlm_datasets::manifest::FILE_NAME
-        || shard(Split::Train)
-        || shard(Split::Eval)
-}
-
-/// A data file in a folder that has neither manifest nor state: not ours to go on with.
-fn foreign_file(dir: &Path) -> Result<Option<String>> {
-    for entry in std::fs::read_dir(dir).map_err(Error::io("listing", dir))? {
-        let name =
-            entry.map_err(Error::io("listing", dir))?.file_name().to_string_lossy().into_owned();
-        if is_ours(&name) && !name.ends_with(PARTIAL) {
-            return Ok(Some(name));
-        }
-    }
-    Ok(None)
 }

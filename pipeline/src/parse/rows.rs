@@ -5,17 +5,20 @@
 //! uses the fast paths (`fast_columns.rs`, `fast_json.rs`) where they apply and falls back to the
 //! reference otherwise. The tests compare both on random rows.
 
-use crate::input::source::RawRows;
+use crate::input::raw_rows::RawRows;
 use crate::parse::conversation::{Message, ParsedRow};
 use crate::parse::drop_reason::DropReason;
-use crate::parse::{fast_columns, fast_json, shapes, table};
+use crate::parse::fast_columns::FastColumns;
+use crate::parse::fast_json::parse_line;
+use crate::parse::shapes;
+use crate::parse::table::row_to_json;
 use serde_json::{Map, Value};
 
 /// Parses the rows of one batch.
 pub struct RowParser<'a> {
     raw: &'a RawRows,
     renames: &'a [(String, String)],
-    columns: Option<fast_columns::FastColumns<'a>>,
+    columns: Option<FastColumns<'a>>,
 }
 
 impl<'a> RowParser<'a> {
@@ -23,7 +26,7 @@ impl<'a> RowParser<'a> {
     /// only those columns are read, and category and licence.
     pub fn new(raw: &'a RawRows, renames: &'a [(String, String)]) -> Self {
         let columns = match raw {
-            RawRows::Table(batch) if renames.is_empty() => fast_columns::FastColumns::new(batch),
+            RawRows::Table(batch) if renames.is_empty() => FastColumns::new(batch),
             _ => None,
         };
         RowParser { raw, renames, columns }
@@ -37,7 +40,7 @@ impl<'a> RowParser<'a> {
                 .raw
                 .line(i)
                 .and_then(|line| std::str::from_utf8(line).ok())
-                .and_then(|line| fast_json::parse_line(line, messages)),
+                .and_then(|line| parse_line(line, messages)),
             _ => None,
         };
         fast.unwrap_or_else(|| parse_row(self.raw, i, self.renames))
@@ -47,7 +50,7 @@ impl<'a> RowParser<'a> {
 /// Reference implementation of [`RowParser::parse`].
 pub fn parse_row(raw: &RawRows, i: usize, renames: &[(String, String)]) -> ParsedRow<'static> {
     let mut row = match raw {
-        RawRows::Table(batch) => table::row_to_json(batch, i),
+        RawRows::Table(batch) => row_to_json(batch, i),
         RawRows::Lines { .. } => {
             let Some(line) = raw.line(i) else {
                 return ParsedRow::dropped(DropReason::LineTooLong);
@@ -217,7 +220,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(4000))]
         #[test]
         fn fast_json_equals_the_reference(text in row()) {
-            if let Some(fast) = fast_json::parse_line(&text, Vec::new()) {
+            if let Some(fast) = parse_line(&text, Vec::new()) {
                 let raw = RawRows::Lines { ends: vec![text.len()], bytes: text.clone().into_bytes() };
                 prop_assert_eq!(fast, parse_row(&raw, 0, &[]), "{}", text);
             }

@@ -1,16 +1,15 @@
-//! What a run would give, from a look at a part of its inputs (`--dry-run`).
+//! Estimates what a run would give, from a sample of its inputs (`--dry-run`).
 //!
-//! In: a plan. Out: [`Estimate`]: rows, tokens, what would be left out, the packed rows and bytes,
-//! the time. Of each source some files are read, at a few places each, and their rows go through
-//! the very stages of a run; counts are scaled by bytes of file. Budgets and mixture are applied to
-//! the result. Duplicates are not looked for.
+//! In: a plan. Out: [`Estimate`]: rows, tokens, dropped rows, packed rows, bytes, time. Of each
+//! source some files are sampled (`sample.rs`), and their rows go through the same stages as in a
+//! run; counts are scaled by bytes of file. Mixture and budgets are then simulated on the scaled
+//! counts. Duplicates are not looked for.
 
 use crate::config::settings::Settings;
-use crate::error::{Error, Result};
-use crate::input::json_lines::JsonRows;
-use crate::input::source::{self, FileFormat, Input, RawRows};
+use crate::error::Result;
 use crate::parse::drop_reason::DropReason;
 use crate::prepare::plan::PreparePlan;
+use crate::prepare::sample::read_sample;
 use crate::run::batch::{BatchPosition, Cursor, ProcessedBatch};
 use crate::run::row_processor::{RowProcessor, Stages};
 use dlm_datasets::manifest::Counts;
@@ -19,115 +18,111 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Instant;
 
-/// Raw bytes looked at in all, about.
-const LOOK_BYTES: u64 = 16 << 20;
-/// Files looked at per source.
-const FILES: usize = 8;
-/// Places looked at per file.
-const PLACES: u64 = 16;
-/// Slots a packed row fills, by experience.
-const FILL: f64 = 0.995;
-/// What packing and writing add to the time of the stages before, by measurement.
-const REST_OF_RUN: f64 = 1.3;
-/// Steps in which a mixture is played through.
-const STEPS: f64 = 10_000.0;
+/// Bytes of raw rows that are sampled in all, approximately.
+const SAMPLE_BYTES: u64 = 16 << 20;
+/// Files that are sampled per source.
+const FILES_PER_SOURCE: usize = 8;
+/// Measured share of slots that packing fills.
+const ROW_FILL: f64 = 0.995;
+/// Measured time of a whole run, packing and writing included, relative to its other stages.
+const PACK_AND_WRITE: f64 = 1.3;
+/// Steps in which a mixture is simulated.
+const MIXTURE_STEPS: f64 = 10_000.0;
 
-/// A source's part.
+/// What a run would take from one source.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct SourcePart {
-    /// Its name.
+pub struct SourceEstimate {
+    /// Name in the manifest.
     pub source: String,
-    /// Document tokens it has.
+    /// Document tokens in the source.
     pub available_tokens: f64,
-    /// Document tokens taken of it.
+    /// Document tokens that the run would take.
     pub tokens: f64,
 }
 
-/// What a run would give. All but the first two are estimates.
+/// What a run would give. All numbers but the first two are estimates.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Estimate {
-    /// Rows looked at.
-    pub looked_at: u64,
-    /// Their share of the inputs' bytes.
+    /// Rows in the sample.
+    #[serde(rename = "looked_at")]
+    pub sampled_rows: u64,
+    /// Share of the inputs' bytes that was sampled, from 0 to 1.
     pub share_of_bytes: f64,
     /// Rows read.
     pub rows_read: f64,
     /// Rows kept.
     pub rows_kept: f64,
-    /// Rows left out, by reason.
+    /// Dropped rows by reason.
     pub dropped: BTreeMap<String, f64>,
-    /// Document tokens.
+    /// Document tokens, padding not included.
     pub tokens: f64,
-    /// Tokens with loss.
+    /// Tokens that carry loss.
     pub response_tokens: f64,
-    /// Padding to the block grid.
+    /// Padding tokens inside documents, up to the next block boundary.
     pub block_padding: f64,
     /// Conversations longer than a row.
     pub over_long: f64,
-    /// Tokens cut away.
+    /// Tokens cut from them.
     pub tokens_cut: f64,
-    /// Rows of `seq_len`.
+    /// Packed rows of `seq_len` tokens.
     pub packed_rows: f64,
     /// Bytes of data files.
     pub bytes: f64,
-    /// Seconds, the load not counted.
+    /// Seconds of processing, without the time to load.
     pub seconds: f64,
-    /// By source.
-    pub sources: Vec<SourcePart>,
-    /// What ends the run, if not the end of the inputs.
+    /// By source of the recipe, or one for all inputs.
+    pub sources: Vec<SourceEstimate>,
+    /// The option that ends the run (`--max-tokens`), if it ends before its inputs do.
     pub ends_by: Option<String>,
     /// Why the run would fail, if it would.
     pub problem: Option<String>,
 }
 
-/// What was seen of a stream.
+/// The sampled part of a stream.
 #[derive(Default)]
-struct Seen {
+struct Sampled {
     counts: Counts,
-    /// Bytes of file looked at, and of all its files.
+    /// Bytes of its files that were sampled.
     bytes: f64,
-    of: f64,
+    /// Bytes of its files in all.
+    total_bytes: f64,
 }
 
-impl Seen {
-    /// How much more there is.
-    fn scale(&self) -> f64 {
-        if self.bytes > 0.0 { self.of / self.bytes } else { 0.0 }
-    }
-}
-
-/// Looks at the inputs of `plan`.
+/// Estimates a run of `plan` from a sample of its inputs.
 pub fn estimate(plan: &PreparePlan, workers: usize) -> Result<Estimate> {
-    // Another machine's rows are like ours: all are looked at, and scaled down.
+    // The rows of the other machines' parts (`--shard`) are like ours: the sample is taken from all
+    // rows and scaled down.
     let settings = Settings { shard: None, ..plan.settings.clone() };
     let stages = Stages { settings: &settings, ..plan.stages() };
-    let mut worker = RowProcessor::new(&stages);
-    let mut memory = None;
+    let mut processor = RowProcessor::new(&stages);
+    let mut reused = None;
     let begin = Instant::now();
-    let mut seen = Vec::new();
+    let mut sampled = Vec::new();
     for range in &plan.streams {
         let files = &plan.inputs[range.clone()];
-        let mut s = Seen { of: files.iter().map(|i| i.bytes as f64).sum(), ..Default::default() };
-        // Of files that are still to be fetched only the very first, which the plan has waited for,
-        // is here.
-        let here: Vec<usize> =
+        let total_bytes = files.iter().map(|i| i.bytes as f64).sum();
+        let mut s = Sampled { total_bytes, ..Default::default() };
+        // Of files that have to be downloaded only the first is available: the plan has waited for
+        // it.
+        let available: Vec<usize> =
             range.clone().filter(|&k| k == 0 || plan.inputs[k].remote.is_none()).collect();
-        let step = here.len().div_ceil(FILES).max(1);
-        let budget = LOOK_BYTES / (plan.streams.len() * here.len().div_ceil(step).max(1)) as u64;
-        for &file in here.iter().step_by(step) {
+        let step = available.len().div_ceil(FILES_PER_SOURCE).max(1);
+        let budget =
+            SAMPLE_BYTES / (plan.streams.len() * available.len().div_ceil(step).max(1)) as u64;
+        for &file in available.iter().step_by(step) {
             let input = &plan.inputs[file];
-            let share = look(input, budget, &mut |raw| {
-                let done = worker.process(0, Cursor { file, row: 0 }, raw, memory.take())?;
+            let share = read_sample(input, budget, &mut |raw| {
+                let done = processor.process(0, Cursor { file, row: 0 }, raw, reused.take())?;
                 count(&done, &mut s.counts);
-                memory = Some(done);
+                reused = Some(done);
                 Ok(())
             })?;
             s.bytes += share * input.bytes as f64;
         }
-        seen.push(s);
+        sampled.push(s);
     }
-    let seconds = begin.elapsed().as_secs_f64() * REST_OF_RUN / workers.clamp(1, cores()) as f64;
-    Ok(scale(plan, &seen, seconds))
+    let seconds = begin.elapsed().as_secs_f64() * PACK_AND_WRITE / workers.clamp(1, cores()) as f64;
+    Ok(scale(plan, &sampled, seconds))
 }
 
 fn cores() -> usize {
@@ -142,26 +137,27 @@ fn count(b: &ProcessedBatch, into: &mut Counts) {
     }
 }
 
-/// Scales what was seen to whole sources, and plays mixture and budgets through.
-fn scale(plan: &PreparePlan, seen: &[Seen], seconds: f64) -> Estimate {
+/// Scales the samples to whole sources, then simulates the mixture and the budgets.
+fn scale(plan: &PreparePlan, sampled: &[Sampled], seconds: f64) -> Estimate {
     let (s, parts) = (&plan.settings, plan.settings.shard.map_or(1.0, |(_, of)| of as f64));
-    // A source of which nothing is here yet is taken to be like the others.
-    let (all_bytes, all_of) = seen.iter().fold((0.0, 0.0), |(a, b), s| (a + s.bytes, b + s.of));
+    // A source of which no file is available yet is taken to be like the others together.
+    let (all_bytes, all_total) =
+        sampled.iter().fold((0.0, 0.0), |(a, b), s| (a + s.bytes, b + s.total_bytes));
     let mut everything = Counts::default();
-    seen.iter().for_each(|s| everything.add(&s.counts));
-    let whole: Vec<(&Counts, f64)> = seen
+    sampled.iter().for_each(|s| everything.add(&s.counts));
+    let whole: Vec<(&Counts, f64)> = sampled
         .iter()
         .map(|s| {
             if s.bytes > 0.0 {
-                (&s.counts, s.scale() / parts)
+                (&s.counts, s.total_bytes / s.bytes / parts)
             } else {
-                (&everything, s.of / f64::max(all_bytes, 1.0) / parts)
+                (&everything, s.total_bytes / f64::max(all_bytes, 1.0) / parts)
             }
         })
         .collect();
     let available: Vec<f64> = whole.iter().map(|(c, k)| c.tokens as f64 * k).collect();
-    let (mut given, mut ended) = (plan.mixture.begin(), vec![false; whole.len()]);
-    let chunk = (available.iter().sum::<f64>() / STEPS).max(1.0);
+    let (mut state, mut ended) = (plan.mixture.begin(), vec![false; whole.len()]);
+    let chunk = (available.iter().sum::<f64>() / MIXTURE_STEPS).max(1.0);
     let mut ends_by = None;
     let share = |k: usize, tokens: &[u64]| {
         if available[k] > 0.0 { (tokens[k] as f64 / available[k]).min(1.0) } else { 1.0 }
@@ -175,7 +171,7 @@ fn scale(plan: &PreparePlan, seen: &[Seen], seconds: f64) -> Estimate {
     };
     loop {
         let over = |limit: Option<u64>, of: &dyn Fn(&Counts) -> u64| {
-            limit.is_some_and(|l| total(&given.tokens, of) >= l as f64)
+            limit.is_some_and(|l| total(&state.tokens, of) >= l as f64)
         };
         ends_by = match () {
             () if over(s.max_tokens, &|c| c.tokens) => Some("--max-tokens".to_string()),
@@ -188,20 +184,20 @@ fn scale(plan: &PreparePlan, seen: &[Seen], seconds: f64) -> Estimate {
         if ends_by.is_some() {
             break;
         }
-        let Some(k) = plan.mixture.next(&mut given, &ended) else {
+        let Some(k) = plan.mixture.next(&mut state, &ended) else {
             break;
         };
-        let left = available[k] - given.tokens[k] as f64;
+        let left = available[k] - state.tokens[k] as f64;
         if left < 1.0 {
             ended[k] = true;
         } else {
-            given.tokens[k] += left.min(chunk).ceil() as u64;
+            state.tokens[k] += left.min(chunk).ceil() as u64;
         }
     }
-    let taken = |of: &dyn Fn(&Counts) -> u64| total(&given.tokens, of);
+    let taken = |of: &dyn Fn(&Counts) -> u64| total(&state.tokens, of);
     let mut e = Estimate {
-        looked_at: everything.rows_read,
-        share_of_bytes: all_bytes / f64::max(all_of, 1.0),
+        sampled_rows: everything.rows_read,
+        share_of_bytes: all_bytes / f64::max(all_total, 1.0),
         rows_read: taken(&|c| c.rows_read),
         rows_kept: taken(&|c| c.rows_kept),
         tokens: taken(&|c| c.tokens),
@@ -212,10 +208,10 @@ fn scale(plan: &PreparePlan, seen: &[Seen], seconds: f64) -> Estimate {
         ends_by,
         ..Default::default()
     };
-    for why in everything.dropped.keys() {
-        e.dropped.insert(why.clone(), taken(&|c| c.dropped.get(why).copied().unwrap_or(0)));
+    for reason in everything.dropped.keys() {
+        e.dropped.insert(reason.clone(), taken(&|c| c.dropped.get(reason).copied().unwrap_or(0)));
     }
-    e.packed_rows = ((e.tokens + e.block_padding) / s.seq_len as f64 / FILL).ceil();
+    e.packed_rows = ((e.tokens + e.block_padding) / s.seq_len as f64 / ROW_FILL).ceil();
     e.bytes = e.packed_rows
         * (8 * s.seq_len + 12 * (e.rows_kept / e.packed_rows.max(1.0)).ceil() as usize + 4) as f64;
     e.seconds = seconds * e.rows_read / f64::max(everything.rows_read as f64, 1.0);
@@ -224,130 +220,30 @@ fn scale(plan: &PreparePlan, seen: &[Seen], seconds: f64) -> Estimate {
             .clone()
             .next()
             .and_then(|i| plan.inputs.get(i))
-            .map(|i| i.label.clone())
+            .map(|i| i.source.clone())
             .unwrap_or_default()
     };
     e.sources = (0..whole.len())
-        .map(|k| SourcePart {
+        .map(|k| SourceEstimate {
             source: name(k),
             available_tokens: available[k],
-            tokens: available[k] * share(k, &given.tokens),
+            tokens: available[k] * share(k, &state.tokens),
         })
         .collect();
     let dropped = |d: &DropReason| e.dropped.get(d.name()).copied().unwrap_or(0.0);
-    let bare: f64 = DropReason::ALL.iter().filter(|d| d.is_unsupervised()).map(dropped).sum();
-    if s.too_many_unsupervised(bare, dropped(&DropReason::PromptTooLong), e.rows_read) {
+    let unsupervised: f64 =
+        DropReason::ALL.iter().filter(|d| d.is_unsupervised()).map(dropped).sum();
+    if s.too_many_unsupervised(unsupervised, dropped(&DropReason::PromptTooLong), e.rows_read) {
         e.problem = Some(format!(
             "{:.1} % of conversations would have no token to learn from, more than the {:.0} % allowed (--max-unsupervised)",
-            100.0 * bare / e.rows_read.max(1.0),
+            100.0 * unsupervised / e.rows_read.max(1.0),
             100.0 * s.max_unsupervised
         ));
     }
     e
 }
 
-/// Where place `k` of `n` begins in a file of `size`, so that `length` from there stays before the
-/// next: at a point of its stretch that follows no pattern, since files do.
-fn start(k: u64, n: u64, size: u64, length: u64) -> u64 {
-    let free = (size / n).saturating_sub(length) as f64;
-    size * k / n + (free * (k as f64 * 0.618_034).fract()) as u64
-}
-
-/// Gives `each` some rows of a file, about `budget` bytes of them; their share of the file.
-fn look(input: &Input, budget: u64, each: &mut dyn FnMut(RawRows) -> Result<()>) -> Result<f64> {
-    let path = input.ready()?;
-    match source::kind(&input.path) {
-        Some(FileFormat::Parquet) => {
-            let (rows, bytes) = source::parquet_size(&path)?;
-            let wanted =
-                (budget as f64 / (bytes as f64 / rows.max(1) as f64).max(1.0)).ceil() as u64;
-            let (places, per_place) =
-                if wanted + PLACES >= rows { (1, rows) } else { (PLACES, wanted.div_ceil(PLACES)) };
-            let mut looked = 0;
-            for place in 0..places {
-                let mut left = per_place;
-                for batch in source::open(input, start(place, places, rows, per_place))? {
-                    let batch = match batch? {
-                        RawRows::Table(b) if b.num_rows() as u64 > left => {
-                            RawRows::Table(b.slice(0, left as usize))
-                        }
-                        other => other,
-                    };
-                    left -= batch.len() as u64;
-                    looked += batch.len() as u64;
-                    each(batch)?;
-                    if left == 0 {
-                        break;
-                    }
-                }
-            }
-            Ok(if rows == 0 { 1.0 } else { looked as f64 / rows as f64 })
-        }
-        Some(FileFormat::Json) => {
-            let size = input.bytes.max(1);
-            if size > budget
-                && let Some(places) = (0..PLACES)
-                    .map(|p| {
-                        JsonRows::from_byte(&path, start(p, PLACES, size, budget / PLACES))
-                            .transpose()
-                    })
-                    .collect::<Option<Vec<_>>>()
-            {
-                let mut looked = 0;
-                for rows in places {
-                    let mut left = (budget / PLACES) as i64;
-                    for batch in rows? {
-                        let batch = batch?;
-                        let RawRows::Lines { bytes, ends } = &batch else {
-                            continue;
-                        };
-                        let n = (bytes.len() + ends.len()) as i64;
-                        (left, looked) = (left - n, looked + n);
-                        each(batch)?;
-                        if left <= 0 {
-                            break;
-                        }
-                    }
-                }
-                return Ok((looked as f64 / size as f64).min(1.0));
-            }
-            // Compressed, or one array: from its start only.
-            let (mut rows, mut left) = (JsonRows::open(&path, 0)?, budget as i64);
-            while let Some(batch) = rows.next() {
-                let batch = batch?;
-                if let RawRows::Lines { bytes, .. } = &batch {
-                    left -= bytes.len() as i64;
-                }
-                each(batch)?;
-                if left <= 0 {
-                    return Ok((rows.consumed() as f64 / size as f64).clamp(1e-6, 1.0));
-                }
-            }
-            Ok(1.0)
-        }
-        Some(FileFormat::Arrow) => {
-            let mut looked = 0;
-            for batch in source::open(input, 0)? {
-                let batch = batch?;
-                if let RawRows::Table(b) = &batch {
-                    looked += b
-                        .columns()
-                        .iter()
-                        .map(|c| c.to_data().get_slice_memory_size().unwrap_or(0) as u64)
-                        .sum::<u64>();
-                }
-                each(batch)?;
-                if looked >= budget {
-                    return Ok((looked as f64 / input.bytes.max(1) as f64).min(1.0));
-                }
-            }
-            Ok(1.0)
-        }
-        None => Err(Error::Internal(format!("{}: unknown kind of file", path.display()))),
-    }
-}
-
-/// A number of three digits or so.
+/// `n` with about three digits.
 fn round(n: f64) -> String {
     match n {
         n if n >= 1e9 => format!("{:.2} G", n / 1e9),
@@ -357,13 +253,14 @@ fn round(n: f64) -> String {
     }
 }
 
+/// A summary of some lines for people.
 impl fmt::Display for Estimate {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let percent = |n: f64, of: f64| 100.0 * n / of.max(1.0);
         writeln!(
             f,
-            "estimate   from {} rows, {:.1} % of the inputs; duplicates not looked for",
-            self.looked_at,
+            "estimate   from {} rows, {:.1} % of the inputs; duplicates are not looked for",
+            self.sampled_rows,
             100.0 * self.share_of_bytes
         )?;
         writeln!(
@@ -372,12 +269,12 @@ impl fmt::Display for Estimate {
             round(self.rows_read),
             round(self.rows_kept)
         )?;
-        for (why, n) in self.dropped.iter().filter(|d| *d.1 > 0.0) {
-            writeln!(f, "           {:>6.2} % left out: {why}", percent(*n, self.rows_read))?;
+        for (reason, n) in self.dropped.iter().filter(|d| *d.1 > 0.0) {
+            writeln!(f, "           {:>6.2} % dropped: {reason}", percent(*n, self.rows_read))?;
         }
         writeln!(
             f,
-            "tokens     {}, {:.1} % with loss; {:.1} % of conversations too long, {:.1} % of tokens cut",
+            "tokens     {}, {:.1} % with loss; {:.1} % of conversations are too long, {:.1} % of tokens cut",
             round(self.tokens),
             percent(self.response_tokens, self.tokens),
             percent(self.over_long, self.rows_read),
@@ -386,7 +283,7 @@ impl fmt::Display for Estimate {
         for s in self.sources.iter().filter(|_| self.sources.len() > 1) {
             let (share, of) =
                 (percent(s.tokens, self.tokens), percent(s.tokens, s.available_tokens));
-            writeln!(f, "           {share:>6.2} % from {}: {:.1} % of what it has", s.source, of)?;
+            writeln!(f, "           {share:>6.2} % from {}: {:.1} % of its tokens", s.source, of)?;
         }
         write!(
             f,
@@ -395,8 +292,8 @@ impl fmt::Display for Estimate {
             self.bytes / 1e6,
             self.seconds.ceil()
         )?;
-        if let Some(why) = &self.ends_by {
-            write!(f, "; ends by {why}")?;
+        if let Some(reason) = &self.ends_by {
+            write!(f, "; ends by {reason}")?;
         }
         writeln!(f)?;
         self.problem.iter().try_for_each(|p| writeln!(f, "problem    {p}; the run would fail"))

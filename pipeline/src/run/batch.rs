@@ -1,79 +1,81 @@
 //! What a worker makes of a batch of raw rows.
 //!
-//! In: what each row gave. Out: [`ProcessedBatch`]: rows, their documents, and the ids and loss of
-//! all documents one after another, in memory that is used again for the next batch.
+//! [`ProcessedBatch`] holds the rows, their documents, and the ids and loss runs of all documents
+//! one after another, in memory that is reused for later batches.
 
 use crate::parse::drop_reason::DropReason;
 use dlm_datasets::manifest::Counts;
 use dlm_datasets::verify::RowSummary;
 use dlm_datasets::writer::LossRun;
 
-/// Where a run stands in its inputs.
+/// Position in the inputs of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Cursor {
-    /// Input file.
+    /// Index of the input file.
     pub file: usize,
-    /// Rows of it that are done.
+    /// Number of its rows that precede the position.
     pub row: u64,
 }
 
-/// One row, processed.
+/// One row after processing.
 #[derive(Debug, Default)]
 pub struct ProcessedRow {
-    /// Why it is left out, if it is.
+    /// Why the row is dropped, if it is.
     pub dropped: Option<DropReason>,
-    /// Index into the batch's keys.
-    pub key: usize,
-    /// How many of the batch's documents are its.
+    /// Index in the batch's `keys`; none for a row of another machine's part (`--shard`), which is
+    /// neither processed nor counted.
+    pub key: Option<usize>,
+    /// Number of its documents.
     pub documents: usize,
-    /// Tokens cut away.
+    /// Number of tokens cut from it.
     pub cut: u64,
-    /// Longer than a row.
+    /// Whether it is longer than a packed row.
     pub over_long: bool,
-    /// Control-token strings in its text.
-    pub marked: bool,
-    /// Turns with white space changed.
+    /// Whether its text spells control tokens.
+    pub has_control_text: bool,
+    /// Number of assistant turns whose white space the template changes.
     pub respaced: u64,
-    /// Turns rewritten by the template.
+    /// Number of assistant turns that the template rewrites.
     pub rewritten: u64,
-    /// Of what is said; taken only where it is needed.
+    /// Hash of the conversation ([`fingerprint`](crate::parse::conversation::fingerprint)); 0 if the
+    /// run does not need it.
     pub fingerprint: u128,
 }
 
-/// A document of a batch.
+/// One document of a batch.
 #[derive(Debug)]
 pub struct ProcessedDocument {
-    /// Tokens, padding included.
+    /// Number of its tokens, padding included.
     pub tokens: usize,
-    /// Runs of loss.
+    /// Number of its loss runs.
     pub runs: usize,
-    /// What it holds.
+    /// Its counts.
     pub summary: RowSummary,
 }
 
-/// A batch, processed.
+/// A batch after processing.
 #[derive(Debug, Default)]
 pub struct ProcessedBatch {
-    /// Position in the order of batches.
+    /// Number of the batch in its stream, from 0.
     pub number: u64,
-    /// Where its first row stands.
+    /// Position of its first row.
     pub from: Cursor,
     /// Its rows.
     pub rows: Vec<ProcessedRow>,
     /// The documents of all rows, in order.
     pub documents: Vec<ProcessedDocument>,
-    /// Their ids, one after another.
+    /// Token ids of all documents, in order.
     pub ids: Vec<i32>,
-    /// Where they carry loss, each counted from its own start.
+    /// Loss runs of all documents, in order; positions count from the document's start.
     pub loss: Vec<LossRun>,
-    /// (category, licence) of rows.
+    /// The distinct (category, licence) of its rows.
     pub keys: Vec<(Option<String>, Option<String>)>,
     /// Bytes of rendered text.
     pub text_bytes: u64,
 }
 
 impl ProcessedBatch {
-    /// Empties it, keeping its memory.
+    /// Removes the content; the memory stays allocated.
     pub(crate) fn clear(&mut self) {
         self.rows.clear();
         self.documents.clear();
@@ -83,8 +85,8 @@ impl ProcessedBatch {
         self.text_bytes = 0;
     }
 
-    /// What a row adds to the totals; its documents begin at `at`. `dropped` may know better than
-    /// the row.
+    /// What a row adds to the totals; its documents begin at `at`. `dropped` takes the place of the
+    /// row's own field, because duplicates are only known to the caller.
     pub fn counts(
         &self,
         row: &ProcessedRow,
@@ -92,15 +94,15 @@ impl ProcessedBatch {
         dropped: Option<DropReason>,
     ) -> Counts {
         let mut c = Counts { rows_read: 1, ..Default::default() };
-        if let Some(why) = dropped {
-            c.dropped.insert(why.name().to_string(), 1);
+        if let Some(reason) = dropped {
+            c.dropped.insert(reason.name().to_string(), 1);
             return c;
         }
         c.rows_kept = 1;
         c.tokens_cut = row.cut;
         c.over_long = u64::from(row.over_long);
         for (name, n) in [
-            ("special_text_rows", u64::from(row.marked)),
+            ("special_text_rows", u64::from(row.has_control_text)),
             ("respaced_turns", row.respaced),
             ("rewritten_turns", row.rewritten),
         ] {
@@ -112,39 +114,39 @@ impl ProcessedBatch {
         c
     }
 
-    /// The place behind the documents of a row that begin at `at`.
+    /// The position behind the documents of a row that begin at `at`.
     pub fn after(&self, row: &ProcessedRow, mut at: BatchPosition) -> BatchPosition {
         self.documents[at.documents..].iter().take(row.documents).for_each(|d| at.pass(d));
         at
     }
 
-    /// The documents behind a place, with their ids and loss.
+    /// The documents from a position on, with their ids and loss runs.
     pub fn documents_from(
         &self,
         mut at: BatchPosition,
     ) -> impl Iterator<Item = (&ProcessedDocument, &[i32], &[LossRun])> {
         self.documents[at.documents..].iter().map(move |d| {
-            let found =
+            let document =
                 (d, &self.ids[at.ids..at.ids + d.tokens], &self.loss[at.runs..at.runs + d.runs]);
             at.pass(d);
-            found
+            document
         })
     }
 }
 
-/// A place in a batch: how much of it lies before.
+/// Position in the documents of a batch.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct BatchPosition {
-    /// Documents.
+    /// Number of documents before it.
     pub documents: usize,
-    /// Ids.
+    /// Number of token ids before it.
     pub ids: usize,
-    /// Runs of loss.
+    /// Number of loss runs before it.
     pub runs: usize,
 }
 
 impl BatchPosition {
-    /// Steps over `d`.
+    /// Moves past the document `d`.
     pub fn pass(&mut self, d: &ProcessedDocument) {
         self.documents += 1;
         self.ids += d.tokens;

@@ -1,50 +1,61 @@
-//! Threads around the stages.
+//! Threads that read and process rows.
 //!
 //! ```text
-//! reader ─(batches, at most WINDOW under way)─▶ N workers ─▶ in-order consumer (packs and writes)
+//! one reader per stream ──raw batches──▶ N workers ──processed batches──▶ consumer (packs, writes)
+//!          ▲                                                                 │
+//!          └───────────────────── tickets, a window per stream ──────────────┘
 //! ```
 //!
-//! In: inputs and a position in them. Out: processed batches, in input order whatever the number of
-//! workers. The reader takes a ticket per batch and the consumer gives it back, so that memory is
-//! bounded by the window and not by the slowest row.
+//! In: inputs and a position in them. Out: processed batches, in input order for any number of
+//! workers. A reader needs a ticket for every batch, and the consumer returns it; so memory is
+//! bounded by the window, even if a single slow row holds up the order.
 
 use crate::error::{Error, Result};
-use crate::input::source::{self, Input, RawRows};
+use crate::input::raw_rows::RawRows;
+use crate::input::source::Input;
 use crate::run::batch::{Cursor, ProcessedBatch};
 use crate::run::row_processor::{RowProcessor, Stages};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Counters for a progress display.
+/// Counters of a run, and the flag that ends it.
 #[derive(Debug, Default)]
 pub struct Meter {
-    /// Rows done.
+    /// Rows processed.
     pub rows: AtomicU64,
-    /// Tokens done.
+    /// Tokens of their documents, block padding included.
     pub tokens: AtomicU64,
-    /// Rendered text.
+    /// Bytes of rendered text.
     pub text_bytes: AtomicU64,
-    /// Set to make the run stop.
-    pub stop: AtomicBool,
+    /// Set from outside to end the run with [`Error::Interrupted`].
+    pub stop: Arc<AtomicBool>,
 }
 
-/// Inputs that are read one after another, and where to begin.
+/// Inputs that are read one after another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InputStream {
-    /// Numbers of its inputs.
+    /// Range of the run's input files.
     pub inputs: std::ops::Range<usize>,
-    /// Where to begin.
+    /// The first row to read.
     pub from: Cursor,
 }
 
-/// Processed batches, by stream, in order.
+/// The consumer's end: processed batches by stream, in order.
 pub struct Feed<'a> {
+    /// (stream, batch) from the workers, in any order, or a failure.
     done: crossbeam_channel::Receiver<Result<(usize, ProcessedBatch)>>,
+    /// Per stream: returns tickets to its reader.
     tickets: Vec<crossbeam_channel::Sender<()>>,
+    /// Per stream: batches that came before their turn.
     waiting: Vec<BTreeMap<u64, ProcessedBatch>>,
+    /// Per stream: number of the next batch.
     next: Vec<u64>,
+    /// Per stream: number of its batches, once the reader has reached its end.
     ended: Vec<Option<u64>>,
+    /// (stream, number of its batches) from the readers.
     ends: crossbeam_channel::Receiver<(usize, u64)>,
+    /// Returns batches to the workers, which reuse their memory.
     used: crossbeam_channel::Sender<ProcessedBatch>,
     meter: &'a Meter,
 }
@@ -74,7 +85,7 @@ impl Feed<'_> {
         }
     }
 
-    /// Gives back a batch that is done with, for its memory.
+    /// Returns a batch that was consumed; a worker reuses its memory.
     pub fn give_back(&self, batch: ProcessedBatch) {
         let _ = self.used.try_send(batch);
     }
@@ -86,13 +97,13 @@ impl Feed<'_> {
                 Ok(())
             }
             Some(Err(e)) => Err(e),
-            // Everyone has gone: what has not come will not come.
+            // All workers have ended; no batch will come any more.
             None => {
                 while let Ok((s, n)) = self.ends.try_recv() {
                     self.ended[s] = Some(n);
                 }
                 match (0..self.next.len()).find(|&s| self.ended[s].is_none()) {
-                    Some(s) => Err(Error::Internal(format!("stream {s} ended without saying so"))),
+                    Some(s) => Err(Error::Internal(format!("stream {s} ended without a report"))),
                     None => Ok(()),
                 }
             }
@@ -100,8 +111,8 @@ impl Feed<'_> {
     }
 }
 
-/// Runs streams of `inputs` through the stages on `workers` threads; `consume` pulls batches from
-/// whichever stream it wants.
+/// Processes streams of `inputs` on `workers` threads. `consume` runs on the calling thread and takes
+/// batches from the streams in the order it chooses.
 pub fn run<T>(
     stages: &Stages,
     inputs: &[Input],
@@ -114,8 +125,8 @@ pub fn run<T>(
     let window = workers * 4 + 4;
     let (raw_in, raw_out) =
         crossbeam_channel::bounded::<(usize, u64, Cursor, RawRows)>(workers * 2);
-    // Room for every ticket and a failure of every thread, so that no worker ever waits for the
-    // consumer.
+    // Room for one batch per ticket and one failure per thread, so that no worker ever waits for
+    // the consumer.
     let (done_in, done) =
         crossbeam_channel::bounded(window * streams.len() + workers + streams.len());
     let (ends_in, ends) = crossbeam_channel::bounded(streams.len());
@@ -133,7 +144,7 @@ pub fn run<T>(
                 let read = std::panic::AssertUnwindSafe(|| {
                     read(inputs, k, stream, &raw_in, &ticket_out, meter)
                 });
-                // A decoder's bug is an error of this run, not the end of the thread.
+                // A panic in a decoder becomes an error of the run.
                 std::panic::catch_unwind(read)
                     .unwrap_or_else(|_| Err(Error::Internal("reading an input".to_string())))
             };
@@ -147,10 +158,10 @@ pub fn run<T>(
         for _ in 0..workers {
             let (raw_out, done_in, used) = (raw_out.clone(), done_in.clone(), used.clone());
             scope.spawn(move || {
-                let mut worker = RowProcessor::new(stages);
+                let mut processor = RowProcessor::new(stages);
                 for (stream, number, from, raw) in raw_out {
                     let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                        worker.process(number, from, raw, used.try_recv().ok())
+                        processor.process(number, from, raw, used.try_recv().ok())
                     }));
                     let done = done.unwrap_or_else(|_| {
                         Err(Error::Internal(format!(
@@ -177,12 +188,12 @@ pub fn run<T>(
             used: used_in,
             meter,
         };
-        // When the feed is dropped, whoever still waits for us finds the channels closed.
+        // The feed is dropped here; threads that still wait for it then find their channels closed.
         consume(&mut feed)
     })
 }
 
-/// Reads a stream; the number of batches, or none if the consumer has had enough.
+/// Reads a stream. Returns the number of its batches, or none if the consumer has ended first.
 fn read(
     inputs: &[Input],
     k: usize,
@@ -194,7 +205,7 @@ fn read(
     let mut number = 0;
     for file in stream.inputs.clone().filter(|f| *f >= stream.from.file) {
         let mut row = if file == stream.from.file { stream.from.row } else { 0 };
-        for batch in source::open(&inputs[file], row)? {
+        for batch in inputs[file].open(row)? {
             let batch = batch?;
             if meter.stop.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);

@@ -1,6 +1,5 @@
-//! Rows through the stages on several threads, order kept.
+//! Rows are read and processed on several threads; their order is kept.
 
 pub mod batch;
 pub mod executor;
-pub mod progress;
 pub mod row_processor;

@@ -1,11 +1,12 @@
-//! A batch of raw rows through the stages that need nothing but the row.
+//! Processes batches of raw rows; no row depends on another.
 //!
-//! In: raw rows. Out: [`ProcessedBatch`]: each row decoded, rendered, encoded, labelled, cut and
-//! padded, or dropped by name. The same whatever thread does it.
+//! In: raw rows. Out: [`ProcessedBatch`]: each row parsed, rendered, encoded, labelled, cut and
+//! padded, or dropped with a reason. The result does not depend on the thread that makes it.
 
 use crate::config::settings::Settings;
 use crate::error::{Error, Result};
-use crate::input::source::{Input, RawRows};
+use crate::input::raw_rows::RawRows;
+use crate::input::source::Input;
 use crate::label::block::Grid;
 use crate::label::supervise::{Sample, Supervisor};
 use crate::label::truncate::{self, DocumentRange};
@@ -22,25 +23,25 @@ use crate::tokenize::tokenizer::Tokenizer;
 use dlm_datasets::manifest::Manifest;
 use dlm_datasets::verify::summarize_runs;
 
-/// What the stages share.
+/// What all row processors of a run share.
 pub struct Stages<'a> {
-    /// Choices.
+    /// Settings of the run.
     pub settings: &'a Settings,
-    /// Tokenizer.
+    /// The tokenizer.
     pub tokenizer: &'a Tokenizer,
-    /// Control tokens.
+    /// The tokenizer's control tokens.
     pub control: &'a ControlTokens,
-    /// Template.
+    /// The chat template.
     pub template: &'a ChatTemplate,
-    /// When rows need no render.
+    /// Which content the template copies verbatim; none if every row is rendered.
     pub linear: Option<&'a Verbatim>,
-    /// Ids and policies, for counting.
+    /// Token ids and policies.
     pub manifest: &'a Manifest,
-    /// Inputs, for their columns' names.
+    /// All input files, for their renamed columns.
     pub inputs: &'a [Input],
 }
 
-/// One worker's tools and scratch memory.
+/// Processes batches on one thread, with scratch memory of its own.
 pub struct RowProcessor<'a> {
     settings: &'a Settings,
     manifest: &'a Manifest,
@@ -55,7 +56,7 @@ pub struct RowProcessor<'a> {
 }
 
 impl<'a> RowProcessor<'a> {
-    /// A worker on `stages`.
+    /// A processor for one thread.
     pub fn new(stages: &Stages<'a>) -> Self {
         let (s, m) = (stages.settings, stages.manifest);
         let fill_id = match s.padding {
@@ -87,7 +88,7 @@ impl<'a> RowProcessor<'a> {
         }
     }
 
-    /// All rows of a batch, in the memory of one that is done with.
+    /// Processes all rows of a batch. `used` is a batch whose memory is reused.
     pub fn process(
         &mut self,
         number: u64,
@@ -100,27 +101,23 @@ impl<'a> RowProcessor<'a> {
         out.clear();
         (out.number, out.from) = (number, from);
         let raw = RowParser::new(&raw, self.inputs.get(from.file).map_or(&[][..], |i| &i.columns));
-        // The list of one row's messages is the next one's.
+        // The memory of a row's message list is reused for the next row.
         let mut messages = Vec::new();
         for i in 0..n {
             if let Some((index, of)) = self.settings.shard
                 && (from.row + i as u64) % of != index
             {
-                // Another machine's row; counted there.
-                out.rows.push(ProcessedRow { key: usize::MAX, ..Default::default() });
+                out.rows.push(ProcessedRow::default());
                 continue;
             }
             let mut row = ProcessedRow::default();
             let parsed = raw.parse(i, std::mem::take(&mut messages));
             let key = (parsed.category.as_deref(), parsed.licence.as_deref());
-            row.key = out
-                .keys
-                .iter()
-                .position(|k| (k.0.as_deref(), k.1.as_deref()) == key)
-                .unwrap_or_else(|| {
-                    out.keys.push((key.0.map(String::from), key.1.map(String::from)));
-                    out.keys.len() - 1
-                });
+            let known = out.keys.iter().position(|k| (k.0.as_deref(), k.1.as_deref()) == key);
+            row.key = known.or_else(|| {
+                out.keys.push((key.0.map(String::from), key.1.map(String::from)));
+                Some(out.keys.len() - 1)
+            });
             let (ids, loss, documents) = (out.ids.len(), out.loss.len(), out.documents.len());
             let check = (from.row + i as u64) % CHECK_EVERY == 0;
             let done = parsed.conversation.map_err(RenderError::from).and_then(|mut c| {
@@ -130,9 +127,9 @@ impl<'a> RowProcessor<'a> {
                 done
             });
             if let Err(fault) = done {
-                let RenderError::Drop(why) = fault else {
+                let RenderError::Drop(reason) = fault else {
                     return Err(Error::Unfit(format!(
-                        "row {} of input {}: the template treats its text in a way that trying it out did not show; run again with --render each",
+                        "row {} of input {}: the template changes its text, although the probes showed that it copies such text verbatim; run again with --render each",
                         from.row + i as u64,
                         from.file
                     )));
@@ -141,7 +138,7 @@ impl<'a> RowProcessor<'a> {
                 out.loss.truncate(loss);
                 out.documents.truncate(documents);
                 row.cut = 0;
-                row.dropped = Some(why);
+                row.dropped = Some(reason);
             }
             row.documents = out.documents.len() - documents;
             out.rows.push(row);
@@ -163,7 +160,7 @@ impl<'a> RowProcessor<'a> {
         let rendered = &mut self.rendered;
         self.spans.render_into(c, check, rendered)?;
         out.text_bytes += rendered.text.len() as u64;
-        row.marked = rendered.control.is_some();
+        row.has_control_text = rendered.control.is_some();
         row.respaced = rendered.whitespace_changed_turns;
         row.rewritten = rendered.rewritten_turns;
         self.supervisor.encode(rendered, &mut self.sample)?;
@@ -191,7 +188,7 @@ impl<'a> RowProcessor<'a> {
             let turn = turn.saturating_sub(cut.start);
             let beyond = self.grid.pad(&mut out.ids, from, turn);
             row.cut += beyond as u64;
-            // What is context, or nothing precedes, carries no loss.
+            // Context carries no loss, and neither does the first token: nothing precedes it.
             let (first, end) = (cut.start + cut.context.max(1), cut.end - beyond);
             let inside = self.sample.loss_within(first, end).iter();
             let inside = inside.map(|r| {

@@ -4,7 +4,7 @@
 //! [`Rendered`], which the `label` stage encodes.
 
 use crate::parse::conversation::Message;
-use crate::template::skeleton::{Piece, Skeleton};
+use crate::template::skeleton::{ControlPosition, Piece, Skeleton};
 use std::sync::Arc;
 
 /// The byte range of an assistant turn in the rendered text.
@@ -26,9 +26,8 @@ pub struct Rendered {
     /// The assistant turns, in order and without overlap.
     pub spans: Vec<Span>,
     /// Set where message content contains strings that spell a control token: the control tokens
-    /// that the template wrote, as (byte offset, length in bytes, token id) in order. All other
-    /// such strings in the text are ordinary text.
-    pub control: Option<Vec<(usize, usize, i32)>>,
+    /// that the template wrote, in order. All other such strings in the text are ordinary text.
+    pub control: Option<Vec<ControlPosition>>,
     /// The skeleton into which the contents were filled, where the template was not rendered.
     pub skeleton: Option<Arc<Skeleton>>,
     /// With `skeleton`: the lengths in bytes of the contents, in order.
@@ -70,10 +69,11 @@ impl Rendered {
             match piece {
                 Piece::Literal(l) => {
                     if let Some(list) = &mut controls {
-                        while let Some(&&(p, offset, len, id)) = next_control.peek()
-                            && p == i
+                        while let Some(&&(piece, position)) = next_control.peek()
+                            && piece == i
                         {
-                            list.push((self.text.len() + offset, len, id));
+                            let start = self.text.len() + position.start;
+                            list.push(ControlPosition { start, ..position });
                             next_control.next();
                         }
                     }
@@ -84,10 +84,10 @@ impl Rendered {
                     let start = self.text.len();
                     self.text.push_str(content);
                     self.slot_lengths.push(content.len());
-                    if let Some((before, after)) = s.turn_margins.get(*k).copied().flatten() {
+                    if let Some(margins) = s.turn_margins.get(*k).copied().flatten() {
                         self.spans.push(Span {
-                            start: start - before,
-                            end: self.text.len() + after,
+                            start: start - margins.before,
+                            end: self.text.len() + margins.after,
                             loss: true,
                         });
                     }

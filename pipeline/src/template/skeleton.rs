@@ -20,23 +20,41 @@ pub enum Piece {
     Slot(usize),
 }
 
+/// A control token that the template wrote into a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ControlPosition {
+    /// First byte.
+    pub start: usize,
+    /// Length in bytes.
+    pub len: usize,
+    /// Token id.
+    pub id: i32,
+}
+
+/// How much of the text around a content belongs to the assistant turn, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TurnMargins {
+    /// White space before the content that the generation prompt does not contain.
+    pub before: usize,
+    /// Text after the content, up to and including the end-of-turn token.
+    pub after: usize,
+}
+
 /// A rendered conversation without the contents of its messages. It is the same for all
 /// conversations with the same roles in the same order.
 #[derive(Debug, Default)]
 pub struct Skeleton {
     /// Literals and slots alternate; the first and the last piece are literals.
     pub pieces: Vec<Piece>,
-    /// Control tokens in literals: (index of the piece, byte offset in it, length in bytes, token
-    /// id).
-    pub control: Vec<(usize, usize, usize, i32)>,
+    /// Control tokens in literals, in order: the index of the piece and the position in it.
+    pub control: Vec<(usize, ControlPosition)>,
     /// Whether filling in contents may replace rendering, once
     /// [`can_replace_rendering`](Self::can_replace_rendering) has verified it.
     pub fillable: bool,
     /// Boundaries of `{% generation %}` blocks: (index of the piece, byte offset in it, is start).
     pub generation: Vec<(usize, usize, bool)>,
-    /// By message: for an assistant message with a slot, how many bytes before its content (white
-    /// space) and after it (up to and including the end-of-turn token) belong to its turn.
-    pub turn_margins: Vec<Option<(usize, usize)>>,
+    /// The margins of assistant messages with a slot, by message index.
+    pub turn_margins: Vec<Option<TurnMargins>>,
     used: AtomicBool,
     verified: OnceLock<bool>,
     encoded: OnceLock<Option<EncodedSkeleton>>,

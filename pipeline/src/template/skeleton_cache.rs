@@ -10,7 +10,9 @@ use crate::template::chat::ChatTemplate;
 use crate::template::control::ControlTokens;
 use crate::template::python_text::is_space;
 use crate::template::rendered::Rendered;
-use crate::template::skeleton::{Piece, Skeleton, content_placeholder};
+use crate::template::skeleton::{
+    ControlPosition, Piece, Skeleton, TurnMargins, content_placeholder,
+};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -116,6 +118,7 @@ impl<'a> SkeletonCache<'a> {
         built
     }
 
+    /// Builds a skeleton by rendering the conversation with placeholders for its contents.
     fn build(&self, messages: &[Message], tools: Option<&Value>) -> Option<Skeleton> {
         if messages.len() > 0xFFFF {
             return None;
@@ -126,14 +129,46 @@ impl<'a> SkeletonCache<'a> {
         }
         let text = self.template.render_with(&trial, tools, false, self.uses_generation).ok()?;
         let mut s = Skeleton::parse(&text)?;
-        let mut turn_margins = vec![None; messages.len()];
+        s.turn_margins = self.turn_margins(&s, &trial, tools, &text)?;
+        for (i, piece) in s.pieces.iter().enumerate() {
+            if let Piece::Literal(l) = piece {
+                let mut at = 0;
+                for (part, token) in self.control.split(l) {
+                    at += part.len();
+                    if let Some((id, len)) = token {
+                        s.control.push((i, ControlPosition { start: at, len, id }));
+                        at += len;
+                    }
+                }
+            }
+        }
+        // Filling requires that every content has a slot, that slots are in the order of messages,
+        // and that no assistant message is empty.
+        let order =
+            s.pieces.iter().filter_map(|p| if let Piece::Slot(k) = p { Some(*k) } else { None });
+        let complete = order.eq((0..messages.len()).filter(|&k| !messages[k].content.is_empty()));
+        let answered = messages.iter().all(|m| !m.is_assistant() || !m.content.is_empty());
+        s.fillable = self.allow_filling && complete && answered && tools.is_none();
+        Some(s)
+    }
+
+    /// The margins of assistant turns ([`Skeleton::turn_margins`]) in `text`, the render of the
+    /// messages `trial`, whose contents are placeholders. None if that would be too expensive.
+    fn turn_margins(
+        &self,
+        s: &Skeleton,
+        trial: &[Message],
+        tools: Option<&Value>,
+        text: &str,
+    ) -> Option<Vec<Option<TurnMargins>>> {
+        let mut turn_margins = vec![None; trial.len()];
         // By the literal before a content: how many bytes at its end the generation prompt does not
         // contain, and in how many turns in a row that number was the same.
         let mut margins: HashMap<&str, (usize, usize)> = HashMap::new();
-        let mut budget = PrefixBudget::new(messages.len());
+        let mut budget = PrefixBudget::new(trial.len());
         for (i, piece) in s.pieces.iter().enumerate() {
             let &Piece::Slot(k) = piece else { continue };
-            if !messages[k].is_assistant() {
+            if !trial[k].is_assistant() {
                 continue;
             }
             let literal = |i: Option<usize>| match i.and_then(|i| s.pieces.get(i)) {
@@ -141,11 +176,11 @@ impl<'a> SkeletonCache<'a> {
                 _ => "",
             };
             let (before, after) = (literal(i.checked_sub(1)), literal(Some(i + 1)));
-            let margin_after = self.end_of_turn(after, messages[k].tool_calls.is_some());
+            let margin_after = self.end_of_turn(after, trial[k].tool_calls.is_some());
             let mut margin_before = 0;
-            let seen = margins.entry(before).or_default();
-            if seen.1 >= PROMPT_SAMPLES {
-                margin_before = seen.0;
+            let known = margins.entry(before).or_default();
+            if known.1 >= PROMPT_SAMPLES {
+                margin_before = known.0;
             } else if before.ends_with(is_space) && !before.ends_with('\n') {
                 if !budget.take(k) {
                     return None;
@@ -162,35 +197,15 @@ impl<'a> SkeletonCache<'a> {
                 {
                     margin_before = rest.len().min(before.len());
                 }
-                *seen = if seen.1 == 0 || seen.0 == margin_before {
-                    (margin_before, seen.1 + 1)
+                *known = if known.1 == 0 || known.0 == margin_before {
+                    (margin_before, known.1 + 1)
                 } else {
                     (margin_before, 0)
                 };
             }
-            turn_margins[k] = Some((margin_before, margin_after));
+            turn_margins[k] = Some(TurnMargins { before: margin_before, after: margin_after });
         }
-        s.turn_margins = turn_margins;
-        for (i, piece) in s.pieces.iter().enumerate() {
-            if let Piece::Literal(l) = piece {
-                let mut at = 0;
-                for (part, token) in self.control.split(l) {
-                    at += part.len();
-                    if let Some((id, len)) = token {
-                        s.control.push((i, at, len, id));
-                        at += len;
-                    }
-                }
-            }
-        }
-        // Filling requires that every content has a slot, that slots are in the order of messages,
-        // and that no assistant message is empty.
-        let order =
-            s.pieces.iter().filter_map(|p| if let Piece::Slot(k) = p { Some(*k) } else { None });
-        let complete = order.eq((0..messages.len()).filter(|&k| !messages[k].content.is_empty()));
-        let answered = messages.iter().all(|m| !m.is_assistant() || !m.content.is_empty());
-        s.fillable = self.allow_filling && complete && answered && tools.is_none();
-        Some(s)
+        Some(turn_margins)
     }
 
     /// Whether a skeleton filled with sample texts equals the render of the same conversation.

@@ -18,7 +18,7 @@ use crate::template::chat::ChatTemplate;
 use crate::template::control::{ControlTokens, TextScan};
 use crate::template::python_text::is_space;
 use crate::template::rendered::{Rendered, Span};
-use crate::template::skeleton::{Piece, Skeleton};
+use crate::template::skeleton::{ControlPosition, Piece, Skeleton};
 use crate::template::skeleton_cache::{PrefixBudget, SkeletonCache};
 use crate::template::verbatim::Verbatim;
 use serde_json::Value;
@@ -189,7 +189,7 @@ impl<'a> SpanFinder<'a> {
             out.text.push_str(&self.control.unescape(&escaped[from..end]));
             at = end;
             if let Some((id, len)) = token {
-                control.push((out.text.len(), len, id));
+                control.push(ControlPosition { start: out.text.len(), len, id });
                 out.text.push_str(&escaped[at..at + len]);
                 at += len;
             }
@@ -235,9 +235,8 @@ impl<'a> SpanFinder<'a> {
                 aligned.as_ref().and_then(|(s, _)| position_of[k].map(|p| (*s, p)));
             let (span, matches) = match aligned_content {
                 Some((s, p)) => {
-                    let (before, after) =
-                        s.turn_margins.get(k).copied().flatten().unwrap_or((0, 0));
-                    ((p.start - before, p.end + after), p.matches)
+                    let margins = s.turn_margins.get(k).copied().flatten().unwrap_or_default();
+                    ((p.start - margins.before, p.end + margins.after), p.matches)
                 }
                 None if m.content.is_empty() && m.tool_calls.is_none() => continue,
                 None if !budget.take(k) => {

@@ -3,7 +3,7 @@
 //! DLM_FUZZ_SECONDS (default 3; the long form is 600).
 
 use crate::config::policies::{LostText, SpecialText, default_now};
-use crate::input::source::RawRows;
+use crate::input::raw_rows::RawRows;
 use crate::label::supervise::{Sample, Supervisor};
 use crate::parse::conversation;
 use crate::parse::rows::parse_row;

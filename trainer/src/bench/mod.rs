@@ -1,10 +1,12 @@
 //! Throughput of training at true shapes, with random weights and synthetic packed rows.
 //!
-//! In: [`TrainBenchOptions`]. Out: [`TrainBenchReport`]. `presets.rs` has the shapes, `rows.rs` the
-//! data, `train.rs` the measurement.
+//! In: [`TrainBenchOptions`]. Out: [`TrainBenchReport`]. `options.rs` has the settings,
+//! `presets.rs` the shapes, `rows.rs` the data, `train.rs` the measurement.
 
+mod options;
 mod presets;
 mod rows;
 mod train;
 
-pub use train::{BenchLayout, TrainBenchOptions, TrainBenchReport, measure};
+pub use options::{BenchLayout, TrainBenchOptions};
+pub use train::{TrainBenchReport, measure};

@@ -2,7 +2,7 @@
 
 use dlm_datasets::rng;
 
-use super::TrainBenchOptions;
+use super::options::TrainBenchOptions;
 use crate::diffusion::{IGNORE, PackedRow};
 
 /// Separates these ids from other draws of the same generator.

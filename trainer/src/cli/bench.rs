@@ -3,10 +3,10 @@
 
 use clap::{Args, Subcommand};
 
-use super::console;
 use crate::bench::{self, BenchLayout, TrainBenchOptions, TrainBenchReport};
 use crate::compute::{AttentionChoice, ComputeDtype};
 use crate::error::{Error, Result};
+use crate::report::console;
 
 /// What to measure.
 #[derive(Subcommand, Debug)]

@@ -9,11 +9,11 @@ use std::time::Instant;
 use clap::{ArgGroup, Args};
 use serde_json::json;
 
-use super::console::{self, Reader};
 use crate::compute::ComputeDtype;
 use crate::decode::prompt;
 use crate::error::{Error, Result};
 use crate::generate::{Completion, DecodeMode, GenerateOptions, ModelFiles, ModelOptions, Prompt};
+use crate::report::console::{self, Reader};
 
 /// Arguments of `dlm-train generate` as typed.
 #[derive(Args, Debug)]
@@ -90,7 +90,7 @@ pub fn run(args: &GenerateArgs) -> Result<bool> {
     let prompts = files.encode(&prompts, &options)?;
     files.decoding(&options)?;
     for warning in files.warnings(&prompts, &options) {
-        console::note(format_args!("warning: {warning}"));
+        console::message(format_args!("warning: {warning}"));
     }
     let started = Instant::now();
     let mut place = ModelOptions { dtype: args.dtype, ..ModelOptions::default() };
@@ -98,7 +98,7 @@ pub fn run(args: &GenerateArgs) -> Result<bool> {
         place.device = device.clone();
     }
     let mut model = files.load(&place)?;
-    console::note(format_args!(
+    console::message(format_args!(
         "loaded {} on {} in {:.1} s",
         args.model.display(),
         model.device(),
@@ -120,7 +120,7 @@ pub fn run(args: &GenerateArgs) -> Result<bool> {
         }
     }
     let Totals { tokens, passes, seconds } = totals;
-    console::note(format_args!(
+    console::message(format_args!(
         "{count} prompts: {tokens} tokens, {passes} forward passes counted per prompt, {:.2} tokens per forward, {seconds:.2} s, {:.1} tokens/s",
         tokens as f64 / passes.max(1) as f64,
         tokens as f64 / seconds.max(1e-9)

@@ -4,7 +4,6 @@
 //! results on stdout, lines for people on stderr.
 
 mod bench;
-mod console;
 mod eval;
 mod export;
 mod generate;
@@ -17,6 +16,8 @@ pub(crate) mod wf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::report::console;
 
 #[derive(Parser)]
 #[command(
@@ -72,7 +73,7 @@ pub(crate) fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
-            console::note(format_args!("dlm-train: {error}"));
+            console::message(format_args!("dlm-train: {error}"));
             ExitCode::from(error.exit_code())
         }
     }

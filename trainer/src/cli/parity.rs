@@ -56,8 +56,8 @@ pub struct ParityArgs {
     /// Positions whose logits exist at one time [default: 1024].
     #[arg(long)]
     pub loss_chunk: Option<usize>,
-    /// Largest absolute difference of logits [default: 2e-4; in bf16, 3 times the effect of rounding
-    /// the weights to bf16].
+    /// Largest absolute difference of logits [default: 2e-4; in bf16, 3 times the effect of
+    /// rounding the weights to bf16].
     #[arg(long)]
     pub tol_logits: Option<f64>,
     /// Largest relative difference of the loss [default: 2e-5; in bf16 2e-3, with BitLinear 5e-3].

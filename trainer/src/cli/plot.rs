@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::console;
 use crate::error::Result;
+use crate::report::console;
 use crate::report::plot::{PlotAxis, PlotOptions, plot};
 
 /// Options of `dlm-train plot`.

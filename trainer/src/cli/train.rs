@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::console;
 use crate::conversion::{Conversion, Resume, convert};
 use crate::error::Result;
+use crate::report::console;
 
 /// Arguments of a training run as typed.
 #[derive(Args, Debug)]

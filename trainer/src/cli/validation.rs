@@ -1,8 +1,8 @@
 //! How `parity` and `eval` print a [`ValidationReport`]: one line of text, or one JSON object.
 
-use super::console;
 use crate::error::{Error, Result};
 use crate::parity::ParityReport;
+use crate::report::console;
 use crate::validate::{DatasetReport, ValidationReport};
 
 /// Prints a report to stdout.

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use super::console;
 use crate::launch;
+use crate::report::console;
 
 /// Runs listed by `wf runs` unless `--limit` says otherwise.
 const RUNS: usize = 10;
@@ -55,7 +55,7 @@ pub(crate) fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            console::note(format_args!("wf: {error}"));
+            console::message(format_args!("wf: {error}"));
             ExitCode::from(error.exit_code())
         }
     }

@@ -1,7 +1,7 @@
 //! Autoregressive decoding, greedy and causal: the baseline for the speed of block decoding.
 //!
-//! In: prompts as token ids. Out: [`DecodedSequence`]s. The prompt is prefilled, then each pass runs
-//! one token per row.
+//! In: prompts as token ids. Out: [`DecodedSequence`]s. The prompt is prefilled, then each pass
+//! runs one token per row.
 
 use crate::decode::cached::{Order, Span};
 use crate::error::Result;

@@ -2,16 +2,17 @@
 //!
 //! In: prompts as token ids. Out: [`DecodedSequence`]s.
 //!
-//! The sequence is divided into blocks of `block_size` tokens from position 0, and every whole block
-//! of the prompt is prefilled. A block is decoded as follows:
+//! The sequence is divided into blocks of `block_size` tokens from position 0, and every whole
+//! block of the prompt is prefilled. A block is decoded as follows:
 //!
 //! 1. It starts with its known tokens (the end of the prompt, or the token that the previous commit
 //!    predicted); every other position holds the mask token.
-//! 2. Its sub-blocks are filled from left to right. A pass runs the whole block after the cache; the
-//!    logits at position j - 1 predict token j. Every masked position of the sub-block whose most
-//!    probable token is above the threshold is fixed, and at least the most probable one of them.
-//! 3. The full block is run once more (the commit): its keys and values join the cache, and its last
-//!    logits predict the first token of the next block.
+//! 2. Its sub-blocks are filled from left to right. A pass runs the whole block after the cache;
+//!    the logits at position j - 1 predict token j. Every masked position of the sub-block whose
+//!    most probable token is above the threshold is fixed, and at least the most probable one of
+//!    them.
+//! 3. The full block is run once more (the commit): its keys and values join the cache, and its
+//!    last logits predict the first token of the next block.
 //!
 //! Each row of a batch is at its own block. A pass runs only the rows that need one of its kind, so
 //! that no row waits for another.

@@ -90,8 +90,8 @@ impl Engine {
         &self.decoder
     }
 
-    /// Runs `ids` `[B·S]`, S tokens in each of the B `spans`. Returns hidden states before the final
-    /// norm, `[B·S, hidden_size]`.
+    /// Runs `ids` `[B·S]`, S tokens in each of the B `spans`. Returns hidden states before the
+    /// final norm, `[B·S, hidden_size]`.
     pub(super) fn pass(
         &mut self,
         ids: &[i64],
@@ -120,15 +120,15 @@ impl Engine {
         Ok(hidden)
     }
 
-    /// A new, empty cache for rows of at most `longest` tokens. Drops the last pass, which belongs to
-    /// the previous cache.
+    /// A new, empty cache for rows of at most `longest` tokens. Drops the last pass, which belongs
+    /// to the previous cache.
     pub(super) fn new_cache(&mut self, rows: usize, longest: usize) -> KvCache {
         self.last = None;
         KvCache::new(rows, longest.min(INITIAL_POSITIONS), longest)
     }
 
-    /// Refuses a cache that the host's memory cannot hold. While the cache grows, the old and the new
-    /// tensors of one layer exist at the same time.
+    /// Refuses a cache that the host's memory cannot hold. While the cache grows, the old and the
+    /// new tensors of one layer exist at the same time.
     fn check_room(&self, rows: usize, positions: usize) -> Result<()> {
         let c = &self.decoder.cfg;
         let token = 2 * c.num_key_value_heads * c.head_dim * self.compute.dtype.size();
@@ -188,9 +188,9 @@ impl Engine {
         Ok(predictions)
     }
 
-    /// Runs the first `len` tokens of `ids` into row `row` of `cache`. A token sees the tokens before
-    /// it and those of its own block of `block` tokens (1: causal). Returns the prediction of the
-    /// token after them.
+    /// Runs the first `len` tokens of `ids` into row `row` of `cache`. A token sees the tokens
+    /// before it and those of its own block of `block` tokens (1: causal). Returns the prediction
+    /// of the token after them.
     pub(super) fn prefill(
         &mut self,
         ids: &[i64],
@@ -215,8 +215,8 @@ impl Engine {
         Ok(prediction)
     }
 
-    /// Refuses prompts that cannot be decoded: empty ones, and those with ids outside the vocabulary
-    /// or with the mask token.
+    /// Refuses prompts that cannot be decoded: empty ones, and those with ids outside the
+    /// vocabulary or with the mask token.
     pub(super) fn check(&self, prompts: &[Vec<i64>], mask: Option<i64>) -> Result<()> {
         let vocab = self.decoder.cfg.vocab_size;
         let in_vocabulary = |id: i64| usize::try_from(id).is_ok_and(|id| id < vocab);

@@ -16,8 +16,8 @@ use crate::model::ModelConfig;
 
 use super::Engine;
 
-/// Mask token id of the published Fast-dLLM v2 checkpoints, which have Qwen2.5's tokenizer and do not
-/// state the id in any file.
+/// Mask token id of the published Fast-dLLM v2 checkpoints, which have Qwen2.5's tokenizer and do
+/// not state the id in any file.
 const PUBLISHED_MASK_ID: i64 = 151_665;
 
 /// The JSON files of a model folder; the weights are not read yet.

@@ -7,7 +7,8 @@
 use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
-use dlm_prep::input::hub::model::{self as hub, ModelPart};
+use dlm_prep::ConsoleProgress;
+use dlm_prep::hub::{ModelPart, resolve_model};
 
 use crate::error::Result;
 use crate::model::config::Quantization;
@@ -40,7 +41,10 @@ pub struct LoadedModel {
 /// The local folder of a model given on the command line; a hub's model is downloaded first.
 pub fn resolve(model: &Path) -> Result<PathBuf> {
     match model.to_str() {
-        Some(text) => Ok(hub::find(text, ModelPart::Whole, "--model")?.folder),
+        Some(text) => {
+            Ok(resolve_model(text, ModelPart::Whole, "--model", &ConsoleProgress::default())?
+                .folder)
+        }
         None => Ok(model.to_path_buf()),
     }
 }

@@ -5,7 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
-use dlm_prep::input::hub::model::{self as hub, ModelPart};
+use dlm_prep::ConsoleProgress;
+use dlm_prep::hub::{HubName, ModelPart, resolve_model};
 
 use crate::config::{Config, Init};
 use crate::error::{Error, Result};
@@ -34,8 +35,8 @@ pub fn locate(cfg: &Config, recorded: Option<&str>) -> Result<ModelSource> {
             "source.path is not set: give a model with source.path=DIR|hf://ORG/NAME, or source.init=random with source.config".into(),
         )
     })?;
-    let pinned = recorded.and_then(hub::HubName::parse).filter(hub::HubName::pinned);
-    let path = match (hub::hub_name(path), pinned, recorded) {
+    let pinned = recorded.and_then(HubName::parse).filter(HubName::is_pinned);
+    let path = match (HubName::unless_local(path), pinned, recorded) {
         (Some(name), Some(pinned), Some(recorded))
             if name.id == pinned.id && name.revision.is_none() =>
         {
@@ -44,7 +45,7 @@ pub fn locate(cfg: &Config, recorded: Option<&str>) -> Result<ModelSource> {
         _ => path,
     };
     let part = if recorded.is_some() { ModelPart::Shapes } else { ModelPart::Whole };
-    let model = hub::find(path, part, "source.path")?;
+    let model = resolve_model(path, part, "source.path", &ConsoleProgress::default())?;
     Ok(ModelSource { folder: Some(model.folder), name: model.name })
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::error::{Error, Result};
-use crate::report::message::message;
+use crate::report::console::message;
 
 use super::plan::{DlmArgs, LaunchPlan};
 use super::task::shell_words;

@@ -22,11 +22,18 @@ use crate::io::load_model::{self, LoadOptions, LoadedModel, load_model};
 use crate::model::Gradients;
 
 /// What a comparison computes and how.
+///
+/// ```
+/// use dlm_train::{Layout, ParityOptions};
+///
+/// let options = ParityOptions { bd_size: 8, ..ParityOptions::new("case.safetensors") };
+/// assert_eq!(options.layout, Layout::Saving);
+/// ```
 #[derive(Clone, Debug)]
 pub struct ParityOptions {
     /// Case file, safetensors: `input_ids` `[rows, len]`, and any of `labels`, `attention_mask`,
-    /// `mask`, `doc_ids`, `position_ids` of the same shape, `logits` `[rows, len, vocab]` and `loss`
-    /// `[1]`.
+    /// `mask`, `doc_ids`, `position_ids` of the same shape, `logits` `[rows, len, vocab]` and
+    /// `loss` `[1]`.
     pub case: PathBuf,
     /// Expected gradients by parameter name, safetensors. Default: gradients are not compared.
     pub grads: Option<PathBuf>,
@@ -77,6 +84,16 @@ impl ParityOptions {
 }
 
 /// Differences of one comparison; `None` where the case has no expected value.
+///
+/// ```no_run
+/// use dlm_train::{ParityOptions, ValidationReport, validate};
+///
+/// let report = validate("models/qwen2", ParityOptions::new("case.safetensors"))?;
+/// if let ValidationReport::Parity(report) = report {
+///     println!("worst gradient: {:?}", report.worst_grad);
+/// }
+/// # Ok::<(), dlm_train::Error>(())
+/// ```
 #[derive(Debug, Default, Clone, PartialEq, serde::Serialize)]
 #[non_exhaustive]
 pub struct ParityReport {

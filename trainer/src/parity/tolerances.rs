@@ -11,8 +11,8 @@ const BF16_FACTOR: f64 = 3.0;
 /// The same for models with BitLinear, where rounding the weights changes ternary values. A bf16
 /// computation does not do that, because its master weights are fp32.
 const BF16_FACTOR_TERNARY: f64 = 1.0;
-/// Bound on the relative difference of a loss in bf16: [`BF16_FACTOR`] times the largest effect that
-/// rounded weights have on the loss of any fixture (6.7e-4). A loss is a mean in which errors
+/// Bound on the relative difference of a loss in bf16: [`BF16_FACTOR`] times the largest effect
+/// that rounded weights have on the loss of any fixture (6.7e-4). A loss is a mean in which errors
 /// cancel by chance, so the effect in a single case is no measure.
 const BF16_LOSS: f64 = 2e-3;
 /// The same with BitLinear: what tests/fixtures/README.md allows for any disturbance of a quantised
@@ -20,10 +20,18 @@ const BF16_LOSS: f64 = 2e-3;
 const BF16_LOSS_TERNARY: f64 = 5e-3;
 
 /// Tolerances that replace the defaults, and what exactly is compared.
+///
+/// ```
+/// use dlm_train::ToleranceOptions;
+///
+/// // for a quantised model: the lower quartile of positions
+/// let lax = ToleranceOptions { logits_quantile: 0.25, ..ToleranceOptions::default() };
+/// assert_eq!(lax.logits_worst, 0.5);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ToleranceOptions {
-    /// Largest absolute difference of logits. Default: 2e-4; in bf16, 3 times the effect of rounding
-    /// the weights to bf16.
+    /// Largest absolute difference of logits. Default: 2e-4; in bf16, 3 times the effect of
+    /// rounding the weights to bf16.
     pub logits: Option<f64>,
     /// Largest relative difference of the loss. Default: 2e-5; in bf16 2e-3, with BitLinear 5e-3.
     pub loss: Option<f64>,

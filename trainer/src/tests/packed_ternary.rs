@@ -16,7 +16,6 @@ use crate::kernels::linear::{ternary_codes, ternary_weight};
 use crate::model::Checkpoint;
 use crate::model::{Decoder, ModelConfig, ParamKind, Params, Weights, load, ternary};
 use burn::prelude::*;
-use burn::tensor::DType;
 use dlm_test_support::{families, fixtures};
 use safetensors::Dtype;
 

@@ -1,10 +1,10 @@
 //! The cache folder, in the Python client's layout: `{datasets,models}--ORG--NAME/{refs, blobs,
-//! snapshots}`.
+//! snapshots}`, and checks of the names that go into it.
 
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
-/// What a repository of the hub holds; its addresses and its folder in the cache differ by this.
+/// Type of a repository. Addresses on the hub and the folder in the cache depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RepoKind {
     /// A dataset.
@@ -14,7 +14,7 @@ pub enum RepoKind {
 }
 
 impl RepoKind {
-    /// As it stands in `/api/…` and in the cache.
+    /// The name in `/api/…` addresses and in the cache.
     pub fn plural(self) -> &'static str {
         match self {
             RepoKind::Dataset => "datasets",
@@ -22,7 +22,7 @@ impl RepoKind {
         }
     }
 
-    /// What stands before the id in the address of a file.
+    /// What precedes the repository's id in the address of a file.
     pub fn prefix(self) -> &'static str {
         match self {
             RepoKind::Dataset => "datasets/",
@@ -31,33 +31,48 @@ impl RepoKind {
     }
 }
 
-/// One repository's folder in the cache.
+/// A file of a repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteFile {
+    /// Path in the repository.
+    pub path: String,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// sha256 of the content, which the hub lists for large files only.
+    pub sha256: Option<String>,
+    /// Name of the blob in the cache: the sha256, or git's id for small files.
+    pub etag: String,
+}
+
+/// The cache folder of one repository.
 #[derive(Debug, Clone)]
-pub struct Repo {
+pub struct RepoCache {
     root: PathBuf,
 }
 
-/// Refuses a path from a listing that could lead out of the folder it belongs in.
-pub fn safe(path: &str) -> Result<&str> {
+/// Whether a path of a listing, or a revision, stays below the folder it is joined to.
+pub fn is_safe(path: &str) -> bool {
     let part_ok = |p: &str| {
         !p.is_empty() && p != "." && p != ".." && !p.ends_with(['.', ' ']) && p.len() < 256
     };
-    let ok = path.len() < 4096
+    path.len() < 4096
         && path.split('/').all(part_ok)
         && !path.contains(['\\', ':', '\0'])
-        && !path.chars().any(char::is_control);
-    if ok {
-        Ok(path)
-    } else {
-        Err(Error::Input {
-            path: format!("{path:?}"),
-            reason: "the hub lists a file whose path could leave the cache folder; refused"
-                .to_string(),
-        })
-    }
+        && !path.chars().any(char::is_control)
 }
 
-/// Whether this is an `ORG/NAME` (or bare `NAME`).
+/// Refuses a path that could leave the folder it is joined to ([`is_safe`]).
+pub fn check_safe(path: &str) -> Result<&str> {
+    if is_safe(path) {
+        return Ok(path);
+    }
+    Err(Error::Input {
+        path: format!("{path:?}"),
+        reason: "the hub lists a file whose path could leave the cache folder; refused".to_string(),
+    })
+}
+
+/// Whether a text is an `ORG/NAME` (or bare `NAME`).
 pub fn is_id(id: &str) -> bool {
     let word = |w: &str| {
         !w.is_empty()
@@ -70,7 +85,7 @@ pub fn is_id(id: &str) -> bool {
     parts.len() <= 2 && parts.iter().all(|p| word(p))
 }
 
-/// Refuses what is no id.
+/// Refuses a text that is not an `ORG/NAME`.
 pub fn check_id(id: &str) -> Result<&str> {
     if is_id(id) {
         Ok(id)
@@ -79,18 +94,18 @@ pub fn check_id(id: &str) -> Result<&str> {
     }
 }
 
-impl Repo {
+impl RepoCache {
     /// The folder of repository `id` under `cache`.
-    pub fn new(cache: &Path, kind: RepoKind, id: &str) -> Repo {
-        Repo { root: cache.join(format!("{}--{}", kind.plural(), id.replace('/', "--"))) }
+    pub fn new(cache: &Path, kind: RepoKind, id: &str) -> RepoCache {
+        RepoCache { root: cache.join(format!("{}--{}", kind.plural(), id.replace('/', "--"))) }
     }
 
-    /// Where blob `etag` lies.
+    /// Path of the blob `etag`.
     pub fn blob(&self, etag: &str) -> PathBuf {
         self.root.join("blobs").join(etag)
     }
 
-    /// The lock file of a blob.
+    /// Path of a blob's lock file.
     pub fn lock(&self, etag: &str) -> PathBuf {
         let name = self.root.file_name().unwrap_or_default();
         self.root
@@ -101,31 +116,31 @@ impl Repo {
             .join(format!("{etag}.lock"))
     }
 
-    /// Where a commit's files lie.
+    /// Folder of a commit's files.
     pub fn snapshot(&self, commit: &str) -> PathBuf {
         self.root.join("snapshots").join(commit)
     }
 
-    /// The commit a revision stood for when last asked.
+    /// The commit that `revision` stood for when the hub was last asked.
     pub fn read_ref(&self, revision: &str) -> Option<String> {
-        let text =
-            std::fs::read_to_string(self.root.join("refs").join(safe(revision).ok()?)).ok()?;
+        let text = std::fs::read_to_string(self.root.join("refs").join(check_safe(revision).ok()?))
+            .ok()?;
         Some(text.trim().to_string()).filter(|c| is_commit(c))
     }
 
-    /// Remembers it.
+    /// Records the commit that `revision` stands for.
     pub fn write_ref(&self, revision: &str, commit: &str) -> Result<()> {
         if is_commit(revision) {
             return Ok(());
         }
-        let path = self.root.join("refs").join(safe(revision)?);
+        let path = self.root.join("refs").join(check_safe(revision)?);
         make_parent(&path)?;
         Ok(dlm_datasets::fs::write_atomic(&path, commit.as_bytes())?)
     }
 
-    /// Makes `path` of a commit point at a blob.
+    /// Links the blob `etag` as `path` into the folder of a commit; the path of the link.
     pub fn link(&self, commit: &str, path: &str, etag: &str) -> Result<PathBuf> {
-        let target = self.snapshot(commit).join(safe(path)?);
+        let target = self.snapshot(commit).join(check_safe(path)?);
         if target.exists() {
             return Ok(target);
         }
@@ -149,7 +164,7 @@ pub fn is_commit(s: &str) -> bool {
     s.len() == 40 && s.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// Makes the folder a file goes into.
+/// Creates the folder that the file `path` goes into.
 pub fn make_parent(path: &Path) -> Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(dir).map_err(Error::io("making", dir))
@@ -165,10 +180,10 @@ mod tests {
             "../x", "a/../b", "/etc/x", "a//b", "", "a\\b", "C:x", "a/.", "a\0b", "a/..",
             "x/\u{1b}",
         ] {
-            assert!(safe(bad).is_err(), "{bad:?}");
+            assert!(check_safe(bad).is_err(), "{bad:?}");
         }
         for good in ["SFT/chat/chat.jsonl", "a.b/c-d_e", "refs/convert/parquet"] {
-            assert!(safe(good).is_ok());
+            assert!(is_safe(good));
         }
         assert!(check_id("a/b").is_ok() && check_id("gsm8k").is_ok());
         for bad in ["a/b/c", "a/", "../x", "a b/c", ""] {

@@ -1,19 +1,21 @@
-//! HTTP to a hub: token, time limits, retries with back-off, errors a person can use.
+//! HTTP requests to a hub: token, time limits, retries with back-off, errors that say what to do.
 //!
-//! In: paths under the endpoint. Out: responses. The token goes to the endpoint's host only, and
-//! into no message.
+//! In: addresses under the endpoint. Out: responses. The token is sent to the endpoint's host only
+//! and appears in no message.
 
 use crate::error::{Error, Result};
+use crate::progress::Progress;
+use std::net::ToSocketAddrs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Attempts before giving up.
+/// Attempts per request.
 const ATTEMPTS: u32 = 8;
-/// Attempts where the host's name is not known and nothing was ever heard from it: a mistyped
-/// folder on a machine without network.
-const ATTEMPTS_UNKNOWN: u32 = 2;
+/// Attempts if the host name cannot be resolved and the hub has never answered: most often a
+/// mistyped folder on a machine without network.
+const ATTEMPTS_UNKNOWN_HOST: u32 = 2;
 
-/// Environment a client reads, gathered in one place so that tests can set it.
+/// Settings of a client.
 #[derive(Debug, Clone)]
 pub struct HubSettings {
     /// `HF_ENDPOINT`, without a slash at its end.
@@ -24,12 +26,12 @@ pub struct HubSettings {
     pub cache: std::path::PathBuf,
     /// `HF_HUB_OFFLINE`.
     pub offline: bool,
-    /// First pause between attempts.
+    /// Pause before the second attempt; it doubles with each further one.
     pub pause: Duration,
 }
 
 impl HubSettings {
-    /// From the environment, as the Python client reads it.
+    /// Reads the environment variables that the Python client reads.
     pub fn from_env() -> HubSettings {
         let var = |k: &str| std::env::var(k).ok().filter(|v| !v.trim().is_empty());
         let on = |k: &str| {
@@ -70,32 +72,57 @@ impl HubSettings {
     }
 }
 
-/// A client.
-pub struct HubClient {
+/// An HTTP client for one hub, shared by the threads of a download.
+pub struct HubClient<'a> {
     agent: ureq::Agent,
-    /// Its settings.
+    /// The client's settings.
     pub settings: HubSettings,
-    /// Whether it says on stderr that it is waiting; background downloads leave that to their
-    /// reader.
-    pub tells: bool,
-    /// Whether the hub ever answered.
+    /// Gets a notice when a request is retried; background downloads have none.
+    progress: Option<&'a dyn Progress>,
+    /// Whether the hub has ever answered.
     answered: AtomicBool,
 }
 
-/// What to do about a failed attempt.
-enum Verdict {
-    Again(String, Option<Duration>),
-    Never(Error),
+/// Why a request failed for good.
+pub enum HubError {
+    /// The hub answered 404: there is no such repository, revision or file.
+    NotFound(Error),
+    /// Any other failure.
+    Other(Error),
 }
 
-impl HubClient {
-    /// A client for a hub.
-    pub fn new(settings: HubSettings) -> HubClient {
+impl From<HubError> for Error {
+    fn from(e: HubError) -> Error {
+        match e {
+            HubError::NotFound(e) | HubError::Other(e) => e,
+        }
+    }
+}
+
+/// Why a response could not be read to its end.
+pub enum TransferError {
+    /// The request is sent again.
+    Retry(String),
+    /// The request has failed.
+    Fatal(Error),
+}
+
+/// What follows from a failed attempt.
+enum Failure {
+    /// Another attempt, after the given pause if the hub names one.
+    Retry(String, Option<Duration>),
+    NotFound(Error),
+    Fatal(Error),
+}
+
+impl<'a> HubClient<'a> {
+    /// A client that retries silently.
+    pub fn new(settings: HubSettings) -> Self {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .user_agent(concat!("dlm/", env!("CARGO_PKG_VERSION")))
-            // The hub sends some files of a gated repository on to another path of its own, which
-            // asks for the token again.
+            // For some files of a gated repository the hub redirects to another path of its own
+            // host, which needs the token, too.
             .redirect_auth_headers(ureq::config::RedirectAuthHeaders::SameHost)
             .timeout_connect(Some(Duration::from_secs(20)))
             .timeout_recv_response(Some(Duration::from_secs(60)))
@@ -104,12 +131,17 @@ impl HubClient {
         HubClient {
             agent: config.new_agent(),
             settings,
-            tells: false,
+            progress: None,
             answered: AtomicBool::new(false),
         }
     }
 
-    /// `url` for people: without user names and passwords.
+    /// A client that reports retries as notices.
+    pub fn with_progress(settings: HubSettings, progress: &'a dyn Progress) -> Self {
+        HubClient { progress: Some(progress), ..HubClient::new(settings) }
+    }
+
+    /// `url` as it may be shown: without user name, password and query.
     fn shown(url: &str) -> String {
         match url.split_once("://") {
             Some((scheme, rest)) => {
@@ -125,32 +157,34 @@ impl HubClient {
         Error::Input { path: Self::shown(url), reason: reason.into() }
     }
 
-    /// GETs `url`, from byte range `range` (last byte included) if given, and lets `take` read the
-    /// response; its `Err` is a transfer cut short, to be tried again.
+    /// GETs `url`, of the content only bytes `range.0..=range.1` if a range is given. `read` reads
+    /// the response; after [`TransferError::Retry`] the request is sent again. `stop` is polled and
+    /// ends the request early with [`Error::Interrupted`].
     pub fn get<T>(
         &self,
         url: &str,
         range: Option<(u64, u64)>,
         stop: &dyn Fn() -> bool,
-        mut take: impl FnMut(ureq::http::Response<ureq::Body>) -> std::result::Result<T, Cut>,
-    ) -> Result<T> {
+        mut read: impl FnMut(ureq::http::Response<ureq::Body>) -> std::result::Result<T, TransferError>,
+    ) -> std::result::Result<T, HubError> {
+        let other = |e: Error| Err(HubError::Other(e));
         if !url.starts_with(&format!("{}/", self.settings.endpoint)) {
-            return Err(Self::remote(url, "is not on the hub's own host; refused"));
+            return other(Self::remote(url, "is not on the hub's own host; refused"));
         }
         let mut pause = self.settings.pause;
         let mut last = String::new();
         for attempt in 0..ATTEMPTS {
             if stop() {
-                return Err(Error::Interrupted);
+                return other(Error::Interrupted);
             }
             if attempt > 0 {
-                if self.tells && attempt > 1 {
-                    eprintln!(
+                if let (Some(progress), 2..) = (self.progress, attempt) {
+                    progress.notice(&format!(
                         "{}: {last}; attempt {} of {ATTEMPTS} in {:.0} s",
                         Self::shown(url),
                         attempt + 1,
                         pause.as_secs_f64().ceil()
-                    );
+                    ));
                 }
                 sleep(pause, stop);
                 pause = (pause * 2).min(Duration::from_secs(30));
@@ -162,28 +196,32 @@ impl HubClient {
             if let Some((from, to)) = range {
                 request = request.header("Range", format!("bytes={from}-{to}"));
             }
-            let verdict = match request.call() {
-                Ok(response) => match self.heard(url, &response) {
-                    None => match take(response) {
-                        Ok(v) => return Ok(v),
-                        Err(Cut::Again(why)) => Verdict::Again(why, None),
-                        Err(Cut::Never(e)) => Verdict::Never(e),
-                    },
-                    Some(v) => v,
-                },
-                Err(e)
-                    if unknown_host(&e)
-                        && attempt + 1 >= ATTEMPTS_UNKNOWN
-                        && !self.answered.load(Ordering::Relaxed) =>
-                {
-                    let reason = "its host is not found; is the network there, and HF_ENDPOINT right? (a local folder needs neither)";
-                    Verdict::Never(Self::remote(url, reason))
+            let failure = match request.call() {
+                Ok(response) => {
+                    self.answered.store(true, Ordering::Relaxed);
+                    match self.failure_of(url, &response) {
+                        Some(failure) => failure,
+                        None => match read(response) {
+                            Ok(v) => return Ok(v),
+                            Err(TransferError::Retry(why)) => Failure::Retry(why, None),
+                            Err(TransferError::Fatal(e)) => Failure::Fatal(e),
+                        },
+                    }
                 }
-                Err(e) => Verdict::Again(format!("no answer ({})", kind(&e)), None),
+                Err(e) if !self.answered.load(Ordering::Relaxed) && self.host_is_unknown(&e) => {
+                    if attempt + 1 < ATTEMPTS_UNKNOWN_HOST {
+                        Failure::Retry("no answer (host not found)".to_string(), None)
+                    } else {
+                        let reason = "its host is not found; is the network there, and HF_ENDPOINT right? (a local folder needs neither)";
+                        Failure::Fatal(Self::remote(url, reason))
+                    }
+                }
+                Err(e) => Failure::Retry(format!("no answer ({})", describe(&e)), None),
             };
-            match verdict {
-                Verdict::Never(e) => return Err(e),
-                Verdict::Again(why, wait) => {
+            match failure {
+                Failure::NotFound(e) => return Err(HubError::NotFound(e)),
+                Failure::Fatal(e) => return other(e),
+                Failure::Retry(why, wait) => {
                     last = why;
                     if let Some(w) = wait {
                         pause = w.min(Duration::from_secs(120));
@@ -191,7 +229,7 @@ impl HubClient {
                 }
             }
         }
-        Err(Self::remote(
+        other(Self::remote(
             url,
             format!(
                 "gave up after {ATTEMPTS} attempts: {last}; is the network there, and HF_ENDPOINT right? (a local folder needs neither)"
@@ -199,12 +237,23 @@ impl HubClient {
         ))
     }
 
-    fn heard(&self, url: &str, r: &ureq::http::Response<ureq::Body>) -> Option<Verdict> {
-        self.answered.store(true, Ordering::Relaxed);
-        self.judge(url, r)
+    /// Whether a request failed because the endpoint's host name has no address. The system's
+    /// resolver reports that as an I/O error without a kind of its own, so the name is looked up
+    /// again to tell.
+    fn host_is_unknown(&self, e: &ureq::Error) -> bool {
+        match e {
+            ureq::Error::HostNotFound => true,
+            ureq::Error::Io(e) if e.raw_os_error().is_none() => {
+                let endpoint = self.settings.endpoint.parse::<ureq::http::Uri>();
+                let host = endpoint.ok().and_then(|u| u.host().map(String::from));
+                host.is_some_and(|host| (host.as_str(), 443).to_socket_addrs().is_err())
+            }
+            _ => false,
+        }
     }
 
-    fn judge(&self, url: &str, r: &ureq::http::Response<ureq::Body>) -> Option<Verdict> {
+    /// What follows from the status of a response; none if it was successful.
+    fn failure_of(&self, url: &str, r: &ureq::http::Response<ureq::Body>) -> Option<Failure> {
         let status = r.status().as_u16();
         let header = |k: &str| r.headers().get(k).and_then(|v| v.to_str().ok());
         Some(match status {
@@ -213,7 +262,7 @@ impl HubClient {
                 let wait = header("retry-after")
                     .and_then(|v| v.trim().parse().ok())
                     .map(Duration::from_secs);
-                Verdict::Again(format!("the hub answers {status}"), wait)
+                Failure::Retry(format!("the hub answers {status}"), wait)
             }
             401 | 403 => {
                 let gated = header("x-error-code") == Some("GatedRepo");
@@ -225,74 +274,56 @@ impl HubClient {
                         "the repository is gated and the account of this token has no access yet: open its page on the hub and accept its conditions (some wait for approval)"
                     }
                     (false, Some(_)) => {
-                        "the token given (HF_TOKEN) is expired, or has no access to this repository"
+                        "the token in HF_TOKEN is expired, or has no access to this repository"
                     }
                     (false, None) => {
                         "there is no such repository, or it is gated or private: check the name, or set HF_TOKEN"
                     }
                 };
-                Verdict::Never(Self::remote(url, format!("the hub answers {status}: {cause}")))
+                Failure::Fatal(Self::remote(url, format!("the hub answers {status}: {cause}")))
             }
             404 => {
-                let what = header("x-error-code")
-                    .unwrap_or("no such repository, revision or file (a private one looks the same without HF_TOKEN)")
-                    .to_string();
-                Verdict::Never(Self::remote(url, format!("the hub answers 404: {what}")))
+                let code = header("x-error-code")
+                    .unwrap_or("no such repository, revision or file (a private one looks the same without HF_TOKEN)");
+                Failure::NotFound(Self::remote(url, format!("the hub answers 404: {code}")))
             }
-            _ => Verdict::Never(Self::remote(url, format!("the hub answers {status}"))),
+            _ => Failure::Fatal(Self::remote(url, format!("the hub answers {status}"))),
         })
     }
 
-    /// GETs JSON; with the address of the next page, if there is one.
-    pub fn json(&self, url: &str) -> Result<(serde_json::Value, Option<String>)> {
+    /// GETs JSON; the value, and the address of the next page if there is one.
+    pub fn json(
+        &self,
+        url: &str,
+    ) -> std::result::Result<(serde_json::Value, Option<String>), HubError> {
         self.get(url, None, &|| false, |mut response| {
             let link =
                 response.headers().get("link").and_then(|v| v.to_str().ok()).and_then(next_page);
-            let text = response
-                .body_mut()
-                .with_config()
-                .limit(256 << 20)
-                .read_to_string()
-                .map_err(|e| Cut::Again(format!("answer cut short ({})", kind(&e))))?;
+            let text =
+                response.body_mut().with_config().limit(256 << 20).read_to_string().map_err(
+                    |e| TransferError::Retry(format!("answer cut short ({})", describe(&e))),
+                )?;
             let value = serde_json::from_str(&text)
-                .map_err(|e| Cut::Again(format!("answer is not JSON ({e})")))?;
+                .map_err(|e| TransferError::Retry(format!("answer is not JSON ({e})")))?;
             Ok((value, link))
         })
     }
 
-    /// Whether the hub knows `url`.
-    pub fn exists(&self, url: &str) -> Result<Option<serde_json::Value>> {
+    /// GETs JSON; none if the hub answers 404.
+    pub fn json_if_found(&self, url: &str) -> Result<Option<serde_json::Value>> {
         match self.json(url) {
-            Ok((v, _)) => Ok(Some(v)),
-            Err(Error::Input { reason, .. }) if reason.contains("answers 404") => Ok(None),
-            Err(e) => Err(e),
+            Ok((value, _)) => Ok(Some(value)),
+            Err(HubError::NotFound(_)) => Ok(None),
+            Err(HubError::Other(e)) => Err(e),
         }
     }
 }
 
-/// A transfer that did not come whole.
-pub enum Cut {
-    /// Worth another attempt.
-    Again(String),
-    /// Not.
-    Never(Error),
-}
-
-/// What kind of failure, without addresses (a signed address is a secret).
-/// Whether no address was found for the host's name.
-fn unknown_host(e: &ureq::Error) -> bool {
+/// The cause of a failed request, without addresses: a signed address is a secret.
+fn describe(e: &ureq::Error) -> String {
     match e {
-        ureq::Error::HostNotFound => true,
-        // the system's resolver; its errors have no kind of their own
-        ureq::Error::Io(e) => e.to_string().contains("lookup address"),
-        _ => false,
-    }
-}
-
-fn kind(e: &ureq::Error) -> String {
-    match e {
-        // the name of an uncategorised kind says nothing; the system's words hold no address
-        ureq::Error::Io(e) if e.kind().to_string().contains("uncategorized") => e.to_string(),
+        // The operating system's own words hold no address.
+        ureq::Error::Io(e) if e.raw_os_error().is_some() => e.to_string(),
         ureq::Error::Io(e) => e.kind().to_string(),
         ureq::Error::Timeout(_) => "timed out".to_string(),
         ureq::Error::HostNotFound => "host not found".to_string(),
@@ -317,7 +348,7 @@ fn next_page(link: &str) -> Option<String> {
     })
 }
 
-/// A path as it stands in an address.
+/// A path, percent-encoded for an address.
 pub fn encode(path: &str, keep_slash: bool) -> String {
     let mut out = String::with_capacity(path.len());
     for b in path.bytes() {
@@ -335,6 +366,29 @@ pub fn encode(path: &str, keep_slash: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A name that cannot be resolved ends the request after two attempts; a refused connection,
+    /// whose host is known, does not count as one.
+    #[test]
+    fn unknown_hosts() {
+        let client = |endpoint: &str| {
+            HubClient::new(HubSettings {
+                endpoint: endpoint.to_string(),
+                token: None,
+                cache: "cache".into(),
+                offline: false,
+                pause: Duration::from_millis(1),
+            })
+        };
+        let message = |endpoint: &str| {
+            let url = format!("{endpoint}/api/models/a/b");
+            client(endpoint).json_if_found(&url).unwrap_err().to_string()
+        };
+        let unknown = message("http://no-such-host.invalid");
+        assert!(unknown.contains("its host is not found"), "{unknown}");
+        let refused = message("http://127.0.0.1:9");
+        assert!(refused.contains("gave up after 8 attempts"), "{refused}");
+    }
 
     #[test]
     fn addresses() {

@@ -1,14 +1,13 @@
-//! Files from the hub: in pieces, a few at a time, ahead of the reader.
+//! Downloads files of a repository: in pieces, a few at a time, ahead of the reader.
 //!
-//! In: a listing. Out: local paths. A piece is a file of its own that only ever grows, so a cut
-//! connection or a killed run goes on where it stopped. A whole file is put together from its
-//! pieces, its length and (where the hub lists one) sha256 checked, and only then given its name in
-//! the cache.
+//! In: a listing. Out: local paths. Each piece is a file of its own that only ever grows, so that
+//! after a broken connection or a killed run the download continues where it stopped. The pieces are
+//! then joined; length and (where the hub lists one) sha256 are checked before the file gets its
+//! name in the cache.
 
-use super::cache::{Repo, RepoKind, make_parent};
-use super::client::{Cut, HubClient, encode};
+use super::cache::{RemoteFile, RepoCache, RepoKind, make_parent};
+use super::client::{HubClient, TransferError, encode};
 use super::list::Listing;
-use super::{RemoteFile, ShardSource};
 use crate::error::{Error, Result};
 use dlm_datasets::hash::HashWriter;
 use std::collections::HashMap;
@@ -18,55 +17,55 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
-/// Bytes of a piece.
+/// Bytes per piece.
 const PIECE: u64 = 16 << 20;
-/// Pieces of one file under way at a time.
+/// Pieces of one file that are downloaded at a time.
 const STREAMS: usize = 4;
-/// Files fetched ahead of the one being read.
+/// Files downloaded ahead of the one that is being read.
 const AHEAD: usize = 2;
 
-/// A repository at a commit, on a hub.
-pub struct HubSource {
-    client: HubClient,
-    repo: Repo,
+/// Downloads the files of a listing.
+pub struct HubSource<'a> {
+    client: HubClient<'a>,
+    repo: RepoCache,
     kind: RepoKind,
     id: String,
     listing: Listing,
 }
 
-impl HubSource {
-    /// For a listing.
-    pub fn new(client: HubClient, kind: RepoKind, id: &str, listing: Listing) -> HubSource {
-        let repo = Repo::new(&client.settings.cache, kind, id);
+impl<'a> HubSource<'a> {
+    /// Downloads of repository `id` into the cache that `client` is set to.
+    pub fn new(client: HubClient<'a>, kind: RepoKind, id: &str, listing: Listing) -> Self {
+        let repo = RepoCache::new(&client.settings.cache, kind, id);
         HubSource { client, repo, kind, id: id.to_string(), listing }
     }
 
+    /// The files of the listing, sorted by path.
+    pub fn files(&self) -> &[RemoteFile] {
+        &self.listing.files
+    }
+
     /// Bytes of file `k` that are on the disk already.
-    pub fn held(&self, k: usize) -> u64 {
+    pub fn bytes_on_disk(&self, k: usize) -> u64 {
         let Some(file) = self.listing.files.get(k) else {
             return 0;
         };
         let blob = self.repo.blob(&file.etag);
-        if self.whole(file, &blob) {
+        if self.is_complete(file, &blob) {
             return file.bytes;
         }
-        (0..Self::count(file))
-            .filter_map(|k| std::fs::metadata(Self::part(&blob, k)).ok())
+        (0..Self::piece_count(file))
+            .filter_map(|k| std::fs::metadata(Self::piece_path(&blob, k)).ok())
             .map(|m| m.len())
             .sum()
     }
 
-    fn count(file: &RemoteFile) -> usize {
+    fn piece_count(file: &RemoteFile) -> usize {
         file.bytes.div_ceil(PIECE).max(1) as usize
     }
 
-    fn part(blob: &Path, k: usize) -> PathBuf {
+    fn piece_path(blob: &Path, k: usize) -> PathBuf {
         blob.with_extension(format!("dlm-part-{k}"))
-    }
-
-    /// The revision the commit was found under.
-    pub fn revision(&self) -> &str {
-        &self.listing.revision
     }
 
     fn url(&self, file: &RemoteFile) -> String {
@@ -87,19 +86,19 @@ impl HubSource {
         }
     }
 
-    fn whole(&self, file: &RemoteFile, blob: &Path) -> bool {
+    fn is_complete(&self, file: &RemoteFile, blob: &Path) -> bool {
         std::fs::metadata(blob).is_ok_and(|m| m.is_file() && m.len() == file.bytes)
     }
 
     /// Downloads the pieces of a file, several at a time.
-    fn pieces(
+    fn download_pieces(
         &self,
         file: &RemoteFile,
         blob: &Path,
         stop: &(dyn Fn() -> bool + Sync),
     ) -> Result<Vec<PathBuf>> {
-        let count = Self::count(file);
-        let paths: Vec<PathBuf> = (0..count).map(|k| Self::part(blob, k)).collect();
+        let count = Self::piece_count(file);
+        let paths: Vec<PathBuf> = (0..count).map(|k| Self::piece_path(blob, k)).collect();
         let next = AtomicUsize::new(0);
         let failure: Mutex<Option<Error>> = Mutex::new(None);
         let failed = AtomicBool::new(false);
@@ -113,12 +112,12 @@ impl HubSource {
                         }
                         let (from, to) =
                             (k as u64 * PIECE, ((k as u64 + 1) * PIECE).min(file.bytes));
-                        if let Err(e) = self.piece(file, &paths[k], from, to, &|| {
+                        if let Err(e) = self.download_piece(file, &paths[k], from, to, &|| {
                             stop() || failed.load(Ordering::Relaxed)
                         }) {
                             failed.store(true, Ordering::Relaxed);
                             if let Ok(mut f) = failure.lock() {
-                                // The first failure is the cause; what it stops is not.
+                                // Only the first failure: the others are threads that it stopped.
                                 if f.is_none() {
                                     *f = Some(e);
                                 }
@@ -134,8 +133,8 @@ impl HubSource {
         }
     }
 
-    /// Bytes `from..to` of a file into `path`, going on after what it holds.
-    fn piece(
+    /// Downloads bytes `from..to` of a file into `path`, continuing after the bytes it holds.
+    fn download_piece(
         &self,
         file: &RemoteFile,
         path: &Path,
@@ -158,22 +157,22 @@ impl HubSource {
                 return Ok(());
             }
             let got = self.client.get(&url, Some((start, to - 1)), stop, |mut response| {
-                let never = |reason: String| Cut::Never(self.bad(file, reason));
+                let fatal = |reason: String| TransferError::Fatal(self.bad(file, reason));
                 let header = |k: &str| response.headers().get(k).and_then(|v| v.to_str().ok()).map(String::from);
-                // A hub (or a proxy) that ignores ranges sends all from the start.
+                // A hub or proxy that ignores the range sends the file from its start.
                 let mut skip = if response.status().as_u16() == 206 { 0 } else { start };
                 let total = match response.status().as_u16() {
                     206 => header("content-range").and_then(|r| r.rsplit('/').next().and_then(|t| t.parse::<u64>().ok())),
                     _ => header("content-length").and_then(|l| l.parse::<u64>().ok()),
                 };
                 if let Some(total) = total.filter(|&t| t != file.bytes) {
-                    return Err(never(format!(
+                    return Err(fatal(format!(
                         "the hub sends {total} bytes, its listing says {}; the file has changed, or the listing is wrong",
                         file.bytes
                     )));
                 }
                 let mut out =
-                    OpenOptions::new().create(true).append(true).open(path).map_err(|e| Cut::Never(Error::io("opening", path)(e)))?;
+                    OpenOptions::new().create(true).append(true).open(path).map_err(|e| TransferError::Fatal(Error::io("opening", path)(e)))?;
                 let mut body = response.body_mut().as_reader();
                 let mut buffer = vec![0u8; 1 << 16];
                 let (mut left, mut written) = (to - start, 0u64);
@@ -182,13 +181,13 @@ impl HubSource {
                         Ok(0) => break,
                         Ok(n) => n,
                         Err(_) if written > 0 => break,
-                        Err(e) => return Err(Cut::Again(format!("connection cut ({})", e.kind()))),
+                        Err(e) => return Err(TransferError::Retry(format!("connection cut ({})", e.kind()))),
                     };
                     let jump = skip.min(n as u64);
                     skip -= jump;
                     let take = ((n as u64 - jump).min(left)) as usize;
                     let bytes = &buffer[jump as usize..jump as usize + take];
-                    out.write_all(bytes).map_err(|e| Cut::Never(Error::io("writing", path)(e)))?;
+                    out.write_all(bytes).map_err(|e| TransferError::Fatal(Error::io("writing", path)(e)))?;
                     left -= take as u64;
                     written += take as u64;
                 }
@@ -207,7 +206,7 @@ impl HubSource {
         }
     }
 
-    /// Puts pieces together and checks the whole.
+    /// Joins the pieces into the blob; false if its length or sha256 is not as listed.
     fn assemble(&self, file: &RemoteFile, parts: &[PathBuf], blob: &Path) -> Result<bool> {
         let partial = blob.with_extension("dlm-whole");
         let out = File::create(&partial).map_err(Error::io("creating", &partial))?;
@@ -228,18 +227,10 @@ impl HubSource {
         dlm_datasets::fs::rename(&partial, blob)?;
         Ok(true)
     }
-}
 
-impl ShardSource for HubSource {
-    fn commit(&self) -> &str {
-        &self.listing.commit
-    }
-
-    fn files(&self) -> &[RemoteFile] {
-        &self.listing.files
-    }
-
-    fn fetch(&self, k: usize, stop: &(dyn Fn() -> bool + Sync)) -> Result<PathBuf> {
+    /// The local path of file `k`, downloaded if it is not in the cache. `stop` is polled and ends
+    /// the download early with [`Error::Interrupted`].
+    pub fn fetch(&self, k: usize, stop: &(dyn Fn() -> bool + Sync)) -> Result<PathBuf> {
         let file = self
             .listing
             .files
@@ -252,23 +243,23 @@ impl ShardSource for HubSource {
         make_parent(&blob)?;
         let lock_path = self.repo.lock(&file.etag);
         make_parent(&lock_path)?;
-        // One process at a time; the others find the file when it is there.
+        // Only one process downloads; the others wait and then find the blob.
         let lock = File::create(&lock_path).map_err(Error::io("creating", &lock_path))?;
         let _ = lock.lock();
-        if !self.whole(file, &blob) {
-            let mut done = false;
+        if !self.is_complete(file, &blob) {
+            let mut complete = false;
             for _attempt in 0..2 {
-                let parts = self.pieces(file, &blob, stop)?;
-                done = self.assemble(file, &parts, &blob)?;
-                if done {
+                let parts = self.download_pieces(file, &blob, stop)?;
+                complete = self.assemble(file, &parts, &blob)?;
+                if complete {
                     break;
                 }
             }
-            if !done {
-                let wanted = file.sha256.as_deref().unwrap_or("-");
+            if !complete {
+                let sha256 = file.sha256.as_deref().unwrap_or("-");
                 return Err(self.bad(
                     file,
-                    format!("downloaded twice, and twice the content is not what the hub lists ({} bytes, sha256 {wanted})", file.bytes),
+                    format!("downloaded twice, and twice the content is not what the hub lists ({} bytes, sha256 {sha256})", file.bytes),
                 ));
             }
         }
@@ -276,13 +267,13 @@ impl ShardSource for HubSource {
     }
 }
 
-/// Fetches files in the background, a few ahead of the one wanted.
+/// Downloads files in the background, a few ahead of the one that is being read.
 pub struct DownloadAhead {
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    source: Box<dyn ShardSource>,
+    source: HubSource<'static>,
     state: Mutex<State>,
     changed: Condvar,
     stop: AtomicBool,
@@ -290,43 +281,45 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    wanted: usize,
+    /// The last file that was asked for.
+    requested: usize,
+    /// The next file that a thread will download.
     next: usize,
-    done: HashMap<usize, std::result::Result<PathBuf, String>>,
+    /// Local path or error message of every file that has been dealt with.
+    finished: HashMap<usize, std::result::Result<PathBuf, String>>,
 }
 
 impl DownloadAhead {
-    /// Starts fetching from file `first` on.
-    pub fn new(source: Box<dyn ShardSource>, first: usize) -> DownloadAhead {
-        let state = State { wanted: first, next: first, ..Default::default() };
+    /// Starts to download from the first file on.
+    pub fn new(source: HubSource<'static>) -> DownloadAhead {
         let shared = Arc::new(Shared {
             source,
-            state: Mutex::new(state),
+            state: Mutex::default(),
             changed: Condvar::new(),
             stop: AtomicBool::new(false),
         });
         for _ in 0..AHEAD {
             let shared = shared.clone();
-            std::thread::spawn(move || shared.work());
+            std::thread::spawn(move || shared.download_files());
         }
         DownloadAhead { shared }
     }
 
-    /// The local path of file `k`, waited for.
+    /// The local path of file `k`; waits until it is downloaded.
     pub fn wait(&self, k: usize) -> Result<PathBuf> {
         let lost = || Error::Internal("a download thread ended".to_string());
         let mut state = self.shared.state.lock().map_err(|_| lost())?;
-        state.wanted = state.wanted.max(k);
+        state.requested = state.requested.max(k);
         self.shared.changed.notify_all();
         loop {
-            match state.done.get(&k) {
+            match state.finished.get(&k) {
                 Some(Ok(path)) => return Ok(path.clone()),
                 Some(Err(e)) => return Err(Error::Remote(e.clone())),
                 None if k < state.next || k < self.shared.source.files().len() => {}
                 None => return Err(lost()),
             }
             if k < state.next
-                && !state.done.contains_key(&k)
+                && !state.finished.contains_key(&k)
                 && self.shared.stop.load(Ordering::Relaxed)
             {
                 return Err(Error::Interrupted);
@@ -349,7 +342,7 @@ impl Drop for DownloadAhead {
 }
 
 impl Shared {
-    fn work(&self) {
+    fn download_files(&self) {
         loop {
             let k = {
                 let Ok(mut state) = self.state.lock() else {
@@ -360,7 +353,7 @@ impl Shared {
                     {
                         return;
                     }
-                    if state.next <= state.wanted + AHEAD {
+                    if state.next <= state.requested + AHEAD {
                         break;
                     }
                     let Ok((s, _)) =
@@ -380,7 +373,7 @@ impl Shared {
             let Ok(mut state) = self.state.lock() else {
                 return;
             };
-            state.done.insert(k, got);
+            state.finished.insert(k, got);
             self.changed.notify_all();
         }
     }

@@ -1,43 +1,42 @@
-//! Which commit, which files.
+//! Resolves a revision of a repository to a commit and lists its files.
 //!
-//! In: dataset id, revision, splits, globs. Out: a commit and its data files. Without a revision
-//! asked for: parquet on `main`; else the hub's own conversion (`refs/convert/parquet`) when it is
-//! whole; else JSONL on `main`.
+//! In: dataset id, revision, splits, globs. Out: a commit and its data files. If no revision is
+//! given: parquet on `main`; else the hub's own conversion (`refs/convert/parquet`) if it is
+//! complete; else JSON lines on `main`.
 
-use super::RemoteFile;
-use super::cache::{Repo, RepoKind, is_commit, safe};
+use super::cache::{RemoteFile, RepoCache, RepoKind, check_safe, is_commit};
 use super::client::{HubClient, encode};
 use crate::error::{Error, Result};
-use crate::input::source::{self, FileFormat};
+use crate::input::files::{FileFormat, is_metadata, list_files};
 use std::path::Path;
 
-/// The branch the hub converts datasets into.
+/// The branch that holds the hub's own conversion of a dataset to parquet.
 pub const CONVERTED: &str = "refs/convert/parquet";
 
-/// What was found.
+/// Files of a repository at a commit.
 #[derive(Debug, Clone)]
 pub struct Listing {
     /// The commit.
     pub commit: String,
-    /// The revision it was found under.
+    /// The revision that was resolved to the commit.
     pub revision: String,
-    /// Data files, sorted by path.
+    /// Selected files, sorted by path.
     pub files: Vec<RemoteFile>,
 }
 
-/// What to look for.
+/// Which files of a dataset are read.
 #[derive(Debug, Clone, Default)]
 pub struct FileSelection {
-    /// A revision, if one was asked for.
+    /// Branch, tag or commit; see the file's header for the choice if there is none.
     pub revision: Option<String>,
-    /// Splits or categories: a folder's or a file's name.
+    /// Splits or categories: names of folders or files. All if empty.
     pub splits: Vec<String>,
-    /// Globs over paths.
+    /// Globs over paths. All files if empty.
     pub globs: Vec<String>,
 }
 
 impl FileSelection {
-    fn takes(&self, path: &str) -> bool {
+    fn contains(&self, path: &str) -> bool {
         let split = |s: &String| {
             path.split('/').any(|part| {
                 let stem = part.split('.').next().unwrap_or(part);
@@ -50,17 +49,17 @@ impl FileSelection {
     }
 }
 
-/// Finds the commit and files of dataset `id`.
-pub fn list(client: &HubClient, id: &str, wanted: &FileSelection) -> Result<Listing> {
-    let repo = Repo::new(&client.settings.cache, RepoKind::Dataset, id);
+/// The commit and the selected files of dataset `id`.
+pub fn list(client: &HubClient, id: &str, selection: &FileSelection) -> Result<Listing> {
+    let repo = RepoCache::new(&client.settings.cache, RepoKind::Dataset, id);
     if client.settings.offline {
-        return offline(&repo, id, wanted);
+        return offline(&repo, id, selection);
     }
     let none = |revision: &str, seen: usize| {
         let filter = format!(
             "{}{}",
-            wanted.splits.iter().map(|s| format!(" --split {s}")).collect::<String>(),
-            wanted.globs.iter().map(|g| format!(" --files {g}")).collect::<String>()
+            selection.splits.iter().map(|s| format!(" --split {s}")).collect::<String>(),
+            selection.globs.iter().map(|g| format!(" --files {g}")).collect::<String>()
         );
         Error::Input {
             path: format!("{id} at {revision}"),
@@ -70,21 +69,21 @@ pub fn list(client: &HubClient, id: &str, wanted: &FileSelection) -> Result<List
             ),
         }
     };
-    if let Some(revision) = &wanted.revision {
-        let (listing, seen) =
-            at(client, &repo, id, revision, wanted)?.ok_or_else(|| none(revision, 0))?;
+    if let Some(revision) = &selection.revision {
+        let (listing, seen) = list_revision(client, &repo, id, revision, selection)?
+            .ok_or_else(|| none(revision, 0))?;
         return if listing.files.is_empty() { Err(none(revision, seen)) } else { Ok(listing) };
     }
-    let (main, seen) = at(client, &repo, id, "main", wanted)?.ok_or_else(|| none("main", 0))?;
+    let (main, seen) =
+        list_revision(client, &repo, id, "main", selection)?.ok_or_else(|| none("main", 0))?;
     let parquet = |l: &Listing| {
-        l.files.iter().any(|f| source::kind(Path::new(&f.path)) == Some(FileFormat::Parquet))
+        l.files.iter().any(|f| FileFormat::of(Path::new(&f.path)) == Some(FileFormat::Parquet))
     };
     if parquet(&main) {
         return Ok(main);
     }
-    // A conversion the hub stopped in the middle has `partial` in its folders' names, and lacks the
-    // rest.
-    if let Some((converted, _)) = at(client, &repo, id, CONVERTED, wanted)?
+    // Where the hub converted only the first part of a dataset, folder names begin with `partial`.
+    if let Some((converted, _)) = list_revision(client, &repo, id, CONVERTED, selection)?
         && parquet(&converted)
         && !converted.files.iter().any(|f| f.path.split('/').any(|p| p.starts_with("partial")))
     {
@@ -93,33 +92,35 @@ pub fn list(client: &HubClient, id: &str, wanted: &FileSelection) -> Result<List
     if main.files.is_empty() { Err(none("main", seen)) } else { Ok(main) }
 }
 
-/// The data files at a revision, and how many files there are of any kind; none if there is no such
-/// revision.
-fn at(
+/// The selected data files at a revision, and the number of files of any kind; none if there is no
+/// such revision.
+fn list_revision(
     client: &HubClient,
-    repo: &Repo,
+    repo: &RepoCache,
     id: &str,
     revision: &str,
-    wanted: &FileSelection,
+    selection: &FileSelection,
 ) -> Result<Option<(Listing, usize)>> {
     let keep = |path: &str| {
-        source::kind(Path::new(path)).is_some() && wanted.takes(path) && !source::is_metadata(path)
+        FileFormat::of(Path::new(path)).is_some() && selection.contains(path) && !is_metadata(path)
     };
     tree(client, repo, RepoKind::Dataset, id, revision, &keep)
 }
 
-/// The files at a revision that `keep` takes, and how many files there are; none if there is no
-/// such revision. Of a model only the top folder is listed.
+/// The files at a revision for which `keep` is true, and the number of all files; none if there is
+/// no such revision. Of a model only the top folder is listed.
 pub fn tree(
     client: &HubClient,
-    repo: &Repo,
+    repo: &RepoCache,
     kind: RepoKind,
     id: &str,
     revision: &str,
     keep: &dyn Fn(&str) -> bool,
 ) -> Result<Option<(Listing, usize)>> {
     let base = format!("{}/api/{}/{}", client.settings.endpoint, kind.plural(), encode(id, true));
-    let Some(info) = client.exists(&format!("{base}/revision/{}", encode(revision, false)))? else {
+    let Some(info) =
+        client.json_if_found(&format!("{base}/revision/{}", encode(revision, false)))?
+    else {
         return Ok(None);
     };
     let commit =
@@ -156,7 +157,7 @@ pub fn tree(
                 });
             }
             files.push(RemoteFile {
-                path: safe(path)?.to_string(),
+                path: check_safe(path)?.to_string(),
                 bytes: e.get("size").and_then(|s| s.as_u64()).unwrap_or(0),
                 sha256,
                 etag,
@@ -173,13 +174,13 @@ pub fn tree(
     Ok(Some((Listing { commit, revision: revision.to_string(), files }, seen)))
 }
 
-/// What an earlier run left in the cache.
-fn offline(repo: &Repo, id: &str, wanted: &FileSelection) -> Result<Listing> {
-    let tried: Vec<&str> = match &wanted.revision {
+/// The listing of a dataset in the cache, under HF_HUB_OFFLINE.
+fn offline(repo: &RepoCache, id: &str, selection: &FileSelection) -> Result<Listing> {
+    let revisions: Vec<&str> = match &selection.revision {
         Some(r) => vec![r],
         None => vec!["main", CONVERTED],
     };
-    for revision in &tried {
+    for revision in &revisions {
         let commit =
             if is_commit(revision) { Some(revision.to_string()) } else { repo.read_ref(revision) };
         let Some(commit) = commit else { continue };
@@ -188,13 +189,13 @@ fn offline(repo: &Repo, id: &str, wanted: &FileSelection) -> Result<Listing> {
             continue;
         }
         let mut files = Vec::new();
-        for input in source::expand(std::slice::from_ref(&root)).unwrap_or_default() {
-            if wanted.takes(&input.name) && !source::is_metadata(&input.name) {
-                let etag = std::fs::canonicalize(&input.path)
+        for file in list_files(std::slice::from_ref(&root)).unwrap_or_default() {
+            if selection.contains(&file.name) && !is_metadata(&file.name) {
+                let etag = std::fs::canonicalize(&file.path)
                     .ok()
                     .and_then(|p| p.file_name().map(|n| n.to_string_lossy().into_owned()))
                     .unwrap_or_default();
-                files.push(RemoteFile { path: input.name, bytes: input.bytes, sha256: None, etag });
+                files.push(RemoteFile { path: file.name, bytes: file.bytes, sha256: None, etag });
             }
         }
         if !files.is_empty() {
@@ -209,7 +210,7 @@ fn offline(repo: &Repo, id: &str, wanted: &FileSelection) -> Result<Listing> {
     })
 }
 
-/// `*` within a name, `**` across names, `?` for one character.
+/// Whether `path` matches a glob: `*` matches within a name, `**` across names, `?` one character.
 pub fn glob(pattern: &str, path: &str) -> bool {
     fn go(p: &[u8], s: &[u8]) -> bool {
         match p {
@@ -225,7 +226,7 @@ pub fn glob(pattern: &str, path: &str) -> bool {
             [c, rest @ ..] => s.first() == Some(c) && go(rest, &s[1..]),
         }
     }
-    // Enough for file names; a pattern that would take long is no file pattern.
+    // Limits the time that matching can take; file patterns are far below.
     pattern.len() <= 256
         && pattern.matches('*').count() <= 6
         && go(pattern.as_bytes(), path.as_bytes())
@@ -248,12 +249,12 @@ mod tests {
         ] {
             assert_eq!(glob(p, s), yes, "{p} {s}");
         }
-        let w = FileSelection { splits: vec!["chat".to_string()], ..Default::default() };
+        let chat = FileSelection { splits: vec!["chat".to_string()], ..Default::default() };
         assert!(
-            w.takes("SFT/chat/x.jsonl")
-                && w.takes("data/chat-00000-of-00001.parquet")
-                && w.takes("chat.jsonl")
+            chat.contains("SFT/chat/x.jsonl")
+                && chat.contains("data/chat-00000-of-00001.parquet")
+                && chat.contains("chat.jsonl")
         );
-        assert!(!w.takes("SFT/chatter/x.jsonl") && !w.takes("SFT/code/x.jsonl"));
+        assert!(!chat.contains("SFT/chatter/x.jsonl") && !chat.contains("SFT/code/x.jsonl"));
     }
 }

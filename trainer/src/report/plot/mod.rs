@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 pub use options::{PlotAxis, PlotOptions};
 
 use crate::error::{Error, Result};
-use crate::report::message::message;
+use crate::report::console::message;
 use dlm_datasets::fs;
 
 /// Runs that one page can distinguish by colour.

@@ -1,4 +1,4 @@
-//! The one place where commands write: results to stdout, lines for people to stderr.
+//! The one place that writes to the terminal: results to stdout, messages to stderr.
 //!
 //! A reader may close either pipe at any time (`dlm-train generate … | head`). A closed stdout is
 //! reported to the caller, which then has nothing more to print and exits with the code that its
@@ -28,8 +28,9 @@ pub(crate) fn text(text: impl Display) -> Result<Reader> {
     write_to(&mut io::stdout().lock(), text)
 }
 
-/// Writes one line to stderr; without a reader it is lost.
-pub(crate) fn note(line: impl Display) {
+/// Writes one line to stderr. A closed stderr is ignored: a run does not end because nobody reads
+/// its messages.
+pub fn message(line: impl Display) {
     let line = format!("{line}\n");
     drop(io::stderr().write_all(line.as_bytes()));
 }

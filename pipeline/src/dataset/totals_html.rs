@@ -1,13 +1,13 @@
-//! The totals of a dataset as one page with plots, needing nothing but a browser.
+//! The totals of a dataset as one HTML page with charts, without external files.
 
-use crate::cli::stats::{Lengths, fill, slots};
+use crate::dataset::totals::{Distributions, fill, slots};
 use dlm_datasets::chart::bars;
 use dlm_datasets::html::escape;
 use dlm_datasets::manifest::Manifest;
 use std::fmt::Write;
 
-/// The page.
-pub fn page(m: &Manifest, l: &Lengths) -> String {
+/// The page as HTML text.
+pub fn page(m: &Manifest, d: &Distributions) -> String {
     let c = &m.counts;
     let mut o = String::from(
         "<!doctype html><html lang='en'><meta charset='utf-8'><title>Packed dataset</title><style>body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}\
@@ -46,23 +46,28 @@ pub fn page(m: &Manifest, l: &Lengths) -> String {
         let _ = write!(o, "<tr><td>{}</td><td>{}</td></tr>", escape(k), escape(&v));
     }
     o.push_str("</table>");
-    let blocks: Vec<_> = l
-        .blocks
+    let blocks: Vec<_> = d
+        .documents_by_blocks
         .iter()
         .enumerate()
         .skip(1)
         .map(|(b, &n)| ((b * m.bd_size).to_string(), n as f64))
         .collect();
     o.push_str(&bars("Document length in tokens, block padding included", &blocks, "documents"));
-    let tenths: Vec<_> = l
-        .loss_tenths
+    let tenths: Vec<_> = d
+        .documents_by_loss_tenth
         .iter()
         .enumerate()
         .map(|(k, &n)| (format!("{}–{} %", k * 10, k * 10 + 10), n as f64))
         .collect();
     o.push_str(&bars("Share of a document that carries loss", &tenths, "documents"));
-    let rows: Vec<_> =
-        l.per_row.iter().enumerate().skip(1).map(|(k, &n)| (k.to_string(), n as f64)).collect();
+    let rows: Vec<_> = d
+        .rows_by_documents
+        .iter()
+        .enumerate()
+        .skip(1)
+        .map(|(k, &n)| (k.to_string(), n as f64))
+        .collect();
     o.push_str(&bars("Documents in a row", &rows, "rows"));
     if !c.dropped.is_empty() {
         let dropped: Vec<_> = c.dropped.iter().map(|(k, &n)| (k.clone(), n as f64)).collect();

@@ -1,87 +1,68 @@
-//! Totals of a dataset: what share of the slots is text, padding, loss; how long documents are;
-//! what each source gave.
+//! Totals of a dataset: shares of tokens, padding and loss, lengths of documents, counts by source.
 
-use crate::cli::args::StatsArgs;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use dlm_datasets::manifest::{Counts, Manifest};
 use dlm_datasets::{Dataset, IGNORE, Split};
-use serde_json::json;
 use std::fmt::Write;
 
-/// What only the rows can tell.
+/// Largest number of sources in the text for people.
+const SHOWN_SOURCES: usize = 40;
+
+/// Distributions over documents and rows, which the manifest does not hold.
 #[derive(Debug, Default)]
-pub struct Lengths {
-    /// Documents by blocks.
-    pub blocks: Vec<u64>,
-    /// Documents by tenth of their positions that carry loss.
-    pub loss_tenths: [u64; 10],
-    /// Rows by documents in them.
-    pub per_row: Vec<u64>,
+pub struct Distributions {
+    /// Number of documents by their length in blocks; index 0 is unused.
+    pub documents_by_blocks: Vec<u64>,
+    /// Number of documents by the share of their positions that carry loss, in tenths.
+    pub documents_by_loss_tenth: [u64; 10],
+    /// Number of rows by the number of documents in them.
+    pub rows_by_documents: Vec<u64>,
 }
 
-/// Reads all rows.
-pub fn lengths(ds: &Dataset) -> Result<Lengths> {
+/// Reads all rows of a dataset.
+pub fn distributions(ds: &Dataset) -> Result<Distributions> {
     let m = ds.manifest();
-    let mut out = Lengths { blocks: vec![0; m.seq_len / m.bd_size + 1], ..Default::default() };
+    let mut out = Distributions {
+        documents_by_blocks: vec![0; m.seq_len / m.bd_size + 1],
+        ..Default::default()
+    };
     for split in [Split::Train, Split::Eval] {
         for row in ds.split(split).iter() {
             let row = row?;
             let n = row.documents.len();
-            out.per_row.resize(out.per_row.len().max(n + 1), 0);
-            out.per_row[n] += 1;
+            out.rows_by_documents.resize(out.rows_by_documents.len().max(n + 1), 0);
+            out.rows_by_documents[n] += 1;
             for d in &row.documents {
-                if let Some(b) = out.blocks.get_mut(d.length / m.bd_size) {
+                if let Some(b) = out.documents_by_blocks.get_mut(d.length / m.bd_size) {
                     *b += 1;
                 }
                 let loss = row.labels[d.start..d.start + d.length]
                     .iter()
                     .filter(|&&l| l != IGNORE)
                     .count();
-                out.loss_tenths[(loss * 10 / d.length.max(1)).min(9)] += 1;
+                out.documents_by_loss_tenth[(loss * 10 / d.length.max(1)).min(9)] += 1;
             }
         }
     }
     Ok(out)
 }
 
-/// Slots in all rows.
+/// Number of token slots in all rows.
 pub fn slots(m: &Manifest) -> u64 {
     ((m.packing.train_rows + m.packing.eval_rows) * m.seq_len) as u64
 }
 
-/// Share of slots inside documents, block padding included.
+/// Share of slots inside documents, block padding included, from 0 to 1.
 pub fn fill(m: &Manifest) -> f64 {
     let s = slots(m);
     if s == 0 { 0.0 } else { (s - m.packing.row_padding.min(s)) as f64 / s as f64 }
-}
-
-/// Shows the totals of `a.dir`.
-pub fn run(a: &StatsArgs) -> Result<()> {
-    let ds = Dataset::open(&a.dir)?;
-    let m = ds.manifest();
-    let l = lengths(&ds)?;
-    if let Some(path) = &a.html {
-        let page = crate::cli::stats_html::page(m, &l);
-        dlm_datasets::fs::write_atomic(path, page.as_bytes())?;
-    }
-    if a.json {
-        let c = &m.counts;
-        let v = json!({"train_rows": m.packing.train_rows, "eval_rows": m.packing.eval_rows, "seq_len": m.seq_len, "bd_size": m.bd_size, "slots": slots(m), "fill": fill(m),
-            "counts": c, "row_padding": m.packing.row_padding, "sources": m.sources, "documents_by_blocks": l.blocks, "documents_by_loss_tenth": l.loss_tenths,
-            "rows_by_documents": l.per_row, "mask_token_id": m.mask_token_id, "fingerprint": ds.fingerprint(), "zero_copy": ds.is_zero_copy()});
-        println!("{}", serde_json::to_string(&v).map_err(|e| Error::Internal(e.to_string()))?);
-    } else {
-        print!("{}", summary(m));
-        print!("{}", histogram(m, &l));
-    }
-    Ok(())
 }
 
 fn percent(n: u64, of: u64) -> f64 {
     if of == 0 { 0.0 } else { 100.0 * n as f64 / of as f64 }
 }
 
-/// The totals, for people.
+/// The totals as text for people.
 pub fn summary(m: &Manifest) -> String {
     let (c, s) = (&m.counts, slots(m));
     let mut o = String::new();
@@ -92,8 +73,8 @@ pub fn summary(m: &Manifest) -> String {
         c.rows_kept,
         c.dropped_total()
     );
-    for (why, n) in &c.dropped {
-        let _ = writeln!(o, "               {n:>10} {why}");
+    for (reason, n) in &c.dropped {
+        let _ = writeln!(o, "               {n:>10} {reason}");
     }
     let _ = writeln!(
         o,
@@ -131,8 +112,8 @@ pub fn summary(m: &Manifest) -> String {
         "turns          {} supervised, {} without an end-of-turn token",
         c.label_runs, c.unfinished_runs
     );
-    for (what, n) in &c.notes {
-        let _ = writeln!(o, "               {n:>10} {what}");
+    for (note, n) in &c.notes {
+        let _ = writeln!(o, "               {n:>10} {note}");
     }
     if m.sources.len() > 1 {
         let _ = writeln!(
@@ -140,7 +121,7 @@ pub fn summary(m: &Manifest) -> String {
             "{:<44} {:>9} {:>9} {:>12} {:>7} {:>7}",
             "source", "read", "kept", "tokens", "share", "loss"
         );
-        for s in m.sources.iter().take(40) {
+        for s in m.sources.iter().take(SHOWN_SOURCES) {
             let name =
                 s.category.as_ref().map_or_else(|| s.name.clone(), |k| format!("{} [{k}]", s.name));
             let Counts { rows_read, rows_kept, tokens, response_tokens, .. } = s.counts;
@@ -151,17 +132,18 @@ pub fn summary(m: &Manifest) -> String {
                 percent(response_tokens, tokens)
             );
         }
-        if m.sources.len() > 40 {
-            let _ = writeln!(o, "… and {} more (--json has all)", m.sources.len() - 40);
+        if m.sources.len() > SHOWN_SOURCES {
+            let _ = writeln!(o, "… and {} more (--json has all)", m.sources.len() - SHOWN_SOURCES);
         }
     }
     o
 }
 
-fn histogram(m: &Manifest, l: &Lengths) -> String {
-    let top = l.blocks.iter().copied().max().unwrap_or(0).max(1);
+/// The lengths of documents as a bar chart of text.
+pub fn histogram(m: &Manifest, d: &Distributions) -> String {
+    let top = d.documents_by_blocks.iter().copied().max().unwrap_or(0).max(1);
     let mut o = String::from("document length (with block padding)\n");
-    for (b, &n) in l.blocks.iter().enumerate().filter(|(b, _)| *b > 0) {
+    for (b, &n) in d.documents_by_blocks.iter().enumerate().filter(|(b, _)| *b > 0) {
         let _ = writeln!(o, "{:>8} {n:>9} {}", b * m.bd_size, "█".repeat((n * 50 / top) as usize));
     }
     o

@@ -1,27 +1,35 @@
-//! Datasets prepared in parts (`--shard I/N`) made one.
+//! Joins datasets that were prepared in parts (`--shard I/N`).
 //!
-//! In: folders made with the same settings, tokenizer and template, in the order wanted. Out: one
-//! dataset with all their rows; source numbers are those of the joined list, counts are sums.
+//! In: folders prepared with the same settings, tokenizer and template, in the order of the result.
+//! Out: one dataset with all their rows. Source indices are changed to those of the joined list,
+//! counts are summed.
 
 use crate::error::{Error, Result};
 use dlm_datasets::fs::write_atomic;
 use dlm_datasets::manifest::{Counts, Manifest, Source, Split};
 use dlm_datasets::writer::{BATCH_ROWS, ShardWriter, shard_name, write_manifest};
 use dlm_datasets::{Dataset, Document};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// Rows per file of the result.
+/// Rows per data file of the result.
 const SHARD_ROWS: usize = 128 * BATCH_ROWS;
 
-/// Joins `dirs` into `out`.
-pub fn run(dirs: &[PathBuf], out: &Path) -> Result<()> {
+/// Joins the datasets in the folders `dirs` into the folder `out`; returns the manifest.
+///
+/// # Errors
+///
+/// [`Error::Usage`] if there are no folders, or their datasets were not prepared alike or are the
+/// same part; [`Error::Output`] if `out` holds a finished dataset; further variants for failures of
+/// the disk.
+pub fn merge(dirs: &[impl AsRef<Path>], out: impl AsRef<Path>) -> Result<Manifest> {
+    let out = out.as_ref();
     let parts: Vec<Dataset> =
-        dirs.iter().map(|d| Dataset::open(d)).collect::<std::result::Result<_, _>>()?;
+        dirs.iter().map(|d| Dataset::open(d.as_ref())).collect::<std::result::Result<_, _>>()?;
     let Some(first) = parts.first() else {
         return Err(Error::Usage("nothing to merge".to_string()));
     };
     for p in &parts[1..] {
-        same(first, p)?;
+        check_alike(first, p)?;
     }
     if out.join(dlm_datasets::manifest::FILE_NAME).exists() {
         return Err(Error::Output {
@@ -48,25 +56,25 @@ pub fn run(dirs: &[PathBuf], out: &Path) -> Result<()> {
     if let Some(shard) = m.recipe.get_mut("shard") {
         *shard = serde_json::Value::Null;
     }
-    let mut numbers = Vec::new();
+    let mut indices = Vec::new();
     for p in &parts {
         let part = p.manifest();
         m.counts.add(&part.counts);
         m.packing.train_rows += part.packing.train_rows;
         m.packing.eval_rows += part.packing.eval_rows;
         m.packing.row_padding += part.packing.row_padding;
-        numbers.push(part.sources.iter().map(|s| join(&mut m.sources, s)).collect::<Vec<usize>>());
+        indices.push(part.sources.iter().map(|s| join(&mut m.sources, s)).collect::<Vec<usize>>());
     }
     for split in [Split::Train, Split::Eval] {
         let mut writer: Option<ShardWriter> = None;
-        for (p, numbers) in parts.iter().zip(&numbers) {
+        for (p, indices) in parts.iter().zip(&indices) {
             for row in p.split(split).iter() {
                 let row = row?;
                 let documents: Vec<Document> = row
                     .documents
                     .iter()
                     .map(|d| Document {
-                        source: numbers.get(d.source).copied().unwrap_or(d.source),
+                        source: indices.get(d.source).copied().unwrap_or(d.source),
                         ..*d
                     })
                     .collect();
@@ -75,9 +83,9 @@ pub fn run(dirs: &[PathBuf], out: &Path) -> Result<()> {
                 }
                 let w = match &mut writer {
                     Some(w) => w,
-                    none => {
+                    closed => {
                         let index = m.files.iter().filter(|f| f.split == split).count();
-                        none.insert(ShardWriter::create(
+                        closed.insert(ShardWriter::create(
                             out,
                             &shard_name(split, index),
                             split,
@@ -95,11 +103,10 @@ pub fn run(dirs: &[PathBuf], out: &Path) -> Result<()> {
     let parts: Vec<String> = parts.iter().map(|p| p.fingerprint()).collect();
     m.recipe_fingerprint = dlm_datasets::hash::sha256(parts.join("+").as_bytes());
     write_manifest(out, &m)?;
-    print!("{}", super::stats::summary(&m));
-    Ok(())
+    Ok(m)
 }
 
-/// The number of source `s` in the joined list, its counts added.
+/// The index of source `s` in the joined list, to which its counts are added.
 fn join(all: &mut Vec<Source>, s: &Source) -> usize {
     let k = all.iter().position(|a| {
         a.name == s.name
@@ -124,10 +131,11 @@ fn join(all: &mut Vec<Source>, s: &Source) -> usize {
     }
 }
 
-fn same(a: &Dataset, b: &Dataset) -> Result<()> {
-    let differ = |what: &str, x: String, y: String| {
+/// Refuses two datasets that are not parts of one.
+fn check_alike(a: &Dataset, b: &Dataset) -> Result<()> {
+    let differ = |key: &str, x: String, y: String| {
         Error::Usage(format!(
-            "{} and {} do not go together: {what} is {x} and {y}",
+            "{} and {} do not go together: {key} is {x} and {y}",
             a.dir().display(),
             b.dir().display()
         ))
@@ -140,14 +148,14 @@ fn same(a: &Dataset, b: &Dataset) -> Result<()> {
         }
         r.to_string()
     };
-    for (what, p, q) in [
+    for (key, p, q) in [
         ("tokenizer_sha256", x.tokenizer_sha256.clone(), y.tokenizer_sha256.clone()),
         ("template_sha256", x.template_sha256.clone(), y.template_sha256.clone()),
         ("mask_token_id", x.mask_token_id.to_string(), y.mask_token_id.to_string()),
         ("recipe", settings(x), settings(y)),
     ] {
         if p != q {
-            return Err(differ(what, p, q));
+            return Err(differ(key, p, q));
         }
     }
     if x.recipe.get("shard") == y.recipe.get("shard")

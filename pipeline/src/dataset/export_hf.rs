@@ -1,11 +1,11 @@
-//! A packed dataset as `datasets.load_from_disk` reads it: Arrow streams with `state.json` and
-//! `dataset_info.json`.
+//! Exports a dataset to the layout that `datasets.load_from_disk` of the Python library reads: Arrow
+//! streams with `state.json` and `dataset_info.json`.
 
 use crate::error::{Error, Result};
 use arrow::array::RecordBatch;
 use arrow::ipc::writer::StreamWriter;
 use dlm_datasets::fs::{PARTIAL, rename, write_atomic};
-use dlm_datasets::manifest::{FileEntry, Split};
+use dlm_datasets::manifest::{FileEntry, Manifest, Split};
 use dlm_datasets::reader::MappedFile;
 use dlm_datasets::{Dataset, schema};
 use serde_json::json;
@@ -13,8 +13,14 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-/// Writes `out` from the dataset in `dir`.
-pub fn run(dir: &Path, out: &Path) -> Result<()> {
+/// Exports the dataset in the folder `dir` to the folder `out`; returns its manifest.
+///
+/// # Errors
+///
+/// [`Error::Output`] if `out` holds an exported dataset; further variants if `dir` is not a dataset,
+/// and for failures of the disk.
+pub fn export_hf(dir: impl AsRef<Path>, out: impl AsRef<Path>) -> Result<Manifest> {
+    let (dir, out) = (dir.as_ref(), out.as_ref());
     let ds = Dataset::open(dir)?;
     let m = ds.manifest();
     if out.join("dataset_dict.json").exists() {
@@ -36,33 +42,28 @@ pub fn run(dir: &Path, out: &Path) -> Result<()> {
             let name = format!("data-{k:05}-of-{:05}.arrow", files.len());
             let path = dir.join(&f.path);
             let batches = MappedFile::open(&path, Some(f.bytes))?.batches(&path, m.seq_len)?;
-            stream(&folder.join(&name), m.seq_len, &batches)?;
+            write_stream(&folder.join(&name), m.seq_len, &batches)?;
             names.push(json!({"filename": name}));
         }
         let state = json!({"_data_files": names, "_fingerprint": &ds.fingerprint()[..16], "_format_columns": null, "_format_kwargs": {},
             "_format_type": null, "_output_all_columns": false, "_split": split.name()});
-        put(
+        write_json(
             &folder.join("dataset_info.json"),
             &json!({"citation": "", "description": "Packed rows for block-diffusion training", "homepage": "", "license": ""}),
         )?;
-        put(&folder.join("state.json"), &state)?;
+        write_json(&folder.join("state.json"), &state)?;
         splits.push(split.name());
     }
-    put(&out.join("dataset_dict.json"), &json!({"splits": splits}))?;
-    println!(
-        "{}: {} train and {} eval rows for datasets.load_from_disk",
-        out.display(),
-        m.packing.train_rows,
-        m.packing.eval_rows
-    );
-    Ok(())
+    write_json(&out.join("dataset_dict.json"), &json!({"splits": splits}))?;
+    Ok(m.clone())
 }
 
-fn put(path: &Path, v: &serde_json::Value) -> Result<()> {
+fn write_json(path: &Path, v: &serde_json::Value) -> Result<()> {
     Ok(write_atomic(path, v.to_string().as_bytes())?)
 }
 
-fn stream(path: &Path, seq_len: usize, batches: &[RecordBatch]) -> Result<()> {
+/// Writes one Arrow stream, under a temporary name until it is complete.
+fn write_stream(path: &Path, seq_len: usize, batches: &[RecordBatch]) -> Result<()> {
     let mut partial = path.as_os_str().to_os_string();
     partial.push(PARTIAL);
     let partial = std::path::PathBuf::from(partial);

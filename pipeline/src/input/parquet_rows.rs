@@ -1,0 +1,172 @@
+//! Rows of a parquet file.
+//!
+//! In: a file, the columns that a recipe renames, and the row to begin with. Out: batches
+//! ([`RawRows::Table`]) of the columns a conversation can be made of. Row groups are read page by
+//! page, so memory does not depend on their size.
+
+use crate::error::{Error, Result};
+use crate::input::raw_rows::{BATCH_BYTES, BATCH_ROWS, RawRows, RowBatches};
+use arrow::datatypes::{DataType, FieldRef, Fields, Schema};
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
+};
+use parquet::file::metadata::RowGroupMetaData;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Columns that a conversation can be made of. Other columns are not read, unless a recipe names
+/// them.
+const COLUMNS: [&str; 20] = [
+    "messages",
+    "conversations",
+    "conversation",
+    "input",
+    "output",
+    "system_prompt",
+    "system",
+    "instruction",
+    "prompt",
+    "completion",
+    "response",
+    "chosen",
+    "question",
+    "answer",
+    "tools",
+    "category",
+    "license",
+    "licence",
+    "text",
+    "id",
+];
+
+/// Number of rows of a parquet file, and their bytes before compression.
+pub fn size(path: &Path) -> Result<(u64, u64)> {
+    let file = File::open(path).map_err(Error::io("opening", path))?;
+    let meta = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())
+        .map_err(|e| unreadable(path, &e.to_string()))?;
+    let groups = meta.metadata().row_groups();
+    let sum = |of: fn(&RowGroupMetaData) -> i64| groups.iter().map(|g| of(g).max(0) as u64).sum();
+    Ok((sum(RowGroupMetaData::num_rows), sum(RowGroupMetaData::total_byte_size)))
+}
+
+/// The rows of `path` from row `skip` on; `renames` lists pairs of (name used by this program, name
+/// in the file).
+pub fn open(path: &Path, renames: &[(String, String)], skip: u64) -> Result<RowBatches> {
+    let file = File::open(path).map_err(Error::io("opening", path))?;
+    let bad = {
+        let path = path.to_path_buf();
+        move |e: String| unreadable(&path, &e)
+    };
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| bad(e.to_string()))?;
+    let meta = builder.metadata();
+    let rows = meta.file_metadata().num_rows().max(0) as u64;
+    let size: i64 = meta.row_groups().iter().map(|g| g.total_byte_size()).sum();
+    let per_row = (size.max(0) as u64 / rows.max(1)).max(1) as usize;
+    let batch = (BATCH_BYTES / per_row).clamp(1, BATCH_ROWS);
+    let schema = builder.parquet_schema();
+    let selected: Vec<usize> = (0..schema.num_columns())
+        .filter(|&c| {
+            let name = schema.get_column_root(c).name();
+            COLUMNS.contains(&name) || renames.iter().any(|(_, theirs)| theirs == name)
+        })
+        .collect();
+    if selected.is_empty() {
+        let names: Vec<&str> = schema.root_schema().get_fields().iter().map(|f| f.name()).collect();
+        return Err(bad(format!(
+            "none of its columns {names:?} can hold a conversation; expected one of messages, conversations, input, instruction, prompt, question"
+        )));
+    }
+    let mask = ProjectionMask::leaves(schema, selected);
+    if skip >= rows {
+        return Ok(Box::new(std::iter::empty()));
+    }
+    // As views, strings stay in the buffers of the decoded pages and are not copied. Where the
+    // reader does not support that for a column, the file is read with its own schema.
+    let schema =
+        Arc::new(Schema::new(builder.schema().fields().iter().map(as_views).collect::<Fields>()));
+    let views = ArrowReaderMetadata::try_new(
+        builder.metadata().clone(),
+        ArrowReaderOptions::new().with_schema(schema),
+    );
+    let builder = match (views, File::open(path)) {
+        (Ok(views), Ok(file)) => ParquetRecordBatchReaderBuilder::new_with_metadata(file, views),
+        _ => builder,
+    };
+    // Row groups that end before row `skip` are not opened.
+    let (mut first, mut skip) = (0, skip);
+    for group in builder.metadata().row_groups() {
+        let n = group.num_rows().max(0) as u64;
+        if skip < n {
+            break;
+        }
+        (first, skip) = (first + 1, skip - n);
+    }
+    let groups = (first..builder.metadata().num_row_groups()).collect();
+    let reader = builder
+        .with_batch_size(batch)
+        .with_projection(mask)
+        .with_row_groups(groups)
+        .with_offset(skip as usize);
+    let reader = reader.build().map_err(|e| bad(e.to_string()))?;
+    Ok(Box::new(reader.map(move |b| b.map(RawRows::Table).map_err(|e| bad(e.to_string())))))
+}
+
+fn unreadable(path: &Path, error: &str) -> Error {
+    Error::Input {
+        path: path.display().to_string(),
+        reason: format!("not readable as parquet: {error}"),
+    }
+}
+
+/// A field with all strings in it as views.
+fn as_views(f: &FieldRef) -> FieldRef {
+    let to = match f.data_type() {
+        DataType::Utf8 | DataType::LargeUtf8 => DataType::Utf8View,
+        DataType::List(item) => DataType::List(as_views(item)),
+        DataType::LargeList(item) => DataType::LargeList(as_views(item)),
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(as_views).collect()),
+        _ => return f.clone(),
+    };
+    Arc::new(f.as_ref().clone().with_data_type(to))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray};
+
+    /// All rows from the one asked for, whichever row group it is in.
+    #[test]
+    fn parquet_from_any_row() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.parquet");
+        let text = |k: &str| -> ArrayRef {
+            Arc::new((0..17).map(|i| Some(format!("{k}{i}"))).collect::<StringArray>())
+        };
+        let batch =
+            RecordBatch::try_from_iter([("input", text("q")), ("output", text("a"))]).unwrap();
+        let five = parquet::file::properties::WriterProperties::builder()
+            .set_max_row_group_row_count(Some(5))
+            .build();
+        let mut w = parquet::arrow::ArrowWriter::try_new(
+            File::create(&path).unwrap(),
+            batch.schema(),
+            Some(five),
+        )
+        .unwrap();
+        w.write(&batch).unwrap();
+        w.close().unwrap();
+        assert_eq!(size(&path).unwrap().0, 17);
+        for skip in 0..=18 {
+            let mut read = Vec::new();
+            for b in open(&path, &[], skip).unwrap() {
+                let RawRows::Table(b) = b.unwrap() else { panic!("not a table") };
+                assert_eq!(b.column(1).data_type(), &DataType::Utf8View);
+                read.extend(b.column(1).as_string_view().iter().flatten().map(String::from));
+            }
+            assert_eq!(read, (skip..17).map(|i| format!("a{i}")).collect::<Vec<_>>());
+        }
+    }
+}
