@@ -10,18 +10,18 @@ use std::process::Command;
 use crate::error::{Error, Result};
 use crate::report::console::message;
 
-use super::plan::{DlmArgs, LaunchPlan};
+use super::plan::{LaunchOptions, LaunchPlan};
 use super::task::shell_words;
 
 /// Environment variables passed to the machine as secrets, where they are set.
 const SECRETS: [&str; 1] = ["HF_TOKEN"];
 
 /// `wf dlm`: launch a training run, or print what would be launched.
-pub fn launch(args: &DlmArgs) -> Result<()> {
+pub fn launch(options: &LaunchOptions) -> Result<()> {
     let here = std::env::current_dir()
         .map_err(|error| Error::io(".", "reading the current folder", error))?;
     let bucket = std::env::var("GCS_BUCKET").ok();
-    let plan = LaunchPlan::new(args, &stamp(), bucket.as_deref(), &here)?;
+    let plan = LaunchPlan::new(options, &stamp(), bucket.as_deref(), &here)?;
     let secrets: Vec<&str> = SECRETS
         .into_iter()
         .filter(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
@@ -29,7 +29,7 @@ pub fn launch(args: &DlmArgs) -> Result<()> {
     let yaml = plan.yaml()?;
     let file = std::env::temp_dir().join(format!("{}.yaml", plan.name));
     let command = plan.command(&file.display().to_string(), &secrets);
-    if args.dry_run {
+    if options.dry_run {
         let shown = format!("{yaml}# {}\n", shell_words(&command));
         for obstacle in &plan.obstacles {
             message(format_args!("wf: would be refused: {obstacle}"));
