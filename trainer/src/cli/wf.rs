@@ -2,11 +2,12 @@
 //!
 //! In: the command line. Out: the exit code of the process; `launch` does the work.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
-use crate::launch;
+use crate::launch::{self, LaunchOptions, Scale};
 use crate::report::console;
 
 /// Runs listed by `wf runs` unless `--limit` says otherwise.
@@ -22,7 +23,7 @@ struct Wf {
 #[derive(Subcommand)]
 enum Command {
     /// Launch a training run.
-    Dlm(Box<launch::DlmArgs>),
+    Dlm(Box<DlmArgs>),
     /// Print the log of a run.
     Logs {
         /// Name of the run.
@@ -44,10 +45,73 @@ enum Command {
     },
 }
 
+/// Options of `wf dlm`.
+#[derive(Args, Debug)]
+struct DlmArgs {
+    /// Model: a choice of configs/model (qwen3_4b, smollm2_135m …).
+    #[arg(short, long)]
+    model: String,
+    /// Its source: folder, hf://org/name[@rev], org/name, gs://bucket/folder or s3://bucket/folder.
+    #[arg(short, long)]
+    source: Option<String>,
+    /// Size of the machine.
+    #[arg(long, value_enum, default_value_t = Scale::Dev)]
+    scale: Scale,
+    /// GPU model, by SkyPilot's name.
+    #[arg(long, default_value = "H100")]
+    gpu: String,
+    /// Cloud, or cloud/region[/zone]: nebius, gcp, aws … [default: the cheapest that SkyPilot may
+    /// use].
+    #[arg(short, long)]
+    cloud: Option<String>,
+    /// Rent a spot machine, which may be taken away; the run continues on the next one.
+    #[arg(long)]
+    spot: bool,
+    /// Bucket for checkpoints and result: gs://bucket or s3://bucket [default: gs://$GCS_BUCKET].
+    #[arg(long)]
+    bucket: Option<String>,
+    /// Name of the run; the same name continues it [default: model and time].
+    #[arg(short, long)]
+    name: Option<String>,
+    /// A dlm-train built with --features cuda, to be sent to the machine [default: the dlm-train next
+    /// to wf if wf was built with it; else dlm-train is built on the machine].
+    #[arg(long)]
+    binary: Option<PathBuf>,
+    /// Return once the run is submitted; do not follow its log.
+    #[arg(long)]
+    detach: bool,
+    /// Print the SkyPilot task and the command; launch nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// group=choice and section.key=value for dlm-train; data.dir may be a local folder, gs:// or
+    /// s3://.
+    #[arg(value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+}
+
+impl From<DlmArgs> for LaunchOptions {
+    fn from(args: DlmArgs) -> Self {
+        LaunchOptions {
+            model: args.model,
+            source: args.source,
+            scale: args.scale,
+            gpu: args.gpu,
+            cloud: args.cloud,
+            spot: args.spot,
+            bucket: args.bucket,
+            name: args.name,
+            binary: args.binary,
+            detach: args.detach,
+            dry_run: args.dry_run,
+            overrides: args.overrides,
+        }
+    }
+}
+
 /// Runs `wf` on the arguments of this process.
 pub(crate) fn main() -> ExitCode {
     let result = match Wf::parse().command {
-        Command::Dlm(args) => launch::launch(&args),
+        Command::Dlm(args) => launch::launch(&(*args).into()),
         Command::Logs { name, follow } => launch::logs(&name, follow),
         Command::Cancel { name } => launch::cancel(&name),
         Command::Runs { limit } => launch::runs(limit.unwrap_or(RUNS)),

@@ -214,3 +214,17 @@ fn restore_optimizer(
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_with_the_old_name_of_a_field_is_read() {
+        let state = RunState { micro_batch_rows: 4, step: 7, ..RunState::default() };
+        let text = serde_json::to_string(&state).unwrap();
+        assert!(text.contains("\"micro_batch_rows\":4"), "{text}");
+        let old = text.replace("micro_batch_rows", "micro_rows");
+        assert_eq!(serde_json::from_str::<RunState>(&old).unwrap(), state);
+    }
+}

@@ -16,7 +16,7 @@ use dlm_datasets::fs;
 
 use crate::error::{Error, Result};
 use crate::io::checkpoint::{self, Snapshot};
-use crate::report::message;
+use crate::report::console::message;
 
 /// The checkpoint folder of a run.
 #[derive(Clone, Debug)]

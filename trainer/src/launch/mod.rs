@@ -3,11 +3,11 @@
 //! In: a model, a source, a scale, configuration overrides. Out: a SkyPilot task (from
 //! `configs/launch/dlm_train.yaml`) and the command that launches it. The configuration is composed
 //! and checked locally first, so that a mistyped key is found before a machine is rented.
-//! `plan.rs` checks the arguments, `task.rs` fills in the YAML, `sky.rs` runs `sky`.
+//! `plan.rs` checks the options, `task.rs` fills in the YAML, `sky.rs` runs `sky`.
 
 mod plan;
 mod sky;
 mod task;
 
-pub(crate) use plan::DlmArgs;
-pub(crate) use sky::{cancel, launch, logs, runs};
+pub use plan::{InputLocation, LaunchOptions, LaunchPlan, Scale};
+pub use sky::{cancel, launch, logs, runs};

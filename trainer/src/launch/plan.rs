@@ -1,18 +1,18 @@
-//! The plan of `wf dlm`: checked arguments, before anything is written or rented.
+//! The plan of `wf dlm`: checked options, before anything is written or rented.
 //!
-//! In: [`DlmArgs`], the environment (`GCS_BUCKET`, `HF_TOKEN`), the current folder. Out: a
+//! In: [`LaunchOptions`], the environment (`GCS_BUCKET`, `HF_TOKEN`), the current folder. Out: a
 //! [`LaunchPlan`] with the obstacles that would be refused without `--dry-run`.
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::ValueEnum;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
 
 /// Size of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Scale {
+pub enum Scale {
     /// 1 GPU.
     Dev,
     /// 1 GPU.
@@ -27,7 +27,7 @@ pub(crate) enum Scale {
 
 impl Scale {
     /// Number of GPUs of the machine.
-    pub(crate) fn gpus(self) -> usize {
+    pub fn gpus(self) -> usize {
         match self {
             Scale::Dev | Scale::Small => 1,
             Scale::Medium => 2,
@@ -37,53 +37,37 @@ impl Scale {
     }
 }
 
-/// Options of `wf dlm`.
-#[derive(Args, Debug, Clone)]
-pub(crate) struct DlmArgs {
-    /// Model: a choice of configs/model (qwen3_4b, smollm2_135m …).
-    #[arg(short, long)]
+/// What to launch, and where.
+#[derive(Debug, Clone)]
+pub struct LaunchOptions {
+    /// Model: a choice of configs/model.
     pub model: String,
-    /// Its source: folder, hf://org/name[@rev], org/name, gs://bucket/folder or s3://bucket/folder.
-    #[arg(short, long)]
+    /// Source of the model: folder, hub name or bucket; `None`: that of the model's configuration.
     pub source: Option<String>,
-    /// Size of the machine.
-    #[arg(long, value_enum, default_value_t = Scale::Dev)]
     pub scale: Scale,
     /// GPU model, by SkyPilot's name.
-    #[arg(long, default_value = "H100")]
     pub gpu: String,
-    /// Cloud, or cloud/region[/zone]: nebius, gcp, aws … [default: the cheapest that SkyPilot may
-    /// use].
-    #[arg(short, long)]
+    /// Cloud, or cloud/region[/zone]; `None`: the cheapest that SkyPilot may use.
     pub cloud: Option<String>,
-    /// Rent a spot machine, which may be taken away; the run continues on the next one.
-    #[arg(long)]
+    /// Rent a spot machine.
     pub spot: bool,
-    /// Bucket for checkpoints and result: gs://bucket or s3://bucket [default: gs://$GCS_BUCKET].
-    #[arg(long)]
+    /// Bucket for checkpoints and result, with scheme.
     pub bucket: Option<String>,
-    /// Name of the run; the same name continues it [default: model and time].
-    #[arg(short, long)]
+    /// Name of the run; `None`: made from model and time.
     pub name: Option<String>,
-    /// A dlm-train built with --features cuda, to be sent to the machine [default: the dlm-train next
-    /// to wf if wf was built with it; else dlm-train is built on the machine].
-    #[arg(long)]
+    /// A dlm-train built with CUDA, to be sent to the machine.
     pub binary: Option<PathBuf>,
-    /// Return once the run is submitted; do not follow its log.
-    #[arg(long)]
+    /// Do not follow the log.
     pub detach: bool,
-    /// Print the SkyPilot task and the command; launch nothing.
-    #[arg(long)]
+    /// Print the task and the command; launch nothing.
     pub dry_run: bool,
-    /// group=choice and section.key=value for dlm-train; data.dir may be a local folder, gs:// or
-    /// s3://.
-    #[arg(value_name = "KEY=VALUE")]
+    /// Overrides for dlm-train, `data.dir` included.
     pub overrides: Vec<String>,
 }
 
 /// Where the machine gets the dataset or the source model from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum InputLocation {
+pub enum InputLocation {
     /// A local folder, sent to the machine.
     Local(PathBuf),
     /// A bucket, mounted on the machine.
@@ -94,7 +78,7 @@ pub(super) enum InputLocation {
 
 /// A run that can be launched.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct LaunchPlan {
+pub struct LaunchPlan {
     /// Name of the job and last part of its folder in the bucket.
     pub name: String,
     /// Model name: part of its folder in the bucket, and MODEL.
@@ -124,26 +108,26 @@ pub(super) struct LaunchPlan {
 }
 
 impl LaunchPlan {
-    /// Checks the arguments. `stamp` makes the default name unique, `bucket` is the name of the
+    /// Checks the options. `stamp` makes the default name unique, `bucket` is the name of the
     /// default bucket, `here` the current folder.
-    pub(super) fn new(
-        args: &DlmArgs,
+    pub fn new(
+        options: &LaunchOptions,
         stamp: &str,
         bucket: Option<&str>,
         here: &Path,
     ) -> Result<LaunchPlan> {
-        if args.scale.gpus() > 1 {
+        if options.scale.gpus() > 1 {
             return Err(Error::Usage(format!(
                 "--scale {} rents {} GPUs, but dlm-train uses one; take --scale small (1 GPU), with --gpu H200 for more memory",
-                format!("{:?}", args.scale).to_lowercase(),
-                args.scale.gpus()
+                format!("{:?}", options.scale).to_lowercase(),
+                options.scale.gpus()
             )));
         }
         let mut obstacles = Vec::new();
         let mut overrides = Vec::new();
-        let mut composed = vec![format!("model={}", args.model)];
+        let mut composed = vec![format!("model={}", options.model)];
         let mut data = None;
-        for text in &args.overrides {
+        for text in &options.overrides {
             match text.split_once('=') {
                 Some(("data.dir", dir)) => data = Some(dir.to_string()),
                 Some((key @ ("output.dir" | "model" | "source.path"), _)) => {
@@ -160,8 +144,9 @@ impl LaunchPlan {
             }
         }
         composed.extend(overrides.iter().cloned());
-        let source = args.source.as_deref().map(|source| locate(source, here, true)).transpose()?;
-        composed.extend(args.source.iter().map(|source| format!("source.path={source}")));
+        let source =
+            options.source.as_deref().map(|source| locate(source, here, true)).transpose()?;
+        composed.extend(options.source.iter().map(|source| format!("source.path={source}")));
         let config = Config::load(None, &composed)?;
         let data_text = data.unwrap_or_else(|| config.data.dir.display().to_string());
         let data = locate(&data_text, here, false).unwrap_or_else(|error| {
@@ -176,7 +161,7 @@ impl LaunchPlan {
                 "data.dir={data_text} has no manifest.json; expected a folder written by dlm-prep"
             ));
         }
-        let bucket = args
+        let bucket = options
             .bucket
             .clone()
             .or(bucket.filter(|name| !name.is_empty()).map(|name| format!("gs://{name}")));
@@ -188,25 +173,25 @@ impl LaunchPlan {
             Some(bucket) if !is_bucket(bucket) => return Err(Error::Usage(format!("--bucket {bucket}: expected gs://NAME or s3://NAME"))),
             Some(_) => {}
         }
-        let (binary, repository) = program(args.binary.clone(), here, &mut obstacles)?;
-        let name = args
+        let (binary, repository) = program(options.binary.clone(), here, &mut obstacles)?;
+        let name = options
             .name
             .clone()
-            .unwrap_or_else(|| format!("dlm-{}-{stamp}", args.model.replace('_', "-")));
+            .unwrap_or_else(|| format!("dlm-{}-{stamp}", options.model.replace('_', "-")));
         check_name(&name)?;
         Ok(LaunchPlan {
             name,
-            model: args.model.clone(),
+            model: options.model.clone(),
             source,
             data,
             bucket,
-            accelerators: format!("{}:{}", args.gpu, args.scale.gpus()),
-            infra: args.cloud.clone(),
-            spot: args.spot,
+            accelerators: format!("{}:{}", options.gpu, options.scale.gpus()),
+            infra: options.cloud.clone(),
+            spot: options.spot,
             binary,
             repository,
             overrides,
-            detach: args.detach,
+            detach: options.detach,
             obstacles,
         })
     }

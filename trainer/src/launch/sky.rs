@@ -8,20 +8,20 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::error::{Error, Result};
-use crate::report::message;
+use crate::report::console::message;
 
-use super::plan::{DlmArgs, LaunchPlan};
+use super::plan::{LaunchOptions, LaunchPlan};
 use super::task::shell_words;
 
 /// Environment variables passed to the machine as secrets, where they are set.
 const SECRETS: [&str; 1] = ["HF_TOKEN"];
 
 /// `wf dlm`: launch a training run, or print what would be launched.
-pub(crate) fn launch(args: &DlmArgs) -> Result<()> {
+pub fn launch(options: &LaunchOptions) -> Result<()> {
     let here = std::env::current_dir()
         .map_err(|error| Error::io(".", "reading the current folder", error))?;
     let bucket = std::env::var("GCS_BUCKET").ok();
-    let plan = LaunchPlan::new(args, &stamp(), bucket.as_deref(), &here)?;
+    let plan = LaunchPlan::new(options, &stamp(), bucket.as_deref(), &here)?;
     let secrets: Vec<&str> = SECRETS
         .into_iter()
         .filter(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
@@ -29,7 +29,7 @@ pub(crate) fn launch(args: &DlmArgs) -> Result<()> {
     let yaml = plan.yaml()?;
     let file = std::env::temp_dir().join(format!("{}.yaml", plan.name));
     let command = plan.command(&file.display().to_string(), &secrets);
-    if args.dry_run {
+    if options.dry_run {
         let shown = format!("{yaml}# {}\n", shell_words(&command));
         for obstacle in &plan.obstacles {
             message(format_args!("wf: would be refused: {obstacle}"));
@@ -56,18 +56,18 @@ pub(crate) fn launch(args: &DlmArgs) -> Result<()> {
 }
 
 /// `wf logs NAME [-f]`: print the log of a run.
-pub(crate) fn logs(name: &str, follow: bool) -> Result<()> {
+pub fn logs(name: &str, follow: bool) -> Result<()> {
     let follow = if follow { "--follow" } else { "--no-follow" };
     run(&["sky", "jobs", "logs", "--name", name, follow].map(Into::into))
 }
 
 /// `wf cancel NAME`: stop a run.
-pub(crate) fn cancel(name: &str) -> Result<()> {
+pub fn cancel(name: &str) -> Result<()> {
     run(&["sky", "jobs", "cancel", "--yes", "--name", name].map(Into::into))
 }
 
 /// `wf runs`: list the newest `limit` jobs.
-pub(crate) fn runs(limit: usize) -> Result<()> {
+pub fn runs(limit: usize) -> Result<()> {
     run(&["sky".into(), "jobs".into(), "queue".into(), "--limit".into(), limit.to_string()])
 }
 

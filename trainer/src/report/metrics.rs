@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::error::{Error, Result};
-use crate::report::message;
+use crate::report::console::message;
 use crate::report::step_record::StepRecord;
 use crate::report::tensorboard::EventFile;
 use dlm_datasets::fs;

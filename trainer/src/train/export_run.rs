@@ -18,7 +18,7 @@ use crate::io::export::{self, ExportInfo};
 use crate::io::source::{self, ModelSource};
 use crate::model::{Decoder, Weights};
 use crate::optim::adamw;
-use crate::report::message;
+use crate::report::console::message;
 use crate::train::data;
 use crate::train::prepare_model::{PreparedModel, prepare};
 

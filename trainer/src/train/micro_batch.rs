@@ -8,7 +8,7 @@ use crate::compute::{ComputePlan, DeviceKind, memory};
 use crate::config::{ActivationCheckpointing, Config};
 use crate::diffusion::{Layout, Objective};
 use crate::model::Decoder;
-use crate::report::message;
+use crate::report::console::message;
 
 /// On a CPU more rows per pass are not faster.
 const CPU_CAP: usize = 8;

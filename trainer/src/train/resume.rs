@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::io::checkpoint;
 use crate::io::checkpoint_store::CheckpointStore;
 use crate::optim::adamw;
-use crate::report::message;
+use crate::report::console::message;
 use crate::train::trainer::Trainer;
 
 /// What to do with a checkpoint that exists already.

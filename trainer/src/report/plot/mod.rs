@@ -5,6 +5,7 @@
 //! follows the reader's light or dark mode. Lines that are no step record (a last line cut off by a
 //! crash) are skipped and counted.
 
+mod options;
 mod page;
 mod panels;
 mod run_data;
@@ -12,35 +13,17 @@ mod summary;
 
 use std::path::{Path, PathBuf};
 
+pub use options::{PlotAxis, PlotOptions};
+
 use crate::error::{Error, Result};
-use crate::report::message;
+use crate::report::console::message;
 use dlm_datasets::fs;
 
 /// Runs that one page can distinguish by colour.
 const MAX_RUNS: usize = 6;
 
-/// The horizontal axis.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum PlotAxis {
-    /// Optimizer steps.
-    #[default]
-    Step,
-    /// Source tokens consumed.
-    Tokens,
-}
-
-/// What to plot.
-#[derive(Clone, Debug)]
-pub(crate) struct PlotOptions {
-    /// Folders of runs (output.dir), or their metrics.jsonl; several share the charts.
-    pub runs: Vec<PathBuf>,
-    /// File to write; `None`: report.html in the first run's folder.
-    pub out: Option<PathBuf>,
-    pub x: PlotAxis,
-}
-
 /// Write the page; returns its path.
-pub(crate) fn plot(options: &PlotOptions) -> Result<PathBuf> {
+pub fn plot(options: &PlotOptions) -> Result<PathBuf> {
     if options.runs.len() > MAX_RUNS {
         return Err(Error::Usage(format!(
             "{} runs; one page shows at most {MAX_RUNS}",

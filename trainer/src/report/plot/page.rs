@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use dlm_datasets::html::escape;
 
-use super::PlotAxis;
+use super::options::PlotAxis;
 use super::panels::{PANELS, panel};
 use super::run_data::RunData;
 use super::summary::summary;

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use dlm_datasets::chart::{Axis, Chart, Point, scientific, short};
 use dlm_datasets::html::escape;
 
-use super::PlotAxis;
+use super::options::PlotAxis;
 use super::run_data::{RunData, Step, centred_mean, loss_unless_skipped};
 
 /// One chart.
