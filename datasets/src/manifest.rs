@@ -62,7 +62,7 @@ pub enum LossOn {
     /// Every assistant turn.
     #[default]
     All,
-    /// The last one.
+    /// The last assistant turn only.
     Last,
 }
 

@@ -100,7 +100,7 @@ fn range<O: OffsetSizeTrait>(offsets: &[O], i: usize) -> std::ops::Range<usize> 
 
 /// The columns that hold the messages, by shape.
 enum Shape<'a> {
-    /// `messages`.
+    /// One column `messages`.
     Messages(MessageColumn<'a>),
     /// `input` as text, and `output`.
     TextPrompt(StringColumn<'a>, StringColumn<'a>),

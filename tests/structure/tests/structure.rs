@@ -25,6 +25,7 @@ const ROOMS: [(&str, &[&[&str]]); 3] = [
         &[
             &["main"],
             &["cli"],
+            &["dataset"],
             &["prepare"],
             &["pack"],
             &["run"],
@@ -34,6 +35,7 @@ const ROOMS: [(&str, &[&[&str]]); 3] = [
             &["parse"],
             &["input"],
             &["config"],
+            &["progress"],
             &["error"],
         ],
     ),
@@ -62,14 +64,14 @@ const ROOMS: [(&str, &[&[&str]]); 3] = [
     (
         "dlm_datasets",
         &[
-            &["verify"],
-            &["order"],
             &["writer"],
+            &["verify"],
             &["reader"],
+            &["order"],
             &["chart"],
             &["html"],
-            &["manifest"],
             &["schema"],
+            &["manifest"],
             &["mask"],
             &["rng"],
             &["fs"],

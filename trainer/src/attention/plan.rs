@@ -141,7 +141,7 @@ impl TilePlan {
         Ok(plan)
     }
 
-    /// Groups of tiles.
+    /// The tiles in groups that run in parallel.
     pub(crate) fn groups(&self) -> &[Vec<Tile>] {
         &self.groups
     }

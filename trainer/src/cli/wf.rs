@@ -73,8 +73,8 @@ struct DlmArgs {
     /// Name of the run; the same name continues it [default: model and time].
     #[arg(short, long)]
     name: Option<String>,
-    /// A dlm-train built with --features cuda, to be sent to the machine [default: the dlm-train next
-    /// to wf if wf was built with it; else dlm-train is built on the machine].
+    /// A dlm-train built with --features cuda, to be sent to the machine [default: the dlm-train
+    /// next to wf if wf was built with it; else dlm-train is built on the machine].
     #[arg(long)]
     binary: Option<PathBuf>,
     /// Return once the run is submitted; do not follow its log.

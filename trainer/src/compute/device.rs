@@ -30,7 +30,8 @@ pub(crate) struct ComputeDevice {
     pub name: String,
 }
 
-/// Resolve `auto | cpu | cuda | cuda:N | wgpu`.
+/// The device that `auto`, `cpu`, `cuda`, `cuda:N` or `wgpu` stands for; `auto` is the first CUDA
+/// device, or the CPU if there is none.
 pub(crate) fn choose(spec: &str) -> Result<ComputeDevice> {
     match spec {
         "cpu" => Ok(cpu()),
@@ -126,7 +127,8 @@ fn library_loads(names: &[&str]) -> bool {
         let Ok(c) = std::ffi::CString::new(*n) else {
             return false;
         };
-        // SAFETY: dlopen with a valid C string; the handle stays open for the life of the process.
+        // SAFETY: `c` is NUL-terminated and outlives the call. Loading runs the initialisers of
+        // NVIDIA's own libraries, which Burn loads next anyway; the handle is never closed.
         !unsafe { libc::dlopen(c.as_ptr(), libc::RTLD_LAZY) }.is_null()
     })
 }

@@ -5,7 +5,7 @@ use burn::tensor::DType;
 
 use crate::config;
 
-/// Compute dtype.
+/// The dtype of matrix products and activations; master weights are always fp32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum ComputeDtype {
     /// 32-bit floats; on tensor cores TF32 products.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 /// A configuration that cannot be used (exit code 2).
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the fields are the parts of the messages")]
 pub enum ConfigError {
     /// A key that does not exist.
     #[error("{origin}: unknown key `{key}`{}; {known}", did_you_mean(.nearest))]
@@ -59,7 +60,6 @@ pub enum ConfigError {
     Value {
         /// Dotted key.
         key: &'static str,
-        /// The value.
         value: String,
         /// The values the key takes.
         expected: String,
@@ -81,7 +81,6 @@ pub enum ConfigError {
     Override {
         /// As written.
         text: String,
-        /// The problem.
         problem: String,
     },
     /// A file that is not YAML, or not of the expected structure.
@@ -103,7 +102,6 @@ pub enum ConfigError {
         reference: String,
         /// The known key that looks most like it.
         nearest: Option<String>,
-        /// The problem.
         problem: String,
     },
     /// A `--config-dir` that holds no configuration.
@@ -111,7 +109,6 @@ pub enum ConfigError {
     Dir {
         /// As written.
         path: PathBuf,
-        /// The problem.
         problem: String,
     },
     /// A file that cannot be read.

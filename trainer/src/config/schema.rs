@@ -135,7 +135,7 @@ section! {
         decay_ratio: f64,
         /// Peak learning rate of Muon.
         muon_lr: f64,
-        /// Momentum of Muon.
+        /// Momentum of Muon, from 0 to 1.
         muon_momentum: f64,
     }
 }
@@ -168,8 +168,8 @@ section! {
         /// Dtype of activations and matrix products; weights and optimizer state are fp32. null:
         /// bf16 on CUDA, fp32 elsewhere.
         dtype: Option<Dtype>,
-        /// `layer` keeps only each layer's input and recomputes the layer in the backward pass: less
-        /// memory, more time. `none` keeps all activations.
+        /// `layer` keeps only each layer's input and recomputes the layer in the backward pass:
+        /// less memory, more time. `none` keeps all activations.
         activation_checkpointing: ActivationCheckpointing,
         /// Positions whose logits are in memory at a time.
         loss_chunk: usize,
@@ -183,8 +183,8 @@ section! {
         save_every: u64,
         /// Number of newest checkpoints to keep.
         keep_checkpoints: usize,
-        /// Spike guard: the update of a step whose loss is above this many times the running mean is
-        /// skipped, and counted. A skipped step raises the mean by at most 5 % of the way to the
+        /// Spike guard: the update of a step whose loss is above this many times the running mean
+        /// is skipped, and counted. A skipped step raises the mean by at most 5 % of the way to the
         /// threshold, so that a lasting rise is accepted after some steps (2: a loss of 3 times the
         /// mean after 9). null: off.
         spike_factor: Option<f64>,
@@ -278,7 +278,7 @@ choice! {
 }
 
 choice! {
-    /// Optimizer.
+    /// The optimizer of the layers' matrices.
     OptimName {
         /// AdamW on everything.
         Adamw = "adamw",
@@ -290,7 +290,7 @@ choice! {
 choice! {
     /// Learning rate over the run, after warm-up.
     Schedule {
-        /// Constant.
+        /// Constant after warm-up.
         ConstantWithWarmup = "constant_with_warmup",
         /// Half a cosine down to `min_lr_ratio`.
         Cosine = "cosine",

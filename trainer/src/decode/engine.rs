@@ -85,15 +85,10 @@ impl Engine {
     /// Computes attention by one masked product, as on devices without tiles, even on the CPU in
     /// fp32. Tests compare the two.
     #[cfg(test)]
-    pub fn without_tiles(mut self) -> Result<Self> {
+    pub(crate) fn without_tiles(mut self) -> Result<Self> {
         self.compute = self.compute.with_attention(crate::compute::AttentionChoice::Dense)?;
         self.last = None;
         Ok(self)
-    }
-
-    #[cfg(test)]
-    pub fn decoder(&self) -> &Decoder {
-        &self.decoder
     }
 
     /// Runs `ids` `[B·S]`, S tokens in each of the B `spans`. Returns hidden states before the

@@ -57,7 +57,7 @@ pub(crate) fn count_targets(
     let whole = [(0, row.input_ids.len())];
     let documents: &[(usize, usize)] = match spec.document_mask {
         DocumentMask::Document => &row.documents,
-        DocumentMask::Hub => &whole,
+        DocumentMask::None => &whole,
     };
     documents
         .iter()
@@ -175,7 +175,7 @@ impl Batch {
 
     /// The dense mask computed from the tiles; a test compares it with [`Batch::dense_mask`].
     #[cfg(test)]
-    pub fn dense_mask_from_tiles(&self) -> Vec<bool> {
+    pub(crate) fn dense_mask_from_tiles(&self) -> Vec<bool> {
         let s = self.len;
         let mut out = vec![true; self.rows * s * s];
         for t in &self.tiles {

@@ -38,8 +38,8 @@ pub enum Layout {
 pub(crate) enum DocumentMask {
     /// Attention stays inside a document, and positions restart with it (default).
     Document,
-    /// As in the published hub code: the row is one sequence whose documents see each other.
-    Hub,
+    /// The row is one sequence whose documents attend to each other, as in the published code.
+    None,
 }
 
 /// Settings of the objective.
@@ -62,7 +62,7 @@ impl ObjectiveSpec {
     pub(super) fn documents(&self, row: &PackedRow) -> Vec<(i32, usize, usize)> {
         let len = row.input_ids.len();
         match self.document_mask {
-            DocumentMask::Hub => vec![(0, 0, len)],
+            DocumentMask::None => vec![(0, 0, len)],
             DocumentMask::Document => {
                 let mut out = Vec::with_capacity(row.documents.len() + 1);
                 let mut end = 0;

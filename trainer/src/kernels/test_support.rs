@@ -8,7 +8,7 @@ use burn::tensor::{DType, Distribution};
 use crate::compute::device;
 
 /// The CPU, and the GPUs that this build and machine have.
-pub fn devices() -> Vec<Device> {
+pub(crate) fn devices() -> Vec<Device> {
     let mut out = vec![device::cpu().device];
     for name in ["cuda", "wgpu"] {
         match device::choose(name) {
@@ -19,26 +19,26 @@ pub fn devices() -> Vec<Device> {
     out
 }
 
-pub fn random<const N: usize>(shape: [usize; N], device: &Device) -> Tensor<N> {
+pub(crate) fn random<const N: usize>(shape: [usize; N], device: &Device) -> Tensor<N> {
     Tensor::random(shape, Distribution::Normal(0.0, 2.0), (device, DType::F32))
 }
 
-pub fn ids(values: &[i32], device: &Device) -> Tensor<1, Int> {
+pub(crate) fn ids(values: &[i32], device: &Device) -> Tensor<1, Int> {
     Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device)
 }
 
 /// A copy at the start of a gradient tape.
-pub fn leaf<const N: usize>(t: &Tensor<N>) -> Tensor<N> {
+pub(crate) fn leaf<const N: usize>(t: &Tensor<N>) -> Tensor<N> {
     t.clone().autodiff().require_grad()
 }
 
 /// Largest absolute difference, in fp32.
-pub fn distance<const N: usize>(a: Tensor<N>, b: Tensor<N>) -> f32 {
+pub(crate) fn distance<const N: usize>(a: Tensor<N>, b: Tensor<N>) -> f32 {
     (a.cast(DType::F32) - b.cast(DType::F32)).abs().max().into_scalar::<f32>()
 }
 
 /// Insists that two tensors are equal up to rounding.
-pub fn close<const N: usize>(a: Tensor<N>, b: Tensor<N>, name: &str) {
+pub(crate) fn close<const N: usize>(a: Tensor<N>, b: Tensor<N>, name: &str) {
     let far = distance(a, b);
     assert!(far < 2e-5, "{name}: {far}");
 }

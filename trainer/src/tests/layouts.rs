@@ -158,7 +158,7 @@ proptest! {
             bd_size: 4,
             mask_token_id: MASK,
             complementary: true,
-            document_mask: if hub { DocumentMask::Hub } else { DocumentMask::Document },
+            document_mask: if hub { DocumentMask::None } else { DocumentMask::Document },
         };
         let (d, w) = decoder("Qwen3ForCausalLM", false);
         let rect = StreamShape::Rectangular { multiple: 1 };
@@ -185,7 +185,7 @@ proptest! {
             bd_size: 4,
             mask_token_id: MASK,
             complementary: true,
-            document_mask: if hub { DocumentMask::Hub } else { DocumentMask::Document },
+            document_mask: if hub { DocumentMask::None } else { DocumentMask::Document },
         };
         let mut streams = Vec::new();
         let mut causal = Vec::new();

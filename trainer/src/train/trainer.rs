@@ -81,7 +81,7 @@ impl<'a> Trainer<'a> {
                 complementary: cfg.conversion.complementary,
                 document_mask: match cfg.conversion.document_mask {
                     config::DocumentMask::Document => DocumentMask::Document,
-                    config::DocumentMask::None => DocumentMask::Hub,
+                    config::DocumentMask::None => DocumentMask::None,
                 },
             },
             noise_eps: cfg.conversion.noise_eps,
