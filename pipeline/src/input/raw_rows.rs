@@ -1,6 +1,6 @@
 //! Unparsed rows, as the readers of this room hand them on.
 //!
-//! The readers aim at batches of [`BATCH_BYTES`] with at most [`BATCH_ROWS`] rows.
+//! The readers aim at batches of `BATCH_BYTES` bytes with at most `BATCH_ROWS` rows.
 
 use crate::error::Result;
 use arrow::array::RecordBatch;
