@@ -153,8 +153,8 @@ fn load_choice(
     Ok(node)
 }
 
-/// Parses an override: `group=choice` changes `defaults`, anything else is returned as a tree of one
-/// key.
+/// Parses an override: `group=choice` changes `defaults`, anything else is returned as a tree of
+/// one key.
 fn parse_override(
     text: &str,
     defaults: &mut [DefaultsEntry],

@@ -58,8 +58,8 @@ pub fn built_in(path: &str) -> Option<&'static str> {
 }
 
 impl Files {
-    /// The tree in which `dir` has priority; a folder with neither a config.yaml nor a known group is
-    /// refused.
+    /// The tree in which `dir` has priority; a folder with neither a config.yaml nor a known group
+    /// is refused.
     pub fn new(dir: Option<&Path>) -> Result<Self, ConfigError> {
         if let Some(dir) = dir {
             let refuse =

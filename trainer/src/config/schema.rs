@@ -168,8 +168,8 @@ section! {
         /// Dtype of activations and matrix products; weights and optimizer state are fp32. null:
         /// bf16 on CUDA, fp32 elsewhere.
         dtype: Option<Dtype>,
-        /// `layer` keeps only each layer's input and recomputes the layer in the backward pass: less
-        /// memory, more time. `none` keeps all activations.
+        /// `layer` keeps only each layer's input and recomputes the layer in the backward pass:
+        /// less memory, more time. `none` keeps all activations.
         activation_checkpointing: ActivationCheckpointing,
         /// Positions whose logits are in memory at a time.
         loss_chunk: usize,
@@ -183,8 +183,8 @@ section! {
         save_every: u64,
         /// Number of newest checkpoints to keep.
         keep_checkpoints: usize,
-        /// Spike guard: the update of a step whose loss is above this many times the running mean is
-        /// skipped, and counted. A skipped step raises the mean by at most 5 % of the way to the
+        /// Spike guard: the update of a step whose loss is above this many times the running mean
+        /// is skipped, and counted. A skipped step raises the mean by at most 5 % of the way to the
         /// threshold, so that a lasting rise is accepted after some steps (2: a loss of 3 times the
         /// mean after 9). null: off.
         spike_factor: Option<f64>,

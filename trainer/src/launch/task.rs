@@ -64,7 +64,8 @@ impl LaunchPlan {
         Ok(task)
     }
 
-    /// The `sky` command for a task written to `file`; `secrets` are names of environment variables.
+    /// The `sky` command for a task written to `file`; `secrets` are names of environment
+    /// variables.
     pub fn command(&self, file: &str, secrets: &[&str]) -> Vec<String> {
         let mut command: Vec<String> =
             ["sky", "jobs", "launch", "--yes", "--name", &self.name].map(Into::into).to_vec();

@@ -89,8 +89,9 @@ pub(super) fn loss_unless_skipped(s: &Step) -> f64 {
     if s.skipped { f64::NAN } else { s.loss }
 }
 
-/// Running exponential sums and the sums of their weights; the mean is one over the other. The memory
-/// is a fortieth of the run, at least 3 and at most 100 steps. Values that are not finite are skipped.
+/// Running exponential sums and the sums of their weights; the mean is one over the other. The
+/// memory is a fortieth of the run, at least 3 and at most 100 steps. Values that are not finite
+/// are skipped.
 pub(super) fn exponential_sums(values: impl ExactSizeIterator<Item = f64>) -> Vec<(f64, f64)> {
     let keep = 1.0 - 1.0 / (values.len() as f64 / 40.0).clamp(3.0, 100.0);
     let step = |acc: &mut (f64, f64), y: f64| {
