@@ -14,7 +14,7 @@ pub enum Error {
     Io {
         /// What was attempted, as in "writing".
         action: &'static str,
-        /// File or folder.
+        /// The file or folder it was attempted on.
         path: PathBuf,
         /// The system's reason.
         source: std::io::Error,
@@ -49,7 +49,7 @@ pub enum Error {
     /// The output folder holds something that must not be overwritten.
     #[error("{path}: {reason}")]
     Output {
-        /// Folder or file.
+        /// The folder, or the file in it.
         path: PathBuf,
         /// Why, and what to do.
         reason: String,

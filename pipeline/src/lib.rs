@@ -13,18 +13,18 @@
 //! describes the output.
 
 mod cli;
-pub mod config;
+mod config;
 mod dataset;
 mod error;
-pub mod input;
-pub mod label;
-pub mod pack;
-pub mod parse;
-pub mod prepare;
+mod input;
+mod label;
+mod pack;
+mod parse;
+mod prepare;
 mod progress;
-pub mod run;
-pub mod template;
-pub mod tokenize;
+mod run;
+mod template;
+mod tokenize;
 
 pub use cli::console::ConsoleProgress;
 #[doc(hidden)]

@@ -44,7 +44,7 @@ pub trait Progress: Send + Sync {
 /// Totals of a preparation that runs, those of an interrupted earlier run not included.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ProcessingCounters {
-    /// Rows processed.
+    /// Rows processed so far.
     pub rows: u64,
     /// Tokens of their documents, block padding included.
     pub tokens: u64,
@@ -57,11 +57,11 @@ pub struct ProcessingCounters {
 pub struct DownloadCounters {
     /// Bytes on the disk, those of earlier attempts included.
     pub bytes: u64,
-    /// Bytes in all.
+    /// Bytes to download, those on the disk included.
     pub total_bytes: u64,
 }
 
-/// Reports nothing.
+/// A [`Progress`] that drops all reports.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
 

@@ -134,7 +134,7 @@ fn same_bytes_after_kills() {
             let done = child.wait_with_output().unwrap();
             let said = String::from_utf8_lossy(&done.stderr);
             assert!(done.status.success(), "{said}");
-            resumed += usize::from(said.contains("going on after row"));
+            resumed += usize::from(said.contains("resuming after row"));
             break;
         }
         assert_eq!(g.bytes("whole"), g.bytes(&out));

@@ -1,7 +1,7 @@
 //! Every dependency has a licence that `deny.toml` allows, and comes from crates.io.
 //!
-//! A part of what `cargo deny check` tests, for machines without it. Reads `cargo metadata` with all
-//! features; skipped with a message where the sources of a dependency were not downloaded
+//! A part of what `cargo deny check` tests, for machines without it. Reads `cargo metadata` with
+//! all features; skipped with a message where the sources of a dependency were not downloaded
 //! (`cargo fetch --locked` downloads them).
 
 use std::collections::BTreeSet;

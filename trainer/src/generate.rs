@@ -251,7 +251,7 @@ pub(crate) struct ModelFiles {
 
 impl ModelFiles {
     /// Finds the folder, downloading a hub's model, and reads its JSON files.
-    pub fn open(model: &Path) -> Result<Self> {
+    pub(crate) fn open(model: &Path) -> Result<Self> {
         let dir = load_model::resolve(model)?;
         let codec = PromptCodec::load(&dir).ok();
         let folder = ModelFolder::read(&dir)?;
@@ -259,7 +259,7 @@ impl ModelFiles {
     }
 
     /// Reads the weights.
-    pub fn load(self, options: &ModelOptions) -> Result<Model> {
+    pub(crate) fn load(self, options: &ModelOptions) -> Result<Model> {
         let compute = ComputePlan::new(device::choose(&options.device)?, options.dtype);
         let device = compute.device.name.clone();
         let engine = self.folder.load(compute)?;
@@ -267,7 +267,11 @@ impl ModelFiles {
     }
 
     /// Token ids of prompts.
-    pub fn encode(&self, prompts: &[Prompt], options: &GenerateOptions) -> Result<Vec<Vec<i64>>> {
+    pub(crate) fn encode(
+        &self,
+        prompts: &[Prompt],
+        options: &GenerateOptions,
+    ) -> Result<Vec<Vec<i64>>> {
         let encode = |prompt: &Prompt| match prompt {
             Prompt::Ids(ids) => Ok(ids.clone()),
             text => self.codec()?.encode(text, options.raw),
@@ -289,7 +293,7 @@ impl ModelFiles {
     }
 
     /// The options of the requested mode, with what the folder says where nothing was requested.
-    pub fn decoding(&self, options: &GenerateOptions) -> Result<Decoding> {
+    pub(crate) fn decoding(&self, options: &GenerateOptions) -> Result<Decoding> {
         if options.batch_size == 0 {
             return Err(Error::Usage(
                 "a batch of 0 prompts (--batch-size): expected 1 or more".into(),
@@ -333,7 +337,7 @@ impl ModelFiles {
     }
 
     /// See [`Model::warnings`]; the prompts are encoded.
-    pub fn warnings(&self, prompts: &[Vec<i64>], options: &GenerateOptions) -> Vec<String> {
+    pub(crate) fn warnings(&self, prompts: &[Vec<i64>], options: &GenerateOptions) -> Vec<String> {
         let mut warnings = Vec::new();
         let block_size = self.block_size(options);
         let trained = self.folder.block_size.filter(|trained| *trained != block_size);

@@ -15,25 +15,25 @@
 //! `io` (sources, checkpoints, export) → `decode` → `train` (the loop) → `parity`, `bench` → the
 //! calls above → `launch` → `cli`.
 
-pub mod attention;
-pub mod bench;
-pub mod cli;
-pub mod compute;
-pub mod config;
-pub mod conversion;
-pub mod decode;
-pub mod diffusion;
-pub mod error;
-pub mod generate;
-pub mod io;
-pub mod kernels;
-pub mod launch;
-pub mod model;
-pub mod optim;
-pub mod parity;
-pub mod report;
-pub mod train;
-pub mod validate;
+mod attention;
+mod bench;
+mod cli;
+mod compute;
+mod config;
+mod conversion;
+mod decode;
+mod diffusion;
+mod error;
+mod generate;
+mod io;
+mod kernels;
+mod launch;
+mod model;
+mod optim;
+mod parity;
+mod report;
+mod train;
+mod validate;
 
 use std::process::ExitCode;
 

@@ -7,7 +7,7 @@
 
 mod common;
 
-use std::path::Path;
+use dlm_test_support::repository;
 
 use common::{ok, train, workplace};
 
@@ -22,8 +22,7 @@ fn check(name: &str, overrides: &[&str]) {
         .map(|(_, l, _)| f64::from_bits(*l))
         .collect();
     assert_eq!(found.len(), 50);
-    let file =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.txt"));
+    let file = repository().join(format!("trainer/tests/golden/{name}.txt"));
     if std::env::var_os("DLM_WRITE_GOLDEN").is_some() {
         let text: String = found.iter().map(|l| format!("{l:.6}\n")).collect();
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use dlm_test_support::skip;
+use dlm_test_support::{repository, skip};
 use serde_json::Value;
 
 fn wf(dir: &Path, arguments: &[&str]) -> Output {
@@ -30,7 +30,7 @@ fn workplace() -> tempfile::TempDir {
 }
 
 fn template() -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/launch/dlm_train.yaml");
+    let path = repository().join("configs/launch/dlm_train.yaml");
     serde_saphyr::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 

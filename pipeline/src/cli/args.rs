@@ -1,21 +1,20 @@
-//! The command line as typed: what was not typed is `None` or empty.
-//!
-//! Defaults are in `config` and in the options of the library. They are added to the help texts from
-//! there, so each exists once.
+//! The command line as typed: what was not typed is `None` or empty. Defaults are in `config` and in
+//! the options of the library; `help.rs` adds them to the help texts.
 
+use crate::cli::choices::{
+    AlignmentArg, ColourChoice, LossOnArg, LostTextArg, PaddingArg, SpecialTextArg,
+};
 use crate::config::overrides::SettingsOverrides;
 use crate::config::policies::OverLong;
-use crate::config::run_options::{DEFAULT_OUT, EngineChoice, RenderChoice};
-use crate::config::settings::Settings;
-use crate::dataset::inspect::InspectOptions;
+use crate::config::run_options::{EngineChoice, RenderChoice};
 use crate::prepare::builder::Prepare;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
 /// Conversations to packed Arrow rows for block-diffusion training.
 #[derive(Parser, Debug)]
 #[command(name = "dlm-prep", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, after_help = EXIT_CODES)]
-pub struct Cli {
+pub(super) struct Cli {
     /// Without a command, a dataset is prepared.
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -25,69 +24,9 @@ pub struct Cli {
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 the command line or a recipe is wrong, 130 interrupted (run the same command again to resume).";
 
-/// Parses the process's arguments. Ends the process with a message if they are wrong, or after
-/// `--help`.
-pub fn parse() -> Cli {
-    let matches = command().get_matches();
-    Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit())
-}
-
-/// The command line with the defaults in its help texts.
-fn command() -> clap::Command {
-    let text = |v: serde_json::Value| match v {
-        serde_json::Value::String(s) => s,
-        v => v.to_string(),
-    };
-    let mut command = Cli::command();
-    let settings = Settings::default().to_json();
-    for (key, value) in settings.as_object().into_iter().flatten() {
-        if !value.is_null() && !value.is_boolean() {
-            command = with_default(command, key, &text(value.clone()));
-        }
-    }
-    let name = |choice: clap::builder::PossibleValue| choice.get_name().to_string();
-    for (key, value) in [
-        ("out", Some(DEFAULT_OUT.to_string())),
-        ("engine", EngineChoice::default().to_possible_value().map(name)),
-        ("render", RenderChoice::default().to_possible_value().map(name)),
-    ] {
-        command = with_default(command, key, &value.unwrap_or_default());
-    }
-    let inspect = InspectOptions::default();
-    command
-        .mut_subcommand("inspect", |c| {
-            [
-                ("row", inspect.row.to_string()),
-                ("rows", inspect.rows.to_string()),
-                ("epoch", "0".to_string()),
-                ("noise_eps", dlm_datasets::mask::NOISE_EPS.to_string()),
-                ("color", "auto".to_string()),
-            ]
-            .iter()
-            .fold(c, |c, (key, value)| with_default(c, key, value))
-        })
-        .mut_subcommand("bench", |c| {
-            let c = with_default(c, "workers", &BENCH_WORKERS.to_string());
-            with_default(c, "repeat", &BENCH_REPEAT.to_string())
-        })
-}
-
-/// Adds a default to the help text of an argument.
-fn with_default(command: clap::Command, key: &str, value: &str) -> clap::Command {
-    command.mut_arg(key, |mut arg| {
-        if let Some(help) = arg.get_help().map(|help| format!("{help} [default: {value}]")) {
-            arg = arg.help(help);
-        }
-        if let Some(help) = arg.get_long_help().map(|help| format!("{help} [default: {value}]")) {
-            arg = arg.long_help(help);
-        }
-        arg
-    })
-}
-
 /// Commands other than preparing a dataset.
 #[derive(Subcommand, Debug)]
-pub enum Command {
+pub(super) enum Command {
     /// Show rows of a dataset: prompt, response, padding, block boundaries.
     Inspect(InspectArgs),
     /// Show totals of a dataset: fill, padding, tokens with loss, lengths, sources.
@@ -107,7 +46,7 @@ pub enum Command {
         /// Folders of the datasets, in the order of the result.
         #[arg(required = true)]
         dirs: Vec<PathBuf>,
-        /// Output folder.
+        /// Folder to write the joined dataset to.
         #[arg(long)]
         out: PathBuf,
     },
@@ -115,7 +54,7 @@ pub enum Command {
     ExportHf {
         /// Folder of the dataset.
         dir: PathBuf,
-        /// Output folder.
+        /// Folder to write the export to.
         #[arg(long)]
         out: PathBuf,
     },
@@ -125,7 +64,7 @@ pub enum Command {
 
 /// Arguments of a preparation.
 #[derive(Args, Debug, Clone)]
-pub struct PrepareArgs {
+pub(super) struct PrepareArgs {
     /// Files or folders: parquet, JSON lines (plain, .gz, .zst), Arrow.
     #[arg(long, num_args = 1.., value_name = "FILE|DIR", required_unless_present_any = ["dataset", "recipe"], conflicts_with_all = ["dataset", "recipe"])]
     pub input: Vec<PathBuf>,
@@ -149,7 +88,7 @@ pub struct PrepareArgs {
     /// ORG/NAME.
     #[arg(long, value_name = "ID|DIR", required = true)]
     pub tokenizer: Option<PathBuf>,
-    /// Output folder.
+    /// Folder to write the dataset to.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Chat template: chatml, llama3, or a Jinja file; without it, the tokenizer's own.
@@ -242,7 +181,7 @@ pub struct PrepareArgs {
 
 impl PrepareArgs {
     /// The library's call, without progress.
-    pub fn to_prepare(&self) -> Prepare {
+    pub(super) fn to_prepare(&self) -> Prepare {
         let mut p = Prepare::new(self.tokenizer.clone().unwrap_or_default())
             .inputs(&self.input)
             .splits(&self.split)
@@ -303,81 +242,15 @@ fn parse_shard(text: &str) -> Result<(u64, u64), String> {
         .ok_or_else(|| "expected I/N, for example 0/4".to_string())
 }
 
-/// A choice that the command line offers for an enum of another crate or room.
-macro_rules! choice {
-    ($(#[$doc:meta])* $name:ident => $target:path { $($(#[$vdoc:meta])* $v:ident),+ }) => {
-        $(#[$doc])*
-        #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum $name { $($(#[$vdoc])* $v),+ }
-        impl From<$name> for $target {
-            fn from(v: $name) -> Self {
-                match v { $($name::$v => <$target>::$v),+ }
-            }
-        }
-    };
-}
-
-choice!(
-PaddingArg => dlm_datasets::manifest::Padding {
-    /// The mask token.
-    Mask,
-    /// The end-of-text token.
-    Eos
-});
-choice!(
-AlignmentArg => dlm_datasets::manifest::Alignment {
-    /// From the document's start, as in decoding.
-    Sample,
-    /// From the start of the last response, whose length becomes a multiple of the block size.
-    Response
-});
-choice!(
-LossOnArg => dlm_datasets::manifest::LossOn {
-    /// Every assistant turn.
-    All,
-    /// The last assistant turn.
-    Last
-});
-choice!(
-SpecialTextArg => crate::config::policies::SpecialText {
-    /// They are encoded as ordinary text.
-    Text,
-    /// They are encoded as control tokens, as transformers does.
-    AsSpecial,
-    /// The conversation is dropped.
-    Reject
-});
-choice!(
-LostTextArg => crate::config::policies::LostText {
-    /// The conversation is dropped.
-    Drop,
-    /// The turn stays as context without loss.
-    Mask,
-    /// The text as the template rendered it carries loss.
-    Keep
-});
-
-/// When terminal colours are used.
-#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ColourChoice {
-    /// On a terminal, unless NO_COLOR is set.
-    #[default]
-    Auto,
-    /// Always.
-    Always,
-    /// Never.
-    Never,
-}
-
 /// Arguments of `inspect`.
 #[derive(Args, Debug)]
-pub struct InspectArgs {
+pub(super) struct InspectArgs {
     /// Folder of the dataset.
     pub dir: PathBuf,
     /// Index of the first row.
     #[arg(long)]
     pub row: Option<usize>,
-    /// Number of rows.
+    /// Number of rows to show.
     #[arg(long)]
     pub rows: Option<usize>,
     /// Show rows of the eval split.
@@ -401,7 +274,7 @@ pub struct InspectArgs {
 
 /// Arguments of `stats`.
 #[derive(Args, Debug)]
-pub struct StatsArgs {
+pub(super) struct StatsArgs {
     /// Folder of the dataset.
     pub dir: PathBuf,
     /// Print the totals as JSON.
@@ -413,14 +286,14 @@ pub struct StatsArgs {
 }
 
 /// Worker threads of `bench` if none are given.
-pub const BENCH_WORKERS: usize = 2;
+pub(super) const BENCH_WORKERS: usize = 2;
 /// Runs of each measurement of `bench` if none are given.
-pub const BENCH_REPEAT: usize = 3;
+pub(super) const BENCH_REPEAT: usize = 3;
 
 /// Arguments of `bench`.
 #[derive(Args, Debug)]
-pub struct BenchArgs {
-    /// Files or folders.
+pub(super) struct BenchArgs {
+    /// Files or folders to measure on.
     #[arg(long, num_args = 1.., required = true)]
     pub input: Vec<PathBuf>,
     /// Tokenizer: a folder, hf://ORG/NAME[@REV], or ORG/NAME.
@@ -442,7 +315,7 @@ pub struct BenchArgs {
 
 /// Arguments of `render`.
 #[derive(Args, Debug)]
-pub struct RenderArgs {
+pub(super) struct RenderArgs {
     /// Tokenizer: a folder, hf://ORG/NAME[@REV], or ORG/NAME.
     #[arg(
         long,
@@ -468,18 +341,6 @@ pub struct RenderArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn help_names_the_defaults() {
-        let mut command = command();
-        command.clone().debug_assert();
-        let help = command.render_long_help().to_string();
-        for default in ["[default: 512]", "[default: 0.05]", "[default: truncate]", DEFAULT_OUT] {
-            assert!(help.contains(default), "{default} in {help}");
-        }
-        let inspect = command.find_subcommand_mut("inspect").unwrap().render_help().to_string();
-        assert!(inspect.contains("[default: 0.001]"), "{inspect}");
-    }
 
     #[test]
     fn only_what_was_typed_is_set() {

@@ -59,8 +59,7 @@ impl Watch {
     }
 }
 
-/// Measures and prints.
-pub fn run(a: &BenchArgs) -> Result<()> {
+pub(super) fn run(a: &BenchArgs) -> Result<()> {
     let load = Watch::start();
     let plan = Prepare::new(&a.tokenizer).inputs(&a.input).plan()?;
     let load = load.stop();
@@ -91,7 +90,7 @@ pub fn run(a: &BenchArgs) -> Result<()> {
         plan.settings.special_text,
         plan.settings.lost_text,
     )
-    .with_verbatim(stages.linear);
+    .with_verbatim(stages.verbatim);
     let mut texts: Vec<Rendered> = Vec::with_capacity(conversations.len());
     let w = Watch::start();
     for c in &conversations {

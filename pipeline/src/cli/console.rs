@@ -16,32 +16,32 @@ use std::time::{Duration, Instant};
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Writes results to standard output.
-pub struct ResultWriter<W: Write = BufWriter<Stdout>> {
+pub(crate) struct ResultWriter<W: Write = BufWriter<Stdout>> {
     /// None once the reader has closed it.
     out: Option<W>,
 }
 
 impl ResultWriter {
     /// A writer to standard output.
-    pub fn stdout() -> Self {
+    pub(crate) fn stdout() -> Self {
         ResultWriter { out: Some(BufWriter::new(std::io::stdout())) }
     }
 }
 
 impl<W: Write> ResultWriter<W> {
     /// Writes `text`.
-    pub fn write(&mut self, text: &str) -> Result<()> {
+    pub(crate) fn write(&mut self, text: &str) -> Result<()> {
         self.apply(|out| out.write_all(text.as_bytes()))
     }
 
     /// Writes a value as one line of JSON.
-    pub fn write_json(&mut self, value: &impl Serialize) -> Result<()> {
+    pub(crate) fn write_json(&mut self, value: &impl Serialize) -> Result<()> {
         let text = serde_json::to_string(value).map_err(|e| Error::Internal(e.to_string()))?;
         self.write(&(text + "\n"))
     }
 
     /// Passes everything on to the reader.
-    pub fn finish(mut self) -> Result<()> {
+    pub(crate) fn finish(mut self) -> Result<()> {
         self.apply(|out| out.flush())
     }
 
@@ -58,21 +58,21 @@ impl<W: Write> ResultWriter<W> {
 }
 
 /// Writes a text to standard output.
-pub fn print(text: &str) -> Result<()> {
+pub(crate) fn print(text: &str) -> Result<()> {
     let mut out = ResultWriter::stdout();
     out.write(text)?;
     out.finish()
 }
 
 /// Writes a value as one line of JSON to standard output.
-pub fn print_json(value: &impl Serialize) -> Result<()> {
+pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
     let mut out = ResultWriter::stdout();
     out.write_json(value)?;
     out.finish()
 }
 
 /// Writes one line to standard error.
-pub fn note(line: &str) {
+pub(crate) fn note(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 

@@ -1,6 +1,7 @@
 //! Commands on finished datasets: `inspect`, `stats`, `verify`, `merge`, `export-hf`.
 
-use crate::cli::args::{ColourChoice, InspectArgs, StatsArgs};
+use crate::cli::args::{InspectArgs, StatsArgs};
+use crate::cli::choices::ColourChoice;
 use crate::cli::console;
 use crate::dataset::inspect::{InspectOptions, MaskViews};
 use crate::dataset::totals::{self, fill, slots};
@@ -11,8 +12,7 @@ use serde_json::json;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
-/// Shows rows.
-pub fn inspect(a: &InspectArgs) -> Result<()> {
+pub(super) fn inspect(a: &InspectArgs) -> Result<()> {
     let colour = match a.color.unwrap_or_default() {
         ColourChoice::Always => true,
         ColourChoice::Never => false,
@@ -37,7 +37,7 @@ pub fn inspect(a: &InspectArgs) -> Result<()> {
 }
 
 /// Shows totals; with `--html` writes them as a page, too.
-pub fn stats(a: &StatsArgs) -> Result<()> {
+pub(super) fn stats(a: &StatsArgs) -> Result<()> {
     let ds = Dataset::open(&a.dir)?;
     let m = ds.manifest();
     let d = totals::distributions(&ds)?;
@@ -66,8 +66,7 @@ pub fn stats(a: &StatsArgs) -> Result<()> {
     }))
 }
 
-/// Checks a dataset.
-pub fn verify(dir: &Path, as_json: bool) -> Result<()> {
+pub(super) fn verify(dir: &Path, as_json: bool) -> Result<()> {
     let r = dataset::verify::verify(dir)?;
     if !as_json {
         return console::print(&format!(
@@ -83,13 +82,12 @@ pub fn verify(dir: &Path, as_json: bool) -> Result<()> {
     console::print_json(&line)
 }
 
-/// Joins datasets.
-pub fn merge(dirs: &[PathBuf], out: &Path) -> Result<()> {
+pub(super) fn merge(dirs: &[PathBuf], out: &Path) -> Result<()> {
     console::print(&totals::summary(&dataset::merge::merge(dirs, out)?))
 }
 
 /// Exports a dataset for the Python library.
-pub fn export_hf(dir: &Path, out: &Path) -> Result<()> {
+pub(super) fn export_hf(dir: &Path, out: &Path) -> Result<()> {
     let m = dataset::export_hf::export_hf(dir, out)?;
     console::print(&format!(
         "{}: {} train and {} eval rows for datasets.load_from_disk\n",

@@ -2,8 +2,10 @@
 
 mod args;
 mod bench;
-pub mod console;
+mod choices;
+pub(crate) mod console;
 mod datasets;
+mod help;
 mod prepare;
 mod render;
 mod signals;
@@ -13,7 +15,7 @@ use std::process::ExitCode;
 
 /// Runs the program with the process's arguments; the exit code.
 pub fn main() -> ExitCode {
-    let cli = args::parse();
+    let cli = help::parse();
     let result = match &cli.command {
         None => prepare::run(&cli.prepare),
         Some(Command::Inspect(a)) => datasets::inspect(a),

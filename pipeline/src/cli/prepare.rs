@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Prepares what `a` asks for.
-pub fn run(a: &PrepareArgs) -> Result<()> {
+pub(super) fn run(a: &PrepareArgs) -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     let progress = PrepareProgress { console: ConsoleProgress::default(), stop: stop.clone() };
     let prepare = a.to_prepare().progress(Arc::new(progress)).stop_flag(stop);

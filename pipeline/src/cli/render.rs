@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 
 /// Renders every line of the input.
-pub fn run(a: &RenderArgs) -> Result<()> {
+pub(super) fn run(a: &RenderArgs) -> Result<()> {
     let now = match a.now.as_deref() {
         Some(t) => Settings::parse_time(t)?,
         None => jiff::Zoned::now().datetime(),
@@ -70,8 +70,7 @@ pub fn run(a: &RenderArgs) -> Result<()> {
     out.finish()
 }
 
-/// Renders template contexts.
-pub struct Renderer {
+pub(super) struct Renderer {
     template: ChatTemplate,
     control: ControlTokens,
     specials: BTreeMap<String, String>,
@@ -79,7 +78,7 @@ pub struct Renderer {
 
 impl Renderer {
     /// `added` are the tokenizer's added tokens, `specials` its named special tokens (`eos_token` …).
-    pub fn new(
+    pub(super) fn new(
         template: ChatTemplate,
         added: Vec<AddedToken>,
         specials: BTreeMap<String, String>,
@@ -89,7 +88,7 @@ impl Renderer {
     }
 
     /// The output object of one context.
-    pub fn line(&self, mut context: Map<String, Json>) -> Json {
+    pub(super) fn line(&self, mut context: Map<String, Json>) -> Json {
         for (k, v) in &self.specials {
             context.entry(k.clone()).or_insert_with(|| json!(v));
         }
@@ -102,8 +101,7 @@ impl Renderer {
         json!({"text": text, "assistant_spans": spans})
     }
 
-    /// The rendered text.
-    pub fn text(&self, context: &Map<String, Json>, with_tools: bool) -> Result<String> {
+    pub(super) fn text(&self, context: &Map<String, Json>, with_tools: bool) -> Result<String> {
         self.template.render_context(Value::from(Serde(context)), with_tools)
     }
 

@@ -3,7 +3,7 @@
 use crate::cli::console;
 
 /// Calls `stop` at the first signal.
-pub fn on_interrupt(stop: impl Fn() + Send + 'static) -> std::io::Result<()> {
+pub(super) fn on_interrupt(stop: impl Fn() + Send + 'static) -> std::io::Result<()> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
     std::thread::spawn(move || {

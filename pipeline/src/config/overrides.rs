@@ -8,11 +8,11 @@ use crate::config::recipe::Recipe;
 use crate::config::settings::Settings;
 use crate::error::{Error, Result};
 use dlm_datasets::manifest::{Alignment, LossOn, Padding};
-use serde::Serialize;
 
 /// One optional value per field of [`Settings`], which documents them.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct SettingsOverrides {
+#[allow(missing_docs)]
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct SettingsOverrides {
     pub seq_len: Option<usize>,
     pub bd_size: Option<usize>,
     pub padding: Option<Padding>,
@@ -39,34 +39,57 @@ pub struct SettingsOverrides {
 impl SettingsOverrides {
     /// The settings of a run: typed values, then the recipe's, then defaults. Unknown keys of the
     /// recipe and values that cannot work are errors.
-    pub fn resolve(&self, recipe: Option<&Recipe>) -> Result<Settings> {
-        let internal = |e: serde_json::Error| Error::Internal(e.to_string());
-        let mut typed = serde_json::to_value(self).map_err(internal)?;
-        if let Some(now) = &self.now {
-            typed["now"] = Settings::parse_time(now)?.to_string().into();
-        }
-        let mut merged = Settings::default().to_json();
-        let recipe_name = recipe.map_or("", |r| r.name.as_str());
-        for (key, value) in recipe.iter().flat_map(|r| &r.settings) {
-            if merged.get(key).is_none() {
-                let known: Vec<&String> =
-                    merged.as_object().map(|o| o.keys().collect()).unwrap_or_default();
-                return Err(Error::Usage(format!(
-                    "recipe {recipe_name}: unknown setting {key:?}; expected one of {known:?}"
-                )));
-            }
-            merged[key] = value.clone();
-        }
-        for (key, value) in typed.as_object().into_iter().flatten().filter(|t| !t.1.is_null()) {
-            merged[key] = value.clone();
-        }
-        let settings: Settings = serde_json::from_value(merged).map_err(|e| match recipe {
-            Some(_) => Error::Usage(format!("recipe {recipe_name}: {e}")),
-            None => internal(e),
-        })?;
+    pub(crate) fn resolve(&self, recipe: Option<&Recipe>) -> Result<Settings> {
+        let base = match recipe {
+            Some(recipe) => recipe_settings(recipe)?,
+            None => Settings::default(),
+        };
+        let t = self.clone();
+        let now = match t.now {
+            Some(now) => Settings::parse_time(&now)?.to_string(),
+            None => base.now,
+        };
+        let settings = Settings {
+            seq_len: t.seq_len.unwrap_or(base.seq_len),
+            bd_size: t.bd_size.unwrap_or(base.bd_size),
+            padding: t.padding.unwrap_or(base.padding),
+            alignment: t.alignment.unwrap_or(base.alignment),
+            loss_on: t.loss_on.unwrap_or(base.loss_on),
+            over_long: t.over_long.unwrap_or(base.over_long),
+            split_context: t.split_context.unwrap_or(base.split_context),
+            special_text: t.special_text.unwrap_or(base.special_text),
+            lost_text: t.lost_text.unwrap_or(base.lost_text),
+            mask_token: t.mask_token.unwrap_or(base.mask_token),
+            now,
+            pack_window: t.pack_window.unwrap_or(base.pack_window),
+            shard_rows: t.shard_rows.unwrap_or(base.shard_rows),
+            eval_fraction: t.eval_fraction.unwrap_or(base.eval_fraction),
+            dedup: t.dedup.unwrap_or(base.dedup),
+            max_tokens: t.max_tokens.or(base.max_tokens),
+            max_response_tokens: t.max_response_tokens.or(base.max_response_tokens),
+            max_rows: t.max_rows.or(base.max_rows),
+            shard: t.shard.or(base.shard),
+            max_unsupervised: t.max_unsupervised.unwrap_or(base.max_unsupervised),
+            seed: t.seed.unwrap_or(base.seed),
+        };
         settings.check()?;
         Ok(settings)
     }
+}
+
+/// The defaults with the values of a recipe in their place.
+fn recipe_settings(recipe: &Recipe) -> Result<Settings> {
+    let usage = |reason: String| Error::Usage(format!("recipe {}: {reason}", recipe.name));
+    let mut merged = Settings::default().to_json();
+    for (key, value) in &recipe.settings {
+        if merged.get(key).is_none() {
+            let known: Vec<&String> =
+                merged.as_object().map(|o| o.keys().collect()).unwrap_or_default();
+            return Err(usage(format!("unknown setting {key:?}; expected one of {known:?}")));
+        }
+        merged[key] = value.clone();
+    }
+    serde_json::from_value(merged).map_err(|e| usage(e.to_string()))
 }
 
 #[cfg(test)]
@@ -105,39 +128,9 @@ mod tests {
         assert!(message(serde_json::json!({"seqlen": 3})).contains("seqlen"));
         assert!(message(serde_json::json!({"seq_len": "long"})).contains("recipe r"));
         assert!(message(serde_json::json!({"seq_len": 100})).contains("multiple"));
+        let typed = SettingsOverrides { eval_fraction: Some(f64::NAN), ..Default::default() };
+        assert!(typed.resolve(None).unwrap_err().to_string().contains("--eval-fraction NaN"));
         let typed = SettingsOverrides { now: Some("noon".to_string()), ..Default::default() };
         assert!(typed.resolve(None).unwrap_err().to_string().contains("--now \"noon\""));
-    }
-
-    /// A field that is missing here could not be typed.
-    #[test]
-    fn every_setting_can_be_overridden() {
-        let all = SettingsOverrides {
-            seq_len: Some(1),
-            bd_size: Some(1),
-            padding: Some(Padding::Mask),
-            alignment: Some(Alignment::Sample),
-            loss_on: Some(LossOn::All),
-            over_long: Some(OverLong::Drop),
-            split_context: Some(1),
-            special_text: Some(SpecialText::Text),
-            lost_text: Some(LostText::Drop),
-            mask_token: Some(String::new()),
-            now: Some(String::new()),
-            pack_window: Some(1),
-            shard_rows: Some(1),
-            eval_fraction: Some(0.0),
-            dedup: Some(true),
-            max_tokens: Some(1),
-            max_response_tokens: Some(1),
-            max_rows: Some(1),
-            shard: Some((0, 1)),
-            max_unsupervised: Some(0.0),
-            seed: Some(1),
-        };
-        let keys = |v: serde_json::Value| -> Vec<String> {
-            v.as_object().unwrap().keys().cloned().collect()
-        };
-        assert_eq!(keys(serde_json::to_value(all).unwrap()), keys(Settings::default().to_json()));
     }
 }

@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 
 /// The mask token that is added to a tokenizer that does not have it, unless `--mask-token` names
 /// another.
-pub const MASK_TOKEN: &str = "|<MASK>|";
+pub(crate) const MASK_TOKEN: &str = "|<MASK>|";
 
 /// The time that `strftime_now` returns in chat templates unless `--now` is given. It is fixed so
 /// that the output does not depend on the day on which it is made.
-pub fn default_now() -> jiff::civil::DateTime {
+pub(crate) fn default_now() -> jiff::civil::DateTime {
     jiff::civil::datetime(2025, 1, 1, 12, 0, 0, 0)
 }
 

@@ -23,10 +23,9 @@ use std::path::{Path, PathBuf};
 
 const NEMOTRON: &str = include_str!("../../../datasets/recipes/nemotron.yaml");
 
-/// A recipe.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Recipe {
+pub(crate) struct Recipe {
     /// Name, for error messages and the manifest.
     pub name: String,
     /// Hub dataset of sources that name none.
@@ -46,7 +45,7 @@ pub struct Recipe {
 /// One source of a recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RecipeSource {
+pub(crate) struct RecipeSource {
     /// Name in the manifest.
     pub name: String,
     /// Local files or folders.
@@ -85,7 +84,7 @@ fn one() -> f64 {
 /// A part of the run with its own weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Phase {
+pub(crate) struct Phase {
     /// Its share of `max_tokens`, from 0 to 1.
     pub tokens: f64,
     /// Weights by source name; no rows are taken from the other sources.
@@ -95,7 +94,7 @@ pub struct Phase {
 /// What happens when a source has no more rows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum OnExhausted {
+pub(crate) enum OnExhausted {
     /// The run ends, so that the shares are as asked for.
     #[default]
     Stop,
@@ -105,7 +104,7 @@ pub enum OnExhausted {
 
 impl Recipe {
     /// Reads the recipe in a file; `nemotron` is the built-in one if there is no file of that name.
-    pub fn load(name: &Path) -> Result<Recipe> {
+    pub(crate) fn load(name: &Path) -> Result<Recipe> {
         let text = match std::fs::read_to_string(name) {
             Ok(t) => t,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && name == Path::new("nemotron") => {
@@ -180,7 +179,7 @@ impl Recipe {
     }
 
     /// The recipe as JSON for the manifest: file names without the folders of this machine.
-    pub fn to_manifest_json(&self) -> serde_json::Value {
+    pub(crate) fn to_manifest_json(&self) -> serde_json::Value {
         let mut r = self.clone();
         for p in r.sources.iter_mut().flat_map(|s| &mut s.input) {
             *p = p.file_name().map(PathBuf::from).unwrap_or_default();

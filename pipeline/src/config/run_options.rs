@@ -1,7 +1,7 @@
 //! Options of a run that do not decide the output's bytes, and their defaults.
 
 /// Output folder if none is given.
-pub const DEFAULT_OUT: &str = "datasets/packed";
+pub(crate) const DEFAULT_OUT: &str = "datasets/packed";
 
 /// Largest number of worker threads.
 const MAX_WORKERS: usize = 256;
@@ -15,7 +15,7 @@ pub enum EngineChoice {
     Auto,
     /// The fast engine, without the comparison.
     Fast,
-    /// The stable engine.
+    /// The stable engine, which is slower.
     Stable,
 }
 
@@ -26,12 +26,12 @@ pub enum RenderChoice {
     /// probes; one row in 61 is rendered all the same, to check.
     #[default]
     Auto,
-    /// Every row.
+    /// Every row, which is slower.
     Each,
 }
 
 /// The number of worker threads: as given, else the number of available cores.
-pub fn worker_count(workers: Option<usize>) -> usize {
+pub(crate) fn worker_count(workers: Option<usize>) -> usize {
     workers
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
         .clamp(1, MAX_WORKERS)

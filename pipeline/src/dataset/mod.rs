@@ -1,8 +1,8 @@
 //! Finished datasets: check them, show their rows and totals, join and export them.
 
-pub mod export_hf;
-pub mod inspect;
-pub mod merge;
-pub mod totals;
-pub mod totals_html;
-pub mod verify;
+pub(crate) mod export_hf;
+pub(crate) mod inspect;
+pub(crate) mod merge;
+pub(crate) mod totals;
+pub(crate) mod totals_html;
+pub(crate) mod verify;

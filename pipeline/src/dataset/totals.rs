@@ -10,7 +10,7 @@ const SHOWN_SOURCES: usize = 40;
 
 /// Distributions over documents and rows, which the manifest does not hold.
 #[derive(Debug, Default)]
-pub struct Distributions {
+pub(crate) struct Distributions {
     /// Number of documents by their length in blocks; index 0 is unused.
     pub documents_by_blocks: Vec<u64>,
     /// Number of documents by the share of their positions that carry loss, in tenths.
@@ -20,7 +20,7 @@ pub struct Distributions {
 }
 
 /// Reads all rows of a dataset.
-pub fn distributions(ds: &Dataset) -> Result<Distributions> {
+pub(crate) fn distributions(ds: &Dataset) -> Result<Distributions> {
     let m = ds.manifest();
     let mut out = Distributions {
         documents_by_blocks: vec![0; m.seq_len / m.bd_size + 1],
@@ -48,12 +48,12 @@ pub fn distributions(ds: &Dataset) -> Result<Distributions> {
 }
 
 /// Number of token slots in all rows.
-pub fn slots(m: &Manifest) -> u64 {
+pub(crate) fn slots(m: &Manifest) -> u64 {
     ((m.packing.train_rows + m.packing.eval_rows) * m.seq_len) as u64
 }
 
 /// Share of slots inside documents, block padding included, from 0 to 1.
-pub fn fill(m: &Manifest) -> f64 {
+pub(crate) fn fill(m: &Manifest) -> f64 {
     let s = slots(m);
     if s == 0 { 0.0 } else { (s - m.packing.row_padding.min(s)) as f64 / s as f64 }
 }
@@ -63,7 +63,7 @@ fn percent(n: u64, of: u64) -> f64 {
 }
 
 /// The totals as text for people.
-pub fn summary(m: &Manifest) -> String {
+pub(crate) fn summary(m: &Manifest) -> String {
     let (c, s) = (&m.counts, slots(m));
     let mut o = String::new();
     let _ = writeln!(
@@ -140,7 +140,7 @@ pub fn summary(m: &Manifest) -> String {
 }
 
 /// The lengths of documents as a bar chart of text.
-pub fn histogram(m: &Manifest, d: &Distributions) -> String {
+pub(crate) fn histogram(m: &Manifest, d: &Distributions) -> String {
     let top = d.documents_by_blocks.iter().copied().max().unwrap_or(0).max(1);
     let mut o = String::from("document length (with block padding)\n");
     for (b, &n) in d.documents_by_blocks.iter().enumerate().filter(|(b, _)| *b > 0) {

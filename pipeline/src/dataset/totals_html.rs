@@ -7,7 +7,7 @@ use dlm_datasets::manifest::Manifest;
 use std::fmt::Write;
 
 /// The page as HTML text.
-pub fn page(m: &Manifest, d: &Distributions) -> String {
+pub(crate) fn page(m: &Manifest, d: &Distributions) -> String {
     let c = &m.counts;
     let mut o = String::from(
         "<!doctype html><html lang='en'><meta charset='utf-8'><title>Packed dataset</title><style>body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}\

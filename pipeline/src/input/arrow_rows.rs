@@ -12,7 +12,7 @@ use std::io::{BufReader, Read};
 use std::path::Path;
 
 /// The rows of `path` from row `skip` on.
-pub fn open(path: &Path, skip: u64) -> Result<RowBatches> {
+pub(crate) fn open(path: &Path, skip: u64) -> Result<RowBatches> {
     let display = path.display().to_string();
     let bad = move |e: ArrowError| Error::Input {
         path: display.clone(),

@@ -7,9 +7,10 @@ use crate::config::recipe::Recipe;
 use crate::error::{Error, Result};
 use crate::input::files::{LocalFile, list_files};
 use crate::input::hub::cache::{RepoKind, check_id};
-use crate::input::hub::client::{HubClient, HubSettings};
+use crate::input::hub::client::HubClient;
 use crate::input::hub::fetch::{DownloadAhead, HubSource};
 use crate::input::hub::list::{self, FileSelection};
+use crate::input::hub::settings::HubSettings;
 use crate::input::source::{Input, RemoteInput};
 use crate::progress::Progress;
 use std::ops::Range;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 
 /// What a run reads, as its caller asked for it.
 #[derive(Debug, Clone, Default)]
-pub struct InputSelection {
+pub(crate) struct InputSelection {
     /// Local files and folders.
     pub paths: Vec<PathBuf>,
     /// Hub dataset, `ORG/NAME`. With a recipe: the dataset of sources that name none.
@@ -32,15 +33,14 @@ pub struct InputSelection {
 }
 
 /// The input files of a run.
-pub struct Inputs {
-    /// All files.
+pub(crate) struct Inputs {
     pub files: Vec<Input>,
     /// The range of `files` that each stream reads, one after another.
     pub streams: Vec<Range<usize>>,
 }
 
 /// Resolves a selection to files. Notices: the commit that a dataset was resolved to.
-pub fn find_inputs(
+pub(crate) fn find_inputs(
     selection: &InputSelection,
     recipe: Option<&Recipe>,
     progress: &dyn Progress,

@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Format of a data file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FileFormat {
-    /// Parquet.
+pub(crate) enum FileFormat {
     Parquet,
     /// One JSON object per line, or one array of objects; plain, gzip or zstd.
     Json,
@@ -20,7 +19,7 @@ pub enum FileFormat {
 
 impl FileFormat {
     /// The format that a file's name stands for; none if the file is not a data file.
-    pub fn of(path: &Path) -> Option<FileFormat> {
+    pub(crate) fn of(path: &Path) -> Option<FileFormat> {
         let name = path.file_name()?.to_str()?.to_ascii_lowercase();
         let bare = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(&name);
         match bare.rsplit_once('.')?.1 {
@@ -32,10 +31,8 @@ impl FileFormat {
     }
 }
 
-/// A data file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LocalFile {
-    /// Where it is.
+pub(crate) struct LocalFile {
     pub path: PathBuf,
     /// Its name in the manifest: the path below the folder that was searched, else the file name;
     /// the whole path where two files would have the same name.
@@ -45,7 +42,7 @@ pub struct LocalFile {
 }
 
 /// The data files that `paths` stand for, in the order of `paths`.
-pub fn list_files(paths: &[PathBuf]) -> Result<Vec<LocalFile>> {
+pub(crate) fn list_files(paths: &[PathBuf]) -> Result<Vec<LocalFile>> {
     let mut out: Vec<LocalFile> = Vec::new();
     for a in paths {
         let meta = std::fs::metadata(a).map_err(Error::io("reading", a))?;
@@ -83,7 +80,7 @@ pub fn list_files(paths: &[PathBuf]) -> Result<Vec<LocalFile>> {
 }
 
 /// Whether a file has the name of a small JSON file that holds metadata and no rows.
-pub fn is_metadata(path: &str) -> bool {
+pub(crate) fn is_metadata(path: &str) -> bool {
     let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
     let known = [
         "dataset_infos.json",

@@ -13,10 +13,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Length in bytes of the longest row that is read. Longer rows are dropped as `line_too_long`.
-pub const MAX_LINE: usize = 64 << 20;
+pub(crate) const MAX_LINE: usize = 64 << 20;
 
 /// Iterator over the batches of a JSON file.
-pub struct JsonRows {
+pub(crate) struct JsonRows {
     reader: Box<dyn BufRead + Send>,
     path: PathBuf,
     /// Whether the file is one JSON array rather than one object per line.
@@ -40,7 +40,7 @@ impl Read for CountingFile {
 
 impl JsonRows {
     /// The rows of `path` from row `skip` on. Files named `.gz` and `.zst` are decompressed.
-    pub fn open(path: &Path, skip: u64) -> Result<Self> {
+    pub(crate) fn open(path: &Path, skip: u64) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("opening", path))?;
         let consumed = Arc::new(AtomicU64::new(0));
         let file = CountingFile(file, consumed.clone());
@@ -72,7 +72,7 @@ impl JsonRows {
 
     /// The rows after the first line end from byte `at` on; none if the file is compressed or one
     /// array, where rows cannot be found from the middle.
-    pub fn from_byte(path: &Path, at: u64) -> Result<Option<Self>> {
+    pub(crate) fn from_byte(path: &Path, at: u64) -> Result<Option<Self>> {
         let name = path.to_string_lossy().to_ascii_lowercase();
         let rows = Self::open(path, 0)?;
         if rows.array || name.ends_with(".gz") || name.ends_with(".zst") {
@@ -96,7 +96,7 @@ impl JsonRows {
 
     /// Bytes read from the file so far (of a compressed file: before decompression), those that wait
     /// in a buffer included.
-    pub fn consumed(&self) -> u64 {
+    pub(crate) fn consumed(&self) -> u64 {
         self.consumed.load(Ordering::Relaxed)
     }
 

@@ -8,11 +8,11 @@
 //!    └── source ── one input file → json_lines, parquet_rows or arrow_rows → raw_rows
 //! ```
 
-pub mod arrow_rows;
-pub mod discover;
-pub mod files;
-pub mod hub;
-pub mod json_lines;
-pub mod parquet_rows;
-pub mod raw_rows;
-pub mod source;
+pub(crate) mod arrow_rows;
+pub(crate) mod discover;
+pub(crate) mod files;
+pub(crate) mod hub;
+pub(crate) mod json_lines;
+pub(crate) mod parquet_rows;
+pub(crate) mod raw_rows;
+pub(crate) mod source;

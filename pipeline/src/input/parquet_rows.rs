@@ -42,7 +42,7 @@ const COLUMNS: [&str; 20] = [
 ];
 
 /// Number of rows of a parquet file, and their bytes before compression.
-pub fn size(path: &Path) -> Result<(u64, u64)> {
+pub(crate) fn size(path: &Path) -> Result<(u64, u64)> {
     let file = File::open(path).map_err(Error::io("opening", path))?;
     let meta = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())
         .map_err(|e| unreadable(path, &e.to_string()))?;
@@ -53,7 +53,7 @@ pub fn size(path: &Path) -> Result<(u64, u64)> {
 
 /// The rows of `path` from row `skip` on; `renames` lists pairs of (name used by this program, name
 /// in the file).
-pub fn open(path: &Path, renames: &[(String, String)], skip: u64) -> Result<RowBatches> {
+pub(crate) fn open(path: &Path, renames: &[(String, String)], skip: u64) -> Result<RowBatches> {
     let file = File::open(path).map_err(Error::io("opening", path))?;
     let bad = {
         let path = path.to_path_buf();

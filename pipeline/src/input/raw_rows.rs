@@ -11,11 +11,11 @@ pub(crate) const BATCH_BYTES: usize = 256 << 10;
 pub(crate) const BATCH_ROWS: usize = 1024;
 
 /// The batches of one file, in order.
-pub type RowBatches = Box<dyn Iterator<Item = Result<RawRows>> + Send>;
+pub(crate) type RowBatches = Box<dyn Iterator<Item = Result<RawRows>> + Send>;
 
 /// A batch of rows of one file.
 #[derive(Debug)]
-pub enum RawRows {
+pub(crate) enum RawRows {
     /// Lines of JSON, without their line ends. A line that was too long to be read is empty.
     Lines {
         /// All lines, one after another.
@@ -28,8 +28,7 @@ pub enum RawRows {
 }
 
 impl RawRows {
-    /// Number of rows.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             RawRows::Lines { ends, .. } => ends.len(),
             RawRows::Table(b) => b.num_rows(),
@@ -37,7 +36,7 @@ impl RawRows {
     }
 
     /// Line `i`; none in a table, and none for a line that was too long to be read.
-    pub fn line(&self, i: usize) -> Option<&[u8]> {
+    pub(crate) fn line(&self, i: usize) -> Option<&[u8]> {
         match self {
             RawRows::Lines { bytes, ends } => {
                 let from = if i == 0 { 0 } else { ends[i - 1] };
@@ -45,10 +44,5 @@ impl RawRows {
             }
             RawRows::Table(_) => None,
         }
-    }
-
-    /// Whether the batch has no rows.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 /// A file of a hub dataset that is downloaded in the background.
 #[derive(Clone)]
-pub struct RemoteInput {
+pub(crate) struct RemoteInput {
     /// The downloads of the dataset.
     pub downloads: Arc<DownloadAhead>,
     /// Index of the file in the dataset's listing.
@@ -29,9 +29,9 @@ impl std::fmt::Debug for RemoteInput {
     }
 }
 
-/// One input file.
+/// One input file with what a recipe says about it.
 #[derive(Debug, Clone)]
-pub struct Input {
+pub(crate) struct Input {
     /// Local path; of a remote file its path in the repository.
     pub path: PathBuf,
     /// Its name in the manifest's fingerprint.
@@ -67,7 +67,7 @@ impl From<LocalFile> for Input {
 
 impl Input {
     /// The local path. Waits for the download of a remote file.
-    pub fn local_path(&self) -> Result<PathBuf> {
+    pub(crate) fn local_path(&self) -> Result<PathBuf> {
         match &self.remote {
             None => Ok(self.path.clone()),
             Some(r) => r.downloads.wait(r.index),
@@ -75,7 +75,7 @@ impl Input {
     }
 
     /// The file's rows from row `skip` on. Waits for the download of a remote file.
-    pub fn open(&self, skip: u64) -> Result<RowBatches> {
+    pub(crate) fn open(&self, skip: u64) -> Result<RowBatches> {
         let path = self.local_path()?;
         match FileFormat::of(&self.path) {
             Some(FileFormat::Parquet) => parquet_rows::open(&path, &self.columns, skip),

@@ -10,7 +10,7 @@ use dlm_datasets::manifest::Alignment;
 
 /// The block grid and the tokens that fill it.
 #[derive(Debug, Clone, Copy)]
-pub struct Grid {
+pub(crate) struct Grid {
     /// Block size in tokens.
     pub bd_size: usize,
     /// Row length in tokens, a multiple of `bd_size`.
@@ -28,7 +28,7 @@ impl Grid {
     /// Pads `ids[from..]` in place. The last turn starts at index `from + turn_start`. Gives the
     /// number of tokens that were cut off so that the padding fits into the row, which happens only
     /// with `response` alignment.
-    pub fn pad(&self, ids: &mut Vec<i32>, from: usize, turn_start: usize) -> usize {
+    pub(crate) fn pad(&self, ids: &mut Vec<i32>, from: usize, turn_start: usize) -> usize {
         let d = self.bd_size;
         let mut cut = 0;
         let mut n = ids.len() - from;

@@ -32,7 +32,7 @@ struct TextPiece {
 
 /// Encodes a skeleton. None if the tokenizer does not always split the text at its control tokens,
 /// or if a sample text gets other ids than by the reference.
-pub fn encode_skeleton(s: &Skeleton, tokenizer: &Tokenizer) -> Option<EncodedSkeleton> {
+pub(crate) fn encode_skeleton(s: &Skeleton, tokenizer: &Tokenizer) -> Option<EncodedSkeleton> {
     if s.control.is_empty() || s.control.iter().any(|(_, c)| !tokenizer.always_splits_at(c.id)) {
         return None;
     }

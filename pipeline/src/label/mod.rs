@@ -1,7 +1,7 @@
 //! Rendered conversations become documents: token ids, labels, cuts to the row length, and padding
 //! to the block grid.
 
-pub mod block;
-pub mod encode_skeleton;
-pub mod supervise;
-pub mod truncate;
+pub(crate) mod block;
+pub(crate) mod encode_skeleton;
+pub(crate) mod supervise;
+pub(crate) mod truncate;

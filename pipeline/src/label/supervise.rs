@@ -16,7 +16,7 @@ use dlm_datasets::writer::LossRun;
 
 /// An encoded conversation of any length.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Sample {
+pub(crate) struct Sample {
     /// The token ids.
     pub ids: Vec<i32>,
     /// Runs (start, end) of tokens that carry loss, in order, without adjacent runs.
@@ -27,14 +27,14 @@ pub struct Sample {
 
 impl Sample {
     /// Resets all fields and keeps the allocated memory.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.ids.clear();
         self.loss.clear();
         self.turns.clear();
     }
 
     /// The loss runs that overlap the tokens `from..to`.
-    pub fn loss_within(&self, from: usize, to: usize) -> &[LossRun] {
+    pub(crate) fn loss_within(&self, from: usize, to: usize) -> &[LossRun] {
         if from >= to {
             return &[];
         }
@@ -44,7 +44,7 @@ impl Sample {
     }
 
     /// Marks the tokens from `from` to the end as carrying loss.
-    pub fn mark_loss(&mut self, from: usize) {
+    pub(crate) fn mark_loss(&mut self, from: usize) {
         let to = self.ids.len() as u32;
         match self.loss.last_mut() {
             Some(run) if run.1 as usize == from => run.1 = to,
@@ -55,7 +55,7 @@ impl Sample {
 }
 
 /// Encodes rendered conversations and decides which tokens carry loss.
-pub struct Supervisor<'a> {
+pub(crate) struct Supervisor<'a> {
     pub tokenizer: &'a Tokenizer,
     /// Which assistant turns carry loss.
     pub loss_on: LossOn,
@@ -65,7 +65,7 @@ pub struct Supervisor<'a> {
 
 impl Supervisor<'_> {
     /// Encodes `r` into `out`.
-    pub fn encode(&self, r: &Rendered, out: &mut Sample) -> Result<(), DropReason> {
+    pub(crate) fn encode(&self, r: &Rendered, out: &mut Sample) -> Result<(), DropReason> {
         let encoded =
             r.skeleton.as_ref().and_then(|s| s.encoded(|| encode_skeleton(s, self.tokenizer)));
         match encoded {
@@ -76,7 +76,12 @@ impl Supervisor<'_> {
     }
 
     /// Reference implementation of [`encode`](Self::encode), which tokenizes the whole text.
-    pub fn encode_reference(&self, r: &Rendered, out: &mut Sample) -> Result<(), DropReason> {
+    #[cfg(test)]
+    pub(crate) fn encode_reference(
+        &self,
+        r: &Rendered,
+        out: &mut Sample,
+    ) -> Result<(), DropReason> {
         self.encode_text(r, out)?;
         self.finish(out)
     }

@@ -10,7 +10,7 @@ use crate::parse::drop_reason::DropReason;
 
 /// The part of a sample that becomes a document: tokens `start..end`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DocumentRange {
+pub(crate) struct DocumentRange {
     /// First token.
     pub start: usize,
     /// One past the last token.
@@ -22,7 +22,7 @@ pub struct DocumentRange {
 /// Splits a sample into documents of at most `seq_len` tokens. With [`OverLong::Split`] each
 /// further document repeats up to `context` tokens of the one before. Fills `ranges` and gives the
 /// number of tokens that are in no document.
-pub fn split_into_documents(
+pub(crate) fn split_into_documents(
     s: &Sample,
     policy: OverLong,
     seq_len: usize,

@@ -1,41 +1,42 @@
-//! Which source the next conversation comes from.
+//! Chooses the source of the next conversation.
 //!
-//! In: weights, phases and what each source has given so far. Out: a source. The one furthest
-//! behind its share goes next, so that token shares are met to within one conversation at every
-//! moment; phases count from where the last one ended. Decided row by row from counts alone, hence
-//! the same for any number of workers.
+//! In: weights, phases and the tokens taken from each source so far. Out: a source. The source that
+//! is furthest behind its share is next, so at every moment the token shares are met to within one
+//! conversation; in a phase only the tokens since its start count. The choice depends on counts
+//! alone, so it is the same for any number of workers.
 
 use crate::config::recipe::{OnExhausted, Recipe};
 use serde::{Deserialize, Serialize};
 
-/// Weights and phases of a run.
+/// Weights, phases and limits of the sources of a run.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Mixture {
-    /// Phases: (tokens at which it ends, weight of each source).
+pub(crate) struct Mixture {
+    /// For each phase: (number of tokens at which it ends, weight of each source).
     phases: Vec<(u64, Vec<f64>)>,
-    /// Caps.
+    /// Largest number of tokens from each source.
     caps: Vec<Option<u64>>,
+    /// Whether the run ends when a source does.
     stop: bool,
 }
 
-/// How far a mixture is.
+/// Progress of a mixture.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MixtureState {
-    /// Tokens of each source.
+pub(crate) struct MixtureState {
+    /// Tokens taken from each source.
     pub tokens: Vec<u64>,
-    /// Tokens of each source when the present phase began.
+    /// Tokens taken from each source when the current phase began.
     base: Vec<u64>,
     phase: usize,
 }
 
 impl Mixture {
-    /// One source, everything.
-    pub fn single() -> Mixture {
+    /// The mixture of a run without recipe: all rows of one source.
+    pub(crate) fn single() -> Mixture {
         Mixture { phases: vec![(u64::MAX, vec![1.0])], caps: vec![None], stop: false }
     }
 
-    /// A recipe's; phases need a total.
-    pub fn new(r: &Recipe, max_tokens: Option<u64>) -> crate::Result<Mixture> {
+    /// The mixture of a recipe. Phases are shares of `max_tokens`, which is required for them.
+    pub(crate) fn new(r: &Recipe, max_tokens: Option<u64>) -> crate::Result<Mixture> {
         let caps = r.sources.iter().map(|s| s.max_tokens).collect();
         let stop = r.on_exhausted == OnExhausted::Stop;
         if r.phases.is_empty() {
@@ -61,21 +62,21 @@ impl Mixture {
         Ok(Mixture { phases: phases.collect(), caps, stop })
     }
 
-    /// Nothing given yet.
-    pub fn begin(&self) -> MixtureState {
+    /// The state before the first row.
+    pub(crate) fn begin(&self) -> MixtureState {
         MixtureState { tokens: vec![0; self.caps.len()], base: vec![0; self.caps.len()], phase: 0 }
     }
 
-    /// The source of the next conversation; none when the run is over. `ended` says which sources
-    /// have no more rows.
-    pub fn next(&self, g: &mut MixtureState, ended: &[bool]) -> Option<usize> {
-        let total: u64 = g.tokens.iter().sum();
-        while g.phase + 1 < self.phases.len() && total >= self.phases[g.phase].0 {
-            g.phase += 1;
-            g.base.clone_from(&g.tokens);
+    /// Index of the source of the next conversation; none when the run is over. `ended` says which
+    /// sources have no more rows.
+    pub(crate) fn next(&self, state: &mut MixtureState, ended: &[bool]) -> Option<usize> {
+        let total: u64 = state.tokens.iter().sum();
+        while state.phase + 1 < self.phases.len() && total >= self.phases[state.phase].0 {
+            state.phase += 1;
+            state.base.clone_from(&state.tokens);
         }
-        let (_, weights) = self.phases.get(g.phase)?;
-        let capped = |k: usize| self.caps[k].is_some_and(|c| g.tokens[k] >= c);
+        let (_, weights) = self.phases.get(state.phase)?;
+        let capped = |k: usize| self.caps[k].is_some_and(|c| state.tokens[k] >= c);
         let mut best: Option<(f64, usize)> = None;
         for (k, &w) in weights.iter().enumerate() {
             if w <= 0.0 || capped(k) {
@@ -87,9 +88,9 @@ impl Mixture {
                 }
                 continue;
             }
-            let behind = (g.tokens[k] - g.base[k]) as f64 / w;
-            if best.is_none_or(|(b, _)| behind < b) {
-                best = Some((behind, k));
+            let progress = (state.tokens[k] - state.base[k]) as f64 / w;
+            if best.is_none_or(|(b, _)| progress < b) {
+                best = Some((progress, k));
             }
         }
         best.map(|(_, k)| k)

@@ -6,10 +6,10 @@
 //!   └──── resume, seen: state of an unfinished run
 //! ```
 
-pub mod mixture;
-pub mod output_folder;
-pub mod packer;
-pub mod resume;
-pub mod seen;
-pub mod sink;
-pub mod unfit;
+pub(crate) mod mixture;
+pub(crate) mod output_folder;
+pub(crate) mod packer;
+pub(crate) mod resume;
+pub(crate) mod seen;
+pub(crate) mod sink;
+pub(crate) mod unfit;

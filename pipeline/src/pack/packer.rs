@@ -1,23 +1,22 @@
-//! Whole documents into rows of S.
+//! Packs whole documents into rows of `seq_len` tokens.
 //!
-//! In: documents in order, each a multiple of `bd_size` long. Out: rows, deterministically. A
-//! window of documents is kept; when it is full, a row is made: the largest document waiting, and
-//! with it the set of others that fills the rest exactly, larger ones first; where no set does, the
-//! set that leaves least. Lengths are multiples of the block size, so there are only S / bd_size
-//! sizes and the search is short. On real lengths a window of 1,024 fills rows better than
-//! best-fit-decreasing over the whole set, which spends its small documents too early
-//! (docs/log.md).
+//! In: documents in order, whose lengths are multiples of `bd_size`. Out: rows, deterministically. A
+//! window of documents is kept. When it is full, a row is made of the largest document in it and
+//! those others that fill the rest of the row exactly, tried from the largest down; if no
+//! combination does, of those that leave the fewest slots free. There are only `seq_len / bd_size`
+//! lengths, so the search is short. On real lengths a window of 1,024 fills rows better than
+//! best-fit-decreasing over all documents, which uses up the small ones too early (docs/log.md).
 
 use dlm_datasets::writer::{DocumentTokens, LossRun};
 use std::collections::VecDeque;
 
-/// Steps a search for an exact fill may take.
+/// Largest number of steps of a search for an exact fill.
 const SEARCH: usize = 4000;
 
-/// A document waiting for its row.
+/// A document that waits for its row.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct PendingDocument {
-    /// Its place in the order of arrival.
+pub(crate) struct PendingDocument {
+    /// Its number in the order of arrival.
     number: u64,
     ids: Vec<i32>,
     loss: Vec<LossRun>,
@@ -25,28 +24,31 @@ pub struct PendingDocument {
 }
 
 impl PendingDocument {
-    /// The document, as the writer takes it.
-    pub fn tokens(&self) -> DocumentTokens<'_> {
+    /// The document in the form that the writer takes.
+    pub(crate) fn tokens(&self) -> DocumentTokens<'_> {
         DocumentTokens { input_ids: &self.ids, loss: &self.loss, source: self.source }
     }
 }
 
-/// Exact-fit packing over a window.
-pub struct Packer {
+/// Packs documents by exact fit over a window.
+pub(crate) struct Packer {
     seq_len: usize,
     bd_size: usize,
     window: usize,
-    /// PendingDocument documents by blocks, oldest first; index 0 is unused.
+    /// Waiting documents by their length in blocks, oldest first; index 0 is unused.
     waiting: Vec<VecDeque<PendingDocument>>,
+    /// Number of waiting documents.
     count: usize,
+    /// Number of the next document.
     number: u64,
+    /// Packed documents, whose memory is reused.
     spare: Vec<PendingDocument>,
     row: Vec<PendingDocument>,
 }
 
 impl Packer {
-    /// An empty packer.
-    pub fn new(seq_len: usize, bd_size: usize, window: usize) -> Self {
+    /// `window` is the number of documents to choose from, at least 1.
+    pub(crate) fn new(seq_len: usize, bd_size: usize, window: usize) -> Self {
         let waiting = vec![VecDeque::new(); seq_len / bd_size + 1];
         Packer {
             seq_len,
@@ -60,8 +62,8 @@ impl Packer {
         }
     }
 
-    /// Adds a document; `done` receives the documents of the row this makes, if any.
-    pub fn push<E>(
+    /// Adds a document. If the window is full, a row is made, and `done` gets its documents.
+    pub(crate) fn push<E>(
         &mut self,
         document: DocumentTokens,
         mut done: impl FnMut(&[PendingDocument]) -> Result<(), E>,
@@ -78,6 +80,7 @@ impl Packer {
         if self.count > self.window { self.emit(&mut done) } else { Ok(()) }
     }
 
+    /// Makes one row.
     fn emit<E>(
         &mut self,
         done: &mut impl FnMut(&[PendingDocument]) -> Result<(), E>,
@@ -100,8 +103,8 @@ impl Packer {
         made
     }
 
-    /// Makes rows of all that waits.
-    pub fn finish<E>(
+    /// Makes rows of all waiting documents.
+    pub(crate) fn finish<E>(
         &mut self,
         mut done: impl FnMut(&[PendingDocument]) -> Result<(), E>,
     ) -> Result<(), E> {
@@ -111,15 +114,15 @@ impl Packer {
         Ok(())
     }
 
-    /// What waits, in order of arrival, and the number of the next.
-    pub fn snapshot(&self) -> (u64, Vec<PendingDocument>) {
+    /// The number of the next document, and the waiting documents in order of arrival.
+    pub(crate) fn snapshot(&self) -> (u64, Vec<PendingDocument>) {
         let mut all: Vec<PendingDocument> = self.waiting.iter().flatten().cloned().collect();
         all.sort_by_key(|w| w.number);
         (self.number, all)
     }
 
-    /// Goes on from a [`snapshot`](Self::snapshot). False if it does not fit this packer.
-    pub fn restore(&mut self, number: u64, all: Vec<PendingDocument>) -> bool {
+    /// Continues from a [`snapshot`](Self::snapshot). False if it does not fit this packer.
+    pub(crate) fn restore(&mut self, number: u64, all: Vec<PendingDocument>) -> bool {
         self.waiting.iter_mut().for_each(VecDeque::clear);
         self.count = all.len();
         self.number = number;
@@ -135,17 +138,23 @@ impl Packer {
     }
 }
 
-/// Depth-first, larger sizes first, within a number of steps.
+/// Depth-first search for lengths that fill a row, larger lengths first. Lengths are in blocks.
 struct Search {
+    /// Number of documents left by length.
     free: Vec<usize>,
+    /// Steps left.
     steps: usize,
+    /// Lengths of the combination that is tried.
     used: Vec<usize>,
+    /// Lengths of the best combination so far.
     best: Vec<usize>,
+    /// Blocks that it leaves free.
     left: usize,
 }
 
 impl Search {
-    /// Fills `rest` with sizes up to `top`; true when it is filled exactly or the steps are spent.
+    /// Fills `rest` blocks with lengths up to `top`; true if they are filled exactly or the steps are
+    /// used up.
     fn run(&mut self, top: usize, rest: usize) -> bool {
         if rest < self.left {
             self.left = rest;
@@ -221,13 +230,13 @@ mod tests {
                 }
             }
             prop_assert!(seen.iter().all(|&n| n == 1));
-            prop_assert_eq!(rows, pack(&lengths, window, Some(stop)), "a restored packer goes on as if nothing had happened");
+            prop_assert_eq!(rows, pack(&lengths, window, Some(stop)), "a restored packer continues as if nothing had happened");
         }
     }
 
     #[test]
     fn fills_well() {
-        // Sizes 1..4 of 4 blocks, drawn evenly: the fullest possible is 1.0.
+        // Lengths of 1 to 4 blocks, equally often, in rows of 4: a fill of 1.0 is possible.
         let lengths: Vec<usize> = (0..10_000u64)
             .map(|i| 1 + (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 62) as usize)
             .collect();
@@ -238,7 +247,7 @@ mod tests {
 
     #[test]
     fn long_rows_do_not_stall() {
-        // 1,024 blocks a row: the search gives up in time and takes the best it has.
+        // With 1,024 blocks per row the search ends after its steps and takes the best combination.
         let mut p = Packer::new(16 * 1024, 16, 512);
         let mut rows = 0;
         for i in 0..5000usize {

@@ -16,13 +16,13 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// Name of the state file.
-pub const STATE_FILE: &str = "prep-state.json";
+pub(crate) const STATE_FILE: &str = "prep-state.json";
 /// What the user can do about a state that cannot be resumed.
-pub const START_OVER: &str = "give --overwrite to start over, or another --out";
+pub(crate) const START_OVER: &str = "give --overwrite to start over, or another --out";
 
 /// An input file as it was when the run started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InputStamp {
+pub(crate) struct InputStamp {
     name: String,
     bytes: u64,
     /// Nanoseconds since 1970; 0 for a remote file.
@@ -31,7 +31,7 @@ pub struct InputStamp {
 
 impl InputStamp {
     /// The stamps of all inputs, as the files are now.
-    pub fn of(inputs: &[Input]) -> Vec<InputStamp> {
+    pub(crate) fn of(inputs: &[Input]) -> Vec<InputStamp> {
         let modified = |path: &Path| {
             let time = std::fs::metadata(path).and_then(|m| m.modified()).ok();
             time.and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok())
@@ -50,7 +50,7 @@ impl InputStamp {
 
 /// Everything that a resumed run needs besides its inputs.
 #[derive(Serialize, Deserialize)]
-pub struct RunState {
+pub(crate) struct RunState {
     /// Fingerprint of the run: settings, tokenizer, template, version, inputs.
     pub fingerprint: String,
     /// The input files when the run started.
@@ -59,7 +59,6 @@ pub struct RunState {
     pub cursors: Vec<Cursor>,
     /// Tokens taken from each source.
     pub mixture: MixtureState,
-    /// Rows read.
     pub rows_seen: u64,
     /// The manifest so far, with counts and finished files.
     pub manifest: Manifest,
@@ -75,7 +74,7 @@ pub struct RunState {
 
 impl RunState {
     /// The state in `dir`, if there is one.
-    pub fn read(dir: &Path) -> Result<Option<RunState>> {
+    pub(crate) fn read(dir: &Path) -> Result<Option<RunState>> {
         let path = dir.join(STATE_FILE);
         let text = match std::fs::read(&path) {
             Ok(text) => text,
@@ -89,14 +88,14 @@ impl RunState {
     }
 
     /// Writes the state into `dir`, atomically.
-    pub fn write(&self, dir: &Path) -> Result<()> {
+    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
         let text = serde_json::to_vec(self).map_err(|e| Error::Internal(e.to_string()))?;
         Ok(write_atomic(&dir.join(STATE_FILE), &text)?)
     }
 
     /// Whether this is the state of a run with `fingerprint` over `inputs`, and the finished files
     /// are as it wrote them; if not, the error says what differs.
-    pub fn check(
+    pub(crate) fn check(
         &self,
         dir: &Path,
         fingerprint: &str,
@@ -126,7 +125,7 @@ impl RunState {
 }
 
 /// Removes the state file from `dir`.
-pub fn remove_state(dir: &Path) -> Result<()> {
+pub(crate) fn remove_state(dir: &Path) -> Result<()> {
     let path = dir.join(STATE_FILE);
     std::fs::remove_file(&path).map_err(Error::io("removing", &path))
 }

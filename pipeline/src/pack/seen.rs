@@ -15,21 +15,19 @@ use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Name of the side file.
-pub const SEEN_FILE: &str = "prep-state.seen";
-/// Bytes per fingerprint.
-const ENTRY: usize = 16;
+pub(crate) const SEEN_FILE: &str = "prep-state.seen";
+const ENTRY_BYTES: usize = 16;
 
 /// The part of the side file that belongs to a state file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SeenMark {
-    /// Number of fingerprints.
+pub(crate) struct SeenMark {
     entries: u64,
     /// sha256 of their bytes; empty if there are none.
     sha256: String,
 }
 
 /// The set of fingerprints.
-pub struct SeenSet {
+pub(crate) struct SeenSet {
     path: PathBuf,
     set: HashSet<u128>,
     /// Bytes that are not in the side file yet.
@@ -41,7 +39,7 @@ pub struct SeenSet {
 
 impl SeenSet {
     /// An empty set that will be saved in the folder `dir`.
-    pub fn new(dir: &Path) -> SeenSet {
+    pub(crate) fn new(dir: &Path) -> SeenSet {
         SeenSet {
             path: dir.join(SEEN_FILE),
             set: HashSet::new(),
@@ -52,7 +50,7 @@ impl SeenSet {
     }
 
     /// Adds a fingerprint; false if it was there.
-    pub fn insert(&mut self, fingerprint: u128) -> bool {
+    pub(crate) fn insert(&mut self, fingerprint: u128) -> bool {
         let new = self.set.insert(fingerprint);
         if new {
             self.unsaved.extend_from_slice(&fingerprint.to_le_bytes());
@@ -62,7 +60,7 @@ impl SeenSet {
 
     /// Appends the new fingerprints to the side file and flushes it to the disk. The mark must be
     /// written into the state file afterwards.
-    pub fn save(&mut self) -> Result<SeenMark> {
+    pub(crate) fn save(&mut self) -> Result<SeenMark> {
         if self.unsaved.is_empty() {
             return Ok(self.mark.clone());
         }
@@ -81,7 +79,7 @@ impl SeenSet {
             dlm_datasets::fs::sync_parent(&self.path)?;
         }
         self.hasher.update(&self.unsaved);
-        self.mark.entries += (self.unsaved.len() / ENTRY) as u64;
+        self.mark.entries += (self.unsaved.len() / ENTRY_BYTES) as u64;
         self.mark.sha256 = hex(self.hasher.clone());
         self.unsaved.clear();
         Ok(self.mark.clone())
@@ -90,22 +88,22 @@ impl SeenSet {
     /// Reads the fingerprints that belong to `mark` and cuts off what follows them. `rows` is the
     /// number of rows that were read so far, the most fingerprints there can be. The error says what
     /// is wrong with the side file.
-    pub fn restore(&mut self, mark: SeenMark, rows: u64) -> std::result::Result<(), String> {
+    pub(crate) fn restore(&mut self, mark: SeenMark, rows: u64) -> std::result::Result<(), String> {
         if mark.entries == 0 {
             return Ok(());
         }
         let failed = |e: std::io::Error| format!("{SEEN_FILE} cannot be read ({e})");
         let file = OpenOptions::new().read(true).write(true).open(&self.path).map_err(failed)?;
         let bytes = file.metadata().map_err(failed)?.len();
-        if mark.entries > rows || mark.entries > bytes / ENTRY as u64 {
+        if mark.entries > rows || mark.entries > bytes / ENTRY_BYTES as u64 {
             return Err(format!(
-                "{SEEN_FILE} is damaged: {bytes} bytes, expected {} fingerprints of {ENTRY}",
+                "{SEEN_FILE} is damaged: {bytes} bytes, expected {} fingerprints of {ENTRY_BYTES}",
                 mark.entries
             ));
         }
-        let end = mark.entries * ENTRY as u64;
+        let end = mark.entries * ENTRY_BYTES as u64;
         let mut reader = BufReader::with_capacity(1 << 18, Read::take(&file, end));
-        let mut entry = [0u8; ENTRY];
+        let mut entry = [0u8; ENTRY_BYTES];
         for _ in 0..mark.entries {
             reader.read_exact(&mut entry).map_err(failed)?;
             self.hasher.update(entry);
@@ -120,7 +118,7 @@ impl SeenSet {
     }
 
     /// Removes the side file.
-    pub fn remove_file(&self) -> Result<()> {
+    pub(crate) fn remove_file(&self) -> Result<()> {
         match std::fs::remove_file(&self.path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::io("removing", &self.path)(e))

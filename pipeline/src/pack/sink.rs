@@ -25,10 +25,9 @@ const EARLY_CHECK_ROWS: u64 = 2000;
 
 /// What a run packs.
 #[derive(Clone, Copy)]
-pub struct PackJob<'a> {
+pub(crate) struct PackJob<'a> {
     /// Settings of the run.
     pub settings: &'a Settings,
-    /// All input files.
     pub inputs: &'a [Input],
     /// The range of `inputs` that each stream reads.
     pub streams: &'a [Range<usize>],
@@ -39,7 +38,7 @@ pub struct PackJob<'a> {
 }
 
 /// Packs documents and writes data files.
-pub struct DatasetSink<'a> {
+pub(crate) struct DatasetSink<'a> {
     dir: PathBuf,
     job: PackJob<'a>,
     manifest: Manifest,
@@ -64,7 +63,7 @@ fn side(split: Split) -> usize {
 impl<'a> DatasetSink<'a> {
     /// Starts in the folder `dir`, or resumes the run that was killed there. `overwrite` removes the
     /// files of earlier runs first.
-    pub fn open(dir: &Path, job: PackJob<'a>, overwrite: bool) -> Result<Self> {
+    pub(crate) fn open(dir: &Path, job: PackJob<'a>, overwrite: bool) -> Result<Self> {
         prepare_folder(dir, overwrite)?;
         let manifest = job.manifest.clone();
         let packer = || Packer::new(manifest.seq_len, manifest.bd_size, job.settings.pack_window);
@@ -110,7 +109,7 @@ impl<'a> DatasetSink<'a> {
     }
 
     /// The streams that are still to be read, and where each begins.
-    pub fn streams(&self) -> Vec<InputStream> {
+    pub(crate) fn streams(&self) -> Vec<InputStream> {
         self.job
             .streams
             .iter()
@@ -120,7 +119,7 @@ impl<'a> DatasetSink<'a> {
     }
 
     /// Rows read so far, those of the run that was resumed included.
-    pub fn rows_seen(&self) -> u64 {
+    pub(crate) fn rows_seen(&self) -> u64 {
         self.rows_seen
     }
 
@@ -152,7 +151,7 @@ impl<'a> DatasetSink<'a> {
     }
 
     /// Packs rows until a budget is spent or the sources end.
-    pub fn consume(&mut self, feed: &mut Feed) -> Result<()> {
+    pub(crate) fn consume(&mut self, feed: &mut Feed) -> Result<()> {
         struct Open {
             batch: ProcessedBatch,
             row: usize,
@@ -303,7 +302,7 @@ impl<'a> DatasetSink<'a> {
 
     /// Packs the documents that still wait, completes the files and writes the manifest. Fails if
     /// the totals show that the inputs are not worth training on.
-    pub fn finish(mut self) -> Result<Manifest> {
+    pub(crate) fn finish(mut self) -> Result<Manifest> {
         unfit::check_totals(self.job.settings, &self.manifest, self.unsupervised)?;
         for split in [Split::Train, Split::Eval] {
             let DatasetSink { packers, writers, manifest, dir, .. } = &mut self;

@@ -7,7 +7,7 @@ use dlm_datasets::manifest::{Counts, Manifest};
 
 /// Refuses totals of a whole run: no rows, too many conversations without any token to learn from
 /// (`unsupervised` of them), or nothing kept.
-pub fn check_totals(settings: &Settings, m: &Manifest, unsupervised: u64) -> Result<()> {
+pub(crate) fn check_totals(settings: &Settings, m: &Manifest, unsupervised: u64) -> Result<()> {
     let c = &m.counts;
     if c.rows_read == 0 {
         return Err(Error::Unfit("the inputs hold no rows".to_string()));
@@ -30,7 +30,7 @@ pub fn check_totals(settings: &Settings, m: &Manifest, unsupervised: u64) -> Res
 }
 
 /// The error for too many conversations without any token to learn from.
-pub fn too_many_unsupervised(settings: &Settings, m: &Manifest, unsupervised: u64) -> Error {
+pub(crate) fn too_many_unsupervised(settings: &Settings, m: &Manifest, unsupervised: u64) -> Error {
     let c = &m.counts;
     let too_long = dropped(c, DropReason::PromptTooLong);
     let cause = if too_long * 2 > unsupervised {
@@ -39,7 +39,7 @@ pub fn too_many_unsupervised(settings: &Settings, m: &Manifest, unsupervised: u6
             m.seq_len
         )
     } else if dropped(c, DropReason::NoAssistantSpan) * 2 > unsupervised {
-        "the assistant's part cannot be told apart in what the chat template renders: use a template with {% generation %} tags, or --template chatml"
+        "the assistant's text cannot be located in what the chat template renders: use a template with {% generation %} tags, or --template chatml"
             .to_string()
     } else {
         "no assistant text carries loss: the template may not show it, or --loss-on last meets conversations that end with another role"

@@ -42,7 +42,7 @@ impl<'a> Message<'a> {
 
 /// One training example.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Conversation<'a> {
+pub(crate) struct Conversation<'a> {
     /// At least one assistant message, and at least one that is neither `system` nor `assistant`.
     pub messages: Vec<Message<'a>>,
     /// Tool declarations as a non-empty JSON list, in the form that templates expect.
@@ -51,7 +51,7 @@ pub struct Conversation<'a> {
 
 /// A row after parsing. Category and licence are known for dropped rows too.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ParsedRow<'a> {
+pub(crate) struct ParsedRow<'a> {
     /// The `category` column, if it is text and not empty.
     pub category: Option<Cow<'a, str>>,
     /// The `license` or `licence` column, if it is text and not empty.
@@ -81,8 +81,8 @@ impl<'a> ParsedRow<'a> {
 }
 
 /// Hash of a conversation, used for the held-out split and for finding duplicates: the first 16
-/// bytes of a SHA-256 over roles, contents and tool calls.
-pub fn fingerprint(c: &Conversation) -> u128 {
+/// bytes of a SHA-256 over roles, contents, tool calls and, if there are any, tool declarations.
+pub(crate) fn fingerprint(c: &Conversation) -> u128 {
     use sha2::Digest;
     let mut h = sha2::Sha256::new();
     for m in &c.messages {
@@ -94,13 +94,18 @@ pub fn fingerprint(c: &Conversation) -> u128 {
             h.update(calls.to_string());
         }
     }
+    if let Some(tools) = &c.tools {
+        // No role has this length, so tools are not mistaken for a message.
+        h.update(u64::MAX.to_le_bytes());
+        h.update(tools.to_string());
+    }
     let digest = h.finalize();
     digest.iter().take(16).fold(0, |n, b| (n << 8) | u128::from(*b))
 }
 
 /// The role in a chat template's terms for a role name of any dataset. None for an unknown name,
 /// and for names such as `function_call` that say more than the role.
-pub fn canonical_role(name: &str) -> Option<&'static str> {
+pub(crate) fn canonical_role(name: &str) -> Option<&'static str> {
     Some(match name {
         "system" => "system",
         "developer" => "developer",
@@ -114,7 +119,7 @@ pub fn canonical_role(name: &str) -> Option<&'static str> {
 }
 
 /// Checks that a conversation has a prompt and a non-empty last assistant message.
-pub fn validate(messages: &[Message]) -> Result<(), DropReason> {
+pub(crate) fn validate(messages: &[Message]) -> Result<(), DropReason> {
     let Some(last) = messages.iter().rposition(Message::is_assistant) else {
         return Err(if messages.is_empty() {
             DropReason::NoPrompt
@@ -129,4 +134,23 @@ pub fn validate(messages: &[Message]) -> Result<(), DropReason> {
         return Err(DropReason::EmptyResponse);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tools count, and the fingerprint of a conversation without tools stays as it always was,
+    /// because the eval split depends on it.
+    #[test]
+    fn fingerprints() {
+        let messages = vec![Message::new("user", "a"), Message::new("assistant", "b")];
+        let with =
+            |tools: Option<Value>| fingerprint(&Conversation { messages: messages.clone(), tools });
+        let tool = |name: &str| Some(serde_json::json!([{"name": name}]));
+        assert_eq!(with(None), 0x4442_f719_8a19_8461_29a9_085a_9d00_9b9c);
+        assert_ne!(with(None), with(tool("x")));
+        assert_ne!(with(tool("x")), with(tool("y")));
+        assert_eq!(with(tool("x")), with(tool("x")));
+    }
 }

@@ -6,7 +6,7 @@
 /// Why a row was dropped. The names are part of the output format: the manifest counts dropped rows
 /// by them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum DropReason {
+pub(crate) enum DropReason {
     /// The line is not a JSON object. Lone surrogates and nesting deeper than 128 levels count as
     /// invalid JSON.
     BadJson,
@@ -57,7 +57,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of the stages that drop rows.
-    pub const ALL: [DropReason; 22] = [
+    pub(crate) const ALL: [DropReason; 22] = [
         DropReason::BadJson,
         DropReason::LineTooLong,
         DropReason::BadUtf8,
@@ -84,7 +84,7 @@ impl DropReason {
 
     /// Whether the conversation was dropped because it has no token to learn from. A run fails when
     /// the share of such conversations exceeds `--max-unsupervised`.
-    pub fn is_unsupervised(self) -> bool {
+    pub(crate) fn is_unsupervised(self) -> bool {
         matches!(
             self,
             DropReason::NoLabel | DropReason::PromptTooLong | DropReason::NoAssistantSpan
@@ -92,7 +92,7 @@ impl DropReason {
     }
 
     /// The name in the manifest.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             DropReason::BadJson => "bad_json",
             DropReason::LineTooLong => "line_too_long",

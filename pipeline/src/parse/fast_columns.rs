@@ -109,7 +109,7 @@ enum Shape<'a> {
 }
 
 /// The columns of a table that has one of the two common shapes.
-pub struct FastColumns<'a> {
+pub(crate) struct FastColumns<'a> {
     shape: Shape<'a>,
     system: Vec<StringColumn<'a>>,
     category: Option<StringColumn<'a>>,
@@ -118,7 +118,7 @@ pub struct FastColumns<'a> {
 
 impl<'a> FastColumns<'a> {
     /// The columns of `batch`; None if its rows need the reference path.
-    pub fn new(batch: &'a RecordBatch) -> Option<Self> {
+    pub(crate) fn new(batch: &'a RecordBatch) -> Option<Self> {
         let column = |name: &str| batch.column_by_name(name).map(|c| c.as_ref());
         let has = |name: &str| column(name).is_some();
         let fields = batch.schema_ref().fields();
@@ -156,7 +156,11 @@ impl<'a> FastColumns<'a> {
 
     /// Row `i`; None if it needs the reference path. `messages` is an empty list whose memory is
     /// reused.
-    pub fn parse_row(&self, i: usize, mut messages: Vec<Message<'a>>) -> Option<ParsedRow<'a>> {
+    pub(crate) fn parse_row(
+        &self,
+        i: usize,
+        mut messages: Vec<Message<'a>>,
+    ) -> Option<ParsedRow<'a>> {
         let first = |texts: &[StringColumn<'a>]| {
             texts.iter().filter_map(|t| t.get(i)).find(|s| !s.is_empty())
         };

@@ -12,7 +12,10 @@ use std::fmt::Formatter;
 
 /// The row in a JSON line; None if it needs the reference path. `messages` is an empty list whose
 /// memory is reused.
-pub fn parse_line<'a>(text: &'a str, mut messages: Vec<Message<'a>>) -> Option<ParsedRow<'a>> {
+pub(crate) fn parse_line<'a>(
+    text: &'a str,
+    mut messages: Vec<Message<'a>>,
+) -> Option<ParsedRow<'a>> {
     let row: RowFields = serde_json::from_str(text).ok()?;
     if let Some(NullableText(s)) =
         [row.system_prompt, row.system].into_iter().flatten().find(|s| !s.0.is_empty())

@@ -1,9 +1,9 @@
 //! Raw rows become conversations.
 
-pub mod conversation;
-pub mod drop_reason;
-pub mod fast_columns;
-pub mod fast_json;
-pub mod rows;
-pub mod shapes;
-pub mod table;
+pub(crate) mod conversation;
+pub(crate) mod drop_reason;
+pub(crate) mod fast_columns;
+pub(crate) mod fast_json;
+pub(crate) mod rows;
+pub(crate) mod shapes;
+pub(crate) mod table;

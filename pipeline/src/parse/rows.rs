@@ -15,7 +15,7 @@ use crate::parse::table::row_to_json;
 use serde_json::{Map, Value};
 
 /// Parses the rows of one batch.
-pub struct RowParser<'a> {
+pub(crate) struct RowParser<'a> {
     raw: &'a RawRows,
     renames: &'a [(String, String)],
     columns: Option<FastColumns<'a>>,
@@ -24,7 +24,7 @@ pub struct RowParser<'a> {
 impl<'a> RowParser<'a> {
     /// `renames` lists pairs of (name used by this program, name in the file); if it is not empty,
     /// only those columns are read, and category and licence.
-    pub fn new(raw: &'a RawRows, renames: &'a [(String, String)]) -> Self {
+    pub(crate) fn new(raw: &'a RawRows, renames: &'a [(String, String)]) -> Self {
         let columns = match raw {
             RawRows::Table(batch) if renames.is_empty() => FastColumns::new(batch),
             _ => None,
@@ -33,7 +33,7 @@ impl<'a> RowParser<'a> {
     }
 
     /// Row `i`. `messages` is an empty list whose memory is reused.
-    pub fn parse(&self, i: usize, messages: Vec<Message<'a>>) -> ParsedRow<'a> {
+    pub(crate) fn parse(&self, i: usize, messages: Vec<Message<'a>>) -> ParsedRow<'a> {
         let fast = match (self.raw, &self.columns) {
             (RawRows::Table(_), Some(columns)) => columns.parse_row(i, messages),
             (RawRows::Lines { .. }, _) if self.renames.is_empty() => self
@@ -48,7 +48,11 @@ impl<'a> RowParser<'a> {
 }
 
 /// Reference implementation of [`RowParser::parse`].
-pub fn parse_row(raw: &RawRows, i: usize, renames: &[(String, String)]) -> ParsedRow<'static> {
+pub(crate) fn parse_row(
+    raw: &RawRows,
+    i: usize,
+    renames: &[(String, String)],
+) -> ParsedRow<'static> {
     let mut row = match raw {
         RawRows::Table(batch) => row_to_json(batch, i),
         RawRows::Lines { .. } => {

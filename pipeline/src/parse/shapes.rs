@@ -23,7 +23,7 @@ use std::borrow::Cow;
 type Row = Map<String, Value>;
 
 /// Category, licence and conversation of a row.
-pub fn parse_row(mut row: Row) -> ParsedRow<'static> {
+pub(crate) fn parse_row(mut row: Row) -> ParsedRow<'static> {
     let mut text = |keys: &[&str]| -> Option<Cow<'static, str>> {
         keys.iter().find_map(|k| match row.remove(*k) {
             Some(Value::String(s)) if !s.is_empty() => Some(s.into()),

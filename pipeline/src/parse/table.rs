@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 /// Row `i` of `batch`. Null cells are kept, so that the caller can tell a missing value from a
 /// missing column.
-pub fn row_to_json(batch: &RecordBatch, i: usize) -> Map<String, Value> {
+pub(crate) fn row_to_json(batch: &RecordBatch, i: usize) -> Map<String, Value> {
     let schema = batch.schema_ref();
     let mut out = Map::with_capacity(batch.num_columns());
     for (f, c) in schema.fields().iter().zip(batch.columns()) {

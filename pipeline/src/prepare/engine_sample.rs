@@ -28,7 +28,7 @@ const KNOWN_DIFFERENCES: [&str; 8] = [
 
 /// The texts. Of files that have to be downloaded only the first is waited for; what cannot be read
 /// is skipped here, because the run itself reports it.
-pub fn engine_sample(
+pub(crate) fn engine_sample(
     inputs: &[Input],
     template: &ChatTemplate,
     control: &ControlTokens,

@@ -48,9 +48,9 @@ pub struct Estimate {
     pub sampled_rows: u64,
     /// Share of the inputs' bytes that was sampled, from 0 to 1.
     pub share_of_bytes: f64,
-    /// Rows read.
+    /// Rows that would be read.
     pub rows_read: f64,
-    /// Rows kept.
+    /// Rows that would be kept.
     pub rows_kept: f64,
     /// Dropped rows by reason.
     pub dropped: BTreeMap<String, f64>,
@@ -89,7 +89,7 @@ struct Sampled {
 }
 
 /// Estimates a run of `plan` from a sample of its inputs.
-pub fn estimate(plan: &PreparePlan, workers: usize) -> Result<Estimate> {
+pub(crate) fn estimate(plan: &PreparePlan, workers: usize) -> Result<Estimate> {
     // The rows of the other machines' parts (`--shard`) are like ours: the sample is taken from all
     // rows and scaled down.
     let settings = Settings { shard: None, ..plan.settings.clone() };

@@ -7,11 +7,11 @@
 //!    └── estimate ── plan → sample → Estimate
 //! ```
 
-pub mod builder;
-pub mod engine_sample;
-pub mod estimate;
-pub mod peak_memory;
-pub mod pipeline;
-pub mod plan;
-pub mod sample;
-pub mod tokenizer_folder;
+pub(crate) mod builder;
+pub(crate) mod engine_sample;
+pub(crate) mod estimate;
+pub(crate) mod peak_memory;
+pub(crate) mod pipeline;
+pub(crate) mod plan;
+pub(crate) mod sample;
+pub(crate) mod tokenizer_folder;

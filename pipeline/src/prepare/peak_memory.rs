@@ -1,7 +1,7 @@
 //! Peak memory of this process.
 
 /// Largest resident memory of this process so far, in megabytes (10^6 bytes).
-pub fn peak_memory_mb() -> f64 {
+pub(crate) fn peak_memory_mb() -> f64 {
     // VmHWM is this program's own; `ru_maxrss` would on Linux include what the parent process held
     // when it forked.
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -43,12 +43,11 @@ impl Prepared {
 }
 
 /// How a plan is run.
-pub struct RunControl<'a> {
+pub(crate) struct RunControl<'a> {
     /// Number of worker threads.
     pub workers: usize,
     /// Whether files of earlier runs in the output folder are replaced.
     pub overwrite: bool,
-    /// Gets reports.
     pub progress: &'a dyn Progress,
     /// Ends the run when it is set.
     pub stop: Arc<AtomicBool>,
@@ -57,7 +56,7 @@ pub struct RunControl<'a> {
 }
 
 /// Runs `plan` and writes the dataset into `out`.
-pub fn run_plan(plan: &PreparePlan, out: &Path, control: RunControl) -> Result<Prepared> {
+pub(crate) fn run_plan(plan: &PreparePlan, out: &Path, control: RunControl) -> Result<Prepared> {
     let RunControl { workers, overwrite, progress, stop, begin } = control;
     let mut prepared = Prepared {
         manifest: plan.manifest.clone(),

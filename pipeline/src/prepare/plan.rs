@@ -26,10 +26,11 @@ use crate::tokenize::tokenizer::{Tokenizer, TokenizerSource};
 use dlm_datasets::hash::sha256;
 use dlm_datasets::manifest::Manifest;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What a plan is made from, resolved.
-pub struct PlanRequest<'a> {
+pub(crate) struct PlanRequest<'a> {
     /// Settings, the recipe's included.
     pub settings: Settings,
     /// Tokenizer folder or hub name.
@@ -47,19 +48,17 @@ pub struct PlanRequest<'a> {
 }
 
 /// Everything a run needs.
-pub struct PreparePlan {
+pub(crate) struct PreparePlan {
     /// Settings of the run.
     pub settings: Settings,
-    /// All input files.
     pub inputs: Vec<Input>,
-    /// The chat template.
     pub template: ChatTemplate,
     /// The tokenizer, on the engine that was chosen.
     pub tokenizer: Tokenizer,
     /// The tokenizer's control tokens.
     pub control: ControlTokens,
     /// Which content the template copies verbatim; none if every row is rendered.
-    pub linear: Option<Verbatim>,
+    pub verbatim: Option<Verbatim>,
     /// The range of `inputs` of each stream: one per source of the recipe, else one.
     pub streams: Vec<std::ops::Range<usize>>,
     /// Which stream the next row is taken from.
@@ -71,7 +70,7 @@ pub struct PreparePlan {
 }
 
 /// Loads everything. Notices: commits that hub names were resolved to.
-pub fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<PreparePlan> {
+pub(crate) fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<PreparePlan> {
     let PlanRequest { settings, recipe, .. } = request;
     let mixture = match recipe {
         Some(r) => Mixture::new(r, settings.max_tokens)?,
@@ -90,51 +89,33 @@ pub fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<PreparePlan
     };
     let mask_id = tok.ensure_token(&settings.mask_token)?;
     let bad = |reason: String| Error::Tokenizer { path: dir.to_path_buf(), reason };
-    let known = |t: &str| tok.added_tokens().iter().any(|a| a.content == t);
-    let eos = specials
-        .get("eos_token")
-        .cloned()
-        .or_else(|| template.special("eos_token").map(String::from));
-    let eos = eos.or_else(|| {
-        ["<|im_end|>", "<|eot_id|>", "<|endoftext|>", "</s>"]
-            .iter()
-            .find(|t| known(t))
-            .map(|t| t.to_string())
-    });
-    let eos = eos.ok_or_else(|| {
+    let eos = eos_token(&tok, &specials, &template).ok_or_else(|| {
         bad("names no eos_token; add one to its tokenizer_config.json".to_string())
     })?;
-    let pad = specials.get("pad_token").cloned();
-    let pad = pad.or_else(|| {
-        ["<|endoftext|>", "<|finetune_right_pad_id|>", "<pad>"]
-            .iter()
-            .find(|t| known(t))
-            .map(|t| t.to_string())
-    });
-    let pad = pad.filter(|p| *p != settings.mask_token).unwrap_or_else(|| eos.clone());
+    let pad = pad_token(&tok, &specials, &settings.mask_token).unwrap_or_else(|| eos.clone());
     specials.insert("eos_token".to_string(), eos.clone());
     specials.insert("pad_token".to_string(), pad.clone());
     // Runs while the engines load: the control tokens, whether content is copied verbatim, and, if
     // the engines will be compared, the texts for that.
     let analyse = |sampled: bool| -> Result<_> {
         let mut control = ControlTokens::new(tok.added_tokens(), Some(&eos))?;
-        let mut linear = None;
+        let mut verbatim = None;
         if request.render == RenderChoice::Auto && !template.has_generation() {
             let mut spans =
                 SpanFinder::new(&template, &control, settings.special_text, settings.lost_text);
-            linear = verbatim::probe(&template, &mut |m| spans.fill(m));
+            verbatim = verbatim::probe(&template, &mut |m| spans.fill(m));
         }
-        if let Some(l) = &linear {
-            control = ControlTokens::with_triggers(tok.added_tokens(), Some(&eos), &l.triggers)?;
+        if let Some(v) = &verbatim {
+            control = ControlTokens::with_triggers(tok.added_tokens(), Some(&eos), &v.triggers)?;
         }
         let texts = if sampled {
             engine_sample(&inputs, &template, &control, &settings)
         } else {
             Vec::new()
         };
-        Ok((texts, (control, linear)))
+        Ok((texts, (control, verbatim)))
     };
-    let (tokenizer, (control, linear)) = match request.engine {
+    let (tokenizer, (control, verbatim)) = match request.engine {
         EngineChoice::Auto => tok.choose(|| analyse(true))?,
         EngineChoice::Fast => (
             tok.fast()
@@ -204,7 +185,7 @@ pub fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<PreparePlan
         template,
         tokenizer,
         control,
-        linear,
+        verbatim,
         streams,
         mixture,
         manifest: m,
@@ -212,22 +193,56 @@ pub fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<PreparePlan
     })
 }
 
+/// The end-of-sequence token that tokenizer or template name, else a usual one that the tokenizer has.
+fn eos_token(
+    tokenizer: &TokenizerSource,
+    specials: &BTreeMap<String, String>,
+    template: &ChatTemplate,
+) -> Option<String> {
+    let named = specials.get("eos_token").map(String::as_str);
+    let usual = ["<|im_end|>", "<|eot_id|>", "<|endoftext|>", "</s>"];
+    named
+        .or_else(|| template.special("eos_token"))
+        .or_else(|| first_added(tokenizer, &usual))
+        .map(String::from)
+}
+
+/// The padding token that the tokenizer names, else a usual one that it has; never the mask token.
+fn pad_token(
+    tokenizer: &TokenizerSource,
+    specials: &BTreeMap<String, String>,
+    mask_token: &str,
+) -> Option<String> {
+    let named = specials.get("pad_token").map(String::as_str);
+    let usual = ["<|endoftext|>", "<|finetune_right_pad_id|>", "<pad>"];
+    named
+        .or_else(|| first_added(tokenizer, &usual))
+        .filter(|token| *token != mask_token)
+        .map(String::from)
+}
+
+/// The first of `tokens` that is an added token of the tokenizer.
+fn first_added<'a>(tokenizer: &TokenizerSource, tokens: &[&'a str]) -> Option<&'a str> {
+    let is_added = |t: &str| tokenizer.added_tokens().iter().any(|a| a.content == t);
+    tokens.iter().copied().find(|t| is_added(t))
+}
+
 impl PreparePlan {
     /// What the row processors share.
-    pub fn stages(&self) -> Stages<'_> {
+    pub(crate) fn stages(&self) -> Stages<'_> {
         Stages {
             settings: &self.settings,
             tokenizer: &self.tokenizer,
             control: &self.control,
             template: &self.template,
-            linear: self.linear.as_ref(),
+            verbatim: self.verbatim.as_ref(),
             manifest: &self.manifest,
             inputs: &self.inputs,
         }
     }
 
     /// What the sink packs.
-    pub fn pack_job(&self) -> PackJob<'_> {
+    pub(crate) fn pack_job(&self) -> PackJob<'_> {
         PackJob {
             settings: &self.settings,
             inputs: &self.inputs,
@@ -238,21 +253,23 @@ impl PreparePlan {
     }
 
     /// Writes the dataset's `tokenizer/` folder into `out`.
-    pub fn write_tokenizer(&self, out: &Path) -> Result<()> {
+    pub(crate) fn write_tokenizer(&self, out: &Path) -> Result<()> {
         write_tokenizer(out, &self.tokenizer, &self.tokenizer_config, &self.template)
     }
 
     /// Lines that describe the plan: inputs, template, tokenizer, engine.
-    pub fn describe(&self) -> Vec<String> {
+    pub(crate) fn describe(&self) -> Vec<String> {
         let m = &self.manifest;
         let bytes: u64 = self.inputs.iter().map(|i| i.bytes).sum();
-        let rendering = match &self.linear {
+        let exceptions = |v: &Verbatim| match (v.triggers.len(), v.changes_edge_whitespace) {
+            (0, false) => String::new(),
+            (0, true) => ", except with white space at its edges".to_string(),
+            (n, false) => format!(", except with any of {n} strings"),
+            (n, true) => format!(", except with any of {n} strings or white space at its edges"),
+        };
+        let rendering = match &self.verbatim {
             None => "every row is rendered".to_string(),
-            Some(l) => format!(
-                "copies content verbatim, except with any of {} strings{}",
-                l.triggers.len(),
-                if l.changes_edge_whitespace { " or white space at its edges" } else { "" }
-            ),
+            Some(v) => format!("copies content verbatim{}", exceptions(v)),
         };
         vec![
             format!("inputs     {} files, {:.1} MB", self.inputs.len(), bytes as f64 / 1e6),

@@ -11,7 +11,6 @@ use crate::input::parquet_rows;
 use crate::input::raw_rows::RawRows;
 use crate::input::source::Input;
 
-/// Places per file.
 const PLACES: u64 = 16;
 
 /// Start of place `k` of `n` in a file of `size`, such that `length` from there stays before the
@@ -24,7 +23,7 @@ fn start(k: u64, n: u64, size: u64, length: u64) -> u64 {
 
 /// Calls `each` with batches of a file, about `budget` bytes in all; returns their share of the file,
 /// from 0 to 1.
-pub fn read_sample(
+pub(crate) fn read_sample(
     input: &Input,
     budget: u64,
     each: &mut dyn FnMut(RawRows) -> Result<()>,

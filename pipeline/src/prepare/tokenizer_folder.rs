@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The `tokenizer_config.json` of the folder `dir`, with the template and the mask token added.
-pub fn tokenizer_config(
+pub(crate) fn tokenizer_config(
     dir: &Path,
     specials: &BTreeMap<String, String>,
     template: &str,
@@ -40,7 +40,7 @@ pub fn tokenizer_config(
 }
 
 /// Writes `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja` into `out/tokenizer`.
-pub fn write_tokenizer(
+pub(crate) fn write_tokenizer(
     out: &Path,
     tokenizer: &Tokenizer,
     config: &Value,

@@ -10,7 +10,7 @@ use dlm_datasets::writer::LossRun;
 
 /// Position in the inputs of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-pub struct Cursor {
+pub(crate) struct Cursor {
     /// Index of the input file.
     pub file: usize,
     /// Number of its rows that precede the position.
@@ -19,7 +19,7 @@ pub struct Cursor {
 
 /// One row after processing.
 #[derive(Debug, Default)]
-pub struct ProcessedRow {
+pub(crate) struct ProcessedRow {
     /// Why the row is dropped, if it is.
     pub dropped: Option<DropReason>,
     /// Index in the batch's `keys`; none for a row of another machine's part (`--shard`), which is
@@ -34,9 +34,9 @@ pub struct ProcessedRow {
     /// Whether its text spells control tokens.
     pub has_control_text: bool,
     /// Number of assistant turns whose white space the template changes.
-    pub respaced: u64,
+    pub whitespace_changed_turns: u64,
     /// Number of assistant turns that the template rewrites.
-    pub rewritten: u64,
+    pub rewritten_turns: u64,
     /// Hash of the conversation ([`fingerprint`](crate::parse::conversation::fingerprint)); 0 if the
     /// run does not need it.
     pub fingerprint: u128,
@@ -44,23 +44,21 @@ pub struct ProcessedRow {
 
 /// One document of a batch.
 #[derive(Debug)]
-pub struct ProcessedDocument {
+pub(crate) struct ProcessedDocument {
     /// Number of its tokens, padding included.
     pub tokens: usize,
     /// Number of its loss runs.
     pub runs: usize,
-    /// Its counts.
     pub summary: RowSummary,
 }
 
 /// A batch after processing.
 #[derive(Debug, Default)]
-pub struct ProcessedBatch {
+pub(crate) struct ProcessedBatch {
     /// Number of the batch in its stream, from 0.
     pub number: u64,
     /// Position of its first row.
     pub from: Cursor,
-    /// Its rows.
     pub rows: Vec<ProcessedRow>,
     /// The documents of all rows, in order.
     pub documents: Vec<ProcessedDocument>,
@@ -87,7 +85,7 @@ impl ProcessedBatch {
 
     /// What a row adds to the totals; its documents begin at `at`. `dropped` takes the place of the
     /// row's own field, because duplicates are only known to the caller.
-    pub fn counts(
+    pub(crate) fn counts(
         &self,
         row: &ProcessedRow,
         at: BatchPosition,
@@ -103,8 +101,8 @@ impl ProcessedBatch {
         c.over_long = u64::from(row.over_long);
         for (name, n) in [
             ("special_text_rows", u64::from(row.has_control_text)),
-            ("respaced_turns", row.respaced),
-            ("rewritten_turns", row.rewritten),
+            ("respaced_turns", row.whitespace_changed_turns),
+            ("rewritten_turns", row.rewritten_turns),
         ] {
             if n > 0 {
                 c.notes.insert(name.to_string(), n);
@@ -115,13 +113,13 @@ impl ProcessedBatch {
     }
 
     /// The position behind the documents of a row that begin at `at`.
-    pub fn after(&self, row: &ProcessedRow, mut at: BatchPosition) -> BatchPosition {
+    pub(crate) fn after(&self, row: &ProcessedRow, mut at: BatchPosition) -> BatchPosition {
         self.documents[at.documents..].iter().take(row.documents).for_each(|d| at.pass(d));
         at
     }
 
     /// The documents from a position on, with their ids and loss runs.
-    pub fn documents_from(
+    pub(crate) fn documents_from(
         &self,
         mut at: BatchPosition,
     ) -> impl Iterator<Item = (&ProcessedDocument, &[i32], &[LossRun])> {
@@ -136,7 +134,7 @@ impl ProcessedBatch {
 
 /// Position in the documents of a batch.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct BatchPosition {
+pub(crate) struct BatchPosition {
     /// Number of documents before it.
     pub documents: usize,
     /// Number of token ids before it.
@@ -147,7 +145,7 @@ pub struct BatchPosition {
 
 impl BatchPosition {
     /// Moves past the document `d`.
-    pub fn pass(&mut self, d: &ProcessedDocument) {
+    pub(crate) fn pass(&mut self, d: &ProcessedDocument) {
         self.documents += 1;
         self.ids += d.tokens;
         self.runs += d.runs;

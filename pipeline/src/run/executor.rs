@@ -21,8 +21,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Counters of a run, and the flag that ends it.
 #[derive(Debug, Default)]
-pub struct Meter {
-    /// Rows processed.
+pub(crate) struct Meter {
+    /// Rows processed so far.
     pub rows: AtomicU64,
     /// Tokens of their documents, block padding included.
     pub tokens: AtomicU64,
@@ -34,7 +34,7 @@ pub struct Meter {
 
 /// Inputs that are read one after another.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InputStream {
+pub(crate) struct InputStream {
     /// Range of the run's input files.
     pub inputs: std::ops::Range<usize>,
     /// The first row to read.
@@ -42,7 +42,7 @@ pub struct InputStream {
 }
 
 /// The consumer's end: processed batches by stream, in order.
-pub struct Feed<'a> {
+pub(crate) struct Feed<'a> {
     /// (stream, batch) from the workers, in any order, or a failure.
     done: crossbeam_channel::Receiver<Result<(usize, ProcessedBatch)>>,
     /// Per stream: returns tickets to its reader.
@@ -62,7 +62,7 @@ pub struct Feed<'a> {
 
 impl Feed<'_> {
     /// The next batch of a stream; none at its end.
-    pub fn next(&mut self, stream: usize) -> Result<Option<ProcessedBatch>> {
+    pub(crate) fn next(&mut self, stream: usize) -> Result<Option<ProcessedBatch>> {
         loop {
             if let Some(b) = self.waiting[stream].remove(&self.next[stream]) {
                 self.next[stream] += 1;
@@ -86,7 +86,7 @@ impl Feed<'_> {
     }
 
     /// Returns a batch that was consumed; a worker reuses its memory.
-    pub fn give_back(&self, batch: ProcessedBatch) {
+    pub(crate) fn give_back(&self, batch: ProcessedBatch) {
         let _ = self.used.try_send(batch);
     }
 
@@ -113,7 +113,7 @@ impl Feed<'_> {
 
 /// Processes streams of `inputs` on `workers` threads. `consume` runs on the calling thread and takes
 /// batches from the streams in the order it chooses.
-pub fn run<T>(
+pub(crate) fn run<T>(
     stages: &Stages,
     inputs: &[Input],
     streams: &[InputStream],

@@ -1,5 +1,5 @@
 //! Rows are read and processed on several threads; their order is kept.
 
-pub mod batch;
-pub mod executor;
-pub mod row_processor;
+pub(crate) mod batch;
+pub(crate) mod executor;
+pub(crate) mod row_processor;

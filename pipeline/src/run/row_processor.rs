@@ -24,17 +24,15 @@ use dlm_datasets::manifest::Manifest;
 use dlm_datasets::verify::summarize_runs;
 
 /// What all row processors of a run share.
-pub struct Stages<'a> {
+pub(crate) struct Stages<'a> {
     /// Settings of the run.
     pub settings: &'a Settings,
-    /// The tokenizer.
     pub tokenizer: &'a Tokenizer,
     /// The tokenizer's control tokens.
     pub control: &'a ControlTokens,
-    /// The chat template.
     pub template: &'a ChatTemplate,
     /// Which content the template copies verbatim; none if every row is rendered.
-    pub linear: Option<&'a Verbatim>,
+    pub verbatim: Option<&'a Verbatim>,
     /// Token ids and policies.
     pub manifest: &'a Manifest,
     /// All input files, for their renamed columns.
@@ -42,7 +40,7 @@ pub struct Stages<'a> {
 }
 
 /// Processes batches on one thread, with scratch memory of its own.
-pub struct RowProcessor<'a> {
+pub(crate) struct RowProcessor<'a> {
     settings: &'a Settings,
     manifest: &'a Manifest,
     inputs: &'a [Input],
@@ -57,7 +55,7 @@ pub struct RowProcessor<'a> {
 
 impl<'a> RowProcessor<'a> {
     /// A processor for one thread.
-    pub fn new(stages: &Stages<'a>) -> Self {
+    pub(crate) fn new(stages: &Stages<'a>) -> Self {
         let (s, m) = (stages.settings, stages.manifest);
         let fill_id = match s.padding {
             dlm_datasets::manifest::Padding::Mask => m.mask_token_id,
@@ -68,7 +66,7 @@ impl<'a> RowProcessor<'a> {
             manifest: m,
             inputs: stages.inputs,
             spans: SpanFinder::new(stages.template, stages.control, s.special_text, s.lost_text)
-                .with_verbatim(stages.linear),
+                .with_verbatim(stages.verbatim),
             supervisor: Supervisor {
                 tokenizer: stages.tokenizer,
                 loss_on: s.loss_on,
@@ -89,7 +87,7 @@ impl<'a> RowProcessor<'a> {
     }
 
     /// Processes all rows of a batch. `used` is a batch whose memory is reused.
-    pub fn process(
+    pub(crate) fn process(
         &mut self,
         number: u64,
         from: Cursor,
@@ -161,8 +159,8 @@ impl<'a> RowProcessor<'a> {
         self.spans.render_into(c, check, rendered)?;
         out.text_bytes += rendered.text.len() as u64;
         row.has_control_text = rendered.control.is_some();
-        row.respaced = rendered.whitespace_changed_turns;
-        row.rewritten = rendered.rewritten_turns;
+        row.whitespace_changed_turns = rendered.whitespace_changed_turns;
+        row.rewritten_turns = rendered.rewritten_turns;
         self.supervisor.encode(rendered, &mut self.sample)?;
         row.over_long = self.sample.ids.len() > s.seq_len;
         let lost = truncate::split_into_documents(

@@ -9,7 +9,7 @@ use crate::template::skeleton::{Piece, Skeleton};
 
 /// How a content compares with the text that the template wrote in its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ContentMatch {
+pub(crate) enum ContentMatch {
     /// They are equal.
     Exact,
     /// They differ in white space only.
@@ -20,7 +20,7 @@ pub enum ContentMatch {
 
 /// The position of one message's content in the rendered text, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ContentPosition {
+pub(crate) struct ContentPosition {
     /// Index of the message.
     pub message: usize,
     /// First byte.
@@ -33,7 +33,7 @@ pub struct ContentPosition {
 
 /// The positions of a skeleton's pieces in a rendered text.
 #[derive(Debug)]
-pub struct SkeletonAlignment {
+pub(crate) struct SkeletonAlignment {
     /// The contents, in the order of the text.
     pub contents: Vec<ContentPosition>,
     /// The first byte of every piece of the skeleton.
@@ -41,7 +41,7 @@ pub struct SkeletonAlignment {
 }
 
 /// Aligns a skeleton with a rendered text. None if the text does not follow the skeleton.
-pub fn align(s: &Skeleton, text: &str, messages: &[Message]) -> Option<SkeletonAlignment> {
+pub(crate) fn align(s: &Skeleton, text: &str, messages: &[Message]) -> Option<SkeletonAlignment> {
     let mut at = 0;
     let mut contents = Vec::new();
     let mut piece_starts = Vec::with_capacity(s.pieces.len());
@@ -107,7 +107,7 @@ pub fn align(s: &Skeleton, text: &str, messages: &[Message]) -> Option<SkeletonA
 
 /// Whether `rest` starts with `content` if white space is ignored in both. Gives the number of
 /// bytes of `rest` up to the last matching character.
-pub fn match_ignoring_space(rest: &str, content: &str) -> Option<usize> {
+pub(crate) fn match_ignoring_space(rest: &str, content: &str) -> Option<usize> {
     let mut characters = rest.char_indices().filter(|(_, c)| !is_space(*c));
     let mut end = 0;
     for c in content.chars().filter(|c| !is_space(*c)) {
@@ -122,7 +122,7 @@ pub fn match_ignoring_space(rest: &str, content: &str) -> Option<usize> {
 
 /// Length in bytes of an empty `<think></think>` block at the start of `text`, with the white space
 /// after it; 0 if there is none.
-pub fn empty_think_block(text: &str) -> usize {
+pub(crate) fn empty_think_block(text: &str) -> usize {
     let inside = text.strip_prefix("<think>").map(|t| t.trim_start_matches(is_space));
     match inside.and_then(|t| t.strip_prefix("</think>")) {
         Some(after) => text.len() - after.trim_start_matches(is_space).len(),

@@ -20,12 +20,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The ChatML format of Qwen and SmolLM, without a default system prompt.
-pub const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+pub(crate) const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 /// The Llama 3 instruct format, without dates or tools.
-pub const LLAMA3: &str = "{{ '<|begin_of_text|>' }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}";
+pub(crate) const LLAMA3: &str = "{{ '<|begin_of_text|>' }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}";
 
 /// A compiled chat template with the special tokens it may use.
-pub struct ChatTemplate {
+pub(crate) struct ChatTemplate {
     env: Environment<'static>,
     tool_env: Option<Environment<'static>>,
     source: String,
@@ -35,12 +35,12 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     /// The template of a tokenizer folder, or a built-in one that fits its tokens.
-    pub fn load(dir: &Path) -> Result<Self> {
+    pub(crate) fn load(dir: &Path) -> Result<Self> {
         Self::load_at(dir, default_now())
     }
 
     /// Like [`load`](Self::load); `strftime_now` formats the time `now`.
-    pub fn load_at(dir: &Path, now: jiff::civil::DateTime) -> Result<Self> {
+    pub(crate) fn load_at(dir: &Path, now: jiff::civil::DateTime) -> Result<Self> {
         let specials = special_tokens(dir)?;
         let jinja = dir.join("chat_template.jinja");
         match std::fs::read_to_string(&jinja) {
@@ -94,12 +94,13 @@ impl ChatTemplate {
     }
 
     /// A built-in template: `chatml` or `llama3`.
-    pub fn builtin(name: &str) -> Result<Self> {
+    #[cfg(test)]
+    pub(crate) fn builtin(name: &str) -> Result<Self> {
         Self::builtin_at(name, BTreeMap::new(), default_now())
     }
 
     /// The template that `--template` names: a built-in or a file.
-    pub fn named(
+    pub(crate) fn named(
         name: &str,
         specials: BTreeMap<String, String>,
         now: jiff::civil::DateTime,
@@ -132,7 +133,7 @@ impl ChatTemplate {
     }
 
     /// A template from its source. `tool_use` is a second template for conversations with tools.
-    pub fn new(
+    pub(crate) fn new(
         source: String,
         tool_use: Option<String>,
         origin: &str,
@@ -149,31 +150,35 @@ impl ChatTemplate {
     }
 
     /// The source text of the template.
-    pub fn source(&self) -> &str {
+    pub(crate) fn source(&self) -> &str {
         &self.source
     }
     /// Where the template comes from: a file name or the name of a built-in.
-    pub fn origin(&self) -> &str {
+    pub(crate) fn origin(&self) -> &str {
         &self.origin
     }
     /// A special token of the folder by its name, for example `eos_token`.
-    pub fn special(&self, name: &str) -> Option<&str> {
+    pub(crate) fn special(&self, name: &str) -> Option<&str> {
         self.specials.get(name).map(String::as_str)
     }
     /// Whether the template marks the assistant's text with `{% generation %}` blocks.
-    pub fn has_generation(&self) -> bool {
+    pub(crate) fn has_generation(&self) -> bool {
         has_generation(&self.source)
     }
 
     /// The text of a conversation. With `add_generation_prompt` it ends where the assistant's next
     /// message begins.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+    pub(crate) fn render(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String> {
         self.render_with(messages, None, add_generation_prompt, false)
     }
 
     /// Like [`render`](Self::render), with tools. With `mark_generation`, `{% generation %}` blocks
     /// are enclosed in the characters of [`crate::template::placeholder`].
-    pub fn render_with(
+    pub(crate) fn render_with(
         &self,
         messages: &[Message],
         tools: Option<&Json>,
@@ -193,7 +198,7 @@ impl ChatTemplate {
     }
 
     /// Renders any template context, as `dlm-prep render` does with a line of its input.
-    pub fn render_context(&self, context: Value, with_tools: bool) -> Result<String> {
+    pub(crate) fn render_context(&self, context: Value, with_tools: bool) -> Result<String> {
         let env = self.tool_env.as_ref().filter(|_| with_tools).unwrap_or(&self.env);
         let render = || env.get_template("chat")?.render(context);
         render().map_err(|e| Error::Render(one_line(&e)))

@@ -15,7 +15,7 @@ use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 use serde_json::Value;
 
 /// Searches text for the control tokens of a tokenizer.
-pub struct ControlTokens {
+pub(crate) struct ControlTokens {
     /// Finds control tokens, leftmost and longest first.
     finder: AhoCorasick,
     /// Finds, overlaps included: the control tokens, then the triggers, then the first two bytes of
@@ -27,7 +27,7 @@ pub struct ControlTokens {
 
 /// Kinds of strings that [`ControlTokens::scan`] saw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct TextScan {
+pub(crate) struct TextScan {
     /// Strings that spell a control token.
     pub control: bool,
     /// Strings that the template treats specially (see [`crate::template::verbatim`]).
@@ -38,12 +38,12 @@ pub struct TextScan {
 
 impl ControlTokens {
     /// The control tokens among `added`: those marked special, and the end-of-text token `eos`.
-    pub fn new(added: &[AddedToken], eos: Option<&str>) -> Result<Self> {
+    pub(crate) fn new(added: &[AddedToken], eos: Option<&str>) -> Result<Self> {
         Self::with_triggers(added, eos, &[])
     }
 
     /// Like [`new`](Self::new); scans for `triggers` too.
-    pub fn with_triggers(
+    pub(crate) fn with_triggers(
         added: &[AddedToken],
         eos: Option<&str>,
         triggers: &[String],
@@ -73,12 +73,12 @@ impl ControlTokens {
     }
 
     /// The control tokens, as strings with their ids.
-    pub fn tokens(&self) -> &[(String, i32)] {
+    pub(crate) fn tokens(&self) -> &[(String, i32)] {
         &self.tokens
     }
 
     /// Scans a text and sets the flags of `scan` for what it contains.
-    pub fn scan(&self, text: &str, scan: &mut TextScan) {
+    pub(crate) fn scan(&self, text: &str, scan: &mut TextScan) {
         // Most texts contain nothing, which one pass finds out quickly. Only the others are
         // searched for every match, overlaps included.
         if !self.scanner.is_match(text) {
@@ -97,13 +97,13 @@ impl ControlTokens {
     }
 
     /// The first control token in `text`: its byte offset, its length in bytes, its id.
-    pub fn first(&self, text: &str) -> Option<(usize, usize, i32)> {
+    pub(crate) fn first(&self, text: &str) -> Option<(usize, usize, i32)> {
         let m = self.finder.find(text)?;
         Some((m.start(), m.len(), self.tokens[m.pattern().as_usize()].1))
     }
 
     /// Replaces strings that spell a control token by placeholders.
-    pub fn escape(&self, text: &str) -> String {
+    pub(crate) fn escape(&self, text: &str) -> String {
         let mut out = String::with_capacity(text.len() + 16);
         let mut from = 0;
         for m in self.finder.find_iter(text) {
@@ -116,7 +116,7 @@ impl ControlTokens {
     }
 
     /// Applies [`escape`](Self::escape) to every string value inside a JSON value.
-    pub fn escape_json(&self, v: &mut Value) {
+    pub(crate) fn escape_json(&self, v: &mut Value) {
         match v {
             Value::String(s) => *s = self.escape(s),
             Value::Array(a) => a.iter_mut().for_each(|x| self.escape_json(x)),
@@ -126,7 +126,7 @@ impl ControlTokens {
     }
 
     /// Scans every string of a JSON value, keys included.
-    pub fn scan_json(&self, v: &Value, scan: &mut TextScan) {
+    pub(crate) fn scan_json(&self, v: &Value, scan: &mut TextScan) {
         match v {
             Value::String(s) => self.scan(s, scan),
             Value::Array(a) => a.iter().for_each(|x| self.scan_json(x, scan)),
@@ -139,7 +139,7 @@ impl ControlTokens {
     }
 
     /// Scans the contents and tool calls of messages.
-    pub fn scan_messages(&self, messages: &[Message]) -> TextScan {
+    pub(crate) fn scan_messages(&self, messages: &[Message]) -> TextScan {
         let mut scan = TextScan::default();
         for m in messages {
             self.scan(&m.content, &mut scan);
@@ -149,7 +149,7 @@ impl ControlTokens {
     }
 
     /// Applies [`escape`](Self::escape) to the contents and tool calls of messages.
-    pub fn escape_messages<'m>(&self, messages: &[Message<'m>]) -> Vec<Message<'m>> {
+    pub(crate) fn escape_messages<'m>(&self, messages: &[Message<'m>]) -> Vec<Message<'m>> {
         let mut escaped = messages.to_vec();
         for m in &mut escaped {
             m.content = self.escape(&m.content).into();
@@ -160,7 +160,7 @@ impl ControlTokens {
 
     /// Replaces placeholders by the strings they stand for; the inverse of
     /// [`escape`](Self::escape).
-    pub fn unescape(&self, text: &str) -> String {
+    pub(crate) fn unescape(&self, text: &str) -> String {
         let mut out = String::with_capacity(text.len());
         let mut rest = text;
         while let Some(at) = rest.find(CONTROL_START) {
@@ -185,7 +185,7 @@ impl ControlTokens {
 
     /// Splits text at control tokens. Each item is the text up to the next control token, and that
     /// token's id and length in bytes (None at the end of the text).
-    pub fn split<'a>(
+    pub(crate) fn split<'a>(
         &'a self,
         text: &'a str,
     ) -> impl Iterator<Item = (&'a str, Option<(i32, usize)>)> + 'a {

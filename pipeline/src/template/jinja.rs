@@ -16,10 +16,10 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
 
 /// Context variable; if true, `{% generation %}` blocks are enclosed in [`GENERATION_START`] and
 /// [`GENERATION_END`].
-pub const MARK_GENERATION: &str = "__dlm_mark_generation";
+pub(crate) const MARK_GENERATION: &str = "__dlm_mark_generation";
 
 /// An environment that contains one template, named `chat`. `strftime_now` formats the time `now`.
-pub fn environment(
+pub(crate) fn environment(
     source: &str,
     now: jiff::civil::DateTime,
 ) -> Result<Environment<'static>, Error> {

@@ -7,7 +7,7 @@
 /// Turns `{% generation %}` … `{% endgeneration %}` into a call block of `__generation`, and pipes
 /// the `y` of `{% for x in y %}` through the filter `__iter`, which refuses values that Python
 /// cannot iterate over. White-space control (`{%-`, `-%}`) is kept.
-pub fn rewrite(template: &str) -> String {
+pub(crate) fn rewrite(template: &str) -> String {
     let mut out = String::with_capacity(template.len());
     let mut rest = template;
     while let Some(at) = rest.find("{%") {
@@ -105,6 +105,6 @@ fn guard_for(body: &str) -> Option<String> {
 }
 
 /// Whether a template marks the assistant's text itself, with `{% generation %}` blocks.
-pub fn has_generation(template: &str) -> bool {
+pub(crate) fn has_generation(template: &str) -> bool {
     rewrite(template).contains("call __generation()")
 }

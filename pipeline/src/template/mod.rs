@@ -1,16 +1,16 @@
 //! Conversations become text, written by the model's own chat template, with the spans of the
 //! assistant turns.
 
-pub mod alignment;
-pub mod chat;
-pub mod chat_format;
-pub mod control;
-pub mod jinja;
-pub mod jinja_source;
-pub mod placeholder;
-pub mod python_text;
-pub mod rendered;
-pub mod skeleton;
-pub mod skeleton_cache;
-pub mod spans;
-pub mod verbatim;
+pub(crate) mod alignment;
+pub(crate) mod chat;
+pub(crate) mod chat_format;
+pub(crate) mod control;
+pub(crate) mod jinja;
+pub(crate) mod jinja_source;
+pub(crate) mod placeholder;
+pub(crate) mod python_text;
+pub(crate) mod rendered;
+pub(crate) mod skeleton;
+pub(crate) mod skeleton_cache;
+pub(crate) mod spans;
+pub(crate) mod verbatim;

@@ -6,21 +6,21 @@
 //! character.
 
 /// Start and end of the placeholder for the content of message number n.
-pub const CONTENT_START: char = '\u{FDD0}';
-pub const CONTENT_END: char = '\u{FDD1}';
+pub(crate) const CONTENT_START: char = '\u{FDD0}';
+pub(crate) const CONTENT_END: char = '\u{FDD1}';
 
 /// Written before and after each `{% generation %}` block when the template context asks for it.
-pub const GENERATION_START: char = '\u{FDEC}';
-pub const GENERATION_END: char = '\u{FDED}';
+pub(crate) const GENERATION_START: char = '\u{FDEC}';
+pub(crate) const GENERATION_END: char = '\u{FDED}';
 
 /// Start and end of the placeholder for the string of control token number n.
-pub const CONTROL_START: char = '\u{FDEE}';
-pub const CONTROL_END: char = '\u{FDEF}';
+pub(crate) const CONTROL_START: char = '\u{FDEE}';
+pub(crate) const CONTROL_END: char = '\u{FDEF}';
 
 const DIGIT_ZERO: u32 = 0xFDD2;
 
 /// Appends the placeholder number `n` (below 65,536) to `out`.
-pub fn push_placeholder(start: char, n: usize, end: char, out: &mut String) {
+pub(crate) fn push_placeholder(start: char, n: usize, end: char, out: &mut String) {
     out.push(start);
     for shift in (0..4).rev() {
         out.extend(char::from_u32(DIGIT_ZERO + ((n >> (4 * shift)) & 15) as u32));
@@ -30,7 +30,7 @@ pub fn push_placeholder(start: char, n: usize, end: char, out: &mut String) {
 
 /// Reads a placeholder whose start character precedes `text`. Gives its number and the text after
 /// it.
-pub fn parse_placeholder(text: &str, end: char) -> Option<(usize, &str)> {
+pub(crate) fn parse_placeholder(text: &str, end: char) -> Option<(usize, &str)> {
     let mut n = 0;
     let mut chars = text.char_indices();
     for _ in 0..4 {

@@ -7,13 +7,13 @@ use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
 /// Whether Python's `str.strip` treats `c` as white space.
-pub fn is_space(c: char) -> bool {
+pub(crate) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
 /// The `tojson` filter of transformers: `json.dumps` with `ensure_ascii=False` and keys in
 /// insertion order; takes `indent`, `separators`, `sort_keys` and `ensure_ascii`.
-pub fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
+pub(crate) fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = kwargs.get("indent")?;
     let separators: Option<Vec<String>> = kwargs.get("separators")?;
     let (item_separator, key_separator) = match separators.as_deref() {
@@ -136,7 +136,7 @@ impl JsonStyle {
 }
 
 /// The `indent` filter of jinja2.
-pub fn indent(text: String, width: Option<Value>, kwargs: Kwargs) -> Result<String, Error> {
+pub(crate) fn indent(text: String, width: Option<Value>, kwargs: Kwargs) -> Result<String, Error> {
     let width = match width {
         Some(w) => Some(w),
         None => kwargs.get("width")?,
@@ -164,7 +164,7 @@ pub fn indent(text: String, width: Option<Value>, kwargs: Kwargs) -> Result<Stri
 }
 
 /// Whether a value is or contains a floating-point number, which minijinja writes differently.
-pub fn has_float(v: &Value, depth: usize) -> bool {
+pub(crate) fn has_float(v: &Value, depth: usize) -> bool {
     match v.kind() {
         ValueKind::Number => !v.is_integer(),
         ValueKind::Seq if depth < 64 => {
@@ -178,7 +178,7 @@ pub fn has_float(v: &Value, depth: usize) -> bool {
 }
 
 /// Python's `str(value)`.
-pub fn python_str(v: &Value) -> String {
+pub(crate) fn python_str(v: &Value) -> String {
     match v.as_str() {
         Some(s) => s.to_string(),
         None => {

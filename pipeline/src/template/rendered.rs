@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 /// The byte range of an assistant turn in the rendered text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span {
+pub(crate) struct Span {
     /// First byte.
     pub start: usize,
     /// One past the last byte, end-of-turn token included.
@@ -20,7 +20,7 @@ pub struct Span {
 
 /// A rendered conversation.
 #[derive(Debug, Clone, Default)]
-pub struct Rendered {
+pub(crate) struct Rendered {
     /// The text, byte-equal to the output of the template.
     pub text: String,
     /// The assistant turns, in order and without overlap.
@@ -62,7 +62,7 @@ impl Rendered {
     /// Appends the text and spans of a skeleton filled with the contents of `messages`. With
     /// `track_control` the positions of control tokens are recorded, which is needed where contents
     /// contain strings that spell one.
-    pub fn fill(&mut self, s: &Skeleton, messages: &[Message], track_control: bool) {
+    pub(crate) fn fill(&mut self, s: &Skeleton, messages: &[Message], track_control: bool) {
         let mut controls = track_control.then(Vec::new);
         let mut next_control = s.control.iter().peekable();
         for (i, piece) in s.pieces.iter().enumerate() {

@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 #[derive(Debug, Clone, PartialEq)]
-pub enum Piece {
+pub(crate) enum Piece {
     /// Text that the template writes.
     Literal(String),
     /// The content of the message with this index.
@@ -22,7 +22,7 @@ pub enum Piece {
 
 /// A control token that the template wrote into a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ControlPosition {
+pub(crate) struct ControlPosition {
     /// First byte.
     pub start: usize,
     /// Length in bytes.
@@ -33,7 +33,7 @@ pub struct ControlPosition {
 
 /// How much of the text around a content belongs to the assistant turn, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct TurnMargins {
+pub(crate) struct TurnMargins {
     /// White space before the content that the generation prompt does not contain.
     pub before: usize,
     /// Text after the content, up to and including the end-of-turn token.
@@ -43,7 +43,7 @@ pub struct TurnMargins {
 /// A rendered conversation without the contents of its messages. It is the same for all
 /// conversations with the same roles in the same order.
 #[derive(Debug, Default)]
-pub struct Skeleton {
+pub(crate) struct Skeleton {
     /// Literals and slots alternate; the first and the last piece are literals.
     pub pieces: Vec<Piece>,
     /// Control tokens in literals, in order: the index of the piece and the position in it.
@@ -64,14 +64,14 @@ impl Skeleton {
     /// Whether filling in contents gives the same text as rendering. `verify` finds out by trial
     /// and is called at most once. A `long` skeleton is verified only on its second use, because
     /// many are used only once.
-    pub fn can_replace_rendering(&self, long: bool, verify: impl FnOnce() -> bool) -> bool {
+    pub(crate) fn can_replace_rendering(&self, long: bool, verify: impl FnOnce() -> bool) -> bool {
         let first = !self.used.swap(true, Ordering::Relaxed);
         self.fillable && !(long && first) && *self.verified.get_or_init(verify)
     }
 
     /// The encoded skeleton, which `encode` makes on the first call. None if the skeleton cannot be
     /// encoded ahead of its contents.
-    pub fn encoded(
+    pub(crate) fn encoded(
         &self,
         encode: impl FnOnce() -> Option<EncodedSkeleton>,
     ) -> Option<&EncodedSkeleton> {
@@ -79,7 +79,7 @@ impl Skeleton {
     }
 
     /// Cuts a render with placeholders into literals and slots. None if a content occurs twice.
-    pub fn parse(text: &str) -> Option<Skeleton> {
+    pub(crate) fn parse(text: &str) -> Option<Skeleton> {
         let mut s = Skeleton::default();
         let mut seen = HashSet::new();
         let mut literal = String::new();
@@ -116,7 +116,7 @@ impl Skeleton {
 
 /// A piece of an [`EncodedSkeleton`], between two positions at which the tokenizer always splits.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EncodedPiece {
+pub(crate) struct EncodedPiece {
     /// Bytes of literal text in the piece.
     pub literal_bytes: usize,
     /// Number of contents in the piece.
@@ -130,13 +130,13 @@ pub struct EncodedPiece {
 /// A skeleton whose literal text is tokenized already (`label/encode_skeleton.rs`). Its pieces
 /// follow each other in the order of the text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EncodedSkeleton {
+pub(crate) struct EncodedSkeleton {
     /// All pieces of the text.
     pub pieces: Vec<EncodedPiece>,
 }
 
 /// The placeholder for the content of message `k`.
-pub fn content_placeholder(k: usize) -> String {
+pub(crate) fn content_placeholder(k: usize) -> String {
     let mut s = String::new();
     push_placeholder(CONTENT_START, k, CONTENT_END, &mut s);
     s

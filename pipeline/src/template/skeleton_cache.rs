@@ -51,7 +51,7 @@ impl PrefixBudget {
 }
 
 /// The skeletons of one template; one cache per worker.
-pub struct SkeletonCache<'a> {
+pub(crate) struct SkeletonCache<'a> {
     template: &'a ChatTemplate,
     control: &'a ControlTokens,
     uses_generation: bool,
@@ -65,7 +65,7 @@ pub struct SkeletonCache<'a> {
 impl<'a> SkeletonCache<'a> {
     /// An empty cache. With `allow_filling`, [`fillable`](Self::fillable) gives the skeletons that
     /// can replace rendering.
-    pub fn new(
+    pub(crate) fn new(
         template: &'a ChatTemplate,
         control: &'a ControlTokens,
         allow_filling: bool,
@@ -83,14 +83,18 @@ impl<'a> SkeletonCache<'a> {
 
     /// The skeleton of a conversation without tools, if filling it gives the same text as
     /// rendering.
-    pub fn fillable(&mut self, messages: &[Message]) -> Option<Arc<Skeleton>> {
+    pub(crate) fn fillable(&mut self, messages: &[Message]) -> Option<Arc<Skeleton>> {
         let s = self.get(messages, None)?;
         let long = messages.len() > LONG_CONVERSATION;
         s.can_replace_rendering(long, || self.verify(&s, messages)).then_some(s)
     }
 
     /// The skeleton for this order of roles; None if the template refuses it or repeats a content.
-    pub fn get(&mut self, messages: &[Message], tools: Option<&Value>) -> Option<Arc<Skeleton>> {
+    pub(crate) fn get(
+        &mut self,
+        messages: &[Message],
+        tools: Option<&Value>,
+    ) -> Option<Arc<Skeleton>> {
         let cacheable = tools.is_none()
             && messages
                 .iter()
@@ -238,7 +242,7 @@ impl<'a> SkeletonCache<'a> {
     }
 
     /// The ids of the tokens with which the template ends an assistant turn.
-    pub fn end_of_turn_ids(&mut self) -> Vec<i32> {
+    pub(crate) fn end_of_turn_ids(&mut self) -> Vec<i32> {
         let messages = [
             Message::new("user", "a"),
             Message::new("assistant", "b"),

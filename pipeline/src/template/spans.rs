@@ -26,7 +26,7 @@ use std::collections::HashMap;
 
 /// Renders conversations and locates their assistant turns; one per worker, because it caches
 /// skeletons.
-pub struct SpanFinder<'a> {
+pub(crate) struct SpanFinder<'a> {
     template: &'a ChatTemplate,
     control: &'a ControlTokens,
     special_text: SpecialText,
@@ -38,7 +38,7 @@ pub struct SpanFinder<'a> {
 
 /// Why a conversation could not be rendered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RenderError {
+pub(crate) enum RenderError {
     /// The row is dropped.
     Drop(DropReason),
     /// The template changed a content that, by its [`Verbatim`] conditions, it copies unchanged.
@@ -53,7 +53,7 @@ impl From<DropReason> for RenderError {
 
 impl<'a> SpanFinder<'a> {
     /// A finder that renders every row; see [`with_verbatim`](Self::with_verbatim).
-    pub fn new(
+    pub(crate) fn new(
         template: &'a ChatTemplate,
         control: &'a ControlTokens,
         special_text: SpecialText,
@@ -72,7 +72,7 @@ impl<'a> SpanFinder<'a> {
 
     /// Fills contents into skeletons instead of rendering where `verbatim` allows it. The control
     /// tokens of this finder must have been made with the triggers of `verbatim`.
-    pub fn with_verbatim(mut self, verbatim: Option<&'a Verbatim>) -> Self {
+    pub(crate) fn with_verbatim(mut self, verbatim: Option<&'a Verbatim>) -> Self {
         self.verbatim = verbatim.filter(|_| !self.uses_generation);
         self.skeletons = SkeletonCache::new(self.template, self.control, self.verbatim.is_some());
         self
@@ -80,7 +80,7 @@ impl<'a> SpanFinder<'a> {
 
     /// The text of a skeleton filled with the contents of `messages`, for
     /// [`crate::template::verbatim::probe`].
-    pub fn fill(&mut self, messages: &[Message]) -> Option<String> {
+    pub(crate) fn fill(&mut self, messages: &[Message]) -> Option<String> {
         let s = self.skeletons.get(messages, None)?;
         let mut text = String::new();
         for p in &s.pieces {
@@ -93,7 +93,7 @@ impl<'a> SpanFinder<'a> {
     }
 
     /// The rendered conversation with its assistant turns.
-    pub fn render(&mut self, c: &Conversation) -> Result<Rendered, DropReason> {
+    pub(crate) fn render(&mut self, c: &Conversation) -> Result<Rendered, DropReason> {
         let mut out = Rendered::default();
         match self.render_into(c, false, &mut out) {
             Ok(()) => Ok(out),
@@ -105,7 +105,7 @@ impl<'a> SpanFinder<'a> {
 
     /// Renders a conversation into `out`. With `check`, a conversation that was filled into a
     /// skeleton is rendered too and compared.
-    pub fn render_into(
+    pub(crate) fn render_into(
         &mut self,
         c: &Conversation,
         check: bool,
@@ -357,7 +357,7 @@ impl<'a> SpanFinder<'a> {
     }
 
     /// The ids of the tokens with which the template ends an assistant turn.
-    pub fn end_of_turn_ids(&mut self) -> Vec<i32> {
+    pub(crate) fn end_of_turn_ids(&mut self) -> Vec<i32> {
         self.skeletons.end_of_turn_ids()
     }
 }

@@ -12,13 +12,13 @@ use crate::parse::conversation::Message;
 use crate::template::chat::ChatTemplate;
 
 /// One row in this many is rendered and compared.
-pub const CHECK_EVERY: u64 = 61;
+pub(crate) const CHECK_EVERY: u64 = 61;
 /// Templates with more literals than this are rendered for every row.
 const MAX_LITERALS: usize = 96;
 
 /// Which contents a template does not copy verbatim.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Verbatim {
+pub(crate) struct Verbatim {
     /// Strings that the template treats specially wherever they occur.
     pub triggers: Vec<String>,
     /// Whether the template changes white space at the start or end of a content.
@@ -26,7 +26,7 @@ pub struct Verbatim {
 }
 
 /// Gives the text of the skeleton filled with the contents; None if the template refuses the roles.
-pub type Fill<'a> = dyn FnMut(&[Message]) -> Option<String> + 'a;
+pub(crate) type Fill<'a> = dyn FnMut(&[Message]) -> Option<String> + 'a;
 
 /// The string literals of a Jinja source, each with whether it occurs in a statement (`{% … %}`).
 fn literals(source: &str) -> Vec<(String, bool)> {
@@ -77,7 +77,7 @@ fn literals(source: &str) -> Vec<(String, bool)> {
 }
 
 /// Runs the experiment. None if the template has to be rendered for every row.
-pub fn probe(template: &ChatTemplate, fill: &mut Fill) -> Option<Verbatim> {
+pub(crate) fn probe(template: &ChatTemplate, fill: &mut Fill) -> Option<Verbatim> {
     let literals = literals(template.source());
     if literals.len() > MAX_LITERALS {
         return None;

@@ -1,8 +1,8 @@
 //! `tokenizer.json` in the form that the fast engine (tokenizers 1.0) requires.
 //!
-//! In: a [`TokenizerSource`]. Out: the converted JSON. [`TokenizerSource::canonical`] converts a
+//! In: a [`TokenizerSource`]. Out: the converted JSON. `TokenizerSource::canonical` converts a
 //! JSON tree of the whole file and is the reference implementation;
-//! [`TokenizerSource::canonical_by_splicing`] cuts the vocabulary and the merges out as text,
+//! `TokenizerSource::canonical_by_splicing` cuts the vocabulary and the merges out as text,
 //! converts the rest and inserts them again, which is many times faster. A test compares the two.
 
 use crate::tokenize::json_text::{string_end, values_of};

@@ -1,7 +1,7 @@
 //! Text to token ids and back.
 
-pub mod canonical;
-pub mod json_text;
-pub mod special_tokens;
-pub mod tokenizer;
-pub mod tokenizer_file;
+pub(crate) mod canonical;
+pub(crate) mod json_text;
+pub(crate) mod special_tokens;
+pub(crate) mod tokenizer;
+pub(crate) mod tokenizer_file;

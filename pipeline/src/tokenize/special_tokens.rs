@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The special tokens by name. Where both files have a name, `tokenizer_config.json` wins.
-pub fn special_tokens(dir: &Path) -> Result<BTreeMap<String, String>> {
+pub(crate) fn special_tokens(dir: &Path) -> Result<BTreeMap<String, String>> {
     let mut out = BTreeMap::new();
     for file in ["special_tokens_map.json", "tokenizer_config.json"] {
         let Some(Value::Object(map)) = read_json(&dir.join(file))? else {
@@ -30,7 +30,7 @@ pub fn special_tokens(dir: &Path) -> Result<BTreeMap<String, String>> {
 }
 
 /// The JSON in a file, or None if the file does not exist.
-pub fn read_json(path: &Path) -> Result<Option<Value>> {
+pub(crate) fn read_json(path: &Path) -> Result<Option<Value>> {
     match std::fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| Error::Input {
             path: path.display().to_string(),

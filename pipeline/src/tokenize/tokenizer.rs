@@ -11,7 +11,7 @@
 //! output again.
 
 use crate::error::{Error, Result};
-pub use crate::tokenize::tokenizer_file::{AddedToken, TokenizerSource};
+pub(crate) use crate::tokenize::tokenizer_file::{AddedToken, TokenizerSource};
 use std::path::Path;
 use tokenizers_fast as fast;
 
@@ -22,7 +22,7 @@ enum Engine {
 }
 
 /// A loaded tokenizer; see the top of this file for the two engines.
-pub struct Tokenizer {
+pub(crate) struct Tokenizer {
     engine: Engine,
     /// The `tokenizer.json` it was loaded from, mask token included.
     json: String,
@@ -39,7 +39,7 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// The tokenizer in `dir` without changes, on the fast engine if that loads, else on the stable
     /// one.
-    pub fn load(dir: &Path) -> Result<Tokenizer> {
+    pub(crate) fn load(dir: &Path) -> Result<Tokenizer> {
         let source = TokenizerSource::read(dir)?;
         match source.fast() {
             Ok(t) => Ok(t),
@@ -51,13 +51,13 @@ impl Tokenizer {
 
     /// Appends the ids of `text` to `out`. Strings that spell a control token become that token; no
     /// tokens are added at the ends.
-    pub fn encode(&self, text: &str, out: &mut Vec<i32>) -> Result<()> {
+    pub(crate) fn encode(&self, text: &str, out: &mut Vec<i32>) -> Result<()> {
         self.encode_into(text, false, out)
     }
 
     /// Appends the ids of `text` to `out`. Strings that spell a control token are encoded as
     /// ordinary text.
-    pub fn encode_plain(&self, text: &str, out: &mut Vec<i32>) -> Result<()> {
+    pub(crate) fn encode_plain(&self, text: &str, out: &mut Vec<i32>) -> Result<()> {
         self.encode_into(text, true, out)
     }
 
@@ -100,7 +100,7 @@ impl Tokenizer {
 
     /// The text of `ids`. Ids outside the vocabulary are skipped, and with `skip_special` control
     /// tokens too.
-    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+    pub(crate) fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         let ids: Vec<u32> =
             ids.iter().copied().filter(|&i| (i as usize) < self.vocab_size).collect();
         match &self.engine {
@@ -117,7 +117,7 @@ impl Tokenizer {
     }
 
     /// The id of the token with the string `token`, if there is one.
-    pub fn id_of(&self, token: &str) -> Option<u32> {
+    pub(crate) fn id_of(&self, token: &str) -> Option<u32> {
         if let Some(a) = self.added.iter().find(|a| a.content == token) {
             return Some(a.id);
         }
@@ -130,45 +130,40 @@ impl Tokenizer {
     }
 
     /// All added tokens, control tokens and others.
-    pub fn added_tokens(&self) -> &[AddedToken] {
+    pub(crate) fn added_tokens(&self) -> &[AddedToken] {
         &self.added
     }
 
     /// Whether the text is always split at the added token `id`, so that the text before it and the
     /// text after it can be encoded separately.
-    pub fn always_splits_at(&self, id: i32) -> bool {
+    pub(crate) fn always_splits_at(&self, id: i32) -> bool {
         self.splitting_tokens.contains(&id)
     }
 
     /// One past the largest id.
-    pub fn vocab_size(&self) -> usize {
+    pub(crate) fn vocab_size(&self) -> usize {
         self.vocab_size
     }
 
     /// The end-of-text token's string, if the folder names one.
-    pub fn eos_token(&self) -> Option<&str> {
+    pub(crate) fn eos_token(&self) -> Option<&str> {
         self.eos.as_deref()
     }
 
-    /// The end-of-text token's id, if the folder names one.
-    pub fn eos_id(&self) -> Option<u32> {
-        self.eos.as_deref().and_then(|t| self.id_of(t))
-    }
-
     /// The `tokenizer.json` of this tokenizer, mask token included.
-    pub fn json(&self) -> &str {
+    pub(crate) fn json(&self) -> &str {
         &self.json
     }
 
     /// Which engine is used, and why.
-    pub fn engine(&self) -> &str {
+    pub(crate) fn engine(&self) -> &str {
         &self.engine_note
     }
 }
 
 impl TokenizerSource {
     /// The tokenizer on the fast engine, or why that engine refuses it.
-    pub fn fast(&self) -> std::result::Result<Tokenizer, String> {
+    pub(crate) fn fast(&self) -> std::result::Result<Tokenizer, String> {
         let text = match self.canonical_by_splicing() {
             Some(text) => text,
             None => self.canonical()?,
@@ -182,7 +177,7 @@ impl TokenizerSource {
     }
 
     /// The tokenizer on the stable engine.
-    pub fn stable(&self, note: String) -> Result<Tokenizer> {
+    pub(crate) fn stable(&self, note: String) -> Result<Tokenizer> {
         let t = self.stable_engine()?;
         let mut plain = t.clone();
         plain.set_encode_special_tokens(true);
@@ -214,7 +209,7 @@ impl TokenizerSource {
     /// The fast engine if it gives the same ids as the stable one on every text of a sample, else
     /// the stable engine; [`Tokenizer::engine`] says which and why. `meanwhile` runs while the
     /// engines load and returns the sample texts, and a value that is passed through.
-    pub fn choose<T>(
+    pub(crate) fn choose<T>(
         &self,
         meanwhile: impl FnOnce() -> Result<(Vec<String>, T)>,
     ) -> Result<(Tokenizer, T)> {

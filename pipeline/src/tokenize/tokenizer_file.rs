@@ -15,7 +15,7 @@ use std::path::Path;
 /// An entry of `added_tokens`: a token whose string is matched in the text before the model's
 /// merges are applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AddedToken {
+pub(crate) struct AddedToken {
     pub content: String,
     pub id: u32,
     /// Whether it is a control token (`special` in the file).
@@ -23,7 +23,7 @@ pub struct AddedToken {
 }
 
 /// The content of a `tokenizer.json`, from which either engine can be loaded.
-pub struct TokenizerSource {
+pub(crate) struct TokenizerSource {
     pub(crate) path: std::path::PathBuf,
     pub(crate) json: String,
     pub(crate) added: Vec<AddedToken>,
@@ -41,7 +41,7 @@ pub struct TokenizerSource {
 
 impl TokenizerSource {
     /// Reads `dir/tokenizer.json` (or the file itself).
-    pub fn read(dir: &Path) -> Result<Self> {
+    pub(crate) fn read(dir: &Path) -> Result<Self> {
         let path = if dir.is_dir() { dir.join("tokenizer.json") } else { dir.to_path_buf() };
         let json = std::fs::read_to_string(&path).map_err(|e| {
             if e.kind() == std::io::ErrorKind::NotFound {
@@ -106,7 +106,7 @@ impl TokenizerSource {
 
     /// The id of the added token `token`. If the tokenizer does not have it, it is appended as a
     /// control token with the next free id.
-    pub fn ensure_token(&mut self, token: &str) -> Result<u32> {
+    pub(crate) fn ensure_token(&mut self, token: &str) -> Result<u32> {
         if let Some(t) = self.added.iter().find(|t| t.content == token) {
             return Ok(t.id);
         }
@@ -170,7 +170,7 @@ impl TokenizerSource {
     }
 
     /// All added tokens, control tokens and others.
-    pub fn added_tokens(&self) -> &[AddedToken] {
+    pub(crate) fn added_tokens(&self) -> &[AddedToken] {
         &self.added
     }
 }

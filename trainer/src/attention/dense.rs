@@ -11,7 +11,12 @@ use crate::kernels::cast::{cast_to, to_f32};
 ///
 /// `q` `[B, H, S, D]`, `k`, `v` `[B, K, S', D]`, `hidden` `[B, 1, S, S']` true where the key is
 /// hidden from the query. Every query must see at least one key. Returns `[B, H, S, D]`.
-pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, hidden: &Tensor<4, Bool>) -> Tensor<4> {
+pub(crate) fn attention(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    hidden: &Tensor<4, Bool>,
+) -> Tensor<4> {
     let [b, h, s, d] = q.dims();
     let [_, kv, s2, _] = k.dims();
     let dtype = q.dtype();
@@ -23,7 +28,7 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, hidden: &Tensor<4, Bo
 }
 
 /// Repeat each key/value head `n` times: `[B, K, S, D]` → `[B, K·n, S, D]`.
-pub fn repeat_heads(x: Tensor<4>, n: usize) -> Tensor<4> {
+pub(crate) fn repeat_heads(x: Tensor<4>, n: usize) -> Tensor<4> {
     if n == 1 {
         return x;
     }

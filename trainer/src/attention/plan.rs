@@ -10,13 +10,13 @@ use crate::error::{Error, Result};
 
 /// A contiguous range of keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KeyRange {
+pub(crate) struct KeyRange {
     pub start: usize,
     pub len: usize,
 }
 
 impl KeyRange {
-    pub fn new(start: usize, len: usize) -> Self {
+    pub(crate) fn new(start: usize, len: usize) -> Self {
         KeyRange { start, len }
     }
 
@@ -27,7 +27,7 @@ impl KeyRange {
 
 /// A run of queries that see the same keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tile {
+pub(crate) struct Tile {
     query: usize,
     len: usize,
     prefix: KeyRange,
@@ -38,58 +38,58 @@ pub struct Tile {
 impl Tile {
     /// `len` queries from `query` on that all see `prefix` (the clean tokens before them; may be
     /// empty) and `own` (the tokens of their own block).
-    pub fn new(query: usize, len: usize, prefix: KeyRange, own: KeyRange) -> Self {
+    pub(crate) fn new(query: usize, len: usize, prefix: KeyRange, own: KeyRange) -> Self {
         Tile { query, len, prefix, own, causal: false }
     }
 
     /// `len` queries from `query` on that see `prefix`, and of the `len` keys from `own` on query j
     /// sees the first j + 1.
-    pub fn causal(query: usize, len: usize, prefix: KeyRange, own: usize) -> Self {
+    pub(crate) fn causal(query: usize, len: usize, prefix: KeyRange, own: usize) -> Self {
         Tile { query, len, prefix, own: KeyRange::new(own, len), causal: true }
     }
 
     /// First query.
-    pub fn query(&self) -> usize {
+    pub(crate) fn query(&self) -> usize {
         self.query
     }
 
     /// Number of queries.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// First range of keys: the clean tokens before the queries; may be empty.
-    pub fn prefix(&self) -> KeyRange {
+    pub(crate) fn prefix(&self) -> KeyRange {
         self.prefix
     }
 
     /// Second range of keys: the tokens of the queries' own block.
-    pub fn own(&self) -> KeyRange {
+    pub(crate) fn own(&self) -> KeyRange {
         self.own
     }
 
     /// Keys of [`Tile::own`] that query `i` of the tile sees, counted from its start.
-    pub fn own_seen_by(&self, i: usize) -> usize {
+    pub(crate) fn own_seen_by(&self, i: usize) -> usize {
         if self.causal { i + 1 } else { self.own.len }
     }
 
     /// Keys of both ranges.
-    pub fn keys(&self) -> usize {
+    pub(crate) fn keys(&self) -> usize {
         self.prefix.len + self.own.len
     }
 
     /// Visible (query, key) pairs.
-    pub fn pairs(&self) -> usize {
+    pub(crate) fn pairs(&self) -> usize {
         let own = if self.causal { self.len * (self.len + 1) / 2 } else { self.len * self.own.len };
         own + self.len * self.prefix.len
     }
 
     /// The same tile in a stream that begins `by` positions later.
-    pub fn moved(self, by: usize) -> Self {
+    pub(crate) fn moved(self, by: usize) -> Self {
         Tile {
             query: self.query + by,
             prefix: self.prefix.moved(by),
@@ -104,7 +104,7 @@ const CAUSAL_PIECE: usize = 64;
 
 /// Tiles in groups; two tiles of different groups have no key in common.
 #[derive(Clone, Debug, Default)]
-pub struct TilePlan {
+pub(crate) struct TilePlan {
     groups: Vec<Vec<Tile>>,
     queries: usize,
     keys: usize,
@@ -118,7 +118,7 @@ impl TilePlan {
     /// # Errors
     /// When a tile reaches outside the stream, when the tiles do not cover every query exactly
     /// once, or when two groups share keys.
-    pub fn new(tiles: &[Tile], queries: usize, keys: usize) -> Result<Self> {
+    pub(crate) fn new(tiles: &[Tile], queries: usize, keys: usize) -> Result<Self> {
         let mut by_prefix: BTreeMap<usize, Vec<Tile>> = BTreeMap::new();
         for tile in tiles.iter().filter(|tile| !tile.is_empty()) {
             check_bounds(tile, queries, keys)?;
@@ -142,17 +142,17 @@ impl TilePlan {
     }
 
     /// Groups of tiles.
-    pub fn groups(&self) -> &[Vec<Tile>] {
+    pub(crate) fn groups(&self) -> &[Vec<Tile>] {
         &self.groups
     }
 
     /// Positions that attention is computed for.
-    pub fn queries(&self) -> usize {
+    pub(crate) fn queries(&self) -> usize {
         self.queries
     }
 
     /// Positions that attention is computed over.
-    pub fn keys(&self) -> usize {
+    pub(crate) fn keys(&self) -> usize {
         self.keys
     }
 

@@ -8,5 +8,5 @@ mod presets;
 mod rows;
 mod train;
 
-pub use options::{BenchLayout, TrainBenchOptions};
-pub use train::{TrainBenchReport, measure};
+pub(crate) use options::{BenchLayout, TrainBenchOptions};
+pub(crate) use train::{TrainBenchReport, measure};

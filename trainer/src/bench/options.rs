@@ -7,7 +7,7 @@ use crate::compute::{AttentionChoice, ComputeDtype};
 /// Objective and stream layout of the measured steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum BenchLayout {
+pub(crate) enum BenchLayout {
     /// Block diffusion, one clean copy for both views, blocks that nothing needs dropped.
     Saving,
     /// Block diffusion, both views with a clean copy each, as in the paper.
@@ -18,7 +18,7 @@ pub enum BenchLayout {
 
 /// What is measured.
 #[derive(Clone, Debug)]
-pub struct TrainBenchOptions {
+pub(crate) struct TrainBenchOptions {
     /// Name of the model shapes.
     pub preset: String,
     /// Rows per optimizer step. Default: 8.
@@ -56,7 +56,7 @@ pub struct TrainBenchOptions {
 
 impl TrainBenchOptions {
     /// The default measurement of a preset.
-    pub fn new(preset: impl Into<String>) -> Self {
+    pub(crate) fn new(preset: impl Into<String>) -> Self {
         TrainBenchOptions {
             preset: preset.into(),
             batch: 8,

@@ -35,7 +35,7 @@ const NOISE_EPS: f64 = 1e-3;
 
 /// Result of a measurement; times are of counted steps only.
 #[derive(Clone, Debug, Serialize)]
-pub struct TrainBenchReport {
+pub(crate) struct TrainBenchReport {
     pub preset: String,
     /// Number of parameters.
     pub params: usize,
@@ -76,7 +76,7 @@ pub struct TrainBenchReport {
 
 /// Median milliseconds by phase of a step.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct PhaseTimes {
+pub(crate) struct PhaseTimes {
     /// Making rows, masks and batches.
     pub data: f64,
     pub forward_backward: f64,
@@ -110,7 +110,7 @@ struct Bench<'a> {
 }
 
 /// Runs the steps and reports.
-pub fn measure(options: &TrainBenchOptions) -> Result<TrainBenchReport> {
+pub(crate) fn measure(options: &TrainBenchOptions) -> Result<TrainBenchReport> {
     let mut bench = Bench::new(options)?;
     let mut steps = Vec::with_capacity(options.steps);
     let (mut first, mut peak_rss_mib) = (None, 0);

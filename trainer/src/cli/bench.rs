@@ -10,14 +10,14 @@ use crate::report::console;
 
 /// What to measure.
 #[derive(Subcommand, Debug)]
-pub enum BenchCommand {
+pub(super) enum BenchCommand {
     /// Optimizer steps.
     Train(TrainBench),
 }
 
 /// Arguments of `bench train` as typed.
 #[derive(Args, Debug)]
-pub struct TrainBench {
+pub(super) struct TrainBench {
     /// Model shapes: tiny_llama, tiny_qwen3, demo_5m, smollm2_135m, qwen2.5_0.5b, qwen3_0.6b,
     /// qwen3_4b or bitnet_2b.
     #[arg(long)]
@@ -73,7 +73,7 @@ pub struct TrainBench {
 }
 
 /// Measures and prints.
-pub fn run(command: &BenchCommand) -> Result<bool> {
+pub(super) fn run(command: &BenchCommand) -> Result<bool> {
     let BenchCommand::Train(args) = command;
     let report = bench::measure(&options(args))?;
     let line = match args.json {

@@ -15,7 +15,7 @@ use crate::validate::{DatasetOptions, validate};
 
 /// Arguments of `dlm-train eval` as typed.
 #[derive(Args, Debug)]
-pub struct EvalArgs {
+pub(super) struct EvalArgs {
     /// Model: a Hugging Face folder, hf://ORG/NAME[@REV], or ORG/NAME.
     #[arg(long)]
     pub model: PathBuf,
@@ -64,7 +64,7 @@ impl From<SplitName> for Split {
 }
 
 /// Evaluates and prints.
-pub fn run(args: &EvalArgs) -> Result<bool> {
+pub(super) fn run(args: &EvalArgs) -> Result<bool> {
     let report = validate(&args.model, options(args))?;
     validation::print(&report, args.json)?;
     Ok(report.ok())

@@ -14,7 +14,7 @@ use crate::train::export_run;
 
 /// Arguments of `dlm-train export` as typed.
 #[derive(Args, Debug)]
-pub struct ExportArgs {
+pub(super) struct ExportArgs {
     /// Folder of the run (its output.dir).
     pub run: PathBuf,
     /// Folder to write [default: the run's folder].
@@ -36,7 +36,7 @@ pub struct ExportArgs {
 
 /// Names of the export formats.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum FormatName {
+pub(crate) enum FormatName {
     /// The source's architecture.
     Hf,
     /// The published Fast-dLLM v2 architecture.
@@ -56,7 +56,7 @@ impl From<FormatName> for ExportFormat {
 }
 
 /// Exports.
-pub fn run(args: &ExportArgs) -> Result<bool> {
+pub(super) fn run(args: &ExportArgs) -> Result<bool> {
     let file = args.run.join("config.yaml");
     let text = std::fs::read_to_string(&file)
         .map_err(|e| Error::io(&file, "reading the run's configuration", e))?;

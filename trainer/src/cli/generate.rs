@@ -18,7 +18,7 @@ use crate::report::console::{self, Reader};
 /// Arguments of `dlm-train generate` as typed.
 #[derive(Args, Debug)]
 #[command(group(ArgGroup::new("prompts").required(true).args(["prompt", "ids", "input"])))]
-pub struct GenerateArgs {
+pub(super) struct GenerateArgs {
     /// Model: a Hugging Face folder, hf://ORG/NAME[@REV], or ORG/NAME.
     #[arg(long)]
     pub model: PathBuf,
@@ -83,7 +83,7 @@ struct Totals {
 }
 
 /// Completes and prints. The call is checked before the weights are read.
-pub fn run(args: &GenerateArgs) -> Result<bool> {
+pub(super) fn run(args: &GenerateArgs) -> Result<bool> {
     let prompts = read_prompts(args)?;
     let options = options(args)?;
     let files = ModelFiles::open(&args.model)?;

@@ -16,7 +16,7 @@ use crate::validate::validate;
 
 /// Arguments of `dlm-train parity` as typed.
 #[derive(Args, Debug)]
-pub struct ParityArgs {
+pub(super) struct ParityArgs {
     /// Model: a Hugging Face folder, hf://ORG/NAME[@REV], or ORG/NAME.
     #[arg(long)]
     pub model: PathBuf,
@@ -102,7 +102,7 @@ impl From<LayoutName> for Layout {
 }
 
 /// Compares and prints; `Ok(false)` means out of tolerance.
-pub fn run(args: &ParityArgs) -> Result<bool> {
+pub(super) fn run(args: &ParityArgs) -> Result<bool> {
     let report = validate(&args.model, options(args))?;
     validation::print(&report, args.json)?;
     Ok(report.ok())

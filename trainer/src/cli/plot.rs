@@ -10,7 +10,7 @@ use crate::report::plot::{PlotAxis, PlotOptions, plot};
 
 /// Options of `dlm-train plot`.
 #[derive(Args, Debug)]
-pub struct PlotArgs {
+pub(super) struct PlotArgs {
     /// Folders of runs (output.dir), or their metrics.jsonl; several share the charts.
     #[arg(required = true, value_name = "RUN")]
     pub runs: Vec<PathBuf>,
@@ -23,7 +23,7 @@ pub struct PlotArgs {
 }
 
 /// Plots and prints the path of the page.
-pub fn run(args: &PlotArgs) -> Result<bool> {
+pub(super) fn run(args: &PlotArgs) -> Result<bool> {
     let options = PlotOptions { runs: args.runs.clone(), out: args.out.clone(), x: args.x };
     console::result(plot(&options)?.display())?;
     Ok(true)

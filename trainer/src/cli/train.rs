@@ -10,7 +10,7 @@ use crate::report::console;
 
 /// Arguments of a training run as typed.
 #[derive(Args, Debug)]
-pub struct TrainArgs {
+pub(super) struct TrainArgs {
     /// Packed dataset: a folder written by dlm-prep [default: data.dir of the configuration].
     #[arg(long)]
     pub data: Option<PathBuf>,
@@ -38,7 +38,7 @@ pub struct TrainArgs {
 }
 
 /// Trains and exports, or prints the configuration.
-pub fn run(args: &TrainArgs) -> Result<bool> {
+pub(super) fn run(args: &TrainArgs) -> Result<bool> {
     let conversion = conversion(args);
     let mut config = conversion.config()?;
     if let Some(data) = &args.data {

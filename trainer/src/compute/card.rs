@@ -8,7 +8,7 @@ use super::dtype::ComputeDtype;
 
 /// One line of `nvidia-smi --query-gpu`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Card {
+pub(super) struct Card {
     /// For example `NVIDIA H100 80GB HBM3`.
     pub name: String,
     uuid: String,
@@ -44,7 +44,7 @@ const PEAKS: &[(&[&str], f64, f64)] = &[
 
 impl Card {
     /// The card behind CUDA device `index` of this process.
-    pub fn of_device(index: usize) -> Option<Card> {
+    pub(super) fn of_device(index: usize) -> Option<Card> {
         let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
         let order = std::env::var("CUDA_DEVICE_ORDER").ok();
         pick(&list()?, index, visible.as_deref(), order.as_deref())
@@ -52,7 +52,7 @@ impl Card {
 
     /// Dense peak in FLOP/s at a compute dtype; none for cards that are not in the table. In fp32
     /// this is the TF32 peak: matrix products of fp32 tensors may run on tensor cores.
-    pub fn peak_flops(&self, dtype: ComputeDtype) -> Option<f64> {
+    pub(super) fn peak_flops(&self, dtype: ComputeDtype) -> Option<f64> {
         if self.is_split {
             return None;
         }

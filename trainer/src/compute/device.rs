@@ -10,17 +10,19 @@ use crate::error::{Error, Result};
 
 /// The kind of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceKind {
+pub(crate) enum DeviceKind {
     Cpu,
     /// An NVIDIA GPU by its CUDA index.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "built without CUDA"))]
     Cuda(usize),
     /// Whatever GPU wgpu drives, or its software driver.
+    #[cfg_attr(not(feature = "wgpu"), allow(dead_code, reason = "built without wgpu"))]
     Wgpu,
 }
 
 /// A device that was checked and can be used.
 #[derive(Clone, Debug)]
-pub struct ComputeDevice {
+pub(crate) struct ComputeDevice {
     /// Burn's handle, without autodiff.
     pub device: Device,
     pub kind: DeviceKind,
@@ -28,9 +30,8 @@ pub struct ComputeDevice {
     pub name: String,
 }
 
-/// The device that `auto`, `cpu`, `cuda`, `cuda:N` or `wgpu` stands for; `auto` is the first CUDA
-/// device, or the CPU if there is none.
-pub fn choose(spec: &str) -> Result<ComputeDevice> {
+/// Resolve `auto | cpu | cuda | cuda:N | wgpu`.
+pub(crate) fn choose(spec: &str) -> Result<ComputeDevice> {
     match spec {
         "cpu" => Ok(cpu()),
         "wgpu" => wgpu(),
@@ -52,7 +53,7 @@ pub fn choose(spec: &str) -> Result<ComputeDevice> {
 }
 
 /// The CPU, which every build has.
-pub fn cpu() -> ComputeDevice {
+pub(crate) fn cpu() -> ComputeDevice {
     ComputeDevice { device: Device::flex(), kind: DeviceKind::Cpu, name: "cpu".into() }
 }
 
@@ -125,8 +126,7 @@ fn library_loads(names: &[&str]) -> bool {
         let Ok(c) = std::ffi::CString::new(*n) else {
             return false;
         };
-        // SAFETY: `c` is NUL-terminated and outlives the call. Loading runs the initialisers of
-        // NVIDIA's own libraries, which Burn loads next anyway; the handle is never closed.
+        // SAFETY: dlopen with a valid C string; the handle stays open for the life of the process.
         !unsafe { libc::dlopen(c.as_ptr(), libc::RTLD_LAZY) }.is_null()
     })
 }

@@ -5,7 +5,7 @@ use super::device::DeviceKind;
 
 /// Free memory of the device that a run computes on; none where nothing reports it (wgpu, and CUDA
 /// without `nvidia-smi`).
-pub fn free_bytes(kind: DeviceKind) -> Option<usize> {
+pub(crate) fn free_bytes(kind: DeviceKind) -> Option<usize> {
     match kind {
         DeviceKind::Cpu => Some(available_bytes()),
         DeviceKind::Cuda(index) => {
@@ -16,7 +16,7 @@ pub fn free_bytes(kind: DeviceKind) -> Option<usize> {
 }
 
 /// System memory available without swapping; 8 GiB where the system does not report it.
-pub fn available_bytes() -> usize {
+pub(crate) fn available_bytes() -> usize {
     std::fs::read_to_string("/proc/meminfo")
         .ok()
         .and_then(|s| {

@@ -2,12 +2,13 @@
 //! of the token streams, resolved once into a [`ComputePlan`].
 
 mod card;
-pub mod device;
+pub(crate) mod device;
 mod dtype;
-pub mod memory;
+pub(crate) mod memory;
 mod plan;
-pub mod tensor_io;
+pub(crate) mod tensor_io;
 
-pub use device::{ComputeDevice, DeviceKind};
+pub(crate) use device::{ComputeDevice, DeviceKind};
 pub use dtype::ComputeDtype;
-pub use plan::{Attention, AttentionChoice, ComputePlan, StreamShape};
+pub use plan::AttentionChoice;
+pub(crate) use plan::{Attention, ComputePlan, StreamShape};

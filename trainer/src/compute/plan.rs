@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 
 /// The attention implementation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attention {
+pub(crate) enum Attention {
     /// Materialised scores under a dense mask, on any device and dtype; the reference
     /// implementation that tests compare the other two with.
     Dense,
@@ -33,7 +33,7 @@ pub enum AttentionChoice {
 
 /// How the token streams of a micro-batch are laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StreamShape {
+pub(crate) enum StreamShape {
     /// End to end in one row without padding; for attention by tiles.
     Flat,
     /// One stream per row, lengths rounded up to a multiple; for dense masks and static shapes.
@@ -49,7 +49,7 @@ const MULTIPLE: usize = 32;
 
 /// How a run computes.
 #[derive(Clone, Debug)]
-pub struct ComputePlan {
+pub(crate) struct ComputePlan {
     pub device: ComputeDevice,
     /// Dtype of activations and matrix products.
     pub dtype: ComputeDtype,
@@ -61,7 +61,7 @@ pub struct ComputePlan {
 
 impl ComputePlan {
     /// The plan of a device. Without a dtype: bf16 on CUDA, fp32 elsewhere.
-    pub fn new(device: ComputeDevice, dtype: Option<ComputeDtype>) -> Self {
+    pub(crate) fn new(device: ComputeDevice, dtype: Option<ComputeDtype>) -> Self {
         let dtype = dtype.unwrap_or(match device.kind {
             DeviceKind::Cuda(_) => ComputeDtype::Bf16,
             DeviceKind::Cpu | DeviceKind::Wgpu => ComputeDtype::Fp32,
@@ -81,7 +81,7 @@ impl ComputePlan {
     }
 
     /// The plan with another attention; refused where the device or dtype does not support it.
-    pub fn with_attention(mut self, choice: AttentionChoice) -> Result<Self> {
+    pub(crate) fn with_attention(mut self, choice: AttentionChoice) -> Result<Self> {
         let attention = match choice {
             AttentionChoice::Auto => return Ok(self),
             AttentionChoice::Dense => Attention::Dense,
@@ -101,7 +101,7 @@ impl ComputePlan {
     }
 
     /// The plan with other rounding of rectangular streams; flat streams have none.
-    pub fn with_multiple(mut self, multiple: usize) -> Self {
+    pub(crate) fn with_multiple(mut self, multiple: usize) -> Self {
         self.stream_shape = shape_for(self.attention, multiple);
         self
     }

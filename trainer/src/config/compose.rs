@@ -31,7 +31,7 @@ enum DefaultsEntry {
 }
 
 /// The composed tree.
-pub struct Composed {
+pub(super) struct Composed {
     /// All keys; `${...}` references are not replaced yet.
     pub tree: Node,
     /// Path of config.yaml, for errors.
@@ -39,7 +39,7 @@ pub struct Composed {
 }
 
 /// Composes the configuration of `files` and `overrides`; `kind` says which values are plain text.
-pub fn compose(
+pub(super) fn compose(
     files: &Files,
     overrides: &[String],
     kind: &ValueKind,

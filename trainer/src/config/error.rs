@@ -136,7 +136,10 @@ fn did_you_mean(nearest: &Option<String>) -> String {
 
 /// The candidate most like `name` by edit distance, where an equal last part counts as close; none
 /// when nothing is close.
-pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
+pub(super) fn nearest<'a>(
+    name: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Option<String> {
     let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_lowercase();
     let name_last = last(name);
     let mut best: Option<(usize, &str)> = None;

@@ -15,7 +15,7 @@ macro_rules! built_in {
 }
 
 /// The files of `configs/` when this binary was built: path within the tree, text.
-pub const BUILT_IN: &[(&str, &str)] = built_in![
+pub(super) const BUILT_IN: &[(&str, &str)] = built_in![
     "config.yaml",
     "conversion/finetune.yaml",
     "conversion/paper_1_5b.yaml",
@@ -39,7 +39,7 @@ pub const BUILT_IN: &[(&str, &str)] = built_in![
 
 /// The text of a file.
 #[derive(Debug, Clone)]
-pub struct File {
+pub(super) struct File {
     /// Name of the file in errors.
     pub origin: String,
     pub text: String,
@@ -47,12 +47,12 @@ pub struct File {
 
 /// The configuration tree: a folder of the user's, if any, then the built-in files.
 #[derive(Debug, Clone)]
-pub struct Files {
+pub(super) struct Files {
     dir: Option<PathBuf>,
 }
 
 /// A built-in file by its path, with or without the leading `configs/`.
-pub fn built_in(path: &str) -> Option<&'static str> {
+pub(crate) fn built_in(path: &str) -> Option<&'static str> {
     let path = path.strip_prefix("configs/").unwrap_or(path);
     BUILT_IN.iter().find(|(name, _)| *name == path).map(|(_, text)| *text)
 }
@@ -60,7 +60,7 @@ pub fn built_in(path: &str) -> Option<&'static str> {
 impl Files {
     /// The tree in which `dir` has priority; a folder with neither a config.yaml nor a known group
     /// is refused.
-    pub fn new(dir: Option<&Path>) -> Result<Self, ConfigError> {
+    pub(super) fn new(dir: Option<&Path>) -> Result<Self, ConfigError> {
         if let Some(dir) = dir {
             let refuse =
                 |problem: &str| ConfigError::Dir { path: dir.into(), problem: problem.into() };
@@ -81,7 +81,7 @@ impl Files {
     }
 
     /// The file at `path` within the tree; `None` where neither place has it.
-    pub fn read(&self, path: &str) -> Result<Option<File>, ConfigError> {
+    pub(super) fn read(&self, path: &str) -> Result<Option<File>, ConfigError> {
         if let Some(dir) = &self.dir {
             let file = dir.join(path);
             match std::fs::read_to_string(&file) {
@@ -99,7 +99,7 @@ impl Files {
     }
 
     /// The choices of a group, sorted: the names of its YAML files in both places.
-    pub fn choices(&self, group: &str) -> Vec<String> {
+    pub(super) fn choices(&self, group: &str) -> Vec<String> {
         let built_in =
             BUILT_IN.iter().filter_map(|(name, _)| name.strip_prefix(group)?.strip_prefix('/'));
         let mut names: Vec<String> =
@@ -116,7 +116,12 @@ impl Files {
     }
 
     /// The file of `group=choice`, which was written in `origin`.
-    pub fn choice(&self, group: &str, choice: &str, origin: &str) -> Result<File, ConfigError> {
+    pub(super) fn choice(
+        &self,
+        group: &str,
+        choice: &str,
+        origin: &str,
+    ) -> Result<File, ConfigError> {
         let plain = choice.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
             && !choice.starts_with('.');
         let file = if plain { self.read(&format!("{group}/{choice}.yaml"))? } else { None };

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 /// The type of a value.
 #[derive(Debug, Clone, PartialEq)]
-pub enum ValueKind {
+pub(crate) enum ValueKind {
     /// `true` or `false`.
     Bool,
     /// A whole number, 0 or more; `1e9` is accepted.
@@ -28,7 +28,7 @@ pub enum ValueKind {
 
 /// One key of a section.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Field {
+pub(crate) struct Field {
     /// Name within the section.
     pub name: &'static str,
     /// Documentation, one entry per line.
@@ -37,7 +37,7 @@ pub struct Field {
 }
 
 /// A type that configuration values can have.
-pub trait Schema {
+pub(crate) trait Schema {
     /// Its kind.
     fn kind() -> ValueKind;
 }
@@ -69,7 +69,7 @@ impl<T: Schema> Schema for Option<T> {
 
 impl ValueKind {
     /// In words, to follow "expected" in errors.
-    pub fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         match self {
             ValueKind::Bool => "true or false".into(),
             ValueKind::Int => "a whole number, 0 or more".into(),
@@ -85,7 +85,7 @@ impl ValueKind {
     }
 
     /// The kind inside `Optional`, or the kind itself.
-    pub fn required(&self) -> &ValueKind {
+    pub(crate) fn required(&self) -> &ValueKind {
         match self {
             ValueKind::Optional(inner) => inner.required(),
             other => other,
@@ -93,7 +93,7 @@ impl ValueKind {
     }
 
     /// The kind at a path of keys; the empty path is this kind itself.
-    pub fn at(&self, path: &[&str]) -> Option<&ValueKind> {
+    pub(crate) fn at(&self, path: &[&str]) -> Option<&ValueKind> {
         let Some((first, rest)) = path.split_first() else {
             return Some(self);
         };
@@ -106,7 +106,7 @@ impl ValueKind {
     }
 
     /// Every dotted key below this kind that holds a value, in the order of declaration.
-    pub fn keys(&self) -> Vec<(String, &Field)> {
+    pub(crate) fn keys(&self) -> Vec<(String, &Field)> {
         let mut keys = Vec::new();
         self.collect("", &mut keys);
         keys

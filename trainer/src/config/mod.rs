@@ -21,11 +21,11 @@ mod tests;
 use std::path::Path;
 use std::rc::Rc;
 
-pub use error::{ConfigError, nearest};
-pub use files::{BUILT_IN, built_in};
-pub use kind::{Field, Schema as ConfigSchema, ValueKind};
-pub use node::parse_yaml;
-pub use schema::*;
+pub use error::ConfigError;
+pub(crate) use files::built_in;
+pub(crate) use kind::{Schema as ConfigSchema, ValueKind};
+pub(crate) use node::parse_yaml;
+pub(crate) use schema::*;
 
 use files::Files;
 use node::Node;
@@ -33,14 +33,17 @@ use node::Node;
 impl Config {
     /// Composes and checks the configuration. Files of `config_dir` have priority over the built-in
     /// ones, `overrides` over all files.
-    pub fn load(config_dir: Option<&Path>, overrides: &[String]) -> Result<Config, ConfigError> {
+    pub(crate) fn load(
+        config_dir: Option<&Path>,
+        overrides: &[String],
+    ) -> Result<Config, ConfigError> {
         let kind = Config::kind();
         let composed = compose::compose(&Files::new(config_dir)?, overrides, &kind)?;
         Config::from_tree(composed.tree, &kind, &composed.main_origin)
     }
 
     /// Reads back what [`Config::to_yaml`] wrote; `origin` names the file in errors.
-    pub fn from_yaml(text: &str, origin: &str) -> Result<Config, ConfigError> {
+    pub(crate) fn from_yaml(text: &str, origin: &str) -> Result<Config, ConfigError> {
         let value = parse_yaml(text)
             .map_err(|problem| ConfigError::Yaml { origin: origin.into(), problem })?;
         let origin: Rc<str> = origin.into();
@@ -49,7 +52,7 @@ impl Config {
 
     /// The whole configuration as YAML, every key with its value, sections and keys in schema
     /// order.
-    pub fn to_yaml(&self) -> Result<String, ConfigError> {
+    pub(crate) fn to_yaml(&self) -> Result<String, ConfigError> {
         serde_saphyr::to_string(self).map_err(|error| ConfigError::Yaml {
             origin: "configuration".into(),
             problem: error.to_string(),
@@ -57,9 +60,10 @@ impl Config {
     }
 
     /// Every key with the values it takes and its documentation, in schema order.
+    #[cfg(test)]
     pub fn keys() -> Vec<(String, String, String)> {
         let kind = Config::kind();
-        let entry = |(key, field): (String, &Field)| {
+        let entry = |(key, field): (String, &kind::Field)| {
             let doc: Vec<_> = field.doc.iter().map(|line| line.trim()).collect();
             (key, field.kind.describe(), doc.join(" "))
         };
@@ -67,7 +71,7 @@ impl Config {
     }
 
     /// The text of `source.config`: of that file, else of the built-in file of the same path.
-    pub fn source_config(&self) -> Result<String, ConfigError> {
+    pub(crate) fn source_config(&self) -> Result<String, ConfigError> {
         let missing = || ConfigError::Value {
             key: "source.config",
             value: "null".into(),

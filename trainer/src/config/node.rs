@@ -15,7 +15,7 @@ use super::schema::{RENAMED_KEYS, RENAMED_VALUES};
 
 /// A value and the file or override it was written in.
 #[derive(Debug, Clone)]
-pub struct Node {
+pub(super) struct Node {
     pub value: NodeValue,
     /// The file or override, for errors.
     pub origin: Rc<str>,
@@ -23,14 +23,14 @@ pub struct Node {
 
 /// A mapping or anything else.
 #[derive(Debug, Clone)]
-pub enum NodeValue {
+pub(super) enum NodeValue {
     Mapping(BTreeMap<String, Node>),
     /// A scalar or a list.
     Leaf(Value),
 }
 
 /// Parses YAML 1.2: `yes` and `on` are text, `1e-5` is a number, a key given twice is an error.
-pub fn parse_yaml(text: &str) -> Result<Value, String> {
+pub(crate) fn parse_yaml(text: &str) -> Result<Value, String> {
     let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
     if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
         return Ok(Value::Null);
@@ -40,12 +40,12 @@ pub fn parse_yaml(text: &str) -> Result<Value, String> {
 
 impl Node {
     /// An empty mapping.
-    pub fn empty(origin: &str) -> Self {
+    pub(super) fn empty(origin: &str) -> Self {
         Self { value: NodeValue::Mapping(BTreeMap::new()), origin: origin.into() }
     }
 
     /// A parsed value, written in `origin`.
-    pub fn new(value: Value, origin: &Rc<str>) -> Self {
+    pub(super) fn new(value: Value, origin: &Rc<str>) -> Self {
         let value = match value {
             Value::Object(entries) => NodeValue::Mapping(
                 entries.into_iter().map(|(key, value)| (key, Node::new(value, origin))).collect(),
@@ -56,7 +56,7 @@ impl Node {
     }
 
     /// `value` below the dotted `path`.
-    pub fn below(path: &[&str], value: Node) -> Self {
+    pub(super) fn below(path: &[&str], value: Node) -> Self {
         path.iter().rev().fold(value, |inner, name| {
             let origin = inner.origin.clone();
             Self { value: NodeValue::Mapping(BTreeMap::from([(name.to_string(), inner)])), origin }
@@ -64,7 +64,7 @@ impl Node {
     }
 
     /// Overrides this tree by `over`: mappings key by key, anything else as a whole.
-    pub fn merge(&mut self, over: Node) {
+    pub(super) fn merge(&mut self, over: Node) {
         match (&mut self.value, over.value) {
             (NodeValue::Mapping(below), NodeValue::Mapping(above)) => {
                 for (key, value) in above {
@@ -84,7 +84,7 @@ impl Node {
     }
 
     /// The node at a dotted path.
-    pub fn at(&self, path: &str) -> Option<&Node> {
+    pub(super) fn at(&self, path: &str) -> Option<&Node> {
         path.split('.').try_fold(self, |node, name| match &node.value {
             NodeValue::Mapping(entries) => entries.get(name),
             NodeValue::Leaf(_) => None,
@@ -92,7 +92,7 @@ impl Node {
     }
 
     /// The value without the places where it was written.
-    pub fn to_value(&self) -> Value {
+    pub(super) fn to_value(&self) -> Value {
         match &self.value {
             NodeValue::Mapping(entries) => {
                 entries.iter().map(|(key, node)| (key.clone(), node.to_value())).collect()
@@ -102,7 +102,7 @@ impl Node {
     }
 
     /// The tree with every `${a.b}` in a text replaced by the value of that key.
-    pub fn interpolated(&self, keys: &[String]) -> Result<Node, ConfigError> {
+    pub(super) fn interpolated(&self, keys: &[String]) -> Result<Node, ConfigError> {
         self.resolve(self, "", keys)
     }
 
@@ -189,7 +189,7 @@ impl Node {
 
     /// Checks the tree against `kind`: unknown keys, wrong types and missing values are errors.
     /// Numbers are converted to the kind's type. `main_origin` is the path of the main file.
-    pub fn check(&mut self, kind: &ValueKind, main_origin: &str) -> Result<(), ConfigError> {
+    pub(super) fn check(&mut self, kind: &ValueKind, main_origin: &str) -> Result<(), ConfigError> {
         let all: Vec<String> = kind.keys().into_iter().map(|(key, _)| key).collect();
         self.check_at(kind, "", &all, main_origin)
     }

@@ -40,7 +40,8 @@ fn built_in_files_are_the_repository_tree() {
             }
         }
     }
-    let built_in: BTreeSet<String> = BUILT_IN.iter().map(|(name, _)| name.to_string()).collect();
+    let built_in: BTreeSet<String> =
+        super::files::BUILT_IN.iter().map(|(name, _)| name.to_string()).collect();
     assert_eq!(built_in, on_disk, "list every file of configs/ in files.rs");
 }
 
@@ -61,7 +62,7 @@ fn defaults_compose() {
 #[test]
 fn every_choice_of_every_group_composes() {
     for group in ["model", "data", "optim", "conversion"] {
-        let names = BUILT_IN.iter().filter_map(|(name, _)| {
+        let names = super::files::BUILT_IN.iter().filter_map(|(name, _)| {
             name.strip_prefix(group)?.strip_prefix('/')?.strip_suffix(".yaml")
         });
         for name in names {

@@ -11,7 +11,7 @@ use super::{DecodedSequence, Passes};
 
 /// Options of autoregressive decoding.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ArOptions {
+pub(crate) struct ArOptions {
     /// Length limit of a completion in tokens.
     pub max_new_tokens: usize,
     /// Ids that end a completion; without any it runs to its limit.
@@ -36,7 +36,7 @@ impl Row {
 
 impl Engine {
     /// Decodes `prompts` together, one token per pass; each gets the tokens it would get alone.
-    pub fn autoregressive(
+    pub(crate) fn autoregressive(
         &mut self,
         prompts: &[Vec<i64>],
         options: &ArOptions,

@@ -25,7 +25,7 @@ use super::{DecodedSequence, Passes};
 
 /// Options of block decoding.
 #[derive(Debug, Clone, PartialEq)]
-pub struct BlockOptions {
+pub(crate) struct BlockOptions {
     /// Tokens per block; should be what the model was trained with.
     pub block_size: usize,
     /// Tokens per sub-block; divides `block_size`.
@@ -141,7 +141,7 @@ impl Row {
 
 impl Engine {
     /// Decodes `prompts` together in diffusion blocks; each gets the tokens it would get alone.
-    pub fn block(
+    pub(crate) fn block(
         &mut self,
         prompts: &[Vec<i64>],
         options: &BlockOptions,

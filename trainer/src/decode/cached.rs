@@ -24,7 +24,7 @@ use crate::model::params::Weights;
 
 /// Cached keys and values by row and position.
 #[derive(Debug)]
-pub struct KvCache {
+pub(crate) struct KvCache {
     /// Keys and values `[R·C, K, D]` of each layer; empty before the first pass.
     layers: Vec<(Tensor<3>, Tensor<3>)>,
     rows: usize,
@@ -35,28 +35,28 @@ pub struct KvCache {
 impl KvCache {
     /// A cache for `rows` rows. `positions` is the initial capacity of a row in tokens; it grows up
     /// to `limit`.
-    pub fn new(rows: usize, positions: usize, limit: usize) -> Self {
+    pub(crate) fn new(rows: usize, positions: usize, limit: usize) -> Self {
         KvCache { layers: Vec::new(), rows, positions, limit }
     }
 
     /// The capacity to grow to when a row needs `needed` tokens: twice the present one, up to the
     /// limit.
-    pub fn next_size(&self, needed: usize) -> usize {
+    pub(crate) fn next_size(&self, needed: usize) -> usize {
         needed.max((2 * self.positions).min(self.limit))
     }
 
-    pub fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.rows
     }
 
     /// Capacity of a row, in tokens.
-    pub fn positions(&self) -> usize {
+    pub(crate) fn positions(&self) -> usize {
         self.positions
     }
 
     /// Grows to a capacity of `positions` tokens per row and keeps what is cached. A [`Pass`] made
     /// for the old capacity must not be used again.
-    pub fn grow(&mut self, positions: usize) {
+    pub(crate) fn grow(&mut self, positions: usize) {
         let more = positions.saturating_sub(self.positions);
         if more == 0 {
             return;
@@ -82,7 +82,7 @@ impl KvCache {
 
 /// The positions of the new tokens of one row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span {
+pub(crate) struct Span {
     /// Row of the cache.
     pub row: usize,
     /// Position of the first new token.
@@ -93,7 +93,7 @@ pub struct Span {
 
 /// Which positions at and after their own the new tokens see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
+pub(crate) enum Order {
     /// All visible ones.
     Full,
     /// Those of their own block of this many tokens, blocks counted from the first new token; 1 is
@@ -104,7 +104,7 @@ pub enum Order {
 /// The rows of one pass and everything that depends on their positions alone; it can be run many
 /// times with other ids.
 #[derive(Debug, Clone)]
-pub struct Pass {
+pub(crate) struct Pass {
     spans: Vec<Span>,
     order: Order,
     context: Context,
@@ -112,7 +112,7 @@ pub struct Pass {
 
 impl Pass {
     /// A pass over `len` new tokens in each of `spans`.
-    pub fn new(
+    pub(crate) fn new(
         decoder: &Decoder,
         spans: Vec<Span>,
         len: usize,
@@ -142,7 +142,7 @@ impl Pass {
     }
 
     /// Whether this pass is over the same positions.
-    pub fn is(&self, spans: &[Span], len: usize, order: Order) -> bool {
+    pub(crate) fn is(&self, spans: &[Span], len: usize, order: Order) -> bool {
         self.spans == spans && self.context.len == len && self.order == order
     }
 }
@@ -186,7 +186,7 @@ fn hidden(spans: &[Span], len: usize, order: Order, device: &Device) -> Tensor<4
 impl Decoder {
     /// Runs the layers on `ids` `[B·S]`, writing their keys and values into `cache`: hidden states
     /// `[B·S, hidden_size]`.
-    pub fn forward_cached(
+    pub(crate) fn forward_cached(
         &self,
         w: &Weights,
         ids: Tensor<1, Int>,

@@ -9,7 +9,7 @@ use burn::prelude::*;
 use burn::tensor::DType;
 
 use crate::compute::tensor_io::download;
-use crate::compute::{AttentionChoice, ComputeDtype, ComputePlan, DeviceKind, memory};
+use crate::compute::{ComputeDtype, ComputePlan, DeviceKind, memory};
 use crate::decode::cached::{KvCache, Order, Pass, Span};
 use crate::error::{Error, Result};
 use crate::kernels::cast::{cast_to, to_f32};
@@ -25,7 +25,7 @@ const INITIAL_POSITIONS: usize = 512;
 
 /// The most probable token at one position.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Prediction {
+pub(super) struct Prediction {
     /// Token id.
     pub token: i64,
     /// Its probability under softmax over the vocabulary.
@@ -34,7 +34,7 @@ pub struct Prediction {
 
 /// Weights in the compute dtype, with what decoding keeps between passes.
 #[derive(Debug)]
-pub struct Engine {
+pub(crate) struct Engine {
     decoder: Decoder,
     weights: Weights,
     /// The output head, `[vocab_size, hidden_size]`.
@@ -47,7 +47,11 @@ pub struct Engine {
 impl Engine {
     /// An engine for a model. Its matrices are converted to the plan's dtype once, after those of a
     /// model with BitLinear have been made ternary; norms stay in fp32.
-    pub fn new(mut decoder: Decoder, weights: Weights, compute: ComputePlan) -> Result<Self> {
+    pub(crate) fn new(
+        mut decoder: Decoder,
+        weights: Weights,
+        compute: ComputePlan,
+    ) -> Result<Self> {
         let ternary = decoder.cfg.quantization.is_some()
             && decoder.quant_lambda >= 1.0
             && !decoder.ternary_weights;
@@ -80,12 +84,14 @@ impl Engine {
 
     /// Computes attention by one masked product, as on devices without tiles, even on the CPU in
     /// fp32. Tests compare the two.
+    #[cfg(test)]
     pub fn without_tiles(mut self) -> Result<Self> {
-        self.compute = self.compute.with_attention(AttentionChoice::Dense)?;
+        self.compute = self.compute.with_attention(crate::compute::AttentionChoice::Dense)?;
         self.last = None;
         Ok(self)
     }
 
+    #[cfg(test)]
     pub fn decoder(&self) -> &Decoder {
         &self.decoder
     }

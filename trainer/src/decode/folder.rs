@@ -22,7 +22,7 @@ const PUBLISHED_MASK_ID: i64 = 151_665;
 
 /// The JSON files of a model folder; the weights are not read yet.
 #[derive(Debug, Clone)]
-pub struct ModelFolder {
+pub(crate) struct ModelFolder {
     dir: PathBuf,
     pub config: ModelConfig,
     /// Tokens per diffusion block; `None` for a model that was not converted.
@@ -35,7 +35,7 @@ pub struct ModelFolder {
 
 impl ModelFolder {
     /// Reads the folder's JSON files.
-    pub fn read(dir: &Path) -> Result<Self> {
+    pub(crate) fn read(dir: &Path) -> Result<Self> {
         let config = ModelConfig::read(dir)?;
         let converted: Option<Value> =
             json::read_if_present(&dir.join("dlm_config.json"), "valid JSON")?;
@@ -61,7 +61,7 @@ impl ModelFolder {
     }
 
     /// Loads the weights onto the device of a plan.
-    pub fn load(&self, compute: ComputePlan) -> Result<Engine> {
+    pub(crate) fn load(&self, compute: ComputePlan) -> Result<Engine> {
         let LoadedModel { decoder, weights } =
             load_model(&self.dir, LoadOptions::default(), &compute.device.device)?;
         Engine::new(decoder, weights, compute)

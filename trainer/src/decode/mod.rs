@@ -10,14 +10,14 @@
 
 mod ar;
 mod block;
-pub mod cached;
+pub(crate) mod cached;
 mod engine;
-pub mod folder;
-pub mod prompt;
+pub(crate) mod folder;
+pub(crate) mod prompt;
 
-pub use ar::ArOptions;
-pub use block::BlockOptions;
-pub use engine::Engine;
+pub(crate) use ar::ArOptions;
+pub(crate) use block::BlockOptions;
+pub(crate) use engine::Engine;
 
 /// Forward passes of one row by kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
@@ -41,7 +41,7 @@ impl Passes {
 
 /// A prompt with its completion, as token ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DecodedSequence {
+pub(crate) struct DecodedSequence {
     /// Prompt and completion; cut after the first stop token of the completion.
     pub ids: Vec<i64>,
     /// Number of prompt tokens in `ids`.
@@ -54,7 +54,7 @@ pub struct DecodedSequence {
 
 impl DecodedSequence {
     /// Token ids of the completion.
-    pub fn generated(&self) -> &[i64] {
+    pub(crate) fn generated(&self) -> &[i64] {
         self.ids.get(self.prompt..).unwrap_or_default()
     }
 

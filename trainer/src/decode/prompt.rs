@@ -31,7 +31,7 @@ struct Line {
 }
 
 /// Parses token ids separated by commas or white space, for example `1,2,3`.
-pub fn parse_ids(text: &str) -> Result<Vec<i64>> {
+pub(crate) fn parse_ids(text: &str) -> Result<Vec<i64>> {
     let parts = text.split([',', ' ', '\n', '\t']).filter(|part| !part.is_empty());
     let parse = |part: &str| {
         part.parse::<i64>().map_err(|_| {
@@ -45,7 +45,7 @@ pub fn parse_ids(text: &str) -> Result<Vec<i64>> {
 
 /// The prompts of a JSONL file. Empty lines are skipped; any other line that is not a prompt is a
 /// usage error that names the line.
-pub fn read_jsonl(path: &Path) -> Result<Vec<Prompt>> {
+pub(crate) fn read_jsonl(path: &Path) -> Result<Vec<Prompt>> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| Error::io(path, "reading the prompts", error))?;
     let mut prompts = Vec::new();
@@ -75,14 +75,14 @@ pub fn read_jsonl(path: &Path) -> Result<Vec<Prompt>> {
 }
 
 /// Encodes prompts and decodes completions with the tokenizer of a model folder.
-pub struct PromptCodec {
+pub(crate) struct PromptCodec {
     format: ChatFormat,
 }
 
 impl PromptCodec {
     /// Loads the tokenizer and the chat template of a model folder. A folder without a tokenizer is
     /// a usage error, because its model can only be prompted with token ids.
-    pub fn load(dir: &Path) -> Result<Self> {
+    pub(crate) fn load(dir: &Path) -> Result<Self> {
         if !dir.join("tokenizer.json").is_file() {
             return Err(Error::Usage(format!(
                 "{} has no tokenizer.json; give token ids with --ids",
@@ -94,7 +94,7 @@ impl PromptCodec {
 
     /// Token ids of a prompt. With `raw`, text is encoded without the chat template, and strings
     /// that spell a control token become that token.
-    pub fn encode(&self, prompt: &Prompt, raw: bool) -> Result<Vec<i64>> {
+    pub(crate) fn encode(&self, prompt: &Prompt, raw: bool) -> Result<Vec<i64>> {
         let ids = match prompt {
             Prompt::Ids(ids) => return Ok(ids.clone()),
             Prompt::Text(text) if raw => self.format.encode_text(text),
@@ -105,7 +105,7 @@ impl PromptCodec {
     }
 
     /// Text of a completion, without control tokens.
-    pub fn decode(&self, ids: &[i64]) -> Result<String> {
+    pub(crate) fn decode(&self, ids: &[i64]) -> Result<String> {
         let ids: Vec<i32> = ids.iter().filter_map(|id| i32::try_from(*id).ok()).collect();
         Ok(self.format.decode(&ids)?)
     }

@@ -11,7 +11,7 @@ use crate::compute::StreamShape;
 
 /// The decoder's batch for packed rows and their masks (`hidden[row][position]`, unused for
 /// [`Objective::Sft`]).
-pub fn build_batch(
+pub(crate) fn build_batch(
     objective: Objective,
     rows: &[PackedRow],
     hidden: &[Vec<bool>],
@@ -47,7 +47,7 @@ pub fn build_batch(
 
 /// Number of targets of a row, without building its layout: every labelled token that is not the
 /// first of its document, once over both views.
-pub fn count_targets(
+pub(crate) fn count_targets(
     row: &PackedRow,
     spec: &ObjectiveSpec,
     objective: Objective,
@@ -68,7 +68,7 @@ pub fn count_targets(
 
 /// Streams side by side.
 #[derive(Clone, Debug)]
-pub struct Batch {
+pub(crate) struct Batch {
     /// B: the number of streams when rectangular, 1 when flat.
     pub rows: usize,
     /// S: the length of a row, padding included.
@@ -88,7 +88,7 @@ const PAD: Token = Token { id: 0, position: 0, document: -1, block: 0, role: Str
 
 impl Batch {
     /// One stream per row, each padded to the length of the longest, rounded up to `multiple`.
-    pub fn rectangular(streams: &[Stream], multiple: usize, causal: bool) -> Batch {
+    pub(crate) fn rectangular(streams: &[Stream], multiple: usize, causal: bool) -> Batch {
         let longest = streams.iter().map(|s| s.tokens.len()).max().unwrap_or(0).max(1);
         let len = longest.next_multiple_of(multiple.max(1));
         let mut b = Batch::empty(streams.len(), len, causal);
@@ -100,7 +100,7 @@ impl Batch {
     }
 
     /// All streams end to end in one row, which is padded to a multiple of `multiple`.
-    pub fn flat(streams: &[Stream], multiple: usize, causal: bool) -> Batch {
+    pub(crate) fn flat(streams: &[Stream], multiple: usize, causal: bool) -> Batch {
         let total: usize = streams.iter().map(|s| s.tokens.len()).sum();
         let len = total.max(1).next_multiple_of(multiple.max(1));
         let mut b = Batch::empty(1, len, causal);
@@ -142,17 +142,17 @@ impl Batch {
     }
 
     /// Token ids, `[B · S]`.
-    pub fn ids(&self) -> Vec<i32> {
+    pub(crate) fn ids(&self) -> Vec<i32> {
         self.tokens.iter().map(|t| t.id).collect()
     }
 
     /// Positions, `[B · S]`.
-    pub fn positions(&self) -> Vec<i32> {
+    pub(crate) fn positions(&self) -> Vec<i32> {
         self.tokens.iter().map(|t| t.position).collect()
     }
 
     /// The dense mask `[B, S, S]`, true = hidden, computed from [`sees`] and not from the tiles.
-    pub fn dense_mask(&self) -> Vec<bool> {
+    pub(crate) fn dense_mask(&self) -> Vec<bool> {
         let s = self.len;
         let mut out = vec![true; self.rows * s * s];
         for r in 0..self.rows {
@@ -174,6 +174,7 @@ impl Batch {
     }
 
     /// The dense mask computed from the tiles; a test compares it with [`Batch::dense_mask`].
+    #[cfg(test)]
     pub fn dense_mask_from_tiles(&self) -> Vec<bool> {
         let s = self.len;
         let mut out = vec![true; self.rows * s * s];

@@ -12,7 +12,7 @@ use crate::kernels::RowIndex;
 use crate::model::{AttentionPlan, Context, Decoder};
 
 /// The inputs of one micro-batch.
-pub struct DeviceBatch {
+pub(crate) struct DeviceBatch {
     pub(super) ids: Tensor<1, Int>,
     pub(super) cx: Context,
     pub(super) at: Vec<i32>,
@@ -25,7 +25,7 @@ pub struct DeviceBatch {
 
 impl DeviceBatch {
     /// Copies a batch to the device of `plan`, with the mask, ranges or tiles of its attention.
-    pub fn upload(decoder: &Decoder, batch: &Batch, plan: &ComputePlan) -> Result<Self> {
+    pub(crate) fn upload(decoder: &Decoder, batch: &Batch, plan: &ComputePlan) -> Result<Self> {
         let (device, dtype) = (&plan.device.device, plan.dtype.burn());
         let (cos, sin) =
             decoder.rope_tables(&batch.positions(), batch.rows, batch.len, dtype, device);

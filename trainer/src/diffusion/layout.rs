@@ -22,7 +22,7 @@ use crate::attention::{KeyRange, Tile};
 
 /// Which copy of a token a stream entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StreamRole {
+pub(crate) enum StreamRole {
     /// The clean token.
     Clean,
     /// The noised token of view 0 (A) or 1 (B).
@@ -33,7 +33,7 @@ pub enum StreamRole {
 
 /// One entry of a stream.
 #[derive(Clone, Copy, Debug)]
-pub struct Token {
+pub(crate) struct Token {
     /// Token id; the mask id where the token is hidden.
     pub id: i32,
     /// Position within the document.
@@ -47,14 +47,14 @@ pub struct Token {
 
 /// A prediction that counts: the logits at stream position `at` predict token `id`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Target {
+pub(crate) struct Target {
     pub at: usize,
     pub id: i32,
 }
 
 /// A sequence of tokens that attend among themselves.
 #[derive(Clone, Debug, Default)]
-pub struct Stream {
+pub(crate) struct Stream {
     pub tokens: Vec<Token>,
     /// Which keys each token sees; together the tiles cover every token once.
     pub tiles: Vec<Tile>,
@@ -68,7 +68,7 @@ fn is_hidden(row: &PackedRow, hidden: &[bool], view: u8, i: usize) -> bool {
 
 /// Whether a query sees a key in the two diffusion layouts: the reference that tests compare the
 /// tiles with.
-pub fn sees(q: &Token, k: &Token) -> bool {
+pub(crate) fn sees(q: &Token, k: &Token) -> bool {
     q.document == k.document
         && match (q.role, k.role) {
             (StreamRole::Clean, StreamRole::Clean) => k.block <= q.block,
@@ -80,7 +80,7 @@ pub fn sees(q: &Token, k: &Token) -> bool {
 }
 
 /// The published formulation: for each view one stream `[x_t ; x_0]`, every position kept.
-pub fn reference(row: &PackedRow, hidden: &[bool], spec: &ObjectiveSpec) -> Vec<Stream> {
+pub(crate) fn reference(row: &PackedRow, hidden: &[bool], spec: &ObjectiveSpec) -> Vec<Stream> {
     let len = row.input_ids.len();
     let documents = spec.documents(row);
     spec.views()
@@ -124,7 +124,7 @@ pub fn reference(row: &PackedRow, hidden: &[bool], spec: &ObjectiveSpec) -> Vec<
 /// in it is hidden in that view, its hidden states are those of the clean block, and the logits are
 /// read there. A clean block is needed when a later noised block is kept or its own logits are
 /// read.
-pub fn saving(row: &PackedRow, hidden: &[bool], spec: &ObjectiveSpec) -> Stream {
+pub(crate) fn saving(row: &PackedRow, hidden: &[bool], spec: &ObjectiveSpec) -> Stream {
     let bd = spec.bd_size;
     let mut s = Stream::default();
     for (doc, start, n) in spec.documents(row) {
@@ -207,7 +207,7 @@ pub fn saving(row: &PackedRow, hidden: &[bool], spec: &ObjectiveSpec) -> Stream 
 }
 
 /// The row under a causal mask, with response-only loss: `objective=sft`.
-pub fn causal(row: &PackedRow, spec: &ObjectiveSpec) -> Stream {
+pub(crate) fn causal(row: &PackedRow, spec: &ObjectiveSpec) -> Stream {
     let mut s = Stream::default();
     for (doc, start, n) in spec.documents(row) {
         s.tiles.push(Tile::causal(start, n, KeyRange::new(start, 0), start));

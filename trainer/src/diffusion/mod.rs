@@ -4,13 +4,14 @@
 //! the streams of several rows, `device_batch` copies a batch to the device, `objective` computes
 //! the loss and its gradient.
 
-pub mod batch;
-pub mod device_batch;
-pub mod layout;
-pub mod objective;
-pub mod spec;
+pub(crate) mod batch;
+pub(crate) mod device_batch;
+pub(crate) mod layout;
+pub(crate) mod objective;
+pub(crate) mod spec;
 
-pub use batch::{Batch, build_batch, count_targets};
-pub use device_batch::DeviceBatch;
-pub use objective::PassOptions;
-pub use spec::{DocumentMask, IGNORE, Layout, Objective, ObjectiveSpec, PackedRow};
+pub(crate) use batch::{Batch, build_batch, count_targets};
+pub(crate) use device_batch::DeviceBatch;
+pub(crate) use objective::PassOptions;
+pub use spec::Layout;
+pub(crate) use spec::{DocumentMask, IGNORE, Objective, ObjectiveSpec, PackedRow};

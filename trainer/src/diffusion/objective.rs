@@ -20,7 +20,7 @@ use crate::model::{Decoder, Gradients, Weights};
 
 /// Choices that trade memory for time in a forward and backward pass.
 #[derive(Clone, Copy, Debug)]
-pub struct PassOptions {
+pub(crate) struct PassOptions {
     /// Keep only the input of each layer and run the layer again in the backward pass.
     pub activation_checkpointing: bool,
     /// Rows of logits computed at a time; bounds the `[rows, vocab_size]` buffers.
@@ -28,7 +28,7 @@ pub struct PassOptions {
 }
 
 /// Sum of the cross-entropies, without gradients.
-pub fn loss_sum(
+pub(crate) fn loss_sum(
     decoder: &Decoder,
     w: &Weights,
     inputs: &DeviceBatch,
@@ -59,7 +59,7 @@ fn scalar(t: Tensor<1>) -> Result<f64> {
 
 /// Sum of the cross-entropies; adds `scale ·` its gradient to `into` (`scale` = 1 / counted targets
 /// of the optimizer step).
-pub fn loss_and_gradients(
+pub(crate) fn loss_and_gradients(
     decoder: &Decoder,
     w: &Weights,
     inputs: &DeviceBatch,
@@ -158,7 +158,7 @@ fn total(losses: Vec<Tensor<1>>) -> Result<f64> {
 }
 
 /// fp32 logits of every stream position, `[rows · len, vocab_size]`; for parity checks.
-pub fn all_logits(decoder: &Decoder, w: &Weights, inputs: &DeviceBatch) -> Tensor<2> {
+pub(crate) fn all_logits(decoder: &Decoder, w: &Weights, inputs: &DeviceBatch) -> Tensor<2> {
     let h = decoder.hidden(w, inputs.ids.clone(), &inputs.cx);
     to_f32(decoder.logits(w, h))
 }

@@ -2,11 +2,11 @@
 //! `docs/objective.md`.
 
 /// Label that carries no loss.
-pub const IGNORE: i32 = -100;
+pub(crate) const IGNORE: i32 = -100;
 
 /// One row of a packed dataset.
 #[derive(Clone, Debug, Default)]
-pub struct PackedRow {
+pub(crate) struct PackedRow {
     /// Token ids, `[L]`.
     pub input_ids: Vec<i32>,
     /// Labels, `[L]`; [`IGNORE`] where there is no loss.
@@ -17,7 +17,7 @@ pub struct PackedRow {
 
 /// The training objective.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Objective {
+pub(crate) enum Objective {
     /// Noised copies of the tokens next to clean ones, in complementary views (the default).
     BlockDiffusion(Layout),
     /// The causal next-token loss on responses.
@@ -35,7 +35,7 @@ pub enum Layout {
 
 /// How documents bound attention and positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DocumentMask {
+pub(crate) enum DocumentMask {
     /// Attention stays inside a document, and positions restart with it (default).
     Document,
     /// As in the published hub code: the row is one sequence whose documents see each other.
@@ -44,7 +44,7 @@ pub enum DocumentMask {
 
 /// Settings of the objective.
 #[derive(Clone, Copy, Debug)]
-pub struct ObjectiveSpec {
+pub(crate) struct ObjectiveSpec {
     /// Tokens per block.
     pub bd_size: usize,
     pub mask_token_id: i32,

@@ -27,7 +27,7 @@ const STATE: &str = "state.json";
 
 /// Everything of a run that is not a tensor.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct RunState {
+pub(crate) struct RunState {
     /// Optimizer steps done (skipped ones included).
     pub step: u64,
     /// Updates made by the optimizer.
@@ -66,7 +66,7 @@ pub struct RunState {
 }
 
 /// What identifies a run, by name: settings, dataset and model. A resume compares it.
-pub type Identity = BTreeMap<String, String>;
+pub(crate) type Identity = BTreeMap<String, String>;
 
 /// `state.json`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -79,7 +79,7 @@ struct StateFile {
 }
 
 /// What a checkpoint is written from.
-pub struct Snapshot<'a> {
+pub(crate) struct Snapshot<'a> {
     pub params: &'a Params,
     pub weights: &'a Weights,
     /// In the order of `params`.
@@ -89,7 +89,7 @@ pub struct Snapshot<'a> {
 }
 
 /// A checkpoint read back to the device.
-pub struct Restored {
+pub(crate) struct Restored {
     pub weights: Weights,
     /// In the order of the parameters.
     pub optimizer: Vec<OptimizerState>,
@@ -98,7 +98,7 @@ pub struct Restored {
 }
 
 /// Write a checkpoint into the empty folder `dir`.
-pub fn write(dir: &Path, snapshot: &Snapshot) -> Result<()> {
+pub(crate) fn write(dir: &Path, snapshot: &Snapshot) -> Result<()> {
     let specs = &snapshot.params.specs;
     let entry = |name: String, shape: &[usize], t: &Tensor<2>| {
         TensorEntry::floats(name, Dtype::F32, shape.to_vec(), t.clone())
@@ -134,12 +134,12 @@ pub fn write(dir: &Path, snapshot: &Snapshot) -> Result<()> {
 }
 
 /// Whether `dir` is a checkpoint that was written to its end.
-pub fn is_whole(dir: &Path) -> bool {
+pub(crate) fn is_whole(dir: &Path) -> bool {
     dir.join(STATE).is_file()
 }
 
 /// The identity of the run that wrote a checkpoint.
-pub fn identity(dir: &Path) -> Result<Identity> {
+pub(crate) fn identity(dir: &Path) -> Result<Identity> {
     Ok(read_state(dir)?.identity)
 }
 
@@ -157,7 +157,12 @@ fn read_state(dir: &Path) -> Result<StateFile> {
 
 /// Read a checkpoint back; the sha256 of its files must be those of `state.json`. `muon` says for
 /// each parameter whether Muon updates it.
-pub fn restore(dir: &Path, params: &Params, muon: &[bool], device: &Device) -> Result<Restored> {
+pub(crate) fn restore(
+    dir: &Path,
+    params: &Params,
+    muon: &[bool],
+    device: &Device,
+) -> Result<Restored> {
     let file = read_state(dir)?;
     for (name, expected) in &file.files {
         let path = dir.join(name);

@@ -20,20 +20,20 @@ use crate::report::console::message;
 
 /// The checkpoint folder of a run.
 #[derive(Clone, Debug)]
-pub struct CheckpointStore {
+pub(crate) struct CheckpointStore {
     dir: PathBuf,
     keep: usize,
 }
 
 impl CheckpointStore {
     /// The store of the run in `run_dir`, which keeps the newest `keep` checkpoints.
-    pub fn new(run_dir: &Path, keep: usize) -> Self {
+    pub(crate) fn new(run_dir: &Path, keep: usize) -> Self {
         CheckpointStore { dir: run_dir.join("checkpoints"), keep: keep.max(1) }
     }
 
     /// Finish or undo the replacement of a checkpoint that a crash interrupted. Only the training
     /// run itself may call this: it renames folders.
-    pub fn repair(&self) -> Result<()> {
+    pub(crate) fn repair(&self) -> Result<()> {
         if !self.dir.is_dir() {
             return Ok(());
         }
@@ -55,7 +55,7 @@ impl CheckpointStore {
 
     /// Folder of the checkpoint that `latest` names, if there is one. Where that folder is missing,
     /// the newest whole checkpoint before it, with a warning.
-    pub fn latest(&self) -> Result<Option<PathBuf>> {
+    pub(crate) fn latest(&self) -> Result<Option<PathBuf>> {
         let pointer = self.dir.join("latest");
         let name = match std::fs::read_to_string(&pointer) {
             Ok(name) => name.trim().to_string(),
@@ -94,7 +94,7 @@ impl CheckpointStore {
     }
 
     /// Write a checkpoint; returns its folder.
-    pub fn save(&self, snapshot: &Snapshot) -> Result<PathBuf> {
+    pub(crate) fn save(&self, snapshot: &Snapshot) -> Result<PathBuf> {
         fs::create_dir(&self.dir)?;
         let name = format!("step-{:09}", snapshot.state.step);
         let dir = self.dir.join(&name);
@@ -145,7 +145,7 @@ impl CheckpointStore {
     }
 
     /// Remove every checkpoint of this run.
-    pub fn clear(&self) -> Result<()> {
+    pub(crate) fn clear(&self) -> Result<()> {
         remove_dir(&self.dir, "removing old checkpoints")
     }
 }

@@ -28,7 +28,7 @@ use dlm_datasets::fs;
 const SHARD_BYTES: usize = 5_000_000_000;
 
 /// Everything in an export besides the tensors.
-pub struct ExportInfo {
+pub(crate) struct ExportInfo {
     /// Tokens per block.
     pub bd_size: usize,
     /// Text of the mask token.
@@ -47,7 +47,7 @@ pub struct ExportInfo {
 
 /// Refuse a format that this model cannot be written in. Also called before training, so that a
 /// long run does not end with this error.
-pub fn check(decoder: &Decoder, format: ExportFormat) -> Result<()> {
+pub(crate) fn check(decoder: &Decoder, format: ExportFormat) -> Result<()> {
     let cfg = &decoder.cfg;
     match format {
         ExportFormat::Hf => Ok(()),
@@ -68,7 +68,7 @@ pub fn check(decoder: &Decoder, format: ExportFormat) -> Result<()> {
 }
 
 /// Write the folder.
-pub fn export(
+pub(crate) fn export(
     dir: &Path,
     decoder: &Decoder,
     w: &Weights,

@@ -9,13 +9,16 @@ use crate::error::{Error, Result};
 use dlm_datasets::fs;
 
 /// Read a JSON file. `expected` completes the error "PATH: not …".
-pub fn read<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<T> {
+pub(crate) fn read<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<T> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "reading", e))?;
     parse(path, &text, expected)
 }
 
 /// [`read`], or `None` where there is no such file.
-pub fn read_if_present<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<Option<T>> {
+pub(crate) fn read_if_present<T: DeserializeOwned>(
+    path: &Path,
+    expected: &str,
+) -> Result<Option<T>> {
     match std::fs::read_to_string(path) {
         Ok(text) => parse(path, &text, expected).map(Some),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -28,7 +31,7 @@ fn parse<T: DeserializeOwned>(path: &Path, text: &str, expected: &str) -> Result
 }
 
 /// Write `value`, indented, with a line break at the end; a reader sees the old file or the new.
-pub fn write(path: &Path, value: &impl Serialize) -> Result<()> {
+pub(crate) fn write(path: &Path, value: &impl Serialize) -> Result<()> {
     let mut bytes =
         serde_json::to_vec_pretty(value).map_err(|e| Error::format(path, e.to_string()))?;
     bytes.push(b'\n');

@@ -16,7 +16,7 @@ use crate::model::{Decoder, ModelConfig, ParamKind, Params, Weights, load};
 
 /// Changes applied to a model between reading and upload.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct LoadOptions {
+pub(crate) struct LoadOptions {
     /// Round matrices and embeddings to bf16 and back, which is what bf16 computation does to them.
     pub round_to_bf16: bool,
     /// Quantise linear layers online (BitLinear) whatever `config.json` says.
@@ -24,7 +24,7 @@ pub struct LoadOptions {
 }
 
 /// A model in host memory.
-pub struct HostModel {
+pub(crate) struct HostModel {
     pub config: ModelConfig,
     pub params: Params,
     /// fp32 values in the order of [`Params::specs`]; empty until they are read or drawn.
@@ -32,14 +32,14 @@ pub struct HostModel {
 }
 
 /// A model on a device.
-pub struct LoadedModel {
+pub(crate) struct LoadedModel {
     pub decoder: Decoder,
     /// fp32 weights.
     pub weights: Weights,
 }
 
 /// The local folder of a model given on the command line; a hub's model is downloaded first.
-pub fn resolve(model: &Path) -> Result<PathBuf> {
+pub(crate) fn resolve(model: &Path) -> Result<PathBuf> {
     match model.to_str() {
         Some(text) => {
             Ok(resolve_model(text, ModelPart::Whole, "--model", &ConsoleProgress::default())?
@@ -50,7 +50,11 @@ pub fn resolve(model: &Path) -> Result<PathBuf> {
 }
 
 /// Read the model of a Hugging Face folder and move it to `device`.
-pub fn load_model(folder: &Path, options: LoadOptions, device: &Device) -> Result<LoadedModel> {
+pub(crate) fn load_model(
+    folder: &Path,
+    options: LoadOptions,
+    device: &Device,
+) -> Result<LoadedModel> {
     let mut model = HostModel::read(folder)?;
     if options.round_to_bf16 {
         model.round_to_bf16();
@@ -63,12 +67,12 @@ pub fn load_model(folder: &Path, options: LoadOptions, device: &Device) -> Resul
 
 impl HostModel {
     /// An architecture, without weights so far.
-    pub fn new(config: ModelConfig) -> Self {
+    pub(crate) fn new(config: ModelConfig) -> Self {
         HostModel { params: Params::new(&config), config, values: Vec::new() }
     }
 
     /// Architecture and weights of a Hugging Face folder.
-    pub fn read(folder: &Path) -> Result<Self> {
+    pub(crate) fn read(folder: &Path) -> Result<Self> {
         let mut model = HostModel::new(ModelConfig::read(folder)?);
         model.read_weights(folder)?;
         Ok(model)
@@ -76,18 +80,18 @@ impl HostModel {
 
     /// Read the weights of a folder. Packed ternary weights are unpacked, after which
     /// `config.quantization` is [`Quantization::Online`].
-    pub fn read_weights(&mut self, folder: &Path) -> Result<()> {
+    pub(crate) fn read_weights(&mut self, folder: &Path) -> Result<()> {
         self.values = load::read_host(folder, &mut self.config, &self.params)?;
         Ok(())
     }
 
     /// Draw random weights from `seed`.
-    pub fn draw_weights(&mut self, seed: u64) {
+    pub(crate) fn draw_weights(&mut self, seed: u64) {
         self.values = load::random_host(&self.config, &self.params, seed);
     }
 
     /// Round matrices and embeddings to bf16 and back.
-    pub fn round_to_bf16(&mut self) {
+    pub(crate) fn round_to_bf16(&mut self) {
         let rounded = |kind| matches!(kind, ParamKind::Matrix | ParamKind::Embedding);
         self.params
             .specs
@@ -99,7 +103,7 @@ impl HostModel {
     }
 
     /// Move the weights to `device`.
-    pub fn upload(self, device: &Device) -> LoadedModel {
+    pub(crate) fn upload(self, device: &Device) -> LoadedModel {
         let weights = load::upload(self.values, &self.params, device);
         LoadedModel { decoder: Decoder::new(self.config), weights }
     }

@@ -1,9 +1,9 @@
 //! Files of models and runs: sources, loading, checkpoints, exports.
 
-pub mod checkpoint;
-pub mod checkpoint_store;
-pub mod export;
-pub mod json;
-pub mod load_model;
-pub mod safetensors_file;
-pub mod source;
+pub(crate) mod checkpoint;
+pub(crate) mod checkpoint_store;
+pub(crate) mod export;
+pub(crate) mod json;
+pub(crate) mod load_model;
+pub(crate) mod safetensors_file;
+pub(crate) mod source;

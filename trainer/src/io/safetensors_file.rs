@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// One tensor of a file.
-pub struct TensorEntry {
+pub(crate) struct TensorEntry {
     pub name: String,
     /// Type in the file.
     pub dtype: Dtype,
@@ -34,7 +34,7 @@ pub struct TensorEntry {
 }
 
 /// Where a tensor's bytes come from.
-pub enum TensorContent {
+pub(crate) enum TensorContent {
     /// A device tensor, downloaded when its turn comes and stored as F32 or BF16.
     Floats(Tensor<2>),
     /// The bytes as stored.
@@ -43,12 +43,12 @@ pub enum TensorContent {
 
 impl TensorEntry {
     /// A device tensor to be stored in `dtype` (F32 or BF16).
-    pub fn floats(name: String, dtype: Dtype, shape: Vec<usize>, values: Tensor<2>) -> Self {
+    pub(crate) fn floats(name: String, dtype: Dtype, shape: Vec<usize>, values: Tensor<2>) -> Self {
         TensorEntry { name, dtype, shape, content: TensorContent::Floats(values) }
     }
 
     /// Length in the file, bytes.
-    pub fn byte_len(&self) -> usize {
+    pub(crate) fn byte_len(&self) -> usize {
         match &self.content {
             TensorContent::Floats(_) => {
                 self.shape.iter().product::<usize>() * if self.dtype == Dtype::F32 { 4 } else { 2 }
@@ -59,7 +59,7 @@ impl TensorEntry {
 }
 
 /// Write a file atomically.
-pub fn write(path: &Path, entries: &[TensorEntry]) -> Result<()> {
+pub(crate) fn write(path: &Path, entries: &[TensorEntry]) -> Result<()> {
     let partial = fs::partial_path(path);
     let mut out = create(&partial)?;
     write_to(&mut out, &partial, entries)?;
@@ -67,7 +67,7 @@ pub fn write(path: &Path, entries: &[TensorEntry]) -> Result<()> {
 }
 
 /// Write a file atomically; returns the sha256 of its bytes, computed while writing.
-pub fn write_hashed(path: &Path, entries: &[TensorEntry]) -> Result<String> {
+pub(crate) fn write_hashed(path: &Path, entries: &[TensorEntry]) -> Result<String> {
     let partial = fs::partial_path(path);
     let mut out = HashWriter::new(create(&partial)?);
     write_to(&mut out, &partial, entries)?;
@@ -152,7 +152,7 @@ fn write_floats(out: &mut impl Write, values: &[f32], dtype: Dtype) -> io::Resul
 
 /// Read tensors of a file to the device as fp32. `expected` gives name, shape in the file and shape
 /// on the device; every one of them must be there with that shape.
-pub fn read_f32(
+pub(crate) fn read_f32(
     path: &Path,
     expected: impl Iterator<Item = (String, Vec<usize>, [usize; 2])>,
     device: &Device,

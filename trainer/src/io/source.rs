@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 
 /// Where a run's model comes from.
 #[derive(Clone, Debug)]
-pub struct ModelSource {
+pub(crate) struct ModelSource {
     /// Local folder; none with `source.init=random`.
     pub folder: Option<PathBuf>,
     /// What is recorded: the folder as configured, `hf://ORG/NAME@COMMIT`, or `random`.
@@ -26,7 +26,7 @@ pub struct ModelSource {
 /// weights then, so only shapes and tokenizer are needed; and where `source.path` names the
 /// recorded repository without a revision, the recorded commit is used, whatever the repository's
 /// main branch has become.
-pub fn locate(cfg: &Config, recorded: Option<&str>) -> Result<ModelSource> {
+pub(crate) fn locate(cfg: &Config, recorded: Option<&str>) -> Result<ModelSource> {
     if cfg.source.init == Init::Random {
         return Ok(ModelSource { folder: None, name: "random".into() });
     }
@@ -50,7 +50,7 @@ pub fn locate(cfg: &Config, recorded: Option<&str>) -> Result<ModelSource> {
 }
 
 /// The tokenizer files of a folder, those that exist.
-pub fn tokenizer_files(dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn tokenizer_files(dir: &Path) -> Vec<PathBuf> {
     [
         "tokenizer.json",
         "tokenizer_config.json",

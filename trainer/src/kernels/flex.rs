@@ -6,10 +6,10 @@ use half::{bf16, f16};
 
 /// Elements that a parallel task works on, approximately. The size is fixed and partial sums are
 /// added in order, so results do not depend on the number of threads.
-pub const CHUNK: usize = 16 * 1024;
+pub(crate) const CHUNK: usize = 16 * 1024;
 
 /// The tensor, stored so that its storage holds exactly its values, in order.
-pub fn plain<E: Element + bytemuck::Pod>(t: FlexTensor) -> FlexTensor {
+pub(crate) fn plain<E: Element + bytemuck::Pod>(t: FlexTensor) -> FlexTensor {
     let t = t.to_contiguous();
     match t.as_slice::<E>() {
         Some(values) if values.len() != t.storage::<E>().len() => {
@@ -21,7 +21,7 @@ pub fn plain<E: Element + bytemuck::Pod>(t: FlexTensor) -> FlexTensor {
 }
 
 /// Ids, whichever integer type they are stored as.
-pub fn ids(t: FlexTensor) -> Vec<usize> {
+pub(crate) fn ids(t: FlexTensor) -> Vec<usize> {
     match t.dtype() {
         DType::I64 => plain::<i64>(t).storage::<i64>().iter().map(|i| *i as usize).collect(),
         _ => plain::<i32>(t).storage::<i32>().iter().map(|i| *i as usize).collect(),
@@ -29,7 +29,7 @@ pub fn ids(t: FlexTensor) -> Vec<usize> {
 }
 
 /// The tensor in fp32, [`plain`].
-pub fn as_f32(t: FlexTensor) -> FlexTensor {
+pub(crate) fn as_f32(t: FlexTensor) -> FlexTensor {
     let shape = t.layout().shape().to_vec();
     let values: Vec<f32> = match t.dtype() {
         DType::BF16 => plain::<bf16>(t).storage::<bf16>().iter().map(|v| v.to_f32()).collect(),
@@ -40,7 +40,7 @@ pub fn as_f32(t: FlexTensor) -> FlexTensor {
 }
 
 /// A plain fp32 tensor cast to `dtype`: the inverse of [`as_f32`].
-pub fn cast_back(t: FlexTensor, dtype: DType) -> FlexTensor {
+pub(crate) fn cast_back(t: FlexTensor, dtype: DType) -> FlexTensor {
     let shape = t.layout().shape().to_vec();
     let values = t.storage::<f32>().iter();
     match dtype {
@@ -57,34 +57,34 @@ pub fn cast_back(t: FlexTensor, dtype: DType) -> FlexTensor {
 }
 
 /// An fp32 tensor as rows over its last dimension.
-pub struct Rows {
+pub(crate) struct Rows {
     tensor: FlexTensor,
     pub shape: Vec<usize>,
 }
 
 impl Rows {
-    pub fn new(t: FlexTensor) -> Self {
+    pub(crate) fn new(t: FlexTensor) -> Self {
         assert_eq!(t.dtype(), DType::F32, "single-pass operations on the CPU compute in fp32");
         let tensor = plain::<f32>(t);
         let shape = tensor.layout().shape().to_vec();
         Rows { tensor, shape }
     }
 
-    pub fn width(&self) -> usize {
+    pub(crate) fn width(&self) -> usize {
         self.shape.last().copied().unwrap_or(1)
     }
 
-    pub fn values(&self) -> &[f32] {
+    pub(crate) fn values(&self) -> &[f32] {
         self.tensor.storage()
     }
 }
 
 /// A tensor of `values`.
-pub fn tensor(values: Vec<f32>, shape: &[usize]) -> FlexTensor {
+pub(crate) fn tensor(values: Vec<f32>, shape: &[usize]) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(values, shape.to_vec()))
 }
 
 /// Rows of `width` that a task of about [`CHUNK`] elements has.
-pub fn rows_per_task(width: usize) -> usize {
+pub(crate) fn rows_per_task(width: usize) -> usize {
     (CHUNK / width.max(1)).max(1)
 }

@@ -7,7 +7,7 @@ use burn::prelude::*;
 use super::cast::{cast_to, to_f32};
 
 /// `y = x Wᵀ + b` with `x` `[T, I]`, `weight` `[O, I]`, `bias` `[1, O]`.
-pub fn linear(x: Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<2>>) -> Tensor<2> {
+pub(crate) fn linear(x: Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<2>>) -> Tensor<2> {
     let dtype = x.dtype();
     let y = x.matmul(cast_to(weight.clone(), dtype).transpose());
     match bias {
@@ -20,13 +20,13 @@ pub fn linear(x: Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<2>>) -> Ten
 /// rounding half to even.
 ///
 /// Source: BitNet b1.58 as transformers' `AutoBitLinear` computes it online.
-pub fn ternary_weight(w: Tensor<2>) -> Tensor<2> {
+pub(crate) fn ternary_weight(w: Tensor<2>) -> Tensor<2> {
     let (codes, scale) = ternary_codes(w);
     codes / scale
 }
 
 /// The values -1, 0, 1 of [`ternary_weight`], and the `[1, 1]` scale `s` that they are divided by.
-pub fn ternary_codes(w: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+pub(crate) fn ternary_codes(w: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
     let w = to_f32(w);
     let scale = w.clone().abs().mean().clamp_min(1e-5).recip().reshape([1, 1]);
     ((w * scale.clone()).round().clamp(-1.0, 1.0), scale)
@@ -34,7 +34,7 @@ pub fn ternary_codes(w: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
 
 /// Int8 activations per token by absmax: `clamp(round(x s), -128, 127) / s` with `s = 127 /
 /// max(max|x|, 1e-5)`.
-pub fn int8_activation(x: Tensor<2>) -> Tensor<2> {
+pub(crate) fn int8_activation(x: Tensor<2>) -> Tensor<2> {
     let dtype = x.dtype();
     let x = to_f32(x);
     let scale = x.clone().abs().max_dim(1).clamp_min(1e-5).recip().mul_scalar(127.0);
@@ -46,7 +46,7 @@ pub fn int8_activation(x: Tensor<2>) -> Tensor<2> {
 ///
 /// `lambda` blends between full precision (0) and quantised (1), so that the quantisation can be
 /// warmed up.
-pub fn bit_linear(
+pub(crate) fn bit_linear(
     x: Tensor<2>,
     weight: &Tensor<2>,
     bias: Option<&Tensor<2>>,

@@ -14,22 +14,22 @@
 //! operations; `cpu.rs` implements it for the CPU backend, `gpu.rs` as a CubeCL kernel (CUDA, and
 //! wgpu in fp32). Tests compare every fast form with the composed one.
 
-pub mod adamw;
-pub mod add_rows;
-pub mod cast;
-pub mod cross_entropy;
+pub(crate) mod adamw;
+pub(crate) mod add_rows;
+pub(crate) mod cast;
+pub(crate) mod cross_entropy;
 #[cfg(feature = "gpu")]
 pub(crate) mod cube;
 pub(crate) mod flex;
-pub mod gate;
-pub mod linear;
-pub mod rms_norm;
-pub mod rope;
+pub(crate) mod gate;
+pub(crate) mod linear;
+pub(crate) mod rms_norm;
+pub(crate) mod rope;
 pub(crate) mod simd;
 #[cfg(test)]
 pub(crate) mod test_support;
 
-pub use adamw::{AdamwStep, adamw};
-pub use add_rows::{RowIndex, add_rows};
-pub use cross_entropy::cross_entropy;
-pub use gate::Activation;
+pub(crate) use adamw::{AdamwStep, adamw};
+pub(crate) use add_rows::{RowIndex, add_rows};
+pub(crate) use cross_entropy::cross_entropy;
+pub(crate) use gate::Activation;

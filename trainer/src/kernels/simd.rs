@@ -47,7 +47,7 @@ pub(crate) use widest;
 /// e^x for x ≤ 0, to about 2 ulp: range reduction by ln 2 and a polynomial, without branches and
 /// calls so that it vectorises.
 #[inline(always)]
-pub fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     // 1.5 · 2^23: adding it rounds to a whole number, which is then in the low bits.
     const ROUND: f32 = 12_582_912.0;
     let x = if x < -87.0 { -87.0 } else { x };
@@ -68,20 +68,20 @@ pub fn exp(x: f32) -> f32 {
 
 /// 1 / (1 + e^-x), from an exponential of a non-positive argument.
 #[inline(always)]
-pub fn sigmoid(x: f32) -> f32 {
+pub(crate) fn sigmoid(x: f32) -> f32 {
     let s = 1.0 / (1.0 + exp(-x.abs()));
     if x >= 0.0 { s } else { 1.0 - s }
 }
 
 /// Softmax of a row, in place.
-pub fn softmax(row: &mut [f32]) {
+pub(crate) fn softmax(row: &mut [f32]) {
     scaled_softmax(row, 1.0, &mut 0.0);
 }
 
 widest! {
     /// `scale · softmax` of a row, in place; `log_sum` becomes the logarithm of the sum of the
     /// exponentials.
-    pub fn scaled_softmax(row: &mut [f32], scale: f32, log_sum: &mut f32) {
+    pub(crate) fn scaled_softmax(row: &mut [f32], scale: f32, log_sum: &mut f32) {
         let mut lanes = [f32::NEG_INFINITY; LANES];
         let mut most = f32::NEG_INFINITY;
         let chunks = row.chunks_exact(LANES);

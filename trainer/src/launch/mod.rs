@@ -9,5 +9,5 @@ mod plan;
 mod sky;
 mod task;
 
-pub use plan::{InputLocation, LaunchOptions, LaunchPlan, Scale};
+pub(crate) use plan::{LaunchOptions, Scale};
 pub use sky::{cancel, launch, logs, runs};

@@ -14,14 +14,14 @@ const TEMPLATE: &str = "launch/dlm_train.yaml";
 
 impl LaunchPlan {
     /// The task as YAML.
-    pub fn yaml(&self) -> Result<String> {
+    pub(super) fn yaml(&self) -> Result<String> {
         let options = serde_saphyr::ser_options! { prefer_block_scalars: true };
         serde_saphyr::to_string_with_options(&self.task()?, options)
             .map_err(|error| Error::Model(format!("writing the task failed: {error}")))
     }
 
     /// The task as a tree.
-    pub fn task(&self) -> Result<Value> {
+    pub(super) fn task(&self) -> Result<Value> {
         let broken = |problem: &str| Error::Model(format!("configs/{TEMPLATE}: {problem}"));
         let text = built_in(TEMPLATE).ok_or_else(|| broken("not built in"))?;
         let mut task = parse_yaml(text).map_err(|error| broken(&error))?;
@@ -66,7 +66,7 @@ impl LaunchPlan {
 
     /// The `sky` command for a task written to `file`; `secrets` are names of environment
     /// variables.
-    pub fn command(&self, file: &str, secrets: &[&str]) -> Vec<String> {
+    pub(super) fn command(&self, file: &str, secrets: &[&str]) -> Vec<String> {
         let mut command: Vec<String> =
             ["sky", "jobs", "launch", "--yes", "--name", &self.name].map(Into::into).to_vec();
         for secret in secrets {
@@ -93,7 +93,7 @@ fn mount(location: &InputLocation) -> Value {
 }
 
 /// Words joined and quoted so that a POSIX shell reads them back.
-pub fn shell_words(words: &[String]) -> String {
+pub(super) fn shell_words(words: &[String]) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "=._-/:,@+%".contains(c);
     let quote = |word: &String| match !word.is_empty() && word.chars().all(plain) {
         true => word.clone(),

@@ -11,7 +11,7 @@ use crate::compute::tensor_io::decode_floats;
 use crate::error::{Error, Result};
 
 /// The tensors of a checkpoint folder; they are read when asked for.
-pub struct Checkpoint {
+pub(crate) struct Checkpoint {
     files: Vec<(PathBuf, Mmap)>,
     /// Tensor name → index into `files`.
     index: BTreeMap<String, usize>,
@@ -19,7 +19,7 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Maps the safetensors of a folder: one file, or the shards that the index names.
-    pub fn open(dir: &Path) -> Result<Self> {
+    pub(crate) fn open(dir: &Path) -> Result<Self> {
         let single = dir.join("model.safetensors");
         let index_file = dir.join("model.safetensors.index.json");
         let paths: Vec<PathBuf> = if single.is_file() {
@@ -75,16 +75,16 @@ impl Checkpoint {
         Ok(Checkpoint { files, index })
     }
 
-    pub fn names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.index.keys().map(String::as_str)
     }
 
-    pub fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.index.contains_key(name)
     }
 
     /// Shape and values of a floating-point tensor, in fp32.
-    pub fn f32(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
+    pub(crate) fn f32(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
         let (path, dtype, shape, data) = self.view(name)?;
         let values = decode_floats(dtype, data).ok_or_else(|| {
             Error::format(path, format!("{name} has dtype {dtype:?}; expected F32, F16 or BF16"))
@@ -93,7 +93,7 @@ impl Checkpoint {
     }
 
     /// The file, dtype, shape and bytes of a tensor.
-    pub fn view(&self, name: &str) -> Result<(&Path, Dtype, Vec<usize>, &[u8])> {
+    pub(crate) fn view(&self, name: &str) -> Result<(&Path, Dtype, Vec<usize>, &[u8])> {
         let i = *self
             .index
             .get(name)

@@ -13,7 +13,7 @@ use crate::kernels::Activation;
 
 /// The decoder family of a checkpoint; families differ only in the switches of [`ModelConfig`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
+pub(crate) enum Family {
     /// Llama and SmolLM2.
     Llama,
     /// Qwen2 and Qwen2.5: biases on q, k, v.
@@ -26,7 +26,7 @@ pub enum Family {
 
 /// How the ternary weights of a BitNet checkpoint are stored and used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Quantization {
+pub(crate) enum Quantization {
     /// Full-precision master weights, quantised in every forward pass (straight-through gradients).
     Online,
     /// `weight` packed four to a byte, `weight_scale` = mean|W| (linear_class `autobitlinear`).
@@ -37,7 +37,7 @@ pub enum Quantization {
 
 /// Llama-3 style frequency scaling of RoPE.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Llama3Scaling {
+pub(crate) struct Llama3Scaling {
     /// Low frequencies are divided by this.
     pub factor: f64,
     /// Wavelengths above `original / low_freq_factor` are divided fully.
@@ -50,7 +50,7 @@ pub struct Llama3Scaling {
 
 /// Shape and switches of a decoder. Sizes are counts of elements.
 #[derive(Clone, Debug)]
-pub struct ModelConfig {
+pub(crate) struct ModelConfig {
     /// Family, from `model_type` / `architectures`.
     pub family: Family,
     /// Rows of the embedding table.
@@ -95,7 +95,7 @@ pub struct ModelConfig {
 
 impl ModelConfig {
     /// Reads `config.json` (the file, or a folder that contains one).
-    pub fn read(path: &Path) -> Result<Self> {
+    pub(crate) fn read(path: &Path) -> Result<Self> {
         let file = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
         let text = std::fs::read_to_string(&file)
             .map_err(|e| Error::io(&file, "reading the model config", e))?;
@@ -105,7 +105,7 @@ impl ModelConfig {
     }
 
     /// Interprets a parsed `config.json`.
-    pub fn from_json(raw: Value) -> Result<Self> {
+    pub(crate) fn from_json(raw: Value) -> Result<Self> {
         let r = Reader { raw: &raw };
         let family = r.family()?;
         let hidden_size = r.size("hidden_size")?;
@@ -188,7 +188,7 @@ impl ModelConfig {
 
     /// Switches BitLinear on or off, in the raw config too, so that an export describes the model
     /// that was trained.
-    pub fn set_bitlinear(&mut self, on: bool) {
+    pub(crate) fn set_bitlinear(&mut self, on: bool) {
         self.quantization = on.then_some(Quantization::Online);
         let Some(raw) = self.raw.as_object_mut() else {
             return;
@@ -203,14 +203,9 @@ impl ModelConfig {
         }
     }
 
-    /// Query heads per key/value head.
-    pub fn group(&self) -> usize {
-        self.num_attention_heads / self.num_key_value_heads
-    }
-
     /// Inverse frequencies of RoPE, `[head_dim / 2]`, radians per position (f64, as transformers
     /// computes before rounding).
-    pub fn inv_freq(&self) -> Vec<f64> {
+    pub(crate) fn inv_freq(&self) -> Vec<f64> {
         let half = self.head_dim / 2;
         (0..half)
             .map(|i| {

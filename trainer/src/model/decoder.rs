@@ -21,7 +21,7 @@ use crate::kernels::{gate, linear, rms_norm, rope};
 /// Architecture and parameter table. The weights are passed to each call, so that the same code
 /// runs with and without a gradient tape.
 #[derive(Clone, Debug)]
-pub struct Decoder {
+pub(crate) struct Decoder {
     pub cfg: ModelConfig,
     pub params: Params,
     /// Share of BitLinear quantisation: 0 off, 1 full. Ignored unless the config has BitNet
@@ -34,7 +34,7 @@ pub struct Decoder {
 
 /// What every layer of one forward pass shares.
 #[derive(Clone, Debug)]
-pub struct Context {
+pub(crate) struct Context {
     /// B.
     pub batch: usize,
     /// S.
@@ -51,7 +51,7 @@ pub struct Context {
 
 /// Which keys each query sees, in the form that the attention implementation needs.
 #[derive(Clone, Debug)]
-pub enum AttentionPlan {
+pub(crate) enum AttentionPlan {
     /// A mask `[B, 1, S, S]`, true = hidden ([`dense`]).
     Dense(Tensor<4, Bool>),
     /// Key ranges per query, `[B · S · 4]` ([`ranges::table`]).
@@ -62,7 +62,7 @@ pub enum AttentionPlan {
 
 impl Context {
     /// The same context, for tensors on a gradient tape.
-    pub fn tracked(&self) -> Context {
+    pub(crate) fn tracked(&self) -> Context {
         Context {
             batch: self.batch,
             len: self.len,
@@ -85,18 +85,18 @@ impl Context {
 }
 
 impl Decoder {
-    pub fn new(cfg: ModelConfig) -> Self {
+    pub(crate) fn new(cfg: ModelConfig) -> Self {
         let params = Params::new(&cfg);
         Decoder { cfg, params, quant_lambda: 1.0, ternary_weights: false }
     }
 
     /// Embeddings of token ids `[T]` → `[T, hidden_size]` in the compute dtype.
-    pub fn embed(&self, w: &Weights, ids: Tensor<1, Int>, dtype: DType) -> Tensor<2> {
+    pub(crate) fn embed(&self, w: &Weights, ids: Tensor<1, Int>, dtype: DType) -> Tensor<2> {
         cast_to(w[self.params.embed_tokens].clone().select(0, ids), dtype)
     }
 
     /// One decoder layer, `[T, hidden_size]` → `[T, hidden_size]`.
-    pub fn layer(&self, w: &Weights, i: usize, x: Tensor<2>, cx: &Context) -> Tensor<2> {
+    pub(crate) fn layer(&self, w: &Weights, i: usize, x: Tensor<2>, cx: &Context) -> Tensor<2> {
         let l = &self.params.layers[i];
         let x = x.clone() + self.attention_block(w, l, x, cx);
         x.clone() + self.mlp(w, l, x, cx.fused())
@@ -104,7 +104,7 @@ impl Decoder {
 
     /// Queries, keys and values after norm and RoPE: `[B, H, S, D]`, `[B, K, S, D]`, `[B, K, S,
     /// D]`.
-    pub fn qkv(
+    pub(crate) fn qkv(
         &self,
         w: &Weights,
         l: &LayerIndex,
@@ -175,7 +175,7 @@ impl Decoder {
     }
 
     /// Output projection of attention, `[B, H, S, D]` → `[T, hidden_size]`.
-    pub fn attention_out(&self, w: &Weights, l: &LayerIndex, a: Tensor<4>) -> Tensor<2> {
+    pub(crate) fn attention_out(&self, w: &Weights, l: &LayerIndex, a: Tensor<4>) -> Tensor<2> {
         let [b, h, s, d] = a.dims();
         self.attention_out_flat(w, l, a.swap_dims(1, 2).reshape([b * s, h * d]))
     }
@@ -227,28 +227,28 @@ impl Decoder {
     }
 
     /// Final norm and head, `[N, hidden_size]` → fp32 logits `[N, vocab_size]`.
-    pub fn logits(&self, w: &Weights, h: Tensor<2>) -> Tensor<2> {
+    pub(crate) fn logits(&self, w: &Weights, h: Tensor<2>) -> Tensor<2> {
         to_f32(linear::linear(self.final_norm(w, h), &w[self.params.lm_head], None))
     }
 
     /// The norm before the head, `[N, hidden_size]` → `[N, hidden_size]`.
-    pub fn final_norm(&self, w: &Weights, h: Tensor<2>) -> Tensor<2> {
+    pub(crate) fn final_norm(&self, w: &Weights, h: Tensor<2>) -> Tensor<2> {
         rms_norm::composed(h, &w[self.params.norm], self.cfg.rms_norm_eps)
     }
 
     /// All layers in order, `[T, hidden_size]` → `[T, hidden_size]` (before the final norm).
-    pub fn hidden(&self, w: &Weights, ids: Tensor<1, Int>, cx: &Context) -> Tensor<2> {
+    pub(crate) fn hidden(&self, w: &Weights, ids: Tensor<1, Int>, cx: &Context) -> Tensor<2> {
         self.layers(w, self.embed(w, ids, cx.dtype), cx)
     }
 
     /// All layers in order on embeddings, `[T, hidden_size]` → `[T, hidden_size]`.
-    pub fn layers(&self, w: &Weights, x: Tensor<2>, cx: &Context) -> Tensor<2> {
+    pub(crate) fn layers(&self, w: &Weights, x: Tensor<2>, cx: &Context) -> Tensor<2> {
         (0..self.params.layers.len()).fold(x, |x, i| self.layer(w, i, x, cx))
     }
 
     /// Cosine and sine tables for the positions of all stream tokens, `batch · len` of them: two
     /// `[B, 1, S, D]` tensors in `dtype`.
-    pub fn rope_tables(
+    pub(crate) fn rope_tables(
         &self,
         positions: &[i32],
         batch: usize,

@@ -8,11 +8,11 @@ use crate::kernels::cast::to_f32;
 use crate::kernels::{self, RowIndex};
 
 /// Gradients in the order of the parameter table; none for parameters that had no part yet.
-pub struct Gradients(pub Vec<Option<Tensor<2>>>);
+pub(crate) struct Gradients(pub Vec<Option<Tensor<2>>>);
 
 impl Gradients {
     /// Without gradients, for `n` parameters.
-    pub fn new(n: usize) -> Self {
+    pub(crate) fn new(n: usize) -> Self {
         Gradients((0..n).map(|_| None).collect())
     }
 

@@ -22,7 +22,11 @@ use dlm_datasets::rng;
 /// When the folder holds packed ternary weights, `cfg.quantization` becomes
 /// [`Quantization::Online`]: the master weights are the unpacked ones, scaled so that the online
 /// quantiser reproduces the packed values.
-pub fn read_host(dir: &Path, cfg: &mut ModelConfig, params: &Params) -> Result<Vec<Vec<f32>>> {
+pub(crate) fn read_host(
+    dir: &Path,
+    cfg: &mut ModelConfig,
+    params: &Params,
+) -> Result<Vec<Vec<f32>>> {
     let ck = Checkpoint::open(dir)?;
     let packed =
         matches!(cfg.quantization, Some(Quantization::PackedMultiply | Quantization::PackedDivide));
@@ -97,7 +101,7 @@ fn misfit(dir: &Path, cfg: &ModelConfig, tensors: [Vec<String>; 3]) -> Error {
 ///
 /// Values come from a counter-based generator by (seed, parameter, element), so they are the same
 /// on every device.
-pub fn random_host(cfg: &ModelConfig, params: &Params, seed: u64) -> Vec<Vec<f32>> {
+pub(crate) fn random_host(cfg: &ModelConfig, params: &Params, seed: u64) -> Vec<Vec<f32>> {
     params
         .specs
         .iter()
@@ -116,7 +120,7 @@ pub fn random_host(cfg: &ModelConfig, params: &Params, seed: u64) -> Vec<Vec<f32
 }
 
 /// Copies host values, in the order of `params`, to the device.
-pub fn upload(host: Vec<Vec<f32>>, params: &Params, device: &Device) -> Weights {
+pub(crate) fn upload(host: Vec<Vec<f32>>, params: &Params, device: &Device) -> Weights {
     Weights(
         host.into_iter()
             .zip(&params.specs)

@@ -4,16 +4,16 @@
 //! files, `ternary` packs and unpacks BitLinear weights, `load` fits a checkpoint to the parameters
 //! and copies it to the device; `decoder` computes; `gradients` holds gradients by parameter.
 
-pub mod checkpoint_file;
-pub mod config;
-pub mod decoder;
+pub(crate) mod checkpoint_file;
+pub(crate) mod config;
+pub(crate) mod decoder;
 mod gradients;
-pub mod load;
-pub mod params;
-pub mod ternary;
+pub(crate) mod load;
+pub(crate) mod params;
+pub(crate) mod ternary;
 
-pub use checkpoint_file::Checkpoint;
-pub use config::ModelConfig;
-pub use decoder::{AttentionPlan, Context, Decoder};
-pub use gradients::Gradients;
-pub use params::{ParamKind, Params, Weights};
+pub(crate) use checkpoint_file::Checkpoint;
+pub(crate) use config::ModelConfig;
+pub(crate) use decoder::{AttentionPlan, Context, Decoder};
+pub(crate) use gradients::Gradients;
+pub(crate) use params::{ParamKind, Params, Weights};

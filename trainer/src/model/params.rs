@@ -11,7 +11,7 @@ use super::config::ModelConfig;
 
 /// The role of a parameter; it decides initialisation, weight decay and which optimizer updates it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ParamKind {
+pub(crate) enum ParamKind {
     /// Embedding table or output head, `[vocab_size, hidden_size]`.
     Embedding,
     /// Linear weight, `[out, in]`.
@@ -24,7 +24,7 @@ pub enum ParamKind {
 
 /// Name and shape of a parameter in a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ParamSpec {
+pub(crate) struct ParamSpec {
     /// Hugging Face tensor name.
     pub name: String,
     /// Shape in the file: one or two dimensions.
@@ -34,7 +34,7 @@ pub struct ParamSpec {
 
 impl ParamSpec {
     /// Shape on the device: vectors are `[1, n]`.
-    pub fn shape2(&self) -> [usize; 2] {
+    pub(crate) fn shape2(&self) -> [usize; 2] {
         match self.shape[..] {
             [n] => [1, n],
             [r, c] => [r, c],
@@ -42,24 +42,24 @@ impl ParamSpec {
         }
     }
 
-    pub fn numel(&self) -> usize {
+    pub(crate) fn numel(&self) -> usize {
         self.shape.iter().product()
     }
 }
 
 /// Index of a parameter in the flat list.
-pub type ParamIndex = usize;
+pub(crate) type ParamIndex = usize;
 
 /// A linear map: weight `[out, in]` and an optional bias `[out]`.
 #[derive(Clone, Copy, Debug)]
-pub struct LinearIndex {
+pub(crate) struct LinearIndex {
     pub weight: ParamIndex,
     pub bias: Option<ParamIndex>,
 }
 
 /// Indices of the parameters of one decoder layer.
 #[derive(Clone, Debug)]
-pub struct LayerIndex {
+pub(crate) struct LayerIndex {
     pub input_layernorm: ParamIndex,
     pub q_proj: LinearIndex,
     pub k_proj: LinearIndex,
@@ -84,7 +84,7 @@ pub struct LayerIndex {
 
 /// The parameter table of an architecture.
 #[derive(Clone, Debug)]
-pub struct Params {
+pub(crate) struct Params {
     pub specs: Vec<ParamSpec>,
     /// `model.embed_tokens.weight`.
     pub embed_tokens: ParamIndex,
@@ -97,7 +97,7 @@ pub struct Params {
 
 impl Params {
     /// The parameters of the architecture that `cfg` describes.
-    pub fn new(cfg: &ModelConfig) -> Self {
+    pub(crate) fn new(cfg: &ModelConfig) -> Self {
         let mut specs: Vec<ParamSpec> = Vec::new();
         let mut add = |name: String, shape: Vec<usize>, kind: ParamKind| -> ParamIndex {
             specs.push(ParamSpec { name, shape, kind });
@@ -159,18 +159,18 @@ impl Params {
     }
 
     /// Number of elements over all parameters.
-    pub fn numel(&self) -> usize {
+    pub(crate) fn numel(&self) -> usize {
         self.specs.iter().map(ParamSpec::numel).sum()
     }
 }
 
 /// Values for every entry of [`Params::specs`], each `[rows, cols]`.
 #[derive(Clone, Debug)]
-pub struct Weights(pub Vec<Tensor<2>>);
+pub(crate) struct Weights(pub Vec<Tensor<2>>);
 
 impl Weights {
     /// The same values as leaves of a gradient tape.
-    pub fn tracked(&self) -> Weights {
+    pub(crate) fn tracked(&self) -> Weights {
         Weights(self.0.iter().map(|t| t.clone().autodiff().require_grad()).collect())
     }
 }

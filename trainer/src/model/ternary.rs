@@ -14,11 +14,11 @@ use crate::error::{Error, Result};
 use crate::kernels::linear::ternary_codes;
 
 /// Output rows that share a byte.
-pub const PER_BYTE: usize = 4;
+pub(crate) const PER_BYTE: usize = 4;
 
 /// A packed ternary matrix.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Packed {
+pub(crate) struct Packed {
     /// Shape of `bytes`: `[out / 4, in]`.
     pub shape: [usize; 2],
     /// Codes, row by row.
@@ -30,7 +30,7 @@ pub struct Packed {
 
 /// Packs master weights exactly as [`crate::kernels::linear::ternary_weight`] quantises them;
 /// `name` is used in the error.
-pub fn pack(name: &str, master: &Tensor<2>) -> Result<Packed> {
+pub(crate) fn pack(name: &str, master: &Tensor<2>) -> Result<Packed> {
     let [rows, cols] = master.dims();
     check(name, rows)?;
     let (codes, scale) = ternary_codes(master.clone());
@@ -48,7 +48,7 @@ pub fn pack(name: &str, master: &Tensor<2>) -> Result<Packed> {
 }
 
 /// Refuses a matrix whose number of output rows is not a multiple of [`PER_BYTE`].
-pub fn check(name: &str, rows: usize) -> Result<()> {
+pub(crate) fn check(name: &str, rows: usize) -> Result<()> {
     if rows.is_multiple_of(PER_BYTE) && rows > 0 {
         return Ok(());
     }
@@ -62,7 +62,7 @@ pub fn check(name: &str, rows: usize) -> Result<()> {
 /// are not 0: then `mean|W| = a`, and the online quantiser reproduces `t · a`.
 ///
 /// `divide`: the stored scale is `1 / a` (linear_class `bitlinear`).
-pub fn unpack(
+pub(crate) fn unpack(
     ck: &Checkpoint,
     name: &str,
     scale_name: &str,

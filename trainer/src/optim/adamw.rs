@@ -16,7 +16,7 @@ use crate::model::{Gradients, ParamKind, Params, Weights};
 
 /// Optimizer state of one parameter.
 #[derive(Clone, Debug)]
-pub enum State {
+pub(crate) enum State {
     /// First and second moment, `[rows, cols]` fp32.
     Adam(Tensor<2>, Tensor<2>),
     /// Momentum, `[rows, cols]` fp32.
@@ -25,7 +25,7 @@ pub enum State {
 
 /// Optimizer state for every parameter.
 #[derive(Clone, Debug)]
-pub struct Optimizer {
+pub(crate) struct Optimizer {
     /// In the order of the parameter table.
     pub state: Vec<State>,
     /// Number of updates so far, for Adam's bias correction.
@@ -34,7 +34,7 @@ pub struct Optimizer {
 
 impl Optimizer {
     /// State before the first update.
-    pub fn new(optim: &Optim, params: &Params, device: &Device) -> Self {
+    pub(crate) fn new(optim: &Optim, params: &Params, device: &Device) -> Self {
         let zeros = |shape: [usize; 2]| Tensor::<2>::zeros(shape, (device, DType::F32));
         let state = params
             .specs
@@ -51,7 +51,7 @@ impl Optimizer {
     }
 
     /// One update; `lr_factor` comes from [`super::schedule`], `clip` from [`super::clip`].
-    pub fn step(
+    pub(crate) fn step(
         &mut self,
         optim: &Optim,
         params: &Params,
@@ -104,6 +104,6 @@ fn take(place: &mut Tensor<2>) -> Tensor<2> {
 }
 
 /// Whether Muon updates a parameter: matrices of the layers, not embeddings, head, norms or biases.
-pub fn uses_muon(optim: &Optim, kind: ParamKind) -> bool {
+pub(crate) fn uses_muon(optim: &Optim, kind: ParamKind) -> bool {
     optim.name == OptimName::Muon && kind == ParamKind::Matrix
 }

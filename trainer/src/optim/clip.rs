@@ -20,7 +20,7 @@ const ZCLIP_WARMUP: u64 = 25;
 
 /// Running mean and variance of the gradient norm; part of a checkpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct ZState {
+pub(crate) struct ZState {
     /// Number of norms in the statistics.
     pub seen: u64,
     pub mean: f64,
@@ -28,7 +28,7 @@ pub struct ZState {
 }
 
 /// Global L2 norm over all gradients, computed in fp32 on the device and read back once.
-pub fn global_norm(grads: &Gradients) -> Result<f64> {
+pub(crate) fn global_norm(grads: &Gradients) -> Result<f64> {
     let squares: Vec<Tensor<1>> =
         grads.0.iter().flatten().map(|g| to_f32(g.clone()).square().sum()).collect();
     if squares.is_empty() {
@@ -45,7 +45,7 @@ pub fn global_norm(grads: &Gradients) -> Result<f64> {
 const ZCLIP_EPS: f64 = 1e-6;
 
 /// The factor on all gradients that keeps their norm within the bounds; updates the statistics.
-pub fn factor(optim: &Optim, norm: f64, z: &mut ZState) -> f64 {
+pub(crate) fn factor(optim: &Optim, norm: f64, z: &mut ZState) -> f64 {
     let fixed = optim.clip_norm.unwrap_or(f64::INFINITY);
     let adaptive = if optim.zclip.enabled {
         zclip(optim.zclip.z, optim.zclip.alpha, norm, z)

@@ -3,9 +3,9 @@
 //!
 //! State is fp32, in the order of [`crate::model::Params::specs`], and saved by parameter name.
 
-pub mod adamw;
-pub mod clip;
-pub mod muon;
-pub mod schedule;
+pub(crate) mod adamw;
+pub(crate) mod clip;
+pub(crate) mod muon;
+pub(crate) mod schedule;
 
-pub use adamw::Optimizer;
+pub(crate) use adamw::Optimizer;

@@ -11,7 +11,7 @@ const COEFFICIENTS: (f64, f64, f64) = (3.4445, -4.7750, 2.0315);
 const STEPS: usize = 5;
 
 /// New momentum and step direction (Nesterov form).
-pub fn direction(grad: Tensor<2>, momentum: Tensor<2>, mu: f64) -> (Tensor<2>, Tensor<2>) {
+pub(crate) fn direction(grad: Tensor<2>, momentum: Tensor<2>, mu: f64) -> (Tensor<2>, Tensor<2>) {
     let momentum = momentum * mu + grad.clone();
     let ahead = grad + momentum.clone() * mu;
     let [out, inp] = ahead.dims();
@@ -20,7 +20,7 @@ pub fn direction(grad: Tensor<2>, momentum: Tensor<2>, mu: f64) -> (Tensor<2>, T
 }
 
 /// Approximate `U Vᵀ` of the singular value decomposition `U S Vᵀ`.
-pub fn orthogonalise(g: Tensor<2>) -> Tensor<2> {
+pub(crate) fn orthogonalise(g: Tensor<2>) -> Tensor<2> {
     let [out, inp] = g.dims();
     let flip = out > inp;
     let g = if flip { g.transpose() } else { g };

@@ -8,7 +8,7 @@
 use crate::config::{Optim, Schedule};
 
 /// Factor on the peak learning rate at `progress`.
-pub fn factor(optim: &Optim, progress: f64) -> f64 {
+pub(crate) fn factor(optim: &Optim, progress: f64) -> f64 {
     let p = progress.clamp(0.0, 1.0);
     let warm = optim.warmup_ratio;
     if warm > 0.0 && p < warm {

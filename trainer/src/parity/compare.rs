@@ -122,7 +122,7 @@ pub struct ParityReport {
 }
 
 /// Compares a model (folder, `hf://ORG/NAME[@REVISION]` or `ORG/NAME`) with a case.
-pub fn compare(model: &Path, options: &ParityOptions) -> Result<ParityReport> {
+pub(crate) fn compare(model: &Path, options: &ParityOptions) -> Result<ParityReport> {
     let folder = load_model::resolve(model)?;
     let limits = &options.tolerances;
     let (mut report, _) = measure(&folder, options, options.dtype, false)?;

@@ -10,5 +10,6 @@ mod compare;
 mod differences;
 mod tolerances;
 
-pub use compare::{ParityOptions, ParityReport, compare};
+pub(crate) use compare::compare;
+pub use compare::{ParityOptions, ParityReport};
 pub use tolerances::{ToleranceOptions, Tolerances};

@@ -30,7 +30,7 @@ pub(crate) fn text(text: impl Display) -> Result<Reader> {
 
 /// Writes one line to stderr. A closed stderr is ignored: a run does not end because nobody reads
 /// its messages.
-pub fn message(line: impl Display) {
+pub(crate) fn message(line: impl Display) {
     let line = format!("{line}\n");
     drop(io::stderr().write_all(line.as_bytes()));
 }

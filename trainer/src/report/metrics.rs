@@ -19,7 +19,7 @@ use crate::report::tensorboard::EventFile;
 use dlm_datasets::fs;
 
 /// Reports the steps of a session.
-pub struct Reporter {
+pub(crate) struct Reporter {
     path: PathBuf,
     file: File,
     events: Option<EventFile>,
@@ -30,7 +30,7 @@ pub struct Reporter {
 
 /// How far a run is, and its limits.
 #[derive(Clone, Copy, Debug)]
-pub struct RunProgress {
+pub(crate) struct RunProgress {
     /// Steps done.
     pub step: u64,
     /// Tokens consumed.
@@ -44,7 +44,7 @@ pub struct RunProgress {
 impl Reporter {
     /// Open `metrics.jsonl` in the run's folder, keeping the lines of steps already done; with
     /// `tensorboard` an event file too.
-    pub fn open(dir: &Path, progress: RunProgress, tensorboard: bool) -> Result<Self> {
+    pub(crate) fn open(dir: &Path, progress: RunProgress, tensorboard: bool) -> Result<Self> {
         let RunProgress { step: last_step, tokens, total_tokens, max_steps } = progress;
         let path = dir.join("metrics.jsonl");
         let mut kept = Vec::new();
@@ -82,7 +82,7 @@ impl Reporter {
     }
 
     /// Record a step, with `print` on the console too.
-    pub fn step(&mut self, r: &StepRecord, print: bool) -> Result<()> {
+    pub(crate) fn step(&mut self, r: &StepRecord, print: bool) -> Result<()> {
         let mut line =
             serde_json::to_string(r).map_err(|e| Error::format(&self.path, e.to_string()))?;
         line.push('\n');
@@ -120,7 +120,7 @@ impl Reporter {
     }
 
     /// Print a line above the progress bar.
-    pub fn message(&self, line: &str) {
+    pub(crate) fn message(&self, line: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| message(line)),
             None => message(line),
@@ -128,14 +128,14 @@ impl Reporter {
     }
 
     /// Flush the metrics to disk.
-    pub fn sync(&self) -> Result<()> {
+    pub(crate) fn sync(&self) -> Result<()> {
         self.file.sync_data().map_err(|e| Error::io(&self.path, "flushing metrics", e))?;
         self.events.as_ref().map_or(Ok(()), EventFile::sync)
     }
 }
 
 /// Resident memory of this process in MiB; 0 where the system does not report it.
-pub fn resident_mib() -> u64 {
+pub(crate) fn resident_mib() -> u64 {
     std::fs::read_to_string("/proc/self/status")
         .ok()
         .and_then(|s| {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// What one step measured.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct StepRecord {
+pub(crate) struct StepRecord {
     /// Step number, from 1.
     pub step: u64,
     /// Source tokens consumed so far: dataset tokens, padding not counted.

@@ -17,14 +17,14 @@ use crate::report::step_record::StepRecord;
 use dlm_datasets::fs;
 
 /// An open event file.
-pub struct EventFile {
+pub(crate) struct EventFile {
     path: PathBuf,
     file: File,
 }
 
 impl EventFile {
     /// Start a file in `run_dir/tensorboard` for the steps after `last_step`.
-    pub fn create(run_dir: &Path, last_step: u64) -> Result<Self> {
+    pub(crate) fn create(run_dir: &Path, last_step: u64) -> Result<Self> {
         let dir = run_dir.join("tensorboard");
         fs::create_dir(&dir)?;
         let host: String = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -53,7 +53,7 @@ impl EventFile {
     }
 
     /// Write the scalars of a step.
-    pub fn step(&mut self, r: &StepRecord) -> Result<()> {
+    pub(crate) fn step(&mut self, r: &StepRecord) -> Result<()> {
         let mut scalars = vec![
             ("train/loss", r.loss),
             ("train/lr", r.lr),
@@ -75,7 +75,7 @@ impl EventFile {
     }
 
     /// Flush the file to disk.
-    pub fn sync(&self) -> Result<()> {
+    pub(crate) fn sync(&self) -> Result<()> {
         self.file.sync_data().map_err(|e| Error::io(&self.path, "flushing events", e))
     }
 

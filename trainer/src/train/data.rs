@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 
 /// How steps are cut from the dataset.
 #[derive(Clone, Copy, Debug)]
-pub struct BatchPlan {
+pub(crate) struct BatchPlan {
     /// Seed of row order and masks.
     pub seed: u64,
     /// Rows per optimizer step.
@@ -38,7 +38,7 @@ pub struct BatchPlan {
 }
 
 /// Everything one optimizer step needs.
-pub struct StepBatch {
+pub(crate) struct StepBatch {
     pub micro_batches: Vec<Batch>,
     /// (epoch, row) of every row, in order.
     pub rows: Vec<(u64, usize)>,
@@ -53,7 +53,7 @@ pub struct StepBatch {
 }
 
 /// Open the packed dataset in `dir`.
-pub fn open(dir: &Path) -> Result<Dataset> {
+pub(crate) fn open(dir: &Path) -> Result<Dataset> {
     if !dir.join("manifest.json").exists() {
         let problem = if dir.is_dir() {
             "has no manifest.json: it is no packed dataset, or dlm-prep did not finish"
@@ -70,7 +70,12 @@ pub fn open(dir: &Path) -> Result<Dataset> {
 }
 
 /// Row `i` of a split as the objective takes it; ids are checked against the vocabulary.
-pub fn packed_row(data: &Dataset, split: Split, i: usize, vocab_size: usize) -> Result<PackedRow> {
+pub(crate) fn packed_row(
+    data: &Dataset,
+    split: Split,
+    i: usize,
+    vocab_size: usize,
+) -> Result<PackedRow> {
     let row = data.row(split, i)?;
     if let Some(bad) = row.input_ids.iter().find(|t| **t < 0 || **t as usize >= vocab_size) {
         return Err(Error::Mismatch(format!(
@@ -98,7 +103,7 @@ fn row_tokens(row: &PackedRow, manifest: &Manifest) -> u64 {
 }
 
 /// The step that starts at `cursor`.
-pub fn build_step(data: &Dataset, plan: &BatchPlan, cursor: u64) -> Result<StepBatch> {
+pub(crate) fn build_step(data: &Dataset, plan: &BatchPlan, cursor: u64) -> Result<StepBatch> {
     let total = data.rows(Split::Train) as u64;
     if total == 0 {
         return Err(Error::Mismatch("the dataset has no training rows".into()));
@@ -145,13 +150,13 @@ pub fn build_step(data: &Dataset, plan: &BatchPlan, cursor: u64) -> Result<StepB
 }
 
 /// Steps that a thread reads ahead. Dropping this ends the thread.
-pub struct Prefetch {
+pub(crate) struct Prefetch {
     receiver: Receiver<Result<StepBatch>>,
 }
 
 impl Prefetch {
     /// Start reading at `cursor`, up to `depth` steps ahead.
-    pub fn start(data: Arc<Dataset>, plan: BatchPlan, cursor: u64, depth: usize) -> Self {
+    pub(crate) fn start(data: Arc<Dataset>, plan: BatchPlan, cursor: u64, depth: usize) -> Self {
         let (sender, receiver) = bounded(depth.max(1));
         std::thread::spawn(move || {
             let mut cursor = cursor;
@@ -168,7 +173,7 @@ impl Prefetch {
     }
 
     /// The next step and how long the caller waited for it.
-    pub fn next(&self) -> Result<(StepBatch, Duration)> {
+    pub(crate) fn next(&self) -> Result<(StepBatch, Duration)> {
         let started = Instant::now();
         let step = self.receiver.recv().map_err(|_| {
             Error::Mismatch(

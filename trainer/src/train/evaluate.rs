@@ -13,7 +13,7 @@ use crate::train::data::{self, BatchPlan};
 /// Mean loss over the first `rows` rows of a split under fixed masks; `None` where no target is
 /// counted.
 #[allow(clippy::too_many_arguments)]
-pub fn evaluate(
+pub(crate) fn evaluate(
     decoder: &Decoder,
     weights: &Weights,
     data: &Dataset,

@@ -23,7 +23,7 @@ use crate::train::data;
 use crate::train::prepare_model::{PreparedModel, prepare};
 
 /// A trained model and the run it comes from.
-pub struct TrainedModel<'a> {
+pub(crate) struct TrainedModel<'a> {
     pub cfg: &'a Config,
     pub data: &'a Dataset,
     pub decoder: &'a Decoder,
@@ -33,7 +33,7 @@ pub struct TrainedModel<'a> {
 }
 
 /// Write the Hugging Face folder of a run.
-pub fn export(model: &TrainedModel, out: &Path) -> Result<()> {
+pub(crate) fn export(model: &TrainedModel, out: &Path) -> Result<()> {
     let TrainedModel { cfg, data, decoder, state, .. } = *model;
     let manifest = data.manifest();
     let block_diffusion = cfg.conversion.objective == config::Objective::BlockDiffusion;
@@ -93,7 +93,7 @@ fn eos_token_ids(model: &TrainedModel) -> Vec<i32> {
 }
 
 /// Export a checkpoint of the run in `cfg.output.dir`: the named one, else the newest.
-pub fn export_checkpoint(
+pub(crate) fn export_checkpoint(
     cfg: &Config,
     data_dir: &Path,
     name: Option<&str>,

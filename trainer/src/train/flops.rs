@@ -10,7 +10,7 @@ use crate::diffusion::Batch;
 use crate::model::{Decoder, ParamKind};
 
 /// Floating-point operations of one forward and backward pass over a batch.
-pub fn useful(decoder: &Decoder, batch: &Batch) -> f64 {
+pub(crate) fn useful(decoder: &Decoder, batch: &Batch) -> f64 {
     let matrices: usize = decoder
         .params
         .specs

@@ -5,16 +5,16 @@
 //! optimizer step (with `micro_batch`, `out_of_memory` and `spike_guard`), `evaluate` the held-out
 //! loss, `flops` the work counted for MFU, `export_run` the exported folder.
 
-pub mod data;
-pub mod evaluate;
-pub mod export_run;
-pub mod flops;
+pub(crate) mod data;
+pub(crate) mod evaluate;
+pub(crate) mod export_run;
+pub(crate) mod flops;
 mod identity;
 mod micro_batch;
 mod out_of_memory;
 pub(crate) mod prepare_model;
 mod resume;
-pub mod run;
+pub(crate) mod run;
 mod spike_guard;
 mod step;
 mod trainer;

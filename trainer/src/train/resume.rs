@@ -27,7 +27,7 @@ pub enum Resume {
 
 /// What a run may do with an earlier run in its folder.
 #[derive(Clone, Copy, Debug)]
-pub struct RunOptions {
+pub(crate) struct RunOptions {
     pub resume: Resume,
     /// With [`Resume::Never`]: remove an earlier run's checkpoints.
     pub overwrite: bool,

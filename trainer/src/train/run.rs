@@ -25,11 +25,12 @@ use crate::train::evaluate::evaluate;
 use crate::train::export_run;
 use crate::train::trainer::Trainer;
 
-pub use crate::train::resume::{Resume, RunOptions};
+pub use crate::train::resume::Resume;
+pub(crate) use crate::train::resume::RunOptions;
 
 /// The result of a run.
 #[derive(Clone, Debug)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// The state after the last step.
     pub state: RunState,
     /// The exported folder.
@@ -37,7 +38,7 @@ pub struct Outcome {
 }
 
 /// Train by `cfg` on the dataset in `cfg.data.dir` and export the result to `cfg.output.dir`.
-pub fn run(cfg: &Config, device: &ComputeDevice, options: RunOptions) -> Result<Outcome> {
+pub(crate) fn run(cfg: &Config, device: &ComputeDevice, options: RunOptions) -> Result<Outcome> {
     let data = Arc::new(data::open(&cfg.data.dir)?);
     let out = &cfg.output.dir;
     let store = CheckpointStore::new(out, cfg.train.keep_checkpoints);

@@ -6,16 +6,14 @@ use std::path::{Path, PathBuf};
 
 /// Type of a repository. Addresses on the hub and the folder in the cache depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RepoKind {
-    /// A dataset.
+pub(crate) enum RepoKind {
     Dataset,
-    /// A model.
     Model,
 }
 
 impl RepoKind {
     /// The name in `/api/…` addresses and in the cache.
-    pub fn plural(self) -> &'static str {
+    pub(crate) fn plural(self) -> &'static str {
         match self {
             RepoKind::Dataset => "datasets",
             RepoKind::Model => "models",
@@ -23,7 +21,7 @@ impl RepoKind {
     }
 
     /// What precedes the repository's id in the address of a file.
-    pub fn prefix(self) -> &'static str {
+    pub(crate) fn prefix(self) -> &'static str {
         match self {
             RepoKind::Dataset => "datasets/",
             RepoKind::Model => "",
@@ -33,10 +31,9 @@ impl RepoKind {
 
 /// A file of a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RemoteFile {
+pub(crate) struct RemoteFile {
     /// Path in the repository.
     pub path: String,
-    /// Length in bytes.
     pub bytes: u64,
     /// sha256 of the content, which the hub lists for large files only.
     pub sha256: Option<String>,
@@ -46,12 +43,12 @@ pub struct RemoteFile {
 
 /// The cache folder of one repository.
 #[derive(Debug, Clone)]
-pub struct RepoCache {
+pub(crate) struct RepoCache {
     root: PathBuf,
 }
 
 /// Whether a path of a listing, or a revision, stays below the folder it is joined to.
-pub fn is_safe(path: &str) -> bool {
+pub(crate) fn is_safe(path: &str) -> bool {
     let part_ok = |p: &str| {
         !p.is_empty() && p != "." && p != ".." && !p.ends_with(['.', ' ']) && p.len() < 256
     };
@@ -62,7 +59,7 @@ pub fn is_safe(path: &str) -> bool {
 }
 
 /// Refuses a path that could leave the folder it is joined to ([`is_safe`]).
-pub fn check_safe(path: &str) -> Result<&str> {
+pub(crate) fn check_safe(path: &str) -> Result<&str> {
     if is_safe(path) {
         return Ok(path);
     }
@@ -73,7 +70,7 @@ pub fn check_safe(path: &str) -> Result<&str> {
 }
 
 /// Whether a text is an `ORG/NAME` (or bare `NAME`).
-pub fn is_id(id: &str) -> bool {
+pub(crate) fn is_id(id: &str) -> bool {
     let word = |w: &str| {
         !w.is_empty()
             && w.len() <= 96
@@ -86,7 +83,7 @@ pub fn is_id(id: &str) -> bool {
 }
 
 /// Refuses a text that is not an `ORG/NAME`.
-pub fn check_id(id: &str) -> Result<&str> {
+pub(crate) fn check_id(id: &str) -> Result<&str> {
     if is_id(id) {
         Ok(id)
     } else {
@@ -96,17 +93,17 @@ pub fn check_id(id: &str) -> Result<&str> {
 
 impl RepoCache {
     /// The folder of repository `id` under `cache`.
-    pub fn new(cache: &Path, kind: RepoKind, id: &str) -> RepoCache {
+    pub(crate) fn new(cache: &Path, kind: RepoKind, id: &str) -> RepoCache {
         RepoCache { root: cache.join(format!("{}--{}", kind.plural(), id.replace('/', "--"))) }
     }
 
     /// Path of the blob `etag`.
-    pub fn blob(&self, etag: &str) -> PathBuf {
+    pub(crate) fn blob(&self, etag: &str) -> PathBuf {
         self.root.join("blobs").join(etag)
     }
 
     /// Path of a blob's lock file.
-    pub fn lock(&self, etag: &str) -> PathBuf {
+    pub(crate) fn lock(&self, etag: &str) -> PathBuf {
         let name = self.root.file_name().unwrap_or_default();
         self.root
             .parent()
@@ -117,19 +114,19 @@ impl RepoCache {
     }
 
     /// Folder of a commit's files.
-    pub fn snapshot(&self, commit: &str) -> PathBuf {
+    pub(crate) fn snapshot(&self, commit: &str) -> PathBuf {
         self.root.join("snapshots").join(commit)
     }
 
     /// The commit that `revision` stood for when the hub was last asked.
-    pub fn read_ref(&self, revision: &str) -> Option<String> {
+    pub(crate) fn read_ref(&self, revision: &str) -> Option<String> {
         let text = std::fs::read_to_string(self.root.join("refs").join(check_safe(revision).ok()?))
             .ok()?;
         Some(text.trim().to_string()).filter(|c| is_commit(c))
     }
 
     /// Records the commit that `revision` stands for.
-    pub fn write_ref(&self, revision: &str, commit: &str) -> Result<()> {
+    pub(crate) fn write_ref(&self, revision: &str, commit: &str) -> Result<()> {
         if is_commit(revision) {
             return Ok(());
         }
@@ -139,7 +136,7 @@ impl RepoCache {
     }
 
     /// Links the blob `etag` as `path` into the folder of a commit; the path of the link.
-    pub fn link(&self, commit: &str, path: &str, etag: &str) -> Result<PathBuf> {
+    pub(crate) fn link(&self, commit: &str, path: &str, etag: &str) -> Result<PathBuf> {
         let target = self.snapshot(commit).join(check_safe(path)?);
         if target.exists() {
             return Ok(target);
@@ -160,12 +157,12 @@ impl RepoCache {
 }
 
 /// Whether a string is a full commit id.
-pub fn is_commit(s: &str) -> bool {
+pub(crate) fn is_commit(s: &str) -> bool {
     s.len() == 40 && s.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 /// Creates the folder that the file `path` goes into.
-pub fn make_parent(path: &Path) -> Result<()> {
+pub(crate) fn make_parent(path: &Path) -> Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(dir).map_err(Error::io("making", dir))
 }

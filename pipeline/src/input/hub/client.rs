@@ -3,77 +3,20 @@
 //! In: addresses under the endpoint. Out: responses. The token is sent to the endpoint's host only
 //! and appears in no message.
 
+use super::settings::HubSettings;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use std::net::ToSocketAddrs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Attempts per request.
 const ATTEMPTS: u32 = 8;
 /// Attempts if the host name cannot be resolved and the hub has never answered: most often a
 /// mistyped folder on a machine without network.
 const ATTEMPTS_UNKNOWN_HOST: u32 = 2;
 
-/// Settings of a client.
-#[derive(Debug, Clone)]
-pub struct HubSettings {
-    /// `HF_ENDPOINT`, without a slash at its end.
-    pub endpoint: String,
-    /// `HF_TOKEN`, or the token file's content.
-    pub token: Option<String>,
-    /// `HF_HUB_CACHE`, or `HF_HOME/hub`.
-    pub cache: std::path::PathBuf,
-    /// `HF_HUB_OFFLINE`.
-    pub offline: bool,
-    /// Pause before the second attempt; it doubles with each further one.
-    pub pause: Duration,
-}
-
-impl HubSettings {
-    /// Reads the environment variables that the Python client reads.
-    pub fn from_env() -> HubSettings {
-        let var = |k: &str| std::env::var(k).ok().filter(|v| !v.trim().is_empty());
-        let on = |k: &str| {
-            var(k).is_some_and(|v| {
-                !matches!(v.to_ascii_lowercase().as_str(), "0" | "false" | "no" | "off")
-            })
-        };
-        let home = var("HF_HOME").map(Into::into).unwrap_or_else(|| {
-            let base = var("XDG_CACHE_HOME").map(std::path::PathBuf::from);
-            base.unwrap_or_else(|| {
-                std::path::PathBuf::from(var("HOME").unwrap_or_else(|| ".".to_string()))
-                    .join(".cache")
-            })
-            .join("huggingface")
-        });
-        let file = || {
-            let path = var("HF_TOKEN_PATH")
-                .map(std::path::PathBuf::from)
-                .unwrap_or_else(|| home.join("token"));
-            std::fs::read_to_string(path).ok()
-        };
-        let implicit = !on("HF_HUB_DISABLE_IMPLICIT_TOKEN");
-        let token = var("HF_TOKEN")
-            .or_else(|| file().filter(|_| implicit))
-            .map(|t| t.trim().to_string())
-            .filter(|t| !t.is_empty());
-        let milliseconds = var("DLM_HUB_PAUSE_MS").and_then(|v| v.parse().ok()).unwrap_or(500);
-        HubSettings {
-            endpoint: var("HF_ENDPOINT")
-                .unwrap_or_else(|| "https://huggingface.co".to_string())
-                .trim_end_matches('/')
-                .to_string(),
-            token,
-            cache: var("HF_HUB_CACHE").map(Into::into).unwrap_or_else(|| home.join("hub")),
-            offline: on("HF_HUB_OFFLINE"),
-            pause: Duration::from_millis(milliseconds),
-        }
-    }
-}
-
 /// An HTTP client for one hub, shared by the threads of a download.
-pub struct HubClient<'a> {
+pub(crate) struct HubClient<'a> {
     agent: ureq::Agent,
     /// The client's settings.
     pub settings: HubSettings,
@@ -87,7 +30,6 @@ pub struct HubClient<'a> {
 pub enum HubError {
     /// The hub answered 404: there is no such repository, revision or file.
     NotFound(Error),
-    /// Any other failure.
     Other(Error),
 }
 
@@ -100,7 +42,7 @@ impl From<HubError> for Error {
 }
 
 /// Why a response could not be read to its end.
-pub enum TransferError {
+pub(crate) enum TransferError {
     /// The request is sent again.
     Retry(String),
     /// The request has failed.
@@ -117,7 +59,7 @@ enum Failure {
 
 impl<'a> HubClient<'a> {
     /// A client that retries silently.
-    pub fn new(settings: HubSettings) -> Self {
+    pub(crate) fn new(settings: HubSettings) -> Self {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .user_agent(concat!("dlm/", env!("CARGO_PKG_VERSION")))
@@ -137,7 +79,7 @@ impl<'a> HubClient<'a> {
     }
 
     /// A client that reports retries as notices.
-    pub fn with_progress(settings: HubSettings, progress: &'a dyn Progress) -> Self {
+    pub(crate) fn with_progress(settings: HubSettings, progress: &'a dyn Progress) -> Self {
         HubClient { progress: Some(progress), ..HubClient::new(settings) }
     }
 
@@ -160,7 +102,7 @@ impl<'a> HubClient<'a> {
     /// GETs `url`, of the content only bytes `range.0..=range.1` if a range is given. `read` reads
     /// the response; after [`TransferError::Retry`] the request is sent again. `stop` is polled and
     /// ends the request early with [`Error::Interrupted`].
-    pub fn get<T>(
+    pub(crate) fn get<T>(
         &self,
         url: &str,
         range: Option<(u64, u64)>,
@@ -292,7 +234,7 @@ impl<'a> HubClient<'a> {
     }
 
     /// GETs JSON; the value, and the address of the next page if there is one.
-    pub fn json(
+    pub(crate) fn json(
         &self,
         url: &str,
     ) -> std::result::Result<(serde_json::Value, Option<String>), HubError> {
@@ -310,7 +252,7 @@ impl<'a> HubClient<'a> {
     }
 
     /// GETs JSON; none if the hub answers 404.
-    pub fn json_if_found(&self, url: &str) -> Result<Option<serde_json::Value>> {
+    pub(crate) fn json_if_found(&self, url: &str) -> Result<Option<serde_json::Value>> {
         match self.json(url) {
             Ok((value, _)) => Ok(Some(value)),
             Err(HubError::NotFound(_)) => Ok(None),
@@ -349,7 +291,7 @@ fn next_page(link: &str) -> Option<String> {
 }
 
 /// A path, percent-encoded for an address.
-pub fn encode(path: &str, keep_slash: bool) -> String {
+pub(crate) fn encode(path: &str, keep_slash: bool) -> String {
     let mut out = String::with_capacity(path.len());
     for b in path.bytes() {
         match b {

@@ -17,15 +17,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
-/// Bytes per piece.
-const PIECE: u64 = 16 << 20;
+const PIECE_BYTES: u64 = 16 << 20;
 /// Pieces of one file that are downloaded at a time.
 const STREAMS: usize = 4;
 /// Files downloaded ahead of the one that is being read.
 const AHEAD: usize = 2;
 
 /// Downloads the files of a listing.
-pub struct HubSource<'a> {
+pub(crate) struct HubSource<'a> {
     client: HubClient<'a>,
     repo: RepoCache,
     kind: RepoKind,
@@ -35,18 +34,18 @@ pub struct HubSource<'a> {
 
 impl<'a> HubSource<'a> {
     /// Downloads of repository `id` into the cache that `client` is set to.
-    pub fn new(client: HubClient<'a>, kind: RepoKind, id: &str, listing: Listing) -> Self {
+    pub(crate) fn new(client: HubClient<'a>, kind: RepoKind, id: &str, listing: Listing) -> Self {
         let repo = RepoCache::new(&client.settings.cache, kind, id);
         HubSource { client, repo, kind, id: id.to_string(), listing }
     }
 
     /// The files of the listing, sorted by path.
-    pub fn files(&self) -> &[RemoteFile] {
+    pub(crate) fn files(&self) -> &[RemoteFile] {
         &self.listing.files
     }
 
     /// Bytes of file `k` that are on the disk already.
-    pub fn bytes_on_disk(&self, k: usize) -> u64 {
+    pub(crate) fn bytes_on_disk(&self, k: usize) -> u64 {
         let Some(file) = self.listing.files.get(k) else {
             return 0;
         };
@@ -61,7 +60,7 @@ impl<'a> HubSource<'a> {
     }
 
     fn piece_count(file: &RemoteFile) -> usize {
-        file.bytes.div_ceil(PIECE).max(1) as usize
+        file.bytes.div_ceil(PIECE_BYTES).max(1) as usize
     }
 
     fn piece_path(blob: &Path, k: usize) -> PathBuf {
@@ -110,8 +109,10 @@ impl<'a> HubSource<'a> {
                         if k >= count || failed.load(Ordering::Relaxed) {
                             return;
                         }
-                        let (from, to) =
-                            (k as u64 * PIECE, ((k as u64 + 1) * PIECE).min(file.bytes));
+                        let (from, to) = (
+                            k as u64 * PIECE_BYTES,
+                            ((k as u64 + 1) * PIECE_BYTES).min(file.bytes),
+                        );
                         if let Err(e) = self.download_piece(file, &paths[k], from, to, &|| {
                             stop() || failed.load(Ordering::Relaxed)
                         }) {
@@ -230,7 +231,7 @@ impl<'a> HubSource<'a> {
 
     /// The local path of file `k`, downloaded if it is not in the cache. `stop` is polled and ends
     /// the download early with [`Error::Interrupted`].
-    pub fn fetch(&self, k: usize, stop: &(dyn Fn() -> bool + Sync)) -> Result<PathBuf> {
+    pub(crate) fn fetch(&self, k: usize, stop: &(dyn Fn() -> bool + Sync)) -> Result<PathBuf> {
         let file = self
             .listing
             .files
@@ -268,7 +269,7 @@ impl<'a> HubSource<'a> {
 }
 
 /// Downloads files in the background, a few ahead of the one that is being read.
-pub struct DownloadAhead {
+pub(crate) struct DownloadAhead {
     shared: Arc<Shared>,
 }
 
@@ -291,7 +292,7 @@ struct State {
 
 impl DownloadAhead {
     /// Starts to download from the first file on.
-    pub fn new(source: HubSource<'static>) -> DownloadAhead {
+    pub(crate) fn new(source: HubSource<'static>) -> DownloadAhead {
         let shared = Arc::new(Shared {
             source,
             state: Mutex::default(),
@@ -306,7 +307,7 @@ impl DownloadAhead {
     }
 
     /// The local path of file `k`; waits until it is downloaded.
-    pub fn wait(&self, k: usize) -> Result<PathBuf> {
+    pub(crate) fn wait(&self, k: usize) -> Result<PathBuf> {
         let lost = || Error::Internal("a download thread ended".to_string());
         let mut state = self.shared.state.lock().map_err(|_| lost())?;
         state.requested = state.requested.max(k);

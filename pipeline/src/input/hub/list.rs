@@ -11,12 +11,11 @@ use crate::input::files::{FileFormat, is_metadata, list_files};
 use std::path::Path;
 
 /// The branch that holds the hub's own conversion of a dataset to parquet.
-pub const CONVERTED: &str = "refs/convert/parquet";
+pub(crate) const CONVERTED: &str = "refs/convert/parquet";
 
 /// Files of a repository at a commit.
 #[derive(Debug, Clone)]
-pub struct Listing {
-    /// The commit.
+pub(crate) struct Listing {
     pub commit: String,
     /// The revision that was resolved to the commit.
     pub revision: String,
@@ -26,7 +25,7 @@ pub struct Listing {
 
 /// Which files of a dataset are read.
 #[derive(Debug, Clone, Default)]
-pub struct FileSelection {
+pub(crate) struct FileSelection {
     /// Branch, tag or commit; see the file's header for the choice if there is none.
     pub revision: Option<String>,
     /// Splits or categories: names of folders or files. All if empty.
@@ -50,7 +49,7 @@ impl FileSelection {
 }
 
 /// The commit and the selected files of dataset `id`.
-pub fn list(client: &HubClient, id: &str, selection: &FileSelection) -> Result<Listing> {
+pub(crate) fn list(client: &HubClient, id: &str, selection: &FileSelection) -> Result<Listing> {
     let repo = RepoCache::new(&client.settings.cache, RepoKind::Dataset, id);
     if client.settings.offline {
         return offline(&repo, id, selection);
@@ -109,7 +108,7 @@ fn list_revision(
 
 /// The files at a revision for which `keep` is true, and the number of all files; none if there is
 /// no such revision. Of a model only the top folder is listed.
-pub fn tree(
+pub(crate) fn tree(
     client: &HubClient,
     repo: &RepoCache,
     kind: RepoKind,
@@ -211,7 +210,7 @@ fn offline(repo: &RepoCache, id: &str, selection: &FileSelection) -> Result<List
 }
 
 /// Whether `path` matches a glob: `*` matches within a name, `**` across names, `?` one character.
-pub fn glob(pattern: &str, path: &str) -> bool {
+pub(crate) fn glob(pattern: &str, path: &str) -> bool {
     fn go(p: &[u8], s: &[u8]) -> bool {
         match p {
             [] => s.is_empty(),

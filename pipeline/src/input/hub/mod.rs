@@ -6,17 +6,19 @@
 //!
 //! ```text
 //! name ─── hf://ORG/NAME[@REV]     cache ─ layout of the cache folder, checks of file names
-//! client ─ HTTP with retries       list ── commit, files, sizes
+//! settings ─ from the environment  client ─ HTTP with retries
+//! list ─── commit, files, sizes    model_files ─ which files of a model
 //! fetch ── pieces, resume, checks  model ─ a folder or a repository → a local folder
 //! ```
 //!
 //! The three endpoints of the hub are called directly, not through the hf-hub crate: its plain
 //! downloads neither resume nor check the content, and it does not know HF_HUB_OFFLINE.
 
-pub mod cache;
-pub mod client;
-pub mod fetch;
-pub mod list;
-pub mod model;
-pub mod model_files;
-pub mod name;
+pub(crate) mod cache;
+pub(crate) mod client;
+pub(crate) mod fetch;
+pub(crate) mod list;
+pub(crate) mod model;
+pub(crate) mod model_files;
+pub(crate) mod name;
+pub(crate) mod settings;

@@ -8,10 +8,11 @@
 //! other copies.
 
 use super::cache::{RepoCache, RepoKind, is_commit};
-use super::client::{HubClient, HubSettings};
+use super::client::HubClient;
 use super::list;
 use super::model_files::{ModelPart, download, is_complete};
 use super::name::HubName;
+use super::settings::HubSettings;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use std::path::{Path, PathBuf};

@@ -38,7 +38,7 @@ const CONFIG: [&str; 3] = ["config.json", "generation_config.json", "dlm_config.
 
 /// Whether the folder of a commit holds all files of `part`. A file appears in it only when it is
 /// complete.
-pub fn is_complete(folder: &Path, part: ModelPart) -> bool {
+pub(crate) fn is_complete(folder: &Path, part: ModelPart) -> bool {
     let has = |file: &str| folder.join(file).is_file();
     match part {
         ModelPart::Tokenizer => has("tokenizer.json") && has("tokenizer_config.json"),
@@ -67,7 +67,7 @@ fn shards(index: &Path) -> Option<Vec<String>> {
 }
 
 /// Downloads the files of `part` into the cache.
-pub fn download(
+pub(crate) fn download(
     client: HubClient,
     id: &str,
     listing: Listing,

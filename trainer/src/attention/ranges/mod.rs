@@ -24,11 +24,11 @@ use burn::prelude::*;
 use super::plan::Tile;
 
 /// Entries per query in the table: start and end of its first range, start and end of its second.
-pub const COLUMNS: usize = 4;
+pub(crate) const COLUMNS: usize = 4;
 
 /// The table `[B · S · 4]` of a rectangular batch with streams of `len` positions: keys count from
 /// the start of the query's own row.
-pub fn table(tiles: &[Tile], tokens: usize, len: usize) -> Vec<i32> {
+pub(crate) fn table(tiles: &[Tile], tokens: usize, len: usize) -> Vec<i32> {
     let mut out = vec![0; tokens * COLUMNS];
     for tile in tiles {
         for i in 0..tile.len() {
@@ -50,7 +50,7 @@ pub fn table(tiles: &[Tile], tokens: usize, len: usize) -> Vec<i32> {
 
 /// The operations, per backend.
 #[backend_extension(Autodiff, Flex, Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"))]
-pub trait RangeSoftmaxOp: Backend {
+pub(crate) trait RangeSoftmaxOp: Backend {
     /// `softmax(scale · scores)` over the keys that a query sees, 0 elsewhere; written over the
     /// scores unless another tensor shares them.
     ///
@@ -119,7 +119,12 @@ impl<B: Backend + RangeSoftmaxOp, C: CheckpointStrategy> RangeSoftmaxOp for Auto
 
 /// Attention: `q` `[B, H, S, D]`, `k`, `v` `[B, K, S, D]`, `ranges` from [`table`] → `[B, H, S,
 /// D]`.
-pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, ranges: &Tensor<1, Int>) -> Tensor<4> {
+pub(crate) fn attention(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    ranges: &Tensor<1, Int>,
+) -> Tensor<4> {
     let [b, h, s, d] = q.dims();
     let kv = k.dims()[1];
     let scores = q.reshape([b, kv, h / kv * s, d]).matmul(k.swap_dims(2, 3));

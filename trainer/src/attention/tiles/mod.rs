@@ -27,7 +27,7 @@ use super::plan::TilePlan;
 
 /// The operation and its gradient, per backend.
 #[backend_extension(Autodiff, Flex)]
-pub trait TileAttentionOp: Backend {
+pub(crate) trait TileAttentionOp: Backend {
     /// See [`attention`].
     fn tile_attention(
         q: FloatTensor<Self>,
@@ -113,7 +113,12 @@ impl<B: Backend + TileAttentionOp, C: CheckpointStrategy> TileAttentionOp for Au
 ///
 /// # Panics
 /// When the shapes do not fit the plan or each other.
-pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, plan: &Arc<TilePlan>) -> Tensor<3> {
+pub(crate) fn attention(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    plan: &Arc<TilePlan>,
+) -> Tensor<3> {
     Tensor::from_dispatch(<Dispatch as TileAttentionOp>::tile_attention(
         q.into_dispatch(),
         k.into_dispatch(),

@@ -10,7 +10,7 @@ use burn::prelude::*;
 
 /// One AdamW update of one parameter: everything but the tensors.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamwStep {
+pub(crate) struct AdamwStep {
     /// Learning rate of this step.
     pub lr: f32,
     /// Decay of the first moment.
@@ -31,7 +31,7 @@ pub struct AdamwStep {
 
 /// The operation, per backend.
 #[backend_extension(Flex, Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"))]
-pub trait AdamwOp: Backend {
+pub(crate) trait AdamwOp: Backend {
     /// See [`adamw`].
     #[fusion(meta = |w, m, v, _g, _step| (w.clone(), m.clone(), v.clone()))]
     fn adamw(
@@ -45,7 +45,7 @@ pub trait AdamwOp: Backend {
 
 /// AdamW (arXiv:1711.05101): new weights, first and second moment. All fp32 and of one shape;
 /// in place unless another tensor shares the values.
-pub fn adamw(
+pub(crate) fn adamw(
     w: Tensor<2>,
     m: Tensor<2>,
     v: Tensor<2>,

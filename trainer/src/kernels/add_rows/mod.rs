@@ -16,7 +16,7 @@ const PIECE: usize = 64;
 /// Which source rows go to which row of a table, sorted so that every sum is computed by one task
 /// in one order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RowGroups {
+pub(crate) struct RowGroups {
     /// Source rows by destination.
     order: Vec<i32>,
     /// Where the pieces of `order` start: at most [`PIECE`] rows of one destination. One more entry
@@ -57,14 +57,14 @@ impl RowGroups {
 
 /// A [`RowGroups`] on the host and on a device.
 #[derive(Clone, Debug)]
-pub struct RowIndex {
+pub(crate) struct RowIndex {
     groups: Arc<RowGroups>,
     index: Tensor<1, Int>,
 }
 
 impl RowIndex {
     /// Source row `i` goes to row `destinations[i]`.
-    pub fn new(destinations: &[i32], device: &Device) -> Self {
+    pub(crate) fn new(destinations: &[i32], device: &Device) -> Self {
         let groups = RowGroups::new(destinations);
         let flat = groups.flat();
         let n = flat.len();
@@ -77,7 +77,7 @@ impl RowIndex {
 
 /// The operation, per backend.
 #[backend_extension(Flex, Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"))]
-pub trait AddRowsOp: Backend {
+pub(crate) trait AddRowsOp: Backend {
     /// See [`add_rows`].
     #[fusion(dtype = table, shape = table)]
     fn add_rows(
@@ -90,7 +90,7 @@ pub trait AddRowsOp: Backend {
 
 /// `table[destination of i] += source[i]` for every row i of `source` `[N, D]` (any float dtype);
 /// `table` `[R, D]` is fp32. Sums are computed in one fixed order.
-pub fn add_rows(table: Tensor<2>, source: Tensor<2>, rows: &RowIndex) -> Tensor<2> {
+pub(crate) fn add_rows(table: Tensor<2>, source: Tensor<2>, rows: &RowIndex) -> Tensor<2> {
     Tensor::from_dispatch(<Dispatch as AddRowsOp>::add_rows(
         table.into_dispatch(),
         source.into_dispatch(),

@@ -13,7 +13,7 @@ use burn::{backend::fusion::custom::TensorSpec, tensor::DType};
 
 /// The operation, per backend.
 #[backend_extension(Flex, Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"))]
-pub trait CrossEntropyOp: Backend {
+pub(crate) trait CrossEntropyOp: Backend {
     /// See [`cross_entropy`].
     #[fusion(meta = |logits, _targets, _scale| (losses_of(logits), logits.clone()))]
     fn cross_entropy(
@@ -31,7 +31,7 @@ fn losses_of(logits: &TensorSpec) -> TensorSpec {
 /// Cross-entropy of every row of `logits` `[N, V]` (any float dtype, statistics in fp32) against
 /// `targets` `[N]`: the losses `[N]` in fp32, and `scale · (softmax(logits) - onehot(targets))` in
 /// the logits' dtype, written over the logits unless another tensor shares them.
-pub fn cross_entropy(
+pub(crate) fn cross_entropy(
     logits: Tensor<2>,
     targets: Tensor<1, Int>,
     scale: f64,
@@ -46,7 +46,7 @@ pub fn cross_entropy(
 
 /// The composed form, for losses alone: the sum of the cross-entropies of fp32 `logits` `[N, V]`
 /// against `targets` `[N]`.
-pub fn cross_entropy_sum(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
+pub(crate) fn cross_entropy_sum(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
     let [n, _] = logits.dims();
     log_softmax(logits, 1).gather(1, targets.reshape([n, 1])).sum().neg()
 }

@@ -15,7 +15,7 @@ use burn::tensor::activation::{relu, silu};
 
 /// The activation of the MLP's gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
+pub(crate) enum Activation {
     /// x · sigmoid(x).
     Silu,
     /// max(x, 0)².
@@ -24,7 +24,7 @@ pub enum Activation {
 
 /// The operation and its gradient, per backend.
 #[backend_extension(Autodiff, Flex)]
-pub trait GateOp: Backend {
+pub(crate) trait GateOp: Backend {
     /// `act(gate) * up`, all `[T, n]`.
     fn gate(
         gate: FloatTensor<Self>,
@@ -94,7 +94,7 @@ impl<B: Backend + GateOp, C: CheckpointStrategy> GateOp for Autodiff<B, C> {
 }
 
 /// The gate in one pass on the CPU in fp32, see [`composed`].
-pub fn fused(gate: Tensor<2>, up: Tensor<2>, activation: Activation) -> Tensor<2> {
+pub(crate) fn fused(gate: Tensor<2>, up: Tensor<2>, activation: Activation) -> Tensor<2> {
     Tensor::from_dispatch(<Dispatch as GateOp>::gate(
         gate.into_dispatch(),
         up.into_dispatch(),
@@ -103,7 +103,7 @@ pub fn fused(gate: Tensor<2>, up: Tensor<2>, activation: Activation) -> Tensor<2
 }
 
 /// The MLP's gate `act(gate) * up`, all `[T, n]`, from Burn's operations on any device and dtype.
-pub fn composed(gate: Tensor<2>, up: Tensor<2>, activation: Activation) -> Tensor<2> {
+pub(crate) fn composed(gate: Tensor<2>, up: Tensor<2>, activation: Activation) -> Tensor<2> {
     match activation {
         Activation::Silu => silu(gate) * up,
         Activation::Relu2 => relu(gate).square() * up,

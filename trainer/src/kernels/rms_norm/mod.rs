@@ -16,7 +16,7 @@ use super::cast::{cast_to, to_f32};
 
 /// The operation and its gradient, per backend.
 #[backend_extension(Autodiff, Flex)]
-pub trait RmsNormOp: Backend {
+pub(crate) trait RmsNormOp: Backend {
     /// `x` `[T, n]`, `weight` `[1, n]` → `[T, n]`.
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self>;
     /// Gradients of `x` and `weight`.
@@ -78,7 +78,7 @@ impl<B: Backend + RmsNormOp, C: CheckpointStrategy> RmsNormOp for Autodiff<B, C>
 }
 
 /// RMSNorm in one pass on the CPU in fp32, see [`composed`].
-pub fn fused(x: Tensor<2>, weight: &Tensor<2>, eps: f64) -> Tensor<2> {
+pub(crate) fn fused(x: Tensor<2>, weight: &Tensor<2>, eps: f64) -> Tensor<2> {
     Tensor::from_dispatch(<Dispatch as RmsNormOp>::rms_norm(
         x.into_dispatch(),
         weight.clone().into_dispatch(),
@@ -90,7 +90,7 @@ pub fn fused(x: Tensor<2>, weight: &Tensor<2>, eps: f64) -> Tensor<2> {
 /// sqrt(mean(x²) + eps) * weight`.
 ///
 /// `x` is `[T, I]`, `weight` is `[1, I]`. Statistics are fp32; the result has the dtype of `x`.
-pub fn composed(x: Tensor<2>, weight: &Tensor<2>, eps: f64) -> Tensor<2> {
+pub(crate) fn composed(x: Tensor<2>, weight: &Tensor<2>, eps: f64) -> Tensor<2> {
     let dtype = x.dtype();
     let x = to_f32(x);
     let scale = x.clone().square().mean_dim(1).add_scalar(eps).sqrt().recip();

@@ -13,7 +13,7 @@ use burn::prelude::*;
 
 /// The operation and its gradient, per backend.
 #[backend_extension(Autodiff, Flex)]
-pub trait RopeOp: Backend {
+pub(crate) trait RopeOp: Backend {
     /// Rotate-half RoPE of `x` `[T, heads, D]` with `cos`, `sin` `[T, 1, D]`; `inverse` turns the
     /// other way, which is the gradient.
     fn rope(
@@ -63,7 +63,7 @@ impl<B: Backend + RopeOp, C: CheckpointStrategy> RopeOp for Autodiff<B, C> {
 }
 
 /// RoPE in one pass on the CPU in fp32, see [`composed`]: `x` `[T, heads, D]`, tables `[T, 1, D]`.
-pub fn fused(x: Tensor<3>, cos: &Tensor<3>, sin: &Tensor<3>) -> Tensor<3> {
+pub(crate) fn fused(x: Tensor<3>, cos: &Tensor<3>, sin: &Tensor<3>) -> Tensor<3> {
     Tensor::from_dispatch(<Dispatch as RopeOp>::rope(
         x.into_dispatch(),
         cos.clone().into_dispatch(),
@@ -74,7 +74,11 @@ pub fn fused(x: Tensor<3>, cos: &Tensor<3>, sin: &Tensor<3>) -> Tensor<3> {
 
 /// Rotary embedding, rotate-half form, over the last dimension D of `x`, from Burn's operations on
 /// any device and dtype; `cos` and `sin` broadcast against `x`.
-pub fn composed<const N: usize>(x: Tensor<N>, cos: &Tensor<N>, sin: &Tensor<N>) -> Tensor<N> {
+pub(crate) fn composed<const N: usize>(
+    x: Tensor<N>,
+    cos: &Tensor<N>,
+    sin: &Tensor<N>,
+) -> Tensor<N> {
     let half = x.dims()[N - 1] / 2;
     let first = x.clone().narrow(N - 1, 0, half);
     let second = x.clone().narrow(N - 1, half, half);

@@ -3,14 +3,14 @@
 //! In: the sample tokenizer. For each conversation, the prompt's ids are compared with the ids of
 //! the whole conversation up to its first supervised token.
 
-use dlm_prep::config::policies::{LostText, SpecialText};
-use dlm_prep::label::supervise::{Sample, Supervisor};
-use dlm_prep::parse::conversation::Conversation;
-use dlm_prep::template::chat::ChatTemplate;
-use dlm_prep::template::control::ControlTokens;
-use dlm_prep::template::spans::SpanFinder;
-use dlm_prep::tokenize::tokenizer::Tokenizer;
-use dlm_prep::{ChatFormat, Error, Message};
+use crate::config::policies::{LostText, SpecialText};
+use crate::label::supervise::{Sample, Supervisor};
+use crate::parse::conversation::Conversation;
+use crate::template::chat::ChatTemplate;
+use crate::template::control::ControlTokens;
+use crate::template::spans::SpanFinder;
+use crate::tokenize::tokenizer::Tokenizer;
+use crate::{ChatFormat, Error, Message};
 use std::path::Path;
 
 #[test]

@@ -1,0 +1,167 @@
+//! Defects that were found in use, each with the call that showed it.
+
+use dlm_datasets::manifest::Manifest;
+use serde_json::json;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../datasets/sample");
+
+fn prep() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_dlm-prep"))
+}
+
+/// The dataset of `input` in `out`.
+fn build(input: &Path, out: &Path, more: &[&str]) -> Manifest {
+    let done = prep()
+        .arg("--input")
+        .arg(input)
+        .arg("--tokenizer")
+        .arg(format!("{SAMPLE}/tokenizer"))
+        .arg("--out")
+        .arg(out)
+        .args(["--engine", "fast"])
+        .args(more)
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    Manifest::read(out).unwrap()
+}
+
+fn sample() -> PathBuf {
+    Path::new(SAMPLE).join("train.parquet")
+}
+
+/// A flag that was typed comes before the recipe, even with the default's value.
+#[test]
+fn a_recipe_does_not_override_a_typed_flag() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = dir.path().join("r.yaml");
+    let text = format!(
+        "name: r\nsettings: {{ seq_len: 1024, bd_size: 64 }}\nsources: [{{ name: a, input: [{:?}] }}]\n",
+        sample()
+    );
+    std::fs::write(&recipe, text).unwrap();
+    let out = dir.path().join("out");
+    let done = prep()
+        .arg("--recipe")
+        .arg(&recipe)
+        .arg("--tokenizer")
+        .arg(format!("{SAMPLE}/tokenizer"))
+        .arg("--out")
+        .arg(&out)
+        .args(["--engine", "fast", "--max-rows", "50", "--seq-len", "512"])
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let m = Manifest::read(&out).unwrap();
+    assert_eq!((m.seq_len, m.bd_size), (512, 64));
+}
+
+/// Conversations that differ in their tools alone are not duplicates.
+#[test]
+fn tools_distinguish_conversations() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("rows.jsonl");
+    let row = |tool: &str| {
+        let tools = json!([{"type": "function", "function": {"name": tool, "parameters": {}}}]);
+        json!({"prompt": "What is 2 + 3?", "completion": "5", "tools": tools}).to_string()
+    };
+    std::fs::write(&input, [row("add"), row("sum"), row("add")].join("\n")).unwrap();
+    let c = build(&input, &dir.path().join("out"), &["--dedup"]).counts;
+    assert_eq!((c.rows_kept, c.dropped.get("duplicate")), (2, Some(&1)), "{c:?}");
+}
+
+/// The fingerprints of `--dedup` are in a side file of 16 bytes each, which the end of the run
+/// removes, and not in the state file.
+#[test]
+fn seen_conversations_are_stored_compactly() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, out) = (dir.path().join("rows.jsonl"), dir.path().join("out"));
+    let rows: String = (0..20_000)
+        .map(|i| json!({"prompt": format!("{i}?"), "completion": "x"}).to_string() + "\n")
+        .collect();
+    std::fs::write(&input, rows).unwrap();
+    let flags = ["--dedup", "--shard-rows", "8", "--seq-len", "64", "--pack-window", "1"];
+    let mut child = prep()
+        .arg("--input")
+        .arg(&input)
+        .arg("--tokenizer")
+        .arg(format!("{SAMPLE}/tokenizer"))
+        .arg("--out")
+        .arg(&out)
+        .args(["--engine", "fast", "--workers", "1"])
+        .args(flags)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    while !out.join("train-00003.arrow").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended before it was killed");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let state = std::fs::read_to_string(out.join("prep-state.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+    let entries = state["seen"]["entries"].as_u64().expect("only a mark is in the state file");
+    let bytes = std::fs::metadata(out.join("prep-state.seen")).unwrap().len();
+    assert!(entries > 30 && bytes >= entries * 16, "{entries} entries in {bytes} bytes");
+    // A run that was killed after the side file and before the state file: the rest is cut off.
+    let mut seen =
+        std::fs::OpenOptions::new().append(true).open(out.join("prep-state.seen")).unwrap();
+    std::io::Write::write_all(&mut seen, &[7; 1000]).unwrap();
+    let resumed = build(&input, &out, &flags);
+    assert!(!out.join("prep-state.seen").exists() && !out.join("prep-state.json").exists());
+    let whole = build(&input, &dir.path().join("whole"), &flags);
+    assert_eq!(resumed.files, whole.files);
+    assert_eq!(resumed.counts, whole.counts);
+}
+
+/// `dlm-prep … | head` ends with exit code 0 and without a panic; so does a closed standard error.
+#[test]
+fn closed_pipes_end_quietly() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    build(&sample(), &data, &["--seq-len", "256"]);
+    let data = data.to_str().unwrap();
+    for call in [
+        &["inspect", data, "--rows", "200"][..],
+        &["stats", data],
+        &["stats", data, "--json"],
+        &["verify", data],
+    ] {
+        let mut child =
+            prep().args(call).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // Nobody reads: the pipe is closed before anything is written.
+        drop(child.stdout.take());
+        let done = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success() && !said.contains("panicked"), "{call:?}: {said}");
+    }
+    let mut child =
+        prep().args(["verify", "no-such-folder"]).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(child.wait().unwrap().code(), Some(1), "the exit code stays that of the error");
+    // The work is whole although nobody reads its reports.
+    let out = dir.path().join("unread");
+    let mut child = prep()
+        .arg("--input")
+        .arg(sample())
+        .arg("--tokenizer")
+        .arg(format!("{SAMPLE}/tokenizer"))
+        .arg("--out")
+        .arg(&out)
+        .args(["--engine", "fast", "--json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop((child.stdout.take(), child.stderr.take()));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let mut report = String::new();
+    let mut verify = prep().arg("verify").arg(&out).stdout(Stdio::piped()).spawn().unwrap();
+    verify.stdout.take().unwrap().read_to_string(&mut report).unwrap();
+    assert!(verify.wait().unwrap().success() && report.starts_with("ok:"), "{report}");
+}
