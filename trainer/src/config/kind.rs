@@ -138,7 +138,7 @@ macro_rules! section {
         $(#[doc = $section_doc])*
         #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
         #[serde(deny_unknown_fields)]
-        pub struct $name {
+        pub(crate) struct $name {
             $($(#[doc = $doc])* pub $field: $ty,)*
         }
 
@@ -163,13 +163,13 @@ macro_rules! choice {
     }) => {
         $(#[doc = $choice_doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-        pub enum $name {
+        pub(crate) enum $name {
             $($(#[doc = $doc])* #[serde(rename = $text)] $variant,)*
         }
 
         impl $name {
             /// The name used in YAML.
-            pub fn as_str(self) -> &'static str {
+            pub(crate) fn as_str(self) -> &'static str {
                 match self {
                     $($name::$variant => $text,)*
                 }

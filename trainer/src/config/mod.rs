@@ -61,7 +61,7 @@ impl Config {
 
     /// Every key with the values it takes and its documentation, in schema order.
     #[cfg(test)]
-    pub fn keys() -> Vec<(String, String, String)> {
+    pub(crate) fn keys() -> Vec<(String, String, String)> {
         let kind = Config::kind();
         let entry = |(key, field): (String, &kind::Field)| {
             let doc: Vec<_> = field.doc.iter().map(|line| line.trim()).collect();

@@ -10,4 +10,4 @@ mod sky;
 mod task;
 
 pub(crate) use plan::{LaunchOptions, Scale};
-pub use sky::{cancel, launch, logs, runs};
+pub(crate) use sky::{cancel, launch, logs, runs};

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 
 /// Size of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Scale {
+pub(crate) enum Scale {
     /// 1 GPU.
     Dev,
     /// 1 GPU.
@@ -27,7 +27,7 @@ pub enum Scale {
 
 impl Scale {
     /// Number of GPUs of the machine.
-    pub fn gpus(self) -> usize {
+    pub(crate) fn gpus(self) -> usize {
         match self {
             Scale::Dev | Scale::Small => 1,
             Scale::Medium => 2,
@@ -39,7 +39,7 @@ impl Scale {
 
 /// What to launch, and where.
 #[derive(Debug, Clone)]
-pub struct LaunchOptions {
+pub(crate) struct LaunchOptions {
     /// Model: a choice of configs/model.
     pub model: String,
     /// Source of the model: folder, hub name or bucket; `None`: that of the model's configuration.
@@ -67,7 +67,7 @@ pub struct LaunchOptions {
 
 /// Where the machine gets the dataset or the source model from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum InputLocation {
+pub(crate) enum InputLocation {
     /// A local folder, sent to the machine.
     Local(PathBuf),
     /// A bucket, mounted on the machine.
@@ -78,7 +78,7 @@ pub enum InputLocation {
 
 /// A run that can be launched.
 #[derive(Debug, Clone, PartialEq)]
-pub struct LaunchPlan {
+pub(crate) struct LaunchPlan {
     /// Name of the job and last part of its folder in the bucket.
     pub name: String,
     /// Model name: part of its folder in the bucket, and MODEL.
@@ -110,7 +110,7 @@ pub struct LaunchPlan {
 impl LaunchPlan {
     /// Checks the options. `stamp` makes the default name unique, `bucket` is the name of the
     /// default bucket, `here` the current folder.
-    pub fn new(
+    pub(crate) fn new(
         options: &LaunchOptions,
         stamp: &str,
         bucket: Option<&str>,

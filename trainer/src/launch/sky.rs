@@ -17,7 +17,7 @@ use super::task::shell_words;
 const SECRETS: [&str; 1] = ["HF_TOKEN"];
 
 /// `wf dlm`: launch a training run, or print what would be launched.
-pub fn launch(options: &LaunchOptions) -> Result<()> {
+pub(crate) fn launch(options: &LaunchOptions) -> Result<()> {
     let here = std::env::current_dir()
         .map_err(|error| Error::io(".", "reading the current folder", error))?;
     let bucket = std::env::var("GCS_BUCKET").ok();
@@ -56,18 +56,18 @@ pub fn launch(options: &LaunchOptions) -> Result<()> {
 }
 
 /// `wf logs NAME [-f]`: print the log of a run.
-pub fn logs(name: &str, follow: bool) -> Result<()> {
+pub(crate) fn logs(name: &str, follow: bool) -> Result<()> {
     let follow = if follow { "--follow" } else { "--no-follow" };
     run(&["sky", "jobs", "logs", "--name", name, follow].map(Into::into))
 }
 
 /// `wf cancel NAME`: stop a run.
-pub fn cancel(name: &str) -> Result<()> {
+pub(crate) fn cancel(name: &str) -> Result<()> {
     run(&["sky", "jobs", "cancel", "--yes", "--name", name].map(Into::into))
 }
 
 /// `wf runs`: list the newest `limit` jobs.
-pub fn runs(limit: usize) -> Result<()> {
+pub(crate) fn runs(limit: usize) -> Result<()> {
     run(&["sky".into(), "jobs".into(), "queue".into(), "--limit".into(), limit.to_string()])
 }
 

@@ -1,7 +1,7 @@
 //! What a run reports: messages, metrics as JSON lines, TensorBoard event files, plots.
 
 pub(crate) mod console;
-pub mod metrics;
-pub mod plot;
-pub mod step_record;
-pub mod tensorboard;
+pub(crate) mod metrics;
+pub(crate) mod plot;
+pub(crate) mod step_record;
+pub(crate) mod tensorboard;

@@ -13,7 +13,7 @@ mod summary;
 
 use std::path::{Path, PathBuf};
 
-pub use options::{PlotAxis, PlotOptions};
+pub(crate) use options::{PlotAxis, PlotOptions};
 
 use crate::error::{Error, Result};
 use crate::report::console::message;
@@ -23,7 +23,7 @@ use dlm_datasets::fs;
 const MAX_RUNS: usize = 6;
 
 /// Write the page; returns its path.
-pub fn plot(options: &PlotOptions) -> Result<PathBuf> {
+pub(crate) fn plot(options: &PlotOptions) -> Result<PathBuf> {
     if options.runs.len() > MAX_RUNS {
         return Err(Error::Usage(format!(
             "{} runs; one page shows at most {MAX_RUNS}",

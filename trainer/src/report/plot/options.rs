@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 /// The horizontal axis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum PlotAxis {
+pub(crate) enum PlotAxis {
     /// Optimizer steps.
     #[default]
     Step,
@@ -14,7 +14,7 @@ pub enum PlotAxis {
 
 /// What to plot.
 #[derive(Clone, Debug)]
-pub struct PlotOptions {
+pub(crate) struct PlotOptions {
     /// Folders of runs (output.dir), or their metrics.jsonl; several share the charts.
     pub runs: Vec<PathBuf>,
     /// File to write; `None`: report.html in the first run's folder.
