@@ -1,5 +1,7 @@
 //! Peak memory of this process.
 
+#![allow(unsafe_code, reason = "libc::getrusage where /proc is missing")]
+
 /// Largest resident memory of this process so far, in megabytes (10^6 bytes).
 pub(crate) fn peak_memory_mb() -> f64 {
     // VmHWM is this program's own; `ru_maxrss` would on Linux include what the parent process held

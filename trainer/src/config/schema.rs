@@ -184,9 +184,9 @@ section! {
         /// Number of newest checkpoints to keep.
         keep_checkpoints: usize,
         /// Spike guard: the update of a step whose loss is above this many times the running mean
-        /// is skipped, and counted. A skipped step raises the mean by at most 5 % of the way to the
-        /// threshold, so that a lasting rise is accepted after some steps (2: a loss of 3 times the
-        /// mean after 9). null: off.
+        /// is skipped, and counted. A skipped step still moves the mean 5 % of the way to that
+        /// threshold, so that a lasting rise is accepted after some steps (with a factor of 2, a
+        /// loss of 3 times the mean after 9). null: off.
         spike_factor: Option<f64>,
         /// Evaluations without improvement after which to end early. null: never.
         early_stop_patience: Option<u64>,

@@ -1,7 +1,5 @@
 //! Devices, random tensors and differences for the tests of fast operations.
 
-use std::io::Write as _;
-
 use burn::prelude::*;
 use burn::tensor::{DType, Distribution};
 
@@ -13,7 +11,7 @@ pub(crate) fn devices() -> Vec<Device> {
     for name in ["cuda", "wgpu"] {
         match device::choose(name) {
             Ok(d) => out.push(d.device),
-            Err(e) => drop(std::io::stderr().write_all(format!("SKIP: {name}: {e}\n").as_bytes())),
+            Err(e) => dlm_test_support::skip(&format!("{name}: {e}")),
         }
     }
     out
