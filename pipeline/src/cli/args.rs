@@ -1,5 +1,5 @@
-//! The command line as typed: what was not typed is `None` or empty. Defaults are in `config` and in
-//! the options of the library; `help.rs` adds them to the help texts.
+//! The command line as typed: what was not typed is `None` or empty. Defaults are in `config` and
+//! in the options of the library; `help.rs` adds them to the help texts.
 
 use crate::cli::choices::{
     AlignmentArg, ColourChoice, LossOnArg, LostTextArg, PaddingArg, SpecialTextArg,
@@ -124,8 +124,8 @@ pub struct PrepareArgs {
     /// The mask token; appended to the tokenizer if it has no such token.
     #[arg(long)]
     pub mask_token: Option<String>,
-    /// The time that strftime_now returns in templates; fixed, so that the output does not depend on
-    /// the day on which it is made.
+    /// The time that strftime_now returns in templates; fixed, so that the output does not depend
+    /// on the day on which it is made.
     #[arg(long, value_name = "TIME")]
     pub now: Option<String>,
     /// Share of conversations to hold out as the eval split, chosen by a hash of their text.

@@ -1,9 +1,9 @@
-//! Measures what each stage costs, and how near the whole comes to the tokenizer engine alone on the
-//! same text and threads.
+//! Measures what each stage costs, and how near the whole comes to the tokenizer engine alone on
+//! the same text and threads.
 //!
-//! Per stage: CPU seconds of one thread, over rows held in memory. Then wall time of the engine alone
-//! on the rendered texts with N threads, and of the pipeline with N workers over the files, without
-//! and with packing and writing.
+//! Per stage: CPU seconds of one thread, over rows held in memory. Then wall time of the engine
+//! alone on the rendered texts with N threads, and of the pipeline with N workers over the files,
+//! without and with packing and writing.
 
 use crate::cli::args::{BENCH_REPEAT, BENCH_WORKERS, BenchArgs};
 use crate::cli::console;

@@ -77,7 +77,8 @@ pub struct Renderer {
 }
 
 impl Renderer {
-    /// `added` are the tokenizer's added tokens, `specials` its named special tokens (`eos_token` …).
+    /// `added` are the tokenizer's added tokens, `specials` its named special tokens (`eos_token`
+    /// …).
     pub fn new(
         template: ChatTemplate,
         added: Vec<AddedToken>,

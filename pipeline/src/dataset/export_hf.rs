@@ -1,5 +1,5 @@
-//! Exports a dataset to the layout that `datasets.load_from_disk` of the Python library reads: Arrow
-//! streams with `state.json` and `dataset_info.json`.
+//! Exports a dataset to the layout that `datasets.load_from_disk` of the Python library reads:
+//! Arrow streams with `state.json` and `dataset_info.json`.
 
 use crate::error::{Error, Result};
 use arrow::array::RecordBatch;
@@ -17,8 +17,8 @@ use std::path::Path;
 ///
 /// # Errors
 ///
-/// [`Error::Output`] if `out` holds an exported dataset; further variants if `dir` is not a dataset,
-/// and for failures of the disk.
+/// [`Error::Output`] if `out` holds an exported dataset; further variants if `dir` is not a
+/// dataset, and for failures of the disk.
 pub fn export_hf(dir: impl AsRef<Path>, out: impl AsRef<Path>) -> Result<Manifest> {
     let (dir, out) = (dir.as_ref(), out.as_ref());
     let ds = Dataset::open(dir)?;

@@ -1,5 +1,5 @@
-//! Shows packed rows as text: what is prompt, response and padding, where blocks begin, and what the
-//! two complementary views of training hide.
+//! Shows packed rows as text: what is prompt, response and padding, where blocks begin, and what
+//! the two complementary views of training hide.
 
 use crate::error::Result;
 use crate::tokenize::tokenizer::Tokenizer;
@@ -146,8 +146,8 @@ fn show(
     Ok(())
 }
 
-/// Appends the decoded text, one run of positions of the same style at a time, with `¦` at the start of
-/// each block but the first.
+/// Appends the decoded text, one run of positions of the same style at a time, with `¦` at the
+/// start of each block but the first.
 fn append_text(
     ids: &[i32],
     styles: &[Style],

@@ -1,8 +1,8 @@
 //! Data files on the local disk: which formats are read, and which files a list of paths stands
 //! for.
 //!
-//! In: files and folders. Out: [`LocalFile`]s: a file as it is; of a folder all data files below it,
-//! sorted by path. Hidden files and small JSON files that describe something are skipped.
+//! In: files and folders. Out: [`LocalFile`]s: a file as it is; of a folder all data files below
+//! it, sorted by path. Hidden files and small JSON files that describe something are skipped.
 
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};

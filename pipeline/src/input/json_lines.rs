@@ -94,8 +94,8 @@ impl JsonRows {
         }
     }
 
-    /// Bytes read from the file so far (of a compressed file: before decompression), those that wait
-    /// in a buffer included.
+    /// Bytes read from the file so far (of a compressed file: before decompression), those that
+    /// wait in a buffer included.
     pub fn consumed(&self) -> u64 {
         self.consumed.load(Ordering::Relaxed)
     }

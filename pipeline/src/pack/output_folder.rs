@@ -10,8 +10,8 @@ use dlm_datasets::fs::PARTIAL;
 use dlm_datasets::manifest::{FILE_NAME as MANIFEST, Split};
 use std::path::Path;
 
-/// Makes the folder ready for a run: creates it if needed, refuses a finished dataset and data files
-/// of unknown origin. With `overwrite` all files of earlier runs are removed instead.
+/// Makes the folder ready for a run: creates it if needed, refuses a finished dataset and data
+/// files of unknown origin. With `overwrite` all files of earlier runs are removed instead.
 pub fn prepare_folder(dir: &Path, overwrite: bool) -> Result<()> {
     let refuse = |reason: String| Error::Output { path: dir.to_path_buf(), reason };
     std::fs::create_dir_all(dir).map_err(Error::io("making the output folder", dir))?;

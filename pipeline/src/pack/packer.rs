@@ -1,7 +1,7 @@
 //! Packs whole documents into rows of `seq_len` tokens.
 //!
-//! In: documents in order, whose lengths are multiples of `bd_size`. Out: rows, deterministically. A
-//! window of documents is kept. When it is full, a row is made of the largest document in it and
+//! In: documents in order, whose lengths are multiples of `bd_size`. Out: rows, deterministically.
+//! A window of documents is kept. When it is full, a row is made of the largest document in it and
 //! those others that fill the rest of the row exactly, tried from the largest down; if no
 //! combination does, of those that leave the fewest slots free. There are only `seq_len / bd_size`
 //! lengths, so the search is short. On real lengths a window of 1,024 fills rows better than
@@ -153,8 +153,8 @@ struct Search {
 }
 
 impl Search {
-    /// Fills `rest` blocks with lengths up to `top`; true if they are filled exactly or the steps are
-    /// used up.
+    /// Fills `rest` blocks with lengths up to `top`; true if they are filled exactly or the steps
+    /// are used up.
     fn run(&mut self, top: usize, rest: usize) -> bool {
         if rest < self.left {
             self.left = rest;

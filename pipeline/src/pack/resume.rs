@@ -1,8 +1,9 @@
 //! The state of an unfinished run, `prep-state.json` in the output folder.
 //!
-//! It is written when a run starts and after every data file: position in the inputs, documents that
-//! wait for a row, counts, files. A killed run resumes from it; since the end of a file depends on
-//! rows alone, the output has the same bytes. The file is removed once the manifest is written.
+//! It is written when a run starts and after every data file: position in the inputs, documents
+//! that wait for a row, counts, files. A killed run resumes from it; since the end of a file
+//! depends on rows alone, the output has the same bytes. The file is removed once the manifest is
+//! written.
 
 use crate::error::{Error, Result};
 use crate::input::source::Input;

@@ -86,8 +86,8 @@ impl SeenSet {
     }
 
     /// Reads the fingerprints that belong to `mark` and cuts off what follows them. `rows` is the
-    /// number of rows that were read so far, the most fingerprints there can be. The error says what
-    /// is wrong with the side file.
+    /// number of rows that were read so far, the most fingerprints there can be. The error says
+    /// what is wrong with the side file.
     pub fn restore(&mut self, mark: SeenMark, rows: u64) -> std::result::Result<(), String> {
         if mark.entries == 0 {
             return Ok(());

@@ -61,8 +61,8 @@ fn side(split: Split) -> usize {
 }
 
 impl<'a> DatasetSink<'a> {
-    /// Starts in the folder `dir`, or resumes the run that was killed there. `overwrite` removes the
-    /// files of earlier runs first.
+    /// Starts in the folder `dir`, or resumes the run that was killed there. `overwrite` removes
+    /// the files of earlier runs first.
     pub fn open(dir: &Path, job: PackJob<'a>, overwrite: bool) -> Result<Self> {
         prepare_folder(dir, overwrite)?;
         let manifest = job.manifest.clone();
@@ -125,7 +125,8 @@ impl<'a> DatasetSink<'a> {
 
     fn save(&mut self) -> Result<()> {
         let (train, eval) = (self.packers[0].snapshot(), self.packers[1].snapshot());
-        // The side file first: what it holds beyond the mark of the state file is cut off on resume.
+        // The side file first: what it holds beyond the mark of the state file is cut off on
+        // resume.
         let seen = self.seen.save()?;
         let state = RunState {
             fingerprint: self.manifest.recipe_fingerprint.clone(),

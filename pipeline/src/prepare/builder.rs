@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-/// Prepares a dataset: conversations are rendered with a chat template, encoded, labelled, padded to
-/// blocks and packed into Arrow rows.
+/// Prepares a dataset: conversations are rendered with a chat template, encoded, labelled, padded
+/// to blocks and packed into Arrow rows.
 ///
 /// Name a tokenizer, then what is read: local files ([`input`](Prepare::input)), a dataset of a hub
 /// ([`dataset`](Prepare::dataset)) or a recipe ([`recipe`](Prepare::recipe)). Everything else has a
@@ -146,8 +146,8 @@ impl Prepare {
     }
 
     /// Reads a dataset of a hub, `ORG/NAME`. The environment variables of the Python client hold:
-    /// `HF_TOKEN`, `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`. With a recipe: the dataset of sources
-    /// that name none.
+    /// `HF_TOKEN`, `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`. With a recipe: the dataset of
+    /// sources that name none.
     pub fn dataset(mut self, id: impl Into<String>) -> Self {
         self.inputs.dataset = Some(id.into());
         self

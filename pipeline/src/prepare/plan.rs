@@ -193,7 +193,8 @@ pub fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<PreparePlan
     })
 }
 
-/// The end-of-sequence token that tokenizer or template name, else a usual one that the tokenizer has.
+/// The end-of-sequence token that tokenizer or template name, else a usual one that the tokenizer
+/// has.
 fn eos_token(
     tokenizer: &TokenizerSource,
     specials: &BTreeMap<String, String>,

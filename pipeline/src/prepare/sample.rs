@@ -21,8 +21,8 @@ fn start(k: u64, n: u64, size: u64, length: u64) -> u64 {
     size * k / n + (free * (k as f64 * 0.618_034).fract()) as u64
 }
 
-/// Calls `each` with batches of a file, about `budget` bytes in all; returns their share of the file,
-/// from 0 to 1.
+/// Calls `each` with batches of a file, about `budget` bytes in all; returns their share of the
+/// file, from 0 to 1.
 pub fn read_sample(
     input: &Input,
     budget: u64,

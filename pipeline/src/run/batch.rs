@@ -37,8 +37,8 @@ pub struct ProcessedRow {
     pub whitespace_changed_turns: u64,
     /// Number of assistant turns that the template rewrites.
     pub rewritten_turns: u64,
-    /// Hash of the conversation ([`fingerprint`](crate::parse::conversation::fingerprint)); 0 if the
-    /// run does not need it.
+    /// Hash of the conversation ([`fingerprint`](crate::parse::conversation::fingerprint)); 0 if
+    /// the run does not need it.
     pub fingerprint: u128,
 }
 

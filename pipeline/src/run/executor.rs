@@ -111,8 +111,8 @@ impl Feed<'_> {
     }
 }
 
-/// Processes streams of `inputs` on `workers` threads. `consume` runs on the calling thread and takes
-/// batches from the streams in the order it chooses.
+/// Processes streams of `inputs` on `workers` threads. `consume` runs on the calling thread and
+/// takes batches from the streams in the order it chooses.
 pub fn run<T>(
     stages: &Stages,
     inputs: &[Input],

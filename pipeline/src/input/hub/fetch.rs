@@ -1,9 +1,9 @@
 //! Downloads files of a repository: in pieces, a few at a time, ahead of the reader.
 //!
 //! In: a listing. Out: local paths. Each piece is a file of its own that only ever grows, so that
-//! after a broken connection or a killed run the download continues where it stopped. The pieces are
-//! then joined; length and (where the hub lists one) sha256 are checked before the file gets its
-//! name in the cache.
+//! after a broken connection or a killed run the download continues where it stopped. The pieces
+//! are then joined; length and (where the hub lists one) sha256 are checked before the file gets
+//! its name in the cache.
 
 use super::cache::{RemoteFile, RepoCache, RepoKind, make_parent};
 use super::client::{HubClient, TransferError, encode};

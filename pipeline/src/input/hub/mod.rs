@@ -1,8 +1,8 @@
 //! Datasets and models of a Hugging Face hub.
 //!
-//! In: `ORG/NAME` and a revision. Out: the repository's files, pinned to a commit, in the cache that
-//! the Python client uses, too. Data files are downloaded in pieces while earlier ones are already
-//! being processed; of a model only the files that will be loaded are downloaded.
+//! In: `ORG/NAME` and a revision. Out: the repository's files, pinned to a commit, in the cache
+//! that the Python client uses, too. Data files are downloaded in pieces while earlier ones are
+//! already being processed; of a model only the files that will be loaded are downloaded.
 //!
 //! ```text
 //! name ─── hf://ORG/NAME[@REV]     cache ─ layout of the cache folder, checks of file names

@@ -1,11 +1,11 @@
 //! Resolves a model or a tokenizer to a local folder: a folder as it is, a repository of the hub
 //! after download into the cache.
 //!
-//! In: a folder, `hf://ORG/NAME[@REVISION]`, or `ORG/NAME` where no folder of that name exists. Out:
-//! a local folder, and the name to record. For a repository that is `hf://ORG/NAME@COMMIT`, which
-//! always means the same bytes. Only the files that will be loaded are downloaded: config.json,
-//! tokenizer files, and `model.safetensors` or the shards its index names; never `.bin`, `.gguf` or
-//! other copies.
+//! In: a folder, `hf://ORG/NAME[@REVISION]`, or `ORG/NAME` where no folder of that name exists.
+//! Out: a local folder, and the name to record. For a repository that is `hf://ORG/NAME@COMMIT`,
+//! which always means the same bytes. Only the files that will be loaded are downloaded:
+//! config.json, tokenizer files, and `model.safetensors` or the shards its index names; never
+//! `.bin`, `.gguf` or other copies.
 
 use super::cache::{RepoCache, RepoKind, is_commit};
 use super::client::HubClient;
@@ -26,7 +26,8 @@ pub struct ResolvedModel {
     pub name: String,
 }
 
-/// Resolves `text` to a local folder and downloads the files of `part` if they are not in the cache.
+/// Resolves `text` to a local folder and downloads the files of `part` if they are not in the
+/// cache.
 ///
 /// `key` is what the text was given as (`source.path`, `--model`); it appears in errors. Notices:
 /// an `ORG/NAME` without `hf://` is taken as a repository; a download begins.
