@@ -63,7 +63,7 @@ for preset in $presets; do
             bench "$preset" "$layout" "$batch"
         done
     done
-    bench "$preset" saving 8 --recompute
+    bench "$preset" saving 8 --activation-checkpointing
     # Dense attention for comparison with the default (key ranges).
     bench "$preset" saving 4 --attention dense
 done

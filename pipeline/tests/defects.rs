@@ -79,7 +79,7 @@ fn tools_distinguish_conversations() {
 fn seen_conversations_are_stored_compactly() {
     let dir = tempfile::tempdir().unwrap();
     let (input, out) = (dir.path().join("rows.jsonl"), dir.path().join("out"));
-    let rows: String = (0..20_000)
+    let rows: String = (0..1_000)
         .map(|i| json!({"prompt": format!("{i}?"), "completion": "x"}).to_string() + "\n")
         .collect();
     std::fs::write(&input, rows).unwrap();
