@@ -4,11 +4,8 @@
 //! Per stage: CPU seconds of one thread, over rows held in memory. Then wall time of the engine
 //! alone on the rendered texts with N threads, and of the pipeline with N workers over the files,
 //! without and with packing and writing.
-<<<<<<< HEAD
 
 #![allow(unsafe_code, reason = "libc::clock_gettime")]
-=======
->>>>>>> 6f2fcdb42c1cee5bf91ac717033653cc53883eec
 
 use crate::cli::args::{BENCH_REPEAT, BENCH_WORKERS, BenchArgs};
 use crate::cli::console;

@@ -79,11 +79,7 @@ pub(super) struct Renderer {
 impl Renderer {
     /// `added` are the tokenizer's added tokens, `specials` its named special tokens (`eos_token`
     /// …).
-<<<<<<< HEAD
     pub(super) fn new(
-=======
-    pub fn new(
->>>>>>> 6f2fcdb42c1cee5bf91ac717033653cc53883eec
         template: ChatTemplate,
         added: Vec<AddedToken>,
         specials: BTreeMap<String, String>,

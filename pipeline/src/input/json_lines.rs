@@ -96,11 +96,7 @@ impl JsonRows {
 
     /// Bytes read from the file so far (of a compressed file: before decompression), those that
     /// wait in a buffer included.
-<<<<<<< HEAD
     pub(crate) fn consumed(&self) -> u64 {
-=======
-    pub fn consumed(&self) -> u64 {
->>>>>>> 6f2fcdb42c1cee5bf91ac717033653cc53883eec
         self.consumed.load(Ordering::Relaxed)
     }
 

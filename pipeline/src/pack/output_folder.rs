@@ -12,11 +12,7 @@ use std::path::Path;
 
 /// Makes the folder ready for a run: creates it if needed, refuses a finished dataset and data
 /// files of unknown origin. With `overwrite` all files of earlier runs are removed instead.
-<<<<<<< HEAD
 pub(crate) fn prepare_folder(dir: &Path, overwrite: bool) -> Result<()> {
-=======
-pub fn prepare_folder(dir: &Path, overwrite: bool) -> Result<()> {
->>>>>>> 6f2fcdb42c1cee5bf91ac717033653cc53883eec
     let refuse = |reason: String| Error::Output { path: dir.to_path_buf(), reason };
     std::fs::create_dir_all(dir).map_err(Error::io("making the output folder", dir))?;
     let manifest = dir.join(MANIFEST);

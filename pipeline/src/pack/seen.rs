@@ -88,11 +88,7 @@ impl SeenSet {
     /// Reads the fingerprints that belong to `mark` and cuts off what follows them. `rows` is the
     /// number of rows that were read so far, the most fingerprints there can be. The error says
     /// what is wrong with the side file.
-<<<<<<< HEAD
     pub(crate) fn restore(&mut self, mark: SeenMark, rows: u64) -> std::result::Result<(), String> {
-=======
-    pub fn restore(&mut self, mark: SeenMark, rows: u64) -> std::result::Result<(), String> {
->>>>>>> 6f2fcdb42c1cee5bf91ac717033653cc53883eec
         if mark.entries == 0 {
             return Ok(());
         }

@@ -63,11 +63,7 @@ fn side(split: Split) -> usize {
 impl<'a> DatasetSink<'a> {
     /// Starts in the folder `dir`, or resumes the run that was killed there. `overwrite` removes
     /// the files of earlier runs first.
-<<<<<<< HEAD
     pub(crate) fn open(dir: &Path, job: PackJob<'a>, overwrite: bool) -> Result<Self> {
-=======
-    pub fn open(dir: &Path, job: PackJob<'a>, overwrite: bool) -> Result<Self> {
->>>>>>> 6f2fcdb42c1cee5bf91ac717033653cc53883eec
         prepare_folder(dir, overwrite)?;
         let manifest = job.manifest.clone();
         let packer = || Packer::new(manifest.seq_len, manifest.bd_size, job.settings.pack_window);

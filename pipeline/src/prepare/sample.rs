@@ -23,11 +23,7 @@ fn start(k: u64, n: u64, size: u64, length: u64) -> u64 {
 
 /// Calls `each` with batches of a file, about `budget` bytes in all; returns their share of the
 /// file, from 0 to 1.
-<<<<<<< HEAD
 pub(crate) fn read_sample(
-=======
-pub fn read_sample(
->>>>>>> 6f2fcdb42c1cee5bf91ac717033653cc53883eec
     input: &Input,
     budget: u64,
     each: &mut dyn FnMut(RawRows) -> Result<()>,

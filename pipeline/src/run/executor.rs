@@ -113,11 +113,7 @@ impl Feed<'_> {
 
 /// Processes streams of `inputs` on `workers` threads. `consume` runs on the calling thread and
 /// takes batches from the streams in the order it chooses.
-<<<<<<< HEAD
 pub(crate) fn run<T>(
-=======
-pub fn run<T>(
->>>>>>> 6f2fcdb42c1cee5bf91ac717033653cc53883eec
     stages: &Stages,
     inputs: &[Input],
     streams: &[InputStream],
