@@ -1,8 +1,8 @@
 //! A model folder as decoding sees it.
 //!
 //! In: a Hugging Face folder, converted or not. Out: block size and mask token id
-//! (`dlm_config.json`, `config.json`), stop tokens (`generation_config.json`, else `config.json`),
-//! and an [`Engine`].
+//! (`dlm_config.json`, `config.json`), stop tokens (`generation_config.json`, else `config.json`,
+//! and the tokenizer's end of text), and an [`Engine`].
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,7 @@ use crate::compute::ComputePlan;
 use crate::error::{Error, Result};
 use crate::io::json;
 use crate::io::load_model::{LoadOptions, LoadedModel, load_model};
+use crate::io::tokenizer_eos;
 use crate::model::ModelConfig;
 
 use super::Engine;
@@ -46,11 +47,15 @@ impl ModelFolder {
             config.raw.get("model_type").and_then(Value::as_str) == Some("Fast_dLLM_Qwen");
         let generation: Option<Value> =
             json::read_if_present(&dir.join("generation_config.json"), "valid JSON")?;
-        let stop_ids = match generation.as_ref().and_then(|value| value.get("eos_token_id")) {
-            Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_i64).collect(),
-            Some(Value::Number(id)) => id.as_i64().into_iter().collect(),
-            _ => config.eos_token_ids.clone(),
-        };
+        let mut stop_ids: Vec<i64> =
+            match generation.as_ref().and_then(|value| value.get("eos_token_id")) {
+                Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_i64).collect(),
+                Some(Value::Number(id)) => id.as_i64().into_iter().collect(),
+                _ => config.eos_token_ids.clone(),
+            };
+        if let Some(id) = tokenizer_eos::id(dir)?.filter(|id| !stop_ids.contains(id)) {
+            stop_ids.push(id);
+        }
         Ok(ModelFolder {
             dir: dir.into(),
             block_size: agree(dir, "bd_size", block_size, config.bd_size)?,

@@ -10,6 +10,7 @@ use dlm_prep::{ChatFormat, Message};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
+use crate::io::source;
 
 /// A prompt before it is encoded.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,8 +86,9 @@ impl PromptCodec {
     pub(crate) fn load(dir: &Path) -> Result<Self> {
         if !dir.join("tokenizer.json").is_file() {
             return Err(Error::Usage(format!(
-                "{} has no tokenizer.json; give token ids with --ids",
-                dir.display()
+                "{} has {}; give token ids with --ids",
+                dir.display(),
+                source::missing_tokenizer(dir)
             )));
         }
         Ok(PromptCodec { format: ChatFormat::load(dir)? })

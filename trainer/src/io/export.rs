@@ -34,7 +34,9 @@ pub(crate) struct ExportInfo {
     /// Text of the mask token.
     pub mask_token: String,
     pub mask_token_id: i32,
-    /// End-of-turn and end-of-text ids, the main one first.
+    /// Ids that end a completion, as the source's config.json has them.
+    pub source_eos_token_ids: Vec<i64>,
+    /// Ids that end a turn or a text in the dataset.
     pub eos_token_ids: Vec<i32>,
     pub pad_token_id: i32,
     /// Folder with the tokenizer (the dataset's).
@@ -61,7 +63,7 @@ pub(crate) fn check(decoder: &Decoder, format: ExportFormat) -> Result<()> {
             cfg.family
         ))),
         ExportFormat::PackedTernary => {
-            let mut matrices = decoder.params.specs.iter().filter(|s| s.kind == ParamKind::Matrix);
+            let mut matrices = decoder.params.specs.iter().filter(|s| s.may_quantize);
             matrices.try_for_each(|s| ternary::check(&s.name, s.shape[0]))
         }
     }
@@ -85,8 +87,7 @@ pub(crate) fn export(
         fs::sync_parent(&marker)?;
     }
     write_weights(dir, decoder, w, dtype, format)?;
-    json_file::write(&dir.join("config.json"), &model_config(decoder, dtype, format, info))?;
-    json_file::write(&dir.join("generation_config.json"), &generation_config(info)?)?;
+    write_configs(dir, decoder, dtype, format, info)?;
     for name in tokenizer_files(&info.tokenizer) {
         let Some(file) = name.file_name() else {
             continue;
@@ -107,18 +108,46 @@ pub(crate) fn export(
     json_file::write(&marker, &record)
 }
 
-fn model_config(decoder: &Decoder, dtype: Dtype, format: ExportFormat, info: &ExportInfo) -> Value {
+/// Write config.json and generation_config.json.
+fn write_configs(
+    dir: &Path,
+    decoder: &Decoder,
+    dtype: Dtype,
+    format: ExportFormat,
+    info: &ExportInfo,
+) -> Result<()> {
+    let generation = match &info.source_folder {
+        Some(dir) => json_file::read_if_present(&dir.join("generation_config.json"), "valid JSON")?,
+        None => None,
+    };
+    let generation = generation.unwrap_or_else(|| json!({}));
+    let eos = eos_ids(info, &generation);
+    let config = model_config(decoder, dtype, format, info, &eos);
+    json_file::write(&dir.join("config.json"), &config)?;
+    let generation = generation_config(generation, info, &eos);
+    json_file::write(&dir.join("generation_config.json"), &generation)
+}
+
+fn model_config(
+    decoder: &Decoder,
+    dtype: Dtype,
+    format: ExportFormat,
+    info: &ExportInfo,
+    eos: &[i64],
+) -> Value {
     let mut raw = decoder.cfg.raw.clone();
     let name = if dtype == Dtype::F32 { "float32" } else { "bfloat16" };
     if let Some(o) = raw.as_object_mut() {
         o.insert("vocab_size".into(), json!(decoder.cfg.vocab_size));
         o.insert("bd_size".into(), json!(info.bd_size));
         o.insert("mask_token_id".into(), json!(info.mask_token_id));
-        // transformers 5 writes `dtype`, transformers 4 `torch_dtype`: keep the source's key
-        o.insert(if o.contains_key("dtype") { "dtype" } else { "torch_dtype" }.into(), json!(name));
-        if o.get("eos_token_id").is_none_or(Value::is_null) {
-            o.insert("eos_token_id".into(), json!(info.eos_token_ids.first()));
+        // transformers 5 writes `dtype`, transformers 4 `torch_dtype`: keep the source's keys
+        let key = if o.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+        o.insert(key.into(), json!(name));
+        if o.contains_key("torch_dtype") {
+            o.insert("torch_dtype".into(), json!(name));
         }
+        o.insert("eos_token_id".into(), one_or_all(eos));
         if o.get("pad_token_id").is_none_or(Value::is_null) {
             o.insert("pad_token_id".into(), json!(info.pad_token_id));
         }
@@ -159,28 +188,38 @@ fn fast_dllm_keys(config: &mut serde_json::Map<String, Value>) {
     config.entry("layer_types").or_insert_with(|| json!(vec!["full_attention"; layers]));
 }
 
-fn generation_config(info: &ExportInfo) -> Result<Value> {
-    let mut value = match &info.source_folder {
-        Some(dir) => json_file::read_if_present(&dir.join("generation_config.json"), "valid JSON")?
-            .unwrap_or_else(|| json!({})),
-        None => json!({}),
-    };
-    if let Some(o) = value.as_object_mut() {
-        if !o.contains_key("eos_token_id") {
-            o.insert(
-                "eos_token_id".into(),
-                if info.eos_token_ids.len() == 1 {
-                    json!(info.eos_token_ids[0])
-                } else {
-                    json!(info.eos_token_ids)
-                },
-            );
-        }
+/// The source's generation_config.json with the ids that end a completion.
+fn generation_config(mut source: Value, info: &ExportInfo, eos: &[i64]) -> Value {
+    if let Some(o) = source.as_object_mut() {
+        o.insert("eos_token_id".into(), one_or_all(eos));
         if !o.contains_key("pad_token_id") {
             o.insert("pad_token_id".into(), json!(info.pad_token_id));
         }
     }
-    Ok(value)
+    source
+}
+
+/// A single id as a number, several as a list.
+fn one_or_all(ids: &[i64]) -> Value {
+    if let [id] = ids { json!(id) } else { json!(ids) }
+}
+
+/// Every id that ends a completion: those of the source's config.json, those of its
+/// generation_config.json, and the dataset's ends of turn, which the model was trained to emit.
+fn eos_ids(info: &ExportInfo, generation: &Value) -> Vec<i64> {
+    let of_generation = match generation.get("eos_token_id") {
+        Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_i64).collect(),
+        Some(id) => id.as_i64().into_iter().collect(),
+        None => Vec::new(),
+    };
+    let mut ids: Vec<i64> = Vec::new();
+    let given = info.source_eos_token_ids.iter().copied().chain(of_generation);
+    for id in given.chain(info.eos_token_ids.iter().map(|id| i64::from(*id))) {
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    ids
 }
 
 /// transformers' class for the packed linears. Its `autobitlinear` multiplies a bias by the
@@ -237,7 +276,7 @@ fn write_weights(
         }
     };
     for (spec, t) in decoder.params.specs.iter().zip(&w.0) {
-        if format == ExportFormat::PackedTernary && spec.kind == ParamKind::Matrix {
+        if format == ExportFormat::PackedTernary && spec.may_quantize {
             packed_entries(decoder, &spec.name, t)?.into_iter().for_each(&mut add);
         } else {
             add(TensorEntry::floats(spec.name.clone(), dtype, spec.shape.clone(), t.clone()));
@@ -279,7 +318,7 @@ fn verify(
     };
     let ck = Checkpoint::open(dir)?;
     for (spec, t) in decoder.params.specs.iter().zip(&w.0) {
-        if format == ExportFormat::PackedTernary && spec.kind == ParamKind::Matrix {
+        if format == ExportFormat::PackedTernary && spec.may_quantize {
             for entry in packed_entries(decoder, &spec.name, t)? {
                 let (_, dtype, shape, data) = ck.view(&entry.name)?;
                 let same = matches!(&entry.content, TensorContent::Bytes(b) if b == data)

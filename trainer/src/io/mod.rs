@@ -7,3 +7,4 @@ pub(crate) mod json;
 pub(crate) mod load_model;
 pub(crate) mod safetensors_file;
 pub(crate) mod source;
+pub(crate) mod tokenizer_eos;

@@ -65,3 +65,17 @@ pub(crate) fn tokenizer_files(dir: &Path) -> Vec<PathBuf> {
     .filter(|path| path.is_file())
     .collect()
 }
+
+/// What a folder without `tokenizer.json` has instead, in words: "no tokenizer.json", and how to
+/// make one.
+pub(crate) fn missing_tokenizer(dir: &Path) -> String {
+    let other = ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json"];
+    match other.iter().find(|name| dir.join(name).is_file()) {
+        Some(name) => format!(
+            "no tokenizer.json, only {name}: write one with transformers' AutoTokenizer.from_pretrained(\"{}\").save_pretrained(\"{}\")",
+            dir.display(),
+            dir.display()
+        ),
+        None => "no tokenizer.json".into(),
+    }
+}

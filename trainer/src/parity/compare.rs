@@ -35,7 +35,8 @@ pub struct ParityOptions {
     /// `mask`, `doc_ids`, `position_ids` of the same shape, `logits` `[rows, len, vocab]` and
     /// `loss` `[1]`.
     pub case: PathBuf,
-    /// Expected gradients by parameter name, safetensors. Default: gradients are not compared.
+    /// Expected gradients by parameter name, safetensors, of all parameters or of some. Default:
+    /// gradients are not compared.
     pub grads: Option<PathBuf>,
     /// Tokens per block in cases with a mask. Default: 32.
     pub bd_size: usize,
@@ -113,6 +114,10 @@ pub struct ParityReport {
     pub grads_max_l2: Option<f64>,
     /// The parameter whose gradient differs most.
     pub worst_grad: Option<String>,
+    /// Parameters whose gradient was compared: those that the file of gradients holds.
+    pub grads_compared: Option<usize>,
+    /// Parameters of the model.
+    pub parameters: usize,
     /// Tokens that went through the decoder.
     pub processed_tokens: usize,
     /// The tolerances that were used.
@@ -183,7 +188,11 @@ fn measure(
     };
     let batch = batch_of(&case, objective, &spec, &compute);
     let inputs = DeviceBatch::upload(&model.decoder, &batch, &compute)?;
-    let mut report = ParityReport { processed_tokens: batch.processed, ..ParityReport::default() };
+    let mut report = ParityReport {
+        processed_tokens: batch.processed,
+        parameters: model.decoder.params.specs.len(),
+        ..ParityReport::default()
+    };
     // The streams of the saving layout have no fixed place for a position's logits.
     if objective != Objective::BlockDiffusion(Layout::Saving) {
         let dump = options.dump_logits.as_deref().filter(|_| !rounded);
@@ -285,6 +294,7 @@ fn compare_loss(
             report.grads_max_rel = Some(differences.max_rel);
             report.grads_max_l2 = Some(differences.max_l2);
             report.worst_grad = differences.worst;
+            report.grads_compared = Some(differences.compared);
             sum
         }
     };

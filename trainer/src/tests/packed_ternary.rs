@@ -52,6 +52,7 @@ fn info(dir: &Path) -> ExportInfo {
         bd_size: 8,
         mask_token: "|<MASK>|".into(),
         mask_token_id: families::MASK,
+        source_eos_token_ids: Vec::new(),
         eos_token_ids: vec![families::EOS],
         pad_token_id: 0,
         tokenizer: dir.join("none"),

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use dlm_datasets::Dataset;
+use dlm_datasets::{Dataset, Manifest};
 use safetensors::Dtype as FileDtype;
 use serde_json::json;
 
@@ -41,7 +41,8 @@ pub(crate) fn export(model: &TrainedModel, out: &Path) -> Result<()> {
         bd_size: manifest.bd_size,
         mask_token: manifest.mask_token.clone(),
         mask_token_id: manifest.mask_token_id,
-        eos_token_ids: eos_token_ids(model),
+        source_eos_token_ids: decoder.cfg.eos_token_ids.clone(),
+        eos_token_ids: eos_token_ids(manifest),
         pad_token_id: manifest.pad_token_id,
         tokenizer: data.dir().join("tokenizer"),
         source_folder: model.source.folder.clone(),
@@ -76,18 +77,11 @@ pub(crate) fn export(model: &TrainedModel, out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Ids that end a completion: those of the source, else the dataset's end-of-text id, then the
-/// dataset's end-of-turn ids.
-fn eos_token_ids(model: &TrainedModel) -> Vec<i32> {
-    let manifest = model.data.manifest();
-    let mut ids: Vec<i32> = model.decoder.cfg.eos_token_ids.iter().map(|id| *id as i32).collect();
-    if ids.is_empty() {
+/// The dataset's ends of turn, and of text.
+fn eos_token_ids(manifest: &Manifest) -> Vec<i32> {
+    let mut ids = manifest.end_of_turn_ids.clone();
+    if !ids.contains(&manifest.eos_token_id) {
         ids.push(manifest.eos_token_id);
-    }
-    for id in &manifest.end_of_turn_ids {
-        if !ids.contains(id) {
-            ids.push(*id);
-        }
     }
     ids
 }

@@ -16,9 +16,10 @@ use crate::config::{BitLinear, Config};
 use crate::error::{Error, Result};
 use crate::io::json;
 use crate::io::load_model::{HostModel, LoadedModel};
-use crate::io::source::ModelSource;
+use crate::io::source::{ModelSource, missing_tokenizer};
 use crate::model::config::Quantization;
 use crate::model::{Decoder, ModelConfig, ParamKind, Params, Weights};
+use crate::report::console::message;
 
 /// The embedding table grows to a multiple of this many rows, which keeps matrix shapes friendly
 /// to kernels.
@@ -47,6 +48,13 @@ pub(super) fn prepare(
     });
     check_fit(&model.config, manifest, &source.name)?;
     if let Some(folder) = &source.folder {
+        if with_weights && !folder.join("tokenizer.json").is_file() {
+            message(format_args!(
+                "warning: {} has {}: whether the dataset's token ids are the model's cannot be checked",
+                folder.display(),
+                missing_tokenizer(folder)
+            ));
+        }
         check_tokenizer(
             &folder.join("tokenizer.json"),
             &data.dir().join("tokenizer/tokenizer.json"),
