@@ -2,6 +2,7 @@
 
 pub(crate) mod checkpoint;
 pub(crate) mod checkpoint_store;
+pub(crate) mod description;
 pub(crate) mod export;
 pub(crate) mod json;
 pub(crate) mod load_model;

@@ -10,6 +10,7 @@ use safetensors::{Dtype, SafeTensors};
 use super::{folder_kind, json_text};
 use crate::compute::tensor_io::decode_floats;
 use crate::error::{Error, Result};
+use crate::report::console::message;
 
 /// The tensors of a checkpoint folder; they are read when asked for.
 pub(crate) struct Checkpoint {
@@ -55,6 +56,7 @@ impl Checkpoint {
     fn map(dir: &Path, paths: &[PathBuf], map: &BTreeMap<String, String>) -> Result<Self> {
         let mut files = Vec::new();
         let mut index: BTreeMap<String, usize> = BTreeMap::new();
+        let mut elsewhere = Vec::new();
         for path in paths {
             let file =
                 std::fs::File::open(path).map_err(|e| Error::io(path, "opening the weights", e))?;
@@ -71,7 +73,10 @@ impl Checkpoint {
             })?;
             for name in st.names() {
                 match map.get(name) {
-                    Some(named) if dir.join(named) != *path => continue,
+                    Some(named) if dir.join(named) != *path => {
+                        elsewhere.push(format!("{name} in {} beside {named}", path.display()));
+                        continue;
+                    }
                     None if index.contains_key(name) => {
                         return Err(Error::format(
                             path,
@@ -84,6 +89,12 @@ impl Checkpoint {
                 };
             }
             files.push((path.clone(), bytes));
+        }
+        if let Some(example) = elsewhere.first() {
+            message(format_args!(
+                "warning: {} tensors are in more than one shard, such as {example}: those that weight_map names are used (transformers 5 takes those of the last shard)",
+                elsewhere.len()
+            ));
         }
         Ok(Checkpoint { dir: dir.to_path_buf(), files, index })
     }

@@ -129,10 +129,13 @@ pub struct ParityReport {
 /// Compares a model (folder, `hf://ORG/NAME[@REVISION]` or `ORG/NAME`) with a case.
 pub(crate) fn compare(model: &Path, options: &ParityOptions) -> Result<ParityReport> {
     let folder = load_model::resolve(model)?;
-    let limits = &options.tolerances;
-    let (mut report, _) = measure(&folder, options, options.dtype, false)?;
+    let mut limits = options.tolerances;
+    let (mut report, ternary) = measure(&folder, options, options.dtype, false)?;
+    if ternary && options.dtype == ComputeDtype::Fp32 {
+        limits = limits.for_bitlinear();
+    }
     report.tolerances = match options.dtype {
-        ComputeDtype::Fp32 => Tolerances::fp32(limits),
+        ComputeDtype::Fp32 => Tolerances::fp32(&limits),
         ComputeDtype::Bf16 => {
             let (rounded, ternary) = measure(&folder, options, ComputeDtype::Fp32, true)?;
             let effect = RoundingEffect {
@@ -140,10 +143,10 @@ pub(crate) fn compare(model: &Path, options: &ParityOptions) -> Result<ParityRep
                 grads_l2: rounded.grads_max_l2.unwrap_or(0.0),
                 ternary,
             };
-            Tolerances::bf16(effect, limits)
+            Tolerances::bf16(effect, &limits)
         }
     };
-    report.ok = within_tolerance(&report, limits);
+    report.ok = within_tolerance(&report, &limits);
     Ok(report)
 }
 
@@ -256,7 +259,11 @@ fn compare_logits(
         ));
     }
     let compared = |position: usize| case.valid[position % (case.rows * case.len)];
-    let quantile = options.tolerances.logits_quantile;
+    let ternary = model.decoder.cfg.quantization.is_some();
+    let quantile = match options.dtype {
+        ComputeDtype::Fp32 if ternary => options.tolerances.for_bitlinear().logits_quantile,
+        _ => options.tolerances.logits_quantile,
+    };
     let differences = differences::logits(&logits, expected, vocab, compared, quantile);
     report.logits_max_abs = Some(differences.worst);
     report.logits_at_quantile = Some(differences.at_quantile);

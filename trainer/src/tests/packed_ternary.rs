@@ -10,7 +10,8 @@ use crate::diffusion::objective;
 use crate::diffusion::{
     DeviceBatch, DocumentMask, Objective, ObjectiveSpec, PackedRow, build_batch,
 };
-use crate::io::export::{self, ExportInfo};
+use crate::io::description::ExportInfo;
+use crate::io::export;
 use crate::io::load_model::{LoadOptions, LoadedModel, load_model};
 use crate::kernels::linear::{ternary_codes, ternary_weight};
 use crate::model::Checkpoint;

@@ -42,7 +42,8 @@ pub(super) fn prepare(
     with_weights: bool,
 ) -> Result<PreparedModel> {
     let manifest = data.manifest();
-    let mut model = HostModel::new(match &source.folder {
+    let described = source.checkpoint.as_ref().or(source.folder.as_ref());
+    let mut model = HostModel::new(match described {
         Some(folder) => ModelConfig::read(folder)?,
         None => random_model_config(cfg)?,
     });

@@ -3,8 +3,10 @@
 //!
 //! In: the rows of a step. Out: new weights and a [`StepRecord`]. When micro-batches do not fit
 //! into the device's memory the step is repeated with smaller ones. A NaN or infinite loss or
-//! gradient is an error that names its rows. In both cases the weights are unchanged.
+//! gradient is an error that names its rows. A signal ends the step before its next micro-batch. In
+//! all three cases weights, optimizer and state are unchanged.
 
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::diffusion::{Batch, DeviceBatch, objective};
@@ -146,6 +148,9 @@ impl Trainer<'_> {
         }
         let scale = 1.0 / batch.counted as f64;
         for micro_batch in &batch.micro_batches {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted("between two micro-batches".into()));
+            }
             let inputs = DeviceBatch::upload(&self.decoder, micro_batch, &self.compute)?;
             result.loss_sum += objective::loss_and_gradients(
                 &self.decoder,
