@@ -19,6 +19,8 @@ pub use crate::decode::prompt::Prompt;
 
 /// Tokens per block where the model folder does not say.
 const BLOCK_SIZE: usize = 32;
+/// Longest block: a pass over it attends from each of its tokens to each.
+const MOST_BLOCK_SIZE: usize = 1 << 16;
 /// Tokens per sub-block, where that divides the block.
 const SUB_BLOCK_SIZE: usize = 8;
 
@@ -285,6 +287,11 @@ impl ModelFiles {
             )));
         }
         let block_size = self.block_size(options);
+        if !(1..=MOST_BLOCK_SIZE).contains(&block_size) {
+            return Err(Error::Usage(format!(
+                "blocks of {block_size} tokens (--block-size): expected 1 to {MOST_BLOCK_SIZE}"
+            )));
+        }
         let usual =
             if block_size.is_multiple_of(SUB_BLOCK_SIZE) { SUB_BLOCK_SIZE } else { block_size };
         Ok(Decoding::Block(BlockOptions {

@@ -50,6 +50,7 @@ pub(crate) fn read_jsonl(path: &Path) -> Result<Vec<Prompt>> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| Error::io(path, "reading the prompts", error))?;
     let mut prompts = Vec::new();
+    let text = text.trim_start_matches('\u{feff}');
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let wrong = |reason: String| {
             Error::Usage(format!("{}, line {}: {reason}", path.display(), number + 1))
@@ -184,7 +185,7 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             read_jsonl(&path)
         };
-        let good = read("{\"ids\": [1, 2]}\n\n{\"prompt\": \"q\"}\n{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}]}\n").unwrap();
+        let good = read("\u{feff}{\"ids\": [1, 2]}\n\n{\"prompt\": \"q\"}\n{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}]}\n").unwrap();
         assert_eq!(
             good,
             [

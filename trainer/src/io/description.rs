@@ -60,6 +60,19 @@ pub(crate) fn write_small_files(
             std::fs::read(&path).map_err(|e| Error::io(&path, "reading the tokenizer", e))?;
         fs::write_atomic(&dir.join(file), &bytes)?;
     }
+    copy_named_templates(&info.tokenizer, dir)
+}
+
+/// Copy the chat templates besides the default one (`tool_use`).
+fn copy_named_templates(tokenizer: &Path, dir: &Path) -> Result<()> {
+    const FOLDER: &str = "additional_chat_templates";
+    let Ok(files) = std::fs::read_dir(tokenizer.join(FOLDER)) else { return Ok(()) };
+    for file in files.filter_map(std::result::Result::ok) {
+        let from = file.path();
+        let bytes = std::fs::read(&from).map_err(|e| Error::io(&from, "reading", e))?;
+        fs::create_dir(&dir.join(FOLDER))?;
+        fs::write_atomic(&dir.join(FOLDER).join(file.file_name()), &bytes)?;
+    }
     Ok(())
 }
 

@@ -17,6 +17,9 @@ pub(crate) use super::family::Family;
 pub(crate) use super::quantization_config::Quantization;
 pub(crate) use super::rope_config::Llama3Scaling;
 
+/// Most layers: every layer has a dozen parameters with names.
+const MOST_LAYERS: usize = 4096;
+
 /// Shape and switches of a decoder. Sizes are counts of elements.
 #[derive(Clone, Debug)]
 pub(crate) struct ModelConfig {
@@ -77,7 +80,10 @@ impl ModelConfig {
             .map_err(|e| Error::io(&file, "reading the model config", e))?;
         let raw = json_text::parse(&text)
             .map_err(|e| Error::format(&file, format!("not valid JSON: {e}")))?;
-        Self::from_json(raw).map_err(|e| Error::format(&file, e.to_string()))
+        Self::from_json(raw).map_err(|e| match e {
+            Error::Usage(text) => Error::Usage(format!("{}: {text}", file.display())),
+            other => Error::format(&file, other.to_string()),
+        })
     }
 
     /// Interprets a parsed `config.json`.
@@ -105,6 +111,12 @@ impl ModelConfig {
                 )));
             }
         };
+        if num_attention_heads.saturating_mul(head_dim) > 1 << 28 {
+            return Err(Error::Usage(format!(
+                "num_attention_heads is {num_attention_heads} and head_dim {head_dim}; expected a product of at most {}",
+                1 << 28
+            )));
+        }
         if head_dim % 2 != 0 {
             return Err(Error::Model(format!(
                 "head_dim {head_dim} is odd; rotary embeddings need an even one"
@@ -116,6 +128,11 @@ impl ModelConfig {
             )));
         }
         let num_hidden_layers = r.size("num_hidden_layers")?;
+        if num_hidden_layers > MOST_LAYERS {
+            return Err(Error::Usage(format!(
+                "num_hidden_layers is {num_hidden_layers}; expected at most {MOST_LAYERS}"
+            )));
+        }
         let max_position_embeddings =
             r.opt_size("max_position_embeddings")?.unwrap_or(defaults.max_position_embeddings);
         let rope =

@@ -5,6 +5,10 @@ use serde_json::Value;
 use super::family::Family;
 use crate::error::{Error, Result};
 
+/// Largest size of a dimension or a context: no model comes near, and products of two of them stay
+/// below what a machine can address.
+const LARGEST_SIZE: u64 = 1 << 28;
+
 /// A parsed `config.json`.
 pub(super) struct Reader<'a> {
     pub(super) raw: &'a Value,
@@ -20,7 +24,10 @@ impl<'a> Reader<'a> {
         match self.raw.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(v) => match v.as_u64() {
-                Some(n) if n > 0 && n < (1 << 40) => Ok(Some(n as usize)),
+                Some(n) if n > 0 && n <= LARGEST_SIZE => Ok(Some(n as usize)),
+                Some(n) if n > 0 => {
+                    Err(Error::Usage(format!("{key} is {n}; expected at most {LARGEST_SIZE}")))
+                }
                 _ => Err(Error::Model(format!("{key} is {v}; expected a positive whole number"))),
             },
         }

@@ -167,7 +167,7 @@ impl Params {
 
     /// Number of elements over all parameters.
     pub(crate) fn numel(&self) -> usize {
-        self.specs.iter().map(ParamSpec::numel).sum()
+        self.specs.iter().map(ParamSpec::numel).fold(0, usize::saturating_add)
     }
 }
 

@@ -21,6 +21,9 @@ use crate::error::{Error, Result};
 use crate::io::load_model::{self, LoadOptions, LoadedModel, load_model};
 use crate::model::Gradients;
 
+/// Longest block of a case.
+const MOST_BLOCK_SIZE: usize = 1 << 16;
+
 /// What a comparison computes and how.
 ///
 /// ```
@@ -128,6 +131,12 @@ pub struct ParityReport {
 
 /// Compares a model (folder, `hf://ORG/NAME[@REVISION]` or `ORG/NAME`) with a case.
 pub(crate) fn compare(model: &Path, options: &ParityOptions) -> Result<ParityReport> {
+    if !(1..=MOST_BLOCK_SIZE).contains(&options.bd_size) {
+        return Err(Error::Usage(format!(
+            "blocks of {} tokens (--bd-size): expected 1 to {MOST_BLOCK_SIZE}",
+            options.bd_size
+        )));
+    }
     let folder = load_model::resolve(model)?;
     let mut limits = options.tolerances;
     let (mut report, ternary) = measure(&folder, options, options.dtype, false)?;

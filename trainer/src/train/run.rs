@@ -94,6 +94,13 @@ impl Trainer<'_> {
         let mut reporter =
             Reporter::open(&self.cfg.output.dir, progress, self.cfg.report.tensorboard)?;
         reporter.message(&self.description());
+        let rows = self.data.rows(Split::Train);
+        if self.plan.batch_rows > rows {
+            reporter.message(&format!(
+                "warning: train.batch_rows={} is more than the {rows} training rows: every step takes rows more than once; expected at most {rows}",
+                self.plan.batch_rows
+            ));
+        }
         while !self.budget_used() {
             let (batch, wait) = batches.next()?;
             let micro_batch_rows = self.plan.micro_batch_rows;
@@ -129,6 +136,12 @@ impl Trainer<'_> {
                     return Err(self.interrupted(&saved));
                 }
             }
+        }
+        if self.state.step == 1 && self.state.tokens >= self.cfg.conversion.total_tokens {
+            reporter.message(&format!(
+                "warning: conversion.total_tokens={} is no more than one step: the {} rows of train.batch_rows hold {} tokens; raise the budget or lower train.batch_rows",
+                self.cfg.conversion.total_tokens, self.plan.batch_rows, self.state.tokens
+            ));
         }
         reporter.message(&self.summary());
         Ok(())

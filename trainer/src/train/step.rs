@@ -61,9 +61,16 @@ impl Trainer<'_> {
         self.state.slots += batch.slots;
         let lr_factor = schedule::factor(&self.cfg.optim, self.progress());
         let factor = self.cfg.train.spike_factor;
-        let skipped = spike_guard::is_spike(factor, self.state.loss_mean, loss);
+        let empty = batch.counted == 0;
+        let skipped = !empty && spike_guard::is_spike(factor, self.state.loss_mean, loss);
         let mut clip = 1.0;
-        if skipped {
+        if empty {
+            message(&format!(
+                "step {}: none of its {} rows has a token that is predicted; nothing is learnt from it",
+                self.state.step,
+                batch.rows.len()
+            ));
+        } else if skipped {
             self.state.skipped += 1;
         } else {
             clip = clip::factor(&self.cfg.optim, norm, &mut self.state.zclip);
@@ -77,14 +84,17 @@ impl Trainer<'_> {
             );
             self.state.updates = self.optimizer.updates;
         }
-        self.state.loss_mean = Some(spike_guard::updated_mean(factor, self.state.loss_mean, loss));
-        self.state.last_loss = Some(loss);
+        if !empty {
+            let mean = spike_guard::updated_mean(factor, self.state.loss_mean, loss);
+            self.state.loss_mean = Some(mean);
+            self.state.last_loss = Some(loss);
+        }
         let seconds = started.elapsed().as_secs_f64() + data_wait;
         self.state.seconds += seconds;
         Ok(StepRecord {
             step: self.state.step,
             tokens: self.state.tokens,
-            loss,
+            loss: if empty { self.state.last_loss.unwrap_or(0.0) } else { loss },
             lr: self.cfg.optim.lr * lr_factor,
             grad_norm: norm,
             clip,
