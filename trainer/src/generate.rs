@@ -242,7 +242,8 @@ impl ModelFiles {
     ) -> Result<Vec<Vec<i64>>> {
         let encode = |prompt: &Prompt| match prompt {
             Prompt::Ids(ids) => Ok(ids.clone()),
-            text => self.codec()?.encode(text, options.raw),
+            text if options.raw => self.codec()?.encode(text, true),
+            text => Ok(self.folder.opened(self.codec()?.encode(text, false)?)),
         };
         prompts.iter().map(encode).collect()
     }

@@ -2,7 +2,8 @@
 //!
 //! In: a Hugging Face folder, converted or not. Out: block size and mask token id
 //! (`dlm_config.json`, `config.json`), stop tokens (`generation_config.json`, else `config.json`,
-//! and the tokenizer's end of text), and an [`Engine`].
+//! and the tokenizer's end of text), how the assistant's turn opens (`dlm_config.json`), and an
+//! [`Engine`].
 
 use std::path::{Path, PathBuf};
 
@@ -32,6 +33,8 @@ pub(crate) struct ModelFolder {
     pub mask_id: Option<i64>,
     /// Ids that end a completion.
     pub stop_ids: Vec<i64>,
+    /// Ids with which the assistant's turn opened in the training data, behind the prompt.
+    pub opening_ids: Vec<i64>,
 }
 
 impl ModelFolder {
@@ -41,6 +44,11 @@ impl ModelFolder {
         let converted: Option<Value> =
             json::read_if_present(&dir.join("dlm_config.json"), "valid JSON")?;
         let integer = |key: &str| converted.as_ref()?.get(key)?.as_i64();
+        let opening = converted.as_ref().and_then(|record| record.get("assistant_opening_ids"));
+        let opening_ids: Vec<i64> = opening
+            .and_then(Value::as_array)
+            .map(|ids| ids.iter().filter_map(Value::as_i64).collect())
+            .unwrap_or_default();
         let block_size = integer("bd_size").and_then(|n| usize::try_from(n).ok());
         let mask_id = agree(dir, "mask_token_id", integer("mask_token_id"), config.mask_token_id)?;
         let is_published =
@@ -61,8 +69,17 @@ impl ModelFolder {
             block_size: agree(dir, "bd_size", block_size, config.bd_size)?,
             mask_id: mask_id.or(is_published.then_some(PUBLISHED_MASK_ID)),
             stop_ids,
+            opening_ids,
             config,
         })
+    }
+
+    /// A prompt continued by the opening that the model was trained to answer behind.
+    pub(crate) fn opened(&self, mut prompt: Vec<i64>) -> Vec<i64> {
+        if !prompt.ends_with(&self.opening_ids) {
+            prompt.extend(&self.opening_ids);
+        }
+        prompt
     }
 
     /// Loads the weights onto the device of a plan.

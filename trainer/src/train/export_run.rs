@@ -23,6 +23,7 @@ use crate::report::console::message;
 use crate::train::data;
 use crate::train::output_folder::{self, Purpose};
 use crate::train::prepare_model::{PreparedModel, prepare};
+use crate::train::turn_opening;
 
 /// A trained model and the run it comes from.
 pub(crate) struct TrainedModel<'a> {
@@ -79,7 +80,12 @@ pub(crate) fn export(model: &TrainedModel, out: &Path) -> Result<()> {
         config::Dtype::Bf16 => FileDtype::BF16,
         config::Dtype::Fp32 => FileDtype::F32,
     };
-    export::export(out, decoder, model.weights, dtype, cfg.export.format, &info(model))?;
+    let mut info = info(model);
+    let opening = turn_opening::of(model.data)?.filter(|opening| !opening.is_empty());
+    if let (Some(opening), Some(record)) = (opening, info.record.as_object_mut()) {
+        record.insert("assistant_opening_ids".into(), json!(opening));
+    }
+    export::export(out, decoder, model.weights, dtype, cfg.export.format, &info)?;
     message(format_args!("exported to {}", out.display()));
     Ok(())
 }

@@ -20,3 +20,4 @@ mod spike_guard;
 mod step;
 mod stop_signal;
 mod trainer;
+mod turn_opening;
