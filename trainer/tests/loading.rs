@@ -372,3 +372,42 @@ fn folders_that_are_no_model_folders_say_what_they_are() {
         model.refused_run(run, words);
     }
 }
+
+/// Every key that the code reads from config.json stands in the table of docs/loading.md.
+#[test]
+fn every_key_that_is_read_is_in_the_table() {
+    let root = dlm_test_support::repository();
+    let page = fs::read_to_string(root.join("docs/loading.md")).unwrap();
+    let table = page.split("## config.json").nth(1).unwrap().split("## Weights").next().unwrap();
+    let calls = [
+        "opt_size(",
+        "size(",
+        "size_or(",
+        "number(",
+        "flag(",
+        "text(",
+        "ids(",
+        "get(",
+        "object(reader, ",
+    ];
+    let mut keys = std::collections::BTreeSet::new();
+    for file in ["config", "config_reader", "rope_config"] {
+        let path = root.join("trainer/src/model").join(file).with_extension("rs");
+        let text = fs::read_to_string(path).unwrap();
+        for call in calls {
+            let opening = format!("{call}\"");
+            let parts = text.split(&opening).skip(1);
+            keys.extend(parts.map(|rest| rest.split('"').next().unwrap().to_string()));
+        }
+    }
+    // keys inside rope_scaling, which its row describes
+    for inner in
+        ["factor", "low_freq_factor", "high_freq_factor", "rope_type", "type", "full_attention"]
+    {
+        keys.remove(inner);
+    }
+    assert!(keys.len() > 20, "{keys:?}");
+    let missing: Vec<&String> =
+        keys.iter().filter(|key| !table.contains(&format!("`{key}`"))).collect();
+    assert!(missing.is_empty(), "not in docs/loading.md: {missing:?}");
+}

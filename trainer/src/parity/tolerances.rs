@@ -33,7 +33,8 @@ pub struct ToleranceOptions {
     /// Largest absolute difference of logits. Default: 2e-4; in bf16, 3 times the effect of
     /// rounding the weights to bf16.
     pub logits: Option<f64>,
-    /// Largest relative difference of the loss. Default: 2e-5; in bf16 2e-3, with BitLinear 5e-3.
+    /// Largest difference of the loss, relative to the expected loss or to one nat, whichever is
+    /// larger. Default: 2e-5; in bf16 2e-3, with BitLinear 5e-3.
     pub loss: Option<f64>,
     /// Largest relative difference of a gradient. Default: 1e-4 of the tensor's largest entry; in
     /// bf16, in relative L2 norm, 3 times the effect of rounding the weights to bf16.
