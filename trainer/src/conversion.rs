@@ -179,9 +179,10 @@ impl Conversion {
 ///
 /// `data` and `out` replace `data.dir` and `output.dir` of the configuration. Called again with the
 /// same settings, an interrupted run continues exactly where its last checkpoint left it. Progress
-/// is written to stderr, and every step to `metrics.jsonl` in `out`. SIGTERM and SIGINT save a
-/// checkpoint and end the call with [`crate::Error::Interrupted`]; a second signal ends the
-/// process.
+/// is written to stderr, and every step to `metrics.jsonl` in `out`. SIGTERM, SIGINT, SIGHUP,
+/// SIGUSR1 and SIGUSR2 save a checkpoint and end the call with [`crate::Error::Interrupted`]: the
+/// step under way is given up after its current micro-batch and taken again on resume. Further
+/// signals change nothing.
 ///
 /// ```no_run
 /// use dlm_train::{Conversion, convert};

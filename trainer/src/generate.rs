@@ -10,14 +10,17 @@ use std::time::Instant;
 use crate::compute::{ComputeDtype, ComputePlan, device};
 use crate::decode::folder::ModelFolder;
 use crate::decode::prompt::PromptCodec;
-use crate::decode::{ArOptions, BlockOptions, Engine, Passes};
+use crate::decode::{ArOptions, BlockOptions, Engine};
 use crate::error::{Error, Result};
 use crate::io::load_model;
 
+pub use crate::decode::completion::Completion;
 pub use crate::decode::prompt::Prompt;
 
 /// Tokens per block where the model folder does not say.
 const BLOCK_SIZE: usize = 32;
+/// Longest block: a pass over it attends from each of its tokens to each.
+const MOST_BLOCK_SIZE: usize = 1 << 16;
 /// Tokens per sub-block, where that divides the block.
 const SUB_BLOCK_SIZE: usize = 8;
 
@@ -85,7 +88,7 @@ pub struct GenerateOptions {
     /// Id of the mask token, which is never produced. Default: the model folder's.
     pub mask_token_id: Option<i64>,
     /// Ids that end a completion; an empty list lets it run to its limit. Default: the model
-    /// folder's.
+    /// folder's, and the end of text of its tokenizer.
     pub stop_token_ids: Option<Vec<i64>>,
 }
 
@@ -103,41 +106,6 @@ impl Default for GenerateOptions {
             mask_token_id: None,
             stop_token_ids: None,
         }
-    }
-}
-
-/// The completion of one prompt.
-///
-/// ```no_run
-/// # use dlm_train::{GenerateOptions, Model, ModelOptions, Prompt};
-/// # let mut model = Model::load("output/sample", &ModelOptions::default())?;
-/// let prompt = Prompt::Ids(vec![3, 1, 4]);
-/// let completion = model.generate(&[prompt], &GenerateOptions::default())?.remove(0);
-/// assert_eq!(completion.prompt_ids, [3, 1, 4]);
-/// println!("{} tokens in {} passes", completion.ids.len(), completion.passes.total());
-/// # Ok::<(), dlm_train::Error>(())
-/// ```
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct Completion {
-    /// Token ids of the prompt.
-    pub prompt_ids: Vec<i64>,
-    /// Generated token ids; cut after the first stop token.
-    pub ids: Vec<i64>,
-    /// Text of `ids` without control tokens; `None` where the model folder has no usable tokenizer.
-    pub text: Option<String>,
-    /// Whether a stop token ended the completion.
-    pub stopped: bool,
-    /// Forward passes that this prompt took part in.
-    pub passes: Passes,
-    /// Seconds of decoding the batch that this prompt was in.
-    pub seconds: f64,
-}
-
-impl Completion {
-    /// Generated tokens per forward pass; passes over the prompt count, its tokens do not.
-    pub fn tokens_per_forward(&self) -> f64 {
-        self.ids.len() as f64 / self.passes.total().max(1) as f64
     }
 }
 
@@ -274,7 +242,8 @@ impl ModelFiles {
     ) -> Result<Vec<Vec<i64>>> {
         let encode = |prompt: &Prompt| match prompt {
             Prompt::Ids(ids) => Ok(ids.clone()),
-            text => self.codec()?.encode(text, options.raw),
+            text if options.raw => self.codec()?.encode(text, true),
+            text => Ok(self.folder.opened(self.codec()?.encode(text, false)?)),
         };
         prompts.iter().map(encode).collect()
     }
@@ -319,6 +288,11 @@ impl ModelFiles {
             )));
         }
         let block_size = self.block_size(options);
+        if !(1..=MOST_BLOCK_SIZE).contains(&block_size) {
+            return Err(Error::Usage(format!(
+                "blocks of {block_size} tokens (--block-size): expected 1 to {MOST_BLOCK_SIZE}"
+            )));
+        }
         let usual =
             if block_size.is_multiple_of(SUB_BLOCK_SIZE) { SUB_BLOCK_SIZE } else { block_size };
         Ok(Decoding::Block(BlockOptions {
@@ -344,6 +318,12 @@ impl ModelFiles {
         if let (DecodeMode::Block, Some(trained)) = (options.mode, trained) {
             warnings.push(format!(
                 "block size {block_size}, but the model was trained with blocks of {trained}; expect worse text"
+            ));
+        }
+        if options.stop_token_ids.is_none() && self.folder.stop_ids.is_empty() {
+            warnings.push(format!(
+                "{} names no end of text (eos_token_id in generation_config.json or config.json, eos_token of the tokenizer): every completion runs to its limit of {} tokens; give the id with --stop-token-id, or say none",
+                self.name, options.max_new_tokens
             ));
         }
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
@@ -424,7 +404,8 @@ mod tests {
 
     #[test]
     fn warnings_name_block_size_and_positions() {
-        let (_dir, files) = folder(&[("dlm_config.json", r#"{"bd_size": 32}"#)]);
+        let stop = ("generation_config.json", r#"{"eos_token_id": 5}"#);
+        let (_dir, files) = folder(&[("dlm_config.json", r#"{"bd_size": 32}"#), stop]);
         let prompts = [vec![1, 2]];
         assert!(files.warnings(&prompts, &options()).is_empty());
         let odd = GenerateOptions { block_size: Some(16), max_new_tokens: 1_000_000, ..options() };
@@ -433,6 +414,25 @@ mod tests {
         assert!(warnings[1].contains("1000002 tokens"), "{warnings:?}");
         let causal = GenerateOptions { mode: DecodeMode::Ar, max_new_tokens: 4, ..odd };
         assert!(files.warnings(&prompts, &causal).is_empty());
+    }
+
+    #[test]
+    fn the_end_of_text_of_the_tokenizer_stops_and_none_at_all_is_said() {
+        let prompts = [vec![1, 2]];
+        let (_dir, files) = folder(&[]);
+        let warnings = files.warnings(&prompts, &options());
+        assert!(warnings[0].contains("names no end of text"), "{warnings:?}");
+        assert!(warnings[0].contains("--stop-token-id"), "{warnings:?}");
+        let none = GenerateOptions { stop_token_ids: Some(Vec::new()), ..options() };
+        assert!(files.warnings(&prompts, &none).is_empty());
+        let tokenizer =
+            r#"{"eos_token": "<e>", "added_tokens_decoder": {"2": {"content": "<e>"}}}"#;
+        let (_dir, files) = folder(&[("tokenizer_config.json", tokenizer)]);
+        assert_eq!(files.folder.stop_ids, [2]);
+        assert!(files.warnings(&prompts, &options()).is_empty());
+        let generation = ("generation_config.json", r#"{"eos_token_id": [0, 2]}"#);
+        let (_dir, files) = folder(&[("tokenizer_config.json", tokenizer), generation]);
+        assert_eq!(files.folder.stop_ids, [0, 2]);
     }
 
     #[test]

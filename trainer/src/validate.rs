@@ -72,6 +72,8 @@ pub struct DatasetOptions {
     pub split: Option<Split>,
     /// Evaluate at most this many rows, from the first on. Default: all.
     pub rows: Option<usize>,
+    /// Evaluate documents that are longer than the model has positions. Default: refused.
+    pub allow_long_documents: bool,
     /// Rows per forward pass. Default: 8.
     pub micro_batch_rows: usize,
     /// Seed of the masks. Default: 42.
@@ -89,6 +91,7 @@ impl DatasetOptions {
             data: data.into(),
             split: None,
             rows: None,
+            allow_long_documents: false,
             micro_batch_rows: 8,
             seed: 42,
             dtype: ComputeDtype::Fp32,
@@ -188,7 +191,7 @@ fn losses(model: &Path, options: &DatasetOptions) -> Result<DatasetReport> {
     let data = data::open(&options.data)?;
     let (split, rows) = rows_to_evaluate(&data, options)?;
     let folder = load_model::resolve(model)?;
-    check_fit(model, &folder, &data)?;
+    check_fit(model, &folder, &data, options.allow_long_documents)?;
     let loaded = load_model(&folder, LoadOptions::default(), &compute.device.device)?;
     let loss =
         |objective| evaluate_objective(&loaded, &data, split, rows, objective, options, &compute);
@@ -218,10 +221,19 @@ fn rows_to_evaluate(data: &Dataset, options: &DatasetOptions) -> Result<(Split, 
 /// Checks tokenizer, block size and mask token of a model folder against a dataset. A model that
 /// was not converted has no block size or mask token of its own; it then needs a row for the
 /// dataset's mask token.
-fn check_fit(model: &Path, folder: &Path, data: &Dataset) -> Result<()> {
+fn check_fit(
+    model: &Path,
+    folder: &Path,
+    data: &Dataset,
+    allow_long_documents: bool,
+) -> Result<()> {
     let (config, manifest) = (ModelConfig::read(folder)?, data.manifest());
     let name = model.display().to_string();
     prepare_model::check_fit(&config, manifest, &name)?;
+    if !allow_long_documents {
+        prepare_model::check_lengths(&config, data, "add --allow-long-documents")?;
+    }
+    prepare_model::warn_without_tokenizer(folder);
     prepare_model::check_tokenizer(
         &folder.join("tokenizer.json"),
         &data.dir().join("tokenizer/tokenizer.json"),
@@ -246,7 +258,7 @@ fn evaluate_objective(
     compute: &ComputePlan,
 ) -> Result<Option<f64>> {
     let manifest = data.manifest();
-    let micro_batch_rows = options.micro_batch_rows.max(1);
+    let micro_batch_rows = options.micro_batch_rows.clamp(1, rows.max(1));
     let plan = BatchPlan {
         seed: options.seed,
         batch_rows: micro_batch_rows,

@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::options::{BenchLayout, TrainBenchOptions};
 use super::presets;
 use super::rows::synthetic_row;
+use crate::compute::memory;
 use crate::compute::{ComputePlan, device};
 use crate::config::{Config, Optim};
 use crate::diffusion::{
@@ -136,6 +137,13 @@ impl<'a> Bench<'a> {
                 "--seq must be a multiple of --bd-size; --bd-size, --batch and --steps at least 1"
                     .into(),
             ));
+        }
+        // ids, labels and masks of a step are in memory before its first pass
+        let bytes = batch.checked_mul(seq).and_then(|tokens| tokens.checked_mul(16));
+        if bytes.is_none_or(|bytes| bytes > memory::available_bytes()) {
+            return Err(Error::Usage(format!(
+                "--batch {batch} rows of --seq {seq} tokens do not fit into memory; expected fewer"
+            )));
         }
         let mut host = HostModel::new(ModelConfig::from_json(presets::config(&options.preset)?)?);
         host.draw_weights(WEIGHT_SEED);

@@ -28,6 +28,9 @@ pub(super) struct EvalArgs {
     /// Evaluate at most this many rows, from the first on [default: all].
     #[arg(long)]
     pub rows: Option<usize>,
+    /// Evaluate documents that are longer than the model has positions [default: refused].
+    #[arg(long)]
+    pub allow_long_documents: bool,
     /// Rows per forward pass [default: 8].
     #[arg(long, alias = "micro-rows")]
     pub micro_batch_rows: Option<usize>,
@@ -75,6 +78,7 @@ fn options(args: &EvalArgs) -> DatasetOptions {
     DatasetOptions {
         split: args.split.map(Split::from),
         rows: args.rows,
+        allow_long_documents: args.allow_long_documents,
         micro_batch_rows: args.micro_batch_rows.unwrap_or(usual.micro_batch_rows),
         seed: args.seed.unwrap_or(usual.seed),
         dtype: args.dtype.unwrap_or(usual.dtype),

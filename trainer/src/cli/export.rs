@@ -11,6 +11,7 @@ use crate::compute::{ComputeDtype, device};
 use crate::config::{Config, Dtype, ExportFormat};
 use crate::error::{Error, Result};
 use crate::train::export_run;
+use crate::train::output_folder;
 
 /// Arguments of `dlm-train export` as typed.
 #[derive(Args, Debug)]
@@ -72,8 +73,11 @@ pub(super) fn run(args: &ExportArgs) -> Result<bool> {
     }
     config.output.dir = args.run.clone();
     let data = args.data.as_ref().unwrap_or(&config.data.dir);
-    let out = args.out.as_ref().unwrap_or(&args.run);
+    let out = match &args.out {
+        Some(out) => output_folder::expanded("--out", out)?,
+        None => args.run.clone(),
+    };
     let checkpoint = args.checkpoint.as_deref();
-    export_run::export_checkpoint(&config, data, checkpoint, out, &device::choose("cpu")?)?;
+    export_run::export_checkpoint(&config, data, checkpoint, &out, &device::choose("cpu")?)?;
     Ok(true)
 }

@@ -60,7 +60,8 @@ pub(super) struct ParityArgs {
     /// rounding the weights to bf16].
     #[arg(long)]
     pub tol_logits: Option<f64>,
-    /// Largest relative difference of the loss [default: 2e-5; in bf16 2e-3, with BitLinear 5e-3].
+    /// Largest difference of the loss, relative to the loss or to one nat, whichever is larger
+    /// [default: 2e-5; in bf16 2e-3, with BitLinear 5e-3].
     #[arg(long)]
     pub tol_loss: Option<f64>,
     /// Largest difference of a gradient, relative to the tensor's largest entry [default: 1e-4; in

@@ -25,7 +25,7 @@ fn differences(report: &ParityReport) -> String {
         false => (report.grads_max_rel, "relative"),
     };
     format!(
-        "logits {} (tolerance {:.1e}) | loss {} (relative {:.1e}) | gradients {} ({measure} {:.1e}, worst {}) | {}",
+        "logits {} (tolerance {:.1e}) | loss {} (relative {:.1e}) | gradients {} ({measure} {:.1e}, worst {}{}) | {}",
         show(report.logits_at_quantile),
         allowed.logits,
         show(report.loss_rel),
@@ -33,6 +33,9 @@ fn differences(report: &ParityReport) -> String {
         show(grads),
         allowed.grads,
         report.worst_grad.as_deref().unwrap_or("-"),
+        report
+            .grads_compared
+            .map_or(String::new(), |n| format!(", {n} of {} parameters", report.parameters)),
         if report.ok { "ok" } else { "OUT OF TOLERANCE" },
     )
 }

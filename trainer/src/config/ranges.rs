@@ -5,6 +5,11 @@
 use super::error::ConfigError;
 use super::schema::{Config, Init, Schedule};
 
+/// Most rows of a step: their row numbers and masks are in memory at the same time.
+const MOST_BATCH_ROWS: usize = 1 << 20;
+/// Most steps that are read ahead; each holds its rows and masks.
+const MOST_PREFETCH: usize = 1024;
+
 impl Config {
     /// Refuses values of the right type that are out of range, alone or together with others.
     pub(super) fn check_ranges(&self) -> Result<(), ConfigError> {
@@ -79,7 +84,7 @@ impl Config {
             ensure("optim.clip_norm", clip, clip > 0.0, "above 0, or null for no clipping")?;
         }
         ensure("optim.zclip.z", optim.zclip.z, optim.zclip.z > 0.0, "above 0")?;
-        ensure("train.batch_rows", train.batch_rows, train.batch_rows > 0, "1 or more")?;
+        ensure_within("train.batch_rows", train.batch_rows, MOST_BATCH_ROWS)?;
         if let Some(micro) = train.micro_batch_rows {
             let divides = micro > 0 && train.batch_rows.is_multiple_of(micro);
             let expected = format!("a divisor of train.batch_rows, which is {}", train.batch_rows);
@@ -105,7 +110,7 @@ impl Config {
             train.keep_checkpoints > 0,
             "1 or more",
         )?;
-        ensure("train.prefetch", train.prefetch, train.prefetch > 0, "1 or more")
+        ensure_within("train.prefetch", train.prefetch, MOST_PREFETCH)
     }
 }
 
@@ -120,6 +125,10 @@ fn ensure(
     } else {
         Err(ConfigError::Value { key, value: value.to_string(), expected: expected.into() })
     }
+}
+
+fn ensure_within(key: &'static str, value: usize, most: usize) -> Result<(), ConfigError> {
+    ensure(key, value, (1..=most).contains(&value), &format!("1 to {most}"))
 }
 
 fn ensure_set<T>(key: &'static str, value: &Option<T>, expected: &str) -> Result<(), ConfigError> {

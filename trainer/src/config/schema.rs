@@ -71,6 +71,9 @@ section! {
     Data {
         /// Folder written by dlm-prep (manifest.json and Arrow files); `--data` overrides it.
         dir: PathBuf,
+        /// `true` trains on documents that are longer than the model's max_position_embeddings.
+        /// null: they are refused.
+        allow_long_documents: Option<bool>,
     }
 }
 

@@ -62,7 +62,7 @@ impl Engine {
         let mut ready = Vec::with_capacity(params.specs.len());
         let mut head = None;
         for (i, (mut tensor, spec)) in weights.0.into_iter().zip(&params.specs).enumerate() {
-            if spec.kind == ParamKind::Matrix && ternary {
+            if spec.may_quantize && ternary {
                 tensor = linear::ternary_weight(tensor);
             }
             if spec.kind != ParamKind::Norm {

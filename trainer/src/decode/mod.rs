@@ -11,6 +11,7 @@
 mod ar;
 mod block;
 pub(crate) mod cached;
+pub(crate) mod completion;
 mod engine;
 pub(crate) mod folder;
 pub(crate) mod prompt;

@@ -10,6 +10,7 @@ use dlm_prep::{ChatFormat, Message};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
+use crate::io::source;
 
 /// A prompt before it is encoded.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,6 +50,7 @@ pub(crate) fn read_jsonl(path: &Path) -> Result<Vec<Prompt>> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| Error::io(path, "reading the prompts", error))?;
     let mut prompts = Vec::new();
+    let text = text.trim_start_matches('\u{feff}');
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let wrong = |reason: String| {
             Error::Usage(format!("{}, line {}: {reason}", path.display(), number + 1))
@@ -85,8 +87,9 @@ impl PromptCodec {
     pub(crate) fn load(dir: &Path) -> Result<Self> {
         if !dir.join("tokenizer.json").is_file() {
             return Err(Error::Usage(format!(
-                "{} has no tokenizer.json; give token ids with --ids",
-                dir.display()
+                "{} has {}; give token ids with --ids",
+                dir.display(),
+                source::missing_tokenizer(dir)
             )));
         }
         Ok(PromptCodec { format: ChatFormat::load(dir)? })
@@ -182,7 +185,7 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             read_jsonl(&path)
         };
-        let good = read("{\"ids\": [1, 2]}\n\n{\"prompt\": \"q\"}\n{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}]}\n").unwrap();
+        let good = read("\u{feff}{\"ids\": [1, 2]}\n\n{\"prompt\": \"q\"}\n{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}]}\n").unwrap();
         assert_eq!(
             good,
             [

@@ -42,7 +42,7 @@ pub(crate) fn loss_sum(
     let h = h.select(0, int_tensor(&inputs.at, &device));
     let mut total = 0.0;
     for first in (0..inputs.at.len()).step_by(opts.loss_chunk.max(1)) {
-        let end = (first + opts.loss_chunk.max(1)).min(inputs.at.len());
+        let end = first.saturating_add(opts.loss_chunk.max(1)).min(inputs.at.len());
         let logits = decoder.logits(w, h.clone().slice([first..end]));
         total +=
             scalar(cross_entropy_sum(logits, int_tensor(&inputs.targets[first..end], &device)))?;
@@ -107,7 +107,7 @@ pub(crate) fn loss_and_gradients(
     let mut losses: Vec<Tensor<1>> = Vec::new();
     let mut d_states: Vec<Tensor<2>> = Vec::new();
     for first in (0..inputs.at.len()).step_by(opts.loss_chunk.max(1)) {
-        let end = (first + opts.loss_chunk.max(1)).min(inputs.at.len());
+        let end = first.saturating_add(opts.loss_chunk.max(1)).min(inputs.at.len());
         let x = states.clone().slice([first..end]);
         let logits = linear::linear(x.clone(), &head, None);
         let (loss, d_logits) =

@@ -1,7 +1,8 @@
 //! One checkpoint: everything of a training run that a resume needs, as a folder.
 //!
 //! `step-N/` holds `model.safetensors` (fp32 weights by parameter name), `optimizer.safetensors`
-//! (fp32 moments by parameter name) and `state.json` (step, data cursor, clipping statistics, the
+//! (fp32 moments by parameter name), the small files of a model folder (`description.rs`) and
+//! `state.json` (step, data cursor, clipping statistics, the
 //! run's identity, and the sha256 of the two others). `state.json` is written last: a folder that
 //! has one is whole. `checkpoint_store.rs` keeps the checkpoints of a run.
 
@@ -13,10 +14,12 @@ use dlm_datasets::hash;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
+use crate::config::ExportFormat;
 use crate::error::{Error, Result};
+use crate::io::description::{ExportInfo, write_small_files};
 use crate::io::json;
 use crate::io::safetensors_file::{self, TensorEntry};
-use crate::model::{Params, Weights};
+use crate::model::{Decoder, Params, Weights};
 use crate::optim::adamw::State as OptimizerState;
 use crate::optim::clip::ZState;
 
@@ -80,9 +83,11 @@ struct StateFile {
 
 /// What a checkpoint is written from.
 pub(crate) struct Snapshot<'a> {
-    pub params: &'a Params,
+    pub decoder: &'a Decoder,
+    /// What config.json and generation_config.json are written from.
+    pub info: &'a ExportInfo,
     pub weights: &'a Weights,
-    /// In the order of `params`.
+    /// In the order of the parameters.
     pub optimizer: &'a [OptimizerState],
     pub state: &'a RunState,
     pub identity: &'a Identity,
@@ -99,7 +104,7 @@ pub(crate) struct Restored {
 
 /// Write a checkpoint into the empty folder `dir`.
 pub(crate) fn write(dir: &Path, snapshot: &Snapshot) -> Result<()> {
-    let specs = &snapshot.params.specs;
+    let specs = &snapshot.decoder.params.specs;
     let entry = |name: String, shape: &[usize], t: &Tensor<2>| {
         TensorEntry::floats(name, Dtype::F32, shape.to_vec(), t.clone())
     };
@@ -124,6 +129,7 @@ pub(crate) fn write(dir: &Path, snapshot: &Snapshot) -> Result<()> {
         let sha256 = safetensors_file::write_hashed(&dir.join(name), &entries)?;
         files.insert(name.to_string(), sha256);
     }
+    write_small_files(dir, snapshot.decoder, Dtype::F32, ExportFormat::Hf, snapshot.info)?;
     let file = StateFile {
         format_version: FORMAT_VERSION,
         state: snapshot.state.clone(),
@@ -136,6 +142,11 @@ pub(crate) fn write(dir: &Path, snapshot: &Snapshot) -> Result<()> {
 /// Whether `dir` is a checkpoint that was written to its end.
 pub(crate) fn is_whole(dir: &Path) -> bool {
     dir.join(STATE).is_file()
+}
+
+/// Whether a checkpoint describes its model, as those of older versions do not.
+pub(crate) fn has_config(dir: &Path) -> bool {
+    dir.join("config.json").is_file()
 }
 
 /// The identity of the run that wrote a checkpoint.

@@ -7,43 +7,25 @@
 //! (fp32 or bf16); with `packed-ternary` BitLinear's weights are `u8 [out/4, in]`, each with a
 //! `weight_scale` f32 `[1]`, as transformers reads BitNet checkpoints.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::prelude::*;
 use safetensors::Dtype;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::compute::tensor_io::download;
 use crate::config::ExportFormat;
 use crate::error::{Error, Result};
+use crate::io::description::{ExportInfo, linear_class, write_small_files};
 use crate::io::json as json_file;
 use crate::io::load_model::HostModel;
 use crate::io::safetensors_file::{self, TensorContent, TensorEntry};
-use crate::io::source::tokenizer_files;
 use crate::model::config::Family;
-use crate::model::{Checkpoint, Decoder, ParamKind, Weights, ternary};
+use crate::model::{Checkpoint, Decoder, Weights, ternary};
 use dlm_datasets::fs;
 
 /// Largest shard, bytes; the default of transformers.
 const SHARD_BYTES: usize = 5_000_000_000;
-
-/// Everything in an export besides the tensors.
-pub(crate) struct ExportInfo {
-    /// Tokens per block.
-    pub bd_size: usize,
-    /// Text of the mask token.
-    pub mask_token: String,
-    pub mask_token_id: i32,
-    /// End-of-turn and end-of-text ids, the main one first.
-    pub eos_token_ids: Vec<i32>,
-    pub pad_token_id: i32,
-    /// Folder with the tokenizer (the dataset's).
-    pub tokenizer: PathBuf,
-    /// Source folder, whose generation_config.json is kept.
-    pub source_folder: Option<PathBuf>,
-    /// Remaining keys of dlm_config.json.
-    pub record: Value,
-}
 
 /// Refuse a format that this model cannot be written in. Also called before training, so that a
 /// long run does not end with this error.
@@ -61,7 +43,7 @@ pub(crate) fn check(decoder: &Decoder, format: ExportFormat) -> Result<()> {
             cfg.family
         ))),
         ExportFormat::PackedTernary => {
-            let mut matrices = decoder.params.specs.iter().filter(|s| s.kind == ParamKind::Matrix);
+            let mut matrices = decoder.params.specs.iter().filter(|s| s.may_quantize);
             matrices.try_for_each(|s| ternary::check(&s.name, s.shape[0]))
         }
     }
@@ -85,16 +67,7 @@ pub(crate) fn export(
         fs::sync_parent(&marker)?;
     }
     write_weights(dir, decoder, w, dtype, format)?;
-    json_file::write(&dir.join("config.json"), &model_config(decoder, dtype, format, info))?;
-    json_file::write(&dir.join("generation_config.json"), &generation_config(info)?)?;
-    for name in tokenizer_files(&info.tokenizer) {
-        let Some(file) = name.file_name() else {
-            continue;
-        };
-        let bytes =
-            std::fs::read(&name).map_err(|e| Error::io(&name, "reading the tokenizer", e))?;
-        fs::write_atomic(&dir.join(file), &bytes)?;
-    }
+    write_small_files(dir, decoder, dtype, format, info)?;
     let mut record = json!({
         "bd_size": info.bd_size,
         "mask_token": info.mask_token,
@@ -105,93 +78,6 @@ pub(crate) fn export(
     }
     verify(dir, decoder, w, dtype, format)?;
     json_file::write(&marker, &record)
-}
-
-fn model_config(decoder: &Decoder, dtype: Dtype, format: ExportFormat, info: &ExportInfo) -> Value {
-    let mut raw = decoder.cfg.raw.clone();
-    let name = if dtype == Dtype::F32 { "float32" } else { "bfloat16" };
-    if let Some(o) = raw.as_object_mut() {
-        o.insert("vocab_size".into(), json!(decoder.cfg.vocab_size));
-        o.insert("bd_size".into(), json!(info.bd_size));
-        o.insert("mask_token_id".into(), json!(info.mask_token_id));
-        // transformers 5 writes `dtype`, transformers 4 `torch_dtype`: keep the source's key
-        o.insert(if o.contains_key("dtype") { "dtype" } else { "torch_dtype" }.into(), json!(name));
-        if o.get("eos_token_id").is_none_or(Value::is_null) {
-            o.insert("eos_token_id".into(), json!(info.eos_token_ids.first()));
-        }
-        if o.get("pad_token_id").is_none_or(Value::is_null) {
-            o.insert("pad_token_id".into(), json!(info.pad_token_id));
-        }
-        if format == ExportFormat::FastDllm {
-            fast_dllm_keys(o);
-        }
-        if let Some(q) = o.get_mut("quantization_config").and_then(Value::as_object_mut) {
-            // packed weights are quantised already, full-precision weights in every forward pass
-            let (mode, class) = if format == ExportFormat::PackedTernary {
-                ("offline", linear_class(decoder))
-            } else {
-                ("online", "autobitlinear")
-            };
-            q.insert("quant_method".into(), json!("bitnet"));
-            q.insert("quantization_mode".into(), json!(mode));
-            q.insert("linear_class".into(), json!(class));
-        }
-    }
-    raw
-}
-
-/// The keys by which the published Fast-dLLM v2 code recognises its models; `conplemenrary_mask` is
-/// spelt as in that code.
-fn fast_dllm_keys(config: &mut serde_json::Map<String, Value>) {
-    const HUB: &str = "Efficient-Large-Model/Fast_dLLM_v2_7B";
-    config.insert("architectures".into(), json!(["Fast_dLLM_QwenForCausalLM"]));
-    config.insert("model_type".into(), json!("Fast_dLLM_Qwen"));
-    config.insert(
-        "auto_map".into(),
-        json!({
-            "AutoConfig": format!("{HUB}--configuration.Fast_dLLM_QwenConfig"),
-            "AutoModel": format!("{HUB}--modeling.Fast_dLLM_QwenModel"),
-            "AutoModelForCausalLM": format!("{HUB}--modeling.Fast_dLLM_QwenForCausalLM"),
-        }),
-    );
-    config.insert("conplemenrary_mask".into(), json!(true));
-    let layers = config.get("num_hidden_layers").and_then(Value::as_u64).unwrap_or(0) as usize;
-    config.entry("layer_types").or_insert_with(|| json!(vec!["full_attention"; layers]));
-}
-
-fn generation_config(info: &ExportInfo) -> Result<Value> {
-    let mut value = match &info.source_folder {
-        Some(dir) => json_file::read_if_present(&dir.join("generation_config.json"), "valid JSON")?
-            .unwrap_or_else(|| json!({})),
-        None => json!({}),
-    };
-    if let Some(o) = value.as_object_mut() {
-        if !o.contains_key("eos_token_id") {
-            o.insert(
-                "eos_token_id".into(),
-                if info.eos_token_ids.len() == 1 {
-                    json!(info.eos_token_ids[0])
-                } else {
-                    json!(info.eos_token_ids)
-                },
-            );
-        }
-        if !o.contains_key("pad_token_id") {
-            o.insert("pad_token_id".into(), json!(info.pad_token_id));
-        }
-    }
-    Ok(value)
-}
-
-/// transformers' class for the packed linears. Its `autobitlinear` multiplies a bias by the
-/// weight's scale too, so models with biases are written for `bitlinear`, which divides by the
-/// inverse scale first and adds the bias after.
-fn linear_class(decoder: &Decoder) -> &'static str {
-    if decoder.params.specs.iter().any(|s| s.kind == ParamKind::Bias) {
-        "bitlinear"
-    } else {
-        "autobitlinear"
-    }
 }
 
 /// The packed matrix and its `weight_scale` as they are stored.
@@ -237,7 +123,7 @@ fn write_weights(
         }
     };
     for (spec, t) in decoder.params.specs.iter().zip(&w.0) {
-        if format == ExportFormat::PackedTernary && spec.kind == ParamKind::Matrix {
+        if format == ExportFormat::PackedTernary && spec.may_quantize {
             packed_entries(decoder, &spec.name, t)?.into_iter().for_each(&mut add);
         } else {
             add(TensorEntry::floats(spec.name.clone(), dtype, spec.shape.clone(), t.clone()));
@@ -279,7 +165,7 @@ fn verify(
     };
     let ck = Checkpoint::open(dir)?;
     for (spec, t) in decoder.params.specs.iter().zip(&w.0) {
-        if format == ExportFormat::PackedTernary && spec.kind == ParamKind::Matrix {
+        if format == ExportFormat::PackedTernary && spec.may_quantize {
             for entry in packed_entries(decoder, &spec.name, t)? {
                 let (_, dtype, shape, data) = ck.view(&entry.name)?;
                 let same = matches!(&entry.content, TensorContent::Bytes(b) if b == data)

@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
+use crate::model::json_text;
 use dlm_datasets::fs;
 
 /// Read a JSON file. `expected` completes the error "PATH: not …".
@@ -27,7 +28,9 @@ pub(crate) fn read_if_present<T: DeserializeOwned>(
 }
 
 fn parse<T: DeserializeOwned>(path: &Path, text: &str, expected: &str) -> Result<T> {
-    serde_json::from_str(text).map_err(|e| Error::format(path, format!("not {expected}: {e}")))
+    serde_json::from_str(text)
+        .or_else(|_| serde_json::from_value(json_text::parse(text)?))
+        .map_err(|e| Error::format(path, format!("not {expected}: {e}")))
 }
 
 /// Write `value`, indented, with a line break at the end; a reader sees the old file or the new.

@@ -12,7 +12,8 @@ use dlm_prep::hub::{ModelPart, resolve_model};
 
 use crate::error::Result;
 use crate::model::config::Quantization;
-use crate::model::{Decoder, ModelConfig, ParamKind, Params, Weights, load};
+use crate::model::{Checkpoint, Decoder, ModelConfig, ParamKind, Params, Weights, load};
+use crate::report::console::message;
 
 /// Changes applied to a model between reading and upload.
 #[derive(Clone, Copy, Debug, Default)]
@@ -78,10 +79,17 @@ impl HostModel {
         Ok(model)
     }
 
-    /// Read the weights of a folder. Packed ternary weights are unpacked, after which
-    /// `config.quantization` is [`Quantization::Online`].
+    /// Read the weights of a folder, and print what was decided where its files contradict each
+    /// other: a head that differs from the embedding table is not tied to it. Packed ternary
+    /// weights are unpacked, after which `config.quantization` is [`Quantization::Online`].
     pub(crate) fn read_weights(&mut self, folder: &Path) -> Result<()> {
-        self.values = load::read_host(folder, &mut self.config, &self.params)?;
+        let checkpoint = Checkpoint::open(folder)?;
+        load::settle_head(&checkpoint, &mut self.config)?;
+        for warning in self.config.warnings.drain(..) {
+            message(format_args!("warning: {}: {warning}", folder.display()));
+        }
+        self.params = Params::new(&self.config);
+        self.values = load::read_host(&checkpoint, &mut self.config, &self.params)?;
         Ok(())
     }
 

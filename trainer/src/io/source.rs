@@ -18,6 +18,9 @@ pub(crate) struct ModelSource {
     pub folder: Option<PathBuf>,
     /// What is recorded: the folder as configured, `hf://ORG/NAME@COMMIT`, or `random`.
     pub name: String,
+    /// The checkpoint whose config.json describes the model, where a checkpoint supplies the
+    /// weights.
+    pub checkpoint: Option<PathBuf>,
 }
 
 /// Resolve `source.path` to a local folder, downloading what is missing.
@@ -28,7 +31,7 @@ pub(crate) struct ModelSource {
 /// main branch has become.
 pub(crate) fn locate(cfg: &Config, recorded: Option<&str>) -> Result<ModelSource> {
     if cfg.source.init == Init::Random {
-        return Ok(ModelSource { folder: None, name: "random".into() });
+        return Ok(ModelSource { folder: None, name: "random".into(), checkpoint: None });
     }
     let path = cfg.source.path.as_deref().ok_or_else(|| {
         Error::Usage(
@@ -46,7 +49,7 @@ pub(crate) fn locate(cfg: &Config, recorded: Option<&str>) -> Result<ModelSource
     };
     let part = if recorded.is_some() { ModelPart::Shapes } else { ModelPart::Whole };
     let model = resolve_model(path, part, "source.path", &ConsoleProgress::default())?;
-    Ok(ModelSource { folder: Some(model.folder), name: model.name })
+    Ok(ModelSource { folder: Some(model.folder), name: model.name, checkpoint: None })
 }
 
 /// The tokenizer files of a folder, those that exist.
@@ -64,4 +67,18 @@ pub(crate) fn tokenizer_files(dir: &Path) -> Vec<PathBuf> {
     .map(|name| dir.join(name))
     .filter(|path| path.is_file())
     .collect()
+}
+
+/// What a folder without `tokenizer.json` has instead, in words: "no tokenizer.json", and how to
+/// make one.
+pub(crate) fn missing_tokenizer(dir: &Path) -> String {
+    let other = ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json"];
+    match other.iter().find(|name| dir.join(name).is_file()) {
+        Some(name) => format!(
+            "no tokenizer.json, only {name}: write one with transformers' AutoTokenizer.from_pretrained(\"{}\").save_pretrained(\"{}\")",
+            dir.display(),
+            dir.display()
+        ),
+        None => "no tokenizer.json".into(),
+    }
 }

@@ -7,72 +7,101 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 
+use super::{folder_kind, json_text};
 use crate::compute::tensor_io::decode_floats;
 use crate::error::{Error, Result};
+use crate::report::console::message;
 
 /// The tensors of a checkpoint folder; they are read when asked for.
 pub(crate) struct Checkpoint {
+    dir: PathBuf,
     files: Vec<(PathBuf, Mmap)>,
     /// Tensor name → index into `files`.
     index: BTreeMap<String, usize>,
 }
 
 impl Checkpoint {
-    /// Maps the safetensors of a folder: one file, or the shards that the index names.
+    /// Maps the safetensors of a folder: one file, or the shards that the index names. Where a
+    /// tensor is in several shards, the one that the index names for it counts.
     pub(crate) fn open(dir: &Path) -> Result<Self> {
         let single = dir.join("model.safetensors");
         let index_file = dir.join("model.safetensors.index.json");
-        let paths: Vec<PathBuf> = if single.is_file() {
-            vec![single]
-        } else if index_file.is_file() {
-            let text = std::fs::read_to_string(&index_file)
-                .map_err(|e| Error::io(&index_file, "reading the shard index", e))?;
-            let json: serde_json::Value = serde_json::from_str(&text)
-                .map_err(|e| Error::format(&index_file, format!("not valid JSON: {e}")))?;
-            let map = json
-                .get("weight_map")
-                .and_then(|m| m.as_object())
-                .ok_or_else(|| Error::format(&index_file, "no weight_map object"))?;
-            let mut names: Vec<&str> = map.values().filter_map(|v| v.as_str()).collect();
-            names.sort_unstable();
-            names.dedup();
-            for n in &names {
-                if n.contains('/') || n.contains("..") {
-                    return Err(Error::format(
-                        &index_file,
-                        format!("shard name {n:?} is not a plain file name"),
-                    ));
-                }
+        if single.is_file() {
+            return Self::map(dir, &[single], &BTreeMap::new());
+        }
+        if !index_file.is_file() {
+            return Err(Error::format(dir, folder_kind::explain(dir, "model.safetensors")));
+        }
+        let map = weight_map(&index_file)?;
+        let mut names: Vec<&String> = map.values().collect();
+        names.sort_unstable();
+        names.dedup();
+        let paths: Vec<PathBuf> = names.iter().map(|name| dir.join(name)).collect();
+        let checkpoint = Self::map(dir, &paths, &map)?;
+        for (tensor, file) in &map {
+            let held = checkpoint.index.get(tensor).map(|i| &checkpoint.files[*i].0);
+            if held.is_none_or(|path| *path != dir.join(file)) {
+                return Err(Error::format(
+                    &index_file,
+                    format!(
+                        "weight_map says that {tensor} is in {file}, which does not hold it; is the download complete?"
+                    ),
+                ));
             }
-            names.iter().map(|n| dir.join(n)).collect()
-        } else {
-            return Err(Error::format(
-                dir,
-                "no model.safetensors and no model.safetensors.index.json; expected a Hugging Face model folder (convert .bin checkpoints with transformers' save_pretrained first)",
-            ));
-        };
+        }
+        Ok(checkpoint)
+    }
+
+    /// Maps files; `map` says for each tensor which file counts.
+    fn map(dir: &Path, paths: &[PathBuf], map: &BTreeMap<String, String>) -> Result<Self> {
         let mut files = Vec::new();
-        let mut index = BTreeMap::new();
+        let mut index: BTreeMap<String, usize> = BTreeMap::new();
+        let mut elsewhere = Vec::new();
         for path in paths {
-            let file = std::fs::File::open(&path)
-                .map_err(|e| Error::io(&path, "opening the weights", e))?;
+            let file =
+                std::fs::File::open(path).map_err(|e| Error::io(path, "opening the weights", e))?;
             // SAFETY: the mapping is read-only and lives as long as `Checkpoint`. As with every
             // mapped file, other processes must not change or truncate it meanwhile; model folders
             // are written once.
-            let map = unsafe { Mmap::map(&file) }
-                .map_err(|e| Error::io(&path, "mapping the weights", e))?;
-            let st = SafeTensors::deserialize(&map).map_err(|e| {
+            let bytes = unsafe { Mmap::map(&file) }
+                .map_err(|e| Error::io(path, "mapping the weights", e))?;
+            let st = SafeTensors::deserialize(&bytes).map_err(|e| {
                 Error::format(
-                    &path,
+                    path,
                     format!("not a whole safetensors file: {e}; is the download complete?"),
                 )
             })?;
             for name in st.names() {
-                index.insert(name.to_string(), files.len());
+                match map.get(name) {
+                    Some(named) if dir.join(named) != *path => {
+                        elsewhere.push(format!("{name} in {} beside {named}", path.display()));
+                        continue;
+                    }
+                    None if index.contains_key(name) => {
+                        return Err(Error::format(
+                            path,
+                            format!(
+                                "{name} is in another shard too, and weight_map of model.safetensors.index.json does not say which one counts"
+                            ),
+                        ));
+                    }
+                    _ => index.insert(name.to_string(), files.len()),
+                };
             }
-            files.push((path, map));
+            files.push((path.clone(), bytes));
         }
-        Ok(Checkpoint { files, index })
+        if let Some(example) = elsewhere.first() {
+            message(format_args!(
+                "warning: {} tensors are in more than one shard, such as {example}: those that weight_map names are used (transformers 5 takes those of the last shard)",
+                elsewhere.len()
+            ));
+        }
+        Ok(Checkpoint { dir: dir.to_path_buf(), files, index })
+    }
+
+    /// The folder.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
@@ -87,7 +116,7 @@ impl Checkpoint {
     pub(crate) fn f32(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
         let (path, dtype, shape, data) = self.view(name)?;
         let values = decode_floats(dtype, data).ok_or_else(|| {
-            Error::format(path, format!("{name} has dtype {dtype:?}; expected F32, F16 or BF16"))
+            Error::format(path, format!("{name} has dtype {dtype:?}: the weights are quantised; expected F32, F16 or BF16, take the unquantised checkpoint"))
         })?;
         Ok((shape, values))
     }
@@ -103,4 +132,28 @@ impl Checkpoint {
         let v = st.tensor(name).map_err(|e| Error::format(path, format!("{name}: {e}")))?;
         Ok((path, v.dtype(), v.shape().to_vec(), v.data()))
     }
+}
+
+/// Tensor name → name of the shard, from an index file.
+fn weight_map(index_file: &Path) -> Result<BTreeMap<String, String>> {
+    let text = std::fs::read_to_string(index_file)
+        .map_err(|e| Error::io(index_file, "reading the shard index", e))?;
+    let json = json_text::parse(&text)
+        .map_err(|e| Error::format(index_file, format!("not valid JSON: {e}")))?;
+    let map = json
+        .get("weight_map")
+        .and_then(|map| map.as_object())
+        .ok_or_else(|| Error::format(index_file, "no weight_map object"))?;
+    let mut shards = BTreeMap::new();
+    for (tensor, file) in map {
+        let name = file.as_str().filter(|name| !name.contains('/') && !name.contains(".."));
+        let Some(name) = name else {
+            return Err(Error::format(
+                index_file,
+                format!("weight_map says that {tensor} is in {file}; expected a plain file name"),
+            ));
+        };
+        shards.insert(tensor.clone(), name.to_string());
+    }
+    Ok(shards)
 }

@@ -217,12 +217,10 @@ impl Decoder {
 
     fn project(&self, w: &Weights, l: &LinearIndex, x: Tensor<2>) -> Tensor<2> {
         let bias = l.bias.map(|b| &w[b]);
-        if self.cfg.quantization.is_some() && self.ternary_weights {
-            linear::linear(linear::int8_activation(x), &w[l.weight], bias)
-        } else if self.cfg.quantization.is_some() {
-            linear::bit_linear(x, &w[l.weight], bias, self.quant_lambda)
-        } else {
-            linear::linear(x, &w[l.weight], bias)
+        match (self.cfg.quantization.is_some() && l.may_quantize, self.ternary_weights) {
+            (false, _) => linear::linear(x, &w[l.weight], bias),
+            (true, true) => linear::linear(linear::int8_activation(x), &w[l.weight], bias),
+            (true, false) => linear::bit_linear(x, &w[l.weight], bias, self.quant_lambda),
         }
     }
 

@@ -5,95 +5,114 @@
 //! [`Params::specs`]. Every missing or unexpected tensor and every wrong shape is listed in the
 //! error; nothing is skipped silently.
 
-use std::path::Path;
+use std::collections::BTreeSet;
 
 use burn::prelude::*;
 use burn::tensor::DType;
 
 use super::checkpoint_file::Checkpoint;
 use super::config::{ModelConfig, Quantization};
+use super::misfit::{self, Misfit};
 use super::params::{ParamKind, Params, Weights};
 use super::ternary;
 use crate::error::{Error, Result};
 use dlm_datasets::rng;
 
-/// Reads the weights of a folder into host memory, in the order of `params`.
+const EMBEDDINGS: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+
+/// Gives the output head a table of its own where the checkpoint has one that differs from the
+/// embedding table, although `config.json` says that the two are tied: transformers 5 does not tie
+/// them then.
+pub(crate) fn settle_head(ck: &Checkpoint, cfg: &mut ModelConfig) -> Result<()> {
+    let Some(embeddings) = stored_name(ck, EMBEDDINGS, false) else { return Ok(()) };
+    if !cfg.tie_word_embeddings || !ck.has(HEAD) {
+        return Ok(());
+    }
+    let ((_, dtype, shape, bytes), head) = (ck.view(&embeddings)?, ck.view(HEAD)?);
+    if (dtype, &shape, bytes) == (head.1, &head.2, head.3)
+        || (shape == head.2 && ck.f32(&embeddings)?.1 == ck.f32(HEAD)?.1)
+    {
+        return Ok(());
+    }
+    cfg.untie();
+    cfg.warnings.push(format!(
+        "tie_word_embeddings is true, but {HEAD} differs from {embeddings}: they are not tied, as in transformers 5, and tie_word_embeddings is false from here on"
+    ));
+    Ok(())
+}
+
+/// The name under which a checkpoint holds a parameter: its own, that without `model.` (checkpoints
+/// of models without a head), or with `tied` that of the output head for the embedding table.
+fn stored_name(ck: &Checkpoint, name: &str, tied: bool) -> Option<String> {
+    let without_prefix = name.strip_prefix("model.");
+    let head = (tied && name == EMBEDDINGS).then_some(HEAD);
+    [Some(name), without_prefix, head].into_iter().flatten().find(|n| ck.has(n)).map(String::from)
+}
+
+/// Reads the weights of a checkpoint into host memory, in the order of `params`.
 ///
-/// When the folder holds packed ternary weights, `cfg.quantization` becomes
-/// [`Quantization::Online`]: the master weights are the unpacked ones, scaled so that the online
-/// quantiser reproduces the packed values.
+/// When it holds packed ternary weights, `cfg.quantization` becomes [`Quantization::Online`]: the
+/// master weights are the unpacked ones, scaled so that the online quantiser reproduces the packed
+/// values.
 pub(crate) fn read_host(
-    dir: &Path,
+    ck: &Checkpoint,
     cfg: &mut ModelConfig,
     params: &Params,
 ) -> Result<Vec<Vec<f32>>> {
-    let ck = Checkpoint::open(dir)?;
     let packed =
         matches!(cfg.quantization, Some(Quantization::PackedMultiply | Quantization::PackedDivide));
-    let mut used: Vec<String> = Vec::new();
-    let mut missing = Vec::new();
-    let mut wrong = Vec::new();
-    let mut out = Vec::with_capacity(params.specs.len());
-    for spec in &params.specs {
-        if !ck.has(&spec.name) {
-            missing.push(spec.name.clone());
-            out.push(Vec::new());
-            continue;
+    let mut used: BTreeSet<String> = BTreeSet::new();
+    let mut misfit = Misfit::default();
+    let stored: Vec<Option<String>> = params
+        .specs
+        .iter()
+        .map(|spec| stored_name(ck, &spec.name, cfg.tie_word_embeddings))
+        .collect();
+    for (spec, name) in params.specs.iter().zip(&stored) {
+        match name {
+            None => misfit.missing.push(spec.name.clone()),
+            Some(name) => {
+                if packed && spec.may_quantize {
+                    used.insert(format!("{name}_scale"));
+                }
+                used.insert(name.clone());
+            }
         }
-        used.push(spec.name.clone());
-        let (shape, values) = if packed && spec.kind == ParamKind::Matrix {
-            let scale = format!("{}_scale", spec.name);
-            used.push(scale.clone());
-            ternary::unpack(
-                &ck,
-                &spec.name,
-                &scale,
-                cfg.quantization == Some(Quantization::PackedDivide),
-            )?
+    }
+    if cfg.tie_word_embeddings {
+        used.insert(HEAD.into());
+    }
+    misfit.unused = ck
+        .names()
+        .filter(|name| !used.contains(*name) && !name.ends_with("rotary_emb.inv_freq"))
+        .map(String::from)
+        .collect();
+    if !misfit.is_empty() {
+        return Err(misfit.error(ck, cfg));
+    }
+    let mut out = Vec::with_capacity(params.specs.len());
+    for (spec, name) in params.specs.iter().zip(stored.into_iter().flatten()) {
+        let (shape, values) = if packed && spec.may_quantize {
+            let divide = cfg.quantization == Some(Quantization::PackedDivide);
+            ternary::unpack(ck, &name, &format!("{name}_scale"), divide)?
         } else {
-            ck.f32(&spec.name)?
+            ck.f32(&name)?
         };
         if shape != spec.shape {
-            wrong.push(format!("{} is {:?}, expected {:?}", spec.name, shape, spec.shape));
+            misfit.wrong.push(format!("{name} is {shape:?}, expected {:?}", spec.shape));
+        } else if let Some(problem) = misfit::not_finite(&name, &shape, &values) {
+            return Err(Error::format(ck.view(&name)?.0, problem));
         }
         out.push(values);
     }
-    let tied_head = cfg.tie_word_embeddings.then_some("lm_head.weight");
-    let unused: Vec<&str> = ck
-        .names()
-        .filter(|n| {
-            !used.iter().any(|u| u == n)
-                && Some(*n) != tied_head
-                && !n.ends_with("rotary_emb.inv_freq")
-        })
-        .collect();
-    if !missing.is_empty() || !wrong.is_empty() || !unused.is_empty() {
-        let unused = unused.iter().map(|name| name.to_string()).collect();
-        return Err(misfit(dir, cfg, [missing, wrong, unused]));
+    if !misfit.is_empty() {
+        return Err(misfit.error(ck, cfg));
     }
     if packed {
         cfg.quantization = Some(Quantization::Online);
     }
     Ok(out)
-}
-
-/// The error that lists the tensors which are missing, have a wrong shape, or are not used.
-fn misfit(dir: &Path, cfg: &ModelConfig, tensors: [Vec<String>; 3]) -> Error {
-    const SHOWN: usize = 12;
-    let mut text = format!(
-        "{}: the tensors do not fit the {:?} architecture of its config.json:",
-        dir.display(),
-        cfg.family
-    );
-    let titles = ["missing", "wrong shape", "not used by this architecture"];
-    for (title, items) in titles.into_iter().zip(tensors).filter(|(_, items)| !items.is_empty()) {
-        let shown = items.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
-        text += &format!("\n  {title} ({}): {shown}", items.len());
-        if items.len() > SHOWN {
-            text += &format!("; and {} more", items.len() - SHOWN);
-        }
-    }
-    Error::Tensors(text)
 }
 
 /// Random initialisation: normal(0, `initializer_range`) for matrices and embeddings, ones for

@@ -1,15 +1,26 @@
 //! Decoder models: configuration, parameter table, weights on disk, forward pass.
 //!
-//! `config` reads `config.json`; `params` lists the parameters; `checkpoint_file` maps safetensors
-//! files, `ternary` packs and unpacks BitLinear weights, `load` fits a checkpoint to the parameters
-//! and copies it to the device; `decoder` computes; `gradients` holds gradients by parameter.
+//! `config` reads `config.json` with `config_reader`, `family`, `rope_config`,
+//! `quantization_config` and `module_pattern`; `json_text` parses JSON as Python writes it.
+//! `params` lists the parameters; `checkpoint_file` maps safetensors files, `misfit` and
+//! `folder_kind` word what does not fit, `ternary` packs and unpacks BitLinear weights, `load` fits
+//! a checkpoint to the parameters and copies it to the device; `decoder` computes; `gradients`
+//! holds gradients by parameter.
 
 pub(crate) mod checkpoint_file;
 pub(crate) mod config;
+mod config_reader;
 pub(crate) mod decoder;
+mod family;
+mod folder_kind;
 mod gradients;
+pub(crate) mod json_text;
 pub(crate) mod load;
+mod misfit;
+mod module_pattern;
 pub(crate) mod params;
+mod quantization_config;
+mod rope_config;
 pub(crate) mod ternary;
 
 pub(crate) use checkpoint_file::Checkpoint;

@@ -30,6 +30,8 @@ pub(crate) struct ParamSpec {
     /// Shape in the file: one or two dimensions.
     pub shape: Vec<usize>,
     pub kind: ParamKind,
+    /// Weight of a layer's linear map that BitLinear quantises where the model has any.
+    pub may_quantize: bool,
 }
 
 impl ParamSpec {
@@ -55,6 +57,8 @@ pub(crate) type ParamIndex = usize;
 pub(crate) struct LinearIndex {
     pub weight: ParamIndex,
     pub bias: Option<ParamIndex>,
+    /// BitLinear where the model has any; false for modules that keep full precision.
+    pub may_quantize: bool,
 }
 
 /// Indices of the parameters of one decoder layer.
@@ -100,7 +104,8 @@ impl Params {
     pub(crate) fn new(cfg: &ModelConfig) -> Self {
         let mut specs: Vec<ParamSpec> = Vec::new();
         let mut add = |name: String, shape: Vec<usize>, kind: ParamKind| -> ParamIndex {
-            specs.push(ParamSpec { name, shape, kind });
+            let may_quantize = kind == ParamKind::Matrix && cfg.may_quantize(&name);
+            specs.push(ParamSpec { name, shape, kind, may_quantize });
             specs.len() - 1
         };
         let d = cfg.hidden_size;
@@ -114,9 +119,11 @@ impl Params {
             let p = format!("model.layers.{i}.");
             let first = add(format!("{p}input_layernorm.weight"), vec![d], ParamKind::Norm);
             let mut linear = |name: &str, out: usize, inp: usize, bias: bool| -> LinearIndex {
-                let weight = add(format!("{p}{name}.weight"), vec![out, inp], ParamKind::Matrix);
+                let weight_name = format!("{p}{name}.weight");
+                let may_quantize = cfg.may_quantize(&weight_name);
+                let weight = add(weight_name, vec![out, inp], ParamKind::Matrix);
                 let bias = bias.then(|| add(format!("{p}{name}.bias"), vec![out], ParamKind::Bias));
-                LinearIndex { weight, bias }
+                LinearIndex { weight, bias, may_quantize }
             };
             let q_proj = linear("self_attn.q_proj", q, d, cfg.qkv_bias);
             let k_proj = linear("self_attn.k_proj", kv, d, cfg.qkv_bias);
@@ -160,7 +167,7 @@ impl Params {
 
     /// Number of elements over all parameters.
     pub(crate) fn numel(&self) -> usize {
-        self.specs.iter().map(ParamSpec::numel).sum()
+        self.specs.iter().map(ParamSpec::numel).fold(0, usize::saturating_add)
     }
 }
 

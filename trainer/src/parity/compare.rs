@@ -21,6 +21,9 @@ use crate::error::{Error, Result};
 use crate::io::load_model::{self, LoadOptions, LoadedModel, load_model};
 use crate::model::Gradients;
 
+/// Longest block of a case.
+const MOST_BLOCK_SIZE: usize = 1 << 16;
+
 /// What a comparison computes and how.
 ///
 /// ```
@@ -35,7 +38,8 @@ pub struct ParityOptions {
     /// `mask`, `doc_ids`, `position_ids` of the same shape, `logits` `[rows, len, vocab]` and
     /// `loss` `[1]`.
     pub case: PathBuf,
-    /// Expected gradients by parameter name, safetensors. Default: gradients are not compared.
+    /// Expected gradients by parameter name, safetensors, of all parameters or of some. Default:
+    /// gradients are not compared.
     pub grads: Option<PathBuf>,
     /// Tokens per block in cases with a mask. Default: 32.
     pub bd_size: usize,
@@ -113,21 +117,34 @@ pub struct ParityReport {
     pub grads_max_l2: Option<f64>,
     /// The parameter whose gradient differs most.
     pub worst_grad: Option<String>,
+    /// Parameters whose gradient was compared: those that the file of gradients holds.
+    pub grads_compared: Option<usize>,
+    /// Parameters of the model.
+    pub parameters: usize,
     /// Tokens that went through the decoder.
     pub processed_tokens: usize,
     /// The tolerances that were used.
     pub tolerances: Tolerances,
-    /// Relative difference of the loss.
+    /// Difference of the loss, relative to the expected loss or to one nat, whichever is larger.
     pub loss_rel: Option<f64>,
 }
 
 /// Compares a model (folder, `hf://ORG/NAME[@REVISION]` or `ORG/NAME`) with a case.
 pub(crate) fn compare(model: &Path, options: &ParityOptions) -> Result<ParityReport> {
+    if !(1..=MOST_BLOCK_SIZE).contains(&options.bd_size) {
+        return Err(Error::Usage(format!(
+            "blocks of {} tokens (--bd-size): expected 1 to {MOST_BLOCK_SIZE}",
+            options.bd_size
+        )));
+    }
     let folder = load_model::resolve(model)?;
-    let limits = &options.tolerances;
-    let (mut report, _) = measure(&folder, options, options.dtype, false)?;
+    let mut limits = options.tolerances;
+    let (mut report, ternary) = measure(&folder, options, options.dtype, false)?;
+    if ternary && options.dtype == ComputeDtype::Fp32 {
+        limits = limits.for_bitlinear();
+    }
     report.tolerances = match options.dtype {
-        ComputeDtype::Fp32 => Tolerances::fp32(limits),
+        ComputeDtype::Fp32 => Tolerances::fp32(&limits),
         ComputeDtype::Bf16 => {
             let (rounded, ternary) = measure(&folder, options, ComputeDtype::Fp32, true)?;
             let effect = RoundingEffect {
@@ -135,10 +152,10 @@ pub(crate) fn compare(model: &Path, options: &ParityOptions) -> Result<ParityRep
                 grads_l2: rounded.grads_max_l2.unwrap_or(0.0),
                 ternary,
             };
-            Tolerances::bf16(effect, limits)
+            Tolerances::bf16(effect, &limits)
         }
     };
-    report.ok = within_tolerance(&report, limits);
+    report.ok = within_tolerance(&report, &limits);
     Ok(report)
 }
 
@@ -183,7 +200,11 @@ fn measure(
     };
     let batch = batch_of(&case, objective, &spec, &compute);
     let inputs = DeviceBatch::upload(&model.decoder, &batch, &compute)?;
-    let mut report = ParityReport { processed_tokens: batch.processed, ..ParityReport::default() };
+    let mut report = ParityReport {
+        processed_tokens: batch.processed,
+        parameters: model.decoder.params.specs.len(),
+        ..ParityReport::default()
+    };
     // The streams of the saving layout have no fixed place for a position's logits.
     if objective != Objective::BlockDiffusion(Layout::Saving) {
         let dump = options.dump_logits.as_deref().filter(|_| !rounded);
@@ -247,7 +268,11 @@ fn compare_logits(
         ));
     }
     let compared = |position: usize| case.valid[position % (case.rows * case.len)];
-    let quantile = options.tolerances.logits_quantile;
+    let ternary = model.decoder.cfg.quantization.is_some();
+    let quantile = match options.dtype {
+        ComputeDtype::Fp32 if ternary => options.tolerances.for_bitlinear().logits_quantile,
+        _ => options.tolerances.logits_quantile,
+    };
     let differences = differences::logits(&logits, expected, vocab, compared, quantile);
     report.logits_max_abs = Some(differences.worst);
     report.logits_at_quantile = Some(differences.at_quantile);
@@ -285,6 +310,7 @@ fn compare_loss(
             report.grads_max_rel = Some(differences.max_rel);
             report.grads_max_l2 = Some(differences.max_l2);
             report.worst_grad = differences.worst;
+            report.grads_compared = Some(differences.compared);
             sum
         }
     };
@@ -293,7 +319,8 @@ fn compare_loss(
     if let Some(expected) = case.loss {
         let difference = (loss - expected).abs();
         report.loss_abs = Some(difference);
-        report.loss_rel = Some(difference / expected.abs().max(1e-12));
+        // below one nat the absolute difference counts: that is how log-probabilities are rounded
+        report.loss_rel = Some(difference / expected.abs().max(1.0));
     }
     Ok(())
 }

@@ -10,7 +10,8 @@ use crate::diffusion::objective;
 use crate::diffusion::{
     DeviceBatch, DocumentMask, Objective, ObjectiveSpec, PackedRow, build_batch,
 };
-use crate::io::export::{self, ExportInfo};
+use crate::io::description::ExportInfo;
+use crate::io::export;
 use crate::io::load_model::{LoadOptions, LoadedModel, load_model};
 use crate::kernels::linear::{ternary_codes, ternary_weight};
 use crate::model::Checkpoint;
@@ -52,6 +53,7 @@ fn info(dir: &Path) -> ExportInfo {
         bd_size: 8,
         mask_token: "|<MASK>|".into(),
         mask_token_id: families::MASK,
+        source_eos_token_ids: Vec::new(),
         eos_token_ids: vec![families::EOS],
         pad_token_id: 0,
         tokenizer: dir.join("none"),

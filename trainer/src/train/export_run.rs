@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use dlm_datasets::Dataset;
+use dlm_datasets::{Dataset, Manifest};
 use safetensors::Dtype as FileDtype;
 use serde_json::json;
 
@@ -14,13 +14,16 @@ use crate::config::{self, Config};
 use crate::error::{Error, Result};
 use crate::io::checkpoint::{self, RunState};
 use crate::io::checkpoint_store::CheckpointStore;
-use crate::io::export::{self, ExportInfo};
+use crate::io::description::ExportInfo;
+use crate::io::export;
 use crate::io::source::{self, ModelSource};
 use crate::model::{Decoder, Weights};
 use crate::optim::adamw;
 use crate::report::console::message;
 use crate::train::data;
+use crate::train::output_folder::{self, Purpose};
 use crate::train::prepare_model::{PreparedModel, prepare};
+use crate::train::turn_opening;
 
 /// A trained model and the run it comes from.
 pub(crate) struct TrainedModel<'a> {
@@ -32,16 +35,17 @@ pub(crate) struct TrainedModel<'a> {
     pub source: &'a ModelSource,
 }
 
-/// Write the Hugging Face folder of a run.
-pub(crate) fn export(model: &TrainedModel, out: &Path) -> Result<()> {
+/// Everything in an export of the run besides the tensors.
+pub(crate) fn info(model: &TrainedModel) -> ExportInfo {
     let TrainedModel { cfg, data, decoder, state, .. } = *model;
     let manifest = data.manifest();
     let block_diffusion = cfg.conversion.objective == config::Objective::BlockDiffusion;
-    let info = ExportInfo {
+    ExportInfo {
         bd_size: manifest.bd_size,
         mask_token: manifest.mask_token.clone(),
         mask_token_id: manifest.mask_token_id,
-        eos_token_ids: eos_token_ids(model),
+        source_eos_token_ids: decoder.cfg.eos_token_ids.clone(),
+        eos_token_ids: eos_token_ids(manifest),
         pad_token_id: manifest.pad_token_id,
         tokenizer: data.dir().join("tokenizer"),
         source_folder: model.source.folder.clone(),
@@ -60,7 +64,12 @@ pub(crate) fn export(model: &TrainedModel, out: &Path) -> Result<()> {
             "seed": cfg.train.seed,
             "code_version": env!("CARGO_PKG_VERSION"),
         }),
-    };
+    }
+}
+
+/// Write the Hugging Face folder of a run.
+pub(crate) fn export(model: &TrainedModel, out: &Path) -> Result<()> {
+    let TrainedModel { cfg, decoder, state, .. } = *model;
     if decoder.cfg.quantization.is_some() && cfg.conversion.lambda_warmup > state.step {
         message(format_args!(
             "warning: BitLinear's quantisation was still being blended in (step {} of conversion.lambda_warmup={}); the exported model is quantised fully",
@@ -71,23 +80,21 @@ pub(crate) fn export(model: &TrainedModel, out: &Path) -> Result<()> {
         config::Dtype::Bf16 => FileDtype::BF16,
         config::Dtype::Fp32 => FileDtype::F32,
     };
+    let mut info = info(model);
+    let opening = turn_opening::of(model.data)?.filter(|opening| !opening.is_empty());
+    if let (Some(opening), Some(record)) = (opening, info.record.as_object_mut()) {
+        record.insert("assistant_opening_ids".into(), json!(opening));
+    }
     export::export(out, decoder, model.weights, dtype, cfg.export.format, &info)?;
     message(format_args!("exported to {}", out.display()));
     Ok(())
 }
 
-/// Ids that end a completion: those of the source, else the dataset's end-of-text id, then the
-/// dataset's end-of-turn ids.
-fn eos_token_ids(model: &TrainedModel) -> Vec<i32> {
-    let manifest = model.data.manifest();
-    let mut ids: Vec<i32> = model.decoder.cfg.eos_token_ids.iter().map(|id| *id as i32).collect();
-    if ids.is_empty() {
+/// The dataset's ends of turn, and of text.
+fn eos_token_ids(manifest: &Manifest) -> Vec<i32> {
+    let mut ids = manifest.end_of_turn_ids.clone();
+    if !ids.contains(&manifest.eos_token_id) {
         ids.push(manifest.eos_token_id);
-    }
-    for id in &manifest.end_of_turn_ids {
-        if !ids.contains(id) {
-            ids.push(*id);
-        }
     }
     ids
 }
@@ -103,7 +110,23 @@ pub(crate) fn export_checkpoint(
     let checkpoint = find_checkpoint(&cfg.output.dir, name)?;
     let data = data::open(data_dir)?;
     let recorded = checkpoint::identity(&checkpoint)?;
-    let source = source::locate(cfg, recorded.get("source").map(String::as_str))?;
+    let taken = [
+        ("the source", cfg.source.path.as_deref().map(Path::new)),
+        ("the dataset", Some(data_dir)),
+    ];
+    let purpose = Purpose::Export { run: &cfg.output.dir, identity: &recorded };
+    output_folder::check("--out", out, purpose, &taken)?;
+    let recorded_source = recorded.get("source").map(String::as_str);
+    let source = if checkpoint::has_config(&checkpoint) {
+        // the source itself may be gone
+        ModelSource {
+            folder: Some(checkpoint.clone()),
+            name: recorded_source.unwrap_or_default().to_string(),
+            checkpoint: Some(checkpoint.clone()),
+        }
+    } else {
+        source::locate(cfg, recorded_source)?
+    };
     let PreparedModel { decoder, .. } = prepare(cfg, &source, &data, &device.device, false)?;
     let uses_muon: Vec<bool> =
         decoder.params.specs.iter().map(|s| adamw::uses_muon(&cfg.optim, s.kind)).collect();

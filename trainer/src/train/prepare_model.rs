@@ -10,15 +10,18 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::prelude::*;
-use dlm_datasets::{Dataset, Manifest};
+use dlm_datasets::{Dataset, Manifest, Split};
 
+use crate::compute::memory;
 use crate::config::{BitLinear, Config};
 use crate::error::{Error, Result};
 use crate::io::json;
 use crate::io::load_model::{HostModel, LoadedModel};
-use crate::io::source::ModelSource;
+use crate::io::source::{ModelSource, missing_tokenizer};
 use crate::model::config::Quantization;
+use crate::model::json_text;
 use crate::model::{Decoder, ModelConfig, ParamKind, Params, Weights};
+use crate::report::console::message;
 
 /// The embedding table grows to a multiple of this many rows, which keeps matrix shapes friendly
 /// to kernels.
@@ -41,12 +44,19 @@ pub(super) fn prepare(
     with_weights: bool,
 ) -> Result<PreparedModel> {
     let manifest = data.manifest();
-    let mut model = HostModel::new(match &source.folder {
+    let described = source.checkpoint.as_ref().or(source.folder.as_ref());
+    let mut model = HostModel::new(match described {
         Some(folder) => ModelConfig::read(folder)?,
         None => random_model_config(cfg)?,
     });
     check_fit(&model.config, manifest, &source.name)?;
+    if cfg.data.allow_long_documents != Some(true) {
+        check_lengths(&model.config, data, "set data.allow_long_documents=true")?;
+    }
     if let Some(folder) = &source.folder {
+        if with_weights {
+            warn_without_tokenizer(folder);
+        }
         check_tokenizer(
             &folder.join("tokenizer.json"),
             &data.dir().join("tokenizer/tokenizer.json"),
@@ -56,7 +66,10 @@ pub(super) fn prepare(
     match &source.folder {
         _ if !with_weights => {}
         Some(folder) => model.read_weights(folder)?,
-        None => model.draw_weights(cfg.train.seed),
+        None => {
+            check_memory(&model)?;
+            model.draw_weights(cfg.train.seed);
+        }
     }
     if model.config.quantization.is_some() {
         // training always quantises full-precision weights online, packed sources included
@@ -77,12 +90,27 @@ pub(super) fn prepare(
     })
 }
 
+/// Refuse random weights that do not fit into the memory of this machine.
+fn check_memory(model: &HostModel) -> Result<()> {
+    let bytes = model.params.numel().saturating_mul(4);
+    let free = memory::available_bytes();
+    if bytes <= free {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "source.config describes {} parameters, {} GiB in fp32, and {} GiB of memory are free; expected a smaller model",
+        model.params.numel(),
+        bytes >> 30,
+        free >> 30
+    )))
+}
+
 /// The shapes of `source.config`, for `source.init=random`.
 fn random_model_config(cfg: &Config) -> Result<ModelConfig> {
     let text = cfg.source_config().map_err(|e| Error::Usage(e.to_string()))?;
-    let raw = serde_json::from_str(&text)
+    let raw = json_text::parse(&text)
         .map_err(|e| Error::Usage(format!("source.config is not valid JSON: {e}")))?;
-    ModelConfig::from_json(raw)
+    ModelConfig::from_json(raw).map_err(|e| Error::Usage(format!("source.config: {e}")))
 }
 
 /// Refuse a dataset whose mask id, block size or vocabulary does not fit the model.
@@ -105,6 +133,38 @@ pub(crate) fn check_fit(model: &ModelConfig, manifest: &Manifest, source: &str) 
             "the dataset's tokenizer has {} ids, the embedding table of {source} has {} rows; prepare the data with this model's tokenizer",
             manifest.vocab_size, model.vocab_size
         )));
+    }
+    Ok(())
+}
+
+/// Say that token ids cannot be checked where the model's folder has no `tokenizer.json`.
+pub(crate) fn warn_without_tokenizer(folder: &Path) {
+    if !folder.join("tokenizer.json").is_file() {
+        message(format_args!(
+            "warning: {} has {}: whether the dataset's token ids are the model's cannot be checked",
+            folder.display(),
+            missing_tokenizer(folder)
+        ));
+    }
+}
+
+/// Refuse documents that are longer than the model has positions, naming the first of them.
+pub(crate) fn check_lengths(model: &ModelConfig, data: &Dataset, way_out: &str) -> Result<()> {
+    let limit = model.max_position_embeddings;
+    if data.manifest().seq_len <= limit {
+        return Ok(());
+    }
+    for split in [Split::Train, Split::Eval] {
+        for i in 0..data.rows(split) {
+            if let Some(long) = data.row(split, i)?.documents.iter().find(|d| d.length > limit) {
+                return Err(Error::Mismatch(format!(
+                    "{} row {i} of {} holds a document of {} tokens, and the model has {limit} positions (max_position_embeddings in config.json); prepare the data with --seq-len {limit}, or {way_out}",
+                    split.name(),
+                    data.dir().display(),
+                    long.length
+                )));
+            }
+        }
     }
     Ok(())
 }

@@ -5,9 +5,9 @@
 //! the exported folder. One optimizer step is `train.batch_rows` rows in micro-batches; its loss is
 //! the mean over all counted targets of the step.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use dlm_datasets::{Split, fs};
 
@@ -23,6 +23,8 @@ use crate::report::step_record::StepRecord;
 use crate::train::data::{self, BatchPlan, Prefetch};
 use crate::train::evaluate::evaluate;
 use crate::train::export_run;
+use crate::train::output_folder::{self, Purpose};
+use crate::train::stop_signal;
 use crate::train::trainer::Trainer;
 
 pub use crate::train::resume::Resume;
@@ -40,15 +42,24 @@ pub(crate) struct Outcome {
 /// Train by `cfg` on the dataset in `cfg.data.dir` and export the result to `cfg.output.dir`.
 pub(crate) fn run(cfg: &Config, device: &ComputeDevice, options: RunOptions) -> Result<Outcome> {
     let data = Arc::new(data::open(&cfg.data.dir)?);
+    let mut checked = cfg.clone();
+    checked.output.dir = output_folder::expanded("output.dir", &cfg.output.dir)?;
+    let cfg = &checked;
     let out = &cfg.output.dir;
+    let taken = [
+        ("the source", cfg.source.path.as_deref().map(Path::new)),
+        ("the dataset", Some(&*cfg.data.dir)),
+    ];
+    output_folder::check("output.dir", out, Purpose::Run, &taken)?;
     let store = CheckpointStore::new(out, cfg.train.keep_checkpoints);
     store.repair()?;
     let resumed = if options.resume == Resume::Never { None } else { store.latest()? };
-    let recorded_source = match resumed {
-        Some(dir) => Some(checkpoint::identity(&dir)?.remove("source").unwrap_or_default()),
+    let recorded_source = match &resumed {
+        Some(dir) => Some(checkpoint::identity(dir)?.remove("source").unwrap_or_default()),
         None => None,
     };
-    let source = source::locate(cfg, recorded_source.as_deref())?;
+    let mut source = source::locate(cfg, recorded_source.as_deref())?;
+    source.checkpoint = resumed.filter(|dir| checkpoint::has_config(dir));
     // the saved configuration names a hub's commit, so that it always means the same model
     let mut pinned = cfg.clone();
     if source.name.starts_with("hf://") {
@@ -57,6 +68,9 @@ pub(crate) fn run(cfg: &Config, device: &ComputeDevice, options: RunOptions) -> 
     let cfg = &pinned;
     let mut trainer = Trainer::new(cfg, device, data, source, recorded_source.is_none())?;
     trainer.start_or_resume(&store, options)?;
+    if options.resume == Resume::Never && options.overwrite {
+        output_folder::remove_export(out)?;
+    }
     fs::create_dir(out)?;
     fs::write_atomic(&out.join("config.yaml"), cfg.to_yaml()?.as_bytes())?;
     if !trainer.state.finished {
@@ -69,7 +83,7 @@ pub(crate) fn run(cfg: &Config, device: &ComputeDevice, options: RunOptions) -> 
 impl Trainer<'_> {
     /// Take steps until the run is finished or interrupted.
     fn train(&mut self, store: &CheckpointStore) -> Result<()> {
-        let stop = stop_flag()?;
+        self.stop = stop_signal::flag()?;
         let mut batches = self.prefetch(self.plan);
         let progress = RunProgress {
             step: self.state.step,
@@ -80,11 +94,24 @@ impl Trainer<'_> {
         let mut reporter =
             Reporter::open(&self.cfg.output.dir, progress, self.cfg.report.tensorboard)?;
         reporter.message(&self.description());
+        let rows = self.data.rows(Split::Train);
+        if self.plan.batch_rows > rows {
+            reporter.message(&format!(
+                "warning: train.batch_rows={} is more than the {rows} training rows: every step takes rows more than once; expected at most {rows}",
+                self.plan.batch_rows
+            ));
+        }
         while !self.budget_used() {
             let (batch, wait) = batches.next()?;
             let micro_batch_rows = self.plan.micro_batch_rows;
-            let mut record =
-                self.step(batch, wait.as_secs_f64(), &|line| reporter.message(line))?;
+            let stepped = self.step(batch, wait.as_secs_f64(), &|line| reporter.message(line));
+            if matches!(stepped, Err(Error::Interrupted(_))) {
+                // the step under way left no trace; a resume takes it from its beginning
+                reporter.sync()?;
+                let saved = self.save(store)?;
+                return Err(self.interrupted(&saved));
+            }
+            let mut record = stepped?;
             if self.plan.micro_batch_rows != micro_batch_rows && !self.budget_used() {
                 batches = self.prefetch(self.plan);
             }
@@ -92,7 +119,7 @@ impl Trainer<'_> {
             let stalled = self.is_stalled();
             let last = self.budget_used() || stalled;
             reporter.step(&record, last || self.is_logged(&record))?;
-            let interrupted = stop.load(Ordering::Relaxed);
+            let interrupted = self.stop.load(Ordering::Relaxed);
             if is_due(self.cfg.train.save_every, self.state.step) || last || interrupted {
                 self.state.finished = last;
                 reporter.sync()?;
@@ -106,17 +133,28 @@ impl Trainer<'_> {
                     break;
                 }
                 if interrupted && !last {
-                    return Err(Error::Interrupted(format!(
-                        "interrupted at step {} ({} tokens); state saved in {}; the same command goes on from there",
-                        self.state.step,
-                        self.state.tokens,
-                        saved.display()
-                    )));
+                    return Err(self.interrupted(&saved));
                 }
             }
         }
+        if self.state.step == 1 && self.state.tokens >= self.cfg.conversion.total_tokens {
+            reporter.message(&format!(
+                "warning: conversion.total_tokens={} is no more than one step: the {} rows of train.batch_rows hold {} tokens; raise the budget or lower train.batch_rows",
+                self.cfg.conversion.total_tokens, self.plan.batch_rows, self.state.tokens
+            ));
+        }
         reporter.message(&self.summary());
         Ok(())
+    }
+
+    /// The end of a session that a signal stopped.
+    fn interrupted(&self, saved: &Path) -> Error {
+        Error::Interrupted(format!(
+            "interrupted at step {} ({} tokens); state saved in {}; the same command goes on from there",
+            self.state.step,
+            self.state.tokens,
+            saved.display()
+        ))
     }
 
     /// Start reading batches ahead from the data cursor.
@@ -180,8 +218,10 @@ impl Trainer<'_> {
         {
             return Ok(dir);
         }
+        let info = export_run::info(&self.trained_model());
         let dir = store.save(&Snapshot {
-            params: &self.decoder.params,
+            decoder: &self.decoder,
+            info: &info,
             weights: &self.weights,
             optimizer: &self.optimizer.state,
             state: &self.state,
@@ -218,16 +258,4 @@ impl Trainer<'_> {
 /// Whether `step` is a multiple of `every`; 0 is never.
 fn is_due(every: u64, step: u64) -> bool {
     every > 0 && step.is_multiple_of(every)
-}
-
-/// A flag that the first SIGTERM or SIGINT sets, which asks for a checkpoint; the second signal
-/// ends the process at once.
-fn stop_flag() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
-        signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())
-            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
-            .map_err(|e| Error::Device(format!("installing a signal handler failed: {e}")))?;
-    }
-    Ok(stop)
 }

@@ -3,8 +3,10 @@
 //!
 //! In: the rows of a step. Out: new weights and a [`StepRecord`]. When micro-batches do not fit
 //! into the device's memory the step is repeated with smaller ones. A NaN or infinite loss or
-//! gradient is an error that names its rows. In both cases the weights are unchanged.
+//! gradient is an error that names its rows. A signal ends the step before its next micro-batch. In
+//! all three cases weights, optimizer and state are unchanged.
 
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::diffusion::{Batch, DeviceBatch, objective};
@@ -59,9 +61,16 @@ impl Trainer<'_> {
         self.state.slots += batch.slots;
         let lr_factor = schedule::factor(&self.cfg.optim, self.progress());
         let factor = self.cfg.train.spike_factor;
-        let skipped = spike_guard::is_spike(factor, self.state.loss_mean, loss);
+        let empty = batch.counted == 0;
+        let skipped = !empty && spike_guard::is_spike(factor, self.state.loss_mean, loss);
         let mut clip = 1.0;
-        if skipped {
+        if empty {
+            message(&format!(
+                "step {}: none of its {} rows has a token that is predicted; nothing is learnt from it",
+                self.state.step,
+                batch.rows.len()
+            ));
+        } else if skipped {
             self.state.skipped += 1;
         } else {
             clip = clip::factor(&self.cfg.optim, norm, &mut self.state.zclip);
@@ -75,14 +84,17 @@ impl Trainer<'_> {
             );
             self.state.updates = self.optimizer.updates;
         }
-        self.state.loss_mean = Some(spike_guard::updated_mean(factor, self.state.loss_mean, loss));
-        self.state.last_loss = Some(loss);
+        if !empty {
+            let mean = spike_guard::updated_mean(factor, self.state.loss_mean, loss);
+            self.state.loss_mean = Some(mean);
+            self.state.last_loss = Some(loss);
+        }
         let seconds = started.elapsed().as_secs_f64() + data_wait;
         self.state.seconds += seconds;
         Ok(StepRecord {
             step: self.state.step,
             tokens: self.state.tokens,
-            loss,
+            loss: if empty { self.state.last_loss.unwrap_or(0.0) } else { loss },
             lr: self.cfg.optim.lr * lr_factor,
             grad_norm: norm,
             clip,
@@ -146,6 +158,9 @@ impl Trainer<'_> {
         }
         let scale = 1.0 / batch.counted as f64;
         for micro_batch in &batch.micro_batches {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted("between two micro-batches".into()));
+            }
             let inputs = DeviceBatch::upload(&self.decoder, micro_batch, &self.compute)?;
             result.loss_sum += objective::loss_and_gradients(
                 &self.decoder,

@@ -5,6 +5,7 @@
 //! steps, `step.rs` is one of them.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use dlm_datasets::{Dataset, Split};
 
@@ -38,6 +39,8 @@ pub(super) struct Trainer<'a> {
     pub(super) identity: Identity,
     /// Step of the newest checkpoint on disk.
     pub(super) saved_step: Option<u64>,
+    /// Set by a signal that asks for a checkpoint and the end of the session.
+    pub(super) stop: Arc<AtomicBool>,
 }
 
 impl<'a> Trainer<'a> {
@@ -113,6 +116,7 @@ impl<'a> Trainer<'a> {
             pass,
             identity,
             saved_step: None,
+            stop: Arc::default(),
         })
     }
 

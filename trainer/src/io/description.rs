@@ -1,0 +1,182 @@
+//! The small files of a model folder: config.json, generation_config.json and the tokenizer. An
+//! export has them, and so has every checkpoint of a run, which can therefore be exported when the
+//! source is gone.
+//!
+//! In: the source's raw config and generation config, the dataset's tokenizer and ids.
+
+use std::path::{Path, PathBuf};
+
+use dlm_datasets::fs;
+use safetensors::Dtype;
+use serde_json::{Value, json};
+
+use crate::config::ExportFormat;
+use crate::error::{Error, Result};
+use crate::io::json as json_file;
+use crate::io::source::tokenizer_files;
+use crate::model::{Decoder, ParamKind};
+
+/// Everything in an export besides the tensors.
+pub(crate) struct ExportInfo {
+    /// Tokens per block.
+    pub bd_size: usize,
+    /// Text of the mask token.
+    pub mask_token: String,
+    pub mask_token_id: i32,
+    /// Ids that end a completion, as the source's config.json has them.
+    pub source_eos_token_ids: Vec<i64>,
+    /// Ids that end a turn or a text in the dataset.
+    pub eos_token_ids: Vec<i32>,
+    pub pad_token_id: i32,
+    /// Folder with the tokenizer (the dataset's).
+    pub tokenizer: PathBuf,
+    /// Source folder, whose generation_config.json is kept.
+    pub source_folder: Option<PathBuf>,
+    /// Remaining keys of dlm_config.json.
+    pub record: Value,
+}
+
+/// Write config.json, generation_config.json and the tokenizer.
+pub(crate) fn write_small_files(
+    dir: &Path,
+    decoder: &Decoder,
+    dtype: Dtype,
+    format: ExportFormat,
+    info: &ExportInfo,
+) -> Result<()> {
+    let generation = match &info.source_folder {
+        Some(dir) => json_file::read_if_present(&dir.join("generation_config.json"), "valid JSON")?,
+        None => None,
+    };
+    let generation = generation.unwrap_or_else(|| json!({}));
+    let eos = eos_ids(info, &generation);
+    let config = model_config(decoder, dtype, format, info, &eos);
+    json_file::write(&dir.join("config.json"), &config)?;
+    let generation = generation_config(generation, info, &eos);
+    json_file::write(&dir.join("generation_config.json"), &generation)?;
+    for path in tokenizer_files(&info.tokenizer) {
+        let Some(file) = path.file_name() else { continue };
+        let bytes =
+            std::fs::read(&path).map_err(|e| Error::io(&path, "reading the tokenizer", e))?;
+        fs::write_atomic(&dir.join(file), &bytes)?;
+    }
+    copy_named_templates(&info.tokenizer, dir)
+}
+
+/// Copy the chat templates besides the default one (`tool_use`).
+fn copy_named_templates(tokenizer: &Path, dir: &Path) -> Result<()> {
+    const FOLDER: &str = "additional_chat_templates";
+    let Ok(files) = std::fs::read_dir(tokenizer.join(FOLDER)) else { return Ok(()) };
+    for file in files.filter_map(std::result::Result::ok) {
+        let from = file.path();
+        let bytes = std::fs::read(&from).map_err(|e| Error::io(&from, "reading", e))?;
+        fs::create_dir(&dir.join(FOLDER))?;
+        fs::write_atomic(&dir.join(FOLDER).join(file.file_name()), &bytes)?;
+    }
+    Ok(())
+}
+
+fn model_config(
+    decoder: &Decoder,
+    dtype: Dtype,
+    format: ExportFormat,
+    info: &ExportInfo,
+    eos: &[i64],
+) -> Value {
+    let mut raw = decoder.cfg.raw.clone();
+    let name = if dtype == Dtype::F32 { "float32" } else { "bfloat16" };
+    if let Some(o) = raw.as_object_mut() {
+        o.insert("vocab_size".into(), json!(decoder.cfg.vocab_size));
+        o.insert("bd_size".into(), json!(info.bd_size));
+        o.insert("mask_token_id".into(), json!(info.mask_token_id));
+        // transformers 5 writes `dtype`, transformers 4 `torch_dtype`: keep the source's keys
+        let key = if o.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+        o.insert(key.into(), json!(name));
+        if o.contains_key("torch_dtype") {
+            o.insert("torch_dtype".into(), json!(name));
+        }
+        o.insert("eos_token_id".into(), one_or_all(eos));
+        if o.get("pad_token_id").is_none_or(Value::is_null) {
+            o.insert("pad_token_id".into(), json!(info.pad_token_id));
+        }
+        if format == ExportFormat::FastDllm {
+            fast_dllm_keys(o);
+        }
+        if let Some(q) = o.get_mut("quantization_config").and_then(Value::as_object_mut) {
+            // packed weights are quantised already, full-precision weights in every forward pass
+            let (mode, class) = if format == ExportFormat::PackedTernary {
+                ("offline", linear_class(decoder))
+            } else {
+                ("online", "autobitlinear")
+            };
+            q.insert("quant_method".into(), json!("bitnet"));
+            q.insert("quantization_mode".into(), json!(mode));
+            q.insert("linear_class".into(), json!(class));
+        }
+    }
+    raw
+}
+
+/// The keys by which the published Fast-dLLM v2 code recognises its models; `conplemenrary_mask` is
+/// spelt as in that code.
+fn fast_dllm_keys(config: &mut serde_json::Map<String, Value>) {
+    const HUB: &str = "Efficient-Large-Model/Fast_dLLM_v2_7B";
+    config.insert("architectures".into(), json!(["Fast_dLLM_QwenForCausalLM"]));
+    config.insert("model_type".into(), json!("Fast_dLLM_Qwen"));
+    config.insert(
+        "auto_map".into(),
+        json!({
+            "AutoConfig": format!("{HUB}--configuration.Fast_dLLM_QwenConfig"),
+            "AutoModel": format!("{HUB}--modeling.Fast_dLLM_QwenModel"),
+            "AutoModelForCausalLM": format!("{HUB}--modeling.Fast_dLLM_QwenForCausalLM"),
+        }),
+    );
+    config.insert("conplemenrary_mask".into(), json!(true));
+    let layers = config.get("num_hidden_layers").and_then(Value::as_u64).unwrap_or(0) as usize;
+    config.entry("layer_types").or_insert_with(|| json!(vec!["full_attention"; layers]));
+}
+
+/// The source's generation_config.json with the ids that end a completion.
+fn generation_config(mut source: Value, info: &ExportInfo, eos: &[i64]) -> Value {
+    if let Some(o) = source.as_object_mut() {
+        o.insert("eos_token_id".into(), one_or_all(eos));
+        if !o.contains_key("pad_token_id") {
+            o.insert("pad_token_id".into(), json!(info.pad_token_id));
+        }
+    }
+    source
+}
+
+/// A single id as a number, several as a list.
+fn one_or_all(ids: &[i64]) -> Value {
+    if let [id] = ids { json!(id) } else { json!(ids) }
+}
+
+/// Every id that ends a completion: those of the source's config.json, those of its
+/// generation_config.json, and the dataset's ends of turn, which the model was trained to emit.
+fn eos_ids(info: &ExportInfo, generation: &Value) -> Vec<i64> {
+    let of_generation = match generation.get("eos_token_id") {
+        Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_i64).collect(),
+        Some(id) => id.as_i64().into_iter().collect(),
+        None => Vec::new(),
+    };
+    let mut ids: Vec<i64> = Vec::new();
+    let given = info.source_eos_token_ids.iter().copied().chain(of_generation);
+    for id in given.chain(info.eos_token_ids.iter().map(|id| i64::from(*id))) {
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    ids
+}
+
+/// transformers' class for the packed linears. Its `autobitlinear` multiplies a bias by the
+/// weight's scale too, so models with biases are written for `bitlinear`, which divides by the
+/// inverse scale first and adds the bias after.
+pub(crate) fn linear_class(decoder: &Decoder) -> &'static str {
+    if decoder.params.specs.iter().any(|s| s.kind == ParamKind::Bias) {
+        "bitlinear"
+    } else {
+        "autobitlinear"
+    }
+}

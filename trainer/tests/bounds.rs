@@ -1,0 +1,66 @@
+//! Numbers without sense end with exit code 2 and a sentence: no abort, no lack of memory.
+
+mod common;
+
+use std::fs;
+use std::process::Command;
+
+use common::{refused, train, workplace};
+use dlm_test_support::fixtures;
+use serde_json::{Value, json};
+
+const MOST: &str = "18446744073709551615";
+
+#[test]
+fn settings_have_an_upper_bound() {
+    let dir = workplace();
+    for key in ["train.batch_rows", "train.prefetch"] {
+        for value in ["0", "1099511627776", MOST] {
+            let setting = format!("{key}={value}");
+            refused(&mut train(dir.path(), "out", &[&setting]), 2, &[key, "expected 1 to"]);
+        }
+    }
+    assert!(!dir.path().join("out").exists());
+}
+
+#[test]
+fn shapes_have_an_upper_bound() {
+    let dir = workplace();
+    let path = dir.path().join("config.json");
+    let original: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    for (key, value, words) in [
+        ("num_hidden_layers", json!(1u64 << 35), "num_hidden_layers"),
+        ("num_hidden_layers", json!(5000), "at most 4096"),
+        ("hidden_size", json!(1u64 << 39), "hidden_size"),
+        ("vocab_size", json!(1u64 << 60), "vocab_size"),
+        ("intermediate_size", json!(1u64 << 28), "GiB of memory are free"),
+        ("head_dim", json!(1u64 << 27), "a product of at most"),
+        ("rms_norm_eps", json!("Infinity"), "rms_norm_eps"),
+    ] {
+        let mut config = original.clone();
+        config[key] = value;
+        fs::write(&path, config.to_string()).unwrap();
+        refused(&mut train(dir.path(), "out", &[]), 2, &[words]);
+    }
+}
+
+#[test]
+fn options_have_an_upper_bound() {
+    let model = fixtures().join("qwen2_tiny");
+    let case = fixtures().join("obj_qwen2_bd8.safetensors");
+    let program = || Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+    for value in ["0", "1099511627776", MOST] {
+        let mut generate = program();
+        generate.args(["generate", "--device", "cpu", "--ids", "3", "--mask-token-id", "319"]);
+        generate.arg("--model").arg(&model).args(["--block-size", value]);
+        refused(&mut generate, 2, &["--block-size", "expected 1 to"]);
+        let mut parity = program();
+        parity.args(["parity", "--device", "cpu", "--bd-size", value, "--model"]).arg(&model);
+        refused(parity.arg("--case").arg(&case), 2, &["--bd-size", "expected 1 to"]);
+    }
+    for (option, value) in [("--seq", "1099511627776"), ("--batch", MOST)] {
+        let mut bench = program();
+        bench.args(["bench", "train", "--device", "cpu", "--preset", "tiny_llama", option, value]);
+        refused(&mut bench, 2, &["do not fit into memory"]);
+    }
+}
