@@ -73,6 +73,40 @@ fn tools_distinguish_conversations() {
     assert_eq!((c.rows_kept, c.dropped.get("duplicate")), (2, Some(&1)), "{c:?}");
 }
 
+/// Columns with other names are named on the command line; tools and system prompt stay.
+#[test]
+fn columns_are_named_on_the_command_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("rows.jsonl");
+    let chat = json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]);
+    std::fs::write(&input, json!({"chat": chat, "sys": "Be kind."}).to_string()).unwrap();
+    let flags = ["--columns", "messages=chat,system=sys"];
+    let m = build(&input, &dir.path().join("out"), &flags);
+    assert_eq!(m.counts.rows_kept, 1, "{:?}", m.counts);
+    assert_eq!(m.recipe["columns"], json!({"messages": "chat", "system": "sys"}));
+    let with_system = m.counts.tokens;
+    let m = build(&input, &dir.path().join("out2"), &["--columns", "messages=chat"]);
+    assert!(m.counts.tokens < with_system, "{:?}", m.counts);
+}
+
+/// Messages that the data excludes from the loss carry none, which the manifest counts.
+#[test]
+fn loss_flags_are_honoured_and_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("rows.jsonl");
+    let row = |weight: u8| {
+        json!({"messages": [
+            {"role": "user", "content": "q"}, {"role": "assistant", "content": "bad", "weight": weight},
+            {"role": "user", "content": "q"}, {"role": "assistant", "content": "good", "weight": 1}]})
+    };
+    let labels = |weight: u8| {
+        std::fs::write(&input, row(weight).to_string()).unwrap();
+        let m = build(&input, &dir.path().join(format!("out{weight}")), &[]);
+        (m.counts.label_runs, m.counts.notes.get("no_loss_turns").copied())
+    };
+    assert_eq!((labels(0), labels(1)), ((1, Some(1)), (2, None)));
+}
+
 /// The fingerprints of `--dedup` are in a side file of 16 bytes each, which the end of the run
 /// removes, and not in the state file.
 #[test]

@@ -23,7 +23,7 @@ pub(crate) struct RowParser<'a> {
 
 impl<'a> RowParser<'a> {
     /// `renames` lists pairs of (name used by this program, name in the file); if it is not empty,
-    /// only those columns are read, and category and licence.
+    /// only those columns are read, and category, licence, tools, loss mask and system prompt.
     pub(crate) fn new(raw: &'a RawRows, renames: &'a [(String, String)]) -> Self {
         let columns = match raw {
             RawRows::Table(batch) if renames.is_empty() => FastColumns::new(batch),
@@ -74,7 +74,10 @@ pub(crate) fn parse_row(
             renamed.insert(ours.clone(), row.remove(theirs).unwrap_or(Value::Null));
         }
         // Other columns are ignored, because their names could be mistaken for those of a shape.
-        for k in ["category", "license", "licence"] {
+        let kept = ["category", "license", "licence", "tools", "functions", "loss_mask"];
+        let system = ["system_prompt", "system"];
+        let named = system.iter().any(|k| renamed.contains_key(*k));
+        for k in kept.into_iter().chain(system.into_iter().filter(|_| !named)) {
             if let (Some(v), false) = (row.remove(k), renamed.contains_key(k)) {
                 renamed.insert(k.to_string(), v);
             }
@@ -100,7 +103,7 @@ mod tests {
             (
                 prop::option::weighted(0.9, prop::collection::vec(
                     prop::option::weighted(0.95, (
-                        prop::option::weighted(0.95, prop::sample::select(vec!["user", "assistant", "gpt", "system", "function_call", "x"])),
+                        prop::option::weighted(0.95, prop::sample::select(vec!["user", "assistant", "gpt", "system", "system", "function_call", "x"])),
                         prop::option::weighted(0.95, "[a-z]{0,3}"),
                     )),
                     0..4,
@@ -138,6 +141,44 @@ mod tests {
                 prop_assert_eq!(fast.parse(i, Vec::new()), parse_row(&raw, i, &[]));
             }
         }
+    }
+
+    /// A column map names the columns of a shape; tools, system prompt and loss mask stay.
+    #[test]
+    fn renamed_columns_keep_tools_and_system() {
+        let line = r#"{"chat": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": [{"name": "f"}], "system": "s", "messages": 3}"#;
+        let raw = RawRows::Lines { ends: vec![line.len()], bytes: line.as_bytes().to_vec() };
+        let rename = |pairs: &[(&str, &str)]| {
+            let pairs: Vec<_> = pairs.iter().map(|p| (p.0.to_string(), p.1.to_string())).collect();
+            parse_row(&raw, 0, &pairs).conversation.unwrap()
+        };
+        let c = rename(&[("messages", "chat")]);
+        assert_eq!((c.messages.len(), &*c.messages[0].content), (3, "s"));
+        assert_eq!(c.tools, Some(serde_json::json!([{"name": "f"}])));
+        let c = rename(&[("messages", "chat"), ("system", "other")]);
+        assert_eq!(c.messages.len(), 2);
+    }
+
+    /// Fields of no value (in a struct of tool calls, for example) are absent, and text that is
+    /// marked as JSON is parsed.
+    #[test]
+    fn null_fields_and_json_columns() {
+        let json = std::collections::HashMap::from([(
+            "ARROW:extension:name".to_string(),
+            "arrow.json".to_string(),
+        )]);
+        let texts: ArrayRef = Arc::new(StringArray::from(vec![r#"{"x": 1}"#, "not json"]));
+        let nothing: ArrayRef = Arc::new(arrow::array::NullArray::new(2));
+        let fields = Fields::from(vec![
+            Field::new("a", DataType::Utf8, true).with_metadata(json),
+            Field::new("b", DataType::Null, true),
+            Field::new("c", DataType::Utf8, true),
+        ]);
+        let s = StructArray::new(fields, vec![texts.clone(), nothing, texts], None);
+        let batch = RecordBatch::try_from_iter([("s", Arc::new(s) as ArrayRef)]).unwrap();
+        let row = |i| serde_json::Value::Object(row_to_json(&batch, i));
+        assert_eq!(row(0), serde_json::json!({"s": {"a": {"x": 1}, "c": "{\"x\": 1}"}}));
+        assert_eq!(row(1), serde_json::json!({"s": {"a": "not json", "c": "not json"}}));
     }
 
     fn quoted(s: &str) -> String {
@@ -182,7 +223,11 @@ mod tests {
                     "role",
                     "value",
                     "tool_calls",
+                    "function_call",
                     "reasoning_content",
+                    "thinking",
+                    "weight",
+                    "tools",
                 ]),
                 value(),
             ),
@@ -208,9 +253,14 @@ mod tests {
             "licence",
             "id",
             "tools",
+            "functions",
+            "loss_mask",
+            "history",
+            "label",
             "instruction",
             "conversations",
             "prompt",
+            "chosen",
             "answer",
         ]);
         let pair = (key, prop_oneof![2 => value(), 3 => list]);

@@ -31,6 +31,8 @@ pub(crate) struct ProcessedRow {
     pub cut: u64,
     /// Whether it is longer than a packed row.
     pub over_long: bool,
+    /// Number of assistant turns that the data itself excludes from the loss.
+    pub no_loss_turns: u64,
     /// Whether its text spells control tokens.
     pub has_control_text: bool,
     /// Number of assistant turns whose white space the template changes.
@@ -101,6 +103,7 @@ impl ProcessedBatch {
         c.over_long = u64::from(row.over_long);
         for (name, n) in [
             ("special_text_rows", u64::from(row.has_control_text)),
+            ("no_loss_turns", row.no_loss_turns),
             ("respaced_turns", row.whitespace_changed_turns),
             ("rewritten_turns", row.rewritten_turns),
         ] {

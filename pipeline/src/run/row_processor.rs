@@ -158,6 +158,7 @@ impl<'a> RowProcessor<'a> {
         let rendered = &mut self.rendered;
         self.spans.render_into(c, check, rendered)?;
         out.text_bytes += rendered.text.len() as u64;
+        row.no_loss_turns = c.messages.iter().filter(|m| m.no_loss).count() as u64;
         row.has_control_text = rendered.control.is_some();
         row.whitespace_changed_turns = rendered.whitespace_changed_turns;
         row.rewritten_turns = rendered.rewritten_turns;
