@@ -89,6 +89,34 @@ fn columns_are_named_on_the_command_line() {
     assert!(m.counts.tokens < with_system, "{:?}", m.counts);
 }
 
+/// Beside each reason for dropping rows stand the first such row and what is wrong with it.
+#[test]
+fn reasons_come_with_an_example() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, template) = (dir.path().join("rows.jsonl"), dir.path().join("t.jinja"));
+    let source = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}";
+    std::fs::write(&template, source).unwrap();
+    let good = json!({"prompt": "q", "completion": "a"}).to_string();
+    let system = json!({"prompt": "q", "completion": "a", "system": "s"}).to_string();
+    let lines = [&good, &system, "{\"prompt\": ", &good, "{\"text\": \"x\", \"n\": 1}", "[1"];
+    std::fs::write(&input, lines.join("\n")).unwrap();
+    let flags = ["--template", template.to_str().unwrap()];
+    let out = dir.path().join("out");
+    let m = build(&input, &out, &flags);
+    for (reason, row, says) in [
+        ("template_refused", 2, "no system"),
+        ("bad_json", 3, "EOF while parsing"),
+        ("unknown_shape", 5, "its columns are text, n; name"),
+    ] {
+        let e = &m.drop_examples[reason];
+        assert_eq!((e.row, &*e.file), (row, "rows.jsonl"), "{reason}");
+        assert!(e.message.contains(says), "{reason}: {}", e.message);
+        let shown = prep().arg("stats").arg(&out).output().unwrap();
+        let shown = String::from_utf8(shown.stdout).unwrap();
+        assert!(shown.contains(&format!("{reason}, first in rows.jsonl row {row}: ")), "{shown}");
+    }
+}
+
 /// Messages that the data excludes from the loss carry none, which the manifest counts.
 #[test]
 fn loss_flags_are_honoured_and_counted() {

@@ -54,6 +54,8 @@ struct Messages {
     all: Vec<Message<'static>>,
     /// How many of them are the row's own list; those before them come from other columns.
     own: usize,
+    /// Whether a message has a call in the older `function_call` field.
+    older_calls: bool,
 }
 
 impl Messages {
@@ -78,7 +80,13 @@ impl Messages {
                     row.insert(key.to_string(), tools);
                 }
             }
-            let m = parse_message(m)?;
+            let older = m.get("function_call").is_some_and(|call| !call.is_null());
+            self.older_calls |= older;
+            let mut m = parse_message(m)?;
+            // The result of such a call, which is given to templates as a tool call.
+            if self.older_calls && m.role == "function" {
+                m.role = "tool".into();
+            }
             if self.own == 0
                 && m.role == "system"
                 && self.all.last().is_some_and(|column| column.content == m.content)
@@ -349,6 +357,17 @@ mod tests {
         ] {
             assert_eq!(parse(v.clone()).unwrap_err(), reason, "{v}");
         }
+    }
+
+    /// A call in the older form and its result become a tool call and the tool's result.
+    #[test]
+    fn older_function_calls() {
+        let c = parse(json!({"messages": [{"role": "user", "content": "q"},
+            {"role": "assistant", "content": null, "function_call": {"name": "f", "arguments": "{}"}},
+            {"role": "function", "name": "f", "content": "r"}, {"role": "assistant", "content": "a"}]}));
+        let messages = c.unwrap().messages;
+        assert!(messages[1].tool_calls.is_some());
+        assert_eq!((&*messages[2].role, messages[2].name.as_deref()), ("tool", Some("f")));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use arrow::datatypes::{
     DataType, Field, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type,
     UInt8Type, UInt16Type, UInt32Type, UInt64Type,
 };
+use arrow::util::display::array_value_to_string;
 use serde_json::{Map, Value};
 
 /// Row `i` of `batch`. Null cells are kept, so that the caller can tell a missing value from a
@@ -37,8 +38,7 @@ fn list(item: &Field, values: &dyn Array, from: usize, to: usize) -> Value {
     Value::Array((from..to).map(|k| cell(item, values, k)).collect())
 }
 
-/// The value of one cell; text that its field marks as JSON is parsed. Types that no known dataset
-/// uses for conversations become null.
+/// The value of one cell; text that its field marks as JSON is parsed.
 fn cell(f: &Field, a: &dyn Array, i: usize) -> Value {
     match plain_cell(a, i) {
         Value::String(s) if holds_json(f) => serde_json::from_str(&s).unwrap_or(Value::String(s)),
@@ -107,6 +107,52 @@ fn plain_cell(a: &dyn Array, i: usize) -> Value {
             let d = a.as_any_dictionary();
             d.normalized_keys().get(i).map_or(Value::Null, |&k| plain_cell(d.values().as_ref(), k))
         }
-        _ => Value::Null,
+        DataType::Null => Value::Null,
+        DataType::Binary => text_of(a.as_binary::<i32>().value(i)),
+        DataType::LargeBinary => text_of(a.as_binary::<i64>().value(i)),
+        DataType::BinaryView => text_of(a.as_binary_view().value(i)),
+        DataType::FixedSizeBinary(_) => text_of(a.as_fixed_size_binary().value(i)),
+        DataType::ListView(item) => {
+            let l = a.as_list_view::<i32>();
+            let from = l.value_offset(i) as usize;
+            list(item, l.values().as_ref(), from, from + l.value_size(i) as usize)
+        }
+        DataType::LargeListView(item) => {
+            let l = a.as_list_view::<i64>();
+            let from = l.value_offset(i) as usize;
+            list(item, l.values().as_ref(), from, from + l.value_size(i) as usize)
+        }
+        DataType::Map(_, _) => {
+            let entries = a.as_map().value(i);
+            let (keys, values) = (entries.column(0), entries.column(1));
+            let item = entries.fields().get(1).cloned();
+            (0..entries.len())
+                .map(|k| {
+                    let key = match plain_cell(keys.as_ref(), k) {
+                        Value::String(s) => s,
+                        other => other.to_string(),
+                    };
+                    let value = item.as_ref().map(|f| cell(f, values.as_ref(), k));
+                    (key, value.unwrap_or_default())
+                })
+                .collect::<Map<_, _>>()
+                .into()
+        }
+        // Dates, times and decimals as text.
+        t if t.is_temporal() || t.is_decimal() => {
+            array_value_to_string(a, i).map_or_else(|_| undecoded(), Value::String)
+        }
+        _ => undecoded(),
     }
+}
+
+/// Bytes as text, as some writers store it.
+fn text_of(bytes: &[u8]) -> Value {
+    std::str::from_utf8(bytes).map_or_else(|_| undecoded(), Value::from)
+}
+
+/// Stands for a value that is not understood. Where it is used, the row is dropped by name, because
+/// no conversation may contain this character.
+fn undecoded() -> Value {
+    Value::from("\u{FDD0}")
 }

@@ -72,6 +72,9 @@ pub(crate) struct ProcessedBatch {
     pub keys: Vec<(Option<String>, Option<String>)>,
     /// Bytes of rendered text.
     pub text_bytes: u64,
+    /// For each reason, the first row that was dropped for it: its index in `rows`, and what was
+    /// found.
+    pub examples: Vec<(DropReason, usize, String)>,
 }
 
 impl ProcessedBatch {
@@ -82,6 +85,7 @@ impl ProcessedBatch {
         self.ids.clear();
         self.loss.clear();
         self.keys.clear();
+        self.examples.clear();
         self.text_bytes = 0;
     }
 
