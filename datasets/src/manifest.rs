@@ -250,6 +250,21 @@ pub struct Manifest {
     /// Outcome of a mixture, one entry for each source of the recipe; empty without a recipe.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mixture: Vec<MixtureShare>,
+    /// The first conversation that was dropped, by reason.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub drop_examples: BTreeMap<String, DropExample>,
+}
+
+/// A conversation that was dropped.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DropExample {
+    /// Name of its input file.
+    pub file: String,
+    /// Number of the row in the file, from 1.
+    pub row: u64,
+    /// What was found; empty where the reason says it all.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
 }
 
 impl Manifest {
@@ -292,6 +307,7 @@ impl Manifest {
             counts: Counts::default(),
             packing: Packing::default(),
             mixture: Vec::new(),
+            drop_examples: BTreeMap::new(),
         }
     }
 

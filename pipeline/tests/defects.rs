@@ -73,6 +73,68 @@ fn tools_distinguish_conversations() {
     assert_eq!((c.rows_kept, c.dropped.get("duplicate")), (2, Some(&1)), "{c:?}");
 }
 
+/// Columns with other names are named on the command line; tools and system prompt stay.
+#[test]
+fn columns_are_named_on_the_command_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("rows.jsonl");
+    let chat = json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]);
+    std::fs::write(&input, json!({"chat": chat, "sys": "Be kind."}).to_string()).unwrap();
+    let flags = ["--columns", "messages=chat,system=sys"];
+    let m = build(&input, &dir.path().join("out"), &flags);
+    assert_eq!(m.counts.rows_kept, 1, "{:?}", m.counts);
+    assert_eq!(m.recipe["columns"], json!({"messages": "chat", "system": "sys"}));
+    let with_system = m.counts.tokens;
+    let m = build(&input, &dir.path().join("out2"), &["--columns", "messages=chat"]);
+    assert!(m.counts.tokens < with_system, "{:?}", m.counts);
+}
+
+/// Beside each reason for dropping rows stand the first such row and what is wrong with it.
+#[test]
+fn reasons_come_with_an_example() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, template) = (dir.path().join("rows.jsonl"), dir.path().join("t.jinja"));
+    let source = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}";
+    std::fs::write(&template, source).unwrap();
+    let good = json!({"prompt": "q", "completion": "a"}).to_string();
+    let system = json!({"prompt": "q", "completion": "a", "system": "s"}).to_string();
+    let lines = [&good, &system, "{\"prompt\": ", &good, "{\"text\": \"x\", \"n\": 1}", "[1"];
+    std::fs::write(&input, lines.join("\n")).unwrap();
+    let flags = ["--template", template.to_str().unwrap()];
+    let out = dir.path().join("out");
+    let m = build(&input, &out, &flags);
+    for (reason, row, says) in [
+        ("template_refused", 2, "no system"),
+        ("bad_json", 3, "EOF while parsing"),
+        ("unknown_shape", 5, "its columns are text, n; name"),
+    ] {
+        let e = &m.drop_examples[reason];
+        assert_eq!((e.row, &*e.file), (row, "rows.jsonl"), "{reason}");
+        assert!(e.message.contains(says), "{reason}: {}", e.message);
+        let shown = prep().arg("stats").arg(&out).output().unwrap();
+        let shown = String::from_utf8(shown.stdout).unwrap();
+        assert!(shown.contains(&format!("{reason}, first in rows.jsonl row {row}: ")), "{shown}");
+    }
+}
+
+/// Messages that the data excludes from the loss carry none, which the manifest counts.
+#[test]
+fn loss_flags_are_honoured_and_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("rows.jsonl");
+    let row = |weight: u8| {
+        json!({"messages": [
+            {"role": "user", "content": "q"}, {"role": "assistant", "content": "bad", "weight": weight},
+            {"role": "user", "content": "q"}, {"role": "assistant", "content": "good", "weight": 1}]})
+    };
+    let labels = |weight: u8| {
+        std::fs::write(&input, row(weight).to_string()).unwrap();
+        let m = build(&input, &dir.path().join(format!("out{weight}")), &[]);
+        (m.counts.label_runs, m.counts.notes.get("no_loss_turns").copied())
+    };
+    assert_eq!((labels(0), labels(1)), ((1, Some(1)), (2, None)));
+}
+
 /// The fingerprints of `--dedup` are in a side file of 16 bytes each, which the end of the run
 /// removes, and not in the state file.
 #[test]

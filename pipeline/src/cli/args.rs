@@ -84,6 +84,9 @@ pub(super) struct PrepareArgs {
     /// Only files of the dataset whose path matches one of these globs.
     #[arg(long, value_delimiter = ',', value_name = "GLOB", requires = "dataset")]
     pub files: Vec<String>,
+    /// Columns that have other names in the files, for example messages=chat,system=sys.
+    #[arg(long, value_delimiter = ',', value_name = "OURS=THEIRS", value_parser = parse_column, conflicts_with = "recipe")]
+    pub columns: Vec<(String, String)>,
     /// Tokenizer: a folder (tokenizer.json, tokenizer_config.json), hf://ORG/NAME[@REV], or
     /// ORG/NAME.
     #[arg(long, value_name = "ID|DIR", required = true)]
@@ -186,6 +189,7 @@ impl PrepareArgs {
             .inputs(&self.input)
             .splits(&self.split)
             .files(&self.files)
+            .columns(self.columns.iter().cloned())
             .overrides(self.overrides())
             .engine(self.engine.unwrap_or_default())
             .render(self.render.unwrap_or_default())
@@ -233,6 +237,16 @@ impl PrepareArgs {
             seed: self.seed,
         }
     }
+}
+
+/// Parses `OURS=THEIRS`.
+fn parse_column(text: &str) -> Result<(String, String), String> {
+    text.split_once('=')
+        .map(|(ours, theirs)| (ours.trim().to_string(), theirs.trim().to_string()))
+        .filter(|(ours, theirs)| !ours.is_empty() && !theirs.is_empty())
+        .ok_or_else(|| {
+            "expected OURS=THEIRS, the name that dlm-prep knows and the name in the file, for example messages=chat".to_string()
+        })
 }
 
 /// Parses `I/N`.

@@ -60,6 +60,9 @@ pub fn merge(dirs: &[impl AsRef<Path>], out: impl AsRef<Path>) -> Result<Manifes
     for p in &parts {
         let part = p.manifest();
         m.counts.add(&part.counts);
+        for (reason, example) in &part.drop_examples {
+            m.drop_examples.entry(reason.clone()).or_insert_with(|| example.clone());
+        }
         m.packing.train_rows += part.packing.train_rows;
         m.packing.eval_rows += part.packing.eval_rows;
         m.packing.row_padding += part.packing.row_padding;

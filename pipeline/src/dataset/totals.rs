@@ -74,7 +74,12 @@ pub(crate) fn summary(m: &Manifest) -> String {
         c.dropped_total()
     );
     for (reason, n) in &c.dropped {
-        let _ = writeln!(o, "               {n:>10} {reason}");
+        let _ = write!(o, "               {n:>10} {reason}");
+        if let Some(e) = m.drop_examples.get(reason) {
+            let colon = if e.message.is_empty() { "" } else { ": " };
+            let _ = write!(o, ", first in {} row {}{colon}{}", e.file, e.row, e.message);
+        }
+        o.push('\n');
     }
     let _ = writeln!(
         o,

@@ -30,6 +30,9 @@ pub(crate) struct InputSelection {
     pub splits: Vec<String>,
     /// Only files of the dataset whose path matches one of these globs.
     pub globs: Vec<String>,
+    /// Renamed columns, as pairs of (name used by this program, name in the files). A recipe says
+    /// that for each of its sources.
+    pub columns: Vec<(String, String)>,
 }
 
 /// The input files of a run.
@@ -65,6 +68,9 @@ pub(crate) fn find_inputs(
         }
         None => list_files(&selection.paths)?.into_iter().map(Input::from).collect(),
     };
+    let columns = &selection.columns;
+    let files: Vec<Input> =
+        files.into_iter().map(|f| Input { columns: columns.clone(), ..f }).collect();
     let all = 0..files.len();
     Ok(Inputs { files, streams: vec![all] })
 }

@@ -1,10 +1,12 @@
-//! Rows of a JSON file, one per line or in one array; plain, gzip or zstd.
+//! Rows of a JSON file: one per line, in arrays, or one after another over several lines
+//! (`json_form.rs` finds out which); plain, gzip or zstd.
 //!
 //! In: a file and the row to begin with. Out: batches of unparsed lines ([`RawRows::Lines`]). A row
 //! longer than [`MAX_LINE`] comes as an empty line, which parsing drops and counts. Empty lines of
 //! the file are not rows.
 
 use crate::error::{Error, Result};
+use crate::input::json_form::JsonForm;
 use crate::input::raw_rows::{BATCH_BYTES, BATCH_ROWS, RawRows};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
@@ -19,8 +21,9 @@ pub(crate) const MAX_LINE: usize = 64 << 20;
 pub(crate) struct JsonRows {
     reader: Box<dyn BufRead + Send>,
     path: PathBuf,
-    /// Whether the file is one JSON array rather than one object per line.
-    array: bool,
+    form: JsonForm,
+    /// Whether an array was opened and not yet closed.
+    in_array: bool,
     /// Rows that are still to be skipped.
     skip: u64,
     done: bool,
@@ -62,12 +65,11 @@ impl JsonRows {
             reader.consume(3);
         }
         let head = reader.fill_buf().map_err(|e| unreadable(path, e))?;
-        let first = head.iter().position(|b| !b.is_ascii_whitespace());
-        let array = first.is_some_and(|at| head[at] == b'[');
-        if let (true, Some(at)) = (array, first) {
-            reader.consume(at + 1);
-        }
-        Ok(JsonRows { reader, path: path.to_path_buf(), array, skip, done: false, consumed })
+        let (form, begin) = JsonForm::of(head)
+            .map_err(|reason| Error::Input { path: path.display().to_string(), reason })?;
+        reader.consume(begin);
+        let (path, in_array) = (path.to_path_buf(), begin > 0);
+        Ok(JsonRows { reader, path, form, in_array, skip, done: false, consumed })
     }
 
     /// The rows after the first line end from byte `at` on; none if the file is compressed or one
@@ -75,7 +77,7 @@ impl JsonRows {
     pub(crate) fn from_byte(path: &Path, at: u64) -> Result<Option<Self>> {
         let name = path.to_string_lossy().to_ascii_lowercase();
         let rows = Self::open(path, 0)?;
-        if rows.array || name.ends_with(".gz") || name.ends_with(".zst") {
+        if rows.form != JsonForm::Lines || name.ends_with(".gz") || name.ends_with(".zst") {
             return Ok(None);
         }
         if at == 0 {
@@ -103,7 +105,7 @@ impl JsonRows {
     /// Appends the bytes of the next row to `out`; false at the end of the file. Of a row longer
     /// than [`MAX_LINE`] nothing is appended.
     fn next_row(&mut self, out: &mut Vec<u8>) -> std::io::Result<bool> {
-        if self.array { self.next_element(out) } else { self.next_line(out) }
+        if self.form == JsonForm::Lines { self.next_line(out) } else { self.next_element(out) }
     }
 
     fn next_line(&mut self, out: &mut Vec<u8>) -> std::io::Result<bool> {
@@ -135,7 +137,8 @@ impl JsonRows {
         }
     }
 
-    /// The next element of a JSON array. Only brackets and strings are tracked to find its end.
+    /// The next element of an array, or the next object of a file of objects over several lines.
+    /// Only brackets and strings are tracked to find its end. Arrays may follow each other.
     fn next_element(&mut self, out: &mut Vec<u8>) -> std::io::Result<bool> {
         let start = out.len();
         let (mut depth, mut string, mut escaped, mut begun, mut over) =
@@ -143,6 +146,13 @@ impl JsonRows {
         loop {
             let buffer = self.reader.fill_buf()?;
             if buffer.is_empty() {
+                if self.in_array || depth > 0 || string {
+                    return Err(std::io::Error::other(if self.in_array {
+                        "the JSON array in it is not closed by ]"
+                    } else {
+                        "its last JSON object is not closed by }"
+                    }));
+                }
                 return Ok(begun);
             }
             let mut used = 0;
@@ -151,14 +161,26 @@ impl JsonRows {
                 used += 1;
                 if !begun {
                     match b {
-                        b']' => {
-                            self.reader.consume(used);
-                            self.done = true;
-                            return Ok(false);
+                        b']' if self.in_array => {
+                            self.in_array = false;
+                            continue;
                         }
-                        b',' => continue,
+                        b'[' if !self.in_array && self.form == JsonForm::Array => {
+                            self.in_array = true;
+                            continue;
+                        }
+                        b'}' if !self.in_array && self.form == JsonForm::Wrapped => continue,
+                        b',' if self.in_array => continue,
                         b if b.is_ascii_whitespace() => continue,
-                        _ => begun = true,
+                        b'{' if self.form == JsonForm::Objects => begun = true,
+                        _ if self.in_array => begun = true,
+                        b => {
+                            return Err(std::io::Error::other(format!(
+                                "{:?} stands where {} is expected",
+                                char::from(b),
+                                self.form.next_row()
+                            )));
+                        }
                     }
                 }
                 if string {
@@ -168,6 +190,11 @@ impl JsonRows {
                     match b {
                         b'"' => string = true,
                         b'{' | b'[' => depth += 1,
+                        b'}' if depth == 1 && self.form == JsonForm::Objects => {
+                            out.push(b);
+                            finished = true;
+                            break;
+                        }
                         b'}' | b']' if depth > 0 => depth -= 1,
                         b',' | b']' if depth == 0 => {
                             used -= usize::from(b == b']');
@@ -256,8 +283,40 @@ mod tests {
             rows("a.json", b" [ {\"a\": \"],\\\"}\"} ,\n{\"b\": [1, {}]}, 3 ] ", 0),
             ["{\"a\": \"],\\\"}\"} ", "{\"b\": [1, {}]}", "3 "]
         );
+        assert_eq!(rows("a.json", b"[1, 2]\n[3]\n[]", 0), ["1", "2", "3"]);
+        assert_eq!(
+            rows("a.json", b"{\n \"a\": \"}\"\n}\n{\n  \"b\": [\n{}]}\n", 0),
+            ["{\n \"a\": \"}\"\n}", "{\n  \"b\": [\n{}]}"]
+        );
+        assert_eq!(
+            rows("a.json", b"{\"data\": [{\"a\": 1},\n {\"b\": 2}]}\n", 0),
+            ["{\"a\": 1}", "{\"b\": 2}"]
+        );
+        let lists = "[{\"role\": \"user\"}]\n[{\"role\": \"x\"}]";
+        assert_eq!(rows("a.jsonl", lists.as_bytes(), 0), lists.lines().collect::<Vec<_>>());
         assert_eq!(rows("a.json", b"[]", 0), [] as [&str; 0]);
         assert_eq!(rows("a.json", b"", 0), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn unfinished_files_are_errors() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        for (content, says) in [
+            (&b"[1, 2"[..], "not closed by ]"),
+            (b"[{\"a\": 1}\n", "not closed by ]"),
+            (b"{\n \"a\": 1\n}\n{\n", "not closed by }"),
+            (b"[1] x", "'x' stands where"),
+            (b"{\"data\": [{\"a\": 1}], \"more\": 1}", "',' stands where"),
+            (b"\xFF\xFE{\0}\0", "UTF-16"),
+        ] {
+            std::fs::write(&path, content).unwrap();
+            let error = match JsonRows::open(&path, 0) {
+                Ok(mut rows) => rows.find_map(Result::err).map(|e| e.to_string()),
+                Err(e) => Some(e.to_string()),
+            };
+            assert!(error.as_ref().is_some_and(|e| e.contains(says)), "{error:?}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub(crate) mod arrow_rows;
 pub(crate) mod discover;
 pub(crate) mod files;
 pub(crate) mod hub;
+pub(crate) mod json_form;
 pub(crate) mod json_lines;
 pub(crate) mod parquet_rows;
 pub(crate) mod raw_rows;

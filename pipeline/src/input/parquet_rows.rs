@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 /// Columns that a conversation can be made of. Other columns are not read, unless a recipe names
 /// them.
-const COLUMNS: [&str; 20] = [
+const COLUMNS: [&str; 22] = [
     "messages",
     "conversations",
     "conversation",
@@ -34,12 +34,18 @@ const COLUMNS: [&str; 20] = [
     "question",
     "answer",
     "tools",
+    "functions",
+    "loss_mask",
     "category",
     "license",
     "licence",
     "text",
     "id",
 ];
+
+/// Columns that are read too, if no column holds whole conversations.
+const MORE_COLUMNS: [&str; 7] =
+    ["problem", "solution", "query", "context", "history", "label", "rejected"];
 
 /// Number of rows of a parquet file, and their bytes before compression.
 pub(crate) fn size(path: &Path) -> Result<(u64, u64)> {
@@ -66,16 +72,20 @@ pub(crate) fn open(path: &Path, renames: &[(String, String)], skip: u64) -> Resu
     let per_row = (size.max(0) as u64 / rows.max(1)).max(1) as usize;
     let batch = (BATCH_BYTES / per_row).clamp(1, BATCH_ROWS);
     let schema = builder.parquet_schema();
+    let whole = ["messages", "conversations", "conversation"];
+    let whole = schema.root_schema().get_fields().iter().any(|f| whole.contains(&f.name()));
     let selected: Vec<usize> = (0..schema.num_columns())
         .filter(|&c| {
             let name = schema.get_column_root(c).name();
-            COLUMNS.contains(&name) || renames.iter().any(|(_, theirs)| theirs == name)
+            COLUMNS.contains(&name)
+                || !whole && MORE_COLUMNS.contains(&name)
+                || renames.iter().any(|(_, theirs)| theirs == name)
         })
         .collect();
     if selected.is_empty() {
         let names: Vec<&str> = schema.root_schema().get_fields().iter().map(|f| f.name()).collect();
         return Err(bad(format!(
-            "none of its columns {names:?} can hold a conversation; expected one of messages, conversations, input, instruction, prompt, question"
+            "none of its columns {names:?} can hold a conversation; expected one of messages, conversations, input, instruction, prompt, question; say which it is with --columns, for example --columns messages=NAME"
         )));
     }
     let mask = ProjectionMask::leaves(schema, selected);

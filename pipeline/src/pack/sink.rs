@@ -15,7 +15,7 @@ use crate::pack::unfit;
 use crate::parse::drop_reason::DropReason;
 use crate::run::batch::{BatchPosition, Cursor, ProcessedBatch, ProcessedRow};
 use crate::run::executor::{Feed, InputStream};
-use dlm_datasets::manifest::{Manifest, MixtureShare, Source, Split};
+use dlm_datasets::manifest::{DropExample, Manifest, MixtureShare, Source, Split};
 use dlm_datasets::writer::{DocumentTokens, ShardWriter, shard_name, write_manifest};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -187,7 +187,7 @@ impl<'a> DatasetSink<'a> {
             };
             let from = o.batch.from;
             if let Some(key) = row.key {
-                self.mixture.tokens[k] += self.row(&o.batch, row, key, &mut o.at, from.file)?;
+                self.mixture.tokens[k] += self.row(&o.batch, o.row, row, key, &mut o.at)?;
             }
             o.row += 1;
             self.cursors[k] = Cursor { file: from.file, row: from.row + o.row as u64 };
@@ -199,16 +199,17 @@ impl<'a> DatasetSink<'a> {
         Ok(())
     }
 
-    /// Packs one row, whose documents begin at `at` in the batch; the number of document tokens.
+    /// Packs row `index` of a batch, whose documents begin at `at`; the number of document tokens.
     fn row(
         &mut self,
         b: &ProcessedBatch,
+        index: usize,
         row: &ProcessedRow,
         key: usize,
         at: &mut BatchPosition,
-        file: usize,
     ) -> Result<u64> {
         self.rows_seen += 1;
+        let file = b.from.file;
         let (category, licence) = &b.keys[key];
         let source = self.source(file, category, licence);
         let mut dropped = row.dropped;
@@ -217,7 +218,21 @@ impl<'a> DatasetSink<'a> {
         }
         let c = b.counts(row, *at, dropped);
         match dropped {
-            Some(reason) => self.unsupervised += u64::from(reason.is_unsupervised()),
+            Some(reason) => {
+                self.unsupervised += u64::from(reason.is_unsupervised());
+                let examples = &mut self.manifest.drop_examples;
+                if !examples.contains_key(reason.name()) {
+                    let known = b.examples.iter().find(|e| (e.0, e.1) == (reason, index));
+                    examples.insert(
+                        reason.name().to_string(),
+                        DropExample {
+                            file: self.job.inputs[file].name.clone(),
+                            row: b.from.row + index as u64 + 1,
+                            message: known.map(|e| e.2.clone()).unwrap_or_default(),
+                        },
+                    );
+                }
+            }
             None => {
                 let split = self.split_of(row.fingerprint);
                 for (_, input_ids, loss) in b.documents_from(*at).take(row.documents) {

@@ -19,7 +19,14 @@ pub(crate) fn check_totals(settings: &Settings, m: &Manifest, unsupervised: u64)
     if c.rows_kept == 0 {
         let mut reasons: Vec<_> = c.dropped.iter().collect();
         reasons.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
-        let reasons: Vec<String> = reasons.iter().map(|(k, n)| format!("{n} {k}")).collect();
+        let example = |reason: &str| match m.drop_examples.get(reason) {
+            Some(e) if !e.message.is_empty() => {
+                format!(" (first in {} row {}: {})", e.file, e.row, e.message)
+            }
+            _ => String::new(),
+        };
+        let reasons: Vec<String> =
+            reasons.iter().map(|(k, n)| format!("{n} {k}{}", example(k))).collect();
         return Err(Error::Unfit(format!(
             "all {} rows were dropped: {}",
             c.rows_read,

@@ -26,6 +26,18 @@ pub struct Message<'a> {
     /// The name of the tool or of the speaker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// The thoughts that precede the content of an assistant message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    /// The same thoughts, for templates that read them under this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<String>,
+    /// The same thoughts, for templates that read them under this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thinking: Option<String>,
+    /// Set where the data says that this assistant message carries no loss.
+    #[serde(skip)]
+    pub no_loss: bool,
 }
 
 impl<'a> Message<'a> {
@@ -37,6 +49,23 @@ impl<'a> Message<'a> {
     /// Whether the role is `assistant`.
     pub fn is_assistant(&self) -> bool {
         self.role == "assistant"
+    }
+
+    /// The thoughts of an assistant message, under whichever name it holds them.
+    pub(crate) fn thoughts(&self) -> Option<&str> {
+        [&self.reasoning_content, &self.reasoning, &self.thinking]
+            .into_iter()
+            .find_map(|r| r.as_deref())
+    }
+
+    /// The fields for thoughts that are set.
+    pub(crate) fn thoughts_mut(&mut self) -> impl Iterator<Item = &mut String> {
+        [&mut self.reasoning_content, &mut self.reasoning, &mut self.thinking].into_iter().flatten()
+    }
+
+    /// Whether it has tool calls or thoughts, which templates write around the content.
+    pub(crate) fn has_extras(&self) -> bool {
+        self.tool_calls.is_some() || self.thoughts().is_some()
     }
 }
 
@@ -86,12 +115,19 @@ pub(crate) fn fingerprint(c: &Conversation) -> u128 {
     use sha2::Digest;
     let mut h = sha2::Sha256::new();
     for m in &c.messages {
-        for part in [m.role.as_bytes(), m.content.as_bytes()] {
+        let content = match m.thoughts() {
+            Some(thoughts) => Cow::Owned(inline_thoughts(thoughts, &m.content, DEFAULT_MARKUP)),
+            None => Cow::Borrowed(&*m.content),
+        };
+        for part in [m.role.as_bytes(), content.as_bytes()] {
             h.update((part.len() as u64).to_le_bytes());
             h.update(part);
         }
         if let Some(calls) = &m.tool_calls {
             h.update(calls.to_string());
+        }
+        if m.no_loss {
+            h.update([0xFF]);
         }
     }
     if let Some(tools) = &c.tools {
@@ -101,6 +137,19 @@ pub(crate) fn fingerprint(c: &Conversation) -> u128 {
     }
     let digest = h.finalize();
     digest.iter().take(16).fold(0, |n, b| (n << 8) | u128::from(*b))
+}
+
+/// The marks around thoughts that stand in the content of a message.
+pub(crate) const DEFAULT_MARKUP: (&str, &str) = ("<think>", "</think>");
+
+/// A content with thoughts in front of it, between the marks `markup`.
+pub(crate) fn inline_thoughts(thoughts: &str, content: &str, markup: (&str, &str)) -> String {
+    let (open, close) = markup;
+    format!(
+        "{open}\n{}\n{close}\n\n{}",
+        thoughts.trim_matches('\n'),
+        content.trim_start_matches('\n')
+    )
 }
 
 /// The role in a chat template's terms for a role name of any dataset. None for an unknown name,
@@ -130,7 +179,7 @@ pub(crate) fn validate(messages: &[Message]) -> Result<(), DropReason> {
     if !messages.iter().any(|m| m.role != "system" && m.role != "assistant") {
         return Err(DropReason::NoPrompt);
     }
-    if messages[last].content.is_empty() && messages[last].tool_calls.is_none() {
+    if messages[last].content.is_empty() && !messages[last].has_extras() {
         return Err(DropReason::EmptyResponse);
     }
     Ok(())

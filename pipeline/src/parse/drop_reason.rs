@@ -28,6 +28,14 @@ pub(crate) enum DropReason {
     NoAssistant,
     /// The last assistant turn is empty.
     EmptyResponse,
+    /// The tool calls of a message, or their arguments, cannot be read.
+    BadToolCalls,
+    /// The tool declarations cannot be read.
+    BadTools,
+    /// What the data says about the loss of a message cannot be read, or is not 0 or 1.
+    BadLossMask,
+    /// The data marks the answer as a bad one (`label` is false).
+    RejectedAnswer,
     /// The text contains Unicode noncharacters that this program uses as placeholders.
     ReservedCharacters,
     /// The text contains strings that spell a control token (policy `reject`, or a template that
@@ -39,6 +47,8 @@ pub(crate) enum DropReason {
     TemplateRefused,
     /// The template deletes or rewrites assistant text.
     AssistantTextLost,
+    /// The name or an argument of a tool call does not occur in the rendered turn.
+    ToolCallsLost,
     /// The position of an assistant turn in the rendered text cannot be determined.
     NoAssistantSpan,
     /// The conversation is longer than a packed row (policy `drop`).
@@ -57,7 +67,7 @@ pub(crate) enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of the stages that drop rows.
-    pub(crate) const ALL: [DropReason; 22] = [
+    pub(crate) const ALL: [DropReason; 27] = [
         DropReason::BadJson,
         DropReason::LineTooLong,
         DropReason::BadUtf8,
@@ -68,11 +78,16 @@ impl DropReason {
         DropReason::UnknownRole,
         DropReason::NoAssistant,
         DropReason::EmptyResponse,
+        DropReason::BadToolCalls,
+        DropReason::BadTools,
+        DropReason::BadLossMask,
+        DropReason::RejectedAnswer,
         DropReason::ReservedCharacters,
         DropReason::SpecialText,
         DropReason::MaskInText,
         DropReason::TemplateRefused,
         DropReason::AssistantTextLost,
+        DropReason::ToolCallsLost,
         DropReason::NoAssistantSpan,
         DropReason::TooLong,
         DropReason::FirstTurnTooLong,
@@ -104,11 +119,16 @@ impl DropReason {
             DropReason::UnknownRole => "unknown_role",
             DropReason::NoAssistant => "no_assistant",
             DropReason::EmptyResponse => "empty_response",
+            DropReason::BadToolCalls => "bad_tool_calls",
+            DropReason::BadTools => "bad_tools",
+            DropReason::BadLossMask => "bad_loss_mask",
+            DropReason::RejectedAnswer => "rejected_answer",
             DropReason::ReservedCharacters => "reserved_characters",
             DropReason::SpecialText => "special_text",
             DropReason::MaskInText => "mask_in_text",
             DropReason::TemplateRefused => "template_refused",
             DropReason::AssistantTextLost => "assistant_text_lost",
+            DropReason::ToolCallsLost => "tool_calls_lost",
             DropReason::NoAssistantSpan => "no_assistant_span",
             DropReason::TooLong => "too_long",
             DropReason::FirstTurnTooLong => "first_turn_too_long",

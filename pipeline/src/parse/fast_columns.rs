@@ -7,12 +7,17 @@
 //! the caller uses the reference path in `rows.rs`. `fast_json.rs` does the same for JSON lines.
 
 use crate::parse::conversation::{Message, ParsedRow, canonical_role};
+use crate::parse::table::holds_json;
 use arrow::array::{
     Array, AsArray, LargeStringArray, OffsetSizeTrait, RecordBatch, StringArray, StringViewArray,
     StructArray,
 };
 use arrow::datatypes::DataType;
 use std::borrow::Cow;
+
+/// Columns that only the reference path understands.
+const NEED_REFERENCE: [&str; 6] =
+    ["tools", "functions", "loss_mask", "conversations", "conversation", "instruction"];
 
 /// A column of strings in any of Arrow's three layouts.
 enum StringColumn<'a> {
@@ -126,8 +131,7 @@ impl<'a> FastColumns<'a> {
             .iter()
             .enumerate()
             .any(|(k, f)| fields[..k].iter().any(|g| g.name() == f.name()));
-        if duplicate
-            || ["tools", "conversations", "conversation", "instruction"].into_iter().any(has)
+        if duplicate || NEED_REFERENCE.into_iter().any(has) || fields.iter().any(|f| holds_json(f))
         {
             return None;
         }
@@ -167,6 +171,7 @@ impl<'a> FastColumns<'a> {
         if let Some(s) = first(&self.system) {
             messages.push(Message::new("system", s));
         }
+        let from_column = messages.len();
         match &self.shape {
             Shape::Messages(m) => m.append(i, &mut messages)?,
             Shape::TextPrompt(input, output) => {
@@ -177,6 +182,10 @@ impl<'a> FastColumns<'a> {
                 input.append(i, &mut messages)?;
                 messages.push(Message::new("assistant", output.get(i)?));
             }
+        }
+        // A system prompt in the column and in the messages needs the reference path.
+        if from_column > 0 && messages.get(1).is_some_and(|m| m.role == "system") {
+            return None;
         }
         Some(ParsedRow::from_messages(
             self.category.as_ref().and_then(|t| t.get(i)).map(Cow::from),

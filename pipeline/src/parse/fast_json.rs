@@ -22,6 +22,7 @@ pub(crate) fn parse_line<'a>(
     {
         messages.push(Message::new("system", s));
     }
+    let from_column = messages.len();
     match (row.messages, row.input, row.output) {
         (Some(m), ..) => messages.extend(m),
         (None, Some(input), Some(output)) => {
@@ -32,6 +33,10 @@ pub(crate) fn parse_line<'a>(
             messages.push(Message::new("assistant", output.0));
         }
         _ => return None,
+    }
+    // A system prompt in the column and in the messages needs the reference path.
+    if from_column > 0 && messages.get(1).is_some_and(|m| m.role == "system") {
+        return None;
     }
     let licence =
         [row.license, row.licence].into_iter().flatten().map(|s| s.0).find(|s| !s.is_empty());
@@ -137,7 +142,8 @@ impl<'de> serde::Deserialize<'de> for RowFields<'de> {
                         "category" => set(&mut row.category, map.next_value()?)?,
                         "license" => set(&mut row.license, map.next_value()?)?,
                         "licence" => set(&mut row.licence, map.next_value()?)?,
-                        "tools" | "conversations" | "conversation" | "instruction" => {
+                        "tools" | "functions" | "loss_mask" | "conversations" | "conversation"
+                        | "instruction" => {
                             return Err(A::Error::custom(USE_REFERENCE_PATH));
                         }
                         _ => map.next_value_seed(CheckedValue)?,

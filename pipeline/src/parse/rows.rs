@@ -23,7 +23,7 @@ pub(crate) struct RowParser<'a> {
 
 impl<'a> RowParser<'a> {
     /// `renames` lists pairs of (name used by this program, name in the file); if it is not empty,
-    /// only those columns are read, and category and licence.
+    /// only those columns are read, and category, licence, tools, loss mask and system prompt.
     pub(crate) fn new(raw: &'a RawRows, renames: &'a [(String, String)]) -> Self {
         let columns = match raw {
             RawRows::Table(batch) if renames.is_empty() => FastColumns::new(batch),
@@ -43,7 +43,41 @@ impl<'a> RowParser<'a> {
                 .and_then(|line| parse_line(line, messages)),
             _ => None,
         };
-        fast.unwrap_or_else(|| parse_row(self.raw, i, self.renames))
+        fast.unwrap_or_else(|| self.reference(i))
+    }
+
+    /// Row `i` by the reference implementation.
+    pub(crate) fn reference(&self, i: usize) -> ParsedRow<'static> {
+        parse_row(self.raw, i, self.renames)
+    }
+
+    /// What was found in row `i`, which was dropped for `reason`, where the reason does not say it.
+    pub(crate) fn explain(&self, i: usize, reason: DropReason) -> Option<String> {
+        let value =
+            || serde_json::from_str::<Value>(std::str::from_utf8(self.raw.line(i)?).ok()?).ok();
+        match reason {
+            DropReason::BadJson => {
+                let line = std::str::from_utf8(self.raw.line(i)?).ok()?;
+                Some(match serde_json::from_str::<Value>(line) {
+                    Err(e) => e.to_string(),
+                    Ok(_) => "the line is not a JSON object".to_string(),
+                })
+            }
+            DropReason::BadUtf8 => Some(std::str::from_utf8(self.raw.line(i)?).err()?.to_string()),
+            DropReason::UnknownShape => {
+                let columns: Vec<String> = match self.raw {
+                    RawRows::Table(batch) => {
+                        batch.schema_ref().fields().iter().map(|f| f.name().clone()).collect()
+                    }
+                    RawRows::Lines { .. } => value()?.as_object()?.keys().cloned().collect(),
+                };
+                Some(format!(
+                    "its columns are {}; name those that hold the conversation, for example --columns messages=NAME or --columns prompt=NAME,completion=NAME",
+                    columns.join(", ")
+                ))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -62,8 +96,10 @@ pub(crate) fn parse_row(
             let Ok(text) = std::str::from_utf8(line) else {
                 return ParsedRow::dropped(DropReason::BadUtf8);
             };
-            match serde_json::from_str::<Value>(text) {
-                Ok(Value::Object(row)) => row,
+            match parse_json(text) {
+                Some(Value::Object(row)) => row,
+                // A list of messages.
+                Some(list @ Value::Array(_)) => Map::from_iter([("messages".to_string(), list)]),
                 _ => return ParsedRow::dropped(DropReason::BadJson),
             }
         }
@@ -74,7 +110,10 @@ pub(crate) fn parse_row(
             renamed.insert(ours.clone(), row.remove(theirs).unwrap_or(Value::Null));
         }
         // Other columns are ignored, because their names could be mistaken for those of a shape.
-        for k in ["category", "license", "licence"] {
+        let kept = ["category", "license", "licence", "tools", "functions", "loss_mask"];
+        let system = ["system_prompt", "system"];
+        let named = system.iter().any(|k| renamed.contains_key(*k));
+        for k in kept.into_iter().chain(system.into_iter().filter(|_| !named)) {
             if let (Some(v), false) = (row.remove(k), renamed.contains_key(k)) {
                 renamed.insert(k.to_string(), v);
             }
@@ -82,6 +121,41 @@ pub(crate) fn parse_row(
         row = renamed;
     }
     shapes::parse_row(row)
+}
+
+/// The value in a line. The words `NaN`, `Infinity` and `-Infinity`, which Python writes, become a
+/// text that no conversation may contain, so that they do no harm in a column that is not used.
+fn parse_json(text: &str) -> Option<Value> {
+    if let Ok(v) = serde_json::from_str(text) {
+        return Some(v);
+    }
+    let (mut out, mut rest, mut replaced) = (String::with_capacity(text.len() + 16), text, false);
+    while let Some(at) = rest.find(['"', 'N', 'I', '-']) {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let word = ["NaN", "Infinity", "-Infinity"].into_iter().find(|w| rest.starts_with(w));
+        let taken = if let Some(text) = rest.strip_prefix('"') {
+            let mut escaped = false;
+            let end = text.bytes().position(|b| {
+                let end = b == b'"' && !escaped;
+                escaped = b == b'\\' && !escaped;
+                end
+            })?;
+            out.push_str(&rest[..end + 2]);
+            end + 2
+        } else if let Some(word) = word {
+            out.push_str("\"\u{FDD0}\"");
+            replaced = true;
+            word.len()
+        } else {
+            let n = rest.chars().next()?.len_utf8();
+            out.push_str(&rest[..n]);
+            n
+        };
+        rest = &rest[taken..];
+    }
+    out.push_str(rest);
+    if replaced { serde_json::from_str(&out).ok() } else { None }
 }
 
 #[cfg(test)]
@@ -100,7 +174,7 @@ mod tests {
             (
                 prop::option::weighted(0.9, prop::collection::vec(
                     prop::option::weighted(0.95, (
-                        prop::option::weighted(0.95, prop::sample::select(vec!["user", "assistant", "gpt", "system", "function_call", "x"])),
+                        prop::option::weighted(0.95, prop::sample::select(vec!["user", "assistant", "gpt", "system", "system", "function_call", "x"])),
                         prop::option::weighted(0.95, "[a-z]{0,3}"),
                     )),
                     0..4,
@@ -138,6 +212,88 @@ mod tests {
                 prop_assert_eq!(fast.parse(i, Vec::new()), parse_row(&raw, i, &[]));
             }
         }
+    }
+
+    /// `NaN` does no harm where it is not used, and is never taken for something else.
+    #[test]
+    fn not_a_number() {
+        let kept = |line: &str| {
+            let raw = RawRows::Lines { ends: vec![line.len()], bytes: line.as_bytes().to_vec() };
+            parse_row(&raw, 0, &[]).conversation.map(|c| c.messages[1].content.clone().into_owned())
+        };
+        for n in ["NaN", "Infinity", "-Infinity"] {
+            let line =
+                format!(r#"{{"score": {n}, "prompt": "q", "completion": "a NaN \" -Infinity"}}"#);
+            assert_eq!(kept(&line).as_deref(), Ok("a NaN \" -Infinity"));
+            let line = format!(r#"{{"prompt": "q", "completion": {n}}}"#);
+            assert_eq!(kept(&line).as_deref(), Ok("\u{FDD0}"), "dropped as reserved_characters");
+        }
+        assert_eq!(kept(r#"{"prompt": "q", "completion": NaNs}"#), Err(DropReason::BadJson));
+        let list = r#"[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]"#;
+        assert_eq!(kept(list).as_deref(), Ok("a"));
+    }
+
+    /// A column map names the columns of a shape; tools, system prompt and loss mask stay.
+    #[test]
+    fn renamed_columns_keep_tools_and_system() {
+        let line = r#"{"chat": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": [{"name": "f"}], "system": "s", "messages": 3}"#;
+        let raw = RawRows::Lines { ends: vec![line.len()], bytes: line.as_bytes().to_vec() };
+        let rename = |pairs: &[(&str, &str)]| {
+            let pairs: Vec<_> = pairs.iter().map(|p| (p.0.to_string(), p.1.to_string())).collect();
+            parse_row(&raw, 0, &pairs).conversation.unwrap()
+        };
+        let c = rename(&[("messages", "chat")]);
+        assert_eq!((c.messages.len(), &*c.messages[0].content), (3, "s"));
+        assert_eq!(c.tools, Some(serde_json::json!([{"name": "f"}])));
+        let c = rename(&[("messages", "chat"), ("system", "other")]);
+        assert_eq!(c.messages.len(), 2);
+    }
+
+    /// Fields of no value (in a struct of tool calls, for example) are absent, and text that is
+    /// marked as JSON is parsed.
+    #[test]
+    fn null_fields_and_json_columns() {
+        let json = std::collections::HashMap::from([(
+            "ARROW:extension:name".to_string(),
+            "arrow.json".to_string(),
+        )]);
+        let texts: ArrayRef = Arc::new(StringArray::from(vec![r#"{"x": 1}"#, "not json"]));
+        let nothing: ArrayRef = Arc::new(arrow::array::NullArray::new(2));
+        let fields = Fields::from(vec![
+            Field::new("a", DataType::Utf8, true).with_metadata(json),
+            Field::new("b", DataType::Null, true),
+            Field::new("c", DataType::Utf8, true),
+        ]);
+        let s = StructArray::new(fields, vec![texts.clone(), nothing, texts], None);
+        let batch = RecordBatch::try_from_iter([("s", Arc::new(s) as ArrayRef)]).unwrap();
+        let row = |i| serde_json::Value::Object(row_to_json(&batch, i));
+        assert_eq!(row(0), serde_json::json!({"s": {"a": {"x": 1}, "c": "{\"x\": 1}"}}));
+        assert_eq!(row(1), serde_json::json!({"s": {"a": "not json", "c": "not json"}}));
+    }
+
+    /// Binary text, maps, dates and list views are read; other bytes are not taken for text.
+    #[test]
+    fn other_column_types() {
+        use arrow::array::{BinaryArray, Date32Array, ListViewArray, MapBuilder, StringBuilder};
+        let mut map = MapBuilder::new(None, StringBuilder::new(), StringBuilder::new());
+        map.keys().append_value("room");
+        map.values().append_value("hall");
+        map.append(true).unwrap();
+        let item = Arc::new(Field::new("item", DataType::Utf8, true));
+        let items: ArrayRef = Arc::new(StringArray::from(vec!["x", "y", "z"]));
+        let view = ListViewArray::new(item, vec![1].into(), vec![2].into(), items, None);
+        let columns: [(&str, ArrayRef); 5] = [
+            ("text", Arc::new(BinaryArray::from(vec!["é".as_bytes()]))),
+            ("bytes", Arc::new(BinaryArray::from(vec![&[0xFF_u8][..]]))),
+            ("map", Arc::new(map.finish())),
+            ("day", Arc::new(Date32Array::from(vec![1]))),
+            ("view", Arc::new(view)),
+        ];
+        let batch = RecordBatch::try_from_iter(columns).unwrap();
+        assert_eq!(
+            serde_json::Value::Object(row_to_json(&batch, 0)),
+            serde_json::json!({"text": "é", "bytes": "\u{FDD0}", "map": {"room": "hall"}, "day": "1970-01-02", "view": ["y", "z"]})
+        );
     }
 
     fn quoted(s: &str) -> String {
@@ -182,7 +338,11 @@ mod tests {
                     "role",
                     "value",
                     "tool_calls",
+                    "function_call",
                     "reasoning_content",
+                    "thinking",
+                    "weight",
+                    "tools",
                 ]),
                 value(),
             ),
@@ -208,9 +368,14 @@ mod tests {
             "licence",
             "id",
             "tools",
+            "functions",
+            "loss_mask",
+            "history",
+            "label",
             "instruction",
             "conversations",
             "prompt",
+            "chosen",
             "answer",
         ]);
         let pair = (key, prop_oneof![2 => value(), 3 => list]);

@@ -5,9 +5,10 @@
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{
-    DataType, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type,
-    UInt16Type, UInt32Type, UInt64Type,
+    DataType, Field, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type,
+    UInt8Type, UInt16Type, UInt32Type, UInt64Type,
 };
+use arrow::util::display::array_value_to_string;
 use serde_json::{Map, Value};
 
 /// Row `i` of `batch`. Null cells are kept, so that the caller can tell a missing value from a
@@ -16,17 +17,36 @@ pub(crate) fn row_to_json(batch: &RecordBatch, i: usize) -> Map<String, Value> {
     let schema = batch.schema_ref();
     let mut out = Map::with_capacity(batch.num_columns());
     for (f, c) in schema.fields().iter().zip(batch.columns()) {
-        out.insert(f.name().clone(), cell(c.as_ref(), i));
+        out.insert(f.name().clone(), cell(f, c.as_ref(), i));
     }
     out
 }
 
-fn list(values: &dyn Array, from: usize, to: usize) -> Value {
-    Value::Array((from..to).map(|k| cell(values, k)).collect())
+/// Whether the text of a column, or of a field inside it, is marked as JSON.
+pub(crate) fn holds_json(f: &Field) -> bool {
+    f.metadata().get("ARROW:extension:name").is_some_and(|name| name == "arrow.json")
+        || match f.data_type() {
+            DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
+                holds_json(item)
+            }
+            DataType::Struct(fields) => fields.iter().any(|f| holds_json(f)),
+            _ => false,
+        }
 }
 
-/// The value of one cell. Types that no known dataset uses for conversations become null.
-fn cell(a: &dyn Array, i: usize) -> Value {
+fn list(item: &Field, values: &dyn Array, from: usize, to: usize) -> Value {
+    Value::Array((from..to).map(|k| cell(item, values, k)).collect())
+}
+
+/// The value of one cell; text that its field marks as JSON is parsed.
+fn cell(f: &Field, a: &dyn Array, i: usize) -> Value {
+    match plain_cell(a, i) {
+        Value::String(s) if holds_json(f) => serde_json::from_str(&s).unwrap_or(Value::String(s)),
+        v => v,
+    }
+}
+
+fn plain_cell(a: &dyn Array, i: usize) -> Value {
     if a.is_null(i) {
         return Value::Null;
     }
@@ -50,41 +70,89 @@ fn cell(a: &dyn Array, i: usize) -> Value {
         DataType::UInt64 => number!(UInt64Type),
         DataType::Float32 => f64::from(a.as_primitive::<Float32Type>().value(i)).into(),
         DataType::Float64 => number!(Float64Type),
-        DataType::List(_) => {
+        DataType::List(item) => {
             let l = a.as_list::<i32>();
             list(
+                item,
                 l.values().as_ref(),
                 l.value_offsets()[i] as usize,
                 l.value_offsets()[i + 1] as usize,
             )
         }
-        DataType::LargeList(_) => {
+        DataType::LargeList(item) => {
             let l = a.as_list::<i64>();
             list(
+                item,
                 l.values().as_ref(),
                 l.value_offsets()[i] as usize,
                 l.value_offsets()[i + 1] as usize,
             )
         }
-        DataType::FixedSizeList(_, n) => {
+        DataType::FixedSizeList(item, n) => {
             let l = a.as_fixed_size_list();
             let from = l.value_offset_at(i);
-            list(l.values().as_ref(), from, from + *n as usize)
+            list(item, l.values().as_ref(), from, from + *n as usize)
         }
         DataType::Struct(fields) => {
             let s = a.as_struct();
             let mut m = Map::with_capacity(fields.len());
             for (f, c) in fields.iter().zip(s.columns()) {
-                if c.is_valid(i) {
-                    m.insert(f.name().clone(), cell(c.as_ref(), i));
+                if c.is_valid(i) && f.data_type() != &DataType::Null {
+                    m.insert(f.name().clone(), cell(f, c.as_ref(), i));
                 }
             }
             Value::Object(m)
         }
         DataType::Dictionary(_, _) => {
             let d = a.as_any_dictionary();
-            d.normalized_keys().get(i).map_or(Value::Null, |&k| cell(d.values().as_ref(), k))
+            d.normalized_keys().get(i).map_or(Value::Null, |&k| plain_cell(d.values().as_ref(), k))
         }
-        _ => Value::Null,
+        DataType::Null => Value::Null,
+        DataType::Binary => text_of(a.as_binary::<i32>().value(i)),
+        DataType::LargeBinary => text_of(a.as_binary::<i64>().value(i)),
+        DataType::BinaryView => text_of(a.as_binary_view().value(i)),
+        DataType::FixedSizeBinary(_) => text_of(a.as_fixed_size_binary().value(i)),
+        DataType::ListView(item) => {
+            let l = a.as_list_view::<i32>();
+            let from = l.value_offset(i) as usize;
+            list(item, l.values().as_ref(), from, from + l.value_size(i) as usize)
+        }
+        DataType::LargeListView(item) => {
+            let l = a.as_list_view::<i64>();
+            let from = l.value_offset(i) as usize;
+            list(item, l.values().as_ref(), from, from + l.value_size(i) as usize)
+        }
+        DataType::Map(_, _) => {
+            let entries = a.as_map().value(i);
+            let (keys, values) = (entries.column(0), entries.column(1));
+            let item = entries.fields().get(1).cloned();
+            (0..entries.len())
+                .map(|k| {
+                    let key = match plain_cell(keys.as_ref(), k) {
+                        Value::String(s) => s,
+                        other => other.to_string(),
+                    };
+                    let value = item.as_ref().map(|f| cell(f, values.as_ref(), k));
+                    (key, value.unwrap_or_default())
+                })
+                .collect::<Map<_, _>>()
+                .into()
+        }
+        // Dates, times and decimals as text.
+        t if t.is_temporal() || t.is_decimal() => {
+            array_value_to_string(a, i).map_or_else(|_| undecoded(), Value::String)
+        }
+        _ => undecoded(),
     }
+}
+
+/// Bytes as text, as some writers store it.
+fn text_of(bytes: &[u8]) -> Value {
+    std::str::from_utf8(bytes).map_or_else(|_| undecoded(), Value::from)
+}
+
+/// Stands for a value that is not understood. Where it is used, the row is dropped by name, because
+/// no conversation may contain this character.
+fn undecoded() -> Value {
+    Value::from("\u{FDD0}")
 }

@@ -171,6 +171,16 @@ impl Prepare {
         self
     }
 
+    /// Names columns that have other names in the files: pairs of (name used by this program, name
+    /// in the files), for example `("messages", "chat")`. Not with a recipe, whose sources say it.
+    pub fn columns(
+        mut self,
+        pairs: impl IntoIterator<Item = (impl Into<String>, impl Into<String>)>,
+    ) -> Self {
+        self.inputs.columns.extend(pairs.into_iter().map(|(a, b)| (a.into(), b.into())));
+        self
+    }
+
     /// Reads the sources of a recipe: a YAML file, or `nemotron`. Settings of the recipe hold where
     /// no method of this builder was called for them.
     pub fn recipe(mut self, file: impl Into<PathBuf>) -> Self {

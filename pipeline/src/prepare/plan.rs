@@ -162,6 +162,9 @@ pub(crate) fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<Prep
     m.template_sha256 = sha256(template.source().as_bytes());
     m.template_source = template.origin().to_string();
     m.recipe = settings.to_json();
+    if !request.inputs.columns.is_empty() {
+        m.recipe["columns"] = request.inputs.columns.iter().cloned().collect();
+    }
     if let Some(r) = recipe {
         m.recipe["mixture"] = r.to_manifest_json();
     }

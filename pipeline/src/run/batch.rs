@@ -31,6 +31,8 @@ pub(crate) struct ProcessedRow {
     pub cut: u64,
     /// Whether it is longer than a packed row.
     pub over_long: bool,
+    /// Number of assistant turns that the data itself excludes from the loss.
+    pub no_loss_turns: u64,
     /// Whether its text spells control tokens.
     pub has_control_text: bool,
     /// Number of assistant turns whose white space the template changes.
@@ -70,6 +72,9 @@ pub(crate) struct ProcessedBatch {
     pub keys: Vec<(Option<String>, Option<String>)>,
     /// Bytes of rendered text.
     pub text_bytes: u64,
+    /// For each reason, the first row that was dropped for it: its index in `rows`, and what was
+    /// found.
+    pub examples: Vec<(DropReason, usize, String)>,
 }
 
 impl ProcessedBatch {
@@ -80,6 +85,7 @@ impl ProcessedBatch {
         self.ids.clear();
         self.loss.clear();
         self.keys.clear();
+        self.examples.clear();
         self.text_bytes = 0;
     }
 
@@ -101,6 +107,7 @@ impl ProcessedBatch {
         c.over_long = u64::from(row.over_long);
         for (name, n) in [
             ("special_text_rows", u64::from(row.has_control_text)),
+            ("no_loss_turns", row.no_loss_turns),
             ("respaced_turns", row.whitespace_changed_turns),
             ("rewritten_turns", row.rewritten_turns),
         ] {

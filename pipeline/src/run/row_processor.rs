@@ -10,10 +10,11 @@ use crate::input::source::Input;
 use crate::label::block::Grid;
 use crate::label::supervise::{Sample, Supervisor};
 use crate::label::truncate::{self, DocumentRange};
-use crate::parse::conversation::{self, Conversation};
+use crate::parse::conversation::{self, Conversation, ParsedRow};
 use crate::parse::drop_reason::DropReason;
 use crate::parse::rows::RowParser;
 use crate::run::batch::{Cursor, ProcessedBatch, ProcessedDocument, ProcessedRow};
+use crate::template::adapt::adapt;
 use crate::template::chat::ChatTemplate;
 use crate::template::control::ControlTokens;
 use crate::template::rendered::Rendered;
@@ -44,6 +45,7 @@ pub(crate) struct RowProcessor<'a> {
     settings: &'a Settings,
     manifest: &'a Manifest,
     inputs: &'a [Input],
+    template: &'a ChatTemplate,
     spans: SpanFinder<'a>,
     supervisor: Supervisor<'a>,
     grid: Grid,
@@ -65,6 +67,7 @@ impl<'a> RowProcessor<'a> {
             settings: s,
             manifest: m,
             inputs: stages.inputs,
+            template: stages.template,
             spans: SpanFinder::new(stages.template, stages.control, s.special_text, s.lost_text)
                 .with_verbatim(stages.verbatim),
             supervisor: Supervisor {
@@ -137,11 +140,29 @@ impl<'a> RowProcessor<'a> {
                 out.documents.truncate(documents);
                 row.cut = 0;
                 row.dropped = Some(reason);
+                if out.examples.iter().all(|e| e.0 != reason) {
+                    let message = self.explain(reason, raw.reference(i), raw.explain(i, reason));
+                    out.examples.push((reason, out.rows.len(), message));
+                }
             }
             row.documents = out.documents.len() - documents;
             out.rows.push(row);
         }
         Ok(out)
+    }
+
+    /// What is wrong with a row that was dropped for `reason`; `parsed` is the row once more.
+    fn explain(&self, reason: DropReason, parsed: ParsedRow, found: Option<String>) -> String {
+        let refusal = || {
+            let c = parsed.conversation.ok()?;
+            let messages = adapt(self.template, &c).ok()?.unwrap_or_else(|| c.messages.clone());
+            self.template.render_with(&messages, c.tools.as_ref(), false, false).err()
+        };
+        let message = match reason {
+            DropReason::TemplateRefused => refusal().map(|e| e.to_string()),
+            _ => found,
+        };
+        message.unwrap_or_default()
     }
 
     fn conversation(
@@ -158,6 +179,7 @@ impl<'a> RowProcessor<'a> {
         let rendered = &mut self.rendered;
         self.spans.render_into(c, check, rendered)?;
         out.text_bytes += rendered.text.len() as u64;
+        row.no_loss_turns = c.messages.iter().filter(|m| m.no_loss).count() as u64;
         row.has_control_text = rendered.control.is_some();
         row.whitespace_changed_turns = rendered.whitespace_changed_turns;
         row.rewritten_turns = rendered.rewritten_turns;

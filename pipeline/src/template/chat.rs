@@ -10,6 +10,7 @@
 use crate::config::policies::default_now;
 use crate::error::{Error, Result};
 use crate::parse::conversation::Message;
+use crate::template::forms::TemplateForms;
 use crate::template::jinja;
 use crate::template::jinja_source::has_generation;
 use crate::tokenize::special_tokens::{read_json, special_tokens};
@@ -18,6 +19,7 @@ use minijinja::value::{Serde, Value};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// The ChatML format of Qwen and SmolLM, without a default system prompt.
 pub(crate) const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
@@ -31,6 +33,8 @@ pub(crate) struct ChatTemplate {
     source: String,
     origin: String,
     specials: BTreeMap<String, String>,
+    /// What it reads in conversations without and with tools.
+    forms: [OnceLock<TemplateForms>; 2],
 }
 
 impl ChatTemplate {
@@ -146,7 +150,14 @@ impl ChatTemplate {
         };
         let env = compile(&source)?;
         let tool_env = tool_use.as_deref().map(compile).transpose()?;
-        Ok(ChatTemplate { env, tool_env, source, origin: origin.to_string(), specials })
+        Ok(ChatTemplate {
+            env,
+            tool_env,
+            source,
+            origin: origin.to_string(),
+            specials,
+            forms: Default::default(),
+        })
     }
 
     /// The source text of the template.
@@ -160,6 +171,15 @@ impl ChatTemplate {
     /// A special token of the folder by its name, for example `eos_token`.
     pub(crate) fn special(&self, name: &str) -> Option<&str> {
         self.specials.get(name).map(String::as_str)
+    }
+    /// The forms of tool calls and thoughts that the template reads in conversations with or
+    /// without tools.
+    pub(crate) fn forms(&self, with_tools: bool) -> &TemplateForms {
+        self.forms[usize::from(with_tools)].get_or_init(|| {
+            TemplateForms::probe(&self.source, with_tools, &|messages, tools| {
+                self.render_with(messages, tools, false, false).ok()
+            })
+        })
     }
     /// Whether the template marks the assistant's text with `{% generation %}` blocks.
     pub(crate) fn has_generation(&self) -> bool {

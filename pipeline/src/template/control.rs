@@ -138,22 +138,24 @@ impl ControlTokens {
         }
     }
 
-    /// Scans the contents and tool calls of messages.
+    /// Scans the contents, tool calls and thoughts of messages.
     pub(crate) fn scan_messages(&self, messages: &[Message]) -> TextScan {
         let mut scan = TextScan::default();
         for m in messages {
             self.scan(&m.content, &mut scan);
             m.tool_calls.iter().for_each(|v| self.scan_json(v, &mut scan));
+            m.thoughts().iter().for_each(|t| self.scan(t, &mut scan));
         }
         scan
     }
 
-    /// Applies [`escape`](Self::escape) to the contents and tool calls of messages.
+    /// Applies [`escape`](Self::escape) to the contents, tool calls and thoughts of messages.
     pub(crate) fn escape_messages<'m>(&self, messages: &[Message<'m>]) -> Vec<Message<'m>> {
         let mut escaped = messages.to_vec();
         for m in &mut escaped {
             m.content = self.escape(&m.content).into();
             m.tool_calls.iter_mut().for_each(|v| self.escape_json(v));
+            m.thoughts_mut().for_each(|t| *t = self.escape(t));
         }
         escaped
     }

@@ -88,7 +88,7 @@ impl Rendered {
                         self.spans.push(Span {
                             start: start - margins.before,
                             end: self.text.len() + margins.after,
-                            loss: true,
+                            loss: !messages[*k].no_loss,
                         });
                     }
                 }

@@ -8,7 +8,7 @@ use crate::template::placeholder::{
     CONTENT_END, CONTENT_START, GENERATION_END, GENERATION_START, parse_placeholder,
     push_placeholder,
 };
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -40,6 +40,22 @@ pub(crate) struct TurnMargins {
     pub after: usize,
 }
 
+/// A position in a skeleton: the index of a piece and a byte offset in it.
+pub(crate) type PiecePosition = (usize, usize);
+
+/// An assistant turn with tool calls or thoughts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TurnExtent {
+    /// Where the turn begins.
+    pub start: PiecePosition,
+    /// Where it ends.
+    pub end: PiecePosition,
+    /// Whether the template wrote the name and the arguments of every call.
+    pub calls_written: bool,
+    /// Whether the template wrote the thoughts.
+    pub thoughts_written: bool,
+}
+
 /// A rendered conversation without the contents of its messages. It is the same for all
 /// conversations with the same roles in the same order.
 #[derive(Debug, Default)]
@@ -55,6 +71,8 @@ pub(crate) struct Skeleton {
     pub generation: Vec<(usize, usize, bool)>,
     /// The margins of assistant messages with a slot, by message index.
     pub turn_margins: Vec<Option<TurnMargins>>,
+    /// The whole turns of assistant messages with tool calls or thoughts, by message index.
+    pub turn_extents: HashMap<usize, TurnExtent>,
     used: AtomicBool,
     verified: OnceLock<bool>,
     encoded: OnceLock<Option<EncodedSkeleton>>,
@@ -76,6 +94,15 @@ impl Skeleton {
         encode: impl FnOnce() -> Option<EncodedSkeleton>,
     ) -> Option<&EncodedSkeleton> {
         self.encoded.get_or_init(encode).as_ref()
+    }
+
+    /// The position that is byte `at` of `text`, a render with placeholders.
+    pub(crate) fn position_in(text: &str, at: usize) -> Option<PiecePosition> {
+        let s = Skeleton::parse(text.get(..at)?)?;
+        match s.pieces.last()? {
+            Piece::Literal(l) => Some((s.pieces.len() - 1, l.len())),
+            Piece::Slot(_) => None,
+        }
     }
 
     /// Cuts a render with placeholders into literals and slots. None if a content occurs twice.

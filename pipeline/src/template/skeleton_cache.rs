@@ -8,12 +8,15 @@
 use crate::parse::conversation::Message;
 use crate::template::chat::ChatTemplate;
 use crate::template::control::ControlTokens;
+use crate::template::presence::Searchable;
 use crate::template::python_text::is_space;
 use crate::template::rendered::Rendered;
 use crate::template::skeleton::{
-    ControlPosition, Piece, Skeleton, TurnMargins, content_placeholder,
+    ControlPosition, Piece, Skeleton, TurnExtent, TurnMargins, content_placeholder,
 };
+use crate::template::turn_edges::TurnEdges;
 use serde_json::Value;
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -25,7 +28,7 @@ const CACHED_SKELETON_MESSAGES: usize = 4_096;
 const LONG_CONVERSATION: usize = 32;
 /// Budget of messages that may be rendered to locate turns by their prefixes: a constant, and a
 /// multiple of the number of messages in the conversation.
-const PREFIX_BUDGET: (usize, usize) = (20_000, 8);
+const PREFIX_BUDGET: (usize, usize) = (80_000, 8);
 /// After this many assistant turns behind the same literal with the same result, the result is
 /// assumed for all further turns behind that literal.
 const PROMPT_SAMPLES: usize = 4;
@@ -60,6 +63,8 @@ pub(crate) struct SkeletonCache<'a> {
     cache: HashMap<String, Option<Arc<Skeleton>>>,
     cached_messages: usize,
     key: String,
+    /// The ids of the tokens that end a turn of plain text.
+    end_ids: OnceCell<Vec<i32>>,
 }
 
 impl<'a> SkeletonCache<'a> {
@@ -78,12 +83,16 @@ impl<'a> SkeletonCache<'a> {
             cache: HashMap::new(),
             cached_messages: 0,
             key: String::new(),
+            end_ids: OnceCell::new(),
         }
     }
 
     /// The skeleton of a conversation without tools, if filling it gives the same text as
     /// rendering.
     pub(crate) fn fillable(&mut self, messages: &[Message]) -> Option<Arc<Skeleton>> {
+        if messages.iter().any(Message::has_extras) {
+            return None;
+        }
         let s = self.get(messages, None)?;
         let long = messages.len() > LONG_CONVERSATION;
         s.can_replace_rendering(long, || self.verify(&s, messages)).then_some(s)
@@ -98,7 +107,7 @@ impl<'a> SkeletonCache<'a> {
         let cacheable = tools.is_none()
             && messages
                 .iter()
-                .all(|m| m.tool_calls.is_none() && m.name.is_none() && m.tool_call_id.is_none());
+                .all(|m| !m.has_extras() && m.name.is_none() && m.tool_call_id.is_none());
         if !cacheable {
             return self.build(messages, tools).map(Arc::new);
         }
@@ -134,6 +143,7 @@ impl<'a> SkeletonCache<'a> {
         let text = self.template.render_with(&trial, tools, false, self.uses_generation).ok()?;
         let mut s = Skeleton::parse(&text)?;
         s.turn_margins = self.turn_margins(&s, &trial, tools, &text)?;
+        s.turn_extents = self.turn_extents(&trial, tools, &text);
         for (i, piece) in s.pieces.iter().enumerate() {
             if let Piece::Literal(l) = piece {
                 let mut at = 0;
@@ -154,6 +164,90 @@ impl<'a> SkeletonCache<'a> {
         let answered = messages.iter().all(|m| !m.is_assistant() || !m.content.is_empty());
         s.fillable = self.allow_filling && complete && answered && tools.is_none();
         Some(s)
+    }
+
+    /// The turns with tool calls or thoughts ([`Skeleton::turn_extents`]) in `text`, the render of
+    /// the messages `trial`, whose contents are placeholders. Turns that cannot be located are left
+    /// out.
+    fn turn_extents(
+        &self,
+        trial: &[Message],
+        tools: Option<&Value>,
+        text: &str,
+    ) -> HashMap<usize, TurnExtent> {
+        let (template, control, marked) = (self.template, self.control, self.uses_generation);
+        let edges = TurnEdges { template, control, messages: trial, tools, marked, text };
+        let mut budget = PrefixBudget::new(trial.len());
+        let (mut floor, mut out) = (0, HashMap::new());
+        for (k, m) in trial.iter().enumerate() {
+            let slot = (!m.content.is_empty()).then(|| content_placeholder(k));
+            let content = slot.and_then(|s| Some((text.find(&s)?, s.len())));
+            if m.is_assistant()
+                && m.has_extras()
+                && budget.take(k)
+                && let Some((start, end)) = edges.of(k, floor)
+                && content.is_none_or(|(at, len)| (start..=end).contains(&at) && at + len <= end)
+            {
+                let thoughts_written = m
+                    .thoughts()
+                    .is_none_or(|thoughts| Searchable::new(&text[start..end]).has_text(thoughts));
+                let end = self.first_end_of_turn(m, text, start, end);
+                let written = |from: usize| {
+                    let turn = Searchable::new(&text[from..end]);
+                    m.tool_calls.as_ref().is_none_or(|calls| turn.has_calls(calls))
+                };
+                // Without thoughts the turn begins with its content, unless calls precede it.
+                let behind = content.map(|(at, _)| at).filter(|_| m.thoughts().is_none());
+                let first = behind.filter(|&at| written(at)).unwrap_or(start);
+                if let (Some(from), Some(to)) =
+                    (Skeleton::position_in(text, first), Skeleton::position_in(text, end))
+                {
+                    let calls_written = written(first);
+                    let extent =
+                        TurnExtent { start: from, end: to, calls_written, thoughts_written };
+                    out.insert(k, extent);
+                }
+                floor = floor.max(end);
+            }
+            floor = floor.max(content.map_or(0, |(at, len)| at + len));
+        }
+        out
+    }
+
+    /// The end of the turn of `m` in `text[start..end]`: its first end-of-turn token behind all
+    /// calls, as some templates write the beginning of the next turn together with a call.
+    fn first_end_of_turn(&self, m: &Message, text: &str, start: usize, end: usize) -> usize {
+        let (Some(calls), true) = (&m.tool_calls, m.content.is_empty()) else { return end };
+        let ids = self.end_ids.get_or_init(|| {
+            let samples = [Message::new("user", "a"), Message::new("assistant", "b")];
+            self.build(&samples, None).map(|s| self.end_ids_in(&s, &samples)).unwrap_or_default()
+        });
+        let mut at = start;
+        for (part, token) in self.control.split(&text[start..end]) {
+            at += part.len();
+            let Some((id, len)) = token else { break };
+            at += len;
+            if ids.contains(&id) && Searchable::new(&text[start..at]).has_calls(calls) {
+                return at;
+            }
+        }
+        end
+    }
+
+    /// The ids of the tokens with which the turns of a skeleton end.
+    fn end_ids_in(&self, s: &Skeleton, messages: &[Message]) -> Vec<i32> {
+        let mut ids = Vec::new();
+        for (i, p) in s.pieces.iter().enumerate() {
+            if let (Piece::Slot(k), Some(Piece::Literal(after))) = (p, s.pieces.get(i + 1))
+                && messages[*k].is_assistant()
+                && self.end_of_turn(after, false) > 0
+                && let Some((_, _, id)) = self.control.first(after)
+                && !ids.contains(&id)
+            {
+                ids.push(id);
+            }
+        }
+        ids
     }
 
     /// The margins of assistant turns ([`Skeleton::turn_margins`]) in `text`, the render of the
@@ -254,13 +348,8 @@ impl<'a> SkeletonCache<'a> {
             let Some(s) = self.get(&messages[..n], None) else {
                 continue;
             };
-            for (i, p) in s.pieces.iter().enumerate() {
-                if let (Piece::Slot(k), Some(Piece::Literal(after))) = (p, s.pieces.get(i + 1))
-                    && messages[*k].is_assistant()
-                    && self.end_of_turn(after, false) > 0
-                    && let Some((_, _, id)) = self.control.first(after)
-                    && !ids.contains(&id)
-                {
+            for id in self.end_ids_in(&s, &messages[..n]) {
+                if !ids.contains(&id) {
                     ids.push(id);
                 }
             }

@@ -13,13 +13,16 @@
 use crate::config::policies::{LostText, SpecialText};
 use crate::parse::conversation::{Conversation, Message};
 use crate::parse::drop_reason::DropReason;
+use crate::template::adapt::adapt;
 use crate::template::alignment::{ContentMatch, align, empty_think_block, match_ignoring_space};
 use crate::template::chat::ChatTemplate;
 use crate::template::control::{ControlTokens, TextScan};
+use crate::template::presence::{content_match, lost_or_unlocated};
 use crate::template::python_text::is_space;
 use crate::template::rendered::{Rendered, Span};
-use crate::template::skeleton::{ControlPosition, Piece, Skeleton};
+use crate::template::skeleton::{ControlPosition, Piece, PiecePosition, Skeleton};
 use crate::template::skeleton_cache::{PrefixBudget, SkeletonCache};
+use crate::template::turn_edges::TurnEdges;
 use crate::template::verbatim::Verbatim;
 use serde_json::Value;
 use std::collections::HashMap;
@@ -112,6 +115,9 @@ impl<'a> SpanFinder<'a> {
         out: &mut Rendered,
     ) -> Result<(), RenderError> {
         out.clear();
+        let adapted = adapt(self.template, c)?
+            .map(|messages| Conversation { messages, tools: c.tools.clone() });
+        let c = adapted.as_ref().unwrap_or(c);
         let scan = self.scan(c);
         if scan.reserved {
             return Err(DropReason::ReservedCharacters.into());
@@ -234,11 +240,48 @@ impl<'a> SpanFinder<'a> {
             let aligned_content =
                 aligned.as_ref().and_then(|(s, _)| position_of[k].map(|p| (*s, p)));
             let (span, matches) = match aligned_content {
+                _ if m.has_extras() => {
+                    let turn = match &aligned {
+                        Some((s, alignment)) => {
+                            self.extent(s, &alignment.piece_starts, k, &out.text)
+                        }
+                        None if budget.take(k) => {
+                            let (template, control, text) =
+                                (self.template, self.control, &out.text);
+                            let marked = false;
+                            TurnEdges { template, control, messages, tools, marked, text }.extent(k)
+                        }
+                        None => None,
+                    };
+                    let Some((start, end, calls_written, thoughts_written)) = turn else {
+                        match lost_or_unlocated(m, &out.text) {
+                            DropReason::AssistantTextLost if self.lost_text != LostText::Drop => {
+                                out.rewritten_turns += 1;
+                                continue;
+                            }
+                            reason => return Err(reason),
+                        }
+                    };
+                    if !calls_written {
+                        return Err(DropReason::ToolCallsLost);
+                    }
+                    let matches = match position_of[k] {
+                        _ if !thoughts_written => ContentMatch::Differs,
+                        Some(p) => p.matches,
+                        None if m.content.is_empty() => ContentMatch::Exact,
+                        None => content_match(&out.text[start..end], &m.content),
+                    };
+                    let before = aligned_content
+                        .filter(|(_, p)| p.start == start)
+                        .and_then(|(s, _)| s.turn_margins.get(k).copied().flatten())
+                        .map_or(0, |margins| margins.before);
+                    ((start - before, end), matches)
+                }
                 Some((s, p)) => {
                     let margins = s.turn_margins.get(k).copied().flatten().unwrap_or_default();
                     ((p.start - margins.before, p.end + margins.after), p.matches)
                 }
-                None if m.content.is_empty() && m.tool_calls.is_none() => continue,
+                None if m.content.is_empty() => continue,
                 None if !budget.take(k) => {
                     return Err(DropReason::NoAssistantSpan);
                 }
@@ -253,7 +296,7 @@ impl<'a> SpanFinder<'a> {
                     None => return Err(DropReason::NoAssistantSpan),
                 },
             };
-            let mut loss = true;
+            let mut loss = !m.no_loss;
             match matches {
                 ContentMatch::Exact => {}
                 ContentMatch::WhitespaceDiffers => out.whitespace_changed_turns += 1,
@@ -345,7 +388,7 @@ impl<'a> SpanFinder<'a> {
             }
         };
         let tail = &rest[end..];
-        let search_further = messages[k].tool_calls.is_some() || matches == ContentMatch::Differs;
+        let search_further = matches == ContentMatch::Differs;
         let end = match self.control.first(tail) {
             Some((at, len, _)) if search_further || tail[..at].chars().all(is_space) => {
                 end + at + len
@@ -354,6 +397,26 @@ impl<'a> SpanFinder<'a> {
             _ => end,
         };
         Some(((start, start + end), matches))
+    }
+
+    /// The bytes of turn `k`, which has tool calls or thoughts, and whether the template wrote the
+    /// calls and the thoughts; `piece_starts` as in
+    /// [`SkeletonAlignment`](crate::template::alignment::SkeletonAlignment).
+    fn extent(
+        &self,
+        s: &Skeleton,
+        piece_starts: &[usize],
+        k: usize,
+        text: &str,
+    ) -> Option<(usize, usize, bool, bool)> {
+        let turn = s.turn_extents.get(&k)?;
+        let place = |(piece, offset): PiecePosition| {
+            let next = piece_starts.get(piece + 1).copied().unwrap_or(text.len());
+            Some((piece_starts.get(piece)? + offset).min(next))
+        };
+        let (start, end) = (place(turn.start)?, place(turn.end)?);
+        let usable = start <= end && text.get(start..end).is_some();
+        usable.then_some((start, end, turn.calls_written, turn.thoughts_written))
     }
 
     /// The ids of the tokens with which the template ends an assistant turn.

@@ -7,6 +7,7 @@ use crate::input::raw_rows::RawRows;
 use crate::label::supervise::{Sample, Supervisor};
 use crate::parse::conversation;
 use crate::parse::rows::parse_row;
+use crate::template::adapt::adapt;
 use crate::template::chat::ChatTemplate;
 use crate::template::control::ControlTokens;
 use crate::template::rendered::Rendered;
@@ -146,9 +147,10 @@ fn rows_and_templates() {
                 continue;
             }
         };
+        let adapted = adapt(&templates[k], &c).unwrap().unwrap_or_else(|| c.messages.clone());
         assert_eq!(
             r.text,
-            templates[k].render_with(&c.messages, c.tools.as_ref(), false, false).unwrap()
+            templates[k].render_with(&adapted, c.tools.as_ref(), false, false).unwrap()
         );
         for s in &r.spans {
             assert!(s.start <= s.end && r.text.get(s.start..s.end).is_some());

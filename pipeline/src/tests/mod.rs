@@ -1,5 +1,6 @@
 //! Tests across several rooms of this crate.
 
+mod calls;
 mod chat_format;
 mod frame;
 mod fuzz;

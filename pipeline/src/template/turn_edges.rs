@@ -1,0 +1,169 @@
+//! Where an assistant turn with tool calls or thoughts begins and ends.
+//!
+//! In: a render, or a render with placeholders for contents, and the messages. Out: byte ranges.
+//! The start of a turn is where the generation prompt of the messages before it ends, also where
+//! the template wrote a part of it only or wrote the messages before it differently. The end is the
+//! last control token that the template writes for this message, or the one that follows it.
+
+use crate::parse::conversation::Message;
+use crate::template::alignment::empty_think_block;
+use crate::template::chat::ChatTemplate;
+use crate::template::control::ControlTokens;
+use crate::template::presence::Searchable;
+use crate::template::python_text::is_space;
+use serde_json::Value;
+
+/// Locates turns in one text.
+pub(crate) struct TurnEdges<'a> {
+    pub template: &'a ChatTemplate,
+    pub control: &'a ControlTokens,
+    pub messages: &'a [Message<'a>],
+    pub tools: Option<&'a Value>,
+    /// Whether `{% generation %}` blocks are marked in the text.
+    pub marked: bool,
+    pub text: &'a str,
+}
+
+fn common_prefix(a: &str, b: &str) -> usize {
+    let mut n = a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y).count();
+    while !a.is_char_boundary(n) {
+        n -= 1;
+    }
+    n
+}
+
+/// Length in bytes of an empty thought block at the start of `text`, or of its closing mark alone,
+/// with the white space behind it.
+fn empty_thoughts(text: &str) -> usize {
+    match text.strip_prefix("</think>") {
+        Some(rest) => text.len() - rest.trim_start_matches(is_space).len(),
+        None => empty_think_block(text),
+    }
+}
+
+impl TurnEdges<'_> {
+    fn render(&self, messages: usize, generation_prompt: bool) -> Option<String> {
+        let messages = self.messages.get(..messages)?;
+        self.template.render_with(messages, self.tools, generation_prompt, self.marked).ok()
+    }
+
+    /// The byte range of turn `k`, which begins at `floor` or behind it.
+    pub(crate) fn of(&self, k: usize, floor: usize) -> Option<(usize, usize)> {
+        let prompt = self.render(k, true)?;
+        let (start, shared) = self.start(k, &prompt, floor)?;
+        let end = self.end(k, &prompt[..shared], start)?;
+        let from = self.skip_empty_thoughts(start, k);
+        (from <= end).then_some((from, end))
+    }
+
+    /// Moves `start` behind an empty thought block that the template writes by itself, also where
+    /// the generation prompt has opened it.
+    fn skip_empty_thoughts(&self, start: usize, k: usize) -> usize {
+        if self.messages[k].content.trim_start().starts_with("<think>") {
+            return start;
+        }
+        let (before, rest) = self.text.split_at(start);
+        let before = before.trim_end_matches(is_space);
+        let from = match before.ends_with("<think>") {
+            true => before.len() - "<think>".len(),
+            false => start + rest.len() - rest.trim_start_matches(is_space).len(),
+        };
+        match empty_thoughts(&self.text[from..]) {
+            0 => start,
+            n => from + n,
+        }
+    }
+
+    /// Where turn `k` begins, and how much of the generation prompt is before it.
+    fn start(&self, k: usize, prompt: &str, floor: usize) -> Option<(usize, usize)> {
+        if self.text.starts_with(prompt) && prompt.len() >= floor && !prompt.is_empty() {
+            return Some((prompt.len(), prompt.len()));
+        }
+        let before = self.render(k, false)?;
+        let added = prompt.strip_prefix(before.as_str())?;
+        // Where the generation prompt would begin.
+        let at = match self.text.starts_with(before.as_str()) && before.len() >= floor {
+            true => before.len(),
+            false => {
+                // The template wrote earlier messages differently, but not what follows the last
+                // content.
+                let last = self.messages[..k].iter().rfind(|m| !m.content.is_empty())?;
+                let tail = &before[before.rfind(&*last.content)? + last.content.len()..];
+                let follows = self.text.get(..floor)?.ends_with(&*last.content)
+                    && self.text[floor..].starts_with(tail);
+                follows.then_some(floor + tail.len())?
+            }
+        };
+        let same = common_prefix(self.text.get(at..)?, added);
+        // As much of the prompt as the text has, up to a white space or the end of a token.
+        let whole = |n: &usize| {
+            let head = &added[..*n];
+            *n == added.len()
+                || head.ends_with(is_space)
+                || self.control.tokens().iter().any(|(t, _)| head.ends_with(t.as_str()))
+        };
+        let from = usize::from(!added.is_empty());
+        let cut = (from..=same).rev().filter(|&n| added.is_char_boundary(n)).find(whole)?;
+        Some((at + cut, before.len() + cut))
+    }
+
+    /// The end of turn `k`, which begins at `start`, behind the prompt `shared`.
+    fn end(&self, k: usize, shared: &str, start: usize) -> Option<usize> {
+        let rest = &self.text[start..];
+        let alone = self.render(k + 1, false)?;
+        let own = match alone.strip_prefix(shared) {
+            Some(own) => own,
+            None => {
+                let same = common_prefix(&alone, self.text);
+                alone.get(start..).filter(|_| same >= start)?
+            }
+        };
+        let thoughts = if rest.starts_with(own) { 0 } else { empty_thoughts(rest) };
+        let (start, rest) = (start + thoughts, &rest[thoughts..]);
+        let own = &own[if rest.starts_with(own) { 0 } else { empty_thoughts(own) }..];
+        let n = if rest.starts_with(own) {
+            own.len()
+        } else {
+            // The last message may end with another token than those before it.
+            let mut last = None;
+            let mut at = 0;
+            for (part, token) in self.control.split(own) {
+                at += part.len();
+                last = token.map(|_| at).or(last);
+                at += token.map_or(0, |t| t.1);
+            }
+            let head = last.filter(|&n| rest.starts_with(&own[..n]))?;
+            let (_, len, _) = self.control.first(&rest[head..]).filter(|t| t.0 == 0)?;
+            head + len
+        };
+        // Up to its last control token, if only white space follows; else up to the one that
+        // follows the turn, or the end of its text.
+        let (mut at, mut closed) = (0, None);
+        for (part, token) in self.control.split(&rest[..n]) {
+            if !part.chars().all(is_space) {
+                closed = None;
+            }
+            at += part.len();
+            if let Some((_, len)) = token {
+                at += len;
+                closed = Some(at);
+            }
+        }
+        let end = closed.unwrap_or_else(|| match self.control.first(&rest[n..]) {
+            Some((at, len, _)) if rest[n..n + at].chars().all(is_space) => n + at + len,
+            _ => rest[..n].trim_end_matches(is_space).len(),
+        });
+        Some(start + end)
+    }
+
+    /// The byte range of turn `k` in a text without placeholders, and whether its calls and its
+    /// thoughts are in it.
+    pub(crate) fn extent(&self, k: usize) -> Option<(usize, usize, bool, bool)> {
+        let (start, end) = self.of(k, 0)?;
+        let m = &self.messages[k];
+        // What the content says does not show that a call was written.
+        let turn = Searchable::new(&self.text[start..end].replacen(&*m.content, " ", 1));
+        let calls = m.tool_calls.as_ref().is_none_or(|calls| turn.has_calls(calls));
+        Some((start, end, calls, m.thoughts().is_none_or(|t| turn.has_text(t))))
+    }
+}
