@@ -25,6 +25,7 @@ fn packed_sample() -> dlm_prep::Result<String> {
     let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../datasets/sample");
     let out = std::env::temp_dir().join("dlm-convert-example");
     let prepare = dlm_prep::Prepare::new(format!("{sample}/tokenizer"));
-    prepare.input(format!("{sample}/train.parquet")).seq_len(256).run(&out)?;
+    let prepare = prepare.input(format!("{sample}/train.parquet")).seq_len(256);
+    prepare.eval_fraction(0.02).run(&out)?;
     Ok(out.display().to_string())
 }

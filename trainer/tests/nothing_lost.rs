@@ -1,6 +1,8 @@
 //! Accidents that must not lose a run: output folders that belong to something else, signals,
 //! sources that are gone.
 
+#![allow(unsafe_code, reason = "libc::kill")]
+
 mod common;
 
 use std::fs;
