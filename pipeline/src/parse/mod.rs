@@ -4,6 +4,7 @@ pub(crate) mod conversation;
 pub(crate) mod drop_reason;
 pub(crate) mod fast_columns;
 pub(crate) mod fast_json;
+pub(crate) mod json_value;
 pub(crate) mod loss_flags;
 pub(crate) mod message;
 pub(crate) mod rows;

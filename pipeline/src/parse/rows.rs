@@ -10,6 +10,7 @@ use crate::parse::conversation::{Message, ParsedRow};
 use crate::parse::drop_reason::DropReason;
 use crate::parse::fast_columns::FastColumns;
 use crate::parse::fast_json::parse_line;
+use crate::parse::json_value::parse_json;
 use crate::parse::shapes;
 use crate::parse::table::row_to_json;
 use serde_json::{Map, Value};
@@ -123,41 +124,6 @@ pub(crate) fn parse_row(
     shapes::parse_row(row)
 }
 
-/// The value in a line. The words `NaN`, `Infinity` and `-Infinity`, which Python writes, become a
-/// text that no conversation may contain, so that they do no harm in a column that is not used.
-fn parse_json(text: &str) -> Option<Value> {
-    if let Ok(v) = serde_json::from_str(text) {
-        return Some(v);
-    }
-    let (mut out, mut rest, mut replaced) = (String::with_capacity(text.len() + 16), text, false);
-    while let Some(at) = rest.find(['"', 'N', 'I', '-']) {
-        out.push_str(&rest[..at]);
-        rest = &rest[at..];
-        let word = ["NaN", "Infinity", "-Infinity"].into_iter().find(|w| rest.starts_with(w));
-        let taken = if let Some(text) = rest.strip_prefix('"') {
-            let mut escaped = false;
-            let end = text.bytes().position(|b| {
-                let end = b == b'"' && !escaped;
-                escaped = b == b'\\' && !escaped;
-                end
-            })?;
-            out.push_str(&rest[..end + 2]);
-            end + 2
-        } else if let Some(word) = word {
-            out.push_str("\"\u{FDD0}\"");
-            replaced = true;
-            word.len()
-        } else {
-            let n = rest.chars().next()?.len_utf8();
-            out.push_str(&rest[..n]);
-            n
-        };
-        rest = &rest[taken..];
-    }
-    out.push_str(rest);
-    if replaced { serde_json::from_str(&out).ok() } else { None }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -231,6 +197,33 @@ mod tests {
         assert_eq!(kept(r#"{"prompt": "q", "completion": NaNs}"#), Err(DropReason::BadJson));
         let list = r#"[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]"#;
         assert_eq!(kept(list).as_deref(), Ok("a"));
+    }
+
+    /// An integer of 2^64 or more would lose digits, so the row is dropped where it is used.
+    #[test]
+    fn huge_integers() {
+        let parsed = |line: &str| {
+            let raw = RawRows::Lines { ends: vec![line.len()], bytes: line.as_bytes().to_vec() };
+            parse_row(&raw, 0, &[]).conversation.unwrap().messages.remove(1)
+        };
+        let line = |n: &str, id: &str| {
+            format!(
+                r#"{{"id": {id}, "messages": [{{"role": "user", "content": "q"}}, {{"role": "assistant", "content": "99999999999999999999999", "tool_calls": [{{"name": "f", "arguments": {{"n": {n}}}}}]}}]}}"#
+            )
+        };
+        for (n, want) in [
+            ("18446744073709551615", serde_json::json!(18446744073709551615_u64)),
+            ("-9223372036854775808", serde_json::json!(-9223372036854775808_i64)),
+            ("1e30", serde_json::json!(1e30)),
+            ("0.12345678901234567890123", serde_json::json!(0.12345678901234568)),
+            ("18446744073709551616", serde_json::json!("\u{FDD0}")),
+            ("12345678901234567890123", serde_json::json!("\u{FDD0}")),
+            ("-12345678901234567890123", serde_json::json!("\u{FDD0}")),
+        ] {
+            let m = parsed(&line(n, "12345678901234567890123"));
+            assert_eq!(m.tool_calls.unwrap()[0]["arguments"]["n"], want, "{n}");
+            assert_eq!(m.content, "99999999999999999999999");
+        }
     }
 
     /// A column map names the columns of a shape; tools, system prompt and loss mask stay.

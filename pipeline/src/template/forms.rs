@@ -6,6 +6,7 @@
 
 use crate::parse::conversation::{DEFAULT_MARKUP, Message, inline_thoughts};
 use crate::parse::drop_reason::DropReason;
+use crate::parse::json_value::parse_json;
 use serde_json::{Value, json};
 
 /// A form of a tool call: whether name and arguments are below `function`, and whether the
@@ -176,8 +177,8 @@ fn arguments_object(text: &Value) -> Result<Value, DropReason> {
     if text.trim().is_empty() {
         return Ok(json!({}));
     }
-    match serde_json::from_str(text) {
-        Ok(v @ Value::Object(_)) => Ok(v),
+    match parse_json(text) {
+        Some(v @ Value::Object(_)) => Ok(v),
         _ => Err(DropReason::BadToolCalls),
     }
 }
