@@ -6,6 +6,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -65,11 +66,19 @@ fn folders_that_belong_to_something_else_are_not_written_to() {
 }
 
 /// A budget that is not used up before a signal arrives.
-const LONG: &str = "conversion.total_tokens=40000";
+const LONG: &str = "conversion.total_tokens=120000";
 
 /// Starts a run, waits for its third step and sends signals.
 fn stopped_by(dir: &Path, out: &str, signals: &[i32]) -> String {
     let mut command = train(dir, out, &[LONG]);
+    // under nohup this process ignores SIGHUP, and what it starts would ignore it too
+    // SAFETY: signal() is safe to call between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGHUP, libc::SIG_DFL);
+            Ok(())
+        })
+    };
     let child = command.stderr(Stdio::piped()).spawn().unwrap();
     let metrics = dir.join(out).join("metrics.jsonl");
     let started = Instant::now();
