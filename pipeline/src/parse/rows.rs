@@ -99,8 +99,9 @@ pub(crate) fn parse_row(
             };
             match parse_json(text) {
                 Some(Value::Object(row)) => row,
-                // A list of messages.
-                Some(list @ Value::Array(_)) => Map::from_iter([("messages".to_string(), list)]),
+                Some(Value::Array(messages)) if messages.first().is_some_and(Value::is_object) => {
+                    Map::from_iter([("messages".to_string(), Value::Array(messages))])
+                }
                 _ => return ParsedRow::dropped(DropReason::BadJson),
             }
         }
@@ -197,6 +198,7 @@ mod tests {
         assert_eq!(kept(r#"{"prompt": "q", "completion": NaNs}"#), Err(DropReason::BadJson));
         let list = r#"[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]"#;
         assert_eq!(kept(list).as_deref(), Ok("a"));
+        assert_eq!(kept("[1, 2]"), Err(DropReason::BadJson));
     }
 
     /// An integer of 2^64 or more would lose digits, so the row is dropped where it is used.
