@@ -85,3 +85,33 @@ fn settings_are_checked_as_on_the_command_line() {
     let error = convert(&settings, dir.path().join("data"), dir.path().join("none")).unwrap_err();
     assert_eq!(error.exit_code(), 2, "{error}");
 }
+
+/// Runs an example that `cargo test` has built (`cargo test --test library` alone builds none);
+/// returns its stdout.
+fn example(name: &str, place: &std::path::Path, arguments: &[&str]) -> Option<String> {
+    let test = std::env::current_exe().unwrap();
+    let program = test.ancestors().nth(2).unwrap().join("examples").join(name);
+    if !program.exists() {
+        dlm_test_support::skip(&format!("{} is not built", program.display()));
+        return None;
+    }
+    let done = std::process::Command::new(program)
+        .args(arguments)
+        .current_dir(place)
+        .env("TMPDIR", place)
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{name}: {}", String::from_utf8_lossy(&done.stderr));
+    Some(String::from_utf8_lossy(&done.stdout).into_owned())
+}
+
+#[test]
+fn the_examples_run_on_the_sample() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(converted) = example("convert", dir.path(), &[]) else { return };
+    assert!(converted.contains("output/example fits"), "{converted}");
+    let Some(answer) = example("generate", dir.path(), &["output/example", "name: Ada"]) else {
+        return;
+    };
+    assert!(answer.contains("tokens per forward pass"), "{answer}");
+}
