@@ -26,6 +26,6 @@ fn packed_sample() -> dlm_prep::Result<String> {
     let out = std::env::temp_dir().join("dlm-convert-example");
     let prepare = dlm_prep::Prepare::new(format!("{sample}/tokenizer"));
     let prepare = prepare.input(format!("{sample}/train.parquet")).seq_len(256);
-    prepare.eval_fraction(0.02).run(&out)?;
+    prepare.eval_fraction(0.02).overwrite(true).run(&out)?;
     Ok(out.display().to_string())
 }
