@@ -52,21 +52,20 @@ pub(crate) fn locate(cfg: &Config, recorded: Option<&str>) -> Result<ModelSource
     Ok(ModelSource { folder: Some(model.folder), name: model.name, checkpoint: None })
 }
 
+/// Names of the tokenizer files that a model folder can have.
+pub(crate) const TOKENIZER_FILES: [&str; 7] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+];
+
 /// The tokenizer files of a folder, those that exist.
 pub(crate) fn tokenizer_files(dir: &Path) -> Vec<PathBuf> {
-    [
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "chat_template.jinja",
-        "added_tokens.json",
-        "vocab.json",
-        "merges.txt",
-    ]
-    .iter()
-    .map(|name| dir.join(name))
-    .filter(|path| path.is_file())
-    .collect()
+    TOKENIZER_FILES.iter().map(|name| dir.join(name)).filter(|path| path.is_file()).collect()
 }
 
 /// What a folder without `tokenizer.json` has instead, in words: "no tokenizer.json", and how to

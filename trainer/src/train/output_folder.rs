@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::io::checkpoint::Identity;
 use crate::io::json;
+use crate::io::source::TOKENIZER_FILES;
 use dlm_datasets::fs;
 
 /// What is about to be written.
@@ -110,26 +111,16 @@ fn is_export_of(dir: &Path, identity: &Identity) -> Result<bool> {
 
 /// Remove the export of an earlier run, its marker first.
 pub(crate) fn remove_export(dir: &Path) -> Result<()> {
-    const NAMES: [&str; 11] = [
-        "dlm_config.json",
-        "config.json",
-        "generation_config.json",
-        "model.safetensors.index.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "chat_template.jinja",
-        "added_tokens.json",
-        "vocab.json",
-        "merges.txt",
-    ];
+    const MARKER: &str = "dlm_config.json";
+    const CONFIGS: [&str; 4] =
+        [MARKER, "config.json", "generation_config.json", "model.safetensors.index.json"];
     let remove = |path: &Path| match std::fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             Err(Error::io(path, "removing the old export", e))
         }
         _ => Ok(()),
     };
-    for name in NAMES {
+    for name in CONFIGS.iter().chain(&TOKENIZER_FILES) {
         remove(&dir.join(name))?;
     }
     let Ok(entries) = std::fs::read_dir(dir) else { return Ok(()) };
@@ -139,5 +130,5 @@ pub(crate) fn remove_export(dir: &Path) -> Result<()> {
             remove(&entry.path())?;
         }
     }
-    Ok(fs::sync_parent(&dir.join(NAMES[0]))?)
+    Ok(fs::sync_parent(&dir.join(MARKER))?)
 }
