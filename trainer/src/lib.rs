@@ -12,7 +12,7 @@
 //! Everything else is internal. Its rooms, each of which may use those before it: `config`
 //! (settings) → `compute` (device, dtype, attention) → `report` (metrics and plots) → `kernels` →
 //! `attention` → `model` (the decoder and its weights) → `diffusion` (the objective) → `optim` →
-//! `io` (sources, checkpoints, export) → `decode` → `train` (the loop) → `parity`, `bench` → the
+//! `native` (the CUDA engine) → `io` (sources, checkpoints, export) → `decode` → `train` (the loop) → `parity`, `bench` → the
 //! calls above → `launch` → `cli`.
 
 mod attention;
@@ -29,6 +29,7 @@ mod io;
 mod kernels;
 mod launch;
 mod model;
+mod native;
 mod optim;
 mod parity;
 mod report;
@@ -37,7 +38,7 @@ mod validate;
 
 use std::process::ExitCode;
 
-pub use compute::{AttentionChoice, ComputeDtype};
+pub use compute::{AttentionChoice, ComputeDtype, EngineChoice};
 pub use config::ConfigError;
 pub use conversion::{Conversion, Converted, Resume, convert};
 pub use decode::Passes;

@@ -16,7 +16,7 @@ use crate::io::load_model::{self, LoadOptions, LoadedModel, load_model};
 use crate::model::ModelConfig;
 use crate::parity::{self, ParityOptions, ParityReport};
 use crate::train::data::{self, BatchPlan};
-use crate::train::evaluate::evaluate;
+use crate::train::evaluate::{burn_loss, evaluate};
 use crate::train::prepare_model;
 
 /// Smallest share of a block that is hidden, as in training.
@@ -275,5 +275,6 @@ fn evaluate_objective(
         vocab_size: model.decoder.cfg.vocab_size,
     };
     let pass = PassOptions { activation_checkpointing: false, loss_chunk: LOSS_CHUNK };
-    evaluate(&model.decoder, &model.weights, data, split, &plan, &pass, compute, rows)
+    let loss_sum = burn_loss(&model.decoder, &model.weights, &pass, compute);
+    evaluate(data, split, &plan, rows, loss_sum)
 }

@@ -62,6 +62,12 @@ impl Tile {
         self.len == 0
     }
 
+    /// Whether query j sees only the first j + 1 keys of [`Tile::own`].
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "read by the native engine"))]
+    pub(crate) fn is_causal(&self) -> bool {
+        self.causal
+    }
+
     /// First range of keys: the clean tokens before the queries; may be empty.
     pub(crate) fn prefix(&self) -> KeyRange {
         self.prefix

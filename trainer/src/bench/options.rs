@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::compute::{AttentionChoice, ComputeDtype};
+use crate::compute::{AttentionChoice, ComputeDtype, EngineChoice};
 
 /// Objective and stream layout of the measured steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
@@ -47,8 +47,13 @@ pub(crate) struct TrainBenchOptions {
     pub prompt_fraction: f64,
     /// Run each layer again in the backward pass. Default: false.
     pub activation_checkpointing: bool,
-    /// Positions whose logits exist at one time. Default: 1024.
-    pub loss_chunk: usize,
+    /// Positions whose logits exist at one time. Default: 1024, and as many as two GiB hold with
+    /// the native engine.
+    pub loss_chunk: Option<usize>,
+    /// Default: the native engine where it can be used.
+    pub engine: EngineChoice,
+    /// Measure the time of every kernel of one more step (native engine). Default: false.
+    pub profile: bool,
     /// Stream lengths are rounded up to a multiple of this (attention dense and ranges). Default:
     /// 32.
     pub multiple: usize,
@@ -72,7 +77,9 @@ impl TrainBenchOptions {
             docs_per_row: 1,
             prompt_fraction: 0.3,
             activation_checkpointing: false,
-            loss_chunk: 1024,
+            loss_chunk: None,
+            engine: EngineChoice::Auto,
+            profile: false,
             multiple: 32,
         }
     }

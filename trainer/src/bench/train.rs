@@ -14,7 +14,7 @@ use super::options::{BenchLayout, TrainBenchOptions};
 use super::presets;
 use super::rows::synthetic_row;
 use crate::compute::memory;
-use crate::compute::{ComputePlan, device};
+use crate::compute::{AttentionChoice, ComputePlan, device};
 use crate::config::{Config, Optim};
 use crate::diffusion::{
     Batch, DeviceBatch, DocumentMask, Layout, Objective, ObjectiveSpec, PackedRow, PassOptions,
@@ -22,7 +22,9 @@ use crate::diffusion::{
 };
 use crate::error::{Error, Result};
 use crate::io::load_model::{HostModel, LoadedModel};
-use crate::model::{Gradients, ModelConfig};
+use crate::kernels::AdamwStep;
+use crate::model::{Decoder, Gradients, ModelConfig};
+use crate::native::{self, Native, NativeOptions};
 use crate::optim::{Optimizer, clip};
 use crate::report::metrics::resident_mib;
 use crate::train::flops;
@@ -31,6 +33,8 @@ use crate::train::flops;
 const WEIGHT_SEED: u64 = 1;
 /// Seed of the masks.
 const MASK_SEED: u64 = 5;
+/// Positions whose logits exist at one time where Burn computes.
+const LOSS_CHUNK: usize = 1024;
 /// Smallest share of a block that is hidden, as in training.
 const NOISE_EPS: f64 = 1e-3;
 
@@ -73,6 +77,20 @@ pub(crate) struct TrainBenchReport {
     pub loss_last: f64,
     /// Largest resident memory after a step, MiB.
     pub peak_rss_mib: u64,
+    /// Memory of the GPU that was taken at the end, GiB (native engine).
+    pub gpu_gib: Option<f64>,
+    /// Kernels and matrix products per step (native engine).
+    pub launches: Option<u64>,
+    /// Time of every kernel in one step, the longest first (native engine, where asked for).
+    pub kernels: Vec<KernelMs>,
+}
+
+/// Time of one kernel in one step.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct KernelMs {
+    pub name: String,
+    pub launches: u64,
+    pub ms: f64,
 }
 
 /// Median milliseconds by phase of a step.
@@ -101,29 +119,47 @@ struct Step {
 struct Bench<'a> {
     options: &'a TrainBenchOptions,
     compute: ComputePlan,
-    model: LoadedModel,
+    decoder: Decoder,
+    state: TrainingState,
     optim: Optim,
-    optimizer: Optimizer,
     objective: Objective,
     spec: ObjectiveSpec,
     pass: PassOptions,
     micro: usize,
 }
 
+/// Weights and optimizer, with Burn or on the native engine.
+enum TrainingState {
+    Burn(LoadedModel, Optimizer),
+    Native(Native),
+}
+
 /// Runs the steps and reports.
 pub(crate) fn measure(options: &TrainBenchOptions) -> Result<TrainBenchReport> {
     let mut bench = Bench::new(options)?;
     let mut steps = Vec::with_capacity(options.steps);
+    let mut launches = None;
     let (mut first, mut peak_rss_mib) = (None, 0);
     for number in 0..options.warmup + options.steps {
         let step = bench.step(number)?;
+        if let TrainingState::Native(native) = &bench.state {
+            launches = Some(native.take_launches());
+        }
         peak_rss_mib = peak_rss_mib.max(resident_mib());
         first.get_or_insert((step.loss, step.total / 1e3));
         if number >= options.warmup {
             steps.push(step);
         }
     }
-    Ok(bench.report(&steps, first, peak_rss_mib))
+    let mut report = bench.report(&steps, first, peak_rss_mib);
+    report.launches = launches;
+    if let TrainingState::Native(native) = &bench.state {
+        report.gpu_gib = Some(native.memory_in_use()? as f64 / f64::from(1 << 30));
+    }
+    if options.profile {
+        report.kernels = bench.profile(options.warmup + options.steps)?;
+    }
+    Ok(report)
 }
 
 impl<'a> Bench<'a> {
@@ -132,6 +168,15 @@ impl<'a> Bench<'a> {
         let compute = ComputePlan::new(device::choose(&options.device)?, Some(options.dtype))
             .with_attention(options.attention)?
             .with_multiple(options.multiple);
+        let host = HostModel::new(ModelConfig::from_json(presets::config(&options.preset)?)?);
+        let other = match options.attention {
+            AttentionChoice::Auto => None,
+            _ => Some("it has an attention of its own"),
+        };
+        let compute = match native::is_chosen(options.engine, &compute, &host.config, other)? {
+            true => compute.on_native_engine(),
+            false => compute,
+        };
         if seq == 0 || bd_size == 0 || seq % bd_size != 0 || batch == 0 || steps == 0 {
             return Err(Error::Usage(
                 "--seq must be a multiple of --bd-size; --bd-size, --batch and --steps at least 1"
@@ -145,11 +190,9 @@ impl<'a> Bench<'a> {
                 "--batch {batch} rows of --seq {seq} tokens do not fit into memory; expected fewer"
             )));
         }
-        let mut host = HostModel::new(ModelConfig::from_json(presets::config(&options.preset)?)?);
-        host.draw_weights(WEIGHT_SEED);
-        let model = host.upload(&compute.device.device);
         let optim = Config::load(None, &[])?.optim;
-        let optimizer = Optimizer::new(&optim, &model.decoder.params, &compute.device.device);
+        let decoder = Decoder::new(host.config.clone());
+        let state = training_state(options, &compute, host, &optim)?;
         let objective = match options.layout {
             BenchLayout::Saving => Objective::BlockDiffusion(Layout::Saving),
             BenchLayout::Reference => Objective::BlockDiffusion(Layout::Reference),
@@ -157,16 +200,16 @@ impl<'a> Bench<'a> {
         };
         let spec = ObjectiveSpec {
             bd_size,
-            mask_token_id: model.decoder.cfg.vocab_size as i32 - 1,
+            mask_token_id: decoder.cfg.vocab_size as i32 - 1,
             complementary: true,
             document_mask: DocumentMask::Document,
         };
         let pass = PassOptions {
             activation_checkpointing: options.activation_checkpointing,
-            loss_chunk: options.loss_chunk,
+            loss_chunk: options.loss_chunk.unwrap_or(LOSS_CHUNK),
         };
         let micro = options.micro.unwrap_or(batch).clamp(1, batch);
-        Ok(Bench { options, compute, model, optim, optimizer, objective, spec, pass, micro })
+        Ok(Bench { options, compute, decoder, state, optim, objective, spec, pass, micro })
     }
 
     /// Runs step `number`, from 0.
@@ -174,34 +217,53 @@ impl<'a> Bench<'a> {
         let start = Instant::now();
         let (batches, targets) = self.batches(number);
         let data_done = Instant::now();
-        let mut gradients = Gradients::new(self.model.weights.0.len());
-        let (mut sum, mut processed, mut useful) = (0.0, 0, 0.0);
-        for batch in &batches {
-            let inputs = DeviceBatch::upload(&self.model.decoder, batch, &self.compute)?;
-            sum += objective::loss_and_gradients(
-                &self.model.decoder,
-                &self.model.weights,
-                &inputs,
-                &self.pass,
-                1.0 / targets as f64,
-                &mut gradients,
-            )?;
-            processed += batch.processed;
-            useful += flops::useful(&self.model.decoder, batch);
-        }
-        self.wait()?;
-        let passes_done = Instant::now();
-        let norm = clip::global_norm(&gradients)?;
-        self.optimizer.step(
-            &self.optim,
-            &self.model.decoder.params,
-            &mut self.model.weights,
-            gradients,
-            1.0,
-            (1.0 / norm).min(1.0),
-        );
-        self.wait()?;
+        let scale = 1.0 / targets as f64;
+        let (passes_done, sum) = match &mut self.state {
+            TrainingState::Native(native) => {
+                native.clear_gradients()?;
+                for batch in &batches {
+                    native.pass(batch, scale)?;
+                }
+                let (sum, norm) = native.finish()?;
+                let passes_done = Instant::now();
+                let (decay, clip) = (self.optim.weight_decay, (1.0 / norm).min(1.0));
+                let updates = number as u64 + 1;
+                native.update(AdamwStep::new(&self.optim, decay, 1.0, clip, updates))?;
+                native.wait()?;
+                (passes_done, sum)
+            }
+            TrainingState::Burn(model, optimizer) => {
+                let wait = || {
+                    let failed =
+                        |e| Error::Device(format!("waiting for the device failed: {e}"));
+                    self.compute.device.device.sync().map_err(failed)
+                };
+                let mut gradients = Gradients::new(model.weights.0.len());
+                let mut sum = 0.0;
+                for batch in &batches {
+                    let inputs = DeviceBatch::upload(&model.decoder, batch, &self.compute)?;
+                    sum += objective::loss_and_gradients(
+                        &model.decoder,
+                        &model.weights,
+                        &inputs,
+                        &self.pass,
+                        scale,
+                        &mut gradients,
+                    )?;
+                }
+                wait()?;
+                let passes_done = Instant::now();
+                let norm = clip::global_norm(&gradients)?;
+                let clip = (1.0 / norm).min(1.0);
+                let params = &model.decoder.params;
+                optimizer.step(&self.optim, params, &mut model.weights, gradients, 1.0, clip);
+                wait()?;
+                (passes_done, sum)
+            }
+        };
         let end = Instant::now();
+        let processed = batches.iter().map(|batch| batch.processed).sum();
+        let useful = batches.iter().map(|batch| flops::useful(&self.decoder, batch)).sum();
         let ms = |from: Instant, to: Instant| (to - from).as_secs_f64() * 1e3;
         Ok(Step {
             data: ms(start, data_done),
@@ -217,7 +279,7 @@ impl<'a> Bench<'a> {
     /// The micro-batches of step `number` and their counted targets.
     fn batches(&self, number: usize) -> (Vec<Batch>, usize) {
         let TrainBenchOptions { batch, seq, bd_size, .. } = *self.options;
-        let vocab = self.model.decoder.cfg.vocab_size;
+        let vocab = self.decoder.cfg.vocab_size;
         let indices = (0..batch).map(|row| (number * batch + row) as u64);
         let rows: Vec<PackedRow> =
             indices.clone().map(|index| synthetic_row(self.options, vocab, index)).collect();
@@ -235,9 +297,21 @@ impl<'a> Bench<'a> {
         (batches, targets)
     }
 
-    fn wait(&self) -> Result<()> {
-        let failed = |e| Error::Device(format!("waiting for the device failed: {e}"));
-        self.compute.device.device.sync().map_err(failed)
+    /// Times of all kernels in step `number`, which is not counted.
+    fn profile(&mut self, number: usize) -> Result<Vec<KernelMs>> {
+        if let TrainingState::Native(native) = &self.state {
+            native.time_kernels(true);
+        }
+        self.step(number)?;
+        let TrainingState::Native(native) = &self.state else { return Ok(Vec::new()) };
+        native.time_kernels(false);
+        let mut kernels: Vec<KernelMs> = native
+            .take_times()?
+            .into_iter()
+            .map(|(name, launches, ms)| KernelMs { name, launches, ms })
+            .collect();
+        kernels.sort_by(|a, b| b.ms.total_cmp(&a.ms));
+        Ok(kernels)
     }
 
     fn report(
@@ -257,11 +331,11 @@ impl<'a> Bench<'a> {
             steps.iter().map(|step| step.flops).sum::<f64>() / count / (step_ms / 1e3);
         TrainBenchReport {
             preset: options.preset.clone(),
-            params: self.model.decoder.params.numel(),
+            params: self.decoder.params.numel(),
             device: self.compute.device.name.clone(),
             layout: options.layout,
             dtype: options.dtype.to_string(),
-            attention: format!("{:?}", self.compute.attention).to_lowercase(),
+            attention: self.compute.attention_name(),
             recompute: options.activation_checkpointing,
             batch: options.batch,
             micro: self.micro,
@@ -285,8 +359,35 @@ impl<'a> Bench<'a> {
             loss_first: first.map(|(loss, _)| loss),
             loss_last: steps.last().map_or(0.0, |step| step.loss),
             peak_rss_mib,
+            gpu_gib: None,
+            launches: None,
+            kernels: Vec::new(),
         }
     }
+}
+
+/// Random weights and an empty optimizer state where the plan computes.
+fn training_state(
+    options: &TrainBenchOptions,
+    compute: &ComputePlan,
+    mut host: HostModel,
+    optim: &Optim,
+) -> Result<TrainingState> {
+    if !compute.native {
+        host.draw_weights(WEIGHT_SEED);
+        let model = host.upload(&compute.device.device);
+        let optimizer = Optimizer::new(optim, &model.decoder.params, &compute.device.device);
+        return Ok(TrainingState::Burn(model, optimizer));
+    }
+    let std = host.config.initializer_range as f32;
+    let native = NativeOptions {
+        activation_checkpointing: options.activation_checkpointing,
+        loss_chunk: options.loss_chunk,
+        training: true,
+    };
+    let mut native = Native::open(compute.cuda_index(), &Decoder::new(host.config), native)?;
+    native.draw_weights(std, WEIGHT_SEED)?;
+    Ok(TrainingState::Native(native))
 }
 
 fn median(steps: &[Step], value: impl Fn(&Step) -> f64) -> f64 {

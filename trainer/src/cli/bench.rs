@@ -4,7 +4,7 @@
 use clap::{Args, Subcommand};
 
 use crate::bench::{self, BenchLayout, TrainBenchOptions, TrainBenchReport};
-use crate::compute::{AttentionChoice, ComputeDtype};
+use crate::compute::{AttentionChoice, ComputeDtype, EngineChoice};
 use crate::error::{Error, Result};
 use crate::report::console;
 
@@ -61,9 +61,15 @@ pub(super) struct TrainBench {
     /// Run each layer again in the backward pass.
     #[arg(long, alias = "recompute")]
     pub activation_checkpointing: bool,
-    /// Positions whose logits exist at one time [default: 1024].
+    /// Positions whose logits exist at one time [default: 1024; natively as many as 2 GiB hold].
     #[arg(long)]
     pub loss_chunk: Option<usize>,
+    /// What computes [default: auto].
+    #[arg(long, value_enum)]
+    pub engine: Option<EngineChoice>,
+    /// Measure the time of every kernel in one more step (native engine).
+    #[arg(long)]
+    pub profile: bool,
     /// Round stream lengths up to a multiple of this, with attention dense or ranges [default: 32].
     #[arg(long)]
     pub multiple: Option<usize>,
@@ -101,7 +107,9 @@ fn options(args: &TrainBench) -> TrainBenchOptions {
         docs_per_row: args.docs_per_row.unwrap_or(usual.docs_per_row),
         prompt_fraction: args.prompt_fraction.unwrap_or(usual.prompt_fraction),
         activation_checkpointing: args.activation_checkpointing,
-        loss_chunk: args.loss_chunk.unwrap_or(usual.loss_chunk),
+        loss_chunk: args.loss_chunk,
+        engine: args.engine.unwrap_or(usual.engine),
+        profile: args.profile,
         multiple: args.multiple.unwrap_or(usual.multiple),
         preset: usual.preset,
     }

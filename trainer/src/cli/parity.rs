@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::validation;
-use crate::compute::{AttentionChoice, ComputeDtype};
+use crate::compute::{AttentionChoice, ComputeDtype, EngineChoice};
 use crate::diffusion::Layout;
 use crate::error::Result;
 use crate::parity::{ParityOptions, ToleranceOptions};
@@ -47,6 +47,9 @@ pub(super) struct ParityArgs {
     /// Attention implementation [default: auto].
     #[arg(long, value_enum)]
     pub attention: Option<AttentionChoice>,
+    /// What computes [default: auto].
+    #[arg(long, value_enum)]
+    pub engine: Option<EngineChoice>,
     /// Quantise linear layers online (BitLinear) whatever config.json says.
     #[arg(long)]
     pub bitlinear: bool,
@@ -119,6 +122,7 @@ fn options(args: &ParityArgs) -> ParityOptions {
         device: args.device.clone().unwrap_or(usual.device),
         dtype: args.dtype.unwrap_or(usual.dtype),
         attention: args.attention.unwrap_or(usual.attention),
+        engine: args.engine.unwrap_or(usual.engine),
         bitlinear: args.bitlinear,
         activation_checkpointing: args.activation_checkpointing,
         loss_chunk: args.loss_chunk.unwrap_or(usual.loss_chunk),

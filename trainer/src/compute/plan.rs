@@ -31,6 +31,18 @@ pub enum AttentionChoice {
     Tiles,
 }
 
+/// What computes the passes of training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum EngineChoice {
+    /// The native engine where it can be used, else Burn.
+    #[default]
+    Auto,
+    /// The native engine: own kernels and cuBLAS, on CUDA in bf16.
+    Native,
+    /// Burn, on every device.
+    Burn,
+}
+
 /// How the token streams of a micro-batch are laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StreamShape {
@@ -57,6 +69,8 @@ pub(crate) struct ComputePlan {
     pub stream_shape: StreamShape,
     /// Dense peak of the named card at `dtype`, FLOP/s, used for MFU; none for unknown cards.
     pub peak_flops: Option<f64>,
+    /// The native engine computes; Burn's tensors are in host memory then.
+    pub native: bool,
 }
 
 impl ComputePlan {
@@ -77,7 +91,7 @@ impl ComputePlan {
             DeviceKind::Cpu | DeviceKind::Wgpu => None,
         };
         let stream_shape = shape_for(attention, MULTIPLE);
-        ComputePlan { device, dtype, attention, stream_shape, peak_flops }
+        ComputePlan { device, dtype, attention, stream_shape, peak_flops, native: false }
     }
 
     /// The plan with another attention; refused where the device or dtype does not support it.
@@ -98,6 +112,28 @@ impl ComputePlan {
         self.attention = attention;
         self.stream_shape = shape_for(attention, MULTIPLE);
         Ok(self)
+    }
+
+    /// The plan with the native engine, which reads streams end to end.
+    pub(crate) fn on_native_engine(mut self) -> Self {
+        self.native = true;
+        self.device.device = super::device::cpu().device;
+        self.attention = Attention::Tiles;
+        self.stream_shape = StreamShape::Flat;
+        self
+    }
+
+    /// CUDA index of the device.
+    pub(crate) fn cuda_index(&self) -> usize {
+        match self.device.kind {
+            DeviceKind::Cuda(index) => index,
+            DeviceKind::Cpu | DeviceKind::Wgpu => 0,
+        }
+    }
+
+    /// What attention is computed by, for reports.
+    pub(crate) fn attention_name(&self) -> String {
+        if self.native { "native".into() } else { format!("{:?}", self.attention).to_lowercase() }
     }
 
     /// The plan with other rounding of rectangular streams; flat streams have none.

@@ -96,7 +96,8 @@ impl Config {
         if let Some(factor) = train.spike_factor {
             ensure("train.spike_factor", factor, factor > 1.0, "above 1, or null for off")?;
         }
-        ensure("train.loss_chunk", train.loss_chunk, train.loss_chunk > 0, "1 or more")?;
+        let chunk = train.loss_chunk;
+        ensure("train.loss_chunk", chunk.unwrap_or(1), chunk != Some(0), "1 or more, or null")?;
         ensure("train.log_every", train.log_every, train.log_every > 0, "1 or more")?;
         ensure(
             "train.eval_rows",

@@ -171,11 +171,15 @@ section! {
         /// Dtype of activations and matrix products; weights and optimizer state are fp32. null:
         /// bf16 on CUDA, fp32 elsewhere.
         dtype: Option<Dtype>,
+        /// `native` computes the passes with own kernels and cuBLAS (CUDA, bf16, AdamW; not
+        /// BitLinear), `burn` with Burn on any device, `auto` natively where that is possible.
+        engine: Engine,
         /// `layer` keeps only each layer's input and recomputes the layer in the backward pass:
         /// less memory, more time. `none` keeps all activations.
         activation_checkpointing: ActivationCheckpointing,
-        /// Positions whose logits are in memory at a time.
-        loss_chunk: usize,
+        /// Positions whose logits are in memory at a time. null: 1024, and as many as 2 GiB hold
+        /// with the native engine.
+        loss_chunk: Option<usize>,
         /// Steps between log lines.
         log_every: u64,
         /// Steps between evaluations on the eval split. 0: never.
@@ -309,6 +313,18 @@ choice! {
         Fp32 = "fp32",
         /// 16 bits, 8 of them exponent.
         Bf16 = "bf16",
+    }
+}
+
+choice! {
+    /// What computes the passes of training.
+    Engine {
+        /// The native engine where it can be used, else Burn.
+        Auto = "auto",
+        /// The native engine.
+        Native = "native",
+        /// Burn.
+        Burn = "burn",
     }
 }
 

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 
 use burn::prelude::*;
 use burn::tensor::DType;
+use rayon::prelude::*;
 
 use super::checkpoint_file::Checkpoint;
 use super::config::{ModelConfig, Quantization};
@@ -130,8 +131,10 @@ pub(crate) fn random_host(cfg: &ModelConfig, params: &Params, seed: u64) -> Vec<
             ParamKind::Bias => vec![0.0; spec.numel()],
             ParamKind::Matrix | ParamKind::Embedding => {
                 let std = cfg.initializer_range as f32;
+                let key = rng::key(&[seed, 0x1717, i as u64]);
                 (0..spec.numel())
-                    .map(|e| rng::normal(rng::key(&[seed, 0x1717, i as u64]), e as u64) * std)
+                    .into_par_iter()
+                    .map(|e| rng::normal(key, e as u64) * std)
                     .collect()
             }
         })

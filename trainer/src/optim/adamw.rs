@@ -61,7 +61,6 @@ impl Optimizer {
         clip: f64,
     ) {
         self.updates += 1;
-        let t = self.updates as i32;
         for (i, g) in grads.0.into_iter().enumerate() {
             let Some(g) = g else { continue };
             let g = to_f32(g);
@@ -71,16 +70,7 @@ impl Optimizer {
             };
             match &mut self.state[i] {
                 State::Adam(m, v) => {
-                    let step = AdamwStep {
-                        lr: (optim.lr * lr_factor) as f32,
-                        beta1: optim.beta1 as f32,
-                        beta2: optim.beta2 as f32,
-                        eps: optim.eps as f32,
-                        decay: decay as f32,
-                        clip: clip as f32,
-                        correction1: (1.0 - optim.beta1.powi(t)) as f32,
-                        correction2: (1.0 - optim.beta2.powi(t)) as f32,
-                    };
+                    let step = AdamwStep::new(optim, decay, lr_factor, clip, self.updates);
                     // moved out, so that the kernel holds the only copy and works in place
                     let (w, m0, v0) = (take(&mut weights.0[i]), take(m), take(v));
                     (weights.0[i], *m, *v) = kernels::adamw(w, m0, v0, g, step);
@@ -93,6 +83,24 @@ impl Optimizer {
                     weights.0[i] = (if decay > 0.0 { w * (1.0 - lr * decay) } else { w }) - d * lr;
                 }
             }
+        }
+    }
+}
+
+impl AdamwStep {
+    /// The update number `updates`, from 1, by a configuration and the factors on learning rate and
+    /// gradients.
+    pub(crate) fn new(optim: &Optim, decay: f64, lr_factor: f64, clip: f64, updates: u64) -> Self {
+        let t = updates as i32;
+        AdamwStep {
+            lr: (optim.lr * lr_factor) as f32,
+            beta1: optim.beta1 as f32,
+            beta2: optim.beta2 as f32,
+            eps: optim.eps as f32,
+            decay: decay as f32,
+            clip: clip as f32,
+            correction1: (1.0 - optim.beta1.powi(t)) as f32,
+            correction2: (1.0 - optim.beta2.powi(t)) as f32,
         }
     }
 }

@@ -12,14 +12,17 @@ use super::case::{Case, read_case};
 use super::differences;
 use super::tolerances::{RoundingEffect, ToleranceOptions, Tolerances};
 use crate::compute::tensor_io::download;
-use crate::compute::{AttentionChoice, ComputeDtype, ComputePlan, StreamShape, device};
+use crate::compute::{
+    AttentionChoice, ComputeDtype, ComputePlan, EngineChoice, StreamShape, device,
+};
 use crate::diffusion::{
     Batch, DeviceBatch, DocumentMask, Layout, Objective, ObjectiveSpec, PassOptions, build_batch,
     count_targets, objective,
 };
 use crate::error::{Error, Result};
 use crate::io::load_model::{self, LoadOptions, LoadedModel, load_model};
-use crate::model::Gradients;
+use crate::model::{Decoder, Gradients, ModelConfig};
+use crate::native::{self, Native, NativeOptions};
 
 /// Longest block of a case.
 const MOST_BLOCK_SIZE: usize = 1 << 16;
@@ -53,6 +56,8 @@ pub struct ParityOptions {
     pub dtype: ComputeDtype,
     /// Attention implementation. Default: the fastest that device and dtype support.
     pub attention: AttentionChoice,
+    /// What computes. Default: the native engine where it can be used.
+    pub engine: EngineChoice,
     /// Quantise linear layers online (BitLinear) whatever `config.json` says. Default: false.
     pub bitlinear: bool,
     /// Run each layer again in the backward pass. Default: false.
@@ -78,6 +83,7 @@ impl ParityOptions {
             device: "auto".into(),
             dtype: ComputeDtype::Fp32,
             attention: AttentionChoice::Auto,
+            engine: EngineChoice::Auto,
             bitlinear: false,
             activation_checkpointing: false,
             loss_chunk: 1024,
@@ -177,9 +183,7 @@ fn measure(
     dtype: ComputeDtype,
     rounded: bool,
 ) -> Result<(ParityReport, bool)> {
-    let compute = ComputePlan::new(device::choose(&options.device)?, Some(dtype))
-        .with_attention(options.attention)?
-        .with_multiple(1);
+    let compute = compute_plan(folder, options, dtype, rounded)?;
     let load = LoadOptions { round_to_bf16: rounded, force_bitlinear: options.bitlinear };
     let model = load_model(folder, load, &compute.device.device)?;
     let config = &model.decoder.cfg;
@@ -199,24 +203,131 @@ fn measure(
         None => Objective::Sft,
     };
     let batch = batch_of(&case, objective, &spec, &compute);
-    let inputs = DeviceBatch::upload(&model.decoder, &batch, &compute)?;
+    let mut model = Computed::new(model, &batch, &compute, options)?;
     let mut report = ParityReport {
         processed_tokens: batch.processed,
-        parameters: model.decoder.params.specs.len(),
+        parameters: model.decoder().params.specs.len(),
         ..ParityReport::default()
     };
     // The streams of the saving layout have no fixed place for a position's logits.
     if objective != Objective::BlockDiffusion(Layout::Saving) {
         let dump = options.dump_logits.as_deref().filter(|_| !rounded);
-        compare_logits(&model, &inputs, &batch, &case, options, dump, &mut report)?;
+        compare_logits(&mut model, &batch, &case, options, dump, &mut report)?;
     }
     let targets: usize =
         case.packed.iter().map(|row| count_targets(row, &spec, objective, None)).sum();
     if case.labelled && targets > 0 {
-        compare_loss(&model, &inputs, targets, &case, options, &mut report)?;
+        compare_loss(&mut model, &batch, targets, &case, options, &mut report)?;
     }
-    let ternary = model.decoder.cfg.quantization.is_some();
+    let ternary = model.decoder().cfg.quantization.is_some();
     Ok((report, ternary))
+}
+
+/// Where a comparison computes; the effect of rounding, which only sets tolerances, is computed on
+/// the CPU where the native engine computes the rest.
+fn compute_plan(
+    folder: &Path,
+    options: &ParityOptions,
+    dtype: ComputeDtype,
+    rounded: bool,
+) -> Result<ComputePlan> {
+    let config = ModelConfig::read(folder)?;
+    let other = match options.attention {
+        AttentionChoice::Auto if !options.bitlinear => None,
+        AttentionChoice::Auto => Some("it does not compute BitLinear"),
+        _ => Some("it has an attention of its own"),
+    };
+    let plan = |device, dtype| -> Result<ComputePlan> {
+        let plan = ComputePlan::new(device, Some(dtype)).with_attention(options.attention)?;
+        Ok(plan.with_multiple(1))
+    };
+    let asked = plan(device::choose(&options.device)?, options.dtype)?;
+    if !native::is_chosen(options.engine, &asked, &config, other)? {
+        return plan(asked.device, dtype);
+    }
+    if rounded { plan(device::cpu(), dtype) } else { Ok(asked.on_native_engine()) }
+}
+
+/// A model with what computes it.
+enum Computed {
+    Burn { model: LoadedModel, inputs: DeviceBatch, pass: PassOptions },
+    Native { model: LoadedModel, native: Native },
+}
+
+impl Computed {
+    fn new(
+        model: LoadedModel,
+        batch: &Batch,
+        compute: &ComputePlan,
+        options: &ParityOptions,
+    ) -> Result<Self> {
+        let pass = PassOptions {
+            activation_checkpointing: options.activation_checkpointing,
+            loss_chunk: options.loss_chunk,
+        };
+        if !compute.native {
+            let inputs = DeviceBatch::upload(&model.decoder, batch, compute)?;
+            return Ok(Computed::Burn { model, inputs, pass });
+        }
+        let native = NativeOptions {
+            activation_checkpointing: options.activation_checkpointing,
+            loss_chunk: Some(options.loss_chunk),
+            training: true,
+        };
+        let mut native = Native::open(compute.cuda_index(), &model.decoder, native)?;
+        native.set_weights(&model.weights)?;
+        Ok(Computed::Native { model, native })
+    }
+
+    fn decoder(&self) -> &Decoder {
+        match self {
+            Computed::Burn { model, .. } | Computed::Native { model, .. } => &model.decoder,
+        }
+    }
+
+    /// Logits of every stream position.
+    fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        match self {
+            Computed::Burn { model, inputs, .. } => {
+                download(&objective::all_logits(&model.decoder, &model.weights, inputs))
+            }
+            Computed::Native { native, .. } => native.logits(batch),
+        }
+    }
+
+    fn loss_sum(&mut self, batch: &Batch) -> Result<f64> {
+        match self {
+            Computed::Burn { model, inputs, pass } => {
+                objective::loss_sum(&model.decoder, &model.weights, inputs, pass)
+            }
+            Computed::Native { native, .. } => native.loss_sum(batch),
+        }
+    }
+
+    /// The sum of the losses, and `scale` times its gradients.
+    fn loss_and_gradients(&mut self, batch: &Batch, scale: f64) -> Result<(f64, Gradients)> {
+        match self {
+            Computed::Burn { model, inputs, pass } => {
+                let LoadedModel { decoder, weights } = model;
+                let mut gradients = Gradients::new(weights.0.len());
+                let sum = objective::loss_and_gradients(
+                    decoder,
+                    weights,
+                    inputs,
+                    pass,
+                    scale,
+                    &mut gradients,
+                )?;
+                Ok((sum, gradients))
+            }
+            Computed::Native { native, .. } => {
+                native.clear_gradients()?;
+                native.pass(batch, scale)?;
+                let (sum, _) = native.finish()?;
+                Ok((sum, native.gradients()?))
+            }
+        }
+    }
 }
 
 fn batch_of(
@@ -239,8 +350,7 @@ fn batch_of(
 /// Compares logits at every position of a causal case, or of the noised half of both views in the
 /// reference layout.
 fn compare_logits(
-    model: &LoadedModel,
-    inputs: &DeviceBatch,
+    model: &mut Computed,
     batch: &Batch,
     case: &Case,
     options: &ParityOptions,
@@ -250,8 +360,8 @@ fn compare_logits(
     if case.logits.is_none() && options.dump_logits.is_none() {
         return Ok(());
     }
-    let vocab = model.decoder.cfg.vocab_size;
-    let streams = download(&objective::all_logits(&model.decoder, &model.weights, inputs))?;
+    let vocab = model.decoder().cfg.vocab_size;
+    let streams = model.logits(batch)?;
     // each stream has `batch.len` positions, of which the first `case.len` are compared
     let logits: Vec<f32> = streams
         .chunks(batch.len * vocab)
@@ -268,7 +378,7 @@ fn compare_logits(
         ));
     }
     let compared = |position: usize| case.valid[position % (case.rows * case.len)];
-    let ternary = model.decoder.cfg.quantization.is_some();
+    let ternary = model.decoder().cfg.quantization.is_some();
     let quantile = match options.dtype {
         ComputeDtype::Fp32 if ternary => options.tolerances.for_bitlinear().logits_quantile,
         _ => options.tolerances.logits_quantile,
@@ -281,32 +391,18 @@ fn compare_logits(
 
 /// Compares the mean loss over `targets` tokens and, where they are expected, the gradients.
 fn compare_loss(
-    model: &LoadedModel,
-    inputs: &DeviceBatch,
+    model: &mut Computed,
+    batch: &Batch,
     targets: usize,
     case: &Case,
     options: &ParityOptions,
     report: &mut ParityReport,
 ) -> Result<()> {
-    let LoadedModel { decoder, weights } = model;
-    let pass = PassOptions {
-        activation_checkpointing: options.activation_checkpointing,
-        loss_chunk: options.loss_chunk,
-    };
     let sum = match &options.grads {
-        None => objective::loss_sum(decoder, weights, inputs, &pass)?,
+        None => model.loss_sum(batch)?,
         Some(file) => {
-            let mut gradients = Gradients::new(weights.0.len());
-            let scale = 1.0 / targets as f64;
-            let sum = objective::loss_and_gradients(
-                decoder,
-                weights,
-                inputs,
-                &pass,
-                scale,
-                &mut gradients,
-            )?;
-            let differences = differences::gradients(file, decoder, &gradients)?;
+            let (sum, gradients) = model.loss_and_gradients(batch, 1.0 / targets as f64)?;
+            let differences = differences::gradients(file, model.decoder(), &gradients)?;
             report.grads_max_rel = Some(differences.max_rel);
             report.grads_max_l2 = Some(differences.max_l2);
             report.worst_grad = differences.worst;

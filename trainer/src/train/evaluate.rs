@@ -5,23 +5,32 @@
 use dlm_datasets::{Dataset, Split, mask};
 
 use crate::compute::ComputePlan;
-use crate::diffusion::{DeviceBatch, PassOptions, build_batch, count_targets, objective};
+use crate::diffusion::{Batch, DeviceBatch, PassOptions, build_batch, count_targets, objective};
 use crate::error::Result;
 use crate::model::{Decoder, Weights};
 use crate::train::data::{self, BatchPlan};
 
+/// Sum of the cross-entropies of a batch by Burn.
+pub(crate) fn burn_loss<'a>(
+    decoder: &'a Decoder,
+    weights: &'a Weights,
+    pass: &'a PassOptions,
+    compute: &'a ComputePlan,
+) -> impl FnMut(&Batch) -> Result<f64> + 'a {
+    move |batch| {
+        let inputs = DeviceBatch::upload(decoder, batch, compute)?;
+        objective::loss_sum(decoder, weights, &inputs, pass)
+    }
+}
+
 /// Mean loss over the first `rows` rows of a split under fixed masks; `None` where no target is
-/// counted.
-#[allow(clippy::too_many_arguments)]
+/// counted. `loss_sum` is the sum of the cross-entropies of a batch.
 pub(crate) fn evaluate(
-    decoder: &Decoder,
-    weights: &Weights,
     data: &Dataset,
     split: Split,
     plan: &BatchPlan,
-    pass: &PassOptions,
-    compute: &ComputePlan,
     rows: usize,
+    mut loss_sum: impl FnMut(&Batch) -> Result<f64>,
 ) -> Result<Option<f64>> {
     let (mut sum, mut counted) = (0.0, 0usize);
     for first in (0..rows).step_by(plan.micro_batch_rows.max(1)) {
@@ -41,8 +50,7 @@ pub(crate) fn evaluate(
             masks.push(mask);
         }
         let batch = build_batch(plan.objective, &packed, &masks, &plan.spec, plan.shape);
-        let inputs = DeviceBatch::upload(decoder, &batch, compute)?;
-        sum += objective::loss_sum(decoder, weights, &inputs, pass)?;
+        sum += loss_sum(&batch)?;
     }
     Ok((counted > 0).then(|| sum / counted as f64))
 }

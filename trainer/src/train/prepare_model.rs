@@ -44,11 +44,7 @@ pub(super) fn prepare(
     with_weights: bool,
 ) -> Result<PreparedModel> {
     let manifest = data.manifest();
-    let described = source.checkpoint.as_ref().or(source.folder.as_ref());
-    let mut model = HostModel::new(match described {
-        Some(folder) => ModelConfig::read(folder)?,
-        None => random_model_config(cfg)?,
-    });
+    let mut model = HostModel::new(described_model(cfg, source)?);
     check_fit(&model.config, manifest, &source.name)?;
     if cfg.data.allow_long_documents != Some(true) {
         check_lengths(&model.config, data, "set data.allow_long_documents=true")?;
@@ -88,6 +84,14 @@ pub(super) fn prepare(
     } else {
         PreparedModel { decoder: Decoder::new(model.config), weights: None }
     })
+}
+
+/// What the source, or `source.config`, says of the model.
+pub(super) fn described_model(cfg: &Config, source: &ModelSource) -> Result<ModelConfig> {
+    match source.checkpoint.as_ref().or(source.folder.as_ref()) {
+        Some(folder) => ModelConfig::read(folder),
+        None => random_model_config(cfg),
+    }
 }
 
 /// Refuse random weights that do not fit into the memory of this machine.

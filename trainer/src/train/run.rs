@@ -13,7 +13,7 @@ use dlm_datasets::{Split, fs};
 
 use crate::compute::ComputeDevice;
 use crate::config::Config;
-use crate::diffusion::Objective;
+use crate::diffusion::{Batch, Objective};
 use crate::error::{Error, Result};
 use crate::io::checkpoint::{self, RunState, Snapshot};
 use crate::io::checkpoint_store::CheckpointStore;
@@ -21,7 +21,7 @@ use crate::io::source;
 use crate::report::metrics::{Reporter, RunProgress};
 use crate::report::step_record::StepRecord;
 use crate::train::data::{self, BatchPlan, Prefetch};
-use crate::train::evaluate::evaluate;
+use crate::train::evaluate::{burn_loss, evaluate};
 use crate::train::export_run;
 use crate::train::output_folder::{self, Purpose};
 use crate::train::stop_signal;
@@ -74,9 +74,12 @@ pub(crate) fn run(cfg: &Config, device: &ComputeDevice, options: RunOptions) -> 
     fs::create_dir(out)?;
     fs::write_atomic(&out.join("config.yaml"), cfg.to_yaml()?.as_bytes())?;
     if !trainer.state.finished {
+        trainer.start_native_engine()?;
         trainer.train(&store)?;
     }
-    export_run::export(&trainer.trained_model(), out)?;
+    let fetched = trainer.fetch()?;
+    let weights = fetched.as_ref().map_or(&trainer.weights, |(weights, _)| weights);
+    export_run::export(&trainer.trained_model(weights), out)?;
     Ok(Outcome { state: trainer.state, export: out.clone() })
 }
 
@@ -188,16 +191,16 @@ impl Trainer<'_> {
             return Ok(());
         }
         let rows = self.data.rows(Split::Eval).min(self.cfg.train.eval_rows);
-        record.eval_loss = evaluate(
-            &self.decoder,
-            &self.weights,
-            &self.data,
-            Split::Eval,
-            &self.plan,
-            &self.pass,
-            &self.compute,
-            rows,
-        )?;
+        record.eval_loss = match &mut self.native {
+            Some(native) => {
+                let loss_sum = |batch: &Batch| native.loss_sum(batch);
+                evaluate(&self.data, Split::Eval, &self.plan, rows, loss_sum)
+            }
+            None => {
+                let loss_sum = burn_loss(&self.decoder, &self.weights, &self.pass, &self.compute);
+                evaluate(&self.data, Split::Eval, &self.plan, rows, loss_sum)
+            }
+        }?;
         let Some(loss) = record.eval_loss else { return Ok(()) };
         self.state.eval_loss = Some(loss);
         let min_delta = self.cfg.train.early_stop_min_delta;
@@ -218,12 +221,17 @@ impl Trainer<'_> {
         {
             return Ok(dir);
         }
-        let info = export_run::info(&self.trained_model());
+        let fetched = self.fetch()?;
+        let (weights, optimizer) = match &fetched {
+            Some((weights, state)) => (weights, state),
+            None => (&self.weights, &self.optimizer.state),
+        };
+        let info = export_run::info(&self.trained_model(weights));
         let dir = store.save(&Snapshot {
             decoder: &self.decoder,
             info: &info,
-            weights: &self.weights,
-            optimizer: &self.optimizer.state,
+            weights,
+            optimizer,
             state: &self.state,
             identity: &self.identity,
         })?;

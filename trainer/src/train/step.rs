@@ -9,13 +9,15 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crate::diffusion::{Batch, DeviceBatch, objective};
+use crate::diffusion::{DeviceBatch, objective};
 use crate::error::{Error, Result};
+use crate::kernels::AdamwStep;
 use crate::model::Gradients;
 use crate::optim::{clip, schedule};
 use crate::report::metrics::resident_mib;
 use crate::report::step_record::StepRecord;
 use crate::train::data::{self, StepBatch};
+use crate::train::evaluate::burn_loss;
 use crate::train::trainer::Trainer;
 use crate::train::{flops, out_of_memory, spike_guard};
 
@@ -31,6 +33,19 @@ struct PassResult {
     flops: f64,
     /// Tokens the decoder ran on.
     processed: usize,
+}
+
+impl PassResult {
+    /// Of no pass so far, over `parameters` parameters.
+    fn new(parameters: usize) -> Self {
+        PassResult {
+            gradients: Gradients::new(parameters),
+            norm: 0.0,
+            loss_sum: 0.0,
+            flops: 0.0,
+            processed: 0,
+        }
+    }
 }
 
 impl Trainer<'_> {
@@ -74,14 +89,7 @@ impl Trainer<'_> {
             self.state.skipped += 1;
         } else {
             clip = clip::factor(&self.cfg.optim, norm, &mut self.state.zclip);
-            self.optimizer.step(
-                &self.cfg.optim,
-                &self.decoder.params,
-                &mut self.weights,
-                gradients,
-                lr_factor,
-                clip,
-            );
+            self.update(gradients, lr_factor, clip)?;
             self.state.updates = self.optimizer.updates;
         }
         if !empty {
@@ -144,15 +152,53 @@ impl Trainer<'_> {
         }
     }
 
+    /// The update by the gradients of the passes.
+    fn update(&mut self, gradients: Gradients, lr_factor: f64, clip: f64) -> Result<()> {
+        let optim = &self.cfg.optim;
+        match &mut self.native {
+            Some(native) => {
+                self.optimizer.updates += 1;
+                let t = self.optimizer.updates;
+                native.update(AdamwStep::new(optim, optim.weight_decay, lr_factor, clip, t))
+            }
+            None => {
+                self.optimizer.step(
+                    optim,
+                    &self.decoder.params,
+                    &mut self.weights,
+                    gradients,
+                    lr_factor,
+                    clip,
+                );
+                Ok(())
+            }
+        }
+    }
+
+    /// Forward and backward passes over every micro-batch, by the native engine.
+    fn native_passes(&mut self, batch: &StepBatch) -> Result<PassResult> {
+        let mut result = PassResult::new(0);
+        let Some(native) = &mut self.native else { return Ok(result) };
+        native.clear_gradients()?;
+        let scale = 1.0 / batch.counted as f64;
+        for micro_batch in &batch.micro_batches {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted("between two micro-batches".into()));
+            }
+            native.pass(micro_batch, scale)?;
+            result.flops += flops::useful(&self.decoder, micro_batch);
+            result.processed += micro_batch.processed;
+        }
+        (result.loss_sum, result.norm) = native.finish()?;
+        Ok(result)
+    }
+
     /// Forward and backward passes over every micro-batch.
-    fn passes(&self, batch: &StepBatch) -> Result<PassResult> {
-        let mut result = PassResult {
-            gradients: Gradients::new(self.weights.0.len()),
-            norm: 0.0,
-            loss_sum: 0.0,
-            flops: 0.0,
-            processed: 0,
-        };
+    fn passes(&mut self, batch: &StepBatch) -> Result<PassResult> {
+        if self.native.is_some() && batch.counted > 0 {
+            return self.native_passes(batch);
+        }
+        let mut result = PassResult::new(self.weights.0.len());
         if batch.counted == 0 {
             return Ok(result);
         }
@@ -179,7 +225,7 @@ impl Trainer<'_> {
 
     /// The error of a step with a non-finite loss or gradient: it names the rows whose own loss is
     /// not finite, or all rows of the step where each alone has a finite loss.
-    fn non_finite(&self, batch: &StepBatch, loss: f64, norm: f64) -> Error {
+    fn non_finite(&mut self, batch: &StepBatch, loss: f64, norm: f64) -> Error {
         let list = |rows: &[(u64, usize)]| {
             rows.iter()
                 .map(|(epoch, row)| format!("{row} (epoch {epoch})"))
@@ -212,14 +258,17 @@ impl Trainer<'_> {
     }
 
     /// Loss sum of row `i` of the step that comes next, computed alone.
-    fn loss_of_row(&self, i: u64) -> Result<f64> {
+    fn loss_of_row(&mut self, i: u64) -> Result<f64> {
         let mut plan = self.plan;
         (plan.batch_rows, plan.micro_batch_rows) = (1, 1);
         let step = data::build_step(&self.data, &plan, self.state.cursor + i)?;
-        let loss = |batch: &Batch| -> Result<f64> {
-            let inputs = DeviceBatch::upload(&self.decoder, batch, &self.compute)?;
-            objective::loss_sum(&self.decoder, &self.weights, &inputs, &self.pass)
-        };
-        step.micro_batches.iter().filter(|batch| !batch.targets.is_empty()).map(loss).sum()
+        let batches = step.micro_batches.iter().filter(|batch| !batch.targets.is_empty());
+        match &mut self.native {
+            Some(native) => batches.map(|batch| native.loss_sum(batch)).sum(),
+            None => {
+                let loss = burn_loss(&self.decoder, &self.weights, &self.pass, &self.compute);
+                batches.map(loss).sum()
+            }
+        }
     }
 }

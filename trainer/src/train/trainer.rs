@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use dlm_datasets::{Dataset, Split};
 
-use crate::compute::{ComputeDevice, ComputePlan};
+use crate::compute::{ComputeDevice, ComputePlan, EngineChoice};
 use crate::config::{self, ActivationCheckpointing, Config};
 use crate::diffusion::{DocumentMask, Layout, Objective, ObjectiveSpec, PassOptions};
 use crate::error::{Error, Result};
@@ -17,12 +17,13 @@ use crate::io::checkpoint::{Identity, RunState};
 use crate::io::export;
 use crate::io::source::ModelSource;
 use crate::model::{Decoder, Weights};
-use crate::optim::Optimizer;
+use crate::native::{self, Native, NativeOptions};
+use crate::optim::{Optimizer, State};
 use crate::train::data::BatchPlan;
 use crate::train::export_run::TrainedModel;
 use crate::train::identity::identity;
 use crate::train::micro_batch;
-use crate::train::prepare_model::{PreparedModel, prepare};
+use crate::train::prepare_model::{self, PreparedModel, prepare};
 
 /// Everything a step needs and changes.
 pub(super) struct Trainer<'a> {
@@ -31,8 +32,12 @@ pub(super) struct Trainer<'a> {
     pub(super) data: Arc<Dataset>,
     pub(super) source: ModelSource,
     pub(super) decoder: Decoder,
+    /// Empty while the native engine holds them.
     pub(super) weights: Weights,
+    /// Its state is empty while the native engine holds it.
     pub(super) optimizer: Optimizer,
+    /// The engine, from the first step on, where the compute plan says so.
+    pub(super) native: Option<Native>,
     pub(super) state: RunState,
     pub(super) plan: BatchPlan,
     pub(super) pass: PassOptions,
@@ -61,11 +66,11 @@ impl<'a> Trainer<'a> {
                 manifest.bd_size
             )));
         }
+        let compute = compute_plan(cfg, device, &source)?;
         let PreparedModel { decoder, weights } =
-            prepare(cfg, &source, &data, &device.device, with_weights)?;
+            prepare(cfg, &source, &data, &compute.device.device, with_weights)?;
         // refused now rather than after days of training
         export::check(&decoder, cfg.export.format)?;
-        let compute = ComputePlan::new(device.clone(), cfg.train.dtype.map(Into::into));
         let objective = objective_of(cfg);
         let plan = BatchPlan {
             seed: cfg.train.seed,
@@ -94,10 +99,10 @@ impl<'a> Trainer<'a> {
         let pass = PassOptions {
             activation_checkpointing: cfg.train.activation_checkpointing
                 == ActivationCheckpointing::Layer,
-            loss_chunk: cfg.train.loss_chunk,
+            loss_chunk: cfg.train.loss_chunk.unwrap_or(LOSS_CHUNK),
         };
         let optimizer = if with_weights {
-            Optimizer::new(&cfg.optim, &decoder.params, &device.device)
+            Optimizer::new(&cfg.optim, &decoder.params, &compute.device.device)
         } else {
             Optimizer { state: Vec::new(), updates: 0 }
         };
@@ -111,6 +116,7 @@ impl<'a> Trainer<'a> {
             decoder,
             weights: weights.unwrap_or(Weights(Vec::new())),
             optimizer,
+            native: None,
             state,
             plan,
             pass,
@@ -120,16 +126,42 @@ impl<'a> Trainer<'a> {
         })
     }
 
+    /// Hands weights and optimizer state over to the native engine where the compute plan says so.
+    pub(super) fn start_native_engine(&mut self) -> Result<()> {
+        if !self.compute.native || self.native.is_some() {
+            return Ok(());
+        }
+        let options = NativeOptions {
+            activation_checkpointing: self.pass.activation_checkpointing,
+            loss_chunk: self.cfg.train.loss_chunk,
+            training: true,
+        };
+        let mut native = Native::open(self.compute.cuda_index(), &self.decoder, options)?;
+        native.set_weights(&self.weights)?;
+        native.set_state(&self.optimizer.state)?;
+        (self.weights, self.optimizer.state) = (Weights(Vec::new()), Vec::new());
+        self.native = Some(native);
+        Ok(())
+    }
+
+    /// Copies of the weights and the optimizer's state in host memory, where the native engine
+    /// holds them; nothing otherwise.
+    pub(super) fn fetch(&self) -> Result<Option<(Weights, Vec<State>)>> {
+        let Some(native) = &self.native else { return Ok(None) };
+        Ok(Some((native.weights()?, native.state()?)))
+    }
+
     /// The first line of a session: model, source, device, data and batch.
     pub(super) fn description(&self) -> String {
         let manifest = self.data.manifest();
         format!(
-            "{} ({:?}, {:.2} M parameters) from {} on {}; {} rows of {} (bd_size {}), {} rows a step in micro-batches of {}, {} tokens to go",
+            "{} ({:?}, {:.2} M parameters) from {} on {}{}; {} rows of {} (bd_size {}), {} rows a step in micro-batches of {}, {} tokens to go",
             self.cfg.model.name,
             self.decoder.cfg.family,
             self.decoder.params.numel() as f64 / 1e6,
             self.source.name,
             self.compute.device.name,
+            if self.compute.native { " (native engine)" } else { "" },
             self.data.rows(Split::Train),
             manifest.seq_len,
             manifest.bd_size,
@@ -139,16 +171,42 @@ impl<'a> Trainer<'a> {
         )
     }
 
-    /// The model as it is now, ready to export.
-    pub(super) fn trained_model(&self) -> TrainedModel<'_> {
+    /// The model as it is now, ready to export, with the weights that [`Trainer::fetch`] brought.
+    pub(super) fn trained_model<'b>(&'b self, weights: &'b Weights) -> TrainedModel<'b> {
         TrainedModel {
             cfg: self.cfg,
             data: &self.data,
             decoder: &self.decoder,
-            weights: &self.weights,
+            weights,
             state: &self.state,
             source: &self.source,
         }
+    }
+}
+
+/// Positions whose logits exist at one time where Burn computes and the configuration is silent.
+const LOSS_CHUNK: usize = 1024;
+
+/// Where and how a run computes.
+fn compute_plan(cfg: &Config, device: &ComputeDevice, source: &ModelSource) -> Result<ComputePlan> {
+    let compute = ComputePlan::new(device.clone(), cfg.train.dtype.map(Into::into));
+    let model = prepare_model::described_model(cfg, source)?;
+    let other = if cfg.optim.name == config::OptimName::Muon {
+        Some("it updates by AdamW, not by Muon")
+    } else if cfg.conversion.bitlinear == config::BitLinear::On {
+        Some("it does not compute BitLinear")
+    } else {
+        None
+    };
+    let chosen = native::is_chosen(engine_choice(cfg.train.engine), &compute, &model, other)?;
+    Ok(if chosen { compute.on_native_engine() } else { compute })
+}
+
+fn engine_choice(engine: config::Engine) -> EngineChoice {
+    match engine {
+        config::Engine::Auto => EngineChoice::Auto,
+        config::Engine::Native => EngineChoice::Native,
+        config::Engine::Burn => EngineChoice::Burn,
     }
 }
 

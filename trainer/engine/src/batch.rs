@@ -1,0 +1,416 @@
+//! A batch as the kernels read it: index arrays, packed into one upload.
+//!
+//! In: [`Batch`]: the tokens of the streams end to end, who sees whom, what is predicted where.
+//! Out: [`Packed`]: all arrays in one vector with the place of each.
+
+use crate::error::{Error, Result};
+
+/// Queries that one block of attention threads handles.
+pub(crate) const ITEM_QUERIES: usize = 32;
+/// Keys that one block of the backward pass over keys handles.
+pub(crate) const TILE_KEYS: usize = 64;
+/// Rows that are summed in one go for the embedding table's gradient; a token that occurs often
+/// (the mask token) has several pieces.
+const PIECE: usize = 64;
+
+/// A run of queries that see the same keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tile {
+    /// First query.
+    pub query: usize,
+    /// Number of queries.
+    pub len: usize,
+    /// Start and number of the clean keys before them; the number may be 0.
+    pub prefix: (usize, usize),
+    /// Start and number of the keys of their own block.
+    pub own: (usize, usize),
+    /// Query i sees only the first i + 1 keys of its own block.
+    pub causal: bool,
+}
+
+/// The streams of one micro-batch, end to end.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// Token ids, `[T]`.
+    pub input_ids: Vec<i32>,
+    /// Position of each token in its document, `[T]`.
+    pub positions: Vec<i32>,
+    /// Together they hold every query once.
+    pub tiles: Vec<Tile>,
+    /// The stream position whose logits predict a target, `[N]`.
+    pub predicted_at: Vec<i32>,
+    /// The token that is predicted there, `[N]`.
+    pub targets: Vec<i32>,
+}
+
+/// Where an array of 32-bit integers starts in the upload, and its length.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Span {
+    pub at: usize,
+    pub len: usize,
+}
+
+/// All index arrays of a batch.
+#[derive(Debug, Default)]
+pub(crate) struct Packed {
+    pub values: Vec<i32>,
+    /// T.
+    pub tokens: usize,
+    /// N.
+    pub targets_len: usize,
+    /// Largest position + 1.
+    pub positions_end: usize,
+    pub ids: Span,
+    pub positions: Span,
+    /// Eight numbers per item: first query, queries, prefix start and length, own start and length,
+    /// causal, 0.
+    pub items: Span,
+    pub item_count: usize,
+    /// Four numbers per tile of keys: first key, keys, first entry and entries of `item_list`.
+    pub key_tiles: Span,
+    pub key_tile_count: usize,
+    pub item_list: Span,
+    pub predicted_at: Span,
+    pub targets: Span,
+    /// Where the picks of each token start, `[T + 1]`.
+    pub pick_start: Span,
+    pub picks: Span,
+    /// Source rows by token id; where their pieces start; the first piece of each id; the ids.
+    pub order: Span,
+    pub pieces: Span,
+    pub firsts: Span,
+    pub rows: Span,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Item {
+    query: usize,
+    len: usize,
+    prefix: (usize, usize),
+    own: (usize, usize),
+    causal: bool,
+}
+
+impl Item {
+    fn keys(&self) -> usize {
+        self.prefix.1 + self.own.1
+    }
+}
+
+impl Packed {
+    pub(crate) fn new(batch: &Batch, vocab_size: usize) -> Result<Self> {
+        let tokens = batch.input_ids.len();
+        let inside = |id: &i32| *id >= 0 && (*id as usize) < vocab_size;
+        let wrong = |what: &str| Err(Error::Unsupported(format!("a batch with {what}")));
+        if batch.positions.len() != tokens || batch.predicted_at.len() != batch.targets.len() {
+            return wrong("arrays of different lengths");
+        }
+        if !batch.input_ids.iter().chain(&batch.targets).all(inside) {
+            return wrong("token ids outside the vocabulary");
+        }
+        if batch.positions.iter().any(|p| *p < 0)
+            || batch.predicted_at.iter().any(|at| *at < 0 || *at as usize >= tokens)
+        {
+            return wrong("positions outside its streams");
+        }
+        let items = items(&batch.tiles, tokens)?;
+        let (key_tiles, item_list) = key_tiles(&items, tokens);
+        let mut p = Packed {
+            tokens,
+            targets_len: batch.targets.len(),
+            positions_end: batch.positions.iter().max().map_or(1, |last| *last as usize + 1),
+            item_count: items.len(),
+            key_tile_count: key_tiles.len() / 4,
+            ..Packed::default()
+        };
+        p.ids = p.add(&batch.input_ids);
+        p.positions = p.add(&batch.positions);
+        let flat: Vec<i32> = items
+            .iter()
+            .flat_map(|i| {
+                let causal = usize::from(i.causal);
+                [i.query, i.len, i.prefix.0, i.prefix.1, i.own.0, i.own.1, causal, 0]
+            })
+            .map(|n| n as i32)
+            .collect();
+        p.items = p.add(&flat);
+        p.key_tiles = p.add(&key_tiles);
+        p.item_list = p.add(&item_list);
+        p.predicted_at = p.add(&batch.predicted_at);
+        p.targets = p.add(&batch.targets);
+        let (start, picks) = picks(&batch.predicted_at, tokens);
+        p.pick_start = p.add(&start);
+        p.picks = p.add(&picks);
+        let groups = Groups::new(&batch.input_ids);
+        p.order = p.add(&groups.order);
+        p.pieces = p.add(&groups.pieces);
+        p.firsts = p.add(&groups.firsts);
+        p.rows = p.add(&groups.rows);
+        Ok(p)
+    }
+
+    /// Appends an array at a multiple of 64 bytes.
+    fn add(&mut self, values: &[i32]) -> Span {
+        let at = self.values.len().next_multiple_of(16);
+        self.values.resize(at, 0);
+        self.values.extend_from_slice(values);
+        Span { at, len: values.len() }
+    }
+}
+
+/// Tiles cut into pieces of at most [`ITEM_QUERIES`] queries, those with most keys first, so that
+/// the last blocks to finish are short ones.
+fn items(tiles: &[Tile], tokens: usize) -> Result<Vec<Item>> {
+    let mut items = Vec::with_capacity(tiles.len());
+    let mut seen = vec![false; tokens];
+    for tile in tiles {
+        let inside = |(start, len): (usize, usize)| start + len <= tokens;
+        let covered = tile.query..tile.query + tile.len;
+        if covered.end > tokens || !inside(tile.prefix) || !inside(tile.own) || tile.own.1 == 0 {
+            return Err(Error::Unsupported(format!(
+                "a batch whose tile {tile:?} is outside its {tokens} tokens"
+            )));
+        }
+        if seen[covered.clone()].iter().any(|seen| *seen) {
+            return Err(Error::Unsupported("a batch whose tiles overlap".into()));
+        }
+        seen[covered].fill(true);
+        for first in (0..tile.len).step_by(ITEM_QUERIES) {
+            let len = ITEM_QUERIES.min(tile.len - first);
+            // a causal piece sees its own block up to its last query
+            let own = if tile.causal { (tile.own.0, first + len) } else { tile.own };
+            items.push(Item {
+                query: tile.query + first,
+                len,
+                prefix: tile.prefix,
+                own,
+                causal: tile.causal,
+            });
+        }
+    }
+    if seen.iter().any(|seen| !seen) {
+        return Err(Error::Unsupported("a batch whose tiles leave out a token".into()));
+    }
+    items.sort_by_key(|item| (std::cmp::Reverse(item.keys()), item.query));
+    Ok(items)
+}
+
+/// Tiles of at most [`TILE_KEYS`] neighbouring keys, and the items that see any key of each.
+fn key_tiles(items: &[Item], tokens: usize) -> (Vec<i32>, Vec<i32>) {
+    // A tile does not reach over the start of a document's clean copy or from there into noised
+    // blocks, since other items see those keys.
+    let mut by_query: Vec<&Item> = items.iter().collect();
+    by_query.sort_by_key(|item| item.query);
+    let mut starts: Vec<usize> = Vec::new();
+    let mut previous: Option<(&Item, bool)> = None;
+    for item in by_query {
+        // a clean block's own keys follow its prefix
+        let clean = item.prefix.0 + item.prefix.1 == item.own.0 || item.causal;
+        let fits = previous.is_some_and(|(before, was_clean)| {
+            before.prefix.0 == item.prefix.0
+                && was_clean == clean
+                && starts.last().is_some_and(|start| item.query + item.len - start <= TILE_KEYS)
+        });
+        if !fits {
+            starts.push(item.query);
+        }
+        previous = Some((item, clean));
+    }
+    let mut seen_by: Vec<Vec<i32>> = vec![Vec::new(); starts.len()];
+    for (index, item) in items.iter().enumerate() {
+        for (start, len) in [item.prefix, item.own] {
+            if len == 0 {
+                continue;
+            }
+            let first = starts.partition_point(|s| *s <= start) - 1;
+            let end = starts.partition_point(|s| *s < start + len);
+            for list in &mut seen_by[first..end] {
+                if list.last() != Some(&(index as i32)) {
+                    list.push(index as i32);
+                }
+            }
+        }
+    }
+    // tiles that most items see first, as in `items`
+    let mut order: Vec<usize> = (0..starts.len()).collect();
+    order.sort_by_key(|i| (std::cmp::Reverse(seen_by[*i].len()), *i));
+    let (mut tiles, mut list) = (Vec::with_capacity(4 * starts.len()), Vec::new());
+    for i in order {
+        let end = starts.get(i + 1).copied().unwrap_or(tokens);
+        let numbers = [starts[i], end - starts[i], list.len(), seen_by[i].len()];
+        tiles.extend(numbers.map(|n| n as i32));
+        list.extend_from_slice(&seen_by[i]);
+    }
+    (tiles, list)
+}
+
+/// For each token the entries of `at` that name it: where they start, and their numbers.
+fn picks(at: &[i32], tokens: usize) -> (Vec<i32>, Vec<i32>) {
+    let mut start = vec![0i32; tokens + 1];
+    for token in at {
+        start[*token as usize + 1] += 1;
+    }
+    for i in 0..tokens {
+        start[i + 1] += start[i];
+    }
+    let mut next = start.clone();
+    let mut picks = vec![0i32; at.len()];
+    for (i, token) in at.iter().enumerate() {
+        let place = &mut next[*token as usize];
+        picks[*place as usize] = i as i32;
+        *place += 1;
+    }
+    (start, picks)
+}
+
+/// Which rows of a gradient go to which row of the embedding table, sorted so that every sum is
+/// computed in one order.
+#[derive(Debug, Default)]
+struct Groups {
+    order: Vec<i32>,
+    pieces: Vec<i32>,
+    firsts: Vec<i32>,
+    rows: Vec<i32>,
+}
+
+impl Groups {
+    fn new(ids: &[i32]) -> Self {
+        let mut order: Vec<i32> = (0..ids.len() as i32).collect();
+        order.sort_by_key(|&i| ids[i as usize]);
+        let mut groups = Groups { order, ..Groups::default() };
+        for at in 0..groups.order.len() {
+            let row = ids[groups.order[at] as usize];
+            let full = groups.pieces.last().is_some_and(|first| at - *first as usize >= PIECE);
+            if groups.rows.last() != Some(&row) {
+                groups.rows.push(row);
+                groups.firsts.push(groups.pieces.len() as i32);
+                groups.pieces.push(at as i32);
+            } else if full {
+                groups.pieces.push(at as i32);
+            }
+        }
+        groups.firsts.push(groups.pieces.len() as i32);
+        groups.pieces.push(groups.order.len() as i32);
+        groups
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tile(query: usize, len: usize, prefix: (usize, usize), own: (usize, usize)) -> Tile {
+        Tile { query, len, prefix, own, causal: false }
+    }
+
+    /// Two documents: clean blocks, then noised blocks, and a causal run.
+    fn tiles() -> (Vec<Tile>, usize) {
+        let mut tiles = Vec::new();
+        for (at, blocks, bd) in [(0, 5, 32), (320, 3, 8)] {
+            for b in 0..blocks {
+                let query = at + b * bd;
+                tiles.push(tile(query, bd, (at, b * bd), (query, bd)));
+            }
+            for b in 0..blocks {
+                let query = at + (blocks + b) * bd;
+                tiles.push(tile(query, bd, (at, b * bd), (query, bd)));
+            }
+        }
+        tiles.push(Tile {
+            query: 368,
+            len: 75,
+            prefix: (368, 0),
+            own: (368, 75),
+            causal: true,
+        });
+        (tiles, 443)
+    }
+
+    fn sees(item: &Item, query: usize, key: usize) -> bool {
+        let in_prefix = (item.prefix.0..item.prefix.0 + item.prefix.1).contains(&key);
+        let own = if item.causal {
+            query - item.query + 1 + item.own.1 - item.len
+        } else {
+            item.own.1
+        };
+        in_prefix || (item.own.0..item.own.0 + own).contains(&key)
+    }
+
+    #[test]
+    fn items_see_what_the_tiles_see() {
+        let (tiles, tokens) = tiles();
+        let items = items(&tiles, tokens).unwrap();
+        assert!(items.iter().all(|item| item.len <= ITEM_QUERIES));
+        for query in 0..tokens {
+            let item =
+                items.iter().find(|i| (i.query..i.query + i.len).contains(&query)).unwrap();
+            let tile =
+                tiles.iter().find(|t| (t.query..t.query + t.len).contains(&query)).unwrap();
+            for key in 0..tokens {
+                let own = if tile.causal { query - tile.query + 1 } else { tile.own.1 };
+                let seen = (tile.prefix.0..tile.prefix.0 + tile.prefix.1).contains(&key)
+                    || (tile.own.0..tile.own.0 + own).contains(&key);
+                assert_eq!(sees(item, query, key), seen, "query {query}, key {key}");
+            }
+        }
+    }
+
+    #[test]
+    fn key_tiles_hold_every_key_and_list_all_who_see_it() {
+        let (tiles, tokens) = tiles();
+        let items = items(&tiles, tokens).unwrap();
+        let (key_tiles, list) = key_tiles(&items, tokens);
+        let mut held = vec![0; tokens];
+        for tile in key_tiles.chunks(4) {
+            let [start, len, first, count] = [0, 1, 2, 3].map(|i| tile[i] as usize);
+            assert!(len <= TILE_KEYS && len > 0);
+            let listed = &list[first..first + count];
+            for key in start..start + len {
+                held[key] += 1;
+                for (i, item) in items.iter().enumerate() {
+                    let seen = (item.query..item.query + item.len).any(|q| sees(item, q, key));
+                    assert!(!seen || listed.contains(&(i as i32)));
+                }
+            }
+        }
+        assert!(held.iter().all(|n| *n == 1));
+    }
+
+    #[test]
+    fn wrong_batches_are_refused() {
+        let (tiles, tokens) = tiles();
+        let good = Batch {
+            input_ids: vec![3; tokens],
+            positions: vec![0; tokens],
+            tiles,
+            predicted_at: vec![1, 5, 1],
+            targets: vec![7, 8, 9],
+        };
+        assert!(Packed::new(&good, 10).is_ok());
+        assert!(Packed::new(&good, 9).is_err());
+        assert!(Packed::new(&Batch { targets: vec![1], ..good.clone() }, 10).is_err());
+        assert!(Packed::new(&Batch { predicted_at: vec![1, 5, 443], ..good.clone() }, 10).is_err());
+        let mut twice = good.clone();
+        twice.tiles.push(twice.tiles[0]);
+        assert!(Packed::new(&twice, 10).is_err());
+        let mut fewer = good;
+        fewer.tiles.pop();
+        assert!(Packed::new(&fewer, 10).is_err());
+    }
+
+    #[test]
+    fn picks_and_groups_list_every_row_once() {
+        let (start, list) = picks(&[4, 1, 4, 0], 6);
+        assert_eq!((start, list), (vec![0, 1, 2, 2, 2, 4, 4], vec![3, 1, 0, 2]));
+        let ids: Vec<i32> = (0..300).map(|i| if i % 3 == 0 { 5 } else { i % 7 }).collect();
+        let groups = Groups::new(&ids);
+        for (r, row) in groups.rows.iter().enumerate() {
+            let pieces = groups.firsts[r] as usize..=groups.firsts[r + 1] as usize;
+            let cuts = &groups.pieces[pieces];
+            assert!(cuts.windows(2).all(|c| c[1] - c[0] <= PIECE as i32 && c[1] > c[0]));
+            let span = cuts[0] as usize..*cuts.last().unwrap() as usize;
+            assert_eq!(span.len(), ids.iter().filter(|id| *id == row).count());
+            assert!(groups.order[span].iter().all(|i| ids[*i as usize] == *row));
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! How many blocks and threads each kernel gets; the comments above the kernels say what they
+//! expect.
+
+use crate::program::Grid;
+use crate::shape::Shape;
+
+/// Threads of kernels without sums across threads.
+const FLAT: usize = 256;
+/// Widest row that one warp handles alone; eight such rows share a block.
+const WARP_ROW: usize = 1024;
+/// Keys in a tile of attention.
+const KEYS: usize = 64;
+/// Blocks of `column_sums` along the rows.
+const COLUMN_BLOCKS: usize = 64;
+/// Threads of `cross_entropy`, and the bytes of a row that it keeps in shared memory.
+const LOSS_THREADS: usize = 512;
+const LOSS_SHARED: usize = 113_664;
+
+/// Launch geometry for one model on one GPU.
+#[derive(Clone, Debug)]
+pub(crate) struct Grids {
+    shape: Shape,
+    multiprocessors: usize,
+}
+
+impl Grids {
+    pub(crate) fn new(shape: &Shape, multiprocessors: usize) -> Self {
+        Grids { shape: shape.clone(), multiprocessors }
+    }
+
+    /// One thread per eight elements.
+    pub(crate) fn vectors(&self, elements: usize) -> Grid {
+        Grid::over(elements.div_ceil(8), FLAT)
+    }
+
+    /// One thread per four elements.
+    pub(crate) fn quads(&self, elements: usize) -> Grid {
+        Grid::over(elements.div_ceil(4), FLAT)
+    }
+
+    fn norm_threads(&self) -> usize {
+        match self.shape.hidden_size {
+            e if e <= WARP_ROW => FLAT,
+            e => 32 * e.div_ceil(512),
+        }
+    }
+
+    /// `rms_norm` and `add_rms_norm`.
+    pub(crate) fn norm(&self, rows: usize) -> Grid {
+        let threads = self.norm_threads();
+        if self.shape.hidden_size <= WARP_ROW {
+            Grid::new(rows.div_ceil(8), threads)
+        } else {
+            Grid::new(rows, threads)
+        }
+    }
+
+    /// `rms_norm_backward`; each block leaves one row of sums.
+    pub(crate) fn norm_backward(&self) -> Grid {
+        let per_multiprocessor = (512 / self.norm_threads()).max(1);
+        Grid::new(per_multiprocessor * self.multiprocessors, self.norm_threads())
+    }
+
+    /// `reduce_rows`.
+    pub(crate) fn reduce(&self, columns: usize) -> Grid {
+        Grid::new(columns.div_ceil(32), 1024)
+    }
+
+    fn head_lanes(&self) -> usize {
+        (self.shape.head_dim / 16).next_power_of_two()
+    }
+
+    /// `qkv_forward`.
+    pub(crate) fn qkv(&self, tokens: usize) -> Grid {
+        let s = &self.shape;
+        let turned = s.num_attention_heads + s.num_key_value_heads;
+        let heads = if s.qkv_bias { turned + s.num_key_value_heads } else { turned };
+        Grid::over(tokens * heads * self.head_lanes(), FLAT)
+    }
+
+    /// `qkv_backward`; each block leaves one row of sums where q and k have norms.
+    pub(crate) fn qkv_backward(&self) -> Grid {
+        Grid::new(3 * self.multiprocessors, FLAT)
+    }
+
+    /// `column_sums`; each block in y leaves one row of sums.
+    pub(crate) fn column_sums(&self, columns: usize) -> Grid {
+        Grid { blocks: (columns.div_ceil(FLAT), COLUMN_BLOCKS), threads: FLAT, shared: 0 }
+    }
+
+    /// `sum_squares`; each block leaves one number.
+    pub(crate) fn sum_squares(&self) -> Grid {
+        Grid::new(8 * self.multiprocessors, FLAT)
+    }
+
+    /// `cross_entropy`.
+    pub(crate) fn cross_entropy(&self, rows: usize, with_gradient: bool) -> Grid {
+        let shared = (2 * self.shape.padded_vocab()).min(LOSS_SHARED);
+        let shared = if with_gradient { shared } else { 0 };
+        Grid { blocks: (rows, 1), threads: LOSS_THREADS, shared }
+    }
+
+    /// Most elements that blocks leave for `reduce_rows`, in fp32.
+    pub(crate) fn parts(&self) -> usize {
+        let s = &self.shape;
+        let norm = self.norm_backward().blocks.0 * s.hidden_size;
+        let heads = self.qkv_backward().blocks.0 * 2 * s.head_dim;
+        norm.max(heads).max(COLUMN_BLOCKS * s.qkv())
+    }
+
+    /// Query heads per block of attention, and blocks that the heads of a key/value head take.
+    fn heads(&self) -> (usize, usize) {
+        let group = self.shape.num_attention_heads / self.shape.num_key_value_heads;
+        let splits = group.div_ceil(if self.short_heads() { 4 } else { 2 });
+        (group.div_ceil(splits), splits)
+    }
+
+    /// Whether a head is so short that one warp has 32 queries or keys of it instead of 16.
+    fn short_heads(&self) -> bool {
+        self.shape.head_dim <= 64
+    }
+
+    fn attention_row(&self) -> usize {
+        2 * (self.shape.head_dim + 8)
+    }
+
+    /// `attention_forward`.
+    pub(crate) fn attention(&self, items: usize) -> Grid {
+        let (heads, splits) = self.heads();
+        Grid {
+            blocks: (items * self.shape.num_key_value_heads * splits, 1),
+            threads: if self.short_heads() { 32 } else { 64 } * heads,
+            shared: 4 * KEYS * self.attention_row(),
+        }
+    }
+
+    /// `attention_backward_dq`.
+    pub(crate) fn attention_dq(&self, items: usize) -> Grid {
+        let (heads, _) = self.heads();
+        let shared = (2 * KEYS + (2 * KEYS).max(96 * heads)) * self.attention_row();
+        Grid { shared, ..self.attention(items) }
+    }
+
+    /// `attention_backward_dkv`.
+    pub(crate) fn attention_dkv(&self, key_tiles: usize) -> Grid {
+        let (threads, teams) = if self.short_heads() { (64, 2) } else { (128, 1) };
+        let row = self.attention_row();
+        Grid {
+            blocks: (key_tiles * self.shape.num_key_value_heads, 1),
+            threads: threads * teams,
+            shared: 2 * KEYS * row + teams * (2 * KEYS * row + 512 + 4096),
+        }
+    }
+}

@@ -1,0 +1,99 @@
+// Small helpers that all kernels share: bf16 numbers, vectors of eight of them, sums over warps and CTAs.
+// The host compiles common.cu, layers.cu, update.cu and attention.cu as one string, without any header.
+#define DLM_COMMON 1
+
+// A bf16 number is the upper half of a float. It is kept as its 16 bits.
+typedef unsigned short bf16;
+
+// All lanes of a warp take part in every shuffle.
+#define ALL_LANES 0xffffffffu
+
+__device__ __forceinline__ float bf16_to_float(bf16 x) {
+    return __uint_as_float((unsigned int)x << 16);
+}
+
+// Rounds to nearest, ties to even.
+__device__ __forceinline__ bf16 float_to_bf16(float x) {
+    bf16 r;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r) : "f"(x));
+    return r;
+}
+
+// Two bf16 numbers in one register: the first in the lower half (it comes first in memory).
+__device__ __forceinline__ float bf16_low(unsigned int pair) {
+    return __uint_as_float(pair << 16);
+}
+__device__ __forceinline__ float bf16_high(unsigned int pair) {
+    return __uint_as_float(pair & 0xffff0000u);
+}
+__device__ __forceinline__ unsigned int pack_bf16(float low, float high) {
+    unsigned int r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+}
+
+// Eight consecutive bf16 numbers (16 bytes, one memory access) as floats, and back.
+__device__ __forceinline__ void unpack8(uint4 q, float (&x)[8]) {
+    x[0] = bf16_low(q.x);
+    x[1] = bf16_high(q.x);
+    x[2] = bf16_low(q.y);
+    x[3] = bf16_high(q.y);
+    x[4] = bf16_low(q.z);
+    x[5] = bf16_high(q.z);
+    x[6] = bf16_low(q.w);
+    x[7] = bf16_high(q.w);
+}
+__device__ __forceinline__ uint4 pack8(const float (&x)[8]) {
+    return make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]),
+                      pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7]));
+}
+
+// Eight consecutive floats (two accesses of 16 bytes).
+__device__ __forceinline__ void load8(const float* p, float (&x)[8]) {
+    float4 a = ((const float4*)p)[0], b = ((const float4*)p)[1];
+    x[0] = a.x;
+    x[1] = a.y;
+    x[2] = a.z;
+    x[3] = a.w;
+    x[4] = b.x;
+    x[5] = b.y;
+    x[6] = b.z;
+    x[7] = b.w;
+}
+__device__ __forceinline__ void store8(float* p, const float (&x)[8]) {
+    ((float4*)p)[0] = make_float4(x[0], x[1], x[2], x[3]);
+    ((float4*)p)[1] = make_float4(x[4], x[5], x[6], x[7]);
+}
+
+// 2^x by the special function unit (relative error about 2^-22).
+__device__ __forceinline__ float exp2_fast(float x) {
+    float r;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+
+// Sum and maximum over the 32 lanes of a warp; every lane gets the same bits.
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes >>= 1) x += __shfl_xor_sync(ALL_LANES, x, lanes);
+    return x;
+}
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes >>= 1) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, lanes));
+    return x;
+}
+
+// Sum over WARPS warps of a CTA; every thread gets the same bits. `slots` is shared memory for WARPS floats
+// that no other thread still reads: a caller that sums again uses other slots or a barrier in between.
+template <int WARPS>
+__device__ __forceinline__ float cta_sum(float x, float* slots) {
+    x = warp_sum(x);
+    if ((threadIdx.x & 31) == 0) slots[threadIdx.x >> 5] = x;
+    __syncthreads();
+    float sum = slots[0];
+#pragma unroll
+    for (int i = 1; i < WARPS; i++) sum += slots[i];
+    return sum;
+}
+

@@ -1,0 +1,85 @@
+//! The engine of a build without CUDA: there is none.
+
+use super::NativeOptions;
+use crate::diffusion::Batch;
+use crate::error::{Error, Result};
+use crate::kernels::AdamwStep;
+use crate::model::{Decoder, Gradients, Weights};
+use crate::optim::State;
+
+/// Has no values.
+pub(crate) enum Native {}
+
+impl Native {
+    pub(crate) fn open(_index: usize, _decoder: &Decoder, _options: NativeOptions) -> Result<Self> {
+        Err(Error::Device("this dlm-train was built without CUDA".into()))
+    }
+
+    pub(crate) fn set_weights(&mut self, _weights: &Weights) -> Result<()> {
+        match *self {}
+    }
+
+    pub(crate) fn draw_weights(&mut self, _std: f32, _seed: u64) -> Result<()> {
+        match *self {}
+    }
+
+    pub(crate) fn set_state(&mut self, _state: &[State]) -> Result<()> {
+        match *self {}
+    }
+
+    pub(crate) fn weights(&self) -> Result<Weights> {
+        match *self {}
+    }
+
+    pub(crate) fn gradients(&self) -> Result<Gradients> {
+        match *self {}
+    }
+
+    pub(crate) fn state(&self) -> Result<Vec<State>> {
+        match *self {}
+    }
+
+    pub(crate) fn clear_gradients(&mut self) -> Result<()> {
+        match *self {}
+    }
+
+    pub(crate) fn pass(&mut self, _batch: &Batch, _scale: f64) -> Result<()> {
+        match *self {}
+    }
+
+    pub(crate) fn finish(&mut self) -> Result<(f64, f64)> {
+        match *self {}
+    }
+
+    pub(crate) fn loss_sum(&mut self, _batch: &Batch) -> Result<f64> {
+        match *self {}
+    }
+
+    pub(crate) fn logits(&mut self, _batch: &Batch) -> Result<Vec<f32>> {
+        match *self {}
+    }
+
+    pub(crate) fn update(&mut self, _step: AdamwStep) -> Result<()> {
+        match *self {}
+    }
+
+    pub(crate) fn wait(&self) -> Result<()> {
+        match *self {}
+    }
+
+    pub(crate) fn memory_in_use(&self) -> Result<usize> {
+        match *self {}
+    }
+
+    pub(crate) fn take_launches(&self) -> u64 {
+        match *self {}
+    }
+
+    pub(crate) fn time_kernels(&self, _on: bool) {
+        match *self {}
+    }
+
+    pub(crate) fn take_times(&self) -> Result<Vec<(String, u64, f64)>> {
+        match *self {}
+    }
+}

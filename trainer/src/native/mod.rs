@@ -1,0 +1,87 @@
+//! Training on an NVIDIA GPU without Burn in between: `dlm-engine` behind the types of this crate.
+//!
+//! In: a decoder, host weights, batches of streams. Out: losses, norms, gradients, weights and
+//! moments. Burn computes whatever the engine does not (BitLinear, Muon, fp32, other GPUs); the
+//! engine says by name what it does not compute. Without the feature `cuda` there is no engine, and
+//! [`Native`] has no values.
+
+#[cfg(not(feature = "cuda"))]
+mod absent;
+#[cfg(feature = "cuda")]
+mod present;
+
+#[cfg(not(feature = "cuda"))]
+pub(crate) use absent::Native;
+#[cfg(feature = "cuda")]
+pub(crate) use present::Native;
+
+use crate::compute::{ComputeDtype, ComputePlan, DeviceKind, EngineChoice};
+use crate::error::{Error, Result};
+use crate::model::ModelConfig;
+
+/// What a native engine is made for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NativeOptions {
+    /// Keep only the input of each layer and run the layer again in the backward pass.
+    pub activation_checkpointing: bool,
+    /// Positions whose logits exist at one time; none: as many as two GiB hold.
+    pub loss_chunk: Option<usize>,
+    /// Gradients and optimizer state too.
+    pub training: bool,
+}
+
+/// Whether a run computes on the engine: on CUDA in bf16, for the models it is written for.
+///
+/// # Errors
+/// When the engine was asked for and cannot be used.
+pub(crate) fn is_chosen(
+    choice: EngineChoice,
+    compute: &ComputePlan,
+    model: &ModelConfig,
+    other: Option<&str>,
+) -> Result<bool> {
+    let refusal = match compute.device.kind {
+        DeviceKind::Cuda(_) if compute.dtype == ComputeDtype::Bf16 => {
+            other.map(String::from).or_else(|| unsupported(model))
+        }
+        DeviceKind::Cuda(_) => Some(format!("it computes in bf16, not in {}", compute.dtype)),
+        DeviceKind::Cpu | DeviceKind::Wgpu => {
+            Some(format!("it needs an NVIDIA GPU, and this run is on {}", compute.device.name))
+        }
+    };
+    match (choice, refusal) {
+        (EngineChoice::Burn, _) => Ok(false),
+        (EngineChoice::Auto, refusal) => Ok(refusal.is_none()),
+        (EngineChoice::Native, None) => Ok(true),
+        (EngineChoice::Native, Some(reason)) => Err(Error::Usage(format!(
+            "the native engine cannot be used here: {reason}; take auto or burn"
+        ))),
+    }
+}
+
+/// What of a model the engine does not compute.
+fn unsupported(model: &ModelConfig) -> Option<String> {
+    if model.quantization.is_some() {
+        return Some("it does not compute BitLinear".into());
+    }
+    if model.sub_norms {
+        return Some("it does not compute norms before output projections".into());
+    }
+    if model.o_bias || model.mlp_bias {
+        return Some("it does not compute biases on o_proj or the MLP".into());
+    }
+    if ![16, 32, 64, 96, 128].contains(&model.head_dim) {
+        return Some(format!(
+            "it computes heads of 16, 32, 64, 96 and 128, and head_dim is {}",
+            model.head_dim
+        ));
+    }
+    let widths = [
+        model.hidden_size,
+        model.intermediate_size,
+        model.num_attention_heads * model.head_dim,
+    ];
+    (widths.iter().any(|width| width % 16 != 0) || model.hidden_size > 8192).then(|| {
+        format!("it computes widths that are multiples of 16 and at most 8192, not {widths:?}")
+    })
+}
