@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::compute::{ComputeDtype, ComputePlan, device};
+use crate::compute::{ComputeDtype, ComputePlan, EngineChoice, device};
 use crate::decode::folder::ModelFolder;
 use crate::decode::prompt::PromptCodec;
 use crate::decode::{ArOptions, BlockOptions, Engine};
@@ -48,11 +48,13 @@ pub struct ModelOptions {
     pub device: String,
     /// Dtype of activations and matrix products. Default: bf16 on CUDA, fp32 elsewhere.
     pub dtype: Option<ComputeDtype>,
+    /// What computes. Default: the native engine where it can be used.
+    pub engine: EngineChoice,
 }
 
 impl Default for ModelOptions {
     fn default() -> Self {
-        ModelOptions { device: "auto".into(), dtype: None }
+        ModelOptions { device: "auto".into(), dtype: None, engine: EngineChoice::Auto }
     }
 }
 
@@ -230,7 +232,7 @@ impl ModelFiles {
     pub(crate) fn load(self, options: &ModelOptions) -> Result<Model> {
         let compute = ComputePlan::new(device::choose(&options.device)?, options.dtype);
         let device = compute.device.name.clone();
-        let engine = self.folder.load(compute)?;
+        let engine = self.folder.load(compute, options.engine)?;
         Ok(Model { files: self, engine, device })
     }
 

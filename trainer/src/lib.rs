@@ -12,8 +12,8 @@
 //! Everything else is internal. Its rooms, each of which may use those before it: `config`
 //! (settings) → `compute` (device, dtype, attention) → `report` (metrics and plots) → `kernels` →
 //! `attention` → `model` (the decoder and its weights) → `diffusion` (the objective) → `optim` →
-//! `native` (the CUDA engine) → `io` (sources, checkpoints, export) → `decode` → `train` (the loop) → `parity`, `bench` → the
-//! calls above → `launch` → `cli`.
+//! `native` (the CUDA engine) → `io` (sources, checkpoints, export) → `decode` → `train` (the loop)
+//! → `parity`, `bench` → the calls above → `launch` → `cli`.
 
 mod attention;
 mod bench;

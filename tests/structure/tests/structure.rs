@@ -14,12 +14,16 @@ use dlm_structure::tree::Tree;
 use dlm_structure::{repository, text};
 
 /// Folder and name of each library crate.
-const CRATES: [(&str, &str); 3] =
-    [("pipeline", "dlm_prep"), ("trainer", "dlm_train"), ("datasets", "dlm_datasets")];
+const CRATES: [(&str, &str); 4] = [
+    ("pipeline", "dlm_prep"),
+    ("trainer", "dlm_train"),
+    ("trainer/engine", "dlm_engine"),
+    ("datasets", "dlm_datasets"),
+];
 
 /// The rooms (files and folders directly under `src`) of each crate, highest first. A file may
 /// import from rooms below its own; rooms on one line are equal and may import from each other.
-const ROOMS: [(&str, &[&[&str]]); 3] = [
+const ROOMS: [(&str, &[&[&str]]); 4] = [
     (
         "dlm_prep",
         &[
@@ -50,6 +54,7 @@ const ROOMS: [(&str, &[&[&str]]); 3] = [
             &["train"],
             &["decode"],
             &["io"],
+            &["native"],
             &["optim"],
             &["diffusion"],
             &["model"],
@@ -58,6 +63,28 @@ const ROOMS: [(&str, &[&[&str]]); 3] = [
             &["report"],
             &["compute"],
             &["config"],
+            &["error"],
+        ],
+    ),
+    (
+        "dlm_engine",
+        &[
+            &["decode"],
+            &["engine"],
+            &["backward"],
+            &["forward"],
+            &["places"],
+            &["model"],
+            &["batch"],
+            &["cache"],
+            &["arena"],
+            &["blas"],
+            &["grids"],
+            &["program"],
+            &["profile"],
+            &["shape"],
+            &["device"],
+            &["options"],
             &["error"],
         ],
     ),

@@ -13,11 +13,18 @@ const ALIGNMENT: usize = 256;
 pub(crate) struct Cursor {
     start: u64,
     used: usize,
+    /// Bytes of one element of activations.
+    element: usize,
 }
 
 impl Cursor {
     pub(crate) fn new(start: u64) -> Self {
-        Cursor { start, used: 0 }
+        Cursor::of(start, 4)
+    }
+
+    /// A cursor for activations whose elements have this many bytes.
+    pub(crate) fn of(start: u64, element: usize) -> Self {
+        Cursor { start, used: 0, element }
     }
 
     /// The address of `bytes` bytes.
@@ -27,9 +34,9 @@ impl Cursor {
         at
     }
 
-    /// `[rows, columns]` bf16.
-    pub(crate) fn bf16(&mut self, rows: usize, columns: usize) -> u64 {
-        self.take(2 * rows * columns)
+    /// `[rows, columns]` activations.
+    pub(crate) fn act(&mut self, rows: usize, columns: usize) -> u64 {
+        self.take(self.element * rows * columns)
     }
 
     /// `[rows, columns]` fp32.

@@ -1,12 +1,12 @@
 //! The backward pass, from the gradients of the predicted positions to those of all parameters.
 
 use crate::batch::Packed;
-use crate::engine::Engine;
 use crate::error::Result;
-use crate::forward::{LayerPlaces, Places};
+use crate::model::Model;
+use crate::places::{LayerPlaces, Places};
 use crate::program::launch;
 
-impl Engine {
+impl Model {
     /// Adds the gradients of every parameter but the head's, whose were added with the loss.
     pub(crate) fn backward(&self, packed: &Packed, places: &Places) -> Result<()> {
         let (t, n, e) = (packed.tokens, packed.targets_len, self.shape.hidden_size);
@@ -33,7 +33,7 @@ impl Engine {
             let at = places.layer(i);
             if !places.keeps_all() {
                 self.norm(at.x, self.layout.layers[i].input_norm, at.h1, at.rstd1, t)?;
-                self.layer(i, packed, places)?;
+                self.layer(i, packed, places, None)?;
             }
             self.mlp_backward(i, t, &at, places)?;
             self.attention_backward(i, packed, &at, places)?;
@@ -104,8 +104,8 @@ impl Engine {
         let (s, g) = (&self.shape, places.gradients);
         let ([q, k, v], [q_stride, k_stride, v_stride]) = self.heads(places, i);
         let width = s.qkv();
-        let d_k = g.qkv + 2 * s.q() as u64;
-        let d_v = d_k + 2 * s.kv() as u64;
+        let d_k = g.qkv + (self.element() * s.q()) as u64;
+        let d_v = d_k + (self.element() * s.kv()) as u64;
         let items = places.index(packed.items);
         launch!(
             self.program,
@@ -161,7 +161,7 @@ impl Engine {
     ) -> Result<()> {
         let profile = &mut self.program.profile.borrow_mut();
         let stride = sizes.1;
-        self.blas.input_gradient(profile, dy, self.weight16(weight), dx, sizes, stride)?;
+        self.blas.input_gradient(profile, dy, self.matrix(weight), dx, sizes, stride)?;
         let dw = self.gradient(weight)?;
         self.blas.weight_gradient(profile, x, dy, dw, sizes, stride, true)
     }

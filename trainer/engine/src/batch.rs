@@ -43,6 +43,19 @@ pub struct Batch {
     pub targets: Vec<i32>,
 }
 
+/// The new tokens of one pass, rows end to end.
+#[derive(Clone, Debug, Default)]
+pub struct CachedPass {
+    /// Token ids, `[T]`.
+    pub input_ids: Vec<i32>,
+    /// Position of each token in its row, `[T]`.
+    pub positions: Vec<i32>,
+    /// Where its key and value go: row of the cache times its positions, plus the position.
+    pub slots: Vec<i32>,
+    /// Queries count over the new tokens, keys over the slots of the cache.
+    pub tiles: Vec<Tile>,
+}
+
 /// Where an array of 32-bit integers starts in the upload, and its length.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Span {
@@ -80,6 +93,8 @@ pub(crate) struct Packed {
     pub pieces: Span,
     pub firsts: Span,
     pub rows: Span,
+    /// Rows of the cache for keys and values, in decoding.
+    pub slots: Span,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -113,7 +128,7 @@ impl Packed {
         {
             return wrong("positions outside its streams");
         }
-        let items = items(&batch.tiles, tokens)?;
+        let items = items(&batch.tiles, tokens, tokens)?;
         let (key_tiles, item_list) = key_tiles(&items, tokens);
         let mut p = Packed {
             tokens,
@@ -125,15 +140,7 @@ impl Packed {
         };
         p.ids = p.add(&batch.input_ids);
         p.positions = p.add(&batch.positions);
-        let flat: Vec<i32> = items
-            .iter()
-            .flat_map(|i| {
-                let causal = usize::from(i.causal);
-                [i.query, i.len, i.prefix.0, i.prefix.1, i.own.0, i.own.1, causal, 0]
-            })
-            .map(|n| n as i32)
-            .collect();
-        p.items = p.add(&flat);
+        p.items = p.add(&flat(&items));
         p.key_tiles = p.add(&key_tiles);
         p.item_list = p.add(&item_list);
         p.predicted_at = p.add(&batch.predicted_at);
@@ -149,6 +156,32 @@ impl Packed {
         Ok(p)
     }
 
+    /// The arrays of a pass behind a cache of `slots` keys.
+    pub(crate) fn for_cache(pass: &CachedPass, vocab_size: usize, slots: usize) -> Result<Self> {
+        let tokens = pass.input_ids.len();
+        let inside = |id: &i32| *id >= 0 && (*id as usize) < vocab_size;
+        if pass.positions.len() != tokens
+            || !pass.input_ids.iter().all(inside)
+            || pass.positions.iter().any(|p| *p < 0)
+        {
+            return Err(Error::Unsupported(
+                "a pass with token ids outside the vocabulary or without positions".into(),
+            ));
+        }
+        let items = items(&pass.tiles, tokens, slots)?;
+        let mut p = Packed {
+            tokens,
+            positions_end: pass.positions.iter().max().map_or(1, |last| *last as usize + 1),
+            item_count: items.len(),
+            ..Packed::default()
+        };
+        p.ids = p.add(&pass.input_ids);
+        p.positions = p.add(&pass.positions);
+        p.items = p.add(&flat(&items));
+        p.slots = p.add(&pass.slots);
+        Ok(p)
+    }
+
     /// Appends an array at a multiple of 64 bytes.
     fn add(&mut self, values: &[i32]) -> Span {
         let at = self.values.len().next_multiple_of(16);
@@ -158,17 +191,26 @@ impl Packed {
     }
 }
 
+/// Items as the kernels read them.
+fn flat(items: &[Item]) -> Vec<i32> {
+    let numbers = items.iter().flat_map(|i| {
+        let causal = usize::from(i.causal);
+        [i.query, i.len, i.prefix.0, i.prefix.1, i.own.0, i.own.1, causal, 0]
+    });
+    numbers.map(|n| n as i32).collect()
+}
+
 /// Tiles cut into pieces of at most [`ITEM_QUERIES`] queries, those with most keys first, so that
 /// the last blocks to finish are short ones.
-fn items(tiles: &[Tile], tokens: usize) -> Result<Vec<Item>> {
+fn items(tiles: &[Tile], tokens: usize, keys: usize) -> Result<Vec<Item>> {
     let mut items = Vec::with_capacity(tiles.len());
     let mut seen = vec![false; tokens];
     for tile in tiles {
-        let inside = |(start, len): (usize, usize)| start + len <= tokens;
+        let inside = |(start, len): (usize, usize)| start + len <= keys;
         let covered = tile.query..tile.query + tile.len;
         if covered.end > tokens || !inside(tile.prefix) || !inside(tile.own) || tile.own.1 == 0 {
             return Err(Error::Unsupported(format!(
-                "a batch whose tile {tile:?} is outside its {tokens} tokens"
+                "a batch whose tile {tile:?} is outside its {tokens} tokens and {keys} keys"
             )));
         }
         if seen[covered.clone()].iter().any(|seen| *seen) {
@@ -316,36 +358,25 @@ mod tests {
                 tiles.push(tile(query, bd, (at, b * bd), (query, bd)));
             }
         }
-        tiles.push(Tile {
-            query: 368,
-            len: 75,
-            prefix: (368, 0),
-            own: (368, 75),
-            causal: true,
-        });
+        tiles.push(Tile { query: 368, len: 75, prefix: (368, 0), own: (368, 75), causal: true });
         (tiles, 443)
     }
 
     fn sees(item: &Item, query: usize, key: usize) -> bool {
         let in_prefix = (item.prefix.0..item.prefix.0 + item.prefix.1).contains(&key);
-        let own = if item.causal {
-            query - item.query + 1 + item.own.1 - item.len
-        } else {
-            item.own.1
-        };
+        let own =
+            if item.causal { query - item.query + 1 + item.own.1 - item.len } else { item.own.1 };
         in_prefix || (item.own.0..item.own.0 + own).contains(&key)
     }
 
     #[test]
     fn items_see_what_the_tiles_see() {
         let (tiles, tokens) = tiles();
-        let items = items(&tiles, tokens).unwrap();
+        let items = items(&tiles, tokens, tokens).unwrap();
         assert!(items.iter().all(|item| item.len <= ITEM_QUERIES));
         for query in 0..tokens {
-            let item =
-                items.iter().find(|i| (i.query..i.query + i.len).contains(&query)).unwrap();
-            let tile =
-                tiles.iter().find(|t| (t.query..t.query + t.len).contains(&query)).unwrap();
+            let item = items.iter().find(|i| (i.query..i.query + i.len).contains(&query)).unwrap();
+            let tile = tiles.iter().find(|t| (t.query..t.query + t.len).contains(&query)).unwrap();
             for key in 0..tokens {
                 let own = if tile.causal { query - tile.query + 1 } else { tile.own.1 };
                 let seen = (tile.prefix.0..tile.prefix.0 + tile.prefix.1).contains(&key)
@@ -358,7 +389,7 @@ mod tests {
     #[test]
     fn key_tiles_hold_every_key_and_list_all_who_see_it() {
         let (tiles, tokens) = tiles();
-        let items = items(&tiles, tokens).unwrap();
+        let items = items(&tiles, tokens, tokens).unwrap();
         let (key_tiles, list) = key_tiles(&items, tokens);
         let mut held = vec![0; tokens];
         for tile in key_tiles.chunks(4) {

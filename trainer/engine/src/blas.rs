@@ -1,4 +1,4 @@
-//! Matrix products by cuBLAS: bf16 in, fp32 accumulated, bf16 or fp32 out.
+//! Matrix products by cuBLAS: bf16 in, fp32 accumulated, bf16 or fp32 out; or fp32 throughout.
 //!
 //! All matrices are stored by rows. cuBLAS thinks in columns, so each product below is written as
 //! that of the transposes.
@@ -10,6 +10,7 @@ use cudarc::cublas::{result, sys};
 
 use crate::device::{Buffer, Device};
 use crate::error::{Error, Result};
+use crate::options::Precision;
 use crate::profile::Profile;
 
 /// Bytes that cuBLAS may use for products that are split along their inner dimension.
@@ -17,6 +18,7 @@ const WORKSPACE: usize = 64 << 20;
 
 /// A cuBLAS handle that queues on the engine's stream.
 pub(crate) struct Blas {
+    precision: Precision,
     device: Rc<Device>,
     handle: sys::cublasHandle_t,
     _workspace: Buffer,
@@ -36,7 +38,7 @@ struct Product {
 
 impl Blas {
     /// Loads the library.
-    pub(crate) fn new(device: &Rc<Device>) -> Result<Self> {
+    pub(crate) fn new(device: &Rc<Device>, precision: Precision) -> Result<Self> {
         // SAFETY: only asks whether the library can be loaded.
         if !unsafe { sys::is_culib_present() } {
             return Err(Error::Missing(
@@ -50,7 +52,7 @@ impl Blas {
         };
         let handle = result::create_handle().map_err(failed("starting the library"))?;
         let workspace = device.allocate(WORKSPACE, "cuBLAS's workspace")?;
-        let blas = Blas { device: device.clone(), handle, _workspace: workspace };
+        let blas = Blas { precision, device: device.clone(), handle, _workspace: workspace };
         let at = blas._workspace.address() as *mut _;
         // SAFETY: the handle, the stream and the workspace live as long as `blas`.
         unsafe {
@@ -83,6 +85,30 @@ impl Blas {
                 b: (x, i),
                 c: (y, stride),
                 fp32_out: false,
+                accumulate: false,
+            },
+        )
+    }
+
+    /// As [`Blas::forward`], with `y` in fp32.
+    pub(crate) fn forward_fp32(
+        &self,
+        profile: &mut Profile,
+        x: u64,
+        w: u64,
+        y: u64,
+        (t, o, i): (usize, usize, usize),
+    ) -> Result<()> {
+        self.multiply(
+            profile,
+            Product {
+                name: "gemm_forward",
+                transpose: (true, false),
+                sizes: (o, t, i),
+                a: (w, i),
+                b: (x, i),
+                c: (y, o),
+                fp32_out: true,
                 accumulate: false,
             },
         )
@@ -145,6 +171,10 @@ impl Blas {
         use sys::cudaDataType_t::{CUDA_R_16BF, CUDA_R_32F};
         let operation = |transposed| if transposed { CUBLAS_OP_T } else { CUBLAS_OP_N };
         let (one, beta) = (1f32, if p.accumulate { 1f32 } else { 0f32 });
+        let element = match self.precision {
+            Precision::Bf16 => CUDA_R_16BF,
+            Precision::Fp32 => CUDA_R_32F,
+        };
         let (m, n, k) = p.sizes;
         if m == 0 || n == 0 {
             return Ok(());
@@ -161,14 +191,14 @@ impl Blas {
                     k as i32,
                     std::ptr::from_ref(&one).cast(),
                     p.a.0 as *const _,
-                    CUDA_R_16BF,
+                    element,
                     p.a.1 as i32,
                     p.b.0 as *const _,
-                    CUDA_R_16BF,
+                    element,
                     p.b.1 as i32,
                     std::ptr::from_ref(&beta).cast(),
                     p.c.0 as *mut _,
-                    if p.fp32_out { CUDA_R_32F } else { CUDA_R_16BF },
+                    if p.fp32_out { CUDA_R_32F } else { element },
                     p.c.1 as i32,
                     sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
                     sys::cublasGemmAlgo_t::CUBLAS_GEMM_DFALT,

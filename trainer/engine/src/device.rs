@@ -125,6 +125,13 @@ impl Device {
         self.wait()
     }
 
+    /// Queues a copy from one place on the device to another.
+    pub(crate) fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        // SAFETY: callers pass ranges inside buffers that do not overlap.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }
+            .named("copying on the GPU")
+    }
+
     /// Queues the filling of memory with zero bytes.
     pub(crate) fn clear(&self, at: u64, bytes: usize) -> Result<()> {
         // SAFETY: callers pass ranges inside buffers.

@@ -93,11 +93,16 @@ impl Grids {
         Grid::new(8 * self.multiprocessors, FLAT)
     }
 
-    /// `cross_entropy`.
+    /// `cross_entropy`: one block per row.
     pub(crate) fn cross_entropy(&self, rows: usize, with_gradient: bool) -> Grid {
         let shared = (2 * self.shape.padded_vocab()).min(LOSS_SHARED);
         let shared = if with_gradient { shared } else { 0 };
         Grid { blocks: (rows, 1), threads: LOSS_THREADS, shared }
+    }
+
+    /// `best_token`: one block per row.
+    pub(crate) fn best_token(&self, rows: usize) -> Grid {
+        Grid::new(rows, 512)
     }
 
     /// Most elements that blocks leave for `reduce_rows`, in fp32.
@@ -115,9 +120,34 @@ impl Grids {
         (group.div_ceil(splits), splits)
     }
 
-    /// Whether a head is so short that one warp has 32 queries or keys of it instead of 16.
     fn short_heads(&self) -> bool {
         self.shape.head_dim <= 64
+    }
+
+    /// How attention divides its work, as macros for the kernels: groups of 16 queries (forward and
+    /// `dq`) or keys (`dkv`) that a warp has, and teams of warps that share a tile of keys.
+    pub(crate) fn attention_defines(&self) -> [(&'static str, String); 4] {
+        let t = self.attention_tiles();
+        [
+            ("ATTENTION_FORWARD_TILES", t.forward.to_string()),
+            ("ATTENTION_DQ_TILES", t.dq.to_string()),
+            ("ATTENTION_DKV_TILES", t.dkv.to_string()),
+            ("ATTENTION_DKV_TEAMS", t.teams.to_string()),
+        ]
+    }
+
+    /// Two groups per warp halve the reads of shared memory where registers suffice, which they do
+    /// for short heads.
+    fn attention_tiles(&self) -> AttentionTiles {
+        let (heads, _) = self.heads();
+        let two_if = |yes: bool| if yes { 2 } else { 1 };
+        let short = self.short_heads();
+        AttentionTiles {
+            forward: two_if(short && heads > 1),
+            dq: two_if(short && heads % 2 == 0),
+            dkv: two_if(short),
+            teams: two_if(short),
+        }
     }
 
     fn attention_row(&self) -> usize {
@@ -129,7 +159,7 @@ impl Grids {
         let (heads, splits) = self.heads();
         Grid {
             blocks: (items * self.shape.num_key_value_heads * splits, 1),
-            threads: if self.short_heads() { 32 } else { 64 } * heads,
+            threads: 64 / self.attention_tiles().forward * heads,
             shared: 4 * KEYS * self.attention_row(),
         }
     }
@@ -138,17 +168,26 @@ impl Grids {
     pub(crate) fn attention_dq(&self, items: usize) -> Grid {
         let (heads, _) = self.heads();
         let shared = (2 * KEYS + (2 * KEYS).max(96 * heads)) * self.attention_row();
-        Grid { shared, ..self.attention(items) }
+        let threads = 64 / self.attention_tiles().dq * heads;
+        Grid { threads, shared, ..self.attention(items) }
     }
 
     /// `attention_backward_dkv`.
     pub(crate) fn attention_dkv(&self, key_tiles: usize) -> Grid {
-        let (threads, teams) = if self.short_heads() { (64, 2) } else { (128, 1) };
+        let AttentionTiles { dkv, teams, .. } = self.attention_tiles();
         let row = self.attention_row();
         Grid {
             blocks: (key_tiles * self.shape.num_key_value_heads, 1),
-            threads: threads * teams,
+            threads: 128 / dkv * teams,
             shared: 2 * KEYS * row + teams * (2 * KEYS * row + 512 + 4096),
         }
     }
+}
+
+/// How attention divides its work, see [`Grids::attention_defines`].
+struct AttentionTiles {
+    forward: usize,
+    dq: usize,
+    dkv: usize,
+    teams: usize,
 }

@@ -14,28 +14,36 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | [`shape`] | the model's sizes; where each parameter stands |
-//! | [`batch`] | index arrays of a batch: attention items, key tiles, sums by row |
-//! | [`engine`] | the engine: weights in and out, the steps |
-//! | [`forward`], [`backward`] | the passes |
-//! | [`arena`], [`grids`] | memory for activations; launch geometry |
-//! | [`program`], [`blas`], [`device`], [`profile`] | NVRTC, cuBLAS, driver, times |
+//! | `engine`, `decode` | the calls: training, and passes behind a cache of keys and values |
+//! | `backward`, `forward` | the passes, kernel by kernel |
+//! | `places` | where a pass puts its activations |
+//! | `model` | weights, gradients and moments on the GPU |
+//! | `batch`, `cache`, `arena` | index arrays of a batch, cached keys, memory for activations |
+//! | `blas`, `program`, `profile` | cuBLAS, kernels by NVRTC, their times |
+//! | `grids`, `shape` | launch geometry; the model's sizes and where each parameter stands |
+//! | `device`, `options`, `error` | the driver, choices, errors |
 
 mod arena;
 mod backward;
 mod batch;
 mod blas;
+mod cache;
+mod decode;
 mod device;
 mod engine;
 mod error;
 mod forward;
 mod grids;
+mod model;
+mod options;
+mod places;
 mod profile;
 mod program;
 mod shape;
 
-pub use batch::{Batch, Tile};
-pub use engine::{AdamwStep, Engine, Options};
+pub use batch::{Batch, CachedPass, Tile};
+pub use engine::Engine;
 pub use error::{Error, Result};
+pub use options::{AdamwStep, Options, Precision};
 pub use profile::KernelTime;
 pub use shape::{LayerRole, Parameter, Role, Shape};

@@ -11,6 +11,7 @@ use cudarc::nvrtc::{self, CompileOptions};
 
 use crate::device::Device;
 use crate::error::{Error, Named, Result};
+use crate::options::Precision;
 use crate::profile::Profile;
 
 /// All kernels in one translation unit; later files use what earlier ones define.
@@ -18,8 +19,11 @@ const SOURCES: [&str; 4] = [
     include_str!("kernels/common.cu"),
     include_str!("kernels/layers.cu"),
     include_str!("kernels/update.cu"),
-    include_str!("kernels/attention.cu"),
+    include_str!("kernels/decode.cu"),
 ];
+/// Attention for each precision.
+const ATTENTION_BF16: &str = include_str!("kernels/attention.cu");
+const ATTENTION_FP32: &str = include_str!("kernels/attention_fp32.cu");
 
 /// A value that a kernel takes: the bits of an address or a number.
 #[derive(Clone, Copy)]
@@ -87,7 +91,11 @@ pub(crate) struct Program {
 
 impl Program {
     /// Compiles the kernels; `defines` are the sizes of the model.
-    pub(crate) fn compile(device: &Rc<Device>, defines: &[(&str, String)]) -> Result<Self> {
+    pub(crate) fn compile(
+        device: &Rc<Device>,
+        defines: &[(&str, String)],
+        precision: Precision,
+    ) -> Result<Self> {
         // SAFETY: only asks whether the library can be loaded.
         if !unsafe { nvrtc::sys::is_culib_present() } {
             return Err(Error::Missing(
@@ -106,11 +114,17 @@ impl Program {
         for (name, value) in defines {
             source += &format!("#define {name} {value}\n");
         }
+        let attention = match precision {
+            Precision::Bf16 => ATTENTION_BF16,
+            Precision::Fp32 => {
+                source += "#define FP32 1\n";
+                ATTENTION_FP32
+            }
+        };
         source += &SOURCES.join("\n");
-        let compiled = nvrtc::compile_ptx_with_opts(
-            &source,
-            CompileOptions { options, ..Default::default() },
-        );
+        source += attention;
+        let compiled =
+            nvrtc::compile_ptx_with_opts(&source, CompileOptions { options, ..Default::default() });
         let ptx = compiled.map_err(|e| Error::Compile(format!("{e:?}")))?.to_src();
         let image = CString::new(ptx).map_err(|e| Error::Compile(e.to_string()))?;
         device.enter()?;
@@ -141,9 +155,13 @@ impl Program {
         if shared > 16 << 10 {
             let attribute =
                 sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: sets an attribute of a function of a loaded module.
-            unsafe { result::function::set_function_attribute(function, attribute, shared as i32) }
-                .named(&format!("giving {name} {shared} bytes of shared memory"))?;
+            let carveout =
+                sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+            for (attribute, value) in [(attribute, shared as i32), (carveout, 100)] {
+                // SAFETY: sets an attribute of a function of a loaded module.
+                unsafe { result::function::set_function_attribute(function, attribute, value) }
+                    .named(&format!("giving {name} {shared} bytes of shared memory"))?;
+            }
         }
         functions.insert(name, (function, shared));
         Ok(function)

@@ -217,8 +217,7 @@ impl Layout {
         let head =
             if s.tie_word_embeddings { embedding } else { place(Role::Head, table, room, true) };
         for (i, l) in layers.iter_mut().enumerate() {
-            let mut matrix =
-                |role, len, fresh| place(Role::Layer(i, role), len, len, fresh);
+            let mut matrix = |role, len, fresh| place(Role::Layer(i, role), len, len, fresh);
             l.qkv = matrix(L::Query, q * e, true);
             matrix(L::Key, kv * e, false);
             matrix(L::Value, kv * e, false);

@@ -234,8 +234,7 @@ impl<'a> Bench<'a> {
             }
             TrainingState::Burn(model, optimizer) => {
                 let wait = || {
-                    let failed =
-                        |e| Error::Device(format!("waiting for the device failed: {e}"));
+                    let failed = |e| Error::Device(format!("waiting for the device failed: {e}"));
                     self.compute.device.device.sync().map_err(failed)
                 };
                 let mut gradients = Gradients::new(model.weights.0.len());
@@ -384,6 +383,7 @@ fn training_state(
         activation_checkpointing: options.activation_checkpointing,
         loss_chunk: options.loss_chunk,
         training: true,
+        dtype: compute.dtype,
     };
     let mut native = Native::open(compute.cuda_index(), &Decoder::new(host.config), native)?;
     native.draw_weights(std, WEIGHT_SEED)?;

@@ -9,7 +9,7 @@ use std::time::Instant;
 use clap::{ArgGroup, Args};
 use serde_json::json;
 
-use crate::compute::ComputeDtype;
+use crate::compute::{ComputeDtype, EngineChoice};
 use crate::decode::prompt;
 use crate::error::{Error, Result};
 use crate::generate::{Completion, DecodeMode, GenerateOptions, ModelFiles, ModelOptions, Prompt};
@@ -66,6 +66,9 @@ pub(super) struct GenerateArgs {
     /// Dtype of activations and matrix products [default: bf16 on CUDA, fp32 elsewhere].
     #[arg(long, value_enum)]
     pub dtype: Option<ComputeDtype>,
+    /// What computes [default: auto].
+    #[arg(long, value_enum)]
+    pub engine: Option<EngineChoice>,
     /// auto, cpu, cuda[:N] or wgpu [default: auto].
     #[arg(long)]
     pub device: Option<String>,
@@ -94,6 +97,9 @@ pub(super) fn run(args: &GenerateArgs) -> Result<bool> {
     }
     let started = Instant::now();
     let mut place = ModelOptions { dtype: args.dtype, ..ModelOptions::default() };
+    if let Some(engine) = args.engine {
+        place.engine = engine;
+    }
     if let Some(device) = &args.device {
         place.device = device.clone();
     }

@@ -10,5 +10,5 @@ pub(crate) mod tensor_io;
 
 pub(crate) use device::{ComputeDevice, DeviceKind};
 pub use dtype::ComputeDtype;
-pub use plan::{AttentionChoice, EngineChoice};
 pub(crate) use plan::{Attention, ComputePlan, StreamShape};
+pub use plan::{AttentionChoice, EngineChoice};

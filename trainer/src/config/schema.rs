@@ -323,7 +323,7 @@ choice! {
         Auto = "auto",
         /// The native engine.
         Native = "native",
-        /// Burn.
+        /// Burn, on any device.
         Burn = "burn",
     }
 }

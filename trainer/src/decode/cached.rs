@@ -30,13 +30,15 @@ pub(crate) struct KvCache {
     rows: usize,
     positions: usize,
     limit: usize,
+    /// The native engine has made room for it.
+    pub(super) is_open: bool,
 }
 
 impl KvCache {
     /// A cache for `rows` rows. `positions` is the initial capacity of a row in tokens; it grows up
     /// to `limit`.
     pub(crate) fn new(rows: usize, positions: usize, limit: usize) -> Self {
-        KvCache { layers: Vec::new(), rows, positions, limit }
+        KvCache { layers: Vec::new(), rows, positions, limit, is_open: false }
     }
 
     /// The capacity to grow to when a row needs `needed` tokens: twice the present one, up to the
@@ -145,6 +147,23 @@ impl Pass {
     pub(crate) fn is(&self, spans: &[Span], len: usize, order: Order) -> bool {
         self.spans == spans && self.context.len == len && self.order == order
     }
+}
+
+/// Positions, cache slots and tiles of a pass over `len` new tokens in each of `spans`.
+pub(super) fn placed(
+    spans: &[Span],
+    len: usize,
+    order: Order,
+    cache: &KvCache,
+) -> (Vec<i32>, Vec<i32>, Vec<Tile>) {
+    let (mut positions, mut slots, mut tiles) = (Vec::new(), Vec::new(), Vec::new());
+    for (i, span) in spans.iter().enumerate() {
+        let new = span.start..span.start + len;
+        positions.extend(new.clone().map(|position| position as i32));
+        slots.extend(new.map(|position| (span.row * cache.positions + position) as i32));
+        tiles.extend(tiles_of(i * len, len, span, order, cache.positions));
+    }
+    (positions, slots, tiles)
 }
 
 /// The tiles of one row: queries from `query` on, keys from `row · positions` on.

@@ -10,11 +10,12 @@ use burn::tensor::DType;
 
 use crate::compute::tensor_io::download;
 use crate::compute::{ComputeDtype, ComputePlan, DeviceKind, memory};
-use crate::decode::cached::{KvCache, Order, Pass, Span};
+use crate::decode::cached::{KvCache, Order, Pass, Span, placed};
 use crate::error::{Error, Result};
 use crate::kernels::cast::{cast_to, to_f32};
 use crate::kernels::{linear, rms_norm};
 use crate::model::{Decoder, ParamKind, Weights};
+use crate::native::{Native, NativeOptions};
 
 /// Most prompt tokens of one prefill pass; bounds the memory of its attention scores.
 const PREFILL_TOKENS: usize = 512;
@@ -32,16 +33,33 @@ pub(super) struct Prediction {
     pub probability: f32,
 }
 
-/// Weights in the compute dtype, with what decoding keeps between passes.
-#[derive(Debug)]
+/// A model that decodes.
 pub(crate) struct Engine {
     decoder: Decoder,
+    compute: ComputePlan,
+    backend: Backend,
+}
+
+/// What computes the passes.
+enum Backend {
+    Burn(Box<BurnBackend>),
+    Native(Native),
+}
+
+/// Weights in the compute dtype, with what decoding keeps between passes.
+struct BurnBackend {
     weights: Weights,
     /// The output head, `[vocab_size, hidden_size]`.
     head: Tensor<2>,
-    compute: ComputePlan,
     /// The last pass, used again while the same block is run many times.
     last: Option<Pass>,
+}
+
+/// Hidden states of a pass before the final norm, `[B·S, hidden_size]`.
+pub(super) enum Hidden {
+    Burn(Tensor<2>),
+    /// On the native engine, until its next pass.
+    Native,
 }
 
 impl Engine {
@@ -52,6 +70,12 @@ impl Engine {
         weights: Weights,
         compute: ComputePlan,
     ) -> Result<Self> {
+        if compute.native {
+            let options = NativeOptions::decoding(compute.dtype);
+            let mut native = Native::open(compute.cuda_index(), &decoder, options)?;
+            native.set_weights(&weights)?;
+            return Ok(Engine { decoder, compute, backend: Backend::Native(native) });
+        }
         let ternary = decoder.cfg.quantization.is_some()
             && decoder.quant_lambda >= 1.0
             && !decoder.ternary_weights;
@@ -79,7 +103,8 @@ impl Engine {
         }
         let head = head.ok_or_else(|| Error::Model("the model has no output head".into()))?;
         decoder.ternary_weights |= ternary;
-        Ok(Engine { decoder, weights: Weights(ready), head, compute, last: None })
+        let burn = BurnBackend { weights: Weights(ready), head, last: None };
+        Ok(Engine { decoder, compute, backend: Backend::Burn(Box::new(burn)) })
     }
 
     /// Computes attention by one masked product, as on devices without tiles, even on the CPU in
@@ -87,28 +112,47 @@ impl Engine {
     #[cfg(test)]
     pub(crate) fn without_tiles(mut self) -> Result<Self> {
         self.compute = self.compute.with_attention(crate::compute::AttentionChoice::Dense)?;
-        self.last = None;
+        self.forget_pass();
         Ok(self)
     }
 
-    /// Runs `ids` `[B·S]`, S tokens in each of the B `spans`. Returns hidden states before the
-    /// final norm, `[B·S, hidden_size]`.
+    fn forget_pass(&mut self) {
+        if let Backend::Burn(burn) = &mut self.backend {
+            burn.last = None;
+        }
+    }
+
+    /// Runs `ids` `[B·S]`, S tokens in each of the B `spans`.
     pub(super) fn pass(
         &mut self,
         ids: &[i64],
         spans: &[Span],
         order: Order,
         cache: &mut KvCache,
-    ) -> Result<Tensor<2>> {
+    ) -> Result<Hidden> {
         let len = ids.len() / spans.len().max(1);
         let needed = spans.iter().map(|span| span.visible.max(span.start + len)).max().unwrap_or(0);
         if needed > cache.positions() {
             let positions = cache.next_size(needed);
             self.check_room(cache.rows(), positions)?;
             cache.grow(positions);
-            self.last = None;
+            self.forget_pass();
+            if let (Backend::Native(native), true) = (&mut self.backend, cache.is_open) {
+                native.open_cache(cache.rows(), positions, true)?;
+            }
         }
-        let pass = match self.last.take() {
+        let burn = match &mut self.backend {
+            Backend::Burn(burn) => burn,
+            Backend::Native(native) => {
+                if !cache.is_open {
+                    native.open_cache(cache.rows(), cache.positions(), false)?;
+                    cache.is_open = true;
+                }
+                native.run_cached(ids, placed(spans, len, order, cache))?;
+                return Ok(Hidden::Native);
+            }
+        };
+        let pass = match burn.last.take() {
             Some(last) if last.is(spans, len, order) => last,
             _ => Pass::new(&self.decoder, spans.to_vec(), len, order, cache, &self.compute)?,
         };
@@ -116,15 +160,15 @@ impl Engine {
             TensorData::new(ids.to_vec(), [ids.len()]),
             &self.compute.device.device,
         );
-        let hidden = self.decoder.forward_cached(&self.weights, ids, &pass, cache);
-        self.last = Some(pass);
-        Ok(hidden)
+        let hidden = self.decoder.forward_cached(&burn.weights, ids, &pass, cache);
+        burn.last = Some(pass);
+        Ok(Hidden::Burn(hidden))
     }
 
     /// A new, empty cache for rows of at most `longest` tokens. Drops the last pass, which belongs
     /// to the previous cache.
     pub(super) fn new_cache(&mut self, rows: usize, longest: usize) -> KvCache {
-        self.last = None;
+        self.forget_pass();
         KvCache::new(rows, longest.min(INITIAL_POSITIONS), longest)
     }
 
@@ -148,41 +192,25 @@ impl Engine {
 
     /// Predicts the next token at the rows `at` of `hidden`; the token `never` is not predicted.
     pub(super) fn predict(
-        &self,
-        hidden: Tensor<2>,
+        &mut self,
+        hidden: Hidden,
         at: &[usize],
         never: Option<i64>,
     ) -> Result<Vec<Prediction>> {
         if at.is_empty() {
             return Ok(Vec::new());
         }
-        let rows: Vec<i64> = at.iter().map(|&row| row as i64).collect();
-        let rows = Tensor::<1, Int>::from_data(
-            TensorData::new(rows, [at.len()]),
-            &self.compute.device.device,
-        );
-        let norm = &self.weights[self.decoder.params.norm];
-        let hidden =
-            rms_norm::composed(hidden.select(0, rows), norm, self.decoder.cfg.rms_norm_eps);
-        let mut logits = to_f32(linear::linear(hidden, &self.head, None));
-        let [count, vocab] = logits.dims();
-        if let Some(id) = never.and_then(|id| usize::try_from(id).ok()).filter(|id| *id < vocab) {
-            let floor =
-                Tensor::full([count, 1], -1e30, (&self.compute.device.device, logits.dtype()));
-            logits = logits.slice_assign([0..count, id..id + 1], floor);
-        }
-        let (best, token) = logits.clone().max_dim_with_indices(1);
-        let probability = (logits - best).exp().sum_dim(1).recip();
-        let read = |error: String| {
-            Error::Device(format!("reading the decoded tokens back failed: {error}"))
+        let predictions = match (&mut self.backend, hidden) {
+            (Backend::Native(native), Hidden::Native) => native
+                .predict(at, never)?
+                .into_iter()
+                .map(|(token, probability)| Prediction { token, probability })
+                .collect(),
+            (Backend::Burn(burn), Hidden::Burn(hidden)) => {
+                burn.predict(&self.decoder, &self.compute, hidden, at, never)?
+            }
+            _ => unreachable!("a pass and its prediction are of one backend"),
         };
-        let tokens = token.try_into_data().map_err(|error| read(error.to_string()))?;
-        let probabilities = probability.try_into_data().map_err(|error| read(error.to_string()))?;
-        let predictions: Vec<Prediction> = tokens
-            .iter::<i64>()
-            .zip(probabilities.iter::<f32>())
-            .map(|(token, probability)| Prediction { token, probability })
-            .collect();
         if predictions.iter().any(|prediction| prediction.probability.is_nan()) {
             return Err(Error::Numeric("the model's logits hold NaN or inf; its weights are damaged or overflow in this precision".into()));
         }
@@ -247,6 +275,43 @@ impl Engine {
             }
         }
         Ok(())
+    }
+}
+
+impl BurnBackend {
+    /// The most probable token at the rows `at` of `hidden` `[B·S, hidden_size]`.
+    fn predict(
+        &self,
+        decoder: &Decoder,
+        compute: &ComputePlan,
+        hidden: Tensor<2>,
+        at: &[usize],
+        never: Option<i64>,
+    ) -> Result<Vec<Prediction>> {
+        let device = &compute.device.device;
+        let rows: Vec<i64> = at.iter().map(|&row| row as i64).collect();
+        let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [at.len()]), device);
+        let norm = &self.weights[decoder.params.norm];
+        let hidden = rms_norm::composed(hidden.select(0, rows), norm, decoder.cfg.rms_norm_eps);
+        let mut logits = to_f32(linear::linear(hidden, &self.head, None));
+        let [count, vocab] = logits.dims();
+        if let Some(id) = never.and_then(|id| usize::try_from(id).ok()).filter(|id| *id < vocab) {
+            let floor = Tensor::full([count, 1], -1e30, (device, logits.dtype()));
+            logits = logits.slice_assign([0..count, id..id + 1], floor);
+        }
+        let (best, token) = logits.clone().max_dim_with_indices(1);
+        let probability = (logits - best).exp().sum_dim(1).recip();
+        let read = |error: String| {
+            Error::Device(format!("reading the decoded tokens back failed: {error}"))
+        };
+        let tokens = token.try_into_data().map_err(|error| read(error.to_string()))?;
+        let probabilities = probability.try_into_data().map_err(|error| read(error.to_string()))?;
+        let predictions: Vec<Prediction> = tokens
+            .iter::<i64>()
+            .zip(probabilities.iter::<f32>())
+            .map(|(token, probability)| Prediction { token, probability })
+            .collect();
+        Ok(predictions)
     }
 }
 

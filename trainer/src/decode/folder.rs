@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::compute::ComputePlan;
+use crate::compute::{ComputePlan, EngineChoice};
 use crate::error::{Error, Result};
 use crate::io::json;
 use crate::io::load_model::{LoadOptions, LoadedModel, load_model};
 use crate::io::tokenizer_eos;
 use crate::model::ModelConfig;
+use crate::native;
 
 use super::Engine;
 
@@ -83,7 +84,11 @@ impl ModelFolder {
     }
 
     /// Loads the weights onto the device of a plan.
-    pub(crate) fn load(&self, compute: ComputePlan) -> Result<Engine> {
+    pub(crate) fn load(&self, compute: ComputePlan, engine: EngineChoice) -> Result<Engine> {
+        let compute = match native::is_chosen(engine, &compute, &self.config, None)? {
+            true => compute.on_native_engine(),
+            false => compute,
+        };
         let LoadedModel { decoder, weights } =
             load_model(&self.dir, LoadOptions::default(), &compute.device.device)?;
         Engine::new(decoder, weights, compute)

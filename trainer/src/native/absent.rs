@@ -1,6 +1,7 @@
 //! The engine of a build without CUDA: there is none.
 
 use super::NativeOptions;
+use crate::attention::Tile;
 use crate::diffusion::Batch;
 use crate::error::{Error, Result};
 use crate::kernels::AdamwStep;
@@ -52,6 +53,26 @@ impl Native {
     }
 
     pub(crate) fn loss_sum(&mut self, _batch: &Batch) -> Result<f64> {
+        match *self {}
+    }
+
+    pub(crate) fn open_cache(&mut self, _rows: usize, _positions: usize, _: bool) -> Result<()> {
+        match *self {}
+    }
+
+    pub(crate) fn run_cached(
+        &mut self,
+        _ids: &[i64],
+        _placed: (Vec<i32>, Vec<i32>, Vec<Tile>),
+    ) -> Result<()> {
+        match *self {}
+    }
+
+    pub(crate) fn predict(
+        &mut self,
+        _at: &[usize],
+        _never: Option<i64>,
+    ) -> Result<Vec<(i64, f32)>> {
         match *self {}
     }
 

@@ -28,9 +28,18 @@ pub(crate) struct NativeOptions {
     pub loss_chunk: Option<usize>,
     /// Gradients and optimizer state too.
     pub training: bool,
+    /// Dtype of activations and matrix products.
+    pub dtype: ComputeDtype,
 }
 
-/// Whether a run computes on the engine: on CUDA in bf16, for the models it is written for.
+impl NativeOptions {
+    /// For decoding.
+    pub(crate) fn decoding(dtype: ComputeDtype) -> Self {
+        NativeOptions { activation_checkpointing: false, loss_chunk: None, training: false, dtype }
+    }
+}
+
+/// Whether a run computes on the engine: on CUDA, for the models it is written for.
 ///
 /// # Errors
 /// When the engine was asked for and cannot be used.
@@ -41,10 +50,7 @@ pub(crate) fn is_chosen(
     other: Option<&str>,
 ) -> Result<bool> {
     let refusal = match compute.device.kind {
-        DeviceKind::Cuda(_) if compute.dtype == ComputeDtype::Bf16 => {
-            other.map(String::from).or_else(|| unsupported(model))
-        }
-        DeviceKind::Cuda(_) => Some(format!("it computes in bf16, not in {}", compute.dtype)),
+        DeviceKind::Cuda(_) => other.map(String::from).or_else(|| unsupported(model)),
         DeviceKind::Cpu | DeviceKind::Wgpu => {
             Some(format!("it needs an NVIDIA GPU, and this run is on {}", compute.device.name))
         }
@@ -76,11 +82,8 @@ fn unsupported(model: &ModelConfig) -> Option<String> {
             model.head_dim
         ));
     }
-    let widths = [
-        model.hidden_size,
-        model.intermediate_size,
-        model.num_attention_heads * model.head_dim,
-    ];
+    let widths =
+        [model.hidden_size, model.intermediate_size, model.num_attention_heads * model.head_dim];
     (widths.iter().any(|width| width % 16 != 0) || model.hidden_size > 8192).then(|| {
         format!("it computes widths that are multiples of 16 and at most 8192, not {widths:?}")
     })

@@ -2,9 +2,11 @@
 
 use burn::prelude::*;
 use burn::tensor::DType;
-use dlm_engine::{Engine, LayerRole, Options, Role, Shape, Tile};
+use dlm_engine::{CachedPass, Engine, LayerRole, Options, Precision, Role, Shape, Tile};
 
 use super::NativeOptions;
+use crate::attention;
+use crate::compute::ComputeDtype;
 use crate::compute::tensor_io::download;
 use crate::diffusion::Batch;
 use crate::error::{Error, Result};
@@ -31,8 +33,12 @@ impl Native {
     /// An engine with zero weights on the GPU with this CUDA index.
     pub(crate) fn open(index: usize, decoder: &Decoder, options: NativeOptions) -> Result<Self> {
         let cfg = &decoder.cfg;
-        let row_bytes = 2 * cfg.vocab_size.next_multiple_of(64);
+        let row_bytes = options.dtype.size() * cfg.vocab_size.next_multiple_of(64);
         let options = Options {
+            precision: match options.dtype {
+                ComputeDtype::Bf16 => Precision::Bf16,
+                ComputeDtype::Fp32 => Precision::Fp32,
+            },
             activation_checkpointing: options.activation_checkpointing,
             logits_bytes: options.loss_chunk.map_or(LOGITS_BYTES, |n| n.max(1) * row_bytes),
             training: options.training,
@@ -124,6 +130,35 @@ impl Native {
     /// Sum of the cross-entropies, without gradients.
     pub(crate) fn loss_sum(&mut self, batch: &Batch) -> Result<f64> {
         self.engine.loss_sum(&convert(batch)).map_err(device_error)
+    }
+
+    /// Room for `positions` keys and values in each of `rows` rows; with `keep` what they held.
+    pub(crate) fn open_cache(&mut self, rows: usize, positions: usize, keep: bool) -> Result<()> {
+        self.engine.open_cache(rows, positions, keep).map_err(device_error)
+    }
+
+    /// Runs new tokens behind the cache: their ids, and their positions, slots and tiles.
+    pub(crate) fn run_cached(
+        &mut self,
+        ids: &[i64],
+        (positions, slots, tiles): (Vec<i32>, Vec<i32>, Vec<attention::Tile>),
+    ) -> Result<()> {
+        let pass = CachedPass {
+            input_ids: ids.iter().map(|id| *id as i32).collect(),
+            positions,
+            slots,
+            tiles: tiles.iter().map(convert_tile).collect(),
+        };
+        self.engine.run_cached(&pass).map_err(device_error)
+    }
+
+    /// The most probable tokens after the tokens `at` of the last pass, without `never`, and their
+    /// probabilities.
+    pub(crate) fn predict(&mut self, at: &[usize], never: Option<i64>) -> Result<Vec<(i64, f32)>> {
+        let at: Vec<i32> = at.iter().map(|row| *row as i32).collect();
+        let never = never.and_then(|id| i32::try_from(id).ok());
+        let best = self.engine.predict(&at, never).map_err(device_error)?;
+        Ok(best.into_iter().map(|(token, p)| (i64::from(token), p)).collect())
     }
 
     /// Logits of every stream position, `[rows · len, vocab_size]`.
@@ -220,14 +255,18 @@ fn roles(params: &Params) -> Vec<Role> {
     roles
 }
 
-fn convert(batch: &Batch) -> dlm_engine::Batch {
-    let tiles = batch.tiles.iter().filter(|tile| !tile.is_empty()).map(|tile| Tile {
+fn convert_tile(tile: &attention::Tile) -> Tile {
+    Tile {
         query: tile.query(),
         len: tile.len(),
         prefix: (tile.prefix().start, tile.prefix().len),
         own: (tile.own().start, tile.own().len),
         causal: tile.is_causal(),
-    });
+    }
+}
+
+fn convert(batch: &Batch) -> dlm_engine::Batch {
+    let tiles = batch.tiles.iter().filter(|tile| !tile.is_empty()).map(convert_tile);
     dlm_engine::Batch {
         input_ids: batch.ids(),
         positions: batch.positions(),

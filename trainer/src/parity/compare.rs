@@ -273,6 +273,7 @@ impl Computed {
             activation_checkpointing: options.activation_checkpointing,
             loss_chunk: Some(options.loss_chunk),
             training: true,
+            dtype: compute.dtype,
         };
         let mut native = Native::open(compute.cuda_index(), &model.decoder, native)?;
         native.set_weights(&model.weights)?;

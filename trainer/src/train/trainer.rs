@@ -135,6 +135,7 @@ impl<'a> Trainer<'a> {
             activation_checkpointing: self.pass.activation_checkpointing,
             loss_chunk: self.cfg.train.loss_chunk,
             training: true,
+            dtype: self.compute.dtype,
         };
         let mut native = Native::open(self.compute.cuda_index(), &self.decoder, options)?;
         native.set_weights(&self.weights)?;

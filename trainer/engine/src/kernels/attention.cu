@@ -1,17 +1,22 @@
 // Block-diffusion flash attention: forward and backward.
 //
-// Every query belongs to exactly one work item. An item is a run of up to 32 queries that see the same keys: a "prefix"
-// (clean tokens before the block) and the item's "own" run (the block itself). The two runs are walked as one list of
-// keys: list index j stands for token p0 + j while j < p_len and for token o0 + (j - p_len) after that. In a causal item
-// query i sees only a beginning of that list, so each query has a limit: it sees list indices j < limit(i).
+// Every query belongs to exactly one work item. An item is a run of up to 32 queries that see the same keys:
+// a "prefix" (clean tokens before the block) and the item's "own" run (the block itself). The two runs are
+// walked as one list of keys: list index j stands for token p0 + j while j < p_len and for token o0 + (j -
+// p_len) after that. In a causal item query i sees only a beginning of that list, so each query has a limit:
+// it sees list indices j < limit(i).
 //
 // items: int32[8] each: q0, q_len (1..32), p0, p_len (may be 0), o0, o_len, causal, unused.
 // lse[h, t] is the log-sum-exp to base 2 of the scaled scores: log2(sum over keys of exp(score / sqrt(D))).
 // The probability of a key is then exp2(score * log2(e) / sqrt(D) - lse).
 //
-// All products run on tensor cores (mma.sync m16n8k16, bf16 inputs, fp32 sums). No atomics; all sums have one fixed order.
+// All products run on tensor cores (mma.sync m16n8k16, bf16 inputs, fp32 sums). No atomics; all sums have one
+// fixed order.
 //
-// Compile-time macros: HEADS, KV_HEADS, HEAD_DIM (16, 32, 64, 96 or 128). Strides are counted in elements and are multiples of 8.
+// Compile-time macros: HEADS, KV_HEADS, HEAD_DIM (16, 32, 64, 96 or 128); with defaults below:
+// ATTENTION_FORWARD_TILES, ATTENTION_DQ_TILES, ATTENTION_DKV_TILES (1 or 2) and ATTENTION_DKV_TEAMS, on which
+// block sizes depend. Strides are counted in elements and are multiples of 8. out and d_out have rows of
+// HEADS * HEAD_DIM.
 
 #ifndef DLM_COMMON
 typedef unsigned short bf16;
@@ -20,26 +25,29 @@ typedef unsigned short bf16;
 namespace attention_kernels {
 
 constexpr int D = HEAD_DIM;
-constexpr int GROUP = HEADS / KV_HEADS;                          // query heads that share a key/value head
+constexpr int GROUP = HEADS / KV_HEADS; // query heads that share a key/value head
 constexpr int MAX_HEADS = D <= 64 ? 4 : 2;
-constexpr int SPLITS = (GROUP + MAX_HEADS - 1) / MAX_HEADS;      // CTAs that share the heads of one group
-constexpr int CTA_HEADS = (GROUP + SPLITS - 1) / SPLITS;         // query heads of one CTA
-// A warp's result has 16 or 32 rows (1 or 2 tiles of 16). Two tiles halve the reads of shared memory, but take more registers.
+constexpr int SPLITS = (GROUP + MAX_HEADS - 1) / MAX_HEADS; // CTAs that share the heads of one group
+constexpr int CTA_HEADS = (GROUP + SPLITS - 1) / SPLITS;    // query heads of one CTA
+// A warp's result has 16 or 32 rows (1 or 2 tiles of 16). Two tiles halve the reads of shared memory, but
+// take more registers.
 #ifndef ATTENTION_FORWARD_TILES
-#define ATTENTION_FORWARD_TILES (HEAD_DIM <= 64 ? 2 : 1)
+#define ATTENTION_FORWARD_TILES (HEAD_DIM <= 64 && CTA_HEADS > 1 ? 2 : 1)
 #endif
 #ifndef ATTENTION_DQ_TILES
-#define ATTENTION_DQ_TILES (HEAD_DIM <= 64 ? 2 : 1)
+#define ATTENTION_DQ_TILES (HEAD_DIM <= 64 && CTA_HEADS % 2 == 0 ? 2 : 1)
 #endif
 #ifndef ATTENTION_DKV_TILES
 #define ATTENTION_DKV_TILES (HEAD_DIM <= 64 ? 2 : 1)
 #endif
-constexpr int FORWARD_TILES = ATTENTION_FORWARD_TILES, DQ_TILES = ATTENTION_DQ_TILES, DKV_TILES = ATTENTION_DKV_TILES;
+constexpr int FORWARD_TILES = ATTENTION_FORWARD_TILES, DQ_TILES = ATTENTION_DQ_TILES,
+              DKV_TILES = ATTENTION_DKV_TILES;
 constexpr int FORWARD_WARPS = 2 / FORWARD_TILES * CTA_HEADS, FORWARD_THREADS = 32 * FORWARD_WARPS;
 constexpr int DQ_WARPS = 2 / DQ_TILES * CTA_HEADS, DQ_THREADS = 32 * DQ_WARPS;
-constexpr int KEY_TILE = 64;                                     // keys in shared memory at a time
-constexpr int QUERY_TILE = 32;                                   // queries of one item, at most
-constexpr int ROW = D + 8;     // elements of a row in shared memory: the extra 16 bytes keep ldmatrix free of bank conflicts
+constexpr int KEY_TILE = 64;   // keys in shared memory at a time
+constexpr int QUERY_TILE = 32; // queries of one item, at most
+// Elements of a row in shared memory: 16 bytes more than D, so that ldmatrix has no bank conflicts.
+constexpr int ROW = D + 8;
 constexpr int CHUNKS = D / 8;  // 16-byte pieces of a row
 constexpr int KSTEPS = D / 16; // steps of 16 along the head dimension
 constexpr int NTILES = D / 8;  // result tiles of 8 columns along the head dimension
@@ -85,15 +93,20 @@ __device__ __forceinline__ float log2_fast(float x) {
     return y;
 }
 
-__device__ __forceinline__ unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
+__device__ __forceinline__ unsigned shared_address(const void* p) {
+    return (unsigned)__cvta_generic_to_shared(p);
+}
 
-// 16 bytes from global to shared memory without passing through registers; zeros instead when `valid` is false.
+// 16 bytes from global to shared memory without passing through registers; zeros instead when `valid` is
+// false.
 __device__ __forceinline__ void copy16(unsigned to, const void* from, bool valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0)
+                 : "memory");
 }
 
 __device__ __forceinline__ void copy4(unsigned to, const void* from, bool valid) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(valid ? 4 : 0) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(valid ? 4 : 0)
+                 : "memory");
 }
 
 __device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -101,24 +114,30 @@ __device__ __forceinline__ void copies_wait_all() { asm volatile("cp.async.wait_
 
 __device__ __forceinline__ void ldmatrix(unsigned (&r)[4], unsigned address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
 }
 
 __device__ __forceinline__ void ldmatrix_transposed(unsigned (&r)[4], unsigned address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
 }
 
 // c (16 x 8) += a (16 x 16) b (16 x 8)
 __device__ __forceinline__ void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // Two neighbouring 16 x 8 results as one 16 x 16 left operand of the next product.
-__device__ __forceinline__ void as_left_operand(unsigned (&a)[4], const float (&left)[4], const float (&right)[4]) {
+__device__ __forceinline__ void as_left_operand(unsigned (&a)[4], const float (&left)[4],
+                                                const float (&right)[4]) {
     a[0] = pack(left[0], left[1]);
     a[1] = pack(left[2], left[3]);
     a[2] = pack(right[0], right[1]);
@@ -126,8 +145,8 @@ __device__ __forceinline__ void as_left_operand(unsigned (&a)[4], const float (&
 }
 
 // Where this lane's row starts for ldmatrix, in bytes from the tile's first element.
-// "a" order: a 16 x 16 left operand with its rows in memory, or (transposed) a right operand whose rows are the summed index.
-// "b" order: a right operand (16 columns) whose columns are rows in memory.
+// "a" order: a 16 x 16 left operand with its rows in memory, or (transposed) a right operand whose rows are
+// the summed index. "b" order: a right operand (16 columns) whose columns are rows in memory.
 __device__ __forceinline__ unsigned lane_offset_a(int lane) {
     return (unsigned)(((lane & 7) + (lane >> 3 & 1) * 8) * ROW + (lane >> 4) * 8) * 2;
 }
@@ -145,39 +164,65 @@ __device__ __forceinline__ float quad_max(float x) {
     return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
 
-// Starts the copies of up to 64 keys and values (list indices first_key ...) to shared memory; zeros behind the list's end.
+// How THREADS threads copy rows of D elements in 16-byte pieces: each thread keeps its column and walks down
+// the rows.
+template <int THREADS> struct Walk {
+    static constexpr int STEP = THREADS / CHUNKS; // rows copied at a time
+    int row, column;
+    bool active; // when THREADS is no multiple of CHUNKS, some threads have nothing to do
+    __device__ __forceinline__ Walk(int thread) {
+        row = thread / CHUNKS;
+        column = thread % CHUNKS * 8;
+        active = THREADS % CHUNKS == 0 || thread < STEP * CHUNKS;
+    }
+    __device__ __forceinline__ unsigned place() const { return (unsigned)(row * ROW + column) * 2; }
+};
+
+// The address of a row: one wide multiply-add. The stride is in bytes.
+__device__ __forceinline__ const char* row_address(const bf16* first, int row, int stride) {
+    return reinterpret_cast<const char*>(first) + (long long)row * (long long)stride;
+}
+
+// Starts the copies of up to 64 keys and values (list indices first_key ...) to shared memory; zeros behind
+// the list's end.
 template <int THREADS>
-__device__ __forceinline__ void copy_keys_values(unsigned key_tile, unsigned value_tile, const bf16* k, const bf16* v,
-                                                 int k_stride, int v_stride, const Item& it, int total, int first_key) {
-#pragma unroll 2 // more would cost registers that the products need
-    for (int at = threadIdx.x; at < KEY_TILE * CHUNKS; at += THREADS) {
-        int row = at / CHUNKS, column = at % CHUNKS * 8;
-        int j = first_key + row;
-        bool valid = j < total;
-        int token = j < it.p_len ? it.p0 + j : it.o0 + (j - it.p_len);
-        token = valid ? token : it.o0;
-        unsigned to = (unsigned)(row * ROW + column) * 2;
-        copy16(key_tile + to, k + (size_t)token * k_stride + column, valid);
-        copy16(value_tile + to, v + (size_t)token * v_stride + column, valid);
+__device__ __forceinline__ void copy_keys_values(unsigned key_tile, const bf16* k, const bf16* v,
+                                                 int k_stride, int v_stride, const Item& it, int total,
+                                                 int first_key) {
+    Walk<THREADS> w(threadIdx.x);
+    if (!w.active) return;
+    k += w.column;
+    v += w.column;
+    unsigned to = key_tile + w.place();
+    int j = first_key + w.row, own = it.o0 - it.p_len;
+#pragma unroll
+    for (int i = 0; i < KEY_TILE; i += w.STEP) {
+        if (i + w.STEP > KEY_TILE && w.row + i >= KEY_TILE) break;
+        int token = j + i + (j + i < it.p_len ? it.p0 : own);
+        bool valid = j + i < total;
+        copy16(to + i * ROW * 2, row_address(k, token, k_stride * 2), valid);
+        copy16(to + (KEY_TILE + i) * ROW * 2, row_address(v, token, v_stride * 2), valid);
     }
 }
 
 // Starts the copy of this warp's rows (16 * MT) to its own place in shared memory; zeros behind the last row.
 template <int MT>
-__device__ __forceinline__ void copy_warp_rows(unsigned tile, const bf16* from, size_t stride, int rows, int lane) {
+__device__ __forceinline__ void copy_warp_rows(unsigned tile, const bf16* from, int stride, int rows,
+                                               int lane) {
+    Walk<32> w(lane);
+    if (!w.active) return;
 #pragma unroll
-    for (int at = lane; at < 16 * MT * CHUNKS; at += 32) {
-        int row = at / CHUNKS, column = at % CHUNKS * 8;
-        bool valid = row < rows;
-        copy16(tile + (unsigned)(row * ROW + column) * 2, from + (valid ? row * stride : 0) + column, valid);
-    }
+    for (int i = 0; i < 16 * MT; i += w.STEP)
+        copy16(tile + w.place() + i * ROW * 2, row_address(from + w.column, w.row + i, stride * 2),
+               w.row + i < rows);
 }
 
-// Writes a warp's result (16 * MT rows, as mma leaves it in registers) to global memory as bf16, each row times its factor,
-// through the warp's own place in shared memory, so that whole 16-byte pieces are written.
+// Writes a warp's result (16 * MT rows, as mma leaves it in registers) to global memory as bf16, each row
+// times its factor, through the warp's own place in shared memory, so that whole 16-byte pieces are written.
 template <int MT>
-__device__ __forceinline__ void store_warp_rows(bf16* place, const float (&c)[MT][NTILES][4], const float (&factor)[MT][2],
-                                                bf16* to, size_t stride, int rows, int lane) {
+__device__ __forceinline__ void store_warp_rows(bf16* place, const float (&c)[MT][NTILES][4],
+                                                const float (&factor)[MT][2], bf16* to, int stride, int rows,
+                                                int lane) {
     int r = lane >> 2, column = (lane & 3) * 2;
 #pragma unroll
     for (int t = 0; t < MT; t++) {
@@ -185,48 +230,58 @@ __device__ __forceinline__ void store_warp_rows(bf16* place, const float (&c)[MT
         for (int n = 0; n < NTILES; n++) {
             bf16* at = place + (t * 16 + r) * ROW + n * 8 + column;
             *reinterpret_cast<unsigned*>(at) = pack(c[t][n][0] * factor[t][0], c[t][n][1] * factor[t][0]);
-            *reinterpret_cast<unsigned*>(at + 8 * ROW) = pack(c[t][n][2] * factor[t][1], c[t][n][3] * factor[t][1]);
+            *reinterpret_cast<unsigned*>(at + 8 * ROW) =
+                pack(c[t][n][2] * factor[t][1], c[t][n][3] * factor[t][1]);
         }
     }
     __syncwarp();
+    Walk<32> w(lane);
+    if (w.active) {
 #pragma unroll
-    for (int at = lane; at < 16 * MT * CHUNKS; at += 32) {
-        int row = at / CHUNKS, piece = at % CHUNKS * 8;
-        if (row < rows)
-            *reinterpret_cast<uint4*>(to + row * stride + piece) = *reinterpret_cast<const uint4*>(place + row * ROW + piece);
+        for (int i = 0; i < 16 * MT; i += w.STEP)
+            if (w.row + i < rows)
+                *reinterpret_cast<uint4*>(
+                    const_cast<char*>(row_address(to + w.column, w.row + i, stride * 2))) =
+                    *reinterpret_cast<const uint4*>(place + (w.row + i) * ROW + w.column);
     }
     __syncwarp();
 }
 
-template <int MT>
-__device__ __forceinline__ void clear(float (&c)[MT][NTILES][4]) {
+template <int MT> __device__ __forceinline__ void clear(float (&c)[MT][NTILES][4]) {
 #pragma unroll
     for (int t = 0; t < MT; t++)
 #pragma unroll
         for (int n = 0; n < NTILES; n++) c[t][n][0] = c[t][n][1] = c[t][n][2] = c[t][n][3] = 0.f;
 }
 
-// How many list indices the queries of a warp see: the first one, and at most. In a causal item each query sees one more than
-// the query before it.
-__device__ __forceinline__ void key_limits(const Item& it, int total, int first_query, int& limit_first, int& limit_last) {
+// How many list indices the queries of a warp see: the first one, and at most. In a causal item each query
+// sees one more than the query before it.
+__device__ __forceinline__ void key_limits(const Item& it, int total, int first_query, int& limit_first,
+                                           int& limit_last) {
     limit_last = total;
     limit_first = it.causal ? min(total, it.p_len + first_query + 1 + it.o_len - it.q_len) : total;
 }
 // A warp without causal order has limit_first == limit_last.
-__device__ __forceinline__ int row_limit(int limit_first, int limit_last, int row) { return min(limit_first + row, limit_last); }
+__device__ __forceinline__ int row_limit(int limit_first, int limit_last, int row) {
+    return min(limit_first + row, limit_last);
+}
 
-// ---------------------------------------------------------------------------------------------------------- forward
+// ----------------------------------------------------------------------------------------------------------
+// forward
 
-// The online softmax keeps exp2(score - m) with a reference m for each query. m follows the query's largest score only once that
-// is SLACK above it (exp2(SLACK) does no harm in fp32 or bf16), so that the sums rarely need a new scale.
+// The online softmax keeps exp2(score - m) with a reference m for each query. m follows the query's largest
+// score only once that is SLACK above it (exp2(SLACK) does no harm in fp32 or bf16), so that the sums rarely
+// need a new scale.
 constexpr float SLACK = 8.f;
 constexpr int FORWARD_KEYS = FORWARD_TILES == 2 ? 32 : 64; // keys that a warp takes at a time
 
-// One step of the online softmax: KEYS keys of the tile in shared memory for the first TILES * 16 queries of this warp.
+// One step of the online softmax: KEYS keys of the tile in shared memory for the first TILES * 16 queries of
+// this warp.
 template <int KEYS, int TILES, int MT>
-__device__ __forceinline__ void forward_tile(const unsigned (&q)[MT][KSTEPS][4], float (&o)[MT][NTILES][4], float (&m)[MT][2],
-                                             float (&l)[MT][2], unsigned keys, unsigned values, int first_key,
-                                             int limit_first, int limit_last, int lane) {
+__device__ __forceinline__ void forward_tile(const unsigned (&q)[MT][KSTEPS][4], float (&o)[MT][NTILES][4],
+                                             float (&m)[MT][2], float (&l)[MT][2], unsigned keys,
+                                             unsigned values, int first_key, int limit_first, int limit_last,
+                                             int lane) {
     float s[TILES][KEYS / 8][4];
 #pragma unroll
     for (int t = 0; t < TILES; t++)
@@ -319,17 +374,23 @@ __device__ __forceinline__ void forward_tile(const unsigned (&q)[MT][KSTEPS][4],
 }
 
 // attention_forward: out[t, h*D + d] and lse[h, t].
-// Geometry, with GROUP = HEADS / KV_HEADS, SPLITS = ceil(GROUP / (D <= 64 ? 4 : 2)), CTA_HEADS = ceil(GROUP / SPLITS):
-//   grid number of items * KV_HEADS * SPLITS, block 64 / ATTENTION_FORWARD_TILES * CTA_HEADS, dynamic shared memory 256 * (D + 8) * 2 bytes.
-// All CTAs of an item follow each other, items in the order given: long items first leave a short tail.
-// One CTA takes an item and the query heads of one key/value head; a warp has 16 or 32 queries of one head. Tiles of 64 keys and
-// values are copied to shared memory one tile ahead and used by all warps. Shared memory: two stages of (keys, values); the
-// queries pass through the second stage before the loop.
-constexpr int FORWARD_CTAS = D < 64 ? 1 : 12 / FORWARD_WARPS; // CTAs an SM should hold: 12 warps of up to 168 registers
+// Launch geometry, with GROUP = HEADS / KV_HEADS, SPLITS = ceil(GROUP / (D <= 64 ? 4 : 2)) and
+// CTA_HEADS = ceil(GROUP / SPLITS):
+//   grid: number of items * KV_HEADS * SPLITS
+//   block: 64 / ATTENTION_FORWARD_TILES * CTA_HEADS
+//   dynamic shared memory: 256 * (D + 8) * 2 bytes
+// One CTA takes an item and the query heads of one key/value head (or a part of them); a warp has 16 or 32
+// queries of one head. All CTAs of an item follow each other, items in the order given: long items first
+// leave a short tail. Tiles of 64 keys and values are copied to shared memory one tile ahead and
+// used by all warps.
+// Shared memory: two stages of (keys, values); the queries pass through the second one before the loop.
+constexpr int FORWARD_CTAS =
+    D < 64 ? 1 : 12 / FORWARD_WARPS; // CTAs an SM should hold: 12 warps of up to 168 registers
 
 extern "C" __global__ void __launch_bounds__(FORWARD_THREADS, FORWARD_CTAS)
-attention_forward(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __restrict__ v, bf16* __restrict__ out,
-                  float* __restrict__ lse, const int* __restrict__ items, int q_stride, int k_stride, int v_stride, int T) {
+    attention_forward(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __restrict__ v,
+                      bf16* __restrict__ out, float* __restrict__ lse, const int* __restrict__ items,
+                      int q_stride, int k_stride, int v_stride, int T) {
     constexpr int MT = FORWARD_TILES;
     extern __shared__ __align__(128) bf16 attention_shared[];
     constexpr unsigned TILE_BYTES = KEY_TILE * ROW * 2, STAGE_BYTES = 2 * TILE_BYTES;
@@ -339,15 +400,17 @@ attention_forward(const bf16* __restrict__ q, const bf16* __restrict__ k, const 
     int head = kv_head * GROUP + group_head;
     Item it = load_item(items, blockIdx.x / (KV_HEADS * SPLITS));
     int total = it.p_len + it.o_len, row0 = warp % (2 / MT) * 16 * MT;
-    int rows = group_head < GROUP ? min(16 * MT, it.q_len - row0) : 0; // queries of this warp; none: it only helps to copy
+    int rows = group_head < GROUP ? min(16 * MT, it.q_len - row0)
+                                  : 0; // queries of this warp; none: it only helps to copy
     unsigned shared = shared_address(attention_shared);
     k += kv_head * D;
     v += kv_head * D;
 
-    copy_keys_values<FORWARD_THREADS>(shared, shared + TILE_BYTES, k, v, k_stride, v_stride, it, total, 0);
+    copy_keys_values<FORWARD_THREADS>(shared, k, v, k_stride, v_stride, it, total, 0);
     unsigned warp_place = (unsigned)(2 * KEY_TILE + warp * 16 * MT) * ROW; // elements
     if (rows > 0)
-        copy_warp_rows<MT>(shared + warp_place * 2, q + (size_t)(it.q0 + row0) * q_stride + head * D, q_stride, rows, lane);
+        copy_warp_rows<MT>(shared + warp_place * 2, q + (size_t)(it.q0 + row0) * q_stride + head * D,
+                           q_stride, rows, lane);
     copies_commit();
     copies_wait_all();
     __syncthreads();
@@ -358,7 +421,8 @@ attention_forward(const bf16* __restrict__ q, const bf16* __restrict__ k, const 
         for (int t = 0; t < MT; t++)
 #pragma unroll
             for (int d = 0; d < KSTEPS; d++)
-                ldmatrix(qf[t][d], shared + warp_place * 2 + offset_a + (unsigned)(t * 16 * ROW + d * 16) * 2);
+                ldmatrix(qf[t][d],
+                         shared + warp_place * 2 + offset_a + (unsigned)(t * 16 * ROW + d * 16) * 2);
     }
 
     float o[MT][NTILES][4], m[MT][2], l[MT][2]; // unnormalised result, reference and sum of each query
@@ -378,8 +442,8 @@ attention_forward(const bf16* __restrict__ q, const bf16* __restrict__ k, const 
         unsigned keys = shared + stage, values = keys + TILE_BYTES;
         stage = STAGE_BYTES - stage;
         if (j + KEY_TILE < total) {
-            copy_keys_values<FORWARD_THREADS>(shared + stage, shared + stage + TILE_BYTES, k, v, k_stride, v_stride, it, total,
-                                            j + KEY_TILE);
+            copy_keys_values<FORWARD_THREADS>(shared + stage, k, v, k_stride, v_stride, it, total,
+                                              j + KEY_TILE);
             copies_commit();
         }
         unsigned keys_at = keys + offset_b, values_at = values + offset_a;
@@ -389,9 +453,11 @@ attention_forward(const bf16* __restrict__ q, const bf16* __restrict__ k, const 
             for (int part = 0; part < KEY_TILE && j + part < total; part += 32) {
                 unsigned down = part * ROW * 2;
                 if (rows > 16)
-                    forward_tile<32, MT, MT>(qf, o, m, l, keys_at + down, values_at + down, j + part, limit_first, limit_last, lane);
+                    forward_tile<32, MT, MT>(qf, o, m, l, keys_at + down, values_at + down, j + part,
+                                             limit_first, limit_last, lane);
                 else
-                    forward_tile<32, 1, MT>(qf, o, m, l, keys_at + down, values_at + down, j + part, limit_first, limit_last, lane);
+                    forward_tile<32, 1, MT>(qf, o, m, l, keys_at + down, values_at + down, j + part,
+                                            limit_first, limit_last, lane);
             }
         } else if (total - j > 32) {
             forward_tile<64, 1, MT>(qf, o, m, l, keys_at, values_at, j, limit_first, limit_last, lane);
@@ -412,21 +478,23 @@ attention_forward(const bf16* __restrict__ q, const bf16* __restrict__ k, const 
             int row = t * 16 + r * 8 + (lane >> 2);
             if ((lane & 3) == 0 && row < rows) lse_to[row] = m[t][r] + log2_fast(sum);
         }
-    store_warp_rows(attention_shared + warp_place, o, inverse, out + (size_t)(it.q0 + row0) * (HEADS * D) + head * D, HEADS * D,
-                    rows, lane);
+    store_warp_rows(attention_shared + warp_place, o, inverse,
+                    out + (size_t)(it.q0 + row0) * (HEADS * D) + head * D, HEADS * D, rows, lane);
 }
 
-// ------------------------------------------------------------------------------------- backward: gradient of the queries
+// ------------------------------------------------------------------------------------- backward: gradient of
+// the queries
 
 constexpr int DQ_CTAS = D < 64 ? 1 : (D == 64 && DQ_TILES == 1 ? 12 : 8) / DQ_WARPS;
 constexpr int DQ_KEYS = DQ_TILES == 2 ? 16 : 32; // keys that a warp takes at a time
 
-// DQ_KEYS keys for the first TILES * 16 queries of this warp: scores, probabilities, their gradients, and what they add to c.
+// DQ_KEYS keys for the first TILES * 16 queries of this warp: scores, probabilities, their gradients, and
+// what they add to c.
 template <int TILES, int MT>
-__device__ __forceinline__ void dq_part(const unsigned (&q)[MT][KSTEPS][4], const unsigned (&g)[MT][KSTEPS][4],
-                                        float (&c)[MT][NTILES][4], const float (&lse)[MT][2], const float (&delta)[MT][2],
-                                        unsigned keys, unsigned values, unsigned offset_a, unsigned offset_b, int first_key,
-                                        int limit_first, int limit_last, int lane) {
+__device__ __forceinline__ void
+dq_part(const unsigned (&q)[MT][KSTEPS][4], const unsigned (&g)[MT][KSTEPS][4], float (&c)[MT][NTILES][4],
+        const float (&lse)[MT][2], const float (&delta)[MT][2], unsigned keys, unsigned values,
+        unsigned offset_a, unsigned offset_b, int first_key, int limit_first, int limit_last, int lane) {
     float s[TILES][DQ_KEYS / 8][4], dp[TILES][DQ_KEYS / 8][4];
 #pragma unroll
     for (int t = 0; t < TILES; t++)
@@ -493,15 +561,19 @@ __device__ __forceinline__ void dq_part(const unsigned (&q)[MT][KSTEPS][4], cons
     }
 }
 
-// attention_backward_dq: dq, and delta[h, t] = sum over d of d_out * out (attention_backward_dkv needs it: run this one first).
-// Geometry: grid as attention_forward, block 64 / ATTENTION_DQ_TILES * CTA_HEADS,
-//   dynamic shared memory (128 + max(128, 96 * CTA_HEADS)) * (D + 8) * 2 bytes.
-// Shared memory: the first stage of (keys, values), then the second stage, through which the queries, d_out and out pass first.
+// attention_backward_dq: dq, and delta[h, t] = sum over d of d_out * out, which attention_backward_dkv needs.
+// Launch geometry:
+//   grid: as attention_forward
+//   block: 64 / ATTENTION_DQ_TILES * CTA_HEADS
+//   dynamic shared memory: (128 + max(128, 96 * CTA_HEADS)) * (D + 8) * 2 bytes
+// Shared memory: the first stage of (keys, values), then the second one, through which the queries, d_out and
+// out pass before the loop.
 extern "C" __global__ void __launch_bounds__(DQ_THREADS, DQ_CTAS)
-attention_backward_dq(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __restrict__ v,
-                      const bf16* __restrict__ out, const bf16* __restrict__ d_out, const float* __restrict__ lse,
-                      float* __restrict__ delta, bf16* __restrict__ dq, const int* __restrict__ items, int q_stride,
-                      int k_stride, int v_stride, int dq_stride, int T) {
+    attention_backward_dq(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __restrict__ v,
+                          const bf16* __restrict__ out, const bf16* __restrict__ d_out,
+                          const float* __restrict__ lse, float* __restrict__ delta, bf16* __restrict__ dq,
+                          const int* __restrict__ items, int q_stride, int k_stride, int v_stride,
+                          int dq_stride, int T) {
     constexpr int MT = DQ_TILES;
     extern __shared__ __align__(128) bf16 attention_shared[];
     constexpr unsigned TILE_BYTES = KEY_TILE * ROW * 2, STAGE_BYTES = 2 * TILE_BYTES;
@@ -516,15 +588,17 @@ attention_backward_dq(const bf16* __restrict__ q, const bf16* __restrict__ k, co
     k += kv_head * D;
     v += kv_head * D;
 
-    copy_keys_values<DQ_THREADS>(shared, shared + TILE_BYTES, k, v, k_stride, v_stride, it, total, 0);
+    copy_keys_values<DQ_THREADS>(shared, k, v, k_stride, v_stride, it, total, 0);
     constexpr unsigned PLACE = 16 * MT * ROW; // elements: this warp's rows of q, then of d_out, then of out
     unsigned warp_place = 2 * KEY_TILE * ROW + warp * 3 * PLACE;
     float lse_of[MT][2];
     if (rows > 0) {
         size_t t0 = it.q0 + row0;
         copy_warp_rows<MT>(shared + warp_place * 2, q + t0 * q_stride + head * D, q_stride, rows, lane);
-        copy_warp_rows<MT>(shared + (warp_place + PLACE) * 2, d_out + t0 * (HEADS * D) + head * D, HEADS * D, rows, lane);
-        copy_warp_rows<MT>(shared + (warp_place + 2 * PLACE) * 2, out + t0 * (HEADS * D) + head * D, HEADS * D, rows, lane);
+        copy_warp_rows<MT>(shared + (warp_place + PLACE) * 2, d_out + t0 * (HEADS * D) + head * D, HEADS * D,
+                           rows, lane);
+        copy_warp_rows<MT>(shared + (warp_place + 2 * PLACE) * 2, out + t0 * (HEADS * D) + head * D,
+                           HEADS * D, rows, lane);
 #pragma unroll
         for (int t = 0; t < MT; t++)
 #pragma unroll
@@ -552,13 +626,15 @@ attention_backward_dq(const bf16* __restrict__ q, const bf16* __restrict__ k, co
                 ldmatrix(of, from + PLACE * 4 + d * 32);
 #pragma unroll
                 for (int e = 0; e < 4; e++)
-                    sum[e & 1] += low_half(gf[t][d][e]) * low_half(of[e]) + high_half(gf[t][d][e]) * high_half(of[e]);
+                    sum[e & 1] +=
+                        low_half(gf[t][d][e]) * low_half(of[e]) + high_half(gf[t][d][e]) * high_half(of[e]);
             }
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 delta_of[t][r] = quad_sum(sum[r]);
                 int row = t * 16 + r * 8 + (lane >> 2);
-                if ((lane & 3) == 0 && row < rows) delta[(size_t)head * T + it.q0 + row0 + row] = delta_of[t][r];
+                if ((lane & 3) == 0 && row < rows)
+                    delta[(size_t)head * T + it.q0 + row0 + row] = delta_of[t][r];
             }
         }
     }
@@ -575,8 +651,7 @@ attention_backward_dq(const bf16* __restrict__ q, const bf16* __restrict__ k, co
         unsigned keys = shared + stage, values = keys + TILE_BYTES;
         stage = STAGE_BYTES - stage;
         if (j + KEY_TILE < total) {
-            copy_keys_values<DQ_THREADS>(shared + stage, shared + stage + TILE_BYTES, k, v, k_stride, v_stride, it, total,
-                                            j + KEY_TILE);
+            copy_keys_values<DQ_THREADS>(shared + stage, k, v, k_stride, v_stride, it, total, j + KEY_TILE);
             copies_commit();
         }
         if (rows <= 0) continue;
@@ -584,11 +659,11 @@ attention_backward_dq(const bf16* __restrict__ q, const bf16* __restrict__ k, co
         for (int part = 0; part < KEY_TILE && j + part < total; part += DQ_KEYS) {
             unsigned part_keys = keys + part * ROW * 2, part_values = values + part * ROW * 2;
             if (rows > 16)
-                dq_part<MT, MT>(qf, gf, c, lse_of, delta_of, part_keys, part_values, offset_a, offset_b, j + part, limit_first, limit_last,
-                            lane);
+                dq_part<MT, MT>(qf, gf, c, lse_of, delta_of, part_keys, part_values, offset_a, offset_b,
+                                j + part, limit_first, limit_last, lane);
             else
-                dq_part<1, MT>(qf, gf, c, lse_of, delta_of, part_keys, part_values, offset_a, offset_b, j + part, limit_first, limit_last,
-                           lane);
+                dq_part<1, MT>(qf, gf, c, lse_of, delta_of, part_keys, part_values, offset_a, offset_b,
+                               j + part, limit_first, limit_last, lane);
         }
     }
     __syncthreads();
@@ -596,20 +671,24 @@ attention_backward_dq(const bf16* __restrict__ q, const bf16* __restrict__ k, co
     float factor[MT][2];
 #pragma unroll
     for (int t = 0; t < MT; t++) factor[t][0] = factor[t][1] = INV_SQRT_D;
-    store_warp_rows(attention_shared + warp_place, c, factor, dq + (size_t)(it.q0 + row0) * dq_stride + head * D, dq_stride, rows,
-                    lane);
+    store_warp_rows(attention_shared + warp_place, c, factor,
+                    dq + (size_t)(it.q0 + row0) * dq_stride + head * D, dq_stride, rows, lane);
 }
 
-// ------------------------------------------------------------------------------ backward: gradients of the keys and values
+// ------------------------------------------------------------------------------ backward: gradients of the
+// keys and values
 
-// A team is the warps that hold one copy of the tile's gradients. With two teams, each takes every second step on its own, and
-// the gradients are added at the end: the CTA of a tile that very many items see is then done in half the time.
+// A team is the warps that hold one copy of the tile's gradients. With two teams, each takes every second
+// step on its own, and the gradients are added at the end: the CTA of a tile that very many items see is then
+// done in half the time.
 #ifndef ATTENTION_DKV_TEAMS
 #define ATTENTION_DKV_TEAMS (HEAD_DIM <= 64 ? 2 : 1)
 #endif
 constexpr int TEAMS = ATTENTION_DKV_TEAMS;
 constexpr int KEY_WARPS = KEY_TILE / (16 * DKV_TILES); // warps of a team
-constexpr int KEY_THREADS = 32 * KEY_WARPS;            // threads of a team
+static_assert(TEAMS == 1 || KEY_TILE * D * 8 <= TEAMS * 4 * QUERY_TILE * ROW * 2,
+              "a team's sums must fit in shared memory");
+constexpr int KEY_THREADS = 32 * KEY_WARPS; // threads of a team
 
 __device__ __forceinline__ void team_barrier(int team) {
     if (TEAMS == 1)
@@ -617,21 +696,24 @@ __device__ __forceinline__ void team_barrier(int team) {
     else
         asm volatile("bar.sync %0, %1;" ::"r"(team + 1), "n"(KEY_THREADS) : "memory");
 }
-constexpr int ITEM_CHUNK = 64;              // items whose descriptions are in shared memory at a time (two such chunks)
+constexpr int ITEM_CHUNK = 64; // items whose descriptions are in shared memory at a time (two such chunks)
 
 // Starts the copies for one step: queries and d_out of one head of an item, with their lse and delta.
-__device__ __forceinline__ void copy_queries(unsigned to, unsigned numbers, const bf16* q, const bf16* d_out, const float* lse,
-                                             const float* delta, int q_stride, int q0, int q_len, int head, int T, int thread) {
-    const bf16* q_from = q + (size_t)q0 * q_stride + head * D;
-    const bf16* g_from = d_out + (size_t)q0 * (HEADS * D) + head * D;
-#pragma unroll 1 // more would cost registers that the products need
-    for (int at = thread; at < QUERY_TILE * CHUNKS; at += KEY_THREADS) {
-        int row = at / CHUNKS, column = at % CHUNKS * 8;
-        bool valid = row < q_len;
-        int from = valid ? row : 0;
-        unsigned place = to + (unsigned)(row * ROW + column) * 2;
-        copy16(place, q_from + (size_t)from * q_stride + column, valid);
-        copy16(place + QUERY_TILE * ROW * 2, g_from + from * (HEADS * D) + column, valid);
+__device__ __forceinline__ void copy_queries(unsigned to, unsigned numbers, const bf16* q, const bf16* d_out,
+                                             const float* lse, const float* delta, int q_stride, int q0,
+                                             int q_len, int head, int T, int thread) {
+    Walk<KEY_THREADS> w(thread);
+    if (w.active) {
+        q += (size_t)q0 * q_stride + head * D + w.column;
+        d_out += (size_t)q0 * (HEADS * D) + head * D + w.column;
+        to += w.place();
+#pragma unroll(D <= 64 ? 2 : 8) // more would cost registers that the products need
+        for (int i = 0; i < QUERY_TILE; i += w.STEP) {
+            if (i + w.STEP > QUERY_TILE && w.row + i >= QUERY_TILE) break;
+            bool valid = w.row + i < q_len;
+            copy16(to + i * ROW * 2, row_address(q, w.row + i, q_stride * 2), valid);
+            copy16(to + (QUERY_TILE + i) * ROW * 2, row_address(d_out, w.row + i, HEADS * D * 2), valid);
+        }
     }
     if (thread < 2 * QUERY_TILE) { // there are at least 64 threads
         int row = thread & (QUERY_TILE - 1);
@@ -642,7 +724,8 @@ __device__ __forceinline__ void copy_queries(unsigned to, unsigned numbers, cons
 }
 
 // Copies the descriptions of items item_list[first ... first + n) to shared memory.
-__device__ __forceinline__ void stage_items(int4* to, const int* items, const int* item_list, int first, int n, int thread) {
+__device__ __forceinline__ void stage_items(int4* to, const int* items, const int* item_list, int first,
+                                            int n, int thread) {
     for (int i = thread; i < ITEM_CHUNK && i < n; i += KEY_THREADS) {
         const int4* from = reinterpret_cast<const int4*>(items) + 2 * (size_t)item_list[first + i];
         to[2 * i] = from[0];
@@ -650,20 +733,26 @@ __device__ __forceinline__ void stage_items(int4* to, const int* items, const in
     }
 }
 
-// attention_backward_dkv: dk and dv. Needs lse (attention_forward) and delta (attention_backward_dq).
-// key_tiles: int32[4] each: k0, k_len (1..64), first, count; item_list[first ... first + count) are the items that see any of
-// the tile's keys. Geometry: grid number of key tiles * KV_HEADS, block 128 / ATTENTION_DKV_TILES * ATTENTION_DKV_TEAMS,
-//   dynamic shared memory 128 * (D + 8) * 2 + ATTENTION_DKV_TEAMS * (128 * (D + 8) * 2 + 512 + 4096) bytes.
-// One CTA takes a tile of keys of one key/value head; a warp has 16 or 32 keys. A step is one query head of one item:
-// S^T = K Q^T and dP^T = V dO^T are made in registers and used at once as left operands of dV += P^T dO and dK += dS^T Q.
-// The next step's queries are copied meanwhile. Shared memory: keys, values; for each team two stages of (queries, d_out); for
-// each team two stages of (lse, delta); for each team two chunks of item descriptions.
-extern "C" __global__ void __launch_bounds__(KEY_THREADS * TEAMS, D < 64 ? 1 : 8 / (KEY_WARPS * TEAMS))
-attention_backward_dkv(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __restrict__ v,
-                       const bf16* __restrict__ d_out, const float* __restrict__ lse, const float* __restrict__ delta,
-                       bf16* __restrict__ dk, bf16* __restrict__ dv, const int* __restrict__ items,
-                       const int* __restrict__ key_tiles, const int* __restrict__ item_list, int q_stride, int k_stride,
-                       int v_stride, int dk_stride, int dv_stride, int T) {
+// attention_backward_dkv: dk and dv, from lse (attention_forward) and delta (attention_backward_dq).
+// key_tiles: int32[4] each: k0, k_len (1..64), first, count. item_list[first ... first + count) are the items
+// that see any of the tile's keys; a tile that no item sees gets zeros.
+// Launch geometry:
+//   grid: number of key tiles * KV_HEADS
+//   block: 128 / ATTENTION_DKV_TILES * ATTENTION_DKV_TEAMS
+//   dynamic shared memory: 128 * (D + 8) * 2 + ATTENTION_DKV_TEAMS * (128 * (D + 8) * 2 + 4608) bytes
+// One CTA takes a tile of keys of one key/value head; a warp has 16 or 32 keys. Tiles with many items should
+// come first. A step is one query head of one item: S^T = K Q^T and dP^T = V dO^T are made in registers and
+// used at once as left operands of dV += P^T dO and dK += dS^T Q. The next step's queries are copied
+// meanwhile.
+// Shared memory: keys, values; then for each team two stages of (queries, d_out); then for each team two
+// stages of (lse, delta); then for each team two chunks of item descriptions.
+extern "C" __global__ void __launch_bounds__(KEY_THREADS* TEAMS, D < 64 ? 1 : 8 / (KEY_WARPS * TEAMS))
+    attention_backward_dkv(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __restrict__ v,
+                           const bf16* __restrict__ d_out, const float* __restrict__ lse,
+                           const float* __restrict__ delta, bf16* __restrict__ dk, bf16* __restrict__ dv,
+                           const int* __restrict__ items, const int* __restrict__ key_tiles,
+                           const int* __restrict__ item_list, int q_stride, int k_stride, int v_stride,
+                           int dk_stride, int dv_stride, int T) {
     constexpr int MT = DKV_TILES;
     extern __shared__ __align__(128) bf16 attention_shared[];
     constexpr unsigned STAGE_BYTES = 2 * QUERY_TILE * ROW * 2;
@@ -673,28 +762,31 @@ attention_backward_dkv(const bf16* __restrict__ q, const bf16* __restrict__ k, c
     int k0 = tile.x, k_len = tile.y, list_first = tile.z, list_count = tile.w;
     unsigned shared = shared_address(attention_shared);
     unsigned queries = shared + (2 * KEY_TILE + team * 4 * QUERY_TILE) * ROW * 2;
-    float* all_numbers = reinterpret_cast<float*>(attention_shared + (2 * KEY_TILE + TEAMS * 4 * QUERY_TILE) * ROW);
+    float* all_numbers =
+        reinterpret_cast<float*>(attention_shared + (2 * KEY_TILE + TEAMS * 4 * QUERY_TILE) * ROW);
     float* numbers = all_numbers + team * 4 * QUERY_TILE; // [stage][lse, delta][32]
-    int4* descriptions = reinterpret_cast<int4*>(all_numbers + TEAMS * 4 * QUERY_TILE) + team * 4 * ITEM_CHUNK; // [chunk][64][2]
+    int4* descriptions = reinterpret_cast<int4*>(all_numbers + TEAMS * 4 * QUERY_TILE) +
+                         team * 4 * ITEM_CHUNK; // [chunk][64][2]
     unsigned offset_a = lane_offset_a(lane), offset_b = lane_offset_b(lane);
 
 #pragma unroll
     for (int at = threadIdx.x; at < KEY_TILE * CHUNKS; at += KEY_THREADS * TEAMS) {
         int row = at / CHUNKS, column = at % CHUNKS * 8;
-        bool valid = row < k_len;
-        size_t token = k0 + (valid ? row : 0);
         unsigned to = shared + (unsigned)(row * ROW + column) * 2;
-        copy16(to, k + token * k_stride + kv_head * D + column, valid);
-        copy16(to + KEY_TILE * ROW * 2, v + token * v_stride + kv_head * D + column, valid);
+        copy16(to, row_address(k + kv_head * D + column, k0 + row, k_stride * 2), row < k_len);
+        copy16(to + KEY_TILE * ROW * 2, row_address(v + kv_head * D + column, k0 + row, v_stride * 2),
+               row < k_len);
     }
     stage_items(descriptions, items, item_list, list_first, list_count, thread);
-    stage_items(descriptions + 2 * ITEM_CHUNK, items, item_list, list_first + ITEM_CHUNK, list_count - ITEM_CHUNK, thread);
+    stage_items(descriptions + 2 * ITEM_CHUNK, items, item_list, list_first + ITEM_CHUNK,
+                list_count - ITEM_CHUNK, thread);
     __syncthreads();
-    int entry = team / GROUP, group_head = team % GROUP; // of the current step: a place in the list and a query head
+    int entry = team / GROUP,
+        group_head = team % GROUP; // of the current step: a place in the list and a query head
     if (entry < list_count) {
         int4 a = descriptions[entry * 2];
-        copy_queries(queries, shared_address(numbers), q, d_out, lse, delta, q_stride, a.x, a.y, kv_head * GROUP + group_head, T,
-                     thread);
+        copy_queries(queries, shared_address(numbers), q, d_out, lse, delta, q_stride, a.x, a.y,
+                     kv_head * GROUP + group_head, T, thread);
     }
     copies_commit();
     copies_wait_all();
@@ -721,13 +813,15 @@ attention_backward_dkv(const bf16* __restrict__ q, const bf16* __restrict__ k, c
     while (entry < list_count) {
         if (!first) {
             copies_wait_all();
-            team_barrier(team); // this step's queries have arrived, and no warp of the team still reads the other stage
+            team_barrier(team); // this step's queries have arrived, and no warp of the team still reads the
+                                // other stage
         }
         first = false;
-        // In the last chunk of descriptions that was fetched: the one before it is free, fetch the one after it.
+        // In the last chunk of descriptions that was fetched: the one before it is free, fetch the one after
+        // it.
         if (entry >= (fetched - 1) * ITEM_CHUNK) {
-            stage_items(descriptions + fetched % 2 * (2 * ITEM_CHUNK), items, item_list, list_first + fetched * ITEM_CHUNK,
-                        list_count - fetched * ITEM_CHUNK, thread);
+            stage_items(descriptions + fetched % 2 * (2 * ITEM_CHUNK), items, item_list,
+                        list_first + fetched * ITEM_CHUNK, list_count - fetched * ITEM_CHUNK, thread);
             fetched++;
         }
         int next_head = group_head + TEAMS, next_entry = entry;
@@ -739,8 +833,8 @@ attention_backward_dkv(const bf16* __restrict__ q, const bf16* __restrict__ k, c
         stage ^= 1;
         if (next_entry < list_count) {
             int4 a = descriptions[next_entry % (2 * ITEM_CHUNK) * 2];
-            copy_queries(queries + stage * STAGE_BYTES, shared_address(numbers + stage * 2 * QUERY_TILE), q, d_out, lse, delta,
-                         q_stride, a.x, a.y, kv_head * GROUP + next_head, T, thread);
+            copy_queries(queries + stage * STAGE_BYTES, shared_address(numbers + stage * 2 * QUERY_TILE), q,
+                         d_out, lse, delta, q_stride, a.x, a.y, kv_head * GROUP + next_head, T, thread);
             copies_commit();
         }
         const int4* description = descriptions + entry % (2 * ITEM_CHUNK) * 2;
@@ -752,9 +846,12 @@ attention_backward_dkv(const bf16* __restrict__ q, const bf16* __restrict__ k, c
             int4 a = description[0], b = description[1];
             q_len = a.y;
             int p0 = a.z, p_end = a.z + a.w, o0 = b.x, o_end = b.x + b.y, last_token = first_token + rows - 1;
-            int own_first = b.z ? b.y - q_len + 1 : b.y; // keys of its own run that the item's first query sees
-            any = rows > 0 && ((first_token < p_end && last_token >= p0) || (first_token < o_end && last_token >= o0));
-            whole = (first_token >= p0 && last_token < p_end) || (first_token >= o0 && last_token - o0 < own_first);
+            int own_first =
+                b.z ? b.y - q_len + 1 : b.y; // keys of its own run that the item's first query sees
+            any = rows > 0 &&
+                  ((first_token < p_end && last_token >= p0) || (first_token < o_end && last_token >= o0));
+            whole = (first_token >= p0 && last_token < p_end) ||
+                    (first_token >= o0 && last_token - o0 < own_first);
         }
         if (!any) continue;
 
@@ -786,7 +883,8 @@ attention_backward_dkv(const bf16* __restrict__ q, const bf16* __restrict__ k, c
 #pragma unroll
                 for (int t = 0; t < MT; t++)
 #pragma unroll
-                    for (int e = 0; e < 4; e++) s[t][n][e] = exp2_fast(s[t][n][e] * SCALE_LOG2 - (e & 1 ? l.y : l.x));
+                    for (int e = 0; e < 4; e++)
+                        s[t][n][e] = exp2_fast(s[t][n][e] * SCALE_LOG2 - (e & 1 ? l.y : l.x));
             }
             if (!whole) { // keys that a query does not see have P = 0
                 int4 a = description[0], b = description[1];
@@ -886,8 +984,10 @@ attention_backward_dkv(const bf16* __restrict__ q, const bf16* __restrict__ k, c
         factor[t][0] = factor[t][1] = INV_SQRT_D;
         one[t][0] = one[t][1] = 1.f;
     }
-    store_warp_rows(place, ck, factor, dk + (size_t)first_token * dk_stride + kv_head * D, dk_stride, rows, lane);
-    store_warp_rows(place, cv, one, dv + (size_t)first_token * dv_stride + kv_head * D, dv_stride, rows, lane);
+    store_warp_rows(place, ck, factor, dk + (size_t)first_token * dk_stride + kv_head * D, dk_stride, rows,
+                    lane);
+    store_warp_rows(place, cv, one, dv + (size_t)first_token * dv_stride + kv_head * D, dv_stride, rows,
+                    lane);
 }
 
 } // namespace attention_kernels

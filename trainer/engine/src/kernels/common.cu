@@ -97,3 +97,6 @@ __device__ __forceinline__ float cta_sum(float x, float* slots) {
     return sum;
 }
 
+
+typedef bf16 act;
+typedef uint4 act8;

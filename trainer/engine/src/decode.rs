@@ -1,0 +1,118 @@
+//! Decoding: forward passes over a few new tokens per row, with a cache of keys and values.
+//!
+//! In: [`CachedPass`]. Out: the most probable tokens at chosen positions, with their probabilities.
+//! Keys and values of the new tokens overwrite the cache at their slots.
+
+use crate::arena::Cursor;
+use crate::batch::{CachedPass, Packed};
+use crate::cache::Cache;
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::program::launch;
+
+impl Engine {
+    /// A cache of `positions` tokens for each of `rows` rows, in place of the one before. What rows
+    /// hold of the cache before is kept where `keep` is set and the number of rows is the same.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn open_cache(&mut self, rows: usize, positions: usize, keep: bool) -> Result<()> {
+        let m = &self.model;
+        m.device.enter()?;
+        let old = self.cache.take().filter(|old| keep && old.rows == rows);
+        let row = m.shape.kv() * m.element();
+        let parts = 2 * m.shape.num_hidden_layers * rows;
+        let buffer = m.device.allocate(parts * positions * row, "cached keys and values")?;
+        if let Some(old) = old {
+            let held = old.positions.min(positions);
+            for part in 0..parts {
+                let from = old.buffer.address() + (part * old.positions * row) as u64;
+                let to = buffer.address() + (part * positions * row) as u64;
+                m.device.copy(to, from, held * row)?;
+            }
+            m.device.wait()?;
+        }
+        self.cache = Some(Cache { rows, positions, buffer });
+        Ok(())
+    }
+
+    /// Runs the layers on new tokens; [`Engine::predict`] reads the result.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a pass that contradicts itself or the cache, or what the driver
+    /// says.
+    pub fn run_cached(&mut self, pass: &CachedPass) -> Result<()> {
+        let cache = self.cache.as_ref().map(|c| (c.rows * c.positions, c.buffer.address()));
+        let (slots, at) = cache.unwrap_or((0, 0));
+        let tokens = pass.input_ids.len();
+        if pass.slots.len() != tokens
+            || pass.slots.iter().any(|slot| *slot < 0 || *slot as usize >= slots)
+        {
+            return Err(Error::Unsupported("a pass whose slots are outside the cache".into()));
+        }
+        let packed = Packed::for_cache(pass, self.model.shape.vocab_size, slots)?;
+        self.model.device.enter()?;
+        let places = self.prepare(&packed, false)?;
+        let m = &self.model;
+        let size = (m.shape.kv() * slots * m.element()) as u64;
+        m.forward(&packed, &places, |i| {
+            let keys = at + 2 * i as u64 * size;
+            Some((keys, keys + size))
+        })?;
+        self.hidden = Some((places.input(m.shape.num_hidden_layers), tokens));
+        Ok(())
+    }
+
+    /// The most probable token, and its probability, after each of the tokens `at` of the last
+    /// pass; `never` is not predicted.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for tokens that the last pass did not have, or what the driver says.
+    pub fn predict(&mut self, at: &[i32], never: Option<i32>) -> Result<Vec<(i32, f32)>> {
+        let Some((hidden, tokens)) = self.hidden else {
+            return Err(Error::Unsupported("a prediction without a pass".into()));
+        };
+        if at.iter().any(|at| *at < 0 || *at as usize >= tokens) {
+            return Err(Error::Unsupported("a prediction outside the last pass".into()));
+        }
+        if at.is_empty() {
+            return Ok(Vec::new());
+        }
+        let m = &self.model;
+        m.device.enter()?;
+        let (n, e, stride) = (at.len(), m.shape.hidden_size, m.shape.padded_vocab());
+        // rows at a time, so that the logits of many predictions need little memory
+        let chunk = (m.options.logits_bytes / (4 * stride)).clamp(1, n);
+        let row = e * m.element();
+        let bytes = 2 * (n * row).next_multiple_of(256) + 12 * n + 1024 + 4 * chunk * stride;
+        let start = self.predictions.room(&m.device, bytes, "predictions")?;
+        let mut c = Cursor::new(start);
+        let (indices, rstd) = (c.fp32(n, 1), c.fp32(n, 1));
+        // tokens, then probabilities
+        let best = c.take(8 * n);
+        let (picked, normed) = (c.take(n * row), c.take(n * row));
+        let logits = c.fp32(chunk, stride);
+        m.device.upload(indices, at)?;
+        launch!(m.program, "gather_rows", m.grids.vectors(n * e), hidden, indices, picked, n)?;
+        m.norm(picked, m.layout.final_norm, normed, rstd, n)?;
+        for first in (0..n).step_by(chunk) {
+            let rows = chunk.min(n - first);
+            let states = normed + (first * row) as u64;
+            m.fp32_logits(states, logits, rows)?;
+            launch!(
+                m.program,
+                "best_token",
+                m.grids.best_token(rows),
+                logits,
+                never.unwrap_or(-1),
+                best + 4 * first as u64,
+                best + 4 * (n + first) as u64
+            )?;
+        }
+        let mut found = vec![0i32; 2 * n];
+        m.device.download(best, &mut found)?;
+        let (tokens, probabilities) = found.split_at(n);
+        let number = |bits: &i32| f32::from_bits(*bits as u32);
+        Ok(tokens.iter().copied().zip(probabilities.iter().map(number)).collect())
+    }
+}

@@ -1,0 +1,179 @@
+//! Where a pass puts everything besides weights and parameters' gradients: addresses inside one
+//! arena.
+
+use crate::arena::Cursor;
+use crate::batch::{Packed, Span};
+use crate::model::Model;
+
+/// What a layer keeps for its backward pass; addresses.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LayerPlaces {
+    /// Input, `[T, E]`.
+    pub x: u64,
+    /// After the first norm, `[T, E]`, and the norm's factors, `[T]` fp32.
+    pub h1: u64,
+    pub rstd1: u64,
+    /// Queries, keys, values, `[T, (H + 2 K) D]`; rotated, or raw where q and k have a norm.
+    pub qkv: u64,
+    /// Normed and rotated queries and keys, `[T, (H + K) D]`, and the norms' factors; 0 without.
+    pub qk: u64,
+    pub qk_rstd: u64,
+    /// Output of attention, `[T, H D]`, and the logarithms of its sums, `[H, T]` fp32.
+    pub o: u64,
+    pub lse: u64,
+    /// Residual after attention, `[T, E]`.
+    pub mid: u64,
+    /// After the second norm, `[T, E]`, and the norm's factors.
+    pub h2: u64,
+    pub rstd2: u64,
+    /// Gate and up projections, `[T, 2 F]`, and their product, `[T, F]`.
+    pub gate_up: u64,
+    pub a: u64,
+}
+
+/// Addresses of everything a pass uses besides weights and gradients.
+#[derive(Debug)]
+pub(crate) struct Places {
+    /// One per layer, or one that all layers use in turn.
+    layers: Vec<LayerPlaces>,
+    /// Inputs of the layers and the output of the last, `[T, E]` each.
+    inputs: Vec<u64>,
+    /// Projections back to the residual stream, `[T, E]`.
+    pub y: u64,
+    pub gradients: GradientPlaces,
+    /// Hidden states at the targets, `[N, E]`: as they are, and after the final norm.
+    pub picked: u64,
+    pub normed: u64,
+    pub rstd: u64,
+    /// Some rows of logits, `[chunk, padded vocabulary]`; their gradients in the end.
+    pub logits: u64,
+    pub chunk: usize,
+    /// One loss per target, fp32.
+    pub losses: u64,
+    pub indices: u64,
+    pub rope: u64,
+    /// Bytes in all.
+    pub bytes: usize,
+}
+
+/// Addresses of gradients of activations.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct GradientPlaces {
+    /// Of the residual stream, `[T, E]`.
+    pub x: u64,
+    /// Of a norm's output, `[T, E]`.
+    pub h: u64,
+    pub qkv: u64,
+    pub o: u64,
+    /// Products of attention's output and its gradient, summed by head, `[H, T]` fp32.
+    pub delta: u64,
+    pub a: u64,
+    pub gate_up: u64,
+    /// `[N, E]`.
+    pub normed: u64,
+    pub picked: u64,
+    /// Sums that blocks leave for a second kernel, fp32.
+    pub parts: u64,
+    /// Sums of pieces for the embedding table, `[pieces, E]` fp32.
+    pub pieces: u64,
+}
+
+impl Places {
+    /// Lays everything out from address `start` on. With `keep_all` every layer keeps its own
+    /// activations; otherwise only the layers' inputs are kept (in training) or nothing.
+    pub(crate) fn new(
+        model: &Model,
+        packed: &Packed,
+        start: u64,
+        keep_all: bool,
+        training: bool,
+    ) -> Self {
+        let s = &model.shape;
+        let (t, n, layers) = (packed.tokens, packed.targets_len, s.num_hidden_layers);
+        let (e, f) = (s.hidden_size, s.intermediate_size);
+        let element = model.element();
+        let mut c = Cursor::of(start, element);
+        let stored_inputs = if training { layers + 1 } else { 2 };
+        let stored: Vec<u64> = (0..stored_inputs).map(|_| c.act(t, e)).collect();
+        let inputs = (0..=layers).map(|i| stored[i % stored_inputs]).collect();
+        let kept = if keep_all { layers } else { 1 };
+        let layers = (0..kept)
+            .map(|_| LayerPlaces {
+                x: 0,
+                h1: c.act(t, e),
+                rstd1: c.fp32(t, 1),
+                qkv: c.act(t, s.qkv()),
+                qk: if s.qk_norm { c.act(t, s.q() + s.kv()) } else { 0 },
+                qk_rstd: if s.qk_norm {
+                    c.fp32(t, s.num_attention_heads + s.num_key_value_heads)
+                } else {
+                    0
+                },
+                o: c.act(t, s.q()),
+                lse: c.fp32(t, s.num_attention_heads),
+                mid: c.act(t, e),
+                h2: c.act(t, e),
+                rstd2: c.fp32(t, 1),
+                gate_up: c.act(t, 2 * f),
+                a: c.act(t, f),
+            })
+            .collect();
+        let y = c.act(t, e);
+        let (picked, normed, rstd) = (c.act(n, e), c.act(n, e), c.fp32(n, 1));
+        let vocabulary = s.padded_vocab();
+        let chunk = (model.options.logits_bytes / (element * vocabulary)).clamp(1, n.max(1));
+        let logits = c.act(chunk, vocabulary);
+        let gradients = if training {
+            GradientPlaces {
+                x: c.act(t, e),
+                h: y,
+                qkv: c.act(t, s.qkv()),
+                o: c.act(t, s.q()),
+                delta: c.fp32(t, s.num_attention_heads),
+                a: c.act(t, f),
+                gate_up: c.act(t, 2 * f),
+                normed: c.act(n, e),
+                picked: c.act(n, e),
+                parts: c.fp32(model.grids.parts(), 1),
+                pieces: c.fp32(packed.pieces.len, e),
+            }
+        } else {
+            GradientPlaces::default()
+        };
+        Places {
+            layers,
+            inputs,
+            y,
+            gradients,
+            picked,
+            normed,
+            rstd,
+            logits,
+            chunk,
+            losses: 0,
+            indices: 0,
+            rope: 0,
+            bytes: c.used(),
+        }
+    }
+
+    /// What layer `i` keeps.
+    pub(crate) fn layer(&self, i: usize) -> LayerPlaces {
+        LayerPlaces { x: self.inputs[i], ..self.layers[i % self.layers.len()] }
+    }
+
+    /// Whether each layer keeps its own activations, so that none has to run again.
+    pub(crate) fn keeps_all(&self) -> bool {
+        self.layers.len() + 1 == self.inputs.len()
+    }
+
+    /// The input of layer `i`, or with the number of layers the output of the last.
+    pub(crate) fn input(&self, i: usize) -> u64 {
+        self.inputs[i]
+    }
+
+    /// Address of an index array.
+    pub(crate) fn index(&self, span: Span) -> u64 {
+        self.indices + 4 * span.at as u64
+    }
+}
