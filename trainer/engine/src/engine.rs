@@ -8,7 +8,7 @@ use crate::cache::Cache;
 use crate::error::Result;
 use crate::model::Model;
 use crate::options::{AdamwStep, Options};
-use crate::places::Places;
+use crate::places::{Places, Sizes};
 use crate::profile::KernelTime;
 use crate::program::launch;
 use crate::shape::{Parameter, Role, Shape};
@@ -313,10 +313,15 @@ impl Engine {
     pub(crate) fn prepare(&mut self, packed: &Packed, training: bool) -> Result<Places> {
         self.tabulate_rope(packed.positions_end)?;
         let m = &self.model;
-        let keep_all = training && !m.options.activation_checkpointing;
-        let bytes = Places::new(m, packed, 0, keep_all, training).bytes;
+        let sizes = Sizes {
+            tokens: packed.tokens,
+            targets: packed.targets_len,
+            pieces: packed.pieces.len,
+            parts: m.grids.parts(),
+        };
+        let bytes = Places::new(&m.shape, &m.options, sizes, 0, training).bytes;
         let start = self.activations.room(&m.device, bytes, "activations")?;
-        let mut places = Places::new(m, packed, start, keep_all, training);
+        let mut places = Places::new(&m.shape, &m.options, sizes, start, training);
         let indices = 4 * packed.values.len();
         places.indices = self.indices.room(&m.device, indices, "index arrays")?;
         m.device.upload(places.indices, &packed.values)?;

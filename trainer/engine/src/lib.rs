@@ -45,5 +45,6 @@ pub use batch::{Batch, CachedPass, Tile};
 pub use engine::Engine;
 pub use error::{Error, Result};
 pub use options::{AdamwStep, Options, Precision};
+pub use places::{MemoryNeed, memory_need};
 pub use profile::KernelTime;
 pub use shape::{LayerRole, Parameter, Role, Shape};

@@ -134,10 +134,7 @@ impl Model {
 
     /// Bytes of one element of activations.
     pub(crate) fn element(&self) -> usize {
-        match self.options.precision {
-            Precision::Bf16 => 2,
-            Precision::Fp32 => 4,
-        }
+        self.options.precision.element()
     }
 
     /// Brings the bf16 copy of a parameter up to date.

@@ -10,6 +10,16 @@ pub enum Precision {
     Fp32,
 }
 
+impl Precision {
+    /// Bytes of one element of activations.
+    pub(crate) fn element(self) -> usize {
+        match self {
+            Precision::Bf16 => 2,
+            Precision::Fp32 => 4,
+        }
+    }
+}
+
 /// Choices that trade memory for time.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {

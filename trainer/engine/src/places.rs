@@ -2,8 +2,9 @@
 //! arena.
 
 use crate::arena::Cursor;
-use crate::batch::{Packed, Span};
-use crate::model::Model;
+use crate::batch::Span;
+use crate::options::Options;
+use crate::shape::{Layout, Shape};
 
 /// What a layer keeps for its backward pass; addresses.
 #[derive(Clone, Copy, Debug, Default)]
@@ -78,20 +79,32 @@ pub(crate) struct GradientPlaces {
     pub pieces: u64,
 }
 
+/// The sizes of a batch that decide how much memory a pass takes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    pub tokens: usize,
+    pub targets: usize,
+    /// Sums of pieces for the embedding table's gradient.
+    pub pieces: usize,
+    /// Elements that blocks leave for a second kernel.
+    pub parts: usize,
+}
+
 impl Places {
-    /// Lays everything out from address `start` on. With `keep_all` every layer keeps its own
-    /// activations; otherwise only the layers' inputs are kept (in training) or nothing.
+    /// Lays everything out from address `start` on. In training with everything kept, every layer
+    /// has its own activations; with checkpointing only the layers' inputs are kept; without
+    /// training nothing is.
     pub(crate) fn new(
-        model: &Model,
-        packed: &Packed,
+        s: &Shape,
+        options: &Options,
+        sizes: Sizes,
         start: u64,
-        keep_all: bool,
         training: bool,
     ) -> Self {
-        let s = &model.shape;
-        let (t, n, layers) = (packed.tokens, packed.targets_len, s.num_hidden_layers);
+        let (t, n, layers) = (sizes.tokens, sizes.targets, s.num_hidden_layers);
         let (e, f) = (s.hidden_size, s.intermediate_size);
-        let element = model.element();
+        let keep_all = training && !options.activation_checkpointing;
+        let element = options.precision.element();
         let mut c = Cursor::of(start, element);
         let stored_inputs = if training { layers + 1 } else { 2 };
         let stored: Vec<u64> = (0..stored_inputs).map(|_| c.act(t, e)).collect();
@@ -121,7 +134,7 @@ impl Places {
         let y = c.act(t, e);
         let (picked, normed, rstd) = (c.act(n, e), c.act(n, e), c.fp32(n, 1));
         let vocabulary = s.padded_vocab();
-        let chunk = (model.options.logits_bytes / (element * vocabulary)).clamp(1, n.max(1));
+        let chunk = (options.logits_bytes / (element * vocabulary)).clamp(1, n.max(1));
         let logits = c.act(chunk, vocabulary);
         let gradients = if training {
             GradientPlaces {
@@ -134,8 +147,8 @@ impl Places {
                 gate_up: c.act(t, 2 * f),
                 normed: c.act(n, e),
                 picked: c.act(n, e),
-                parts: c.fp32(model.grids.parts(), 1),
-                pieces: c.fp32(packed.pieces.len, e),
+                parts: c.fp32(sizes.parts, 1),
+                pieces: c.fp32(sizes.pieces, e),
             }
         } else {
             GradientPlaces::default()
@@ -175,5 +188,30 @@ impl Places {
     /// Address of an index array.
     pub(crate) fn index(&self, span: Span) -> u64 {
         self.indices + 4 * span.at as u64
+    }
+}
+
+/// Bytes of device memory that an engine takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryNeed {
+    /// Weights, gradients, moments, and what the libraries take.
+    pub fixed: usize,
+    /// Activations of a pass.
+    pub activations: usize,
+}
+
+/// What CUDA, the kernels and cuBLAS take besides our own arrays: about this much on an H100.
+const LIBRARIES: usize = 1 << 30;
+
+/// The memory for a model and passes over `tokens` tokens with `targets` targets; an upper bound.
+pub fn memory_need(shape: &Shape, options: &Options, tokens: usize, targets: usize) -> MemoryNeed {
+    let element = options.precision.element();
+    let copy = if element == 2 { 2 } else { 0 };
+    let per_weight = if options.training { 16 + copy } else { 4 + copy };
+    // every token could be another row of the table; blocks leave a few MiB of sums
+    let sizes = Sizes { tokens, targets, pieces: tokens + 1, parts: 1 << 20 };
+    MemoryNeed {
+        fixed: per_weight * Layout::new(shape).total + LIBRARIES,
+        activations: Places::new(shape, options, sizes, 0, options.training).bytes,
     }
 }

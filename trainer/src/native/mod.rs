@@ -11,9 +11,9 @@ mod absent;
 mod present;
 
 #[cfg(not(feature = "cuda"))]
-pub(crate) use absent::Native;
+pub(crate) use absent::{Native, memory_need};
 #[cfg(feature = "cuda")]
-pub(crate) use present::Native;
+pub(crate) use present::{Native, memory_need};
 
 use crate::compute::{ComputeDtype, ComputePlan, DeviceKind, EngineChoice};
 use crate::error::{Error, Result};

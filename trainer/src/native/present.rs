@@ -33,16 +33,7 @@ impl Native {
     /// An engine with zero weights on the GPU with this CUDA index.
     pub(crate) fn open(index: usize, decoder: &Decoder, options: NativeOptions) -> Result<Self> {
         let cfg = &decoder.cfg;
-        let row_bytes = options.dtype.size() * cfg.vocab_size.next_multiple_of(64);
-        let options = Options {
-            precision: match options.dtype {
-                ComputeDtype::Bf16 => Precision::Bf16,
-                ComputeDtype::Fp32 => Precision::Fp32,
-            },
-            activation_checkpointing: options.activation_checkpointing,
-            logits_bytes: options.loss_chunk.map_or(LOGITS_BYTES, |n| n.max(1) * row_bytes),
-            training: options.training,
-        };
+        let options = engine_options(cfg, options);
         let engine = Engine::new(index, shape(cfg), options).map_err(device_error)?;
         Ok(Native { engine, params: decoder.params.clone(), roles: roles(&decoder.params) })
     }
@@ -203,6 +194,31 @@ impl Native {
     pub(crate) fn take_times(&self) -> Result<Vec<(String, u64, f64)>> {
         let times = self.engine.take_times().map_err(device_error)?;
         Ok(times.into_iter().map(|(name, t)| (name.to_string(), t.launches, t.ms)).collect())
+    }
+}
+
+/// Bytes of device memory that training takes: fixed, and for passes over `tokens` tokens with
+/// `targets` targets; an upper bound.
+pub(crate) fn memory_need(
+    cfg: &ModelConfig,
+    options: NativeOptions,
+    tokens: usize,
+    targets: usize,
+) -> (usize, usize) {
+    let need = dlm_engine::memory_need(&shape(cfg), &engine_options(cfg, options), tokens, targets);
+    (need.fixed, need.activations)
+}
+
+fn engine_options(cfg: &ModelConfig, options: NativeOptions) -> Options {
+    let row_bytes = options.dtype.size() * cfg.vocab_size.next_multiple_of(64);
+    Options {
+        precision: match options.dtype {
+            ComputeDtype::Bf16 => Precision::Bf16,
+            ComputeDtype::Fp32 => Precision::Fp32,
+        },
+        activation_checkpointing: options.activation_checkpointing,
+        logits_bytes: options.loss_chunk.map_or(LOGITS_BYTES, |n| n.max(1) * row_bytes),
+        training: options.training,
     }
 }
 

@@ -8,6 +8,7 @@ use crate::compute::{ComputePlan, DeviceKind, memory};
 use crate::config::{ActivationCheckpointing, Config};
 use crate::diffusion::{Layout, Objective};
 use crate::model::Decoder;
+use crate::native::{self, NativeOptions};
 use crate::report::console::message;
 
 /// On a CPU more rows per pass are not faster.
@@ -36,13 +37,29 @@ fn row_bytes(
     } else {
         (layers + 1) * per_layer
     };
-    let processed = match objective {
+    per_token * processed_at_most(objective, seq_len) * element_bytes
+}
+
+/// Most tokens that go through the decoder for a row.
+fn processed_at_most(objective: Objective, seq_len: usize) -> usize {
+    match objective {
         Objective::Sft => seq_len,
         // rows differ; the saving layout keeps three copies at most
         Objective::BlockDiffusion(Layout::Saving) => 3 * seq_len,
         Objective::BlockDiffusion(Layout::Reference) => 4 * seq_len,
+    }
+}
+
+/// The largest divisor of `batch_rows`, at most [`GPU_CAP`], for which `need` (fixed bytes, bytes
+/// of activations) leaves a thirtieth of the free memory alone; 1 where none does.
+fn native_rows(free: usize, batch_rows: usize, need: impl Fn(usize) -> (usize, usize)) -> usize {
+    let fits = |rows: &usize| {
+        let (fixed, activations) = need(*rows);
+        // the engine takes an eighth more for activations, so that batches may differ in length
+        fixed.saturating_add(activations / 8 * 9) <= free / 30 * 29
     };
-    per_token * processed * element_bytes
+    let divisors = (1..=batch_rows.min(GPU_CAP)).rev().filter(|rows| batch_rows % rows == 0);
+    divisors.into_iter().find(fits).unwrap_or(1)
 }
 
 /// The largest divisor of `batch_rows`, at most `cap`, whose rows fit into `available` bytes; 1
@@ -68,7 +85,20 @@ pub(super) fn rows(
     let row = row_bytes(decoder, objective, seq_len, compute.dtype.size(), checkpointing);
     let (kind, batch) = (compute.device.kind, cfg.train.batch_rows.max(1));
     let free = memory::free_bytes(kind);
-    let rows = rows_for(kind, free, batch, row, decoder.params.numel());
+    let rows = if compute.native {
+        let options = NativeOptions {
+            activation_checkpointing: checkpointing,
+            loss_chunk: cfg.train.loss_chunk,
+            training: true,
+            dtype: compute.dtype,
+        };
+        let tokens = processed_at_most(objective, seq_len);
+        native_rows(free.unwrap_or(assumed_bytes(kind)), batch, |rows| {
+            native::memory_need(&decoder.cfg, options, rows * tokens, rows * seq_len)
+        })
+    } else {
+        rows_for(kind, free, batch, row, decoder.params.numel())
+    };
     if free.is_none() {
         message(format_args!(
             "the free memory of {} is not known: micro-batches of {rows} rows, sized for {} GiB; set train.micro_batch_rows for others",
@@ -114,7 +144,7 @@ fn for_activations(free: usize, parameters: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::{choose, for_activations, rows_for};
+    use super::{choose, for_activations, native_rows, rows_for};
     use crate::compute::DeviceKind;
 
     #[test]
@@ -124,6 +154,16 @@ mod tests {
         assert_eq!(rows_for(DeviceKind::Wgpu, Some(80 << 30), 32, row, parameters), 32);
         assert_eq!(rows_for(DeviceKind::Cuda(0), None, 32, row, parameters), 8);
         assert_eq!(rows_for(DeviceKind::Cpu, Some(80 << 30), 32, row, parameters), 8);
+    }
+
+    #[test]
+    fn the_native_engine_takes_what_it_needs() {
+        let need = |rows: usize| (300, 80 * rows);
+        assert_eq!(native_rows(3000, 24, need), 24);
+        assert_eq!(native_rows(1800, 24, need), 12);
+        assert_eq!(native_rows(1000, 24, need), 6);
+        assert_eq!(native_rows(100, 24, need), 1);
+        assert_eq!(native_rows(1 << 40, 250, need), 50);
     }
 
     #[test]
