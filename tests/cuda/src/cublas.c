@@ -1,16 +1,17 @@
 // libcublas.so for the stand-in driver: matrix products on the CPU.
 //
-// What comes in: the calls of cuBLAS that a trainer makes (cublasGemmEx and its strided batched form,
-// column-major matrices of bf16 or fp32, fp32 accumulation). Pointers to "device" memory are host
-// pointers here, because the stand-in driver in nullcuda.c allocates host memory.
+// What comes in: the calls of cuBLAS that a trainer makes (cublasGemmEx and its strided batched
+// form, column-major matrices of bf16 or fp32, fp32 accumulation). Pointers to "device" memory are
+// host pointers here, because the stand-in driver in nullcuda.c allocates host memory.
 //
 // In executing mode (NULLCUDA_EXEC=1) the product is computed before the call returns, in the order
-// of the launches around it, because the stand-in driver runs kernels at launch. Each element of C is
-// summed over k in one order in fp32, then rounded once. In recording mode nothing is computed.
+// of the launches around it, because the stand-in driver runs kernels at launch. Each element of C
+// is summed over k in one order in fp32, then rounded once. In recording mode nothing is computed.
 //
-// Every product is written as a line "G" to the stand-in driver's log, if that driver is loaded, and
-// to the file that NULLCUDA_CUBLAS_LOG names, if it is set:
-//   G  stream  m n k batch  transposes  types of A, B, C  [addresses of A B C and strides in the second]
+// Every product is written as a line "G" to the stand-in driver's log, if that driver is loaded,
+// and to the file that NULLCUDA_CUBLAS_LOG names, if it is set:
+//   G  stream  m n k batch  transposes  types of A, B, C  [addresses of A B C and strides in the
+//   second]
 //
 // Types of compute: 32F and 32F_PEDANTIC in fp32; 32F_FAST_TF32, or 32F with the handle's math mode
 // TF32_TENSOR_OP_MATH, round fp32 inputs to tf32 first. -DNO_TF32 turns that rounding off.
@@ -44,6 +45,7 @@ static uint64_t total_calls;
 static double total_flops;
 // Optional functions of the stand-in driver.
 static void (*driver_product)(void *stream, const char *text);
+static void (*driver_refused)(const char *text);
 static int (*driver_in_allocation)(const void *at, size_t bytes);
 
 static void begin(void) {
@@ -58,6 +60,7 @@ static void begin(void) {
     if (!driver) driver = dlopen("libcuda.so", RTLD_NOW | RTLD_NOLOAD);
     if (driver) {
         driver_product = (void (*)(void *, const char *))dlsym(driver, "nullcuda_product");
+        driver_refused = (void (*)(const char *))dlsym(driver, "nullcuda_refused");
         driver_in_allocation =
             (int (*)(const void *, size_t))dlsym(driver, "nullcuda_in_allocation");
     }
@@ -101,8 +104,8 @@ static inline float element(const void *p, int type, size_t at) {
 enum { MR = 32, NR = 6, MC = 256, NC = 252, LANES = 16, VECTORS = MR / LANES };
 typedef float Vec __attribute__((vector_size(LANES * 4)));
 
-// Panels of `width` rows of a matrix X (rows x k): panel p holds X(p * width + i, l) at l * width + i;
-// rows that do not exist are zero. `along_rows` is the step in memory from one row to the next.
+// Panels of `width` rows of a matrix X (rows x k): panel p holds X(p * width + i, l) at l * width +
+// i; rows that do not exist are zero. `along_rows` is the step in memory from one row to the next.
 static void pack(float *to, int width, const void *x, int type, size_t along_rows, size_t along_k,
                  int rows, int k, int tf32) {
     for (int p = 0; p < rows; p += width, to += (size_t)width * k) {
@@ -185,10 +188,10 @@ static const char *type_name(int t) { return t == R_16BF ? "bf16" : t == R_32F ?
 
 static Status refuse(Status s, const char *what, const char *text) {
     fprintf(stderr, "nullcuda: cuBLAS refuses %s: %s\n", text, what);
-    if (driver_product) {
+    if (driver_refused) {
         char line[400];
-        snprintf(line, sizeof line, "refused: %s: %s", what, text);
-        driver_product(NULL, line);
+        snprintf(line, sizeof line, "%s: %s", what, text);
+        driver_refused(line);
     }
     return s;
 }
@@ -250,9 +253,9 @@ static Status gemm(Handle *h, int ta, int tb, int m, int n, int k, const void *a
     }
     pthread_mutex_unlock(&mu);
     if (!executing) return SUCCESS;
-    int tf32 = at == R_32F && (compute == COMPUTE_32F_FAST_TF32 ||
-                               (compute == COMPUTE_32F &&
-                                (h->math_mode & MATH_MODE_BITS) == MATH_MODE_TF32));
+    int tf32 = at == R_32F &&
+               (compute == COMPUTE_32F_FAST_TF32 ||
+                (compute == COMPUTE_32F && (h->math_mode & MATH_MODE_BITS) == MATH_MODE_TF32));
 #ifdef NO_TF32
     tf32 = 0;
 #endif
@@ -344,9 +347,9 @@ const char *cublasGetStatusName(Status s) {
 }
 const char *cublasGetStatusString(Status s) { return cublasGetStatusName(s); }
 
-Status cublasGemmEx(Handle *h, int ta, int tb, int m, int n, int k, const void *alpha, const void *a,
-                    int at, int lda, const void *b, int bt, int ldb, const void *beta, void *c,
-                    int ct, int ldc, int compute, int algo) {
+Status cublasGemmEx(Handle *h, int ta, int tb, int m, int n, int k, const void *alpha,
+                    const void *a, int at, int lda, const void *b, int bt, int ldb,
+                    const void *beta, void *c, int ct, int ldc, int compute, int algo) {
     (void)algo;
     return gemm(h, ta, tb, m, n, k, alpha, a, at, lda, 0, b, bt, ldb, 0, beta, c, ct, ldc, 0, 1,
                 compute);
