@@ -98,7 +98,7 @@ CUresult cuLaunchKernel(CUfunction fn, unsigned gx, unsigned gy, unsigned gz, un
                 clock_gettime(CLOCK_MONOTONIC, &e);
                 say("Q\t%lu\t%.3f", f->id,
                     (e.tv_sec - a.tv_sec) * 1e3 + (e.tv_nsec - a.tv_nsec) / 1e6);
-            } else fail(CUDA_ERROR_UNKNOWN, "%s: not executed (no translation)", f->name);
+            } else r = fail(CUDA_ERROR_UNKNOWN, "%s: not executed (no translation)", f->name);
         }
     }
     pthread_mutex_unlock(&mu);

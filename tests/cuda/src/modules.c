@@ -25,14 +25,17 @@ static void assemble(Module *m) {
     if (access(info, R_OK) && ptxas) {
         struct timespec a, b;
         clock_gettime(CLOCK_MONOTONIC, &a);
-        snprintf(
-            cmd, sizeof cmd,
-            "%s -v -arch=sm_90a -lineinfo %s.ptx -o %s.cubin > %s.tmp 2>&1; echo exit $? >> %s.tmp",
-            ptxas, base, base, info, info);
+        // Named by the process first: others may assemble the same module at the same time.
+        int n = getpid();
+        snprintf(cmd, sizeof cmd,
+                 "%s -v -arch=sm_90a -lineinfo %s.ptx -o %s.%d > %s.%d 2>&1; echo exit $? >> %s.%d",
+                 ptxas, base, base, n, info, n, info, n);
         run(cmd);
         clock_gettime(CLOCK_MONOTONIC, &b);
-        snprintf(cmd, sizeof cmd, "echo ms %.1f >> %s.tmp; mv %s.tmp %s",
-                 (b.tv_sec - a.tv_sec) * 1e3 + (b.tv_nsec - a.tv_nsec) / 1e6, info, info, info);
+        snprintf(cmd, sizeof cmd,
+                 "echo ms %.1f >> %s.%d; mv %s.%d %s; [ ! -f %s.%d ] || mv %s.%d %s.cubin",
+                 (b.tv_sec - a.tv_sec) * 1e3 + (b.tv_nsec - a.tv_nsec) / 1e6, info, n, info, n,
+                 info, base, n, base, n, base);
         run(cmd);
     }
     FILE *f = fopen(info, "r");
@@ -143,8 +146,8 @@ void load_exec(Module *m) {
     snprintf(base, sizeof base, "%s/modules/%016lx", dir, m->hash);
     snprintf(so, sizeof so, "%s.so", base);
     if (access(so, R_OK) && tool) {
-        snprintf(cmd, sizeof cmd, "%s %s.ptx %s.exec.c %s.so > %s.exec.log 2>&1", tool, base, base,
-                 base, base);
+        snprintf(cmd, sizeof cmd, "%s %s.ptx %s.%d.exec.c %s.so > %s.exec.log 2>&1", tool, base,
+                 base, getpid(), base, base);
         if (run(cmd)) {
             fail(CUDA_ERROR_UNKNOWN, "ptx2c failed for %s.ptx, see %s.exec.log", base, base);
             return;
@@ -166,10 +169,7 @@ void load_exec(Module *m) {
 CUresult cuModuleLoadData(CUmodule *out, const void *image) {
     pthread_mutex_lock(&mu);
     const char *ptx = image;
-    if (memcmp(ptx,
-               "\x7f"
-               "ELF",
-               4) == 0) {
+    if (memcmp(ptx, "\177ELF", 4) == 0) {
         // a cubin: a file named by its hash says which PTX it was made from
         char key[800];
         size_t elf = *(uint64_t *)(ptx + 0x28) +
@@ -206,10 +206,13 @@ CUresult cuModuleLoadData(CUmodule *out, const void *image) {
     char path[800];
     snprintf(path, sizeof path, "%s/modules/%016lx.ptx", dir, m->hash);
     if (access(path, R_OK)) {
-        FILE *f = fopen(path, "w");
+        char own[820];
+        snprintf(own, sizeof own, "%s.%d", path, getpid());
+        FILE *f = fopen(own, "w");
         if (f) {
             fwrite(ptx, 1, m->len, f);
             fclose(f);
+            rename(own, path);
         }
     }
     parse(m);
