@@ -12,6 +12,7 @@
 # SECONDS_LEFT=470  nothing runs past that many seconds; what no longer fits is named in log.txt
 # BENCH      shapes "PRESET:BATCH[:ARGUMENTS]", LAYOUTS, SEQ, STEPS
 # PEERS      "PRESET:BATCH:FORMULATION" for PEER, the path of peer_train.py (default: beside this script)
+# PROFILE=   no times of single kernels after each bench
 # KERNELS    Python tests of the kernels, run on the card
 # DTYPES     of parity; default bf16
 # DEVICE=cpu with BENCH="tiny_llama:2 tiny_qwen3:2" SEQ=64 STEPS=2 tries the script itself.
@@ -92,6 +93,10 @@ case $binary in
         ;;
     */*) binary=$(realpath "$binary") ;;
 esac
+
+# Times of single kernels, in one more step, if the program can say them.
+profile=${PROFILE---profile}
+if [ -n "$profile" ] && ! "$binary" bench train --help 2>/dev/null | grep -q -e --profile; then profile=; fi
 
 if wanted env; then
     {
@@ -198,7 +203,7 @@ if wanted bench; then
             if [ "$t" = 0 ]; then say "SKIP bench (time): $shape $layout" && continue; fi
             # shellcheck disable=SC2086
             if measured "$out/bench.jsonl" "$t" "$binary" bench train --device "$device" --preset "$preset" --layout "$layout" \
-                --batch "$batch" --seq "$seq" --steps "$steps" --warmup "$warmup" --dtype "$dtype" --json $arguments; then
+                --batch "$batch" --seq "$seq" --steps "$steps" --warmup "$warmup" --dtype "$dtype" --json $profile $arguments; then
                 say "bench: $shape $layout done"
             else
                 say "FAILED bench: $shape $layout (exit $?, limit $t s)"
@@ -252,10 +257,10 @@ peers = {(r["preset"], r["batch"], r["seq"], r["formulation"]): r["tokens_per_s_
 useful = {(r["preset"], r["seq"]): r["mfu"] / r["tokens_per_s_median"] for r in bench if r.get("mfu")}
 rows = []
 for r in bench:
-    mib = r.get("peak_device_mib") or r.get("card_mib")
+    gib = r["card_mib"] / 1024 if r.get("card_mib") else r.get("gpu_gib")
     key = (r["preset"], r["batch"], r["seq"])
     rows.append((key, r["layout"] + (" recompute" if r.get("recompute") else ""), r["tokens_per_s_median"], r.get("mfu"),
-                 r["ms_per_step_median"], None if mib is None else mib / 1024, r.get("first_step_s"), r.get("loss_last")))
+                 r["ms_per_step_median"], gib, r.get("first_step_s"), r.get("loss_last")))
 for r in peer:
     gib = r["card_mib"] / 1024 if r.get("card_mib") else r.get("peak_mem_gib")
     per_s = r["tokens_per_s_median"]
@@ -270,7 +275,15 @@ if rows:
         ratios = [number(per_s / p if p else None, ".2f") for p in ratios]
         print(f"| {preset} | {batch} | {run} | {per_s:,.0f} | {1e9 / per_s / 3600:.1f} | {number(mfu, '.1%')} | {ms:.1f} | "
               f"{number(gib, '.1f')} | {number(first, '.1f')} | {number(loss, '.4f')} | {ratios[0]} | {ratios[1]} |")
+for r in bench:
+    kernels = sorted(r.get("kernels") or [], key=lambda k: -k["ms"])
+    if kernels:
+        whole = sum(k["ms"] for k in kernels)
+        print(f"\n{r['preset']}, batch {r['batch']}, {r['layout']}: {r.get('launches')} launches a step, {whole:.1f} ms in kernels\n")
+        print("| kernel | launches | ms | share |\n|---|---|---|---|")
+        for k in kernels[:14]:
+            print(f"| {k['name']} | {k['launches']} | {k['ms']:.2f} | {k['ms'] / whole if whole else 0:.0%} |")
 PY
-grep -h -e SKIP -e FAILED "$log"
+grep -h -A 5 "FAILED parity" "$log"
 say "finished, $failed failed"
 [ "$failed" -eq 0 ]

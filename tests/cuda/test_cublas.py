@@ -4,6 +4,7 @@
 All transpositions, types, leading dimensions larger than needed, alpha and beta, batches, sizes that
 no tile divides. fp32 products agree with fp64 ones to rounding; bf16 results are correctly rounded.
 """
+
 import ctypes
 import itertools
 import os
@@ -80,7 +81,9 @@ for (m, n, k), ta, tb, (inputs, output), beta, batch in itertools.product(
     for i in range(batch):
         x = av[i].T if ta else av[i]
         y = bv[i].T if tb else bv[i]
-        want = alpha * (x.astype(np.float64) @ y.astype(np.float64)) + beta * cv[i].astype(np.float64)
+        want = alpha * (x.astype(np.float64) @ y.astype(np.float64)) + beta * cv[i].astype(
+            np.float64
+        )
         at = slice(i * sc, i * sc + ldc * n)
         raw = c[at].reshape(n, ldc)[:, :m].T
         got = from_bf16(raw).astype(np.float64) if output == BF16 else raw.astype(np.float64)
@@ -92,7 +95,9 @@ for (m, n, k), ta, tb, (inputs, output), beta, batch in itertools.product(
         assert (error / scale).max() < 1e-5, (m, n, k, ta, tb, inputs, output, beta, batch)
         mask[at].reshape(n, ldc)[:, :m] = False
     untouched = c[mask]
-    assert np.all(np.isnan(untouched)) if output == FP32 else np.all(untouched == 0x7FFF), "wrote outside of C"
+    assert np.all(np.isnan(untouched)) if output == FP32 else np.all(untouched == 0x7FFF), (
+        "wrote outside of C"
+    )
     if beta:
         assert before.shape == c.shape
     count += 1
@@ -115,8 +120,56 @@ c = np.zeros(16, np.float32)
 devnull = os.open(os.devnull, os.O_WRONLY)
 saved = os.dup(2)
 os.dup2(devnull, 2)
-assert lib.cublasGemmEx(handle, 0, 0, 4, 4, 4, alpha, pointer(c), FP32, 3, pointer(c), FP32, 4, alpha, pointer(c), FP32, 4, 68, -1) == 7
-assert lib.cublasGemmEx(handle, 0, 0, 2, 2, 2, alpha, pointer(c), BF16, 2, pointer(c), FP32, 2, alpha, pointer(c), FP32, 2, 68, -1) == 15
+assert (
+    lib.cublasGemmEx(
+        handle,
+        0,
+        0,
+        4,
+        4,
+        4,
+        alpha,
+        pointer(c),
+        FP32,
+        3,
+        pointer(c),
+        FP32,
+        4,
+        alpha,
+        pointer(c),
+        FP32,
+        4,
+        68,
+        -1,
+    )
+    == 7
+)
+assert (
+    lib.cublasGemmEx(
+        handle,
+        0,
+        0,
+        2,
+        2,
+        2,
+        alpha,
+        pointer(c),
+        BF16,
+        2,
+        pointer(c),
+        FP32,
+        2,
+        alpha,
+        pointer(c),
+        FP32,
+        2,
+        68,
+        -1,
+    )
+    == 15
+)
 os.dup2(saved, 2)
 assert lib.cublasDestroy_v2(handle) == 0
-print(f"cuBLAS stand-in: {count} products agree with numpy, largest error {worst:.1e} of the sum of magnitudes")
+print(
+    f"cuBLAS stand-in: {count} products agree with numpy, largest error {worst:.1e} of the sum of magnitudes"
+)

@@ -30,9 +30,17 @@ def check(status, what):
 
 def compiled(options, get):
     program, size = P(), ctypes.c_size_t()
-    check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), SOURCE, b"scale.cu", 0, None, None), "create")
+    check(
+        nvrtc.nvrtcCreateProgram(ctypes.byref(program), SOURCE, b"scale.cu", 0, None, None),
+        "create",
+    )
     options = [o.encode() for o in options]
-    check(nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options)), "compile")
+    check(
+        nvrtc.nvrtcCompileProgram(
+            program, len(options), (ctypes.c_char_p * len(options))(*options)
+        ),
+        "compile",
+    )
     check(getattr(nvrtc, f"nvrtcGet{get}Size")(program, ctypes.byref(size)), "size")
     image = ctypes.create_string_buffer(size.value)
     check(getattr(nvrtc, f"nvrtcGet{get}")(program, image), "image")
@@ -49,7 +57,10 @@ n = 64
 check(cuda.cuMemAlloc_v2(ctypes.byref(memory), ctypes.c_size_t(n * 4)), "memory")
 numbers = (ctypes.c_float * n)(*([1.0] * 32 + [2.0] * 32))
 check(cuda.cuMemcpyHtoDAsync_v2(memory, numbers, ctypes.c_size_t(n * 4), stream), "copy")
-for options, get in ((["-DFACTOR=2.f", "-arch=compute_90a"], "PTX"), (["-DFACTOR=0.5f", "-arch=sm_90a"], "CUBIN")):
+for options, get in (
+    (["-DFACTOR=2.f", "-arch=compute_90a"], "PTX"),
+    (["-DFACTOR=0.5f", "-arch=sm_90a"], "CUBIN"),
+):
     module, function = P(), P()
     check(cuda.cuModuleLoadData(ctypes.byref(module), compiled(options, get)), "module")
     check(cuda.cuModuleGetFunction(ctypes.byref(function), module, b"scale"), "function")
@@ -68,4 +79,6 @@ check(cublas.cublasDestroy_v2(handle), "destroy")
 expected = ([1024.0] * 32) + ([4.0 * 1024 * 1024] * 4 + [2048.0] * 4) * 4
 if list(numbers) != expected:
     sys.exit(f"expected {expected}, got {list(numbers)}")
-print("stand-in driver: kernels compiled with other macros, as PTX and cubin, and a product: as expected")
+print(
+    "stand-in driver: kernels compiled with other macros, as PTX and cubin, and a product: as expected"
+)
