@@ -6,6 +6,7 @@ a cubin. On a real card the same calls give the same results.
 """
 
 import ctypes
+import os
 import sys
 
 SOURCE = b"""
@@ -67,7 +68,16 @@ for options, get in (
     length = ctypes.c_int(n)
     arguments = (P * 2)(ctypes.addressof(memory), ctypes.addressof(length))
     check(cuda.cuLaunchKernel(function, 1, 1, 1, n, 1, 1, 0, stream, arguments, None), "launch")
-# Sums over 32 lanes: 64 and 128, then 64 * 32 / 2 = 1024 and 2048. Then C = A B with A 8 x 8 of them.
+# A card would stop the whole context at a wrong address, so only the stand-in is asked.
+if "NULLCUDA_DIR" in os.environ:
+    wrong = ctypes.c_uint64(0x10000)
+    arguments = (P * 2)(ctypes.addressof(wrong), ctypes.addressof(length))
+    status = cuda.cuLaunchKernel(function, 1, 1, 1, n, 1, 1, 0, stream, arguments, None)
+    if status != 700:
+        sys.exit(f"a launch with a wrong address: expected error 700, got {status}")
+    if cuda.cuLaunchKernel(function, 1, 1, 1, 2048, 1, 1, 0, stream, arguments, None) == 0:
+        sys.exit("2048 threads in a block were not refused")
+# Sums over 32 lanes: 64 and 128, then 64 * 32 / 2 = 1024 and 2048. Then a product of those.
 handle, one, zero = P(), ctypes.c_float(1), ctypes.c_float(0)
 check(cublas.cublasCreate_v2(ctypes.byref(handle)), "cuBLAS")
 check(cublas.cublasSetStream_v2(handle, stream), "cuBLAS stream")

@@ -59,6 +59,26 @@ static void assemble(Module *m) {
     fclose(f);
 }
 
+// An argument is a pointer if the kernel converts it, as loaded, to a global address:
+//   ld.param.u64 %rd1, [name_param_0];  ...  cvta.to.global.u64 %rd2, %rd1;
+static void mark_pointers(Func *f, const char *body) {
+    const char *end = strstr(body, "\n}");
+    if (!end) return;
+    for (const char *q = body; (q = strstr(q, "ld.param.")) && q < end; q++) {
+        char reg[32], name[512], use[64];
+        const char *comma;
+        if (sscanf(q, "ld.param.%*[usb]64 %31[^,], [%511[^]+]]", reg, name) != 2) continue;
+        if (!(comma = strstr(name, "_param_")) || strncmp(name, f->name, comma - name)) continue;
+        int i = atoi(comma + 7);
+        if (i < 0 || i >= f->nparams) continue;
+        snprintf(use, sizeof use, ", %s;", reg);
+        for (const char *c = q; (c = strstr(c, "cvta.to.global.u64")) && c < end; c++) {
+            const char *at = strchr(c, ',');
+            if (at && !strncmp(at, use, strlen(use))) f->params[i].is_ptr = 1;
+        }
+    }
+}
+
 static void parse(Module *m) {
     const char *p = m->ptx;
     int static_smem = 0;
@@ -87,9 +107,9 @@ static void parse(Module *m) {
             q = strstr(q, ".param ");
             if (!q || q >= end) break;
             const char *nl = strpbrk(q, ",\n)");
-            // ".param .align 64 .b8 name[128]" or ".param .u64 .ptr .align 1 name"
+            // ".param .align 64 .b8 name[128]" or ".param .u64 name"
             Param *pa = &f->params[f->nparams++];
-            pa->is_ptr = 0;
+            pa->is_ptr = 0; // 64-bit numbers look alike here: see mark_pointers
             const char *lb = memchr(q, '[', nl - q);
             int unit = 1;
             if (strncmp(q + 7, ".align", 6) == 0) {
@@ -106,11 +126,11 @@ static void parse(Module *m) {
                        : (strncmp(d, ".u16", 4) == 0 || strncmp(d, ".b16", 4) == 0) ? 2
                                                                                     : 1;
                 pa->align = unit;
-                pa->is_ptr = unit == 8 && !lb;
             }
             pa->size = lb ? atoi(lb + 1) * unit : unit;
             q = nl;
         }
+        mark_pointers(f, end);
         const char *q;
         if ((q = strstr(p, ".maxntid ")) && q < end) {
             int x = 1, y = 1, z = 1;
