@@ -204,6 +204,16 @@ static CUresult fill(CUdeviceptr d, unsigned v, int width, size_t n, CUstream s)
     }
     pthread_mutex_unlock(&mu);
     if (r || (copy_max && n * width > copy_max)) return r;
+    // Where nothing runs, large regions that become zero are given back to the system instead,
+    // which hands out zeros when they are read.
+    if (!executing && n * width >= 1 << 20) {
+        uintptr_t from = (d + 4095) & ~4095ull, to = (d + n * width) & ~4095ull;
+        if (v) return r;
+        madvise((void *)from, to - from, MADV_DONTNEED);
+        memset((void *)d, 0, from - d);
+        memset((void *)to, 0, d + n * width - to);
+        return r;
+    }
     if (width == 1) memset((void *)d, (int)v, n);
     else if (width == 2)
         for (size_t i = 0; i < n; i++) ((uint16_t *)d)[i] = (uint16_t)v;
