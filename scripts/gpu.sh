@@ -5,15 +5,16 @@
 #   scripts/gpu.sh BINARY OUT [FIXTURES]
 #
 # BINARY     a dlm-train built with --features cuda (may be compressed, .xz)
-# OUT        receives env.txt, log.txt, kernels.txt, parity.jsonl, bench.jsonl, peer.jsonl, table.md
+# OUT        receives env.txt, log.txt, kernels.txt, parity.jsonl, training.txt, bench.jsonl, peer.jsonl, table.md
 # FIXTURES   folder of models and reference tensors; default tests/fixtures
 #
-# SECTIONS   which of "env kernels parity bench peer"; default all, in this order
+# SECTIONS   which of "env kernels parity training bench peer"; default all, in this order
 # SECONDS_LEFT=470  nothing runs past that many seconds; what no longer fits is named in log.txt
 # BENCH      shapes "PRESET:BATCH[:ARGUMENTS]", LAYOUTS, SEQ, STEPS
 # PEERS      "PRESET:BATCH:FORMULATION" for PEER, the path of peer_train.py (default: beside this script)
 # PROFILE=   no times of single kernels after each bench
 # KERNELS    Python tests of the kernels, run on the card
+# TRAINING   folder made before by tests/cuda/train_steps.py --steps 200 --model sample --cuda none
 # DTYPES     of parity; default bf16
 # DEVICE=cpu with BENCH="tiny_llama:2 tiny_qwen3:2" SEQ=64 STEPS=2 tries the script itself.
 set -uo pipefail
@@ -23,7 +24,7 @@ if [ $# -lt 2 ]; then
 fi
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 binary=$1 out=$2 fixtures=${3:-$here/../tests/fixtures}
-sections=" ${SECTIONS:-env kernels parity bench peer} "
+sections=" ${SECTIONS:-env kernels parity training bench peer} "
 device=${DEVICE:-cuda}
 limit=${SECONDS_LEFT:-470}
 jobs=${JOBS:-4}
@@ -178,10 +179,27 @@ if wanted parity; then
     failed=$((failed + bad))
 fi
 
+if wanted training; then
+    t=$(room 60 "$after_parity")
+    if [ -z "${TRAINING:-}" ]; then
+        say "SKIP training: no folder with the CPU's losses (TRAINING)"
+    elif [ "$t" = 0 ]; then
+        say "SKIP training (time)"
+    else
+        cp -r "$TRAINING" "$work/training"
+        if timeout "$t" "$python" "$here/../tests/cuda/train_steps.py" --train "$binary" --out "$work/training" >"$out/training.txt" 2>&1; then
+            say "training: losses as on the CPU"
+        else
+            say "FAILED training (exit $?): $(tail -n 2 "$out/training.txt" | tr '\n' ' ')"
+            failed=$((failed + 1))
+        fi
+    fi
+fi
+
 # measured FILE SECONDS COMMAND...: the command's one line of JSON goes to FILE with the largest memory that
 # the card had in use meanwhile, sampled four times a second.
 measured() {
-    local file=$1 t=$2 watcher= rc from=$SECONDS most
+    local file=$1 t=$2 watcher="" rc from=$SECONDS most
     shift 2
     if [ "$device" != cpu ] && command -v nvidia-smi >/dev/null; then
         nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -lms 250 >"$work/memory" 2>/dev/null &
@@ -207,11 +225,15 @@ if wanted bench; then
             t=$(room 75 "$after_bench")
             if [ "$t" = 0 ]; then say "SKIP bench (time): $shape $layout" && continue; fi
             # shellcheck disable=SC2086
-            if measured "$out/bench.jsonl" "$t" "$binary" bench train --device "$device" --preset "$preset" --layout "$layout" \
-                --batch "$batch" --seq "$seq" --steps "$steps" --warmup "$warmup" --dtype "$dtype" --json $profile $arguments; then
+            measured "$out/bench.jsonl" "$t" "$binary" bench train --device "$device" --preset "$preset" --layout "$layout" \
+                --batch "$batch" --seq "$seq" --steps "$steps" --warmup "$warmup" --dtype "$dtype" --json $profile $arguments
+            rc=$?
+            if [ "$rc" = 0 ]; then
                 say "bench: $shape $layout done"
+            elif grep -q "out of device memory" "$work/error"; then
+                say "bench: $shape $layout does not fit into the card's memory"
             else
-                say "FAILED bench: $shape $layout (exit $?, limit $t s)"
+                say "FAILED bench: $shape $layout (exit $rc, limit $t s)"
                 failed=$((failed + 1))
             fi
         done
@@ -286,7 +308,7 @@ for r in bench:
         whole = sum(k["ms"] for k in kernels)
         print(f"\n{r['preset']}, batch {r['batch']}, {r['layout']}: {r.get('launches')} launches a step, {whole:.1f} ms in kernels\n")
         print("| kernel | launches | ms | share |\n|---|---|---|---|")
-        for k in kernels[:14]:
+        for k in kernels[:10]:
             print(f"| {k['name']} | {k['launches']} | {k['ms']:.2f} | {k['ms'] / whole if whole else 0:.0%} |")
 PY
 grep -h -A 5 "FAILED parity" "$log"
