@@ -3,8 +3,8 @@
 
   train_steps.py --train BINARY --prep DLM_PREP --out FOLDER [--cuda "COMMAND..."] [KEY=VALUE...]
 
-The losses and gradient norms of each step may differ from the CPU's in fp32 by at most three times what
-the CPU's in bf16 differ. --cuda is put in front of the run on CUDA (tests/cuda/run ...); "none" leaves it
+The losses and gradient norms may differ from the CPU's in fp32 by at most three times what the CPU's in
+bf16 differ: each of the first 20 steps, and the mean of all. --cuda is put in front of the run on CUDA (tests/cuda/run ...); "none" leaves it
 out. What FOLDER holds of an earlier call (the packed sample, the runs on the CPU) is not made again, so
 that a folder made here can be carried to a machine with a GPU: --steps and --model are those of the
 folder then. --model sample takes the whole model of
@@ -94,12 +94,16 @@ def main():
     cuda = train("cuda", shlex.split(a.cuda), ["--device", "cuda", "train.dtype=bf16"])
     failed = False
     for key in ("loss", "grad_norm"):
-        allowed = 3 * max(abs(x[key] - y[key]) for x, y in zip(exact, rounded))
-        worst = max(abs(x[key] - y[key]) for x, y in zip(exact, cuda))
-        failed |= not worst <= allowed
+        roundings = [abs(x[key] - y[key]) for x, y in zip(exact, rounded)]
+        differences = [abs(x[key] - y[key]) for x, y in zip(exact, cuda)]
+        # Runs that differ by rounding drift apart: later steps are compared by the mean.
+        worst, allowed = max(differences[:20]), 3 * max(roundings[:20])
+        mean, mean_allowed = sum(differences) / a.steps, 3 * sum(roundings) / a.steps
+        failed |= not (worst <= allowed and mean <= mean_allowed)
         print(
-            f"{key}: {exact[0][key]:.4f} to {exact[-1][key]:.4f}; CUDA differs from the CPU in fp32 by "
-            f"at most {worst:.2e} in {a.steps} steps, allowed {allowed:.2e}"
+            f"{key}: {exact[0][key]:.4f} to {exact[-1][key]:.4f}, CUDA {cuda[-1][key]:.4f}; differs from "
+            f"the CPU in fp32 by at most {worst:.1e} in 20 steps (allowed {allowed:.1e}), on average by "
+            f"{mean:.1e} in {a.steps} steps (allowed {mean_allowed:.1e})"
         )
     sys.exit(1 if failed else 0)
 
