@@ -68,17 +68,26 @@ for p in python3 /opt/*/.venv/bin/python3 /opt/*/venv/bin/python3; do
 done
 python=${python:-python3}
 packages=$("$python" -c 'import nvidia; print(list(nvidia.__path__)[0])' 2>/dev/null || true)
+# cuBLAS and its Lt part must be of one version, so they are linked, under all names that programs look for,
+# from one folder: PyTorch's, else the toolkit's. What LD_LIBRARY_PATH names already comes first.
+mkdir -p "$work/lib"
 libraries=
-for name in libcublas.so.13 libcublasLt.so.13 libnvrtc.so.13; do
+for name in libcublas libnvrtc; do
     for folder in ${packages:+"$packages"/*/lib} /usr/local/cuda/lib64 /usr/local/cuda/targets/x86_64-linux/lib; do
-        if [ -e "$folder/$name" ]; then
-            [[ :$libraries: == *":$folder:"* ]] || libraries=$libraries:$folder
+        if [ -e "$folder/$name.so.13" ]; then
+            libraries="$libraries $folder/$name.so.13"
+            for file in "$folder/$name"*.so*; do ln -sf "$file" "$work/lib/"; done
+            for part in "$name" libcublasLt; do
+                if [ -e "$folder/$part.so.13" ]; then ln -sf "$folder/$part.so.13" "$work/lib/$part.so"; fi
+            done
             break
         fi
     done
 done
-libraries=${libraries#:}
-[ -n "$libraries" ] && [ "$device" != cpu ] && export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$libraries"
+usual_library_path=${LD_LIBRARY_PATH:-}
+if [ "$device" != cpu ]; then
+    export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$work/lib:/usr/local/nvidia/lib64"
+fi
 if [ -z "${CUDA_PATH:-}" ]; then
     for folder in /usr/local/cuda ${packages:+"$packages"/cu13 "$packages"/cuda_runtime}; do
         if [ -f "$folder/include/cuda_runtime.h" ]; then export CUDA_PATH=$folder && break; fi
@@ -112,7 +121,7 @@ if wanted env; then
         nvcc --version 2>&1 | tail -2
         timeout 60 "$python" -c 'import torch, transformers; print("torch", torch.__version__, "transformers", transformers.__version__, torch.cuda.is_available() and torch.cuda.get_device_name())'
     } >"$out/env.txt" 2>&1
-    say "env: $(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null || echo "no nvidia-smi"), libraries ${libraries:-not found}"
+    say "env: $(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null || echo "no nvidia-smi"), libraries${libraries:- not found}"
 fi
 
 failed=0
@@ -253,7 +262,7 @@ if wanted peer; then
             if [ "$t" -lt 25 ]; then say "SKIP peer (time): $p" && continue; fi
             compile=(--compile --precision amp)
             [ "$device" = cpu ] && compile=(--device cpu)
-            if measured "$out/peer.jsonl" "$t" "$python" "$peer" --preset "$preset" --batch "$batch" --seq "$seq" --steps "$steps" \
+            if measured "$out/peer.jsonl" "$t" env LD_LIBRARY_PATH="$usual_library_path" "$python" "$peer" --preset "$preset" --batch "$batch" --seq "$seq" --steps "$steps" \
                 --formulation "$formulation" "${compile[@]}" --json -; then
                 say "peer: $p done"
             else
