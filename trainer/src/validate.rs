@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use dlm_datasets::{Dataset, Split};
 use serde::{Serialize, Serializer};
 
-use crate::compute::{ComputeDtype, ComputePlan, device};
+use crate::compute::{ComputeDtype, ComputePlan, EngineChoice, device};
 use crate::diffusion::{DocumentMask, Layout, Objective, ObjectiveSpec, PassOptions};
 use crate::error::{Error, Result};
 use crate::io::load_model::{self, LoadOptions, LoadedModel, load_model};
 use crate::model::ModelConfig;
+use crate::native::{self, Native, NativeOptions};
 use crate::parity::{self, ParityOptions, ParityReport};
 use crate::train::data::{self, BatchPlan};
 use crate::train::evaluate::{burn_loss, evaluate};
@@ -82,6 +83,8 @@ pub struct DatasetOptions {
     pub dtype: ComputeDtype,
     /// Device: `auto`, `cpu`, `cuda[:N]` or `wgpu`. Default: `auto`.
     pub device: String,
+    /// What computes. Default: the native engine where it can be used.
+    pub engine: EngineChoice,
 }
 
 impl DatasetOptions {
@@ -96,6 +99,7 @@ impl DatasetOptions {
             seed: 42,
             dtype: ComputeDtype::Fp32,
             device: "auto".into(),
+            engine: EngineChoice::Auto,
         }
     }
 }
@@ -192,9 +196,23 @@ fn losses(model: &Path, options: &DatasetOptions) -> Result<DatasetReport> {
     let (split, rows) = rows_to_evaluate(&data, options)?;
     let folder = load_model::resolve(model)?;
     check_fit(model, &folder, &data, options.allow_long_documents)?;
+    let config = ModelConfig::read(&folder)?;
+    let compute = match native::is_chosen(options.engine, &compute, &config, None)? {
+        true => compute.on_native_engine(),
+        false => compute,
+    };
     let loaded = load_model(&folder, LoadOptions::default(), &compute.device.device)?;
-    let loss =
-        |objective| evaluate_objective(&loaded, &data, split, rows, objective, options, &compute);
+    let mut engine = None;
+    if compute.native {
+        let options = NativeOptions::decoding(compute.dtype);
+        let mut native = Native::open(compute.cuda_index(), &loaded.decoder, options)?;
+        native.set_weights(&loaded.weights)?;
+        engine = Some(native);
+    }
+    let mut loss = |objective| {
+        let engine = engine.as_mut();
+        evaluate_objective(&loaded, engine, &data, split, rows, objective, options, &compute)
+    };
     Ok(DatasetReport {
         split,
         rows,
@@ -248,8 +266,10 @@ fn check_fit(
     Ok(())
 }
 
+#[allow(clippy::too_many_arguments, reason = "a model, what computes it, and what is evaluated")]
 fn evaluate_objective(
     model: &LoadedModel,
+    engine: Option<&mut Native>,
     data: &Dataset,
     split: Split,
     rows: usize,
@@ -275,6 +295,11 @@ fn evaluate_objective(
         vocab_size: model.decoder.cfg.vocab_size,
     };
     let pass = PassOptions { activation_checkpointing: false, loss_chunk: LOSS_CHUNK };
-    let loss_sum = burn_loss(&model.decoder, &model.weights, &pass, compute);
-    evaluate(data, split, &plan, rows, loss_sum)
+    match engine {
+        Some(native) => evaluate(data, split, &plan, rows, |batch| native.loss_sum(batch)),
+        None => {
+            let loss_sum = burn_loss(&model.decoder, &model.weights, &pass, compute);
+            evaluate(data, split, &plan, rows, loss_sum)
+        }
+    }
 }

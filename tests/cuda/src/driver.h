@@ -55,7 +55,9 @@ typedef struct Func {
     struct Module *module;
     char *name;
     uint64_t id;
-    int regs, spill_st, spill_ld, static_smem, lmem, max_dyn, maxntid, reqntid[3], has_req,
+    // static_smem: shared variables of the whole module, which lie one after the other when kernels
+    // run here; used_smem: those of this kernel, which count towards its limit
+    int regs, spill_st, spill_ld, static_smem, used_smem, lmem, max_dyn, maxntid, reqntid[3], has_req,
         cluster[3];
     int nparams;
     Param params[2048];

@@ -79,6 +79,28 @@ static void mark_pointers(Func *f, const char *body) {
     }
 }
 
+// Bytes of the module's shared variables that the body of a kernel names.
+static int shared_of(const char *ptx, const char *body) {
+    const char *end = strstr(body, "\n}");
+    int total = 0;
+    for (const char *q = ptx; (q = strstr(q, ".shared .align ")); q++) {
+        char name[512];
+        int bytes;
+        if (sscanf(q, ".shared .align %*d .b8 %511[^[][%d]", name, &bytes) != 2) continue;
+        size_t n = strlen(name);
+        for (const char *use = body; (use = strstr(use, name)) && (!end || use < end); use += n) {
+            // not a part of a longer name
+            char after = use[n];
+            if (after == '_' || after == '$' || (after >= '0' && after <= '9') ||
+                (after >= 'a' && after <= 'z') || (after >= 'A' && after <= 'Z'))
+                continue;
+            total += bytes;
+            break;
+        }
+    }
+    return total;
+}
+
 static void parse(Module *m) {
     const char *p = m->ptx;
     int static_smem = 0;
@@ -100,9 +122,10 @@ static void parse(Module *m) {
         f->module = m;
         f->id = next_func++;
         f->static_smem = static_smem;
-        f->max_dyn = 49152 - static_smem;
         const char *end = strstr(p, "\n{");
         if (!end) end = p + strlen(p);
+        f->used_smem = shared_of(m->ptx, end);
+        f->max_dyn = 49152 - f->used_smem;
         for (const char *q = p; q && q < end;) {
             q = strstr(q, ".param ");
             if (!q || q >= end) break;
@@ -242,7 +265,7 @@ CUresult cuModuleLoadData(CUmodule *out, const void *image) {
         say("M\t%lu\t%016lx\t%s\tregs %d spill %d/%d stack %d static %d maxntid %d req %d cluster "
             "%d params %d mma %d wmma %d wgmma %d tma %d cpasync %d ldmatrix %d f64 %d atom %d "
             "shfl %d",
-            f->id, m->hash, f->name, f->regs, f->spill_st, f->spill_ld, f->lmem, f->static_smem,
+            f->id, m->hash, f->name, f->regs, f->spill_st, f->spill_ld, f->lmem, f->used_smem,
             f->maxntid, f->has_req ? f->reqntid[0] * f->reqntid[1] * f->reqntid[2] : 0,
             f->cluster[0] * f->cluster[1] * f->cluster[2], f->nparams, f->uses_mma, f->uses_wmma,
             f->uses_wgmma, f->uses_tma, f->uses_cpasync, f->uses_ldmatrix, f->uses_f64,
@@ -267,12 +290,12 @@ CUresult cuModuleGetFunction(CUfunction *out, CUmodule mod, const char *name) {
 CUresult cuFuncSetAttribute(CUfunction fn, CUfunction_attribute a, int v) {
     Func *f = (Func *)fn;
     if (a == CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) {
-        if (v < 0 || v + f->static_smem > 232448) {
+        if (v < 0 || v + f->used_smem > 232448) {
             return fail(CUDA_ERROR_INVALID_VALUE,
                         "%s: %d B of dynamic + %d B of static shared memory, limit 232448", f->name,
-                        v, f->static_smem);
+                        v, f->used_smem);
         }
-        f->max_dyn = v > 49152 - f->static_smem ? v : 49152 - f->static_smem;
+        f->max_dyn = v > 49152 - f->used_smem ? v : 49152 - f->used_smem;
     }
     return CUDA_SUCCESS;
 }
@@ -281,7 +304,7 @@ CUresult cuFuncGetAttribute(int *v, CUfunction_attribute a, CUfunction fn) {
     switch ((int)a) {
     case CU_FUNC_ATTRIBUTE_NUM_REGS: *v = f->regs; break;
     case CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK: *v = f->maxntid ? f->maxntid : 1024; break;
-    case CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES: *v = f->static_smem; break;
+    case CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES: *v = f->used_smem; break;
     default: *v = 0;
     }
     return CUDA_SUCCESS;
@@ -303,7 +326,7 @@ CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int *out, CUfunction fn, in
                                                      size_t shared_bytes) {
     Func *f = (Func *)fn;
     int warps = (threads + 31) / 32, n = 2048 / (warps * 32),
-        shared = (int)shared_bytes + f->static_smem + 1024;
+        shared = (int)shared_bytes + f->used_smem + 1024;
     int regs = (f->regs ? (f->regs + 7) / 8 * 8 : 32) * warps * 32;
     if (n > 32) n = 32;
     if (n > 65536 / regs) n = 65536 / regs;

@@ -14,17 +14,32 @@ pub(crate) struct Device {
     stream: sys::CUstream,
 }
 
+/// CUDA devices that the driver shows.
+///
+/// # Errors
+/// [`Error::Missing`] without a driver.
+pub fn device_count() -> Result<usize> {
+    // SAFETY: only asks whether the library can be loaded.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Error::Missing(
+            "no NVIDIA driver: libcuda.so could not be loaded; install the driver or use --device cpu"
+                .into(),
+        ));
+    }
+    // a driver without a card refuses to start
+    if let Err(error) = result::init() {
+        return Err(Error::Missing(format!("the NVIDIA driver shows no GPU: {error}")));
+    }
+    Ok(result::device::get_count().named("counting the GPUs")?.max(0) as usize)
+}
+
 impl Device {
     /// Opens the GPU with this CUDA index.
     ///
     /// # Errors
     /// Where there is no driver or no such GPU.
     pub(crate) fn open(index: usize) -> Result<Rc<Self>> {
-        // SAFETY: only asks whether the library can be loaded.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(Error::Missing("no NVIDIA driver: libcuda could not be loaded".into()));
-        }
-        result::init().named("starting the driver")?;
+        device_count()?;
         let ordinal = index as i32;
         let device = result::device::get(ordinal).named("opening the GPU")?;
         // SAFETY: `device` comes from the driver; the primary context is released in `drop`.

@@ -1,6 +1,8 @@
 //! How many blocks and threads each kernel gets; the comments above the kernels say what they
 //! expect.
 
+use crate::batch::{ITEM_QUERIES, TILE_KEYS};
+use crate::options::Precision;
 use crate::program::Grid;
 use crate::shape::Shape;
 
@@ -8,8 +10,10 @@ use crate::shape::Shape;
 const FLAT: usize = 256;
 /// Widest row that one warp handles alone; eight such rows share a block.
 const WARP_ROW: usize = 1024;
+/// Queries or keys of a block of attention in fp32.
+const FP32_ROWS: usize = 16;
 /// Keys in a tile of attention.
-const KEYS: usize = 64;
+const KEYS: usize = TILE_KEYS;
 /// Blocks of `column_sums` along the rows.
 const COLUMN_BLOCKS: usize = 64;
 /// Threads of `cross_entropy`, and the bytes of a row that it keeps in shared memory.
@@ -20,12 +24,13 @@ const LOSS_SHARED: usize = 113_664;
 #[derive(Clone, Debug)]
 pub(crate) struct Grids {
     shape: Shape,
+    precision: Precision,
     multiprocessors: usize,
 }
 
 impl Grids {
-    pub(crate) fn new(shape: &Shape, multiprocessors: usize) -> Self {
-        Grids { shape: shape.clone(), multiprocessors }
+    pub(crate) fn new(shape: &Shape, precision: Precision, multiprocessors: usize) -> Self {
+        Grids { shape: shape.clone(), precision, multiprocessors }
     }
 
     /// One thread per eight elements.
@@ -95,7 +100,8 @@ impl Grids {
 
     /// `cross_entropy`: one block per row.
     pub(crate) fn cross_entropy(&self, rows: usize, with_gradient: bool) -> Grid {
-        let shared = (2 * self.shape.padded_vocab()).min(LOSS_SHARED);
+        let row = self.precision.element() * self.shape.padded_vocab();
+        let shared = row.min(LOSS_SHARED);
         let shared = if with_gradient { shared } else { 0 };
         Grid { blocks: (rows, 1), threads: LOSS_THREADS, shared }
     }
@@ -154,8 +160,17 @@ impl Grids {
         2 * (self.shape.head_dim + 8)
     }
 
+    /// Attention in fp32: blocks of [`FP32_ROWS`] queries or keys, half of that for long heads.
+    fn attention_fp32(&self, pieces: usize, heads: usize, rows: usize) -> Grid {
+        let rows_of_block = if self.short_heads() { FP32_ROWS } else { FP32_ROWS / 2 };
+        Grid::new(pieces * heads * (rows / rows_of_block), 128)
+    }
+
     /// `attention_forward`.
     pub(crate) fn attention(&self, items: usize) -> Grid {
+        if self.precision == Precision::Fp32 {
+            return self.attention_fp32(items, self.shape.num_attention_heads, ITEM_QUERIES);
+        }
         let (heads, splits) = self.heads();
         Grid {
             blocks: (items * self.shape.num_key_value_heads * splits, 1),
@@ -166,6 +181,9 @@ impl Grids {
 
     /// `attention_backward_dq`.
     pub(crate) fn attention_dq(&self, items: usize) -> Grid {
+        if self.precision == Precision::Fp32 {
+            return self.attention(items);
+        }
         let (heads, _) = self.heads();
         let shared = (2 * KEYS + (2 * KEYS).max(96 * heads)) * self.attention_row();
         let threads = 64 / self.attention_tiles().dq * heads;
@@ -174,6 +192,9 @@ impl Grids {
 
     /// `attention_backward_dkv`.
     pub(crate) fn attention_dkv(&self, key_tiles: usize) -> Grid {
+        if self.precision == Precision::Fp32 {
+            return self.attention_fp32(key_tiles, self.shape.num_key_value_heads, KEYS);
+        }
         let AttentionTiles { dkv, teams, .. } = self.attention_tiles();
         let row = self.attention_row();
         Grid {

@@ -42,6 +42,7 @@ mod program;
 mod shape;
 
 pub use batch::{Batch, CachedPass, Tile};
+pub use device::device_count;
 pub use engine::Engine;
 pub use error::{Error, Result};
 pub use options::{AdamwStep, Options, Precision};

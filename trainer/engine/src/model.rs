@@ -39,7 +39,7 @@ impl Model {
     pub(crate) fn new(device: usize, shape: Shape, options: Options) -> Result<Self> {
         shape.check()?;
         let device = Device::open(device)?;
-        let grids = Grids::new(&shape, device.multiprocessors()?);
+        let grids = Grids::new(&shape, options.precision, device.multiprocessors()?);
         let mut defines = shape.defines();
         defines.extend(grids.attention_defines());
         let program = Program::compile(&device, &defines, options.precision)?;

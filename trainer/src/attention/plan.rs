@@ -63,7 +63,7 @@ impl Tile {
     }
 
     /// Whether query j sees only the first j + 1 keys of [`Tile::own`].
-    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "read by the native engine"))]
+    #[cfg_attr(not(feature = "native"), allow(dead_code, reason = "read by the native engine"))]
     pub(crate) fn is_causal(&self) -> bool {
         self.causal
     }

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use dlm_datasets::Split;
 
 use super::validation;
-use crate::compute::ComputeDtype;
+use crate::compute::{ComputeDtype, EngineChoice};
 use crate::error::Result;
 use crate::validate::{DatasetOptions, validate};
 
@@ -40,6 +40,9 @@ pub(super) struct EvalArgs {
     /// Dtype of activations and matrix products [default: fp32].
     #[arg(long, value_enum)]
     pub dtype: Option<ComputeDtype>,
+    /// What computes [default: auto].
+    #[arg(long, value_enum)]
+    pub engine: Option<EngineChoice>,
     /// auto, cpu, cuda[:N] or wgpu [default: auto].
     #[arg(long)]
     pub device: Option<String>,
@@ -82,6 +85,7 @@ fn options(args: &EvalArgs) -> DatasetOptions {
         micro_batch_rows: args.micro_batch_rows.unwrap_or(usual.micro_batch_rows),
         seed: args.seed.unwrap_or(usual.seed),
         dtype: args.dtype.unwrap_or(usual.dtype),
+        engine: args.engine.unwrap_or(usual.engine),
         device: args.device.clone().unwrap_or(usual.device),
         data: usual.data,
     }

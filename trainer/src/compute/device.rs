@@ -1,8 +1,12 @@
 //! Choosing the device: `auto`, `cpu`, `cuda[:N]`, `wgpu`.
 //!
-//! Burn opens CUDA lazily and panics at the first operation if something is missing. Everything a
-//! GPU run needs is therefore checked here first, and what is missing is named in one line.
-#![allow(unsafe_code, reason = "dlopen checks that the CUDA libraries load")]
+//! A CUDA device is computed on by the native engine, or by Burn where the build has its CUDA
+//! backend. Burn opens CUDA lazily and panics at the first operation if something is missing;
+//! [`check_burn`] therefore names what is missing before Burn is used.
+#![cfg_attr(
+    feature = "cuda",
+    allow(unsafe_code, reason = "dlopen checks that the CUDA libraries load")
+)]
 
 use burn::prelude::*;
 
@@ -13,7 +17,7 @@ use crate::error::{Error, Result};
 pub(crate) enum DeviceKind {
     Cpu,
     /// An NVIDIA GPU by its CUDA index.
-    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "built without CUDA"))]
+    #[cfg_attr(not(feature = "native"), allow(dead_code, reason = "built without CUDA"))]
     Cuda(usize),
     /// Whatever GPU wgpu drives, or its software driver.
     #[cfg_attr(not(feature = "wgpu"), allow(dead_code, reason = "built without wgpu"))]
@@ -84,19 +88,48 @@ fn wgpu() -> Result<ComputeDevice> {
     })
 }
 
-#[cfg(not(feature = "cuda"))]
+#[cfg(not(feature = "native"))]
 fn cuda(_index: usize) -> Result<ComputeDevice> {
     Err(Error::Device(
-        "this dlm-train was built without CUDA; build it with `cargo build --release --features cuda` or use --device cpu".into(),
+        "this dlm-train was built without CUDA (cargo feature native, which is on by default); use --device cpu".into(),
+    ))
+}
+
+/// The GPU with this CUDA index. Burn's handle is that of its CUDA backend where the build has it,
+/// else that of the CPU; [`check_burn`] says whether Burn can compute there.
+#[cfg(feature = "native")]
+fn cuda(index: usize) -> Result<ComputeDevice> {
+    let count = dlm_engine::device_count().map_err(|e| Error::Device(e.to_string()))?;
+    if index >= count {
+        return Err(Error::Device(format!(
+            "cuda:{index} was asked for but the driver shows {count} CUDA devices; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        )));
+    }
+    #[cfg(feature = "cuda")]
+    let device = Device::cuda(index);
+    #[cfg(not(feature = "cuda"))]
+    let device = Device::flex();
+    Ok(ComputeDevice { device, kind: DeviceKind::Cuda(index), name: format!("cuda:{index}") })
+}
+
+/// Refuses a device on which Burn cannot compute, with the reason: a CUDA device in a build without
+/// Burn's CUDA backend, or on a machine that lacks what that backend loads.
+pub(crate) fn check_burn(device: &ComputeDevice) -> Result<()> {
+    match device.kind {
+        DeviceKind::Cuda(_) => burn_cuda_is_usable(),
+        DeviceKind::Cpu | DeviceKind::Wgpu => Ok(()),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn burn_cuda_is_usable() -> Result<()> {
+    Err(Error::Device(
+        "Burn would have to compute this on CUDA, and this dlm-train was built without Burn's CUDA backend; build it with `cargo build --release --features dlm-train/cuda` or use --device cpu".into(),
     ))
 }
 
 #[cfg(feature = "cuda")]
-fn cuda(index: usize) -> Result<ComputeDevice> {
-    use burn::tensor::DeviceType;
-    if !library_loads(&["libcuda.so.1", "libcuda.so"]) {
-        return Err(Error::Device("no NVIDIA driver: libcuda.so could not be loaded; install the driver or use --device cpu".into()));
-    }
+fn burn_cuda_is_usable() -> Result<()> {
     if !library_loads(&["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12"]) {
         return Err(Error::Device(
             "the NVIDIA driver is there but libnvrtc.so (12 or 13) could not be loaded; install the CUDA toolkit's NVRTC and put it on LD_LIBRARY_PATH".into(),
@@ -107,18 +140,7 @@ fn cuda(index: usize) -> Result<ComputeDevice> {
             "the CUDA headers (cuda_runtime.h) were not found; set CUDA_PATH to a CUDA 12 or 13 toolkit folder that has include/cuda_runtime.h".into(),
         ));
     }
-    let count = std::panic::catch_unwind(|| Device::enumerate(DeviceType::Cuda).into_vec().len())
-        .unwrap_or(0);
-    if index >= count {
-        return Err(Error::Device(format!(
-            "cuda:{index} was asked for but the driver shows {count} CUDA devices; check nvidia-smi and CUDA_VISIBLE_DEVICES"
-        )));
-    }
-    Ok(ComputeDevice {
-        device: Device::cuda(index),
-        kind: DeviceKind::Cuda(index),
-        name: format!("cuda:{index}"),
-    })
+    Ok(())
 }
 
 #[cfg(feature = "cuda")]

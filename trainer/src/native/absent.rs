@@ -1,4 +1,4 @@
-//! The engine of a build without CUDA: there is none.
+//! The engine of a build without the feature `native`: there is none.
 
 use super::NativeOptions;
 use crate::attention::Tile;
@@ -22,7 +22,7 @@ pub(crate) enum Native {}
 
 impl Native {
     pub(crate) fn open(_index: usize, _decoder: &Decoder, _options: NativeOptions) -> Result<Self> {
-        Err(Error::Device("this dlm-train was built without CUDA".into()))
+        Err(Error::Device("this dlm-train was built without the native engine".into()))
     }
 
     pub(crate) fn set_weights(&mut self, _weights: &Weights) -> Result<()> {

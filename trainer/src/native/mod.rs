@@ -2,20 +2,20 @@
 //!
 //! In: a decoder, host weights, batches of streams. Out: losses, norms, gradients, weights and
 //! moments. Burn computes whatever the engine does not (BitLinear, Muon, fp32, other GPUs); the
-//! engine says by name what it does not compute. Without the feature `cuda` there is no engine, and
+//! engine says by name what it does not compute. Without the feature `native` there is no engine, and
 //! [`Native`] has no values.
 
-#[cfg(not(feature = "cuda"))]
+#[cfg(not(feature = "native"))]
 mod absent;
-#[cfg(feature = "cuda")]
+#[cfg(feature = "native")]
 mod present;
 
-#[cfg(not(feature = "cuda"))]
+#[cfg(not(feature = "native"))]
 pub(crate) use absent::{Native, memory_need};
-#[cfg(feature = "cuda")]
+#[cfg(feature = "native")]
 pub(crate) use present::{Native, memory_need};
 
-use crate::compute::{ComputeDtype, ComputePlan, DeviceKind, EngineChoice};
+use crate::compute::{ComputeDtype, ComputePlan, DeviceKind, EngineChoice, device};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 
@@ -42,7 +42,8 @@ impl NativeOptions {
 /// Whether a run computes on the engine: on CUDA, for the models it is written for.
 ///
 /// # Errors
-/// When the engine was asked for and cannot be used.
+/// When the engine was asked for and cannot be used, or Burn would have to compute on CUDA and this
+/// build or machine has not what it needs.
 pub(crate) fn is_chosen(
     choice: EngineChoice,
     compute: &ComputePlan,
@@ -56,12 +57,17 @@ pub(crate) fn is_chosen(
         }
     };
     match (choice, refusal) {
-        (EngineChoice::Burn, _) => Ok(false),
-        (EngineChoice::Auto, refusal) => Ok(refusal.is_none()),
-        (EngineChoice::Native, None) => Ok(true),
+        (EngineChoice::Auto | EngineChoice::Native, None) => Ok(true),
         (EngineChoice::Native, Some(reason)) => Err(Error::Usage(format!(
             "the native engine cannot be used here: {reason}; take auto or burn"
         ))),
+        (EngineChoice::Burn, _) => device::check_burn(&compute.device).map(|()| false),
+        (EngineChoice::Auto, Some(reason)) => match device::check_burn(&compute.device) {
+            Ok(()) => Ok(false),
+            Err(error) => Err(Error::Device(format!(
+                "the native engine cannot be used here: {reason}. {error}"
+            ))),
+        },
     }
 }
 

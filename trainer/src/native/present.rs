@@ -1,4 +1,4 @@
-//! The engine of a build with CUDA.
+//! The engine of a build with the feature `native`, as ordinary builds are.
 
 use burn::prelude::*;
 use burn::tensor::DType;

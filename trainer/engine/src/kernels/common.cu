@@ -1,5 +1,9 @@
-// Small helpers that all kernels share: bf16 numbers, vectors of eight of them, sums over warps and CTAs.
-// The host compiles common.cu, layers.cu, update.cu and attention.cu as one string, without any header.
+// Small helpers that all kernels share: bf16 numbers, vectors of eight activations, sums over warps and CTAs.
+// The host compiles common.cu, layers.cu, update.cu and attention as one string, without any header.
+//
+// There are two modes. Normally activations, their gradients, logits and the weights that embed_rows reads
+// are bf16. With `#define FP32 1` in front of the source all of them are fp32, and nothing is rounded to
+// bf16.
 #define DLM_COMMON 1
 
 // A bf16 number is the upper half of a float. It is kept as its 16 bits.
@@ -65,6 +69,70 @@ __device__ __forceinline__ void store8(float* p, const float (&x)[8]) {
     ((float4*)p)[1] = make_float4(x[4], x[5], x[6], x[7]);
 }
 
+// An activation, and eight consecutive ones: one memory access of 16 bytes in bf16, two in fp32. `unpack8`
+// makes floats of them; `round8` and `to_act` make activations of floats, which rounds them in bf16 only.
+#ifdef FP32
+#define ACT_IS_FP32 true
+typedef float act;
+struct __align__(16) act8 {
+    float4 low, high;
+};
+
+__device__ __forceinline__ float to_float(act x) {
+    return x;
+}
+__device__ __forceinline__ act to_act(float x) {
+    return x;
+}
+__device__ __forceinline__ void unpack8(act8 q, float (&x)[8]) {
+    x[0] = q.low.x;
+    x[1] = q.low.y;
+    x[2] = q.low.z;
+    x[3] = q.low.w;
+    x[4] = q.high.x;
+    x[5] = q.high.y;
+    x[6] = q.high.z;
+    x[7] = q.high.w;
+}
+__device__ __forceinline__ act8 round8(const float (&x)[8]) {
+    return {make_float4(x[0], x[1], x[2], x[3]), make_float4(x[4], x[5], x[6], x[7])};
+}
+__device__ __forceinline__ act8 same8(float x) {
+    return {make_float4(x, x, x, x), make_float4(x, x, x, x)};
+}
+__device__ __forceinline__ act8 zero8() {
+    return same8(0.0f);
+}
+__device__ __forceinline__ act8 minus_infinity8() {
+    return same8(__uint_as_float(0xff800000u));
+}
+#else
+#define ACT_IS_FP32 false
+typedef bf16 act;
+typedef uint4 act8;
+
+__device__ __forceinline__ float to_float(act x) {
+    return bf16_to_float(x);
+}
+__device__ __forceinline__ act to_act(float x) {
+    return float_to_bf16(x);
+}
+__device__ __forceinline__ act8 round8(const float (&x)[8]) {
+    return pack8(x);
+}
+__device__ __forceinline__ act8 zero8() {
+    return make_uint4(0, 0, 0, 0);
+}
+__device__ __forceinline__ act8 minus_infinity8() {
+    return make_uint4(0xff80ff80u, 0xff80ff80u, 0xff80ff80u, 0xff80ff80u);
+}
+#endif
+
+// Copies eight consecutive activations.
+__device__ __forceinline__ void copy8(act* to, const act* from) {
+    *(act8*)to = *(const act8*)from;
+}
+
 // 2^x by the special function unit (relative error about 2^-22).
 __device__ __forceinline__ float exp2_fast(float x) {
     float r;
@@ -97,6 +165,3 @@ __device__ __forceinline__ float cta_sum(float x, float* slots) {
     return sum;
 }
 
-
-typedef bf16 act;
-typedef uint4 act8;

@@ -2,7 +2,8 @@
 //
 // Sizes come as macros: HIDDEN (E), FFN (F), HEADS (H), KV_HEADS (K), HEAD_DIM (D), VOCAB (V), VOCAB_STRIDE,
 // EPS. T is the number of tokens (rows). Every pointer is 256-byte aligned; E, F and D are multiples of 16.
-// Vectors are eight consecutive bf16 numbers, the widest that a thread can load at once (16 bytes).
+// Vectors are eight consecutive activations (act8): bf16 numbers, the widest vector that a thread can load at
+// once (16 bytes), or with FP32 floats (two loads).
 
 // Threads of the kernels that need no sums across threads.
 static constexpr int FLAT = 256;
@@ -21,40 +22,40 @@ static constexpr int ROW_STEPS = (ROW_VECTORS + ROW_THREADS - 1) / ROW_THREADS;
 // ---------------------------------------------------------------------------------------------------------
 
 // out[r] = table[ids[r]], one thread a vector.
-__device__ __forceinline__ void copy_rows(const bf16* table, const int* ids, bf16* out, int rows) {
+__device__ __forceinline__ void copy_rows(const act* table, const int* ids, act* out, int rows) {
     unsigned int i = blockIdx.x * FLAT + threadIdx.x;
     unsigned int row = i / ROW_VECTORS, column = i % ROW_VECTORS;
     if (row >= (unsigned int)rows) return;
-    const uint4* from = (const uint4*)(table + (size_t)ids[row] * HIDDEN);
-    ((uint4*)out)[i] = from[column];
+    const act8* from = (const act8*)(table + (size_t)ids[row] * HIDDEN);
+    ((act8*)out)[i] = from[column];
 }
 
 // The embedding lookup. Block 256, grid ceil(T*E/8 / 256).
 extern "C" __global__ void __launch_bounds__(FLAT)
-embed_rows(const int* __restrict__ ids, const bf16* __restrict__ table, bf16* __restrict__ x, int T) {
+embed_rows(const int* __restrict__ ids, const act* __restrict__ table, act* __restrict__ x, int T) {
     copy_rows(table, ids, x, T);
 }
 
 // The N rows of x at the places `at`. Block 256, grid ceil(N*E/8 / 256).
 extern "C" __global__ void __launch_bounds__(FLAT)
-gather_rows(const bf16* __restrict__ x, const int* __restrict__ at, bf16* __restrict__ out, int N) {
+gather_rows(const act* __restrict__ x, const int* __restrict__ at, act* __restrict__ out, int N) {
     copy_rows(x, at, out, N);
 }
 
 // sum = x + y, eight elements a thread. Block 256, grid ceil(ceil(n/8) / 256).
 // sum may be the same buffer as x or y.
 extern "C" __global__ void __launch_bounds__(FLAT)
-add_rows_plain(const bf16* x, const bf16* y, bf16* sum, long long n) {
+add_rows_plain(const act* x, const act* y, act* sum, long long n) {
     long long i = ((long long)blockIdx.x * FLAT + threadIdx.x) * 8;
     if (i + 8 <= n) {
         float a[8], b[8];
-        unpack8(*(const uint4*)(x + i), a);
-        unpack8(*(const uint4*)(y + i), b);
+        unpack8(*(const act8*)(x + i), a);
+        unpack8(*(const act8*)(y + i), b);
 #pragma unroll
         for (int e = 0; e < 8; e++) a[e] += b[e];
-        *(uint4*)(sum + i) = pack8(a);
+        *(act8*)(sum + i) = round8(a);
     } else {
-        for (; i < n; i++) sum[i] = float_to_bf16(bf16_to_float(x[i]) + bf16_to_float(y[i]));
+        for (; i < n; i++) sum[i] = to_act(to_float(x[i]) + to_float(y[i]));
     }
 }
 
@@ -68,31 +69,31 @@ __device__ __forceinline__ float row_sum(float x, float* slots) {
     else return cta_sum<ROW_THREADS / 32>(x, slots);
 }
 
-// h = x * rstd * w with rstd = 1 / sqrt(mean(x^2) + EPS). With ADD the row is x + y rounded to bf16, which is
-// written to `sum` as well.
+// h = x * rstd * w with rstd = 1 / sqrt(mean(x^2) + EPS). With ADD the row is x + y as an activation (rounded
+// in bf16), which is written to `sum` as well.
 template <bool ADD>
 __device__ __forceinline__ void normalize_row(
-    const bf16* x, const bf16* y, bf16* sum, const float* w, bf16* h, float* rstd, int T
+    const act* x, const act* y, act* sum, const float* w, act* h, float* rstd, int T
 ) {
     __shared__ float slots[32];
     int row = blockIdx.x * ROWS_PER_CTA + threadIdx.x / ROW_THREADS;
     int thread = threadIdx.x % ROW_THREADS;
     if (row >= T) return;  // whole warps only, and only where a row is a warp
     size_t start = (size_t)row * HIDDEN;
-    uint4 packed[ROW_STEPS];
+    act8 packed[ROW_STEPS];
 #pragma unroll
     for (int s = 0; s < ROW_STEPS; s++) {
         int v = thread + s * ROW_THREADS;
-        packed[s] = make_uint4(0, 0, 0, 0);
-        if (v < ROW_VECTORS) packed[s] = ((const uint4*)(x + start))[v];
+        packed[s] = zero8();
+        if (v < ROW_VECTORS) packed[s] = ((const act8*)(x + start))[v];
     }
     if constexpr (ADD) {
-        uint4 other[ROW_STEPS];
+        act8 other[ROW_STEPS];
 #pragma unroll
         for (int s = 0; s < ROW_STEPS; s++) {
             int v = thread + s * ROW_THREADS;
-            other[s] = make_uint4(0, 0, 0, 0);
-            if (v < ROW_VECTORS) other[s] = ((const uint4*)(y + start))[v];
+            other[s] = zero8();
+            if (v < ROW_VECTORS) other[s] = ((const act8*)(y + start))[v];
         }
 #pragma unroll
         for (int s = 0; s < ROW_STEPS; s++) {
@@ -102,8 +103,8 @@ __device__ __forceinline__ void normalize_row(
             unpack8(other[s], b);
 #pragma unroll
             for (int e = 0; e < 8; e++) a[e] += b[e];
-            packed[s] = pack8(a);
-            if (v < ROW_VECTORS) ((uint4*)(sum + start))[v] = packed[s];
+            packed[s] = round8(a);
+            if (v < ROW_VECTORS) ((act8*)(sum + start))[v] = packed[s];
         }
     }
     float squares = 0.0f;
@@ -125,21 +126,21 @@ __device__ __forceinline__ void normalize_row(
             load8(w + v * 8, weight);
 #pragma unroll
             for (int e = 0; e < 8; e++) a[e] = a[e] * r * weight[e];
-            ((uint4*)(h + start))[v] = pack8(a);
+            ((act8*)(h + start))[v] = round8(a);
         }
     }
 }
 
 // For E <= 1024: block 256, grid ceil(T/8) (one warp a row). Else: block 32*ceil(E/512), grid T.
 extern "C" __global__ void __launch_bounds__(ROW_CTA)
-rms_norm(const bf16* __restrict__ x, const float* __restrict__ w, bf16* __restrict__ h,
+rms_norm(const act* __restrict__ x, const float* __restrict__ w, act* __restrict__ h,
          float* __restrict__ rstd, int T) {
     normalize_row<false>(x, nullptr, nullptr, w, h, rstd, T);
 }
 
 // sum = x + y (may be the same buffer as x or y), h = RMSNorm of sum. Launched like rms_norm.
 extern "C" __global__ void __launch_bounds__(ROW_CTA)
-add_rms_norm(const bf16* x, const bf16* y, bf16* sum, const float* __restrict__ w, bf16* __restrict__ h,
+add_rms_norm(const act* x, const act* y, act* sum, const float* __restrict__ w, act* __restrict__ h,
              float* __restrict__ rstd, int T) {
     normalize_row<true>(x, y, sum, w, h, rstd, T);
 }
@@ -171,10 +172,11 @@ __device__ __forceinline__ float back_sum(float x, int group, int thread, float*
 // dres may be null, and dx may be the same buffer as dres (or as dh).
 // Block as for rms_norm (256 threads for E <= 1024, else 32*ceil(E/512)), grid P: any number of CTAs, each of
 // which walks over rows with a fixed stride, sums its part of dw and writes it to row blockIdx.x of dw_part.
-// A good P fills the card: 2 CTAs an SM for E <= 1024, else 512 / block (at least 1) an SM.
-extern "C" __global__ void __launch_bounds__(ROW_CTA, ROW_CTA <= 256 ? 2 : 1)
-rms_norm_backward(const bf16* dh, const bf16* __restrict__ x, const float* __restrict__ w,
-                  const float* __restrict__ rstd, const bf16* dres, bf16* dx, float* __restrict__ dw_part,
+// A good P fills the card: 2 CTAs an SM for E <= 1024, else 512 / block (at least 1) an SM. (In fp32 a thread
+// holds more, and the two CTAs follow each other.)
+extern "C" __global__ void __launch_bounds__(ROW_CTA, ROW_CTA <= 256 && !ACT_IS_FP32 ? 2 : 1)
+rms_norm_backward(const act* dh, const act* __restrict__ x, const float* __restrict__ w,
+                  const float* __restrict__ rstd, const act* dres, act* dx, float* __restrict__ dw_part,
                   int T) {
     __shared__ float slots[2][BACK_GROUPS][BACK_THREADS / 32];
     int group = threadIdx.x / BACK_THREADS, thread = threadIdx.x % BACK_THREADS;
@@ -188,15 +190,15 @@ rms_norm_backward(const bf16* dh, const bf16* __restrict__ x, const float* __res
     for (int row = blockIdx.x * BACK_GROUPS + group; row < T; row += gridDim.x * BACK_GROUPS) {
         size_t start = (size_t)row * HIDDEN;
         float r = rstd[row];
-        uint4 upstream[BACK_STEPS], input[BACK_STEPS], residual[BACK_STEPS];
+        act8 upstream[BACK_STEPS], input[BACK_STEPS], residual[BACK_STEPS];
 #pragma unroll
         for (int s = 0; s < BACK_STEPS; s++) {
             int v = thread + s * BACK_THREADS;
-            upstream[s] = input[s] = residual[s] = make_uint4(0, 0, 0, 0);
+            upstream[s] = input[s] = residual[s] = zero8();
             if (v < ROW_VECTORS) {
-                upstream[s] = ((const uint4*)(dh + start))[v];
-                input[s] = ((const uint4*)(x + start))[v];
-                if (dres) residual[s] = ((const uint4*)(dres + start))[v];
+                upstream[s] = ((const act8*)(dh + start))[v];
+                input[s] = ((const act8*)(x + start))[v];
+                if (dres) residual[s] = ((const act8*)(dres + start))[v];
             }
         }
         float dot = 0.0f;
@@ -230,7 +232,7 @@ rms_norm_backward(const bf16* dh, const bf16* __restrict__ x, const float* __res
                 load8(w + v * 8, weight);
 #pragma unroll
                 for (int e = 0; e < 8; e++) d[e] = old[e] + (r * (d[e] * weight[e]) - pull * a[e]);
-                ((uint4*)(dx + start))[v] = pack8(d);
+                ((act8*)(dx + start))[v] = round8(d);
             }
         }
     }
@@ -336,10 +338,10 @@ __device__ __forceinline__ float head_sum(float x) {
 // Block 256, grid ceil(T*heads*HEAD_LANES / 256), where heads is H+2K with biases and H+K without (then v is
 // not touched) and HEAD_LANES is D/16, but 8 for D = 96.
 extern "C" __global__ void __launch_bounds__(FLAT)
-qkv_forward(bf16* __restrict__ qkv, const float* __restrict__ bias_q, const float* __restrict__ bias_k,
+qkv_forward(act* __restrict__ qkv, const float* __restrict__ bias_q, const float* __restrict__ bias_k,
             const float* __restrict__ bias_v, const float* __restrict__ norm_q,
             const float* __restrict__ norm_k, const int* __restrict__ positions,
-            const float* __restrict__ rope, bf16* __restrict__ qk, float* __restrict__ rstd, int T) {
+            const float* __restrict__ rope, act* __restrict__ qk, float* __restrict__ rstd, int T) {
     unsigned int i = blockIdx.x * FLAT + threadIdx.x;
     unsigned int unit = i % HEAD_LANES, at = i / HEAD_LANES;
     unsigned int token, head;
@@ -353,13 +355,13 @@ qkv_forward(bf16* __restrict__ qkv, const float* __restrict__ bias_q, const floa
     // Lanes without work stay for the shuffles.
     bool active = token < (unsigned int)T && unit < HEAD_UNITS;
     unsigned int first = unit * 8, second = HEAD_DIM / 2 + unit * 8;
-    bf16* raw = qkv + (size_t)token * QKV_WIDTH + head * HEAD_DIM;
+    act* raw = qkv + (size_t)token * QKV_WIDTH + head * HEAD_DIM;
     float x1[8], x2[8];
 #pragma unroll
     for (int e = 0; e < 8; e++) x1[e] = x2[e] = 0.0f;
     int position = 0;
     if (active) {
-        uint4 low = *(const uint4*)(raw + first), high = *(const uint4*)(raw + second);
+        act8 low = *(const act8*)(raw + first), high = *(const act8*)(raw + second);
         position = positions[token];
         unpack8(low, x1);
         unpack8(high, x2);
@@ -374,12 +376,12 @@ qkv_forward(bf16* __restrict__ qkv, const float* __restrict__ bias_q, const floa
             load8(bias + second, b);
 #pragma unroll
             for (int e = 0; e < 8; e++) x2[e] += b[e];
-            low = pack8(x1);
-            high = pack8(x2);
+            low = round8(x1);
+            high = round8(x2);
             // v is finished, and with a norm the raw values are kept for the gradient.
             if (norm_q || head >= QK_HEADS) {
-                *(uint4*)(raw + first) = low;
-                *(uint4*)(raw + second) = high;
+                *(act8*)(raw + first) = low;
+                *(act8*)(raw + second) = high;
             }
             unpack8(low, x1);
             unpack8(high, x2);
@@ -413,16 +415,16 @@ qkv_forward(bf16* __restrict__ qkv, const float* __restrict__ bias_q, const floa
         x1[e] = a * cosine[e] - b * sine[e];
         x2[e] = b * cosine[e] + a * sine[e];
     }
-    bf16* out = norm_q ? qk + ((size_t)token * QK_HEADS + head) * HEAD_DIM : raw;
-    *(uint4*)(out + first) = pack8(x1);
-    *(uint4*)(out + second) = pack8(x2);
+    act* out = norm_q ? qk + ((size_t)token * QK_HEADS + head) * HEAD_DIM : raw;
+    *(act8*)(out + first) = round8(x1);
+    *(act8*)(out + second) = round8(x2);
 }
 
 // Gradients of the rotated (and normed) q heads or k heads to gradients of the raw values, and the CTA's sum
 // of the gradient of the norm's weight. FIRST is the first of COUNT heads.
 template <int FIRST, int COUNT>
 __device__ __forceinline__ void heads_backward(
-    bf16* dqkv, const bf16* qkv_raw, const float* rstd, const float* norm, const int* positions,
+    act* dqkv, const act* qkv_raw, const float* rstd, const float* norm, const int* positions,
     const float* rope, float* dnorm, float* sums, int T
 ) {
     // The unit is the same in every turn, as 256 is a multiple of HEAD_LANES.
@@ -444,10 +446,10 @@ __device__ __forceinline__ void heads_backward(
 #pragma unroll
         for (int e = 0; e < 8; e++) d1[e] = d2[e] = a1[e] = a2[e] = 0.0f;
         if (active) {
-            uint4 low = *(const uint4*)(dqkv + start + first), high = *(const uint4*)(dqkv + start + second);
+            act8 low = *(const act8*)(dqkv + start + first), high = *(const act8*)(dqkv + start + second);
             if (norm) {
-                uint4 x1 = *(const uint4*)(qkv_raw + start + first);
-                uint4 x2 = *(const uint4*)(qkv_raw + start + second);
+                act8 x1 = *(const act8*)(qkv_raw + start + first);
+                act8 x2 = *(const act8*)(qkv_raw + start + second);
                 r = rstd[(size_t)token * QK_HEADS + head];
                 unpack8(x1, a1);
                 unpack8(x2, a2);
@@ -490,8 +492,8 @@ __device__ __forceinline__ void heads_backward(
             }
         }
         if (active) {
-            *(uint4*)(dqkv + start + first) = pack8(d1);
-            *(uint4*)(dqkv + start + second) = pack8(d2);
+            *(act8*)(dqkv + start + first) = round8(d1);
+            *(act8*)(dqkv + start + second) = round8(d2);
         }
     }
     if (!norm) return;
@@ -522,8 +524,8 @@ __device__ __forceinline__ void heads_backward(
 // Block 256, grid P: any number of CTAs (a good one is 3 an SM), each of which walks over all heads with a
 // fixed stride and writes its sums for norm_q, then norm_k to row blockIdx.x of dnorm_part. The gradient of v
 // is not touched: it is the gradient of the raw v already.
-extern "C" __global__ void __launch_bounds__(FLAT, 3)
-qkv_backward(bf16* __restrict__ dqkv, const bf16* __restrict__ qkv_raw, const float* __restrict__ rstd,
+extern "C" __global__ void __launch_bounds__(FLAT, ACT_IS_FP32 ? 2 : 3)
+qkv_backward(act* __restrict__ dqkv, const act* __restrict__ qkv_raw, const float* __restrict__ rstd,
              const float* __restrict__ norm_q, const float* __restrict__ norm_k,
              const int* __restrict__ positions, const float* __restrict__ rope,
              float* __restrict__ dnorm_part, int T) {
@@ -540,17 +542,18 @@ qkv_backward(bf16* __restrict__ dqkv, const bf16* __restrict__ qkv_raw, const fl
 static constexpr unsigned int FFN_VECTORS = FFN / 8;
 
 __device__ __forceinline__ float sigmoid(float x) {
-    return __fdividef(1.0f, 1.0f + __expf(-x));
+    if constexpr (ACT_IS_FP32) return 1.0f / (1.0f + expf(-x));
+    else return __fdividef(1.0f, 1.0f + __expf(-x));
 }
 
 // a = silu(gate) * up, or relu(gate)^2 * up with RELU2. Block 256, grid ceil(T*F/8 / 256).
 extern "C" __global__ void __launch_bounds__(FLAT)
-swiglu(const bf16* __restrict__ gate_up, bf16* __restrict__ a, int T) {
+swiglu(const act* __restrict__ gate_up, act* __restrict__ a, int T) {
     unsigned int i = blockIdx.x * FLAT + threadIdx.x;
     unsigned int row = i / FFN_VECTORS, column = i % FFN_VECTORS;
     if (row >= (unsigned int)T) return;
-    const uint4* from = (const uint4*)gate_up + (size_t)row * (2 * FFN_VECTORS) + column;
-    uint4 packed_gate = from[0], packed_up = from[FFN_VECTORS];
+    const act8* from = (const act8*)gate_up + (size_t)row * (2 * FFN_VECTORS) + column;
+    act8 packed_gate = from[0], packed_up = from[FFN_VECTORS];
     float gate[8], up[8];
     unpack8(packed_gate, gate);
     unpack8(packed_up, up);
@@ -563,18 +566,18 @@ swiglu(const bf16* __restrict__ gate_up, bf16* __restrict__ a, int T) {
         up[e] *= gate[e] * sigmoid(gate[e]);
 #endif
     }
-    ((uint4*)a)[i] = pack8(up);
+    ((act8*)a)[i] = round8(up);
 }
 
 // The gradient; d_gate_up may be the same buffer as gate_up. Launched like swiglu.
 extern "C" __global__ void __launch_bounds__(FLAT)
-swiglu_backward(const bf16* gate_up, const bf16* __restrict__ da, bf16* d_gate_up, int T) {
+swiglu_backward(const act* gate_up, const act* __restrict__ da, act* d_gate_up, int T) {
     unsigned int i = blockIdx.x * FLAT + threadIdx.x;
     unsigned int row = i / FFN_VECTORS, column = i % FFN_VECTORS;
     if (row >= (unsigned int)T) return;
     size_t at = (size_t)row * (2 * FFN_VECTORS) + column;
-    uint4 packed_gate = ((const uint4*)gate_up)[at], packed_up = ((const uint4*)gate_up)[at + FFN_VECTORS];
-    uint4 packed_d = ((const uint4*)da)[i];
+    act8 packed_gate = ((const act8*)gate_up)[at], packed_up = ((const act8*)gate_up)[at + FFN_VECTORS];
+    act8 packed_d = ((const act8*)da)[i];
     float gate[8], up[8], d[8];
     unpack8(packed_gate, gate);
     unpack8(packed_up, up);
@@ -591,8 +594,8 @@ swiglu_backward(const bf16* gate_up, const bf16* __restrict__ da, bf16* d_gate_u
         up[e] = d[e] * silu;
 #endif
     }
-    ((uint4*)d_gate_up)[at] = pack8(gate);
-    ((uint4*)d_gate_up)[at + FFN_VECTORS] = pack8(up);
+    ((act8*)d_gate_up)[at] = round8(gate);
+    ((act8*)d_gate_up)[at + FFN_VECTORS] = round8(up);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -602,7 +605,7 @@ swiglu_backward(const bf16* gate_up, const bf16* __restrict__ da, bf16* d_gate_u
 // part[p] = sum of the rows r of x with (r / 8) % P = p. C is a multiple of 8. Block 256, grid (ceil(C/256),
 // P): a CTA has 256 columns, a warp reads 512 bytes of a row. A good P is 64.
 extern "C" __global__ void __launch_bounds__(FLAT)
-column_sums(const bf16* __restrict__ x, float* __restrict__ part, int T, int C) {
+column_sums(const act* __restrict__ x, float* __restrict__ part, int T, int C) {
     __shared__ float sums[8][256];
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     int c = blockIdx.x * 256 + lane * 8;
@@ -613,7 +616,7 @@ column_sums(const bf16* __restrict__ x, float* __restrict__ part, int T, int C) 
 #pragma unroll 4
         for (int row = blockIdx.y * 8 + warp; row < T; row += gridDim.y * 8) {
             float a[8];
-            unpack8(*(const uint4*)(x + (size_t)row * C + c), a);
+            unpack8(*(const act8*)(x + (size_t)row * C + c), a);
 #pragma unroll
             for (int e = 0; e < 8; e++) sum[e] += a[e];
         }
@@ -637,7 +640,23 @@ static constexpr int CE_CTA = 512;
 #define LOG2_E 1.4426950408889634f
 static constexpr int CE_FULL = VOCAB / 8;            // vectors without padding
 static constexpr int CE_ALL = VOCAB_STRIDE / 8;      // vectors of a row
-static constexpr int CE_BATCH = 4;                   // vectors that a thread loads before it uses the first
+static constexpr int CE_BATCH = ACT_IS_FP32 ? 2 : 4;  // vectors that a thread loads before it uses the first
+
+// exp(x) and, for many x with one `reference`, exp(x - reference), where `shift` is shift_of(reference). In
+// bf16 mode a multiply-add and the special function unit do it. Their error grows with the reference (its
+// product with log2(e) is rounded), so fp32 mode subtracts first.
+__device__ __forceinline__ float ce_exp(float x) {
+    if constexpr (ACT_IS_FP32) return expf(x);
+    else return exp2_fast(x * LOG2_E);
+}
+__device__ __forceinline__ float shift_of(float reference) {
+    if constexpr (ACT_IS_FP32) return reference;
+    else return -reference * LOG2_E;
+}
+__device__ __forceinline__ float shifted_exp(float x, float shift) {
+    if constexpr (ACT_IS_FP32) return expf(x - shift);
+    else return exp2_fast(fmaf(x, LOG2_E, shift));
+}
 
 // One CTA a row. loss = log(sum(exp(logits))) - logits[target] over the V real columns; then, if asked,
 // logits become scale * (softmax(logits) - onehot(target)), and the columns from V on become 0.
@@ -645,28 +664,29 @@ static constexpr int CE_BATCH = 4;                   // vectors that a thread lo
 // Block 512, grid N. Dynamic shared memory is optional, any multiple of 16 bytes: that much of the row is
 // kept there between the two passes instead of being read again (mostly from the L2 cache). with_gradient is
 // 0 for the losses alone; else it is the number of bytes of dynamic shared memory, or 1 without any. Good for
-// the gradient: min(2 * VOCAB_STRIDE, 113664), with which two CTAs fit on an SM; for the losses alone 0.
-// Above 49152 bytes the host must raise the kernel's limit (CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES).
+// the gradient: min(2 * VOCAB_STRIDE, 113664), with FP32 min(4 * VOCAB_STRIDE, 113664), with which two CTAs
+// fit on an SM; for the losses alone 0. Above 49152 bytes the host must raise the kernel's limit
+// (CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES).
 extern "C" __global__ void __launch_bounds__(CE_CTA, 2)
-cross_entropy(bf16* __restrict__ logits, const int* __restrict__ targets, float* __restrict__ losses,
+cross_entropy(act* __restrict__ logits, const int* __restrict__ targets, float* __restrict__ losses,
               float scale, int N, int with_gradient) {
-    extern __shared__ uint4 kept_logits[];
+    extern __shared__ act8 kept_logits[];
     __shared__ float maxima[CE_CTA / 32], sums[CE_CTA / 32];
     int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
     if (blockIdx.x >= (unsigned int)N) return;
-    bf16* row = logits + (size_t)blockIdx.x * VOCAB_STRIDE;
-    uint4* vectors = (uint4*)row;
+    act* row = logits + (size_t)blockIdx.x * VOCAB_STRIDE;
+    act8* vectors = (act8*)row;
     int target = targets[blockIdx.x];
-    int kept = min(with_gradient / 16, CE_FULL);  // vectors kept in shared memory
+    int kept = min(with_gradient / (int)sizeof(act8), CE_FULL);  // vectors kept in shared memory
 
     // Pass 1: the largest logit so far and the sum of exp(logit - largest), both of this thread's columns.
     float largest = -1e30f, sum = 0.0f;
     for (int base = thread; base < CE_FULL; base += CE_CTA * CE_BATCH) {
-        uint4 q[CE_BATCH];
+        act8 q[CE_BATCH];
 #pragma unroll
         for (int j = 0; j < CE_BATCH; j++) {
             int v = base + j * CE_CTA;
-            q[j] = make_uint4(0xff80ff80u, 0xff80ff80u, 0xff80ff80u, 0xff80ff80u);  // minus infinity
+            q[j] = minus_infinity8();
             if (v < CE_FULL) q[j] = vectors[v];
         }
         float top = largest;
@@ -679,27 +699,27 @@ cross_entropy(bf16* __restrict__ logits, const int* __restrict__ targets, float*
 #pragma unroll
             for (int e = 0; e < 8; e++) top = fmaxf(top, a[e]);
         }
-        sum *= exp2_fast((largest - top) * LOG2_E);
+        sum *= ce_exp(largest - top);
         largest = top;
-        float shift = -top * LOG2_E;
+        float shift = shift_of(top);
 #pragma unroll
         for (int j = 0; j < CE_BATCH; j++) {
             float a[8];
             unpack8(q[j], a);
             float part = 0.0f;
 #pragma unroll
-            for (int e = 0; e < 8; e++) part += exp2_fast(fmaf(a[e], LOG2_E, shift));
+            for (int e = 0; e < 8; e++) part += shifted_exp(a[e], shift);
             sum += part;
         }
     }
     float target_logit = 0.0f;
     if (thread == 0) {
         for (int c = CE_FULL * 8; c < VOCAB; c++) {  // what is left of V, fewer than eight columns
-            float a = bf16_to_float(row[c]), top = fmaxf(largest, a);
-            sum = sum * exp2_fast((largest - top) * LOG2_E) + exp2_fast((a - top) * LOG2_E);
+            float a = to_float(row[c]), top = fmaxf(largest, a);
+            sum = sum * ce_exp(largest - top) + ce_exp(a - top);
             largest = top;
         }
-        target_logit = bf16_to_float(row[target]);
+        target_logit = to_float(row[target]);
     }
 
     // The whole row's.
@@ -709,19 +729,22 @@ cross_entropy(bf16* __restrict__ logits, const int* __restrict__ targets, float*
     top = maxima[0];
 #pragma unroll
     for (int i = 1; i < CE_CTA / 32; i++) top = fmaxf(top, maxima[i]);
-    float total = cta_sum<CE_CTA / 32>(sum * exp2_fast((largest - top) * LOG2_E), sums);
+    float total = cta_sum<CE_CTA / 32>(sum * ce_exp(largest - top), sums);
     float lse = top + logf(total);
-    if (thread == 0) losses[blockIdx.x] = lse - target_logit;
+    if (thread == 0) {
+        losses[blockIdx.x] = ACT_IS_FP32 ? (top - target_logit) + logf(total) : lse - target_logit;
+    }
     if (!with_gradient) return;
 
-    // Pass 2: a thread writes the vectors that it read in pass 1.
-    float shift = -lse * LOG2_E;
+    // Pass 2: a thread writes the vectors that it read in pass 1. A probability is exp(logit - lse), or, with
+    // less rounding, exp(logit - top) / total.
+    float shift = shift_of(ACT_IS_FP32 ? top : lse), factor = ACT_IS_FP32 ? scale / total : scale;
     for (int base = thread; base < CE_ALL; base += CE_CTA * CE_BATCH) {
-        uint4 q[CE_BATCH];
+        act8 q[CE_BATCH];
 #pragma unroll
         for (int j = 0; j < CE_BATCH; j++) {
             int v = base + j * CE_CTA;
-            q[j] = make_uint4(0, 0, 0, 0);
+            q[j] = zero8();
             if (v < kept) q[j] = kept_logits[v];
             else if (v < CE_ALL) q[j] = vectors[v];
         }
@@ -732,7 +755,7 @@ cross_entropy(bf16* __restrict__ logits, const int* __restrict__ targets, float*
             float a[8];
             unpack8(q[j], a);
 #pragma unroll
-            for (int e = 0; e < 8; e++) a[e] = exp2_fast(fmaf(a[e], LOG2_E, shift)) * scale;
+            for (int e = 0; e < 8; e++) a[e] = shifted_exp(a[e], shift) * factor;
             if (v == target / 8) {
 #pragma unroll
                 for (int e = 0; e < 8; e++) a[e] -= e == target % 8 ? scale : 0.0f;
@@ -741,7 +764,7 @@ cross_entropy(bf16* __restrict__ logits, const int* __restrict__ targets, float*
 #pragma unroll
                 for (int e = 0; e < 8; e++) a[e] = v * 8 + e < VOCAB ? a[e] : 0.0f;
             }
-            vectors[v] = pack8(a);
+            vectors[v] = round8(a);
         }
     }
 }
@@ -753,8 +776,8 @@ cross_entropy(bf16* __restrict__ logits, const int* __restrict__ targets, float*
 // out[t] = sum of d_picked[picks[i]] for i from start[t] to start[t+1] (0 without any).
 // Block 256, grid ceil(T*E/8 / 256).
 extern "C" __global__ void __launch_bounds__(FLAT)
-scatter_rows(const bf16* __restrict__ d_picked, const int* __restrict__ start, const int* __restrict__ picks,
-             bf16* __restrict__ out, int T) {
+scatter_rows(const act* __restrict__ d_picked, const int* __restrict__ start, const int* __restrict__ picks,
+             act* __restrict__ out, int T) {
     unsigned int i = blockIdx.x * FLAT + threadIdx.x;
     unsigned int row = i / ROW_VECTORS, column = i % ROW_VECTORS;
     if (row >= (unsigned int)T) return;
@@ -764,17 +787,17 @@ scatter_rows(const bf16* __restrict__ d_picked, const int* __restrict__ start, c
     for (int e = 0; e < 8; e++) sum[e] = 0.0f;
     for (int p = from; p < to; p++) {
         float a[8];
-        unpack8(((const uint4*)(d_picked + (size_t)picks[p] * HIDDEN))[column], a);
+        unpack8(((const act8*)(d_picked + (size_t)picks[p] * HIDDEN))[column], a);
 #pragma unroll
         for (int e = 0; e < 8; e++) sum[e] += a[e];
     }
-    ((uint4*)out)[i] = pack8(sum);
+    ((act8*)out)[i] = round8(sum);
 }
 
 // partial[p] = sum of source[order[i]] for i from pieces[p] to pieces[p+1].
 // Block 256, grid ceil(n_pieces*E/8 / 256).
 extern "C" __global__ void __launch_bounds__(FLAT)
-piece_sums(const bf16* __restrict__ source, const int* __restrict__ order, const int* __restrict__ pieces,
+piece_sums(const act* __restrict__ source, const int* __restrict__ order, const int* __restrict__ pieces,
            float* __restrict__ partial, int n_pieces) {
     unsigned int i = blockIdx.x * FLAT + threadIdx.x;
     unsigned int piece = i / ROW_VECTORS, column = i % ROW_VECTORS;
@@ -786,7 +809,7 @@ piece_sums(const bf16* __restrict__ source, const int* __restrict__ order, const
 #pragma unroll 4
     for (int p = from; p < to; p++) {
         float a[8];
-        unpack8(((const uint4*)(source + (size_t)order[p] * HIDDEN))[column], a);
+        unpack8(((const act8*)(source + (size_t)order[p] * HIDDEN))[column], a);
 #pragma unroll
         for (int e = 0; e < 8; e++) sum[e] += a[e];
     }

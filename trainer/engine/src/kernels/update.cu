@@ -5,7 +5,7 @@
 // 10. Casting
 // ---------------------------------------------------------------------------------------------------------
 
-// Eight elements a thread. Block 256, grid ceil(ceil(n/8) / 256).
+// Eight elements a thread; not used with FP32. Block 256, grid ceil(ceil(n/8) / 256).
 extern "C" __global__ void __launch_bounds__(256)
 cast_to_bf16(const float* __restrict__ in, bf16* __restrict__ out, long long n) {
     long long i = ((long long)blockIdx.x * 256 + threadIdx.x) * 8;
@@ -77,7 +77,8 @@ __device__ __forceinline__ float adamw_element(float w, float& m, float& v, floa
     return w * s.keep - m / s.correction1 / (sqrtf(v / s.correction2) + s.eps) * s.lr;
 }
 
-// Four elements a thread. Also writes the weights as bf16. Block 256, grid ceil(ceil(n/4) / 256).
+// Four elements a thread. Also writes the weights as bf16, but not with FP32 (then w16 may be null).
+// Block 256, grid ceil(ceil(n/4) / 256).
 extern "C" __global__ void __launch_bounds__(256)
 adamw(float* __restrict__ w, float* __restrict__ m, float* __restrict__ v, const float* __restrict__ g,
       bf16* __restrict__ w16, long long n, float keep, float lr, float beta1, float beta2, float eps,
@@ -94,14 +95,15 @@ adamw(float* __restrict__ w, float* __restrict__ m, float* __restrict__ v, const
         *(float4*)(w + i) = W;
         *(float4*)(m + i) = M;
         *(float4*)(v + i) = V;
-        *(uint2*)(w16 + i) = make_uint2(pack_bf16(W.x, W.y), pack_bf16(W.z, W.w));
+        if constexpr (!ACT_IS_FP32)
+            *(uint2*)(w16 + i) = make_uint2(pack_bf16(W.x, W.y), pack_bf16(W.z, W.w));
     } else {
         for (; i < n; i++) {
             float first = m[i], second = v[i], weight = adamw_element(w[i], first, second, g[i], s);
             w[i] = weight;
             m[i] = first;
             v[i] = second;
-            w16[i] = float_to_bf16(weight);
+            if constexpr (!ACT_IS_FP32) w16[i] = float_to_bf16(weight);
         }
     }
 }
