@@ -5,10 +5,10 @@
 #   scripts/gpu.sh BINARY OUT [FIXTURES]
 #
 # BINARY     a dlm-train built with --features cuda (may be compressed, .xz)
-# OUT        receives env.txt, log.txt, kernels.txt, parity.jsonl, training.txt, bench.jsonl, peer.jsonl, table.md
+# OUT        receives env.txt, log.txt, kernels.txt, parity.jsonl, training.txt, bench.jsonl, decode.jsonl, peer.jsonl, table.md
 # FIXTURES   folder of models and reference tensors; default tests/fixtures
 #
-# SECTIONS   which of "env kernels parity training bench peer"; default all, in this order
+# SECTIONS   which of "env kernels parity training bench decode peer"; default all, in this order
 # SECONDS_LEFT=470  nothing runs past that many seconds; what no longer fits is named in log.txt
 # BENCH      shapes "PRESET:BATCH[:ARGUMENTS]", LAYOUTS, SEQ, STEPS
 # PEERS      "PRESET:BATCH:FORMULATION" for PEER, the path of peer_train.py (default: beside this script)
@@ -24,7 +24,7 @@ if [ $# -lt 2 ]; then
 fi
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 binary=$1 out=$2 fixtures=${3:-$here/../tests/fixtures}
-sections=" ${SECTIONS:-env kernels parity training bench peer} "
+sections=" ${SECTIONS:-env kernels parity training bench decode peer} "
 device=${DEVICE:-cuda}
 limit=${SECONDS_LEFT:-470}
 jobs=${JOBS:-4}
@@ -119,10 +119,49 @@ if wanted env; then
         sha256sum "$binary" | cut -c1-16
         echo "LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-} CUDA_PATH=${CUDA_PATH:-}"
         nvcc --version 2>&1 | tail -2
-        timeout 60 "$python" -c 'import torch, transformers; print("torch", torch.__version__, "transformers", transformers.__version__, torch.cuda.is_available() and torch.cuda.get_device_name())'
+        # what the card can do: a large bf16 product on random numbers, and a large copy, both directions counted
+        LD_LIBRARY_PATH="$usual_library_path" timeout 60 "$python" - <<'PY'
+import torch, transformers
+print("torch", torch.__version__, "transformers", transformers.__version__)
+if torch.cuda.is_available():
+    def ms(run):
+        for _ in range(3): run()
+        times = []
+        for _ in range(10):
+            start, end = torch.cuda.Event(True), torch.cuda.Event(True)
+            start.record(); run(); end.record(); torch.cuda.synchronize()
+            times.append(start.elapsed_time(end))
+        return sorted(times)[5]
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    print(f"{torch.cuda.get_device_name()}: bf16 8192^3 {2 * 8192**3 / ms(lambda: a @ b) / 1e9:.0f} TFLOP/s")
+    x, y = torch.empty(1 << 30, device="cuda"), torch.empty(1 << 30, device="cuda")
+    print(f"copy of 4 GiB {2 * x.numel() * 4 / ms(lambda: y.copy_(x)) / 1e9:.2f} TB/s")
+PY
     } >"$out/env.txt" 2>&1
     say "env: $(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null || echo "no nvidia-smi"), libraries${libraries:- not found}"
 fi
+
+# PyTorch's compiler fills its cache while kernels, parity and training are checked, so that a peer takes half a minute later. In
+# a subshell, so that `wait` and `jobs` below do not see it.
+warming=0
+if wanted peer && [ "$device" != cpu ] && [ -f "$peer" ] && [ -z "${COLD_PEERS:-}" ]; then
+    for p in $peers; do
+        IFS=: read -r preset batch formulation <<<"$p"
+        warming=$((warming + 1))
+        (
+            {
+                LD_LIBRARY_PATH="$usual_library_path" timeout 200 "$python" "$peer" --preset "$preset" --batch "$batch" --seq "$seq" \
+                    --steps 1 --warmup 1 --formulation "$formulation" --compile --precision amp --json - >/dev/null 2>&1
+                : >"$work/warm.$warming"
+            } &
+        )
+    done
+fi
+# Nothing is measured before the compilers are done.
+warmed() {
+    while [ "$(find "$work" -name 'warm.*' | wc -l)" -lt "$warming" ] && [ "$SECONDS" -lt "$1" ]; do sleep 0.5; done
+    [ "$warming" = 0 ] || say "PyTorch's compiler is done"
+}
 
 failed=0
 if wanted kernels; then
@@ -226,6 +265,7 @@ measured() {
     return "$rc"
 }
 
+warmed "$after_parity"
 if wanted bench; then
     : >"$out/bench.jsonl"
     for shape in $bench; do
@@ -247,6 +287,52 @@ if wanted bench; then
             fi
         done
     done
+fi
+
+# Decoding by a model of SmolLM2-135M's shape with random weights, which one training step makes. Random weights are never sure of a
+# token, so that block decoding takes nearly a pass per token: what counts is the time of a pass.
+decode() {
+    local batch=$1 mode=$2 t
+    t=$(room 60 "$after_bench")
+    if [ "$t" = 0 ]; then say "SKIP decode (time): batch $batch $mode" && return; fi
+    timeout "$t" "$binary" generate --device "$device" --model "$work/model" --input "$work/prompts.$batch" --mode "$mode" --batch-size "$batch" \
+        --max-new-tokens 128 --stop-token-id none --json >"$work/line" 2>"$work/error" || { say "FAILED decode: $mode $batch: $(tail -n 1 "$work/error")" && return; }
+    "$python" - "$mode" "$batch" "$work/line" >>"$out/decode.jsonl" <<'PY'
+import json, sys
+mode, batch, file = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+rows = [json.loads(line) for line in open(file)]
+tokens, seconds = sum(len(r["completion_ids"]) for r in rows), rows[0]["seconds"]
+passes = max(sum(v for k, v in r["passes"].items() if k != "total") for r in rows)
+print(json.dumps(dict(program="dlm-train", mode=mode, batch=batch, tokens=tokens, seconds=seconds, tokens_per_s=tokens / seconds,
+                      ms_per_pass=1000 * seconds / passes, passes=passes)))
+PY
+}
+if wanted decode; then
+    : >"$out/decode.jsonl"
+    if [ -z "${TRAINING:-}" ]; then
+        say "SKIP decode: no folder with a packed dataset (TRAINING)"
+    else
+        cat >"$work/shape.json" <<'JSON'
+{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+ "num_attention_heads": 9, "num_key_value_heads": 3, "rms_norm_eps": 1e-5, "tie_word_embeddings": true, "max_position_embeddings": 8192, "rope_theta": 100000.0}
+JSON
+        for batch in 1 32; do
+            "$python" -c "import json, random; random.seed(1); [print(json.dumps({'ids': [random.randrange(1, 500) for _ in range(64)]})) for _ in range($batch)]" >"$work/prompts.$batch"
+        done
+        if timeout 60 "$binary" --data "$TRAINING/data" --device "$device" model=sample source.init=random source.config="$work/shape.json" \
+            output.dir="$work/model" train.max_steps=1 train.batch_rows=2 train.eval_every=0 >"$work/error" 2>&1; then
+            for batch in 1 32; do
+                for mode in ar block; do decode "$batch" "$mode"; done
+                if "$python" -c 'import torch, transformers' 2>/dev/null && [ "$device" != cpu ]; then
+                    LD_LIBRARY_PATH="$usual_library_path" timeout "$(room 60 "$after_bench")" "$python" "${PEER_DECODE:-$here/peers/decode_hf.py}" "$work/model" --batch "$batch" >>"$out/decode.jsonl" 2>"$work/error" ||
+                        say "FAILED decode: transformers, batch $batch: $(tail -n 1 "$work/error")"
+                fi
+            done
+            say "decode done"
+        else
+            say "FAILED decode: no model: $(tail -n 2 "$work/error")"
+        fi
+    fi
 fi
 
 if wanted peer; then
@@ -311,14 +397,20 @@ if rows:
         ratios = [number(per_s / p if p else None, ".2f") for p in ratios]
         print(f"| {preset} | {batch} | {run} | {per_s:,.0f} | {1e9 / per_s / 3600:.1f} | {number(mfu, '.1%')} | {ms:.1f} | "
               f"{number(gib, '.1f')} | {number(first, '.1f')} | {number(loss, '.4f')} | {ratios[0]} | {ratios[1]} |")
+decode = read("decode.jsonl")
+if decode:
+    print("\n| decode | batch | completion tok/s | ms per pass |\n|---|---|---|---|")
+    for r in decode:
+        print(f"| {r['program']} {r['mode']} | {r['batch']} | {r['tokens_per_s']:,.0f} | {r['ms_per_pass']:.2f} |")
 for r in bench:
     kernels = sorted(r.get("kernels") or [], key=lambda k: -k["ms"])
     if kernels:
         whole = sum(k["ms"] for k in kernels)
         print(f"\n{r['preset']}, batch {r['batch']}, {r['layout']}: {r.get('launches')} launches a step, {whole:.1f} ms in kernels\n")
-        print("| kernel | launches | ms | share |\n|---|---|---|---|")
-        for k in kernels[:10]:
-            print(f"| {k['name']} | {k['launches']} | {k['ms']:.2f} | {k['ms'] / whole if whole else 0:.0%} |")
+        print("| kernel | launches | ms | share | TFLOP/s |\n|---|---|---|---|---|")
+        for k in kernels[:14]:
+            print(f"| {k['name']} | {k['launches']} | {k['ms']:.2f} | {k['ms'] / whole if whole else 0:.0%} | "
+                  f"{number(k.get('tflops_per_s'), '.0f')} |")
 PY
 grep -h -A 5 "FAILED parity" "$log"
 say "finished, $failed failed"

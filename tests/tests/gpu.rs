@@ -1,7 +1,6 @@
 //! A GPU compared with the CPU: the same tiny run has the same losses, and the trained model gives
-//! the same tokens. Skipped with a message without a GPU or a build for it:
-//! `DLM_FEATURES=dlm-train/cuda cargo test --release --test gpu` builds one. `DLM_TEST_DEVICE`
-//! names another device.
+//! the same tokens, both in fp32. Skipped with a message without a GPU. `DLM_TEST_DEVICE` names
+//! another device; `DLM_FEATURES=dlm-train/wgpu cargo test --release --test gpu` builds for wgpu.
 
 use std::fs;
 use std::path::Path;
@@ -30,6 +29,7 @@ fn train(data: &str, out: &str, device: &str, conversion: &str, steps: usize) ->
     arguments.extend([
         "train.batch_rows=2",
         "train.log_every=1",
+        "train.dtype=fp32",
         "train.eval_every=0",
         "train.save_every=0",
     ]);
@@ -86,6 +86,8 @@ fn the_same_on_a_card() -> Result<()> {
                 "--max-new-tokens",
                 "24",
                 "--json",
+                "--dtype",
+                "fp32",
                 "--device",
                 on,
             ];

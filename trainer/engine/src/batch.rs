@@ -4,11 +4,8 @@
 //! Out: [`Packed`]: all arrays in one vector with the place of each.
 
 use crate::error::{Error, Result};
+use crate::grids::{ITEM_QUERIES, TILE_KEYS};
 
-/// Queries that one block of attention threads handles.
-pub(crate) const ITEM_QUERIES: usize = 32;
-/// Keys that one block of the backward pass over keys handles.
-pub(crate) const TILE_KEYS: usize = 64;
 /// Rows that are summed in one go for the embedding table's gradient; a token that occurs often
 /// (the mask token) has several pieces.
 const PIECE: usize = 64;
@@ -317,8 +314,11 @@ struct Groups {
 
 impl Groups {
     fn new(ids: &[i32]) -> Self {
-        let mut order: Vec<i32> = (0..ids.len() as i32).collect();
-        order.sort_by_key(|&i| ids[i as usize]);
+        // id and row in one number: sorted in half the time of a stable sort by id
+        let mut keys: Vec<u64> =
+            ids.iter().enumerate().map(|(row, id)| (*id as u64) << 32 | row as u64).collect();
+        keys.sort_unstable();
+        let order = keys.into_iter().map(|key| key as u32 as i32).collect();
         let mut groups = Groups { order, ..Groups::default() };
         for at in 0..groups.order.len() {
             let row = ids[groups.order[at] as usize];

@@ -179,7 +179,8 @@ impl Blas {
         if m == 0 || n == 0 {
             return Ok(());
         }
-        profile.around(self.device.stream(), p.name, || {
+        let flop = 2.0 * m as f64 * n as f64 * k as f64;
+        profile.around(self.device.stream(), p.name, flop, || {
             // SAFETY: callers pass matrices of the sizes they name, in buffers of the engine.
             unsafe {
                 result::gemm_ex(

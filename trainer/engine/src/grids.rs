@@ -1,7 +1,6 @@
 //! How many blocks and threads each kernel gets; the comments above the kernels say what they
 //! expect.
 
-use crate::batch::{ITEM_QUERIES, TILE_KEYS};
 use crate::options::Precision;
 use crate::program::Grid;
 use crate::shape::Shape;
@@ -12,8 +11,10 @@ const FLAT: usize = 256;
 const WARP_ROW: usize = 1024;
 /// Queries or keys of a block of attention in fp32.
 const FP32_ROWS: usize = 16;
-/// Keys in a tile of attention.
-const KEYS: usize = TILE_KEYS;
+/// Queries that one block of attention threads handles.
+pub(crate) const ITEM_QUERIES: usize = 32;
+/// Keys that one block of the backward pass over keys handles.
+pub(crate) const TILE_KEYS: usize = 64;
 /// Blocks of `column_sums` along the rows.
 const COLUMN_BLOCKS: usize = 64;
 /// Threads of `cross_entropy`, and the bytes of a row that it keeps in shared memory.
@@ -175,7 +176,7 @@ impl Grids {
         Grid {
             blocks: (items * self.shape.num_key_value_heads * splits, 1),
             threads: 64 / self.attention_tiles().forward * heads,
-            shared: 4 * KEYS * self.attention_row(),
+            shared: 4 * TILE_KEYS * self.attention_row(),
         }
     }
 
@@ -185,7 +186,7 @@ impl Grids {
             return self.attention(items);
         }
         let (heads, _) = self.heads();
-        let shared = (2 * KEYS + (2 * KEYS).max(96 * heads)) * self.attention_row();
+        let shared = (2 * TILE_KEYS + (2 * TILE_KEYS).max(96 * heads)) * self.attention_row();
         let threads = 64 / self.attention_tiles().dq * heads;
         Grid { threads, shared, ..self.attention(items) }
     }
@@ -193,14 +194,14 @@ impl Grids {
     /// `attention_backward_dkv`.
     pub(crate) fn attention_dkv(&self, key_tiles: usize) -> Grid {
         if self.precision == Precision::Fp32 {
-            return self.attention_fp32(key_tiles, self.shape.num_key_value_heads, KEYS);
+            return self.attention_fp32(key_tiles, self.shape.num_key_value_heads, TILE_KEYS);
         }
         let AttentionTiles { dkv, teams, .. } = self.attention_tiles();
         let row = self.attention_row();
         Grid {
             blocks: (key_tiles * self.shape.num_key_value_heads, 1),
             threads: 128 / dkv * teams,
-            shared: 2 * KEYS * row + teams * (2 * KEYS * row + 512 + 4096),
+            shared: 2 * TILE_KEYS * row + teams * (2 * TILE_KEYS * row + 512 + 4096),
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::error::{Named, Result};
 #[derive(Default)]
 pub(crate) struct Profile {
     timed: bool,
-    events: Vec<(&'static str, sys::CUevent, sys::CUevent)>,
+    events: Vec<(&'static str, f64, sys::CUevent, sys::CUevent)>,
     launches: u64,
 }
 
@@ -22,6 +22,8 @@ pub struct KernelTime {
     pub launches: u64,
     /// Time on the GPU, summed over the launches, milliseconds.
     pub ms: f64,
+    /// Floating-point operations of matrix products; 0 for other kernels.
+    pub flop: f64,
 }
 
 impl Profile {
@@ -34,11 +36,12 @@ impl Profile {
         std::mem::take(&mut self.launches)
     }
 
-    /// Runs `launch`, which queues one piece of work on `stream`.
+    /// Runs `launch`, which queues one piece of work of `flop` operations on `stream`.
     pub(crate) fn around(
         &mut self,
         stream: sys::CUstream,
         name: &'static str,
+        flop: f64,
         launch: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         self.launches += 1;
@@ -55,19 +58,20 @@ impl Profile {
         let start = mark()?;
         launch()?;
         let end = mark()?;
-        self.events.push((name, start, end));
+        self.events.push((name, flop, start, end));
         Ok(())
     }
 
     /// Times by kernel since the last call; the stream must have been waited for.
     pub(crate) fn take(&mut self) -> Result<BTreeMap<&'static str, KernelTime>> {
         let mut times: BTreeMap<&'static str, KernelTime> = BTreeMap::new();
-        for (name, start, end) in self.events.drain(..) {
+        for (name, flop, start, end) in self.events.drain(..) {
             // SAFETY: both events were recorded and have passed.
             let ms = unsafe { result::event::elapsed(start, end) }.named("reading an event")?;
             let time = times.entry(name).or_default();
             time.launches += 1;
             time.ms += f64::from(ms);
+            time.flop += flop;
             // SAFETY: nothing uses the events any more.
             unsafe {
                 let _ = result::event::destroy(start);

@@ -179,7 +179,7 @@ impl Program {
         let blocks = (grid.blocks.0 as u32, grid.blocks.1 as u32, 1);
         let threads = (grid.threads as u32, 1, 1);
         let stream = self.device.stream();
-        self.profile.borrow_mut().around(stream, name, || {
+        self.profile.borrow_mut().around(stream, name, 0.0, || {
             // SAFETY: every parameter is at most eight bytes and starts at its value's first byte;
             // addresses point into buffers of the engine, which live longer than the queued work.
             unsafe {

@@ -5,11 +5,12 @@ use burn::tensor::{DType, Distribution};
 
 use crate::compute::device;
 
-/// The CPU, and the GPUs that this build and machine have.
+/// The CPU, and the GPUs on which Burn can compute in this build and on this machine.
 pub(crate) fn devices() -> Vec<Device> {
     let mut out = vec![device::cpu().device];
     for name in ["cuda", "wgpu"] {
-        match device::choose(name) {
+        let usable = device::choose(name).and_then(|d| device::check_burn(&d).map(|()| d));
+        match usable {
             Ok(d) => out.push(d.device),
             Err(e) => dlm_test_support::skip(&format!("{name}: {e}")),
         }

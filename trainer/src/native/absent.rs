@@ -1,6 +1,6 @@
 //! The engine of a build without the feature `native`: there is none.
 
-use super::NativeOptions;
+use super::{KernelMs, NativeOptions};
 use crate::attention::Tile;
 use crate::diffusion::Batch;
 use crate::error::{Error, Result};
@@ -93,10 +93,6 @@ impl Native {
         match *self {}
     }
 
-    pub(crate) fn wait(&self) -> Result<()> {
-        match *self {}
-    }
-
     pub(crate) fn memory_in_use(&self) -> Result<usize> {
         match *self {}
     }
@@ -109,7 +105,7 @@ impl Native {
         match *self {}
     }
 
-    pub(crate) fn take_times(&self) -> Result<Vec<(String, u64, f64)>> {
+    pub(crate) fn take_times(&self) -> Result<Vec<KernelMs>> {
         match *self {}
     }
 }

@@ -1,8 +1,8 @@
 //! Training on an NVIDIA GPU without Burn in between: `dlm-engine` behind the types of this crate.
 //!
 //! In: a decoder, host weights, batches of streams. Out: losses, norms, gradients, weights and
-//! moments. Burn computes whatever the engine does not (BitLinear, Muon, fp32, other GPUs); the
-//! engine says by name what it does not compute. Without the feature `native` there is no engine, and
+//! moments. Burn computes whatever the engine does not (BitLinear, Muon, other GPUs); what that is,
+//! and why, is said by name. Without the feature `native` there is no engine, and
 //! [`Native`] has no values.
 
 #[cfg(not(feature = "native"))]
@@ -14,6 +14,8 @@ mod present;
 pub(crate) use absent::{Native, memory_need};
 #[cfg(feature = "native")]
 pub(crate) use present::{Native, memory_need};
+
+use serde::Serialize;
 
 use crate::compute::{ComputeDtype, ComputePlan, DeviceKind, EngineChoice, device};
 use crate::error::{Error, Result};
@@ -37,6 +39,17 @@ impl NativeOptions {
     pub(crate) fn decoding(dtype: ComputeDtype) -> Self {
         NativeOptions { activation_checkpointing: false, loss_chunk: None, training: false, dtype }
     }
+}
+
+/// Time of one kernel.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct KernelMs {
+    pub name: String,
+    pub launches: u64,
+    /// Summed over the launches, milliseconds.
+    pub ms: f64,
+    /// Of matrix products.
+    pub tflops_per_s: Option<f64>,
 }
 
 /// Whether a run computes on the engine: on CUDA, for the models it is written for.

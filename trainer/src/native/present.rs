@@ -2,9 +2,11 @@
 
 use burn::prelude::*;
 use burn::tensor::DType;
-use dlm_engine::{CachedPass, Engine, LayerRole, Options, Precision, Role, Shape, Tile};
+use dlm_engine::{
+    CachedPass, Engine, KernelTime, LayerRole, Options, Precision, Role, Shape, Tile,
+};
 
-use super::NativeOptions;
+use super::{KernelMs, NativeOptions};
 use crate::attention;
 use crate::compute::ComputeDtype;
 use crate::compute::tensor_io::download;
@@ -172,10 +174,6 @@ impl Native {
         self.engine.update(step).map_err(device_error)
     }
 
-    pub(crate) fn wait(&self) -> Result<()> {
-        self.engine.wait().map_err(device_error)
-    }
-
     /// Bytes of the GPU's memory that are taken, by whomever.
     pub(crate) fn memory_in_use(&self) -> Result<usize> {
         self.engine.memory().map(|(free, all)| all - free).map_err(device_error)
@@ -190,10 +188,16 @@ impl Native {
         self.engine.time_kernels(on);
     }
 
-    /// Name, launches and milliseconds of every kernel since the last call.
-    pub(crate) fn take_times(&self) -> Result<Vec<(String, u64, f64)>> {
+    /// Launches, milliseconds and operations of every kernel since the last call.
+    pub(crate) fn take_times(&self) -> Result<Vec<KernelMs>> {
+        let kernel = |(name, time): (&str, KernelTime)| KernelMs {
+            name: name.to_string(),
+            launches: time.launches,
+            ms: time.ms,
+            tflops_per_s: (time.flop > 0.0).then(|| time.flop / time.ms / 1e9),
+        };
         let times = self.engine.take_times().map_err(device_error)?;
-        Ok(times.into_iter().map(|(name, t)| (name.to_string(), t.launches, t.ms)).collect())
+        Ok(times.into_iter().map(kernel).collect())
     }
 }
 

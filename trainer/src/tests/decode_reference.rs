@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::compute::{ComputePlan, device};
+use crate::compute::{ComputeDtype, ComputePlan, device};
 use crate::decode::cached::{KvCache, Order, Pass, Span};
 use crate::decode::{ArOptions, BlockOptions, Engine};
 use crate::io::load_model::{HostModel, LoadOptions, LoadedModel, load_model};
@@ -69,7 +69,10 @@ struct BatchRow {
 }
 
 fn engine(dir: &Path) -> Engine {
-    let compute = ComputePlan::new(device::cpu(), None);
+    engine_on(dir, ComputePlan::new(device::cpu(), None))
+}
+
+fn engine_on(dir: &Path, compute: ComputePlan) -> Engine {
     let LoadedModel { decoder, weights } =
         load_model(dir, LoadOptions::default(), &compute.device.device).unwrap();
     Engine::new(decoder, weights, compute).unwrap()
@@ -163,6 +166,22 @@ fn batches() {
     let dir = fixtures();
     check_batches(&dir, engine(&dir.join("qwen2_peaky")));
     check_batches(&dir, engine(&dir.join("qwen2_peaky")).without_tiles().unwrap());
+}
+
+/// The native engine in fp32 decodes what the CPU decodes, on a card or on the stand-in driver:
+/// `tests/cuda/run --exec` in front of the test, which then takes eight minutes.
+#[test]
+fn native_engine() {
+    let compute = match device::choose("cuda") {
+        Ok(device) => ComputePlan::new(device, Some(ComputeDtype::Fp32)).on_native_engine(),
+        Err(error) => return dlm_test_support::skip(&format!("native engine: {error}")),
+    };
+    let dir = fixtures();
+    for model in ["qwen2_tiny", "qwen2_peaky", "llama_tiny", "qwen3_tiny"] {
+        let file: File = read(dir.join(format!("decode_{model}.json")));
+        compare(model, engine_on(&dir.join(model), compute.clone()), &file);
+    }
+    check_batches(&dir, engine_on(&dir.join("qwen2_peaky"), compute));
 }
 
 fn check_batches(dir: &Path, mut engine: Engine) {
