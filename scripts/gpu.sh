@@ -207,15 +207,17 @@ parity() {
 }
 if wanted parity; then
     for d in $dtypes; do
-        for m in llama qwen2 qwen3; do
+        for m in llama qwen2 qwen3 bitnet; do
             parity "causal_${m}_$d" --dtype "$d" --model "$fixtures/${m}_tiny" --case "$fixtures/causal_${m}_tiny.safetensors" \
                 --grads "$fixtures/causal_${m}_tiny_grads.safetensors"
         done
-        for c in ${CASES:-llama_bd8:8 qwen2_bd8:8 qwen3_bd8:8 packed_qwen2_bd8:8 packed_ragged_qwen2_bd8:8 qwen2_bd32:32 qwen2_bd16_edge:16}; do
+        for c in ${CASES:-llama_bd8:8 qwen2_bd8:8 qwen3_bd8:8 bitnet_bd8:8 bitnet_online_bd8:8 packed_qwen2_bd8:8 packed_ragged_qwen2_bd8:8 qwen2_bd32:32 qwen2_bd16_edge:16}; do
             n=${c%%:*} m=${c#packed_}
             m=${m#ragged_}
+            online=()
+            [[ $n == *online* ]] && online=(--bitlinear)
             for layout in saving reference; do
-                parity "obj_${n}_${layout}_$d" --dtype "$d" --model "$fixtures/${m%%_*}_tiny" --case "$fixtures/obj_$n.safetensors" \
+                parity "obj_${n}_${layout}_$d" "${online[@]}" --dtype "$d" --model "$fixtures/${m%%_*}_tiny" --case "$fixtures/obj_$n.safetensors" \
                     --grads "$fixtures/obj_${n}_grads.safetensors" --bd-size "${c##*:}" --layout "$layout"
             done
         done

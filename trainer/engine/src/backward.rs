@@ -45,7 +45,25 @@ impl Model {
     fn mlp_backward(&self, i: usize, t: usize, at: &LayerPlaces, places: &Places) -> Result<()> {
         let (s, l, g) = (&self.shape, self.layout.layers[i], places.gradients);
         let (e, f) = (s.hidden_size, s.intermediate_size);
-        self.product_backward(g.x, at.a, l.down, g.a, (t, e, f))?;
+        self.product_backward(g.x, at.a_in, l.down, g.a, (t, e, f))?;
+        if let Some(wide) = &self.wide {
+            let grid = wide.grids.norm_backward();
+            let w = self.weight(l.down_norm);
+            launch!(
+                wide.program,
+                "rms_norm_backward",
+                grid,
+                g.a,
+                at.a,
+                w,
+                at.rstd_a,
+                0u64,
+                g.a,
+                g.parts,
+                t
+            )?;
+            self.reduce(places, grid.blocks.0, l.down_norm, f)?;
+        }
         let grid = self.grids.vectors(t * f);
         launch!(self.program, "swiglu_backward", grid, at.gate_up, g.a, g.gate_up, t)?;
         self.product_backward(g.gate_up, at.h2, l.gate_up, g.h, (t, 2 * f, e))?;
@@ -62,7 +80,10 @@ impl Model {
     ) -> Result<()> {
         let (s, l, g) = (&self.shape, self.layout.layers[i], places.gradients);
         let (t, e) = (packed.tokens, s.hidden_size);
-        self.product_backward(g.x, at.o, l.output, g.o, (t, e, s.q()))?;
+        self.product_backward(g.x, at.o_in, l.output, g.o, (t, e, s.q()))?;
+        if s.sub_norms {
+            self.norm_backward((g.o, at.o, at.rstd_o, 0, g.o), l.output_norm, t, places)?;
+        }
         self.scores_backward(i, packed, at, places)?;
         let norm = |offset: usize| if s.qk_norm { self.weight(l.qk_norm + offset) } else { 0 };
         let parts = if s.qk_norm { g.parts } else { 0 };

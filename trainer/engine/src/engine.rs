@@ -70,7 +70,7 @@ impl Engine {
         let parameter = m.sized(role, values.len())?;
         m.device.enter()?;
         m.device.upload(m.weight(parameter.offset), values)?;
-        m.round_weights(parameter)
+        m.copy_weights(parameter)
     }
 
     /// Draws a parameter from a normal distribution on the GPU; for benchmarks.
@@ -84,7 +84,13 @@ impl Engine {
         let (n, w) = (parameter.len as i64, m.weight(parameter.offset));
         let (stream, quads) = (parameter.offset as i64, m.grids.quads(parameter.len));
         launch!(m.program, "fill_normal", quads, w, n, std, seed as i64, stream)?;
-        m.round_weights(parameter)
+        m.copy_weights(parameter)
+    }
+
+    /// How far BitLinear rounds from now on: 0 not at all, 1 fully, which is what an engine starts
+    /// with.
+    pub fn set_quantization(&mut self, lambda: f32) {
+        self.model.quantization.lambda.set(lambda);
     }
 
     /// A parameter's values.
@@ -229,6 +235,7 @@ impl Engine {
     pub fn update(&mut self, step: AdamwStep) -> Result<()> {
         let m = &self.model;
         m.device.enter()?;
+        m.weights_changed();
         let (decayed, total) = (m.layout.decayed, m.layout.total);
         for (start, end, decay) in [(0, decayed, step.decay), (decayed, total, 0.0)] {
             let (first, second) = m.moments(start)?;
@@ -240,7 +247,7 @@ impl Engine {
                 first,
                 second,
                 m.gradient(start)?,
-                m.rounded(start),
+                m.bf16_copy(start),
                 (end - start) as i64,
                 1.0 - step.lr * decay,
                 step.lr,

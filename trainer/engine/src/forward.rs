@@ -18,6 +18,7 @@ impl Model {
         places: &Places,
         cache: impl Fn(usize) -> Option<(u64, u64)>,
     ) -> Result<()> {
+        self.round_matrices()?;
         let (t, e, f) = (packed.tokens, self.shape.hidden_size, self.shape.intermediate_size);
         let ids = places.index(packed.ids);
         launch!(
@@ -36,7 +37,7 @@ impl Model {
                 self.norm(at.x, self.layout.layers[0].input_norm, at.h1, at.rstd1, t)?;
             }
             self.layer(i, packed, places, cache(i))?;
-            self.product(at.a, self.layout.layers[i].down, places.y, (t, e, f))?;
+            self.product(at.a_in, self.layout.layers[i].down, places.y, (t, e, f))?;
             let out = places.input(i + 1);
             if i + 1 < layers {
                 let next = places.layer(i + 1);
@@ -51,7 +52,7 @@ impl Model {
         Ok(())
     }
 
-    /// Layer `i` from its normed input `h1` to the input `a` of its last product: all that its
+    /// Layer `i` from its normed input `h1` to the input of its last product: all that its
     /// backward pass needs.
     pub(crate) fn layer(
         &self,
@@ -63,17 +64,37 @@ impl Model {
         let (s, l) = (&self.shape, self.layout.layers[i]);
         let (t, e, f) = (packed.tokens, s.hidden_size, s.intermediate_size);
         let at = places.layer(i);
+        self.quantize(at.h1, at.h1, t, e)?;
         self.product(at.h1, l.qkv, at.qkv, (t, s.qkv(), e))?;
         self.finish_qkv(i, packed, places)?;
         if let Some(cache) = cache {
             self.store(packed, places, i, cache)?;
         }
         self.attention(packed, places, i, cache)?;
-        self.product(at.o, l.output, places.y, (t, e, s.q()))?;
+        if s.sub_norms {
+            self.norm(at.o, l.output_norm, at.o_in, at.rstd_o, t)?;
+        }
+        self.quantize(if s.sub_norms { at.o_in } else { at.o }, at.o_in, t, s.q())?;
+        self.product(at.o_in, l.output, places.y, (t, e, s.q()))?;
         self.add_norm(at.x, places.y, at.mid, l.mlp_norm, at.h2, at.rstd2, t)?;
+        self.quantize(at.h2, at.h2, t, e)?;
         self.product(at.h2, l.gate_up, at.gate_up, (t, 2 * f, e))?;
         let grid = self.grids.vectors(t * f);
-        launch!(self.program, "swiglu", grid, at.gate_up, at.a, t)
+        launch!(self.program, "swiglu", grid, at.gate_up, at.a, t)?;
+        if let Some(wide) = &self.wide {
+            let (grid, w) = (wide.grids.norm(t), self.weight(l.down_norm));
+            launch!(wide.program, "rms_norm", grid, at.a, w, at.a_in, at.rstd_a, t)?;
+        }
+        self.quantize(if s.sub_norms { at.a_in } else { at.a }, at.a_in, t, f)
+    }
+
+    /// `out` = `x` rounded to int8 per token where the layers are BitLinear; else nothing.
+    fn quantize(&self, x: u64, out: u64, rows: usize, width: usize) -> Result<()> {
+        if !self.shape.bit_linear {
+            return Ok(());
+        }
+        let (grid, lambda) = (self.grids.quantize(rows), self.quantization.lambda.get());
+        launch!(self.program, "quantize_rows", grid, x, out, width, lambda)
     }
 
     /// `y = x · wᵀ` with the weight at `offset`; sizes are rows, outputs, inputs.

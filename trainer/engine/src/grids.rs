@@ -34,6 +34,16 @@ impl Grids {
         Grids { shape: shape.clone(), precision, multiprocessors }
     }
 
+    /// One thread per element.
+    pub(crate) fn elements(&self, elements: usize) -> Grid {
+        Grid::over(elements, FLAT)
+    }
+
+    /// `quantize_rows`: one block per row.
+    pub(crate) fn quantize(&self, rows: usize) -> Grid {
+        Grid::new(rows, FLAT)
+    }
+
     /// One thread per eight elements.
     pub(crate) fn vectors(&self, elements: usize) -> Grid {
         Grid::over(elements.div_ceil(8), FLAT)
@@ -117,7 +127,12 @@ impl Grids {
         let s = &self.shape;
         let norm = self.norm_backward().blocks.0 * s.hidden_size;
         let heads = self.qkv_backward().blocks.0 * 2 * s.head_dim;
-        norm.max(heads).max(COLUMN_BLOCKS * s.qkv())
+        let wide = match s.sub_norms {
+            // every multiprocessor has at most two blocks of a norm's backward pass
+            true => 2 * self.multiprocessors * s.intermediate_size,
+            false => 0,
+        };
+        norm.max(heads).max(COLUMN_BLOCKS * s.qkv()).max(wide)
     }
 
     /// Query heads per block of attention, and blocks that the heads of a key/value head take.

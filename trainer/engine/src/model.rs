@@ -1,6 +1,7 @@
 //! The decoder's state on the GPU: compiled kernels, weights, gradients and moments, with the
 //! addresses that the passes ask for.
 
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::blas::Blas;
@@ -8,6 +9,7 @@ use crate::device::{Buffer, Device};
 use crate::error::{Error, Result};
 use crate::grids::Grids;
 use crate::options::{Options, Precision};
+use crate::profile::Profile;
 use crate::program::{Program, launch};
 use crate::shape::{Layout, Parameter, Role, Shape};
 
@@ -22,9 +24,30 @@ pub(crate) struct Model {
     pub(crate) grids: Grids,
     /// Master weights, fp32.
     weights: Buffer,
-    /// The same in bf16, for the matrix products; none in fp32.
-    weights16: Option<Buffer>,
+    /// The weights as the matrix products read them, where those are not the master weights: in
+    /// bf16, or rounded by BitLinear.
+    copies: Option<Buffer>,
     training: Option<Training>,
+    /// What norms before `down_proj` need, which are as wide as the MLP.
+    pub(crate) wide: Option<Wide>,
+    pub(crate) quantization: Quantization,
+}
+
+/// Kernels and launch geometry for rows of F elements instead of E.
+pub(crate) struct Wide {
+    pub program: Program,
+    pub grids: Grids,
+}
+
+/// How far BitLinear rounds, and what it has rounded.
+#[derive(Default)]
+pub(crate) struct Quantization {
+    /// 0: not at all; 1: fully.
+    pub lambda: Cell<f32>,
+    /// The lambda for which the copies hold rounded weights, if they do.
+    rounded: Cell<Option<f32>>,
+    /// A sum, then its parts, fp32.
+    scratch: Option<Buffer>,
 }
 
 /// What only training needs, each as long as the weights, fp32.
@@ -32,6 +55,20 @@ struct Training {
     gradients: Buffer,
     first_moments: Buffer,
     second_moments: Buffer,
+}
+
+impl Wide {
+    fn new(
+        device: &Rc<Device>,
+        shape: &Shape,
+        options: Options,
+        profile: &Rc<RefCell<Profile>>,
+    ) -> Result<Self> {
+        let shape = Shape { hidden_size: shape.intermediate_size, ..shape.clone() };
+        let grids = Grids::new(&shape, options.precision, device.multiprocessors()?);
+        let program = Program::compile(device, &shape.defines(), options.precision, profile)?;
+        Ok(Wide { program, grids })
+    }
 }
 
 impl Model {
@@ -42,7 +79,12 @@ impl Model {
         let grids = Grids::new(&shape, options.precision, device.multiprocessors()?);
         let mut defines = shape.defines();
         defines.extend(grids.attention_defines());
-        let program = Program::compile(&device, &defines, options.precision)?;
+        let profile = Rc::new(RefCell::new(Profile::default()));
+        let program = Program::compile(&device, &defines, options.precision, &profile)?;
+        let wide = match shape.sub_norms {
+            false => None,
+            true => Some(Wide::new(&device, &shape, options, &profile)?),
+        };
         let blas = Blas::new(&device, options.precision)?;
         let layout = Layout::new(&shape);
         let n = layout.total;
@@ -52,10 +94,17 @@ impl Model {
             Ok(buffer)
         };
         let weights = zeros(4, "weights")?;
-        let weights16 = match options.precision {
+        let copies = match options.precision {
             Precision::Bf16 => Some(zeros(2, "weights in bf16")?),
+            Precision::Fp32 if shape.bit_linear => Some(zeros(4, "rounded weights")?),
             Precision::Fp32 => None,
         };
+        let scratch = match shape.bit_linear {
+            false => None,
+            true => Some(device.allocate(4 * (1 + grids.sum_squares().blocks.0), "sums")?),
+        };
+        let quantization =
+            Quantization { lambda: Cell::new(1.0), rounded: Cell::new(None), scratch };
         let training = match options.training {
             false => None,
             true => Some(Training {
@@ -73,8 +122,10 @@ impl Model {
             blas,
             grids,
             weights,
-            weights16,
+            copies,
             training,
+            wide,
+            quantization,
         })
     }
 
@@ -109,15 +160,48 @@ impl Model {
 
     /// Address of a weight as the matrix products read it.
     pub(crate) fn matrix(&self, offset: usize) -> u64 {
-        match &self.weights16 {
-            Some(weights) => weights.address() + 2 * offset as u64,
-            None => self.weight(offset),
+        let rounded = (self.layout.matrices..self.layout.decayed).contains(&offset);
+        match &self.copies {
+            Some(copies) if self.element() == 2 || rounded => {
+                copies.address() + (self.element() * offset) as u64
+            }
+            _ => self.weight(offset),
         }
     }
 
-    /// Address of a weight's bf16 copy; 0 where there is none.
-    pub(crate) fn rounded(&self, offset: usize) -> u64 {
-        self.weights16.as_ref().map_or(0, |weights| weights.address() + 2 * offset as u64)
+    /// Address of a weight's bf16 copy; 0 in fp32.
+    pub(crate) fn bf16_copy(&self, offset: usize) -> u64 {
+        match (&self.copies, self.options.precision) {
+            (Some(copies), Precision::Bf16) => copies.address() + 2 * offset as u64,
+            _ => 0,
+        }
+    }
+
+    /// Says that weights have changed, so that BitLinear rounds them again.
+    pub(crate) fn weights_changed(&self) {
+        self.quantization.rounded.set(None);
+    }
+
+    /// Rounds the layers' matrices where BitLinear does so, unless they are rounded already.
+    pub(crate) fn round_matrices(&self) -> Result<()> {
+        let Some(scratch) = &self.quantization.scratch else { return Ok(()) };
+        let lambda = self.quantization.lambda.get();
+        if self.quantization.rounded.get() == Some(lambda) {
+            return Ok(());
+        }
+        let (sum, parts) = (scratch.address(), scratch.address() + 4);
+        let matrices = self.layout.matrices..self.layout.decayed;
+        for p in self.layout.parameters.iter().filter(|p| matrices.contains(&p.offset)) {
+            let (w, n) = (self.weight(p.offset), p.len as i64);
+            let grid = self.grids.sum_squares();
+            launch!(self.program, "sum_magnitudes", grid, w, n, parts)?;
+            let blocks = grid.blocks.0;
+            launch!(self.program, "finish_sum", self.grids.vectors(1), parts, blocks, sum)?;
+            let grid = self.grids.elements(p.len);
+            launch!(self.program, "ternarize", grid, w, n, sum, lambda, self.matrix(p.offset))?;
+        }
+        self.quantization.rounded.set(Some(lambda));
+        Ok(())
     }
 
     /// Address of a gradient.
@@ -137,12 +221,13 @@ impl Model {
         self.options.precision.element()
     }
 
-    /// Brings the bf16 copy of a parameter up to date.
-    pub(crate) fn round_weights(&self, parameter: Parameter) -> Result<()> {
-        if self.weights16.is_none() {
+    /// Brings the copy of a parameter that has changed up to date.
+    pub(crate) fn copy_weights(&self, parameter: Parameter) -> Result<()> {
+        self.weights_changed();
+        let (w, w16) = (self.weight(parameter.offset), self.bf16_copy(parameter.offset));
+        if w16 == 0 {
             return Ok(());
         }
-        let (w, w16) = (self.weight(parameter.offset), self.matrix(parameter.offset));
         let grid = self.grids.vectors(parameter.len);
         launch!(self.program, "cast_to_bf16", grid, w, w16, parameter.len as i64)
     }

@@ -30,6 +30,12 @@ pub(crate) struct LayerPlaces {
     /// Gate and up projections, `[T, 2 F]`, and their product, `[T, F]`.
     pub gate_up: u64,
     pub a: u64,
+    /// What `o_proj` and `down_proj` read: `o` and `a`, or those normed and rounded.
+    pub o_in: u64,
+    pub a_in: u64,
+    /// Factors of the norms before them.
+    pub rstd_o: u64,
+    pub rstd_a: u64,
 }
 
 /// Addresses of everything a pass uses besides weights and gradients.
@@ -111,24 +117,41 @@ impl Places {
         let inputs = (0..=layers).map(|i| stored[i % stored_inputs]).collect();
         let kept = if keep_all { layers } else { 1 };
         let layers = (0..kept)
-            .map(|_| LayerPlaces {
-                x: 0,
-                h1: c.act(t, e),
-                rstd1: c.fp32(t, 1),
-                qkv: c.act(t, s.qkv()),
-                qk: if s.qk_norm { c.act(t, s.q() + s.kv()) } else { 0 },
-                qk_rstd: if s.qk_norm {
-                    c.fp32(t, s.num_attention_heads + s.num_key_value_heads)
-                } else {
-                    0
-                },
-                o: c.act(t, s.q()),
-                lse: c.fp32(t, s.num_attention_heads),
-                mid: c.act(t, e),
-                h2: c.act(t, e),
-                rstd2: c.fp32(t, 1),
-                gate_up: c.act(t, 2 * f),
-                a: c.act(t, f),
+            .map(|_| {
+                let (h1, rstd1) = (c.act(t, e), c.fp32(t, 1));
+                let qkv = c.act(t, s.qkv());
+                let heads = s.num_attention_heads + s.num_key_value_heads;
+                let (qk, qk_rstd) = match s.qk_norm {
+                    true => (c.act(t, s.q() + s.kv()), c.fp32(t, heads)),
+                    false => (0, 0),
+                };
+                let (o, lse) = (c.act(t, s.q()), c.fp32(t, s.num_attention_heads));
+                let mid = c.act(t, e);
+                let (h2, rstd2) = (c.act(t, e), c.fp32(t, 1));
+                let (gate_up, a) = (c.act(t, 2 * f), c.act(t, f));
+                let changed = s.sub_norms || s.bit_linear;
+                let (o_in, a_in) = if changed { (c.act(t, s.q()), c.act(t, f)) } else { (o, a) };
+                let (rstd_o, rstd_a) =
+                    if s.sub_norms { (c.fp32(t, 1), c.fp32(t, 1)) } else { (0, 0) };
+                LayerPlaces {
+                    x: 0,
+                    h1,
+                    rstd1,
+                    qkv,
+                    qk,
+                    qk_rstd,
+                    o,
+                    lse,
+                    mid,
+                    h2,
+                    rstd2,
+                    gate_up,
+                    a,
+                    o_in,
+                    a_in,
+                    rstd_o,
+                    rstd_a,
+                }
             })
             .collect();
         let y = c.act(t, e);
@@ -206,7 +229,7 @@ const LIBRARIES: usize = 1 << 30;
 /// The memory for a model and passes over `tokens` tokens with `targets` targets; an upper bound.
 pub fn memory_need(shape: &Shape, options: &Options, tokens: usize, targets: usize) -> MemoryNeed {
     let element = options.precision.element();
-    let copy = if element == 2 { 2 } else { 0 };
+    let copy = if element == 2 || shape.bit_linear { element } else { 0 };
     let per_weight = if options.training { 16 + copy } else { 4 + copy };
     // every token could be another row of the table; blocks leave a few MiB of sums
     let sizes = Sizes { tokens, targets, pieces: tokens + 1, parts: 1 << 20 };

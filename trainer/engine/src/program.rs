@@ -15,10 +15,11 @@ use crate::options::Precision;
 use crate::profile::Profile;
 
 /// All kernels in one translation unit; later files use what earlier ones define.
-const SOURCES: [&str; 4] = [
+const SOURCES: [&str; 5] = [
     include_str!("kernels/common.cu"),
     include_str!("kernels/layers.cu"),
     include_str!("kernels/update.cu"),
+    include_str!("kernels/quantize.cu"),
     include_str!("kernels/decode.cu"),
 ];
 /// Attention for each precision.
@@ -86,7 +87,7 @@ pub(crate) struct Program {
     module: sys::CUmodule,
     /// Kernels that were launched before, with the dynamic shared memory that they are set up for.
     functions: RefCell<HashMap<&'static str, (sys::CUfunction, usize)>>,
-    pub(crate) profile: RefCell<Profile>,
+    pub(crate) profile: Rc<RefCell<Profile>>,
 }
 
 impl Program {
@@ -95,6 +96,7 @@ impl Program {
         device: &Rc<Device>,
         defines: &[(&str, String)],
         precision: Precision,
+        profile: &Rc<RefCell<Profile>>,
     ) -> Result<Self> {
         // SAFETY: only asks whether the library can be loaded.
         if !unsafe { nvrtc::sys::is_culib_present() } {
@@ -135,7 +137,7 @@ impl Program {
             device: device.clone(),
             module,
             functions: RefCell::default(),
-            profile: RefCell::default(),
+            profile: profile.clone(),
         })
     }
 

@@ -31,6 +31,11 @@ pub struct Shape {
     pub qk_norm: bool,
     /// The output head is the embedding table.
     pub tie_word_embeddings: bool,
+    /// RMSNorm before `o_proj` and before `down_proj` (BitNet); then `H D` is E.
+    pub sub_norms: bool,
+    /// Every matrix of the layers is BitLinear: weights rounded to -1, 0, 1 and their inputs to
+    /// int8, with straight-through gradients.
+    pub bit_linear: bool,
 }
 
 impl Shape {
@@ -74,14 +79,16 @@ impl Shape {
                 return refuse(format!("{name} is {width}; the engine needs a multiple of 16"));
             }
         }
-        if self.hidden_size > 8192 {
+        let normed = if self.sub_norms { self.intermediate_size } else { 0 };
+        if self.hidden_size.max(normed) > 8192 {
             return refuse(format!(
-                "hidden_size is {}; the engine's norms are written for at most 8192",
-                self.hidden_size
+                "a norm is {} wide; the engine's norms are written for at most 8192",
+                self.hidden_size.max(normed)
             ));
         }
         if self.num_attention_heads % self.num_key_value_heads.max(1) != 0
             || self.inv_freq.len() != self.head_dim / 2
+            || (self.sub_norms && self.q() != self.hidden_size)
         {
             return refuse("the shape of the model contradicts itself".into());
         }
@@ -142,6 +149,10 @@ pub enum LayerRole {
     QueryNorm,
     /// `k_norm`, `[D]`.
     KeyNorm,
+    /// `attn_sub_norm`, `[H D]`.
+    OutputNorm,
+    /// `ffn_sub_norm`, `[F]`.
+    DownNorm,
     /// `o_proj`, `[E, H D]`.
     Output,
     /// `post_attention_layernorm`, `[E]`.
@@ -175,6 +186,8 @@ pub(crate) struct LayerOffsets {
     pub qkv_bias: usize,
     /// `q_norm` and `k_norm`, one after the other.
     pub qk_norm: usize,
+    pub output_norm: usize,
+    pub down_norm: usize,
     pub output: usize,
     pub mlp_norm: usize,
     /// `gate_proj` and `up_proj`, one after the other: one matrix `[2 F, E]`.
@@ -190,6 +203,8 @@ pub(crate) struct Layout {
     pub embedding: usize,
     pub head: usize,
     pub final_norm: usize,
+    /// First element of the layers' matrices; they reach to `decayed`.
+    pub matrices: usize,
     /// Elements with weight decay; the rest has none.
     pub decayed: usize,
     /// Elements in all.
@@ -216,9 +231,11 @@ impl Layout {
         let embedding = place(Role::Embedding, table, room, true);
         let head =
             if s.tie_word_embeddings { embedding } else { place(Role::Head, table, room, true) };
+        let mut matrices = None;
         for (i, l) in layers.iter_mut().enumerate() {
             let mut matrix = |role, len, fresh| place(Role::Layer(i, role), len, len, fresh);
             l.qkv = matrix(L::Query, q * e, true);
+            matrices.get_or_insert(l.qkv);
             matrix(L::Key, kv * e, false);
             matrix(L::Value, kv * e, false);
             l.output = matrix(L::Output, e * q, true);
@@ -232,6 +249,10 @@ impl Layout {
             let mut vector = |role, len, fresh| place(Role::Layer(i, role), len, len, fresh);
             l.input_norm = vector(L::InputNorm, e, true);
             l.mlp_norm = vector(L::MlpNorm, e, true);
+            if s.sub_norms {
+                l.output_norm = vector(L::OutputNorm, q, true);
+                l.down_norm = vector(L::DownNorm, f, true);
+            }
             if s.qkv_bias {
                 l.qkv_bias = vector(L::QueryBias, q, true);
                 vector(L::KeyBias, kv, false);
@@ -243,7 +264,8 @@ impl Layout {
             }
         }
         let total = end.next_multiple_of(128);
-        Layout { parameters, layers, embedding, head, final_norm, decayed, total }
+        let matrices = matrices.unwrap_or(decayed);
+        Layout { parameters, layers, embedding, head, final_norm, matrices, decayed, total }
     }
 }
 
@@ -266,6 +288,8 @@ mod tests {
             qkv_bias: true,
             qk_norm: true,
             tie_word_embeddings: false,
+            sub_norms: true,
+            bit_linear: true,
         }
     }
 

@@ -37,7 +37,7 @@ pub enum EngineChoice {
     /// The native engine where it can be used, else Burn.
     #[default]
     Auto,
-    /// The native engine: own kernels and cuBLAS, on CUDA in bf16.
+    /// The native engine: own kernels and cuBLAS, on CUDA.
     Native,
     /// Burn, on every device.
     Burn,

@@ -171,8 +171,8 @@ section! {
         /// Dtype of activations and matrix products; weights and optimizer state are fp32. null:
         /// bf16 on CUDA, fp32 elsewhere.
         dtype: Option<Dtype>,
-        /// `native` computes the passes with own kernels and cuBLAS (CUDA, bf16, AdamW; not
-        /// BitLinear), `burn` with Burn on any device, `auto` natively where that is possible.
+        /// `native` computes the passes with own kernels and cuBLAS (CUDA, AdamW), `burn` with Burn
+        /// on any device, `auto` natively where that is possible.
         engine: Engine,
         /// `layer` keeps only each layer's input and recomputes the layer in the backward pass:
         /// less memory, more time. `none` keeps all activations.

@@ -49,6 +49,10 @@ impl Native {
         match *self {}
     }
 
+    pub(crate) fn set_quantization(&mut self, _lambda: f64) {
+        match *self {}
+    }
+
     pub(crate) fn clear_gradients(&mut self) -> Result<()> {
         match *self {}
     }

@@ -1,7 +1,7 @@
 //! Training on an NVIDIA GPU without Burn in between: `dlm-engine` behind the types of this crate.
 //!
 //! In: a decoder, host weights, batches of streams. Out: losses, norms, gradients, weights and
-//! moments. Burn computes whatever the engine does not (BitLinear, Muon, other GPUs); what that is,
+//! moments. Burn computes whatever the engine does not (Muon, other GPUs, some shapes); what that is,
 //! and why, is said by name. Without the feature `native` there is no engine, and
 //! [`Native`] has no values.
 
@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use crate::compute::{ComputeDtype, ComputePlan, DeviceKind, EngineChoice, device};
 use crate::error::{Error, Result};
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, ParamKind, Params};
 
 /// What a native engine is made for.
 #[derive(Clone, Copy, Debug)]
@@ -86,11 +86,10 @@ pub(crate) fn is_chosen(
 
 /// What of a model the engine does not compute.
 fn unsupported(model: &ModelConfig) -> Option<String> {
-    if model.quantization.is_some() {
-        return Some("it does not compute BitLinear".into());
-    }
-    if model.sub_norms {
-        return Some("it does not compute norms before output projections".into());
+    let params = Params::new(model);
+    let mixed = params.specs.iter().any(|s| s.kind == ParamKind::Matrix && !s.may_quantize);
+    if mixed && (model.quantization.is_some() || !model.not_quantized.is_empty()) {
+        return Some("it computes BitLinear in all matrices of the layers or in none".into());
     }
     if model.o_bias || model.mlp_bias {
         return Some("it does not compute biases on o_proj or the MLP".into());
@@ -103,7 +102,11 @@ fn unsupported(model: &ModelConfig) -> Option<String> {
     }
     let widths =
         [model.hidden_size, model.intermediate_size, model.num_attention_heads * model.head_dim];
-    (widths.iter().any(|width| width % 16 != 0) || model.hidden_size > 8192).then(|| {
-        format!("it computes widths that are multiples of 16 and at most 8192, not {widths:?}")
+    let normed = if model.sub_norms { model.intermediate_size } else { 0 };
+    let too_wide = model.hidden_size.max(normed) > 8192;
+    (widths.iter().any(|width| width % 16 != 0) || too_wide).then(|| {
+        format!(
+            "it computes widths that are multiples of 16, and norms at most 8192 wide, not {widths:?}"
+        )
     })
 }

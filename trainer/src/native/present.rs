@@ -106,6 +106,11 @@ impl Native {
         Tensor::from_data(TensorData::new(values, shape), (&Device::flex(), DType::F32))
     }
 
+    /// How far BitLinear rounds from now on, 0 to 1.
+    pub(crate) fn set_quantization(&mut self, lambda: f64) {
+        self.engine.set_quantization(lambda as f32);
+    }
+
     pub(crate) fn clear_gradients(&mut self) -> Result<()> {
         self.engine.clear_gradients().map_err(device_error)
     }
@@ -241,6 +246,8 @@ fn shape(cfg: &ModelConfig) -> Shape {
         qkv_bias: cfg.qkv_bias,
         qk_norm: cfg.qk_norm,
         tie_word_embeddings: cfg.tie_word_embeddings,
+        sub_norms: cfg.sub_norms,
+        bit_linear: cfg.quantization.is_some(),
     }
 }
 
@@ -266,6 +273,8 @@ fn roles(params: &Params) -> Vec<Role> {
         set(layer.v_proj.bias, LayerRole::ValueBias);
         set(layer.q_norm, LayerRole::QueryNorm);
         set(layer.k_norm, LayerRole::KeyNorm);
+        set(layer.attn_sub_norm, LayerRole::OutputNorm);
+        set(layer.ffn_sub_norm, LayerRole::DownNorm);
         set(Some(layer.o_proj.weight), LayerRole::Output);
         set(Some(layer.post_attention_layernorm), LayerRole::MlpNorm);
         set(Some(layer.gate_proj.weight), LayerRole::Gate);

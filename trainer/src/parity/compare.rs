@@ -233,8 +233,7 @@ fn compute_plan(
 ) -> Result<ComputePlan> {
     let config = ModelConfig::read(folder)?;
     let other = match options.attention {
-        AttentionChoice::Auto if !options.bitlinear => None,
-        AttentionChoice::Auto => Some("it does not compute BitLinear"),
+        AttentionChoice::Auto => None,
         _ => Some("it has an attention of its own"),
     };
     let plan = |device, dtype| -> Result<ComputePlan> {

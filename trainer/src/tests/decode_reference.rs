@@ -177,7 +177,7 @@ fn native_engine() {
         Err(error) => return dlm_test_support::skip(&format!("native engine: {error}")),
     };
     let dir = fixtures();
-    for model in ["qwen2_tiny", "qwen2_peaky", "llama_tiny", "qwen3_tiny"] {
+    for model in ["qwen2_tiny", "qwen2_peaky", "llama_tiny", "qwen3_tiny", "bitnet_tiny"] {
         let file: File = read(dir.join(format!("decode_{model}.json")));
         compare(model, engine_on(&dir.join(model), compute.clone()), &file);
     }

@@ -180,6 +180,7 @@ impl Trainer<'_> {
         let mut result = PassResult::new(0);
         let Some(native) = &mut self.native else { return Ok(result) };
         native.clear_gradients()?;
+        native.set_quantization(self.decoder.quant_lambda);
         let scale = 1.0 / batch.counted as f64;
         for micro_batch in &batch.micro_batches {
             if self.stop.load(Ordering::Relaxed) {

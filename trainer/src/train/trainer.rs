@@ -192,13 +192,8 @@ const LOSS_CHUNK: usize = 1024;
 fn compute_plan(cfg: &Config, device: &ComputeDevice, source: &ModelSource) -> Result<ComputePlan> {
     let compute = ComputePlan::new(device.clone(), cfg.train.dtype.map(Into::into));
     let model = prepare_model::described_model(cfg, source)?;
-    let other = if cfg.optim.name == config::OptimName::Muon {
-        Some("it updates by AdamW, not by Muon")
-    } else if cfg.conversion.bitlinear == config::BitLinear::On {
-        Some("it does not compute BitLinear")
-    } else {
-        None
-    };
+    let muon = cfg.optim.name == config::OptimName::Muon;
+    let other = muon.then_some("it updates by AdamW, not by Muon");
     let chosen = native::is_chosen(engine_choice(cfg.train.engine), &compute, &model, other)?;
     Ok(if chosen { compute.on_native_engine() } else { compute })
 }
