@@ -32,7 +32,7 @@ layouts=${LAYOUTS:-"saving reference"} seq=${SEQ:-512} steps=${STEPS:-20} warmup
 bench=${BENCH:-"smollm2_135m:16 qwen3_0.6b:16 qwen3_4b:8:--activation-checkpointing smollm2_135m:64 qwen3_0.6b:32"}
 peers=${PEERS:-"smollm2_135m:16:reference qwen3_0.6b:16:reference smollm2_135m:16:shared_clean qwen3_0.6b:16:shared_clean"}
 peer=${PEER:-$here/peer_train.py}
-kernels=${KERNELS:-"$here/test_attention.py $here/test_elem.py"}
+kernels=${KERNELS:-"$here/../tests/cuda/test_attention.py $here/../tests/cuda/test_kernels.py"}
 dtypes=${DTYPES:-bf16}
 case $device in cuda*) dtype=bf16 ;; *) dtype=fp32 ;; esac
 dtype=${DTYPE:-$dtype}
@@ -294,19 +294,24 @@ fi
 # Decoding by a model of SmolLM2-135M's shape with random weights, which one training step makes. Random weights are never sure of a
 # token, so that block decoding takes nearly a pass per token: what counts is the time of a pass.
 decode() {
-    local batch=$1 mode=$2 t
+    local batch=$1 mode=$2 graphs=$3 t
     t=$(room 60 "$after_bench")
     if [ "$t" = 0 ]; then say "SKIP decode (time): batch $batch $mode" && return; fi
-    timeout "$t" "$binary" generate --device "$device" --model "$work/model" --input "$work/prompts.$batch" --mode "$mode" --batch-size "$batch" \
-        --max-new-tokens 128 --stop-token-id none --json >"$work/line" 2>"$work/error" || { say "FAILED decode: $mode $batch: $(tail -n 1 "$work/error")" && return; }
-    "$python" - "$mode" "$batch" "$work/line" >>"$out/decode.jsonl" <<'PY'
-import json, sys
-mode, batch, file = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-rows = [json.loads(line) for line in open(file)]
+    DLM_CUDA_GRAPHS=$graphs timeout "$t" "$binary" generate --device "$device" --model "$work/model" --input "$work/prompts.$batch" --mode "$mode" --batch-size "$batch" \
+        --max-new-tokens 128 --stop-token-id none --json >"$work/decoded.$mode.$batch.$graphs" 2>"$work/error" || { say "FAILED decode: $mode $batch: $(tail -n 1 "$work/error")" && return; }
+    "$python" - "$mode" "$batch" "$graphs" "$work/decoded.$mode.$batch" >>"$out/decode.jsonl" <<'PY' || say "FAILED decode: $mode $batch: other tokens without recorded passes"
+import json, os, sys
+mode, batch, graphs, file = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+def completions(path):
+    return [json.loads(line)["completion_ids"] for line in open(path)]
+rows = [json.loads(line) for line in open(f"{file}.{graphs}")]
 tokens, seconds = sum(len(r["completion_ids"]) for r in rows), rows[0]["seconds"]
 passes = max(sum(v for k, v in r["passes"].items() if k != "total") for r in rows)
-print(json.dumps(dict(program="dlm-train", mode=mode, batch=batch, tokens=tokens, seconds=seconds, tokens_per_s=tokens / seconds,
+program = "dlm-train" if graphs == "1" else "dlm-train, kernel by kernel,"
+print(json.dumps(dict(program=program, mode=mode, batch=batch, tokens=tokens, seconds=seconds, tokens_per_s=tokens / seconds,
                       ms_per_pass=1000 * seconds / passes, passes=passes)))
+if os.path.exists(f"{file}.1") and os.path.exists(f"{file}.0") and completions(f"{file}.1") != completions(f"{file}.0"):
+    sys.exit(1)
 PY
 }
 if wanted decode; then
@@ -324,8 +329,10 @@ JSON
         if timeout 60 "$binary" --data "$TRAINING/data" --device "$device" model=sample source.init=random source.config="$work/shape.json" \
             output.dir="$work/model" train.max_steps=1 train.batch_rows=2 train.eval_every=0 >"$work/error" 2>&1; then
             for batch in 1 32; do
-                for mode in ar block; do decode "$batch" "$mode"; done
-                if "$python" -c 'import torch, transformers' 2>/dev/null && [ "$device" != cpu ]; then
+                for mode in ar block; do
+                    for graphs in 1 0; do decode "$batch" "$mode" "$graphs"; done
+                done
+                if [ -n "${PEER_DECODE-default}" ] && "$python" -c 'import torch, transformers' 2>/dev/null && [ "$device" != cpu ]; then
                     LD_LIBRARY_PATH="$usual_library_path" timeout "$(room 60 "$after_bench")" "$python" "${PEER_DECODE:-$here/peers/decode_hf.py}" "$work/model" --batch "$batch" >>"$out/decode.jsonl" 2>"$work/error" ||
                         say "FAILED decode: transformers, batch $batch: $(tail -n 1 "$work/error")"
                 fi

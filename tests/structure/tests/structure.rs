@@ -82,6 +82,7 @@ const ROOMS: [(&str, &[&[&str]]); 4] = [
             &["grids"],
             &["program"],
             &["profile"],
+            &["graphs"],
             &["shape"],
             &["device"],
             &["options"],

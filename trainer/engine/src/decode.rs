@@ -8,6 +8,7 @@ use crate::batch::{CachedPass, Packed};
 use crate::cache::Cache;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::graphs::PassKey;
 use crate::program::launch;
 
 impl Engine {
@@ -55,10 +56,22 @@ impl Engine {
         let places = self.prepare(&packed, false)?;
         let m = &self.model;
         let size = (m.shape.kv() * slots * m.element()) as u64;
-        m.forward(&packed, &places, |i| {
-            let keys = at + 2 * i as u64 * size;
-            Some((keys, keys + size))
-        })?;
+        m.round_matrices()?;
+        let key = PassKey {
+            tokens,
+            items: packed.item_count,
+            slots,
+            addresses: [places.input(0), places.indices, places.rope, at],
+        };
+        let launch = || {
+            m.forward(&packed, &places, |i| {
+                let keys = at + 2 * i as u64 * size;
+                Some((keys, keys + size))
+            })
+        };
+        // events between kernels cannot be recorded
+        let timed = m.program.profile.borrow().is_timed();
+        if timed { launch() } else { self.graphs.run(key, launch) }?;
         self.hidden = Some((places.input(m.shape.num_hidden_layers), tokens));
         Ok(())
     }

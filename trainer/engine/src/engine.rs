@@ -6,6 +6,7 @@ use crate::arena::Arena;
 use crate::batch::{Batch, Packed};
 use crate::cache::Cache;
 use crate::error::Result;
+use crate::graphs::Graphs;
 use crate::model::Model;
 use crate::options::{AdamwStep, Options};
 use crate::places::{Places, Sizes};
@@ -31,6 +32,7 @@ pub struct Engine {
     /// Hidden states of the last decoding pass and their number.
     pub(crate) hidden: Option<(u64, usize)>,
     pub(crate) predictions: Arena,
+    pub(crate) graphs: Graphs,
 }
 
 impl Engine {
@@ -41,8 +43,10 @@ impl Engine {
     /// [`Error::Unsupported`](crate::Error::Unsupported) for shapes that the kernels are not
     /// written for; [`Error::OutOfMemory`](crate::Error::OutOfMemory).
     pub fn new(device: usize, shape: Shape, options: Options) -> Result<Self> {
+        let model = Model::new(device, shape, options)?;
         Ok(Engine {
-            model: Model::new(device, shape, options)?,
+            graphs: Graphs::new(&model.device),
+            model,
             activations: Arena::default(),
             indices: Arena::default(),
             rope: Arena::default(),

@@ -20,6 +20,7 @@
 //! | `model` | weights, gradients and moments on the GPU |
 //! | `batch`, `cache`, `arena` | index arrays of a batch, cached keys, memory for activations |
 //! | `blas`, `program`, `profile` | cuBLAS, kernels by NVRTC, their times |
+//! | `graphs` | decoding passes recorded and replayed |
 //! | `grids`, `shape` | launch geometry; the model's sizes and where each parameter stands |
 //! | `device`, `options`, `error` | the driver, choices, errors |
 
@@ -33,6 +34,7 @@ mod device;
 mod engine;
 mod error;
 mod forward;
+mod graphs;
 mod grids;
 mod model;
 mod options;

@@ -31,6 +31,10 @@ impl Profile {
         self.timed = on;
     }
 
+    pub(crate) fn is_timed(&self) -> bool {
+        self.timed
+    }
+
     /// Launches since the last call.
     pub(crate) fn take_launches(&mut self) -> u64 {
         std::mem::take(&mut self.launches)
