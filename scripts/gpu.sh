@@ -14,6 +14,8 @@
 # PEERS      "PRESET:BATCH:FORMULATION" for PEER, the path of peer_train.py (default: beside this script)
 # PROFILE=   no times of single kernels after each bench
 # KERNELS    Python tests of the kernels, run on the card
+# KERNEL_TIMES= TRAINING_SECONDS=400  no times of kernels, and patience: for the stand-in driver (tests/cuda)
+# DECODE_SHAPE, DECODE_TOKENS  config.json of the model that decodes (default SmolLM2-135M's shape); new tokens (128)
 # TRAINING   folder made before by tests/cuda/train_steps.py --steps 200 --model sample --cuda none
 # DTYPES     of parity; default bf16
 # DEVICE=cpu with BENCH="tiny_llama:2 tiny_qwen3:2" SEQ=64 STEPS=2 tries the script itself.
@@ -151,7 +153,9 @@ if wanted peer && [ "$device" != cpu ] && [ -f "$peer" ] && [ -z "${COLD_PEERS:-
         (
             {
                 LD_LIBRARY_PATH="$usual_library_path" timeout 200 "$python" "$peer" --preset "$preset" --batch "$batch" --seq "$seq" \
-                    --steps 1 --warmup 1 --formulation "$formulation" --compile --precision amp --json - >/dev/null 2>&1
+                    --steps 1 --warmup 1 --formulation "$formulation" --compile --precision amp --json - >/dev/null 2>&1 &
+                echo $! >"$work/compiler.$warming"
+                wait
                 : >"$work/warm.$warming"
             } &
         )
@@ -159,8 +163,16 @@ if wanted peer && [ "$device" != cpu ] && [ -f "$peer" ] && [ -z "${COLD_PEERS:-
 fi
 # Nothing is measured before the compilers are done.
 warmed() {
+    [ "$warming" = 0 ] && return
     while [ "$(find "$work" -name 'warm.*' | wc -l)" -lt "$warming" ] && [ "$SECONDS" -lt "$1" ]; do sleep 0.5; done
-    [ "$warming" = 0 ] || say "PyTorch's compiler is done"
+    if [ "$(find "$work" -name 'warm.*' | wc -l)" -ge "$warming" ]; then
+        say "PyTorch's compiler is done"
+    else
+        # it would hold memory of the card
+        say "PyTorch's compiler is stopped (time)"
+        cat "$work"/compiler.* | xargs kill 2>/dev/null
+        sleep 3
+    fi
 }
 
 failed=0
@@ -180,7 +192,7 @@ if wanted kernels; then
         fi
         # Their times, where the test can take them.
         t=$(room 45 "$after_parity")
-        if [ "$t" != 0 ] && grep -q -e '--time' "$test"; then
+        if [ "$t" != 0 ] && [ -n "${KERNEL_TIMES-yes}" ] && grep -q -e '--time' "$test"; then
             echo "== $name --time" >>"$out/kernels.txt"
             timeout "$t" "$python" "$test" --time >>"$out/kernels.txt" 2>&1 || say "FAILED kernels: $name --time (exit $?)"
         fi
@@ -230,7 +242,7 @@ if wanted parity; then
 fi
 
 if wanted training; then
-    t=$(room 60 "$after_parity")
+    t=$(room "${TRAINING_SECONDS:-60}" "$after_parity")
     if [ -z "${TRAINING:-}" ]; then
         say "SKIP training: no folder with the CPU's losses (TRAINING)"
     elif [ "$t" = 0 ]; then
@@ -298,7 +310,7 @@ decode() {
     t=$(room 60 "$after_bench")
     if [ "$t" = 0 ]; then say "SKIP decode (time): batch $batch $mode" && return; fi
     DLM_CUDA_GRAPHS=$graphs timeout "$t" "$binary" generate --device "$device" --model "$work/model" --input "$work/prompts.$batch" --mode "$mode" --batch-size "$batch" \
-        --max-new-tokens 128 --stop-token-id none --json >"$work/decoded.$mode.$batch.$graphs" 2>"$work/error" || { say "FAILED decode: $mode $batch: $(tail -n 1 "$work/error")" && return; }
+        --max-new-tokens "${DECODE_TOKENS:-128}" --stop-token-id none --json >"$work/decoded.$mode.$batch.$graphs" 2>"$work/error" || { say "FAILED decode: $mode $batch: $(tail -n 1 "$work/error")" && return; }
     "$python" - "$mode" "$batch" "$graphs" "$work/decoded.$mode.$batch" >>"$out/decode.jsonl" <<'PY' || say "FAILED decode: $mode $batch: other tokens without recorded passes"
 import json, os, sys
 mode, batch, graphs, file = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
@@ -319,10 +331,11 @@ if wanted decode; then
     if [ -z "${TRAINING:-}" ]; then
         say "SKIP decode: no folder with a packed dataset (TRAINING)"
     else
-        cat >"$work/shape.json" <<'JSON'
+        if [ -n "${DECODE_SHAPE:-}" ]; then cp "$DECODE_SHAPE" "$work/shape.json"; else cat >"$work/shape.json" <<'JSON'
 {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
  "num_attention_heads": 9, "num_key_value_heads": 3, "rms_norm_eps": 1e-5, "tie_word_embeddings": true, "max_position_embeddings": 8192, "rope_theta": 100000.0}
 JSON
+        fi
         for batch in 1 32; do
             "$python" -c "import json, random; random.seed(1); [print(json.dumps({'ids': [random.randrange(1, 500) for _ in range(64)]})) for _ in range($batch)]" >"$work/prompts.$batch"
         done

@@ -42,10 +42,16 @@ impl Config {
         Config::from_tree(composed.tree, &kind, &composed.main_origin)
     }
 
-    /// Reads back what [`Config::to_yaml`] wrote; `origin` names the file in errors.
+    /// Reads back what [`Config::to_yaml`] wrote, in this version or an earlier one; `origin` names
+    /// the file in errors.
     pub(crate) fn from_yaml(text: &str, origin: &str) -> Result<Config, ConfigError> {
-        let value = parse_yaml(text)
+        let mut value = parse_yaml(text)
             .map_err(|problem| ConfigError::Yaml { origin: origin.into(), problem })?;
+        for (section, key, usual) in ADDED_KEYS {
+            if let Some(entries) = value.get_mut(section).and_then(|v| v.as_object_mut()) {
+                entries.entry(*key).or_insert_with(|| (*usual).into());
+            }
+        }
         let origin: Rc<str> = origin.into();
         Config::from_tree(Node::new(value, &origin), &Config::kind(), &origin)
     }

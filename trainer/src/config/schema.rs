@@ -15,6 +15,10 @@ pub(super) const RENAMED_KEYS: &[(&str, &str)] = &[
     ("train.recompute", "train.activation_checkpointing"),
 ];
 
+/// Keys that configurations saved by earlier versions do not have: section, key, and the value that
+/// those versions had in effect.
+pub(super) const ADDED_KEYS: &[(&str, &str, &str)] = &[("train", "engine", "auto")];
+
 /// Values that were renamed: key, old value, new value.
 pub(super) const RENAMED_VALUES: &[(&str, &str, &str)] =
     &[("conversion.document_mask", "hub", "none")];

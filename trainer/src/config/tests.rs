@@ -133,6 +133,13 @@ fn yaml_round_trip() {
         load(&["model=sample", "optim=muon", "train.max_steps=3", "optim.lr=1.25e-7"]).unwrap();
     let text = config.to_yaml().unwrap();
     assert_eq!(Config::from_yaml(&text, "saved.yaml").unwrap(), config);
+    // a run of a version that did not have the key yet
+    let older: String = text
+        .lines()
+        .filter(|line| !line.trim().starts_with("engine:"))
+        .fold(String::new(), |older, line| older + line + "\n");
+    assert!(older.len() < text.len());
+    assert_eq!(Config::from_yaml(&older, "saved.yaml").unwrap(), config);
     let broken = text.replace("  seed:", "  sead:");
     let error = Config::from_yaml(&broken, "saved.yaml").unwrap_err().to_string();
     assert!(

@@ -8,8 +8,9 @@ use crate::io::checkpoint::Identity;
 use crate::model::Decoder;
 
 /// Settings that may change between sessions: they decide what is logged, evaluated or saved, and
-/// when, but not what is computed.
-const FREE: [&str; 6] = [
+/// when, or, like the device, by what the same is computed.
+const FREE: [&str; 7] = [
+    "train.engine",
     "train.log_every",
     "train.eval_every",
     "train.eval_rows",
