@@ -84,6 +84,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Usage(_) | Error::Config(_) => 2,
+            Error::Data(dlm_datasets::Error::Locked { .. }) => 2,
             Error::Interrupted(_) => 130,
             Error::Prep(error) => error.exit_code(),
             _ => 1,

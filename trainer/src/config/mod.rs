@@ -42,10 +42,12 @@ impl Config {
         Config::from_tree(composed.tree, &kind, &composed.main_origin)
     }
 
-    /// Reads back what [`Config::to_yaml`] wrote; `origin` names the file in errors.
+    /// Reads back what [`Config::to_yaml`] wrote; `origin` names the file in errors. Keys that an
+    /// older version did not know have their defaults.
     pub(crate) fn from_yaml(text: &str, origin: &str) -> Result<Config, ConfigError> {
-        let value = parse_yaml(text)
+        let mut value = parse_yaml(text)
             .map_err(|problem| ConfigError::Yaml { origin: origin.into(), problem })?;
+        add_defaults(&mut value);
         let origin: Rc<str> = origin.into();
         Config::from_tree(Node::new(value, &origin), &Config::kind(), &origin)
     }
@@ -107,5 +109,18 @@ impl Config {
         })?;
         config.check_ranges()?;
         Ok(config)
+    }
+}
+
+/// Adds the defaults of keys that are missing in the sections of `value`.
+fn add_defaults(value: &mut serde_json::Value) {
+    let defaults = built_in("config.yaml").and_then(|text| parse_yaml(text).ok());
+    let sections = defaults.as_ref().and_then(|tree| tree.as_object()).into_iter().flatten();
+    for (section, defaults) in sections {
+        let present = value.get_mut(section).and_then(|section| section.as_object_mut());
+        let (Some(present), Some(defaults)) = (present, defaults.as_object()) else { continue };
+        for (key, default) in defaults {
+            present.entry(key).or_insert_with(|| default.clone());
+        }
     }
 }

@@ -221,6 +221,9 @@ section! {
         format: ExportFormat,
         /// Dtype of the stored weights.
         dtype: Dtype,
+        /// `last` exports the weights after the last step, `best` those with the lowest evaluation
+        /// loss. The checkpoint with the lowest loss is kept in either case.
+        which: ExportWhich,
     }
 }
 
@@ -335,6 +338,16 @@ choice! {
         None = "none",
         /// Those inside a layer, from the layer's input.
         Layer = "layer",
+    }
+}
+
+choice! {
+    /// Which weights of a run are exported.
+    ExportWhich {
+        /// Those after the last step.
+        Last = "last",
+        /// Those with the lowest evaluation loss.
+        Best = "best",
     }
 }
 
