@@ -64,3 +64,52 @@ fn options_have_an_upper_bound() {
         refused(&mut bench, 2, &["do not fit into memory"]);
     }
 }
+
+/// Files of a model folder that are larger than any real one are refused before they are in memory.
+#[test]
+fn files_have_an_upper_bound() {
+    let dir = workplace();
+    let folder = dir.path().join("model");
+    let source = ["source.init=pretrained", "source.path=model"];
+    let fresh = || {
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir(&folder).unwrap();
+        for entry in fs::read_dir(fixtures().join("qwen2_tiny")).unwrap() {
+            let path = entry.unwrap().path();
+            fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
+        }
+    };
+    // sparse: the length alone is large
+    let huge = |name: &str| {
+        fs::File::create(folder.join(name)).unwrap().set_len(1 << 40).unwrap();
+    };
+    for name in ["config.json", "generation_config.json", "model.safetensors.index.json"] {
+        fresh();
+        if name.ends_with("index.json") {
+            fs::remove_file(folder.join("model.safetensors")).unwrap();
+        }
+        huge(name);
+        let mut generate = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+        generate.current_dir(dir.path()).args(["generate", "--model", "model", "--device", "cpu"]);
+        generate.args(["--ids", "3", "--mask-token-id", "319"]);
+        refused(&mut generate, 2, &[name, "more than 256 MiB"]);
+        if name != "generation_config.json" {
+            refused(&mut train(dir.path(), "out", &source), 2, &[name, "more than 256 MiB"]);
+        }
+    }
+    for length in [100_000_001u64, 1 << 40, u64::MAX] {
+        fresh();
+        let path = folder.join("model.safetensors");
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[..8].copy_from_slice(&length.to_le_bytes());
+        fs::write(&path, bytes).unwrap();
+        let mut eval = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+        let case = fixtures().join("obj_qwen2_bd8.safetensors");
+        eval.current_dir(dir.path()).args(["parity", "--model", "model", "--device", "cpu"]);
+        let words = ["model.safetensors", "announce a safetensors header of", "at most 100000000"];
+        refused(eval.arg("--case").arg(&case), 2, &words);
+        let mut parity = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+        parity.args(["parity", "--device", "cpu", "--model"]).arg(fixtures().join("qwen2_tiny"));
+        refused(parity.arg("--case").arg(&path), 2, &["announce a safetensors header of"]);
+    }
+}
