@@ -58,7 +58,7 @@ pub fn sync_parent(path: &Path) -> Result<(), Error> {
 }
 
 /// Name of the lock file in a folder that a process writes to.
-pub const LOCK: &str = ".lock";
+const LOCK: &str = ".lock";
 
 /// The right to write to a folder, exclusive among processes that call [`lock_dir`].
 ///

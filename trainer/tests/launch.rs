@@ -174,7 +174,7 @@ fn a_call_with_nothing_else_prints_the_plan_and_what_is_missing() {
     assert!(said.contains("nothing was launched; missing:"), "{said}");
     assert!(missing[0].contains("data.dir=datasets/packed: no such folder"), "{said}");
     assert!(missing[1].contains("--bucket gs://NAME or set GCS_BUCKET"), "{said}");
-    // the task of a dry run is whole: a bucket to be named when it is launched, the data, the program
+    // the task of a dry run is whole: data, program, and a bucket to be named at its launch
     let (task, _) = dry_run(empty.path(), &call[1..]);
     assert_eq!(task["file_mounts"]["~/outputs"]["source"], "gs://${GCS_BUCKET}");
     assert!(task["envs"].as_object().unwrap().contains_key("GCS_BUCKET"));

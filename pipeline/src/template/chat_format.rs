@@ -156,7 +156,9 @@ impl ChatFormat {
 
     /// Whether the template mentions a variable.
     pub fn reads(&self, variable: &str) -> bool {
-        self.template.as_ref().is_ok_and(|template| template.source().contains(variable))
+        let Ok(template) = &self.template else { return false };
+        let in_name = |c: char| c.is_alphanumeric() || c == '_';
+        template.source().split(|c| !in_name(c)).any(|name| name == variable)
     }
 
     fn template(&self) -> Result<&ChatTemplate> {

@@ -28,15 +28,15 @@ pub(super) struct GenerateArgs {
     /// Token ids, for example 1,2,3; needs no tokenizer.
     #[arg(long, value_name = "IDS", allow_hyphen_values = true)]
     pub ids: Option<String>,
-    /// JSONL file with one {"messages": [...], "tools": [...]}, {"prompt": "..."} or {"ids": [...]} per
-    /// line; tools may be left out, and a content may be a list of text parts.
+    /// JSONL file with one {"messages": [...], "tools": [...]}, {"prompt": "..."} or {"ids": [...]}
+    /// per line; tools may be left out, and a content may be a list of text parts.
     #[arg(long, value_name = "FILE")]
     pub input: Option<PathBuf>,
     /// Encode text as it is, without the chat template.
     #[arg(long)]
     pub raw: bool,
-    /// Variables of the chat template as a JSON object, such as {"enable_thinking": false}. One with
-    /// think in its name says how the answer opens [default: as in the training data].
+    /// Variables of the chat template as a JSON object, such as {"enable_thinking": false}. One
+    /// with think in its name says how the answer opens [default: as in the training data].
     #[arg(long, value_name = "JSON", conflicts_with_all = ["raw", "ids"])]
     pub template_kwargs: Option<String>,
     /// How to decode [default: block].

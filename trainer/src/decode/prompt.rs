@@ -1,8 +1,9 @@
 //! Prompts as token ids.
 //!
 //! In: `--prompt` texts, an `--ids` list, or the lines of a JSONL file, each `{"messages": [...]}`
-//! (with `tools` if there are any), `{"prompt": "..."}` or `{"ids": [...]}`. Out: token ids. Text is taken as one user message and
-//! rendered by the model's chat template with the generation prompt, unless `--raw` is given.
+//! (with `tools` if there are any), `{"prompt": "..."}` or `{"ids": [...]}`. Out: token ids. Text
+//! is taken as one user message and rendered by the model's chat template with the generation
+//! prompt, unless `--raw` is given.
 
 use std::path::Path;
 

@@ -6,6 +6,7 @@
 //! `plan.rs` checks the options, `task.rs` fills in the YAML, `sky.rs` runs `sky`,
 //! `queue.rs` finds jobs by name.
 
+mod command;
 mod plan;
 mod queue;
 mod sky;

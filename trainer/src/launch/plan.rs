@@ -247,8 +247,8 @@ fn needs_burn(model: &str, source: Option<&InputLocation>, config: &Config) -> b
         || config.train.engine == Engine::Burn
 }
 
-/// Whether a program built here runs on the rented machine. Machines with Grace in their name (GH200,
-/// GB200) have ARM processors.
+/// Whether a program built here runs on the rented machine. Those with GH200 and GB200 have ARM
+/// processors.
 fn runs_on(gpu: &str) -> bool {
     let arm = gpu.starts_with("GH") || gpu.starts_with("GB");
     let machine = ("linux", if arm { "aarch64" } else { "x86_64" });

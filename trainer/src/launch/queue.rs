@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::report::console::message;
 
-use super::sky::{failure, not_started};
+use super::command::{failure, not_started};
 
 /// Name of the task in `configs/launch/dlm_train.yaml`: stands for the newest run that `wf`
 /// launched, whatever its name.

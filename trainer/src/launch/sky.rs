@@ -4,12 +4,11 @@
 //! (exit code 1).
 
 use std::io::{ErrorKind, Write};
-use std::path::Path;
-use std::process::{Command, ExitStatus};
 
 use crate::error::{Error, Result};
 use crate::report::console::message;
 
+use super::command::run;
 use super::plan::{LaunchOptions, LaunchPlan};
 use super::queue;
 use super::task::shell_words;
@@ -81,38 +80,6 @@ pub(crate) fn cancel(name: &str) -> Result<()> {
 /// `wf runs`: list the newest `limit` jobs.
 pub(crate) fn runs(limit: usize) -> Result<()> {
     run(&["sky".into(), "jobs".into(), "queue".into(), "--limit".into(), limit.to_string()])
-}
-
-fn run(command: &[String]) -> Result<()> {
-    let Some((program, arguments)) = command.split_first() else {
-        return Ok(());
-    };
-    let status = Command::new(program)
-        .args(arguments)
-        .status()
-        .map_err(|error| not_started(program, error))?;
-    if status.success() { Ok(()) } else { Err(failure(command, status)) }
-}
-
-/// The error of a program that could not be started.
-pub(super) fn not_started(program: &str, error: std::io::Error) -> Error {
-    match error.kind() {
-        ErrorKind::NotFound => Error::Device(format!(
-            "`{program}` is not installed; wf needs SkyPilot (pip install \"skypilot[gcp]\" or with another cloud's name)"
-        )),
-        _ => Error::io(Path::new(program), "starting", error),
-    }
-}
-
-/// The error of a command that failed.
-pub(super) fn failure(command: &[String], status: ExitStatus) -> Error {
-    match status.code() {
-        Some(code) => Error::Device(format!(
-            "`{}` failed with exit code {code}; its own message is above",
-            shell_words(command)
-        )),
-        None => Error::Interrupted(format!("`{}` was ended by a signal", shell_words(command))),
-    }
 }
 
 fn print(text: &str) -> Result<()> {

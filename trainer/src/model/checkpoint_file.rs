@@ -138,16 +138,17 @@ impl Checkpoint {
 /// Most bytes of a header: those of 100,000 tensors are about 10 MB.
 const MOST_HEADER_BYTES: u64 = 100_000_000;
 
-/// Refuse a safetensors file whose header is longer than any real one, before it is parsed.
+/// Refuse a safetensors file whose header is longer than any real one, before it is parsed. One
+/// that is longer than the file is damage, which the parser names.
 pub(crate) fn check_header(path: &Path, bytes: &[u8]) -> Result<()> {
     let Some(length) = bytes.first_chunk().map(|length| u64::from_le_bytes(*length)) else {
         return Ok(());
     };
-    if length <= MOST_HEADER_BYTES {
+    if length <= MOST_HEADER_BYTES || length > bytes.len() as u64 {
         return Ok(());
     }
     Err(Error::Usage(format!(
-        "{}: its first 8 bytes announce a safetensors header of {length} bytes; expected at most {MOST_HEADER_BYTES}. It is no safetensors file, or it is damaged",
+        "{}: its first 8 bytes announce a safetensors header of {length} bytes; expected at most {MOST_HEADER_BYTES}",
         path.display()
     )))
 }
