@@ -10,6 +10,11 @@ pub enum Error {
     /// The operating system refused an operation on a file or folder; `action` is a verb.
     #[error("{action} {path}: {source}")]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
+    /// Another process holds the lock of an output folder.
+    #[error(
+        "{path}: {holder} is writing to this folder; wait until it has ended, or choose another folder"
+    )]
+    Locked { path: PathBuf, holder: String },
     /// The folder has no manifest: preparation did not finish, or it is not a dataset.
     #[error(
         "{path} is not a packed dataset: it has no manifest.json. A manifest is written last, so either dlm-prep did not \

@@ -4,8 +4,8 @@
 //! Used for every file that a later run trusts: data files, manifests, checkpoints, exports.
 
 use crate::Error;
-use std::fs::File;
-use std::io::{ErrorKind, Write};
+use std::fs::{File, TryLockError};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Suffix of a file that is still being written.
@@ -57,6 +57,100 @@ pub fn sync_parent(path: &Path) -> Result<(), Error> {
     }
 }
 
+/// Name of the lock file in a folder that a process writes to.
+const LOCK: &str = ".lock";
+
+/// The right to write to a folder, exclusive among processes that call [`lock_dir`].
+///
+/// The operating system ends it with the process, however that ends, so that a lock file which a
+/// killed process left is taken over. On a file system without locks it excludes nobody.
+#[derive(Debug)]
+pub struct FolderLock {
+    /// Holds the lock of the operating system as long as it is open.
+    _file: File,
+    path: PathBuf,
+    /// Folders that did not exist before, deepest first.
+    created: Vec<PathBuf>,
+}
+
+/// Creates `dir` where it is missing and locks it. Dropping the lock removes the lock file, and the
+/// folders that were created if nothing was written to them.
+///
+/// # Errors
+/// [`Error::Locked`] with the process id and the host of the holder, [`Error::Io`] where the folder
+/// cannot be written to.
+pub fn lock_dir(dir: &Path) -> Result<FolderLock, Error> {
+    let missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
+    let created = dir.ancestors().take_while(missing).map(Path::to_path_buf).collect();
+    create_dir(dir)?;
+    let path = dir.join(LOCK);
+    loop {
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(Error::io("creating", &path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                let _ = file.read_to_string(&mut holder);
+                let holder = match holder.trim() {
+                    "" => "another process".to_string(),
+                    holder => holder.to_string(),
+                };
+                return Err(Error::Locked { path: dir.to_path_buf(), holder });
+            }
+            Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => {}
+            Err(TryLockError::Error(e)) => return Err(Error::io("locking", &path)(e)),
+        }
+        // The holder before may have removed the file between its opening here and its locking.
+        if !is_at(&file, &path) {
+            continue;
+        }
+        let holder = format!("process {} on {}\n", std::process::id(), host());
+        let written = file.set_len(0).and_then(|()| file.write_all(holder.as_bytes()));
+        written.map_err(Error::io("writing", &path))?;
+        return Ok(FolderLock { _file: file, path, created });
+    }
+}
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+        for dir in &self.created {
+            let _ = std::fs::remove_dir(dir);
+        }
+    }
+}
+
+/// Whether `path` still names the open file.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (file.metadata(), std::fs::metadata(path)) {
+        (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
+        _ => false,
+    }
+}
+
+/// Whether `path` still names the open file: an open file cannot be removed here.
+#[cfg(not(unix))]
+fn is_at(_file: &File, _path: &Path) -> bool {
+    true
+}
+
+/// The name of this machine.
+fn host() -> String {
+    ["/proc/sys/kernel/hostname", "/etc/hostname"]
+        .iter()
+        .find_map(|path| std::fs::read_to_string(path).ok())
+        .or_else(|| std::env::var("HOSTNAME").or_else(|_| std::env::var("COMPUTERNAME")).ok())
+        .map_or_else(|| "this machine".to_string(), |name| name.trim().to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,6 +164,22 @@ mod tests {
         write_atomic(&path, b"second").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"second");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_locked_folder_names_its_holder_and_a_dead_one_is_succeeded() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("a/b");
+        let lock = lock_dir(&folder).unwrap();
+        let error = lock_dir(&folder).unwrap_err().to_string();
+        assert!(error.contains(&format!("process {} on", std::process::id())), "{error}");
+        drop(lock);
+        assert!(!dir.path().join("a").exists());
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join(LOCK), "process 1 on elsewhere\n").unwrap();
+        std::fs::write(folder.join("result"), "").unwrap();
+        drop(lock_dir(&folder).unwrap());
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
     }
 
     #[test]

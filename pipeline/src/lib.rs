@@ -39,10 +39,12 @@ pub use dataset::verify::{VerifyReport, verify};
 pub use dlm_datasets::manifest::{Alignment, Counts, LossOn, Manifest, Padding};
 pub use error::{Error, Result};
 pub use parse::conversation::Message;
+pub use parse::request::parse_chat;
 pub use prepare::builder::Prepare;
 pub use prepare::estimate::{Estimate, SourceEstimate};
 pub use prepare::pipeline::Prepared;
 pub use progress::{DownloadCounters, ProcessingCounters, Progress, Silent};
+pub use template::chat_context::ChatContext;
 pub use template::chat_format::ChatFormat;
 
 /// Models and tokenizers: a local folder, or a repository of a Hugging Face hub that is downloaded

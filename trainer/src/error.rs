@@ -1,6 +1,7 @@
 //! The error type of this crate. Every message names the file, row or key, what was read there,
 //! what was expected and what to do.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Errors of loading, training, saving and decoding.
@@ -84,6 +85,9 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Usage(_) | Error::Config(_) => 2,
+            Error::Data(dlm_datasets::Error::Locked { .. }) => 2,
+            // a bound, not a failure of the machine
+            Error::Io { source, .. } if source.kind() == ErrorKind::FileTooLarge => 2,
             Error::Interrupted(_) => 130,
             Error::Prep(error) => error.exit_code(),
             _ => 1,

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::io::load_model;
 
 pub use crate::decode::completion::Completion;
+pub use crate::decode::generate_options::{DecodeMode, GenerateOptions};
 pub use crate::decode::prompt::Prompt;
 
 /// Tokens per block where the model folder does not say.
@@ -23,16 +24,6 @@ const BLOCK_SIZE: usize = 32;
 const MOST_BLOCK_SIZE: usize = 1 << 16;
 /// Tokens per sub-block, where that divides the block.
 const SUB_BLOCK_SIZE: usize = 8;
-
-/// How tokens are decoded.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum DecodeMode {
-    /// Diffusion blocks, many tokens per forward pass.
-    #[default]
-    Block,
-    /// Autoregressive: causal, one token per forward pass.
-    Ar,
-}
 
 /// Where a model is loaded to.
 ///
@@ -55,59 +46,6 @@ pub struct ModelOptions {
 impl Default for ModelOptions {
     fn default() -> Self {
         ModelOptions { device: "auto".into(), dtype: None, engine: EngineChoice::Auto }
-    }
-}
-
-/// How prompts are completed.
-///
-/// ```
-/// use dlm_train::{DecodeMode, GenerateOptions};
-///
-/// let usual = GenerateOptions::default();
-/// assert_eq!((usual.mode, usual.threshold, usual.max_new_tokens), (DecodeMode::Block, 0.95, 256));
-/// ```
-#[derive(Debug, Clone, PartialEq)]
-pub struct GenerateOptions {
-    /// Default: [`DecodeMode::Block`].
-    pub mode: DecodeMode,
-    /// Encode text prompts as they are, control tokens included, without the chat template.
-    /// Default: false.
-    pub raw: bool,
-    /// Block mode: a pass fixes every token whose probability is above this, 0 to 1. Default: 0.95.
-    pub threshold: f64,
-    /// Block mode: tokens per block. Default: what the model was trained with, else 32.
-    pub block_size: Option<usize>,
-    /// Block mode: tokens per sub-block; must divide the block. Default: 8, or the whole block
-    /// where 8 does not divide it.
-    pub sub_block_size: Option<usize>,
-    /// Block mode: run single sub-blocks where keys and values of the rest of the block are known.
-    /// Faster in large batches, approximate. Default: false.
-    pub sub_block_cache: bool,
-    /// Length limit of a completion in tokens. Default: 256.
-    pub max_new_tokens: usize,
-    /// Prompts decoded together; each gets the tokens it would get alone. Default: 1.
-    pub batch_size: usize,
-    /// Id of the mask token, which is never produced. Default: the model folder's.
-    pub mask_token_id: Option<i64>,
-    /// Ids that end a completion; an empty list lets it run to its limit. Default: the model
-    /// folder's, and the end of text of its tokenizer.
-    pub stop_token_ids: Option<Vec<i64>>,
-}
-
-impl Default for GenerateOptions {
-    fn default() -> Self {
-        GenerateOptions {
-            mode: DecodeMode::Block,
-            raw: false,
-            threshold: 0.95,
-            block_size: None,
-            sub_block_size: None,
-            sub_block_cache: false,
-            max_new_tokens: 256,
-            batch_size: 1,
-            mask_token_id: None,
-            stop_token_ids: None,
-        }
     }
 }
 
@@ -244,8 +182,11 @@ impl ModelFiles {
     ) -> Result<Vec<Vec<i64>>> {
         let encode = |prompt: &Prompt| match prompt {
             Prompt::Ids(ids) => Ok(ids.clone()),
-            text if options.raw => self.codec()?.encode(text, true),
-            text => Ok(self.folder.opened(self.codec()?.encode(text, false)?)),
+            text if options.raw => self.codec()?.encode_raw(text),
+            text => {
+                let ids = self.codec()?.encode(text, &options.template_kwargs)?;
+                Ok(if options.opens_the_turn() { ids } else { self.folder.opened(ids) })
+            }
         };
         prompts.iter().map(encode).collect()
     }
@@ -327,6 +268,12 @@ impl ModelFiles {
                 "{} names no end of text (eos_token_id in generation_config.json or config.json, eos_token of the tokenizer): every completion runs to its limit of {} tokens; give the id with --stop-token-id, or say none",
                 self.name, options.max_new_tokens
             ));
+        }
+        for name in options.template_kwargs.keys() {
+            if self.codec.as_ref().is_some_and(|codec| !codec.reads(name)) {
+                warnings
+                    .push(format!("the chat template does not read {name} of --template-kwargs"));
+            }
         }
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let longest = longest.saturating_add(options.max_new_tokens);

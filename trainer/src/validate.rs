@@ -247,7 +247,7 @@ fn check_fit(
 ) -> Result<()> {
     let (config, manifest) = (ModelConfig::read(folder)?, data.manifest());
     let name = model.display().to_string();
-    prepare_model::check_fit(&config, manifest, &name)?;
+    prepare_model::check_fit(&config, manifest, &name, false)?;
     if !allow_long_documents {
         prepare_model::check_lengths(&config, data, "add --allow-long-documents")?;
     }

@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use common::{refused, train, workplace};
@@ -62,5 +63,59 @@ fn options_have_an_upper_bound() {
         let mut bench = program();
         bench.args(["bench", "train", "--device", "cpu", "--preset", "tiny_llama", option, value]);
         refused(&mut bench, 2, &["do not fit into memory"]);
+    }
+}
+
+/// Files of a model folder that are larger than any real one are refused before they are in memory.
+#[test]
+fn files_have_an_upper_bound() {
+    let dir = workplace();
+    let folder = dir.path().join("model");
+    let source = ["source.init=pretrained", "source.path=model"];
+    let fresh = || {
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir(&folder).unwrap();
+        for entry in fs::read_dir(fixtures().join("qwen2_tiny")).unwrap() {
+            let path = entry.unwrap().path();
+            fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
+        }
+    };
+    // sparse: the length alone is large
+    let huge = |name: &str| {
+        fs::File::create(folder.join(name)).unwrap().set_len(1 << 40).unwrap();
+    };
+    for name in ["config.json", "generation_config.json", "model.safetensors.index.json"] {
+        fresh();
+        if name.ends_with("index.json") {
+            fs::remove_file(folder.join("model.safetensors")).unwrap();
+        }
+        huge(name);
+        let mut generate = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+        generate.current_dir(dir.path()).args(["generate", "--model", "model", "--device", "cpu"]);
+        generate.args(["--ids", "3", "--mask-token-id", "319"]);
+        refused(&mut generate, 2, &[name, "more than 256 MiB"]);
+        if name != "generation_config.json" {
+            refused(&mut train(dir.path(), "out", &source), 2, &[name, "more than 256 MiB"]);
+        }
+    }
+    // a header within the file that is too long, and one that is longer than the file
+    for (length, code, words) in [
+        (100_000_001u64, 2, "announce a safetensors header of 100000001 bytes"),
+        (1 << 40, 1, "not a whole safetensors file"),
+        (u64::MAX, 1, "not a whole safetensors file"),
+    ] {
+        fresh();
+        let path = folder.join("model.safetensors");
+        fs::write(&path, length.to_le_bytes()).unwrap();
+        fs::File::options().write(true).open(&path).unwrap().set_len(100_001_000).unwrap();
+        let parity = |model: &Path, case: &Path| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+            command.args(["parity", "--device", "cpu", "--model"]).arg(model);
+            command.arg("--case").arg(case);
+            command
+        };
+        let case = fixtures().join("obj_qwen2_bd8.safetensors");
+        refused(&mut parity(&folder, &case), code, &["model.safetensors", words]);
+        refused(&mut parity(&fixtures().join("qwen2_tiny"), &path), code, &[words]);
     }
 }

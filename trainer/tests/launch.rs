@@ -150,13 +150,139 @@ fn refusals() {
             &["-m", "qwen3_4b", "--binary", "dlm-train", "--bucket", "gs://b", "data.dir=ckpt"],
             "no manifest.json",
         ),
-        (&["-m", "qwen3_4b", "--bucket", "gs://b"], "no dlm-train to send"),
+        (&["-m", "bitnet_2b", "--bucket", "gs://b"], "no dlm-train to send"),
     ] {
         let output = wf(dir.path(), &[&["dlm"], arguments].concat());
         let said = text(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
         assert!(said.contains(words), "{arguments:?}: {said}");
     }
+}
+
+#[test]
+fn a_call_with_nothing_else_prints_the_plan_and_what_is_missing() {
+    let empty = tempfile::tempdir().unwrap();
+    let call = ["dlm", "-m", "qwen3_4b", "-s", "hf://org/checkpoint"];
+    let output = wf(empty.path(), &call);
+    let (shown, said) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    let task: Value = serde_saphyr::from_str(&shown).unwrap();
+    assert_eq!(task["envs"]["SOURCE_PATH"], "hf://org/checkpoint");
+    assert!(shown.lines().last().unwrap().starts_with("# sky jobs launch"), "{shown}");
+    let missing: Vec<&str> = said.lines().filter(|line| line.starts_with("  - ")).collect();
+    assert_eq!(missing.len(), 2, "{said}");
+    assert!(said.contains("nothing was launched; missing:"), "{said}");
+    assert!(missing[0].contains("data.dir=datasets/packed: no such folder"), "{said}");
+    assert!(missing[1].contains("--bucket gs://NAME or set GCS_BUCKET"), "{said}");
+    // the task of a dry run is whole: data, program, and a bucket to be named at its launch
+    let (task, _) = dry_run(empty.path(), &call[1..]);
+    assert_eq!(task["file_mounts"]["~/outputs"]["source"], "gs://${GCS_BUCKET}");
+    assert!(task["envs"].as_object().unwrap().contains_key("GCS_BUCKET"));
+    assert!(task["file_mounts"]["~/data"].as_str().unwrap().ends_with("datasets/packed"));
+    let program = task["file_mounts"]["~/dlm/dlm-train"].as_str().unwrap();
+    assert!(Path::new(program).is_file(), "the dlm-train beside wf is sent: {program}");
+    assert_eq!(task["envs"]["CARGO_FEATURES"], "");
+}
+
+/// The native engine is in every build; what it does not compute takes a build with CUDA in Burn.
+#[test]
+fn models_that_the_native_engine_does_not_compute_are_built_with_cuda() {
+    let dir = workplace();
+    std::fs::write(
+        dir.path().join("ckpt/config.json"),
+        r#"{"quantization_config": {"quant_method": "bitnet"}}"#,
+    )
+    .unwrap();
+    for (more, features) in [
+        (&["-m", "qwen3_4b"][..], ""),
+        (&["-m", "bitnet_2b"], "cuda"),
+        (&["-m", "qwen3_4b", "-s", "ckpt"], "cuda"),
+        (&["-m", "qwen3_4b", "optim=muon"], "cuda"),
+        (&["-m", "qwen3_4b", "conversion.bitlinear=on"], "cuda"),
+        (&["-m", "qwen3_4b", "train.engine=burn"], "cuda"),
+    ] {
+        let (task, _) = dry_run(dir.path(), more);
+        assert_eq!(task["envs"]["CARGO_FEATURES"], features, "{more:?}");
+        let is_sent = task["file_mounts"].get("~/dlm/dlm-train").is_some();
+        assert_eq!(is_sent, features.is_empty() || cfg!(feature = "cuda"), "{more:?}");
+    }
+    // a GPU beside an ARM processor cannot run what was built here
+    let (task, _) = dry_run(dir.path(), &["-m", "qwen3_4b", "--gpu", "GH200"]);
+    let is_sent = task["file_mounts"].get("~/dlm/dlm-train").is_some();
+    assert_eq!(is_sent, cfg!(target_arch = "aarch64"));
+}
+
+#[test]
+fn a_key_for_reports_that_are_not_made_is_said() {
+    let dir = workplace();
+    let call = |key: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wf"));
+        command.current_dir(dir.path()).args(["dlm", "--dry-run", "-m", "qwen3_4b"]);
+        text(&command.env("WANDB_API_KEY", key).output().unwrap().stderr)
+    };
+    assert!(call("secret").contains("WANDB_API_KEY is set and not used"));
+    assert!(!call("secret").contains("secret"));
+    assert!(!call("").contains("WANDB_API_KEY"));
+}
+
+/// Calls `wf` with a stand-in for `sky` that prints `queue` and notes its other calls.
+fn with_queue(queue: &str, arguments: &[&str]) -> (Output, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let stand_in = dir.path().join("sky");
+    std::fs::write(
+        &stand_in,
+        format!(
+            "#!/bin/bash\ncase \"$*\" in\n{queue}\n*) echo \"$*\" >> {}/calls;; esac\n",
+            dir.path().display()
+        ),
+    )
+    .unwrap();
+    Command::new("chmod").arg("+x").arg(&stand_in).status().unwrap();
+    let state = dir.path().join("state/dlm-train");
+    std::fs::create_dir_all(&state).unwrap();
+    std::fs::write(state.join("wf-runs"), "first\n").unwrap();
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wf"));
+    command.args(arguments).env("PATH", path).env("XDG_STATE_HOME", dir.path().join("state"));
+    let output = command.output().unwrap();
+    (output, std::fs::read_to_string(dir.path().join("calls")).unwrap_or_default())
+}
+
+const JSON: &str = r#"*queue*json*) echo '[{"job_id": 7, "job_name": "other"}, {"job_id": 6, "job_name": "first"}, {"job_id": 5, "job_name": "dlm-a-1"}, {"job_id": 4, "job_name": "dlm-a-1"}]';;"#;
+const TABLE: &str = r#"*queue*json*) echo 'No such option: --output' >&2; exit 2;;
+*queue*) echo 'ID  TASK  NAME     REQUESTED  SUBMITTED  STATUS'
+echo '6   -     first    1x[H100:1]  2 hrs ago  SUCCEEDED'
+echo '5   -     dlm-a-1  1x[H100:1]  1 day ago  FAILED';;"#;
+
+#[test]
+fn logs_are_found_through_the_queue() {
+    if !bash() {
+        return;
+    }
+    for queue in [JSON, TABLE] {
+        for (name, id) in [("first", 6), ("dlm-a-1", 5), ("wf-dlm-train", 6)] {
+            let (output, calls) = with_queue(queue, &["logs", name]);
+            assert!(output.status.success(), "{name}: {}", text(&output.stderr));
+            assert_eq!(calls, format!("jobs logs --no-follow {id}\n"), "{name}");
+        }
+        for command in ["logs", "cancel"] {
+            let (output, calls) = with_queue(queue, &[command, "frist"]);
+            let said = text(&output.stderr);
+            assert_eq!((output.status.code(), calls.as_str()), (Some(2), ""), "{said}");
+            assert!(said.contains("no job called frist") && said.contains("first"), "{said}");
+        }
+        let (output, calls) = with_queue(queue, &["cancel", "first"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        assert_eq!(calls, "jobs cancel --yes 6\n");
+        let (_, calls) = with_queue(queue, &["logs", "-f", "first"]);
+        assert_eq!(calls, "jobs logs --follow 6\n");
+    }
+    let (output, _) = with_queue("*queue*) echo '[]';;", &["logs", "wf-dlm-train"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("the queue is empty"), "{}", text(&output.stderr));
+    let (output, _) = with_queue("*queue*) echo broken >&2; exit 3;;", &["logs", "first"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("exit code 3"), "{}", text(&output.stderr));
 }
 
 /// A home folder with a stand-in for dlm-train: each call adds a step to the checkpoint that it
@@ -236,12 +362,29 @@ fn the_script_trains_copies_and_continues() {
         (read("checkpoints/latest"), read("model.safetensors"), read("sub/y")),
         ("step-1".into(), "weights\n".into(), "x\n".into())
     );
+    // The checkpoint with the lowest evaluation loss is copied too, and back.
+    let checkpoints = home.path().join("run/first/checkpoints");
+    for (step, state) in
+        [("step-000000004", "kept"), ("step-1", "{\n \"best\": {\n  \"step\": 4,\n")]
+    {
+        std::fs::create_dir_all(checkpoints.join(step)).unwrap();
+        std::fs::write(checkpoints.join(step).join("state.json"), state).unwrap();
+    }
+    std::fs::remove_file(remote.join("checkpoints/latest")).unwrap();
+    let stay = std::fs::read_to_string(home.path().join("dlm/dlm-train")).unwrap();
+    std::fs::write(home.path().join("dlm/dlm-train"), "#!/bin/bash\ntrue\n").unwrap();
+    let output = script(home.path(), "", "").output().unwrap();
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+    assert_eq!(read("checkpoints/best"), "step-000000004");
+    assert_eq!(read("checkpoints/step-000000004/state.json"), "kept");
+    std::fs::write(home.path().join("dlm/dlm-train"), stay).unwrap();
     // Another machine: the local disk is empty.
     std::fs::remove_dir_all(home.path().join("run")).unwrap();
     let output = script(home.path(), "", "").output().unwrap();
     assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
     assert_eq!(read("checkpoints/latest"), "step-2");
     assert_eq!(read("checkpoints/step-2/state.json"), "after step-1\n");
+    assert!(checkpoints.join("step-000000004/state.json").is_file());
     assert_eq!(read("metrics.jsonl"), "m\nm\n");
     assert!(
         !std::fs::read_to_string(home.path().join("arguments")).unwrap().contains("source.path")

@@ -124,12 +124,16 @@ fn overwriting_removes_the_old_export_first() {
     let dir = workplace();
     ok(&mut train(dir.path(), "run", &["conversion.total_tokens=300"]));
     fs::write(dir.path().join("run/notes.txt"), "mine").unwrap();
+    let templates = dir.path().join("run/additional_chat_templates");
+    fs::create_dir(&templates).unwrap();
+    fs::write(templates.join("tool_use.jinja"), "{{ tools }}").unwrap();
     let more = ["--resume", "never", "--overwrite", "optim.lr=1e30", "optim.clip_norm=null"];
     let out = train(dir.path(), "run", &more).output().unwrap();
     assert!(!out.status.success(), "a run that fails leaves no export");
     for gone in ["dlm_config.json", "config.json", "model.safetensors", "tokenizer.json"] {
         assert!(!dir.path().join("run").join(gone).exists(), "{gone}");
     }
+    assert!(!templates.exists());
     assert!(dir.path().join("run/notes.txt").is_file());
 }
 

@@ -125,3 +125,49 @@ fn files_of_the_export_agree_with_it() {
     let template = dir.path().join("out/additional_chat_templates/tool_use.jinja");
     assert_eq!(fs::read_to_string(template).unwrap(), "{{ tools }}");
 }
+
+/// A source whose tokenizer has more ids than its table has rows: the table grows where the dataset
+/// has the same tokenizer, and only there.
+#[test]
+fn rows_grow_to_the_ids_of_the_models_own_tokenizer() {
+    let dir = workplace();
+    ok(&mut train(dir.path(), "source", &["conversion.total_tokens=300", "export.dtype=fp32"]));
+    for key in ["bd_size", "mask_token_id"] {
+        let path = dir.path().join("source/config.json");
+        let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        config.as_object_mut().unwrap().remove(key);
+        fs::write(&path, config.to_string()).unwrap();
+    }
+    common::dataset(&dir.path().join("wide"), 24, 79, 80);
+    let vocabulary = |ids: usize| {
+        let map: serde_json::Map<_, _> = (0..ids).map(|i| (format!("t{i}"), json!(i))).collect();
+        json!({"model": {"vocab": map}}).to_string()
+    };
+    let tokenizers = |of_model: &str, of_data: &str| {
+        fs::write(dir.path().join("source/tokenizer.json"), of_model).unwrap();
+        fs::write(dir.path().join("wide/tokenizer/tokenizer.json"), of_data).unwrap();
+    };
+    let more = ["source.init=pretrained", "source.path=source", "export.dtype=fp32"];
+    let run = |out: &str| {
+        let mut command = train(dir.path(), out, &more);
+        let typed: Vec<_> = command.get_args().skip(2).map(|a| a.to_os_string()).collect();
+        command = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+        command.current_dir(dir.path()).args(["--data", "wide"]).args(typed);
+        command
+    };
+    tokenizers("{}", &vocabulary(80));
+    refused(&mut run("out"), 1, &["80 ids", "64 rows", "this model's tokenizer"]);
+    tokenizers(&vocabulary(70), &vocabulary(80));
+    refused(&mut run("out"), 1, &["another tokenizer", "t70"]);
+    tokenizers(&vocabulary(80), &vocabulary(80));
+    let out = ok(&mut run("out"));
+    assert!(
+        said(&out).contains("80 ids and the embedding table 64 rows: 64 rows"),
+        "{}",
+        said(&out)
+    );
+    let path = dir.path().join("out/config.json");
+    let config: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    assert_eq!(config["vocab_size"], 128);
+    ok(&mut run("out"));
+}

@@ -7,6 +7,7 @@ pub(crate) mod fast_json;
 pub(crate) mod json_value;
 pub(crate) mod loss_flags;
 pub(crate) mod message;
+pub(crate) mod request;
 pub(crate) mod rows;
 pub(crate) mod shapes;
 pub(crate) mod table;

@@ -10,6 +10,7 @@
 use crate::config::policies::default_now;
 use crate::error::{Error, Result};
 use crate::parse::conversation::Message;
+use crate::template::chat_context::ChatContext;
 use crate::template::forms::TemplateForms;
 use crate::template::jinja;
 use crate::template::jinja_source::has_generation;
@@ -196,6 +197,16 @@ impl ChatTemplate {
         self.render_with(messages, None, add_generation_prompt, false)
     }
 
+    /// Like [`render`](Self::render) up to where the assistant's next message begins, with tools
+    /// and variables.
+    pub(crate) fn render_chat(&self, messages: &[Message], chat: &ChatContext) -> Result<String> {
+        let mut context = self.context(messages, chat.tools.as_ref(), true);
+        for (name, value) in &chat.variables {
+            context.insert(name, Value::from(Serde(value)));
+        }
+        self.render_context(Value::from(context), chat.tools.is_some())
+    }
+
     /// Like [`render`](Self::render), with tools. With `mark_generation`, `{% generation %}` blocks
     /// are enclosed in the characters of [`crate::template::placeholder`].
     pub(crate) fn render_with(
@@ -205,16 +216,27 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         mark_generation: bool,
     ) -> Result<String> {
+        let mut context = self.context(messages, tools, add_generation_prompt);
+        if mark_generation {
+            context.insert(jinja::MARK_GENERATION, Value::from(true));
+        }
+        self.render_context(Value::from(context), tools.is_some())
+    }
+
+    /// The variables of transformers' `apply_chat_template`.
+    fn context<'a>(
+        &'a self,
+        messages: &[Message],
+        tools: Option<&Json>,
+        add_generation_prompt: bool,
+    ) -> BTreeMap<&'a str, Value> {
         let mut context: BTreeMap<&str, Value> =
             self.specials.iter().map(|(k, v)| (k.as_str(), Value::from(v.as_str()))).collect();
         context.insert("messages", Value::from(Serde(messages)));
         context.insert("tools", tools.map_or(Value::from(()), |t| Value::from(Serde(t))));
         context.insert("documents", Value::from(()));
         context.insert("add_generation_prompt", Value::from(add_generation_prompt));
-        if mark_generation {
-            context.insert(jinja::MARK_GENERATION, Value::from(true));
-        }
-        self.render_context(Value::from(context), tools.is_some())
+        context
     }
 
     /// Renders any template context, as `dlm-prep render` does with a line of its input.

@@ -5,8 +5,10 @@
 //! same way as the preparation of training data.
 
 use crate::error::{Error, Result};
-use crate::parse::conversation::Message;
+use crate::parse::conversation::{Conversation, Message};
+use crate::template::adapt::adapt;
 use crate::template::chat::ChatTemplate;
+use crate::template::chat_context::ChatContext;
 use crate::template::control::ControlTokens;
 use crate::tokenize::tokenizer::Tokenizer;
 use std::path::Path;
@@ -87,8 +89,22 @@ impl ChatFormat {
     /// that spells a control token and that the template treats specially; otherwise the errors of
     /// [`render`](Self::render) and [`encode_text`](Self::encode_text).
     pub fn encode_messages(&self, messages: &[Message]) -> Result<Vec<i32>> {
-        let text = self.render(messages)?;
-        let scan = self.control.scan_messages(messages);
+        self.encode_chat(messages, &ChatContext::default())
+    }
+
+    /// Like [`encode_messages`](Self::encode_messages), with tools and variables of the template.
+    /// Tool calls and thoughts in earlier messages are written as in training data.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`encode_messages`](Self::encode_messages).
+    pub fn encode_chat(&self, messages: &[Message], chat: &ChatContext) -> Result<Vec<i32>> {
+        let template = self.template()?;
+        let adapted = adapted(template, messages, chat)?;
+        let messages = adapted.as_deref().unwrap_or(messages);
+        let text = template.render_chat(messages, chat)?;
+        let mut scan = self.control.scan_messages(messages);
+        chat.tools.iter().for_each(|tools| self.control.scan_json(tools, &mut scan));
         if scan.reserved {
             return Err(Error::Usage(
                 "a message contains Unicode noncharacters (U+FDD0 to U+FDEF), which are not text"
@@ -98,7 +114,9 @@ impl ChatFormat {
         if !scan.control {
             return self.encode_text(&text);
         }
-        let escaped = self.render(&self.control.escape_messages(messages))?;
+        let mut escaped = chat.clone();
+        escaped.tools.iter_mut().for_each(|tools| self.control.escape_json(tools));
+        let escaped = template.render_chat(&self.control.escape_messages(messages), &escaped)?;
         if self.control.unescape(&escaped) != text {
             return Err(Error::Usage(
                 "a message contains the text of a control token, and the chat template treats it specially; remove it".to_string(),
@@ -136,10 +154,35 @@ impl ChatFormat {
         self.tokenizer.decode(&ids, true)
     }
 
+    /// Whether the template mentions a variable.
+    pub fn reads(&self, variable: &str) -> bool {
+        let Ok(template) = &self.template else { return false };
+        let in_name = |c: char| c.is_alphanumeric() || c == '_';
+        template.source().split(|c| !in_name(c)).any(|name| name == variable)
+    }
+
     fn template(&self) -> Result<&ChatTemplate> {
         self.template.as_ref().map_err(|(origin, reason)| Error::Template {
             origin: origin.clone(),
             reason: reason.clone(),
         })
     }
+}
+
+/// The messages as the template reads them, where that is another form.
+fn adapted<'m>(
+    template: &ChatTemplate,
+    messages: &[Message<'m>],
+    chat: &ChatContext,
+) -> Result<Option<Vec<Message<'m>>>> {
+    if !messages.iter().any(Message::has_extras) {
+        return Ok(None);
+    }
+    let conversation = Conversation { messages: messages.to_vec(), tools: chat.tools.clone() };
+    adapt(template, &conversation).map_err(|reason| {
+        Error::Usage(format!(
+            "the chat template cannot write the tool calls or thoughts of a message ({})",
+            reason.name()
+        ))
+    })
 }

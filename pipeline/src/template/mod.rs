@@ -4,6 +4,7 @@
 pub(crate) mod adapt;
 pub(crate) mod alignment;
 pub(crate) mod chat;
+pub(crate) mod chat_context;
 pub(crate) mod chat_format;
 pub(crate) mod control;
 pub(crate) mod forms;

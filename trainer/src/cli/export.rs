@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use crate::compute::{ComputeDtype, device};
-use crate::config::{Config, Dtype, ExportFormat};
+use crate::compute::ComputeDtype;
+use crate::config::{Config, Dtype, ExportFormat, ExportWhich};
 use crate::error::{Error, Result};
 use crate::train::export_run;
 use crate::train::output_folder;
@@ -24,15 +24,28 @@ pub(super) struct ExportArgs {
     /// Packed dataset of the run [default: the one it was trained on].
     #[arg(long)]
     pub data: Option<PathBuf>,
-    /// Name of the checkpoint folder, such as step-000000200 [default: the newest].
-    #[arg(long)]
+    /// Name of the checkpoint folder, such as step-000000200 [default: as --which says].
+    #[arg(long, conflicts_with = "which")]
     pub checkpoint: Option<String>,
+    /// The newest checkpoint or the one with the lowest evaluation loss [default: export.which of
+    /// the run].
+    #[arg(long, value_enum)]
+    pub which: Option<WhichName>,
     /// Dtype of the stored weights [default: export.dtype of the run].
     #[arg(long, value_enum)]
     pub dtype: Option<ComputeDtype>,
     /// Form of the exported folder [default: export.format of the run].
     #[arg(long, value_enum)]
     pub format: Option<FormatName>,
+}
+
+/// Names of the checkpoints that can be exported without knowing their steps.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum WhichName {
+    /// The newest.
+    Last,
+    /// The one with the lowest evaluation loss.
+    Best,
 }
 
 /// Names of the export formats.
@@ -71,6 +84,12 @@ pub(super) fn run(args: &ExportArgs) -> Result<bool> {
     if let Some(format) = args.format {
         config.export.format = format.into();
     }
+    if let Some(which) = args.which {
+        config.export.which = match which {
+            WhichName::Last => ExportWhich::Last,
+            WhichName::Best => ExportWhich::Best,
+        };
+    }
     config.output.dir = args.run.clone();
     let data = args.data.as_ref().unwrap_or(&config.data.dir);
     let out = match &args.out {
@@ -78,6 +97,6 @@ pub(super) fn run(args: &ExportArgs) -> Result<bool> {
         None => args.run.clone(),
     };
     let checkpoint = args.checkpoint.as_deref();
-    export_run::export_checkpoint(&config, data, checkpoint, &out, &device::choose("cpu")?)?;
+    export_run::export_checkpoint(&config, data, checkpoint, &out)?;
     Ok(true)
 }

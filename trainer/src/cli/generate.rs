@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::{ArgGroup, Args};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use crate::compute::{ComputeDtype, EngineChoice};
 use crate::decode::prompt;
@@ -28,12 +28,17 @@ pub(super) struct GenerateArgs {
     /// Token ids, for example 1,2,3; needs no tokenizer.
     #[arg(long, value_name = "IDS", allow_hyphen_values = true)]
     pub ids: Option<String>,
-    /// JSONL file with one {"messages": [...]}, {"prompt": "..."} or {"ids": [...]} per line.
+    /// JSONL file with one {"messages": [...], "tools": [...]}, {"prompt": "..."} or {"ids": [...]}
+    /// per line; tools may be left out, and a content may be a list of text parts.
     #[arg(long, value_name = "FILE")]
     pub input: Option<PathBuf>,
     /// Encode text as it is, without the chat template.
     #[arg(long)]
     pub raw: bool,
+    /// Variables of the chat template as a JSON object, such as {"enable_thinking": false}. One
+    /// with think in its name says how the answer opens [default: as in the training data].
+    #[arg(long, value_name = "JSON", conflicts_with_all = ["raw", "ids"])]
+    pub template_kwargs: Option<String>,
     /// How to decode [default: block].
     #[arg(long, value_enum)]
     pub mode: Option<DecodeMode>,
@@ -151,6 +156,7 @@ fn options(args: &GenerateArgs) -> Result<GenerateOptions> {
     Ok(GenerateOptions {
         mode,
         raw: args.raw,
+        template_kwargs: template_kwargs(args.template_kwargs.as_deref())?,
         threshold: args.threshold.unwrap_or(usual.threshold),
         block_size: args.block_size,
         sub_block_size: args.sub_block_size,
@@ -169,6 +175,23 @@ fn read_prompts(args: &GenerateArgs) -> Result<Vec<Prompt>> {
     match &args.ids {
         Some(ids) => Ok(vec![Prompt::Ids(prompt::parse_ids(ids)?)]),
         None => Ok(args.prompt.iter().cloned().map(Prompt::Text).collect()),
+    }
+}
+
+/// The variables of `--template-kwargs`.
+fn template_kwargs(text: Option<&str>) -> Result<Map<String, Value>> {
+    let Some(text) = text else { return Ok(Map::new()) };
+    let variables: Map<String, Value> = serde_json::from_str(text).map_err(|error| {
+        Error::Usage(format!(
+            "--template-kwargs {text}: {error}; expected a JSON object such as {{\"enable_thinking\": false}}"
+        ))
+    })?;
+    let own = ["messages", "tools", "documents", "add_generation_prompt"];
+    match own.iter().find(|name| variables.contains_key(**name)) {
+        Some(name) => Err(Error::Usage(format!(
+            "--template-kwargs: {name} is set by generate itself (messages and tools are keys of a line of --input)"
+        ))),
+        None => Ok(variables),
     }
 }
 

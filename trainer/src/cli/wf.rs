@@ -24,9 +24,9 @@ struct Wf {
 enum Command {
     /// Launch a training run.
     Dlm(Box<DlmArgs>),
-    /// Print the log of a run.
+    /// Print the log of a run, also of one that has ended.
     Logs {
-        /// Name of the run.
+        /// Name of the run; wf-dlm-train is the newest that wf launched.
         name: String,
         /// Keep printing new lines until the run ends.
         #[arg(short, long)]
@@ -73,8 +73,8 @@ struct DlmArgs {
     /// Name of the run; the same name continues it [default: model and time].
     #[arg(short, long)]
     name: Option<String>,
-    /// A dlm-train built with --features cuda, to be sent to the machine [default: the dlm-train
-    /// next to wf if wf was built with it; else dlm-train is built on the machine].
+    /// A dlm-train to be sent to the machine; for BitNet and Muon one built with --features cuda
+    /// [default: the dlm-train next to wf if it can run there; else dlm-train is built there].
     #[arg(long)]
     binary: Option<PathBuf>,
     /// Return once the run is submitted; do not follow its log.

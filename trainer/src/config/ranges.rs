@@ -3,7 +3,7 @@
 //! In: a [`Config`] of the right types. Out: nothing, or the first value that is out of range.
 
 use super::error::ConfigError;
-use super::schema::{Config, Init, Schedule};
+use super::schema::{Config, ExportWhich, Init, Schedule};
 
 /// Most rows of a step: their row numbers and masks are in memory at the same time.
 const MOST_BATCH_ROWS: usize = 1 << 20;
@@ -104,6 +104,18 @@ impl Config {
             train.eval_rows,
             train.eval_every == 0 || train.eval_rows > 0,
             "1 or more with eval_every",
+        )?;
+        ensure(
+            "train.early_stop_patience",
+            train.early_stop_patience.unwrap_or(0),
+            train.early_stop_patience.is_none() || train.eval_every > 0,
+            "null where train.eval_every is 0, since no evaluation is ever made",
+        )?;
+        ensure(
+            "export.which",
+            self.export.which,
+            self.export.which == ExportWhich::Last || train.eval_every > 0,
+            "last where train.eval_every is 0, since no evaluation is ever made",
         )?;
         ensure(
             "train.keep_checkpoints",

@@ -17,7 +17,8 @@ pub(super) const RENAMED_KEYS: &[(&str, &str)] = &[
 
 /// Keys that configurations saved by earlier versions do not have: section, key, and the value that
 /// those versions had in effect.
-pub(super) const ADDED_KEYS: &[(&str, &str, &str)] = &[("train", "engine", "auto")];
+pub(super) const ADDED_KEYS: &[(&str, &str, &str)] =
+    &[("train", "engine", "auto"), ("export", "which", "last")];
 
 /// Values that were renamed: key, old value, new value.
 pub(super) const RENAMED_VALUES: &[(&str, &str, &str)] =
@@ -225,6 +226,9 @@ section! {
         format: ExportFormat,
         /// Dtype of the stored weights.
         dtype: Dtype,
+        /// `last` exports the weights after the last step, `best` those with the lowest evaluation
+        /// loss. The checkpoint with the lowest loss is kept in either case.
+        which: ExportWhich,
     }
 }
 
@@ -339,6 +343,16 @@ choice! {
         None = "none",
         /// Those inside a layer, from the layer's input.
         Layer = "layer",
+    }
+}
+
+choice! {
+    /// Which weights of a run are exported.
+    ExportWhich {
+        /// Those after the last step.
+        Last = "last",
+        /// Those with the lowest evaluation loss.
+        Best = "best",
     }
 }
 

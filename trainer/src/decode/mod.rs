@@ -14,6 +14,7 @@ pub(crate) mod cached;
 pub(crate) mod completion;
 mod engine;
 pub(crate) mod folder;
+pub(crate) mod generate_options;
 pub(crate) mod prompt;
 
 pub(crate) use ar::ArOptions;

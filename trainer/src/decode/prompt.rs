@@ -1,13 +1,15 @@
 //! Prompts as token ids.
 //!
-//! In: `--prompt` texts, an `--ids` list, or the lines of a JSONL file, each `{"messages": [...]}`,
-//! `{"prompt": "..."}` or `{"ids": [...]}`. Out: token ids. Text is taken as one user message and
-//! rendered by the model's chat template with the generation prompt, unless `--raw` is given.
+//! In: `--prompt` texts, an `--ids` list, or the lines of a JSONL file, each `{"messages": [...]}`
+//! (with `tools` if there are any), `{"prompt": "..."}` or `{"ids": [...]}`. Out: token ids. Text
+//! is taken as one user message and rendered by the model's chat template with the generation
+//! prompt, unless `--raw` is given.
 
 use std::path::Path;
 
-use dlm_prep::{ChatFormat, Message};
+use dlm_prep::{ChatContext, ChatFormat, Message, parse_chat};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::io::source;
@@ -19,6 +21,13 @@ pub enum Prompt {
     Text(String),
     /// A conversation that the model continues as the assistant.
     Messages(Vec<Message<'static>>),
+    /// A conversation with the tools that the assistant may call.
+    WithTools {
+        /// The conversation.
+        messages: Vec<Message<'static>>,
+        /// Tool declarations as a JSON list.
+        tools: Value,
+    },
     /// Token ids, used without change.
     Ids(Vec<i64>),
 }
@@ -26,7 +35,9 @@ pub enum Prompt {
 /// One input line. Other keys (an expected answer, a task name) are ignored.
 #[derive(Deserialize)]
 struct Line {
-    messages: Option<Vec<Message<'static>>>,
+    messages: Option<Vec<Value>>,
+    #[serde(default)]
+    tools: Value,
     prompt: Option<String>,
     ids: Option<Vec<i64>>,
 }
@@ -62,7 +73,15 @@ pub(crate) fn read_jsonl(path: &Path) -> Result<Vec<Prompt>> {
             (Some(messages), None, None) if messages.is_empty() => {
                 return Err(wrong("`messages` is empty".into()));
             }
-            (Some(messages), None, None) => Prompt::Messages(messages),
+            (Some(messages), None, None) => {
+                match parse_chat(messages, line.tools).map_err(|error| wrong(error.to_string()))? {
+                    (messages, None) => Prompt::Messages(messages),
+                    (messages, Some(tools)) => Prompt::WithTools { messages, tools },
+                }
+            }
+            _ if !line.tools.is_null() => {
+                return Err(wrong("`tools` needs the key messages beside it".into()));
+            }
             (None, Some(text), None) => Prompt::Text(text),
             (None, None, Some(ids)) => Prompt::Ids(ids),
             _ => {
@@ -95,16 +114,35 @@ impl PromptCodec {
         Ok(PromptCodec { format: ChatFormat::load(dir)? })
     }
 
-    /// Token ids of a prompt. With `raw`, text is encoded without the chat template, and strings
-    /// that spell a control token become that token.
-    pub(crate) fn encode(&self, prompt: &Prompt, raw: bool) -> Result<Vec<i64>> {
+    /// Token ids of a prompt; `variables` are given to the chat template.
+    pub(crate) fn encode(
+        &self,
+        prompt: &Prompt,
+        variables: &Map<String, Value>,
+    ) -> Result<Vec<i64>> {
+        let mut chat = ChatContext { tools: None, variables: variables.clone() };
         let ids = match prompt {
             Prompt::Ids(ids) => return Ok(ids.clone()),
-            Prompt::Text(text) if raw => self.format.encode_text(text),
-            Prompt::Text(text) => self.format.encode_messages(&[Message::new("user", text)]),
-            Prompt::Messages(messages) => self.format.encode_messages(messages),
+            Prompt::Text(text) => self.format.encode_chat(&[Message::new("user", text)], &chat),
+            Prompt::Messages(messages) => self.format.encode_chat(messages, &chat),
+            Prompt::WithTools { messages, tools } => {
+                chat.tools = Some(tools.clone());
+                self.format.encode_chat(messages, &chat)
+            }
         };
         Ok(ids.map_err(suggest_raw)?.into_iter().map(i64::from).collect())
+    }
+
+    /// Token ids of a prompt, of text without the chat template: strings that spell a control token
+    /// become that token.
+    pub(crate) fn encode_raw(&self, prompt: &Prompt) -> Result<Vec<i64>> {
+        let Prompt::Text(text) = prompt else { return self.encode(prompt, &Map::new()) };
+        Ok(self.format.encode_text(text)?.into_iter().map(i64::from).collect())
+    }
+
+    /// Whether the chat template mentions a variable.
+    pub(crate) fn reads(&self, variable: &str) -> bool {
+        self.format.reads(variable)
     }
 
     /// Text of a completion, without control tokens.
@@ -159,22 +197,22 @@ mod tests {
 
         let dir = folder_with_template("{% for %}");
         let codec = PromptCodec::load(dir.path()).unwrap();
-        let error = codec.encode(&text("q"), false).unwrap_err();
+        let error = codec.encode(&text("q"), &Map::new()).unwrap_err();
         assert_eq!(error.exit_code(), 1, "{error}");
         assert!(error.to_string().contains("--raw"), "{error}");
-        let raw = codec.encode(&text("q<|im_end|>"), true).unwrap();
+        let raw = codec.encode_raw(&text("q<|im_end|>")).unwrap();
         assert_eq!(codec.decode(&raw).unwrap(), "q");
 
         let dir = folder_with_template("{{ raise_exception('no') }}");
         let codec = PromptCodec::load(dir.path()).unwrap();
-        let error = codec.encode(&text("q"), false).unwrap_err();
+        let error = codec.encode(&text("q"), &Map::new()).unwrap_err();
         assert_eq!(error.exit_code(), 1, "{error}");
 
         let dir = folder_with_template("{{ messages[0].content }}");
         let codec = PromptCodec::load(dir.path()).unwrap();
-        let error = codec.encode(&text("\u{FDD0}"), false).unwrap_err();
+        let error = codec.encode(&text("\u{FDD0}"), &Map::new()).unwrap_err();
         assert_eq!(error.exit_code(), 2, "{error}");
-        assert_eq!(codec.decode(&codec.encode(&text("q"), false).unwrap()).unwrap(), "q");
+        assert_eq!(codec.decode(&codec.encode(&text("q"), &Map::new()).unwrap()).unwrap(), "q");
     }
 
     #[test]
@@ -199,6 +237,17 @@ mod tests {
             ("{\"ids\": [1], \"prompt\": \"q\"}", "exactly one"),
             ("{}", "exactly one"),
             ("{\"messages\": []}", "empty"),
+            ("{\"messages\": [{\"role\": \"user\"}]}", "message 1: no content"),
+            ("{\"messages\": [{\"role\": \"narrator\", \"content\": \"q\"}]}", "no known role"),
+            (
+                "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"image\"}]}]}",
+                "not text",
+            ),
+            (
+                "{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}], \"tools\": [3]}",
+                "tools: decl",
+            ),
+            ("{\"prompt\": \"q\", \"tools\": []}", "needs the key messages"),
             ("{\"ids\": [\"x\"]}", "line 1"),
             ("not json", "line 1"),
             ("\n", "no prompts"),

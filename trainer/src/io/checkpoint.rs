@@ -56,6 +56,9 @@ pub(crate) struct RunState {
     pub eval_loss: Option<f64>,
     /// Best evaluation loss, for early stopping.
     pub best_eval: Option<f64>,
+    /// Step with the lowest evaluation loss, whose checkpoint is kept, and that loss.
+    #[serde(default)]
+    pub best: Option<BestStep>,
     /// Evaluations since the best one.
     pub evals_without_gain: u64,
     /// Tokens the decoder ran on.
@@ -66,6 +69,13 @@ pub(crate) struct RunState {
     pub seconds: f64,
     /// The run reached its end.
     pub finished: bool,
+}
+
+/// The step with the lowest evaluation loss so far.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct BestStep {
+    pub step: u64,
+    pub eval_loss: f64,
 }
 
 /// What identifies a run, by name: settings, dataset and model. A resume compares it.
@@ -147,6 +157,11 @@ pub(crate) fn is_whole(dir: &Path) -> bool {
 /// Whether a checkpoint describes its model, as those of older versions do not.
 pub(crate) fn has_config(dir: &Path) -> bool {
     dir.join("config.json").is_file()
+}
+
+/// Everything of a checkpoint that is not a tensor.
+pub(crate) fn state(dir: &Path) -> Result<RunState> {
+    Ok(read_state(dir)?.state)
 }
 
 /// The identity of the run that wrote a checkpoint.

@@ -2,7 +2,8 @@
 //!
 //! A checkpoint is written as `.step-N.partial` and renamed to `step-N` when it is whole; `latest`
 //! holds the name of the newest and is written after that. Older checkpoints beyond
-//! `train.keep_checkpoints` are then removed.
+//! `train.keep_checkpoints` are then removed, except the one with the lowest evaluation loss, whose
+//! step is in the newest one's `state.json`.
 //!
 //! Where `step-N` exists already it is first renamed to `.step-N.old`. A crash between the two
 //! renames leaves both under their hidden names, and `latest` naming no folder:
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 use dlm_datasets::fs;
 
 use crate::error::{Error, Result};
-use crate::io::checkpoint::{self, Snapshot};
+use crate::io::checkpoint::{self, BestStep, Snapshot};
 use crate::report::console::message;
 
 /// The checkpoint folder of a run.
@@ -93,10 +94,25 @@ impl CheckpointStore {
         }
     }
 
+    /// Folder of the checkpoint with the lowest evaluation loss.
+    pub(crate) fn best(&self, best: BestStep) -> Result<PathBuf> {
+        let dir = self.dir.join(folder_name(best.step));
+        if checkpoint::is_whole(&dir) {
+            return Ok(dir);
+        }
+        Err(Error::format(
+            &dir,
+            format!(
+                "the checkpoint with the lowest evaluation loss ({:.4}) is missing; export the last weights with export.which=last",
+                best.eval_loss
+            ),
+        ))
+    }
+
     /// Write a checkpoint; returns its folder.
     pub(crate) fn save(&self, snapshot: &Snapshot) -> Result<PathBuf> {
         fs::create_dir(&self.dir)?;
-        let name = format!("step-{:09}", snapshot.state.step);
+        let name = folder_name(snapshot.state.step);
         let dir = self.dir.join(&name);
         let partial = self.dir.join(format!(".{name}.partial"));
         remove_dir(&partial, "removing a partial checkpoint")?;
@@ -112,12 +128,12 @@ impl CheckpointStore {
         }
         fs::rename(&partial, &dir)?;
         fs::write_atomic(&self.dir.join("latest"), name.as_bytes())?;
-        self.prune(&name)?;
+        self.prune(&name, snapshot.state.best.map(|best| folder_name(best.step)))?;
         Ok(dir)
     }
 
-    /// Remove checkpoints beyond the newest `keep`, and what a killed process left.
-    fn prune(&self, newest: &str) -> Result<()> {
+    /// Remove checkpoints beyond the newest `keep` and the best, and what a killed process left.
+    fn prune(&self, newest: &str, best: Option<String>) -> Result<()> {
         let mut steps = Vec::new();
         for name in self.names()? {
             if name.starts_with("step-") {
@@ -132,6 +148,7 @@ impl CheckpointStore {
         let surplus = steps.len().saturating_sub(self.keep);
         steps[..surplus]
             .iter()
+            .filter(|step| best.as_ref() != Some(step))
             .try_for_each(|s| remove_dir(&self.dir.join(s), "removing an old checkpoint"))
     }
 
@@ -148,6 +165,11 @@ impl CheckpointStore {
     pub(crate) fn clear(&self) -> Result<()> {
         remove_dir(&self.dir, "removing old checkpoints")
     }
+}
+
+/// Name of the checkpoint folder of a step; names sort as steps do.
+fn folder_name(step: u64) -> String {
+    format!("step-{step:09}")
 }
 
 /// Remove a folder and all in it, if it is there.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::config::ExportFormat;
 use crate::error::{Error, Result};
 use crate::io::json as json_file;
-use crate::io::source::tokenizer_files;
+use crate::io::source::{NAMED_TEMPLATES, tokenizer_files};
 use crate::model::{Decoder, ParamKind};
 
 /// Everything in an export besides the tensors.
@@ -65,13 +65,12 @@ pub(crate) fn write_small_files(
 
 /// Copy the chat templates besides the default one (`tool_use`).
 fn copy_named_templates(tokenizer: &Path, dir: &Path) -> Result<()> {
-    const FOLDER: &str = "additional_chat_templates";
-    let Ok(files) = std::fs::read_dir(tokenizer.join(FOLDER)) else { return Ok(()) };
+    let Ok(files) = std::fs::read_dir(tokenizer.join(NAMED_TEMPLATES)) else { return Ok(()) };
     for file in files.filter_map(std::result::Result::ok) {
         let from = file.path();
         let bytes = std::fs::read(&from).map_err(|e| Error::io(&from, "reading", e))?;
-        fs::create_dir(&dir.join(FOLDER))?;
-        fs::write_atomic(&dir.join(FOLDER).join(file.file_name()), &bytes)?;
+        fs::create_dir(&dir.join(NAMED_TEMPLATES))?;
+        fs::write_atomic(&dir.join(NAMED_TEMPLATES).join(file.file_name()), &bytes)?;
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use dlm_datasets::fs;
 
 /// Read a JSON file. `expected` completes the error "PATH: not …".
 pub(crate) fn read<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<T> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "reading", e))?;
+    let text = json_text::read(path).map_err(|e| Error::io(path, "reading", e))?;
     parse(path, &text, expected)
 }
 
@@ -20,7 +20,7 @@ pub(crate) fn read_if_present<T: DeserializeOwned>(
     path: &Path,
     expected: &str,
 ) -> Result<Option<T>> {
-    match std::fs::read_to_string(path) {
+    match json_text::read(path) {
         Ok(text) => parse(path, &text, expected).map(Some),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::io(path, "reading", e)),

@@ -19,6 +19,7 @@ use serde_json::json;
 
 use crate::compute::tensor_io::{decode_floats, download};
 use crate::error::{Error, Result};
+use crate::model::checkpoint_file::check_header;
 
 /// Bytes converted and written at a time.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -161,6 +162,7 @@ pub(crate) fn read_f32(
     // SAFETY: the mapping is read-only, and the file is a checkpoint that this program wrote and
     // never changes in place: checkpoints are only renamed or removed.
     let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, "mapping", e))?;
+    check_header(path, &map)?;
     let tensors = SafeTensors::deserialize(&map)
         .map_err(|e| Error::format(path, format!("not a whole safetensors file: {e}")))?;
     expected

@@ -5,11 +5,13 @@
 
 use std::path::{Path, PathBuf};
 
+use dlm_datasets::hash;
 use dlm_prep::ConsoleProgress;
 use dlm_prep::hub::{HubName, ModelPart, resolve_model};
 
 use crate::config::{Config, Init};
 use crate::error::{Error, Result};
+use crate::io::json;
 
 /// Where a run's model comes from.
 #[derive(Clone, Debug)]
@@ -52,6 +54,33 @@ pub(crate) fn locate(cfg: &Config, recorded: Option<&str>) -> Result<ModelSource
     Ok(ModelSource { folder: Some(model.folder), name: model.name, checkpoint: None })
 }
 
+/// Hash of a model folder's `config.json` and weights; `None` where one of them is missing.
+pub(crate) fn content_hash(folder: &Path) -> Result<Option<String>> {
+    let mut names = vec!["config.json".to_string()];
+    if folder.join("model.safetensors").is_file() {
+        names.push("model.safetensors".into());
+    } else {
+        let index = folder.join("model.safetensors.index.json");
+        let Some(index) = json::read_if_present::<serde_json::Value>(&index, "valid JSON")? else {
+            return Ok(None);
+        };
+        let map = index.get("weight_map").and_then(|map| map.as_object()).into_iter().flatten();
+        let mut shards: Vec<_> = map.filter_map(|(_, file)| file.as_str()).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        names.extend(shards.into_iter().map(String::from));
+    }
+    let mut lines = String::new();
+    for name in names {
+        let path = folder.join(&name);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        lines += &format!("{} {name}\n", hash::sha256_file(&path)?);
+    }
+    Ok(Some(hash::sha256(lines.as_bytes())))
+}
+
 /// Names of the tokenizer files that a model folder can have.
 pub(crate) const TOKENIZER_FILES: [&str; 7] = [
     "tokenizer.json",
@@ -62,6 +91,9 @@ pub(crate) const TOKENIZER_FILES: [&str; 7] = [
     "vocab.json",
     "merges.txt",
 ];
+
+/// Folder of the chat templates besides the default one.
+pub(crate) const NAMED_TEMPLATES: &str = "additional_chat_templates";
 
 /// The tokenizer files of a folder, those that exist.
 pub(crate) fn tokenizer_files(dir: &Path) -> Vec<PathBuf> {

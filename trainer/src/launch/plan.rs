@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
-use crate::config::Config;
+use crate::config::{BitLinear, Config, Engine, OptimName};
 use crate::error::{Error, Result};
 
 /// Size of the machine.
@@ -95,6 +95,8 @@ pub(super) struct LaunchPlan {
     pub infra: Option<String>,
     /// Rent a spot machine.
     pub spot: bool,
+    /// Whether Burn must compute on the GPU, which takes a build with the feature `cuda`.
+    pub needs_burn: bool,
     /// The dlm-train to send; `None`: the repository is sent and built on the machine.
     pub binary: Option<PathBuf>,
     /// The repository, where no binary is sent.
@@ -173,7 +175,10 @@ impl LaunchPlan {
             Some(bucket) if !is_bucket(bucket) => return Err(Error::Usage(format!("--bucket {bucket}: expected gs://NAME or s3://NAME"))),
             Some(_) => {}
         }
-        let (binary, repository) = program(options.binary.clone(), here, &mut obstacles)?;
+        let needs_burn = needs_burn(&options.model, source.as_ref(), &config);
+        let fits = !needs_burn || cfg!(feature = "cuda");
+        let (binary, repository) =
+            program(options.binary.clone(), here, fits && runs_on(&options.gpu), &mut obstacles)?;
         let name = options
             .name
             .clone()
@@ -188,6 +193,7 @@ impl LaunchPlan {
             accelerators: format!("{}:{}", options.gpu, options.scale.gpus()),
             infra: options.cloud.clone(),
             spot: options.spot,
+            needs_burn,
             binary,
             repository,
             overrides,
@@ -227,10 +233,34 @@ fn locate(text: &str, here: &Path, hub: bool) -> Result<InputLocation> {
     Err(Error::Usage(format!("{option}{text}: no such folder here; expected {expected}")))
 }
 
-/// The binary to send, or the repository to build on the machine.
+/// Whether the native engine cannot compute this run.
+fn needs_burn(model: &str, source: Option<&InputLocation>, config: &Config) -> bool {
+    let is_bitnet = match source {
+        Some(InputLocation::Local(dir)) => std::fs::read_to_string(dir.join("config.json"))
+            .is_ok_and(|text| text.to_lowercase().contains("bitnet")),
+        _ => false,
+    };
+    is_bitnet
+        || model.starts_with("bitnet")
+        || config.conversion.bitlinear == BitLinear::On
+        || config.optim.name == OptimName::Muon
+        || config.train.engine == Engine::Burn
+}
+
+/// Whether a program built here runs on the rented machine. Those with GH200 and GB200 have ARM
+/// processors.
+fn runs_on(gpu: &str) -> bool {
+    let arm = gpu.starts_with("GH") || gpu.starts_with("GB");
+    let machine = ("linux", if arm { "aarch64" } else { "x86_64" });
+    machine == (std::env::consts::OS, std::env::consts::ARCH) && cfg!(feature = "native")
+}
+
+/// The binary to send, or the repository to build on the machine. The dlm-train beside this program
+/// is sent if it `fits`.
 fn program(
     binary: Option<PathBuf>,
     here: &Path,
+    fits: bool,
     obstacles: &mut Vec<String>,
 ) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
     if let Some(path) = binary {
@@ -241,7 +271,7 @@ fn program(
     }
     let sibling =
         std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("dlm-train")));
-    if let Some(sibling) = sibling.filter(|path| cfg!(feature = "cuda") && path.is_file()) {
+    if let Some(sibling) = sibling.filter(|path| fits && path.is_file()) {
         return Ok((Some(sibling), None));
     }
     let repository = here

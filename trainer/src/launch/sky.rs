@@ -4,13 +4,13 @@
 //! (exit code 1).
 
 use std::io::{ErrorKind, Write};
-use std::path::Path;
-use std::process::Command;
 
 use crate::error::{Error, Result};
 use crate::report::console::message;
 
+use super::command::run;
 use super::plan::{LaunchOptions, LaunchPlan};
+use super::queue;
 use super::task::shell_words;
 
 /// Environment variables passed to the machine as secrets, where they are set.
@@ -26,18 +26,26 @@ pub(crate) fn launch(options: &LaunchOptions) -> Result<()> {
         .into_iter()
         .filter(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
         .collect();
+    if std::env::var_os("WANDB_API_KEY").is_some_and(|value| !value.is_empty()) {
+        message(format_args!(
+            "wf: WANDB_API_KEY is set and not used: dlm-train does not report to Weights & Biases; its metrics are in metrics.jsonl, with report.tensorboard=true also as TensorBoard files"
+        ));
+    }
     let yaml = plan.yaml()?;
     let file = std::env::temp_dir().join(format!("{}.yaml", plan.name));
     let command = plan.command(&file.display().to_string(), &secrets);
+    let shown = format!("{yaml}# {}\n", shell_words(&command));
     if options.dry_run {
-        let shown = format!("{yaml}# {}\n", shell_words(&command));
         for obstacle in &plan.obstacles {
             message(format_args!("wf: would be refused: {obstacle}"));
         }
         return print(&shown);
     }
     if !plan.obstacles.is_empty() {
-        return Err(Error::Usage(plan.obstacles.join("\nwf: ")));
+        print(&shown)?;
+        let missing: Vec<String> =
+            plan.obstacles.iter().map(|obstacle| format!("\n  - {obstacle}")).collect();
+        return Err(Error::Usage(format!("nothing was launched; missing:{}", missing.concat())));
     }
     std::fs::write(&file, yaml).map_err(|error| Error::io(&file, "writing the task", error))?;
     message(format_args!("wf: {}", shell_words(&command)));
@@ -45,6 +53,7 @@ pub(crate) fn launch(options: &LaunchOptions) -> Result<()> {
     let launched = run(&command);
     let removed = std::fs::remove_file(&file);
     launched?;
+    queue::note(&plan.name);
     if let Err(error) = removed {
         message(format_args!("wf: {} could not be removed: {error}", file.display()));
     }
@@ -55,42 +64,22 @@ pub(crate) fn launch(options: &LaunchOptions) -> Result<()> {
     Ok(())
 }
 
-/// `wf logs NAME [-f]`: print the log of a run.
+/// `wf logs NAME [-f]`: print the log of the newest run of a name, also when it has ended.
 pub(crate) fn logs(name: &str, follow: bool) -> Result<()> {
     let follow = if follow { "--follow" } else { "--no-follow" };
-    run(&["sky", "jobs", "logs", "--name", name, follow].map(Into::into))
+    let id = queue::newest(name)?.to_string();
+    run(&["sky", "jobs", "logs", follow, &id].map(Into::into))
 }
 
-/// `wf cancel NAME`: stop a run.
+/// `wf cancel NAME`: stop the newest run of a name.
 pub(crate) fn cancel(name: &str) -> Result<()> {
-    run(&["sky", "jobs", "cancel", "--yes", "--name", name].map(Into::into))
+    let id = queue::newest(name)?.to_string();
+    run(&["sky", "jobs", "cancel", "--yes", &id].map(Into::into))
 }
 
 /// `wf runs`: list the newest `limit` jobs.
 pub(crate) fn runs(limit: usize) -> Result<()> {
     run(&["sky".into(), "jobs".into(), "queue".into(), "--limit".into(), limit.to_string()])
-}
-
-fn run(command: &[String]) -> Result<()> {
-    let Some((program, arguments)) = command.split_first() else {
-        return Ok(());
-    };
-    let status = Command::new(program).args(arguments).status().map_err(|error| match error.kind() {
-        ErrorKind::NotFound => Error::Device(format!(
-            "`{program}` is not installed; wf needs SkyPilot (pip install \"skypilot[gcp]\" or with another cloud's name)"
-        )),
-        _ => Error::io(Path::new(program), "starting", error),
-    })?;
-    match status.code() {
-        Some(0) => Ok(()),
-        Some(code) => Err(Error::Device(format!(
-            "`{}` failed with exit code {code}; its own message is above",
-            shell_words(command)
-        ))),
-        None => {
-            Err(Error::Interrupted(format!("`{}` was ended by a signal", shell_words(command))))
-        }
-    }
 }
 
 fn print(text: &str) -> Result<()> {

@@ -27,9 +27,9 @@ impl LaunchPlan {
         let mut task = parse_yaml(text).map_err(|error| broken(&error))?;
         let mut mounts = Map::new();
         mounts.insert("~/data".into(), mount(&self.data));
-        if let Some(bucket) = &self.bucket {
-            mounts.insert("~/outputs".into(), json!({"source": bucket, "mode": "MOUNT"}));
-        }
+        // without a bucket the one of the file, which `--env GCS_BUCKET` of sky names
+        let bucket = self.bucket.as_deref().unwrap_or("gs://${GCS_BUCKET}");
+        mounts.insert("~/outputs".into(), json!({"source": bucket, "mode": "MOUNT"}));
         let source = match &self.source {
             None => String::new(),
             Some(InputLocation::Hub(name)) => name.clone(),
@@ -44,9 +44,11 @@ impl LaunchPlan {
         let sections = task.as_object_mut().ok_or_else(|| broken("not a mapping"))?;
         sections.insert("name".into(), json!(self.name));
         sections.insert("file_mounts".into(), Value::Object(mounts));
-        match &self.repository {
-            Some(dir) => sections.insert("workdir".into(), json!(dir)),
-            None => sections.shift_remove("workdir"),
+        match (&self.repository, &self.binary) {
+            (Some(dir), _) => sections.insert("workdir".into(), json!(dir)),
+            (None, Some(_)) => sections.shift_remove("workdir"),
+            // the folder in which sky is called must be the repository
+            (None, None) => None,
         };
         let resources = section(sections, "resources").ok_or_else(|| broken("no `resources`"))?;
         resources.insert("accelerators".into(), json!(self.accelerators));
@@ -59,8 +61,12 @@ impl LaunchPlan {
         envs.insert("SOURCE_PATH".into(), json!(source));
         envs.insert("HYDRA_OVERRIDES".into(), json!(shell_words(&self.overrides)));
         envs.insert("RUN_NAME".into(), json!(self.name));
-        // the mount above names the bucket; the script does not read this variable
-        envs.shift_remove("GCS_BUCKET");
+        let features = if self.needs_burn { "cuda" } else { "" };
+        envs.insert("CARGO_FEATURES".into(), json!(features));
+        if self.bucket.is_some() {
+            // the mount above names the bucket; the script does not read this variable
+            envs.shift_remove("GCS_BUCKET");
+        }
         Ok(task)
     }
 

@@ -65,6 +65,7 @@ impl Checkpoint {
             // are written once.
             let bytes = unsafe { Mmap::map(&file) }
                 .map_err(|e| Error::io(path, "mapping the weights", e))?;
+            check_header(path, &bytes)?;
             let st = SafeTensors::deserialize(&bytes).map_err(|e| {
                 Error::format(
                     path,
@@ -134,9 +135,27 @@ impl Checkpoint {
     }
 }
 
+/// Most bytes of a header: those of 100,000 tensors are about 10 MB.
+const MOST_HEADER_BYTES: u64 = 100_000_000;
+
+/// Refuse a safetensors file whose header is longer than any real one, before it is parsed. One
+/// that is longer than the file is damage, which the parser names.
+pub(crate) fn check_header(path: &Path, bytes: &[u8]) -> Result<()> {
+    let Some(length) = bytes.first_chunk().map(|length| u64::from_le_bytes(*length)) else {
+        return Ok(());
+    };
+    if length <= MOST_HEADER_BYTES || length > bytes.len() as u64 {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "{}: its first 8 bytes announce a safetensors header of {length} bytes; expected at most {MOST_HEADER_BYTES}",
+        path.display()
+    )))
+}
+
 /// Tensor name → name of the shard, from an index file.
 fn weight_map(index_file: &Path) -> Result<BTreeMap<String, String>> {
-    let text = std::fs::read_to_string(index_file)
+    let text = json_text::read(index_file)
         .map_err(|e| Error::io(index_file, "reading the shard index", e))?;
     let json = json_text::parse(&text)
         .map_err(|e| Error::format(index_file, format!("not valid JSON: {e}")))?;

@@ -76,8 +76,8 @@ impl ModelConfig {
         if let Some(dir) = file.parent().filter(|dir| dir.is_dir() && !file.exists()) {
             return Err(Error::format(dir, folder_kind::explain(dir, "config.json")));
         }
-        let text = std::fs::read_to_string(&file)
-            .map_err(|e| Error::io(&file, "reading the model config", e))?;
+        let text =
+            json_text::read(&file).map_err(|e| Error::io(&file, "reading the model config", e))?;
         let raw = json_text::parse(&text)
             .map_err(|e| Error::format(&file, format!("not valid JSON: {e}")))?;
         Self::from_json(raw).map_err(|e| match e {

@@ -53,6 +53,6 @@ pub(super) fn explain(dir: &Path, missing: &str) -> String {
 
 /// A text in a JSON file of the folder.
 pub(super) fn text_of(dir: &Path, file: &str, key: &str) -> Option<String> {
-    let json = json_text::parse(&std::fs::read_to_string(dir.join(file)).ok()?).ok()?;
+    let json = json_text::parse(&json_text::read(&dir.join(file)).ok()?).ok()?;
     Some(json.get(key)?.as_str()?.to_string())
 }

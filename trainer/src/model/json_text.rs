@@ -4,10 +4,31 @@
 //! Such a number becomes a string of the same letters, so that a key which needs a number refuses
 //! it by name instead of taking a default.
 
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::path::Path;
+
 use serde_json::Value;
 
 /// The words that Python's `json` writes and JSON does not know; longer ones first.
 const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
+
+/// Most bytes of a JSON file; the tokenizer of a large vocabulary has about 40 MB.
+const MOST_BYTES: u64 = 256 << 20;
+
+/// The text of a JSON file; one that is too large is an error of the kind
+/// [`ErrorKind::FileTooLarge`], before it is in memory.
+pub(crate) fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let bytes = File::open(path)?.take(MOST_BYTES + 1).read_to_string(&mut text)?;
+    match bytes as u64 > MOST_BYTES {
+        true => Err(io::Error::new(
+            ErrorKind::FileTooLarge,
+            format!("more than {} MiB; expected a JSON file of a model folder", MOST_BYTES >> 20),
+        )),
+        false => Ok(text),
+    }
+}
 
 /// Parses a JSON document.
 pub(crate) fn parse(text: &str) -> serde_json::Result<Value> {

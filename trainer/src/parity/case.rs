@@ -12,6 +12,7 @@ use safetensors::{Dtype, SafeTensors};
 use crate::compute::tensor_io::decode_floats;
 use crate::diffusion::{IGNORE, PackedRow};
 use crate::error::{Error, Result};
+use crate::model::checkpoint_file::check_header;
 
 /// Inputs and expected values of one batch of `rows` rows of `len` tokens.
 pub(super) struct Case {
@@ -35,6 +36,7 @@ pub(super) struct Case {
 /// Reads a case for a model with ids 0 to `vocab - 1`.
 pub(super) fn read_case(path: &Path, vocab: usize) -> Result<Case> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, "reading the case", e))?;
+    check_header(path, &bytes)?;
     let tensors = SafeTensors::deserialize(&bytes)
         .map_err(|e| Error::format(path, format!("not a whole safetensors file: {e}")))?;
     let file = CaseFile { path, tensors };

@@ -10,6 +10,7 @@ use safetensors::SafeTensors;
 use crate::compute::tensor_io::{decode_floats, download};
 use crate::error::{Error, Result};
 use crate::kernels::cast::to_f32;
+use crate::model::checkpoint_file::check_header;
 use crate::model::{Decoder, Gradients};
 
 /// Added to the tolerance of a gradient's largest entry: entries below this are noise.
@@ -68,6 +69,7 @@ pub(super) fn gradients(
     gradients: &Gradients,
 ) -> Result<GradientDifferences> {
     let bytes = std::fs::read(file).map_err(|e| Error::io(file, "reading the gradients", e))?;
+    check_header(file, &bytes)?;
     let tensors =
         SafeTensors::deserialize(&bytes).map_err(|e| Error::format(file, e.to_string()))?;
     let known: Vec<&str> = decoder.params.specs.iter().map(|spec| spec.name.as_str()).collect();

@@ -5,14 +5,14 @@
 
 use std::path::{Path, PathBuf};
 
-use dlm_datasets::{Dataset, Manifest};
+use dlm_datasets::{Dataset, Manifest, fs};
 use safetensors::Dtype as FileDtype;
 use serde_json::json;
 
-use crate::compute::ComputeDevice;
-use crate::config::{self, Config};
+use crate::compute::device;
+use crate::config::{self, Config, ExportWhich};
 use crate::error::{Error, Result};
-use crate::io::checkpoint::{self, RunState};
+use crate::io::checkpoint::{self, BestStep, Identity, RunState};
 use crate::io::checkpoint_store::CheckpointStore;
 use crate::io::description::ExportInfo;
 use crate::io::export;
@@ -99,30 +99,60 @@ fn eos_token_ids(manifest: &Manifest) -> Vec<i32> {
     ids
 }
 
-/// Export a checkpoint of the run in `cfg.output.dir`: the named one, else the newest.
+/// The step to export, where it is not the last one.
+pub(super) fn best_to_export(cfg: &Config, state: &RunState) -> Result<Option<BestStep>> {
+    match (cfg.export.which, state.best) {
+        (ExportWhich::Last, _) => Ok(None),
+        (ExportWhich::Best, Some(best)) => Ok(Some(best).filter(|best| best.step != state.step)),
+        (ExportWhich::Best, None) => Err(Error::Usage(format!(
+            "export.which=best: no evaluation loss was recorded up to step {}; export the last weights with export.which=last",
+            state.step
+        ))),
+    }
+}
+
+/// Export a checkpoint of the run in `cfg.output.dir`: the named one, else the newest or the best
+/// as `export.which` says.
 pub(crate) fn export_checkpoint(
     cfg: &Config,
     data_dir: &Path,
     name: Option<&str>,
     out: &Path,
-    device: &ComputeDevice,
 ) -> Result<()> {
-    let checkpoint = find_checkpoint(&cfg.output.dir, name)?;
-    let data = data::open(data_dir)?;
+    let checkpoint = find_checkpoint(cfg, name)?;
     let recorded = checkpoint::identity(&checkpoint)?;
+    check_out(cfg, data_dir, &recorded, out)?;
+    let _lock = fs::lock_dir(out)?;
+    write_checkpoint(cfg, data_dir, &checkpoint, out)
+}
+
+/// Refuse a folder for the export that belongs to something else.
+fn check_out(cfg: &Config, data_dir: &Path, recorded: &Identity, out: &Path) -> Result<()> {
     let taken = [
         ("the source", cfg.source.path.as_deref().map(Path::new)),
         ("the dataset", Some(data_dir)),
     ];
-    let purpose = Purpose::Export { run: &cfg.output.dir, identity: &recorded };
-    output_folder::check("--out", out, purpose, &taken)?;
+    let purpose = Purpose::Export { run: &cfg.output.dir, identity: recorded };
+    output_folder::check("--out", out, purpose, &taken)
+}
+
+/// Export a checkpoint to `out`, computing on the CPU.
+pub(super) fn write_checkpoint(
+    cfg: &Config,
+    data_dir: &Path,
+    checkpoint: &Path,
+    out: &Path,
+) -> Result<()> {
+    let device = device::choose("cpu")?;
+    let data = data::open(data_dir)?;
+    let recorded = checkpoint::identity(checkpoint)?;
     let recorded_source = recorded.get("source").map(String::as_str);
-    let source = if checkpoint::has_config(&checkpoint) {
+    let source = if checkpoint::has_config(checkpoint) {
         // the source itself may be gone
         ModelSource {
-            folder: Some(checkpoint.clone()),
+            folder: Some(checkpoint.to_path_buf()),
             name: recorded_source.unwrap_or_default().to_string(),
-            checkpoint: Some(checkpoint.clone()),
+            checkpoint: Some(checkpoint.to_path_buf()),
         }
     } else {
         source::locate(cfg, recorded_source)?
@@ -130,7 +160,7 @@ pub(crate) fn export_checkpoint(
     let PreparedModel { decoder, .. } = prepare(cfg, &source, &data, &device.device, false)?;
     let uses_muon: Vec<bool> =
         decoder.params.specs.iter().map(|s| adamw::uses_muon(&cfg.optim, s.kind)).collect();
-    let restored = checkpoint::restore(&checkpoint, &decoder.params, &uses_muon, &device.device)?;
+    let restored = checkpoint::restore(checkpoint, &decoder.params, &uses_muon, &device.device)?;
     if restored.identity.get("data") != Some(&data.fingerprint()) {
         return Err(Error::Mismatch(format!(
             "{} was trained on another dataset than {}; give the right one with --data",
@@ -149,19 +179,22 @@ pub(crate) fn export_checkpoint(
     export(&model, out)
 }
 
-fn find_checkpoint(run_dir: &Path, name: Option<&str>) -> Result<PathBuf> {
-    match name {
-        Some(n) if n.starts_with("step-") && !n.contains('/') => {
-            Ok(run_dir.join("checkpoints").join(n))
+fn find_checkpoint(cfg: &Config, name: Option<&str>) -> Result<PathBuf> {
+    let run_dir = &cfg.output.dir;
+    let store = CheckpointStore::new(run_dir, 1);
+    if let Some(name) = name {
+        if !name.starts_with("step-") || name.contains('/') {
+            return Err(Error::Usage(format!(
+                "--checkpoint {name:?}: expected the name of a step-N folder"
+            )));
         }
-        Some(n) => {
-            Err(Error::Usage(format!("--checkpoint {n:?}: expected the name of a step-N folder")))
-        }
-        None => CheckpointStore::new(run_dir, 1).latest()?.ok_or_else(|| {
-            Error::Usage(format!(
-                "there is no checkpoint in {}",
-                run_dir.join("checkpoints").display()
-            ))
-        }),
+        return Ok(run_dir.join("checkpoints").join(name));
     }
+    let newest = store.latest()?.ok_or_else(|| {
+        Error::Usage(format!("there is no checkpoint in {}", run_dir.join("checkpoints").display()))
+    })?;
+    Ok(match best_to_export(cfg, &checkpoint::state(&newest)?)? {
+        Some(best) => store.best(best)?,
+        None => newest,
+    })
 }

@@ -5,6 +5,7 @@ use dlm_datasets::Dataset;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::io::checkpoint::Identity;
+use crate::io::source::{self, ModelSource};
 use crate::model::Decoder;
 
 /// Settings that may change between sessions: they decide what is logged, evaluated or saved, and
@@ -19,17 +20,30 @@ const FREE: [&str; 7] = [
     "train.prefetch",
 ];
 
+/// Name of the source.
+pub(super) const SOURCE: &str = "source";
+
+/// Hash of the files of a local source; a hub's source is named with its commit instead.
+pub(super) const SOURCE_HASH: &str = "source_hash";
+
+/// Settings that say when a run is complete. A complete run may be given a larger budget.
+pub(super) const BUDGET: [&str; 2] = ["conversion.total_tokens", "train.max_steps"];
+
 /// Dataset fingerprint, model source, parameter count, and every configuration key of the sections
 /// `conversion`, `optim` and `train` that is not [`FREE`].
 pub(super) fn identity(
     cfg: &Config,
     data: &Dataset,
-    source: &str,
+    source: &ModelSource,
     decoder: &Decoder,
 ) -> Result<Identity> {
     let mut identity = Identity::new();
     identity.insert("data".into(), data.fingerprint());
-    identity.insert("source".into(), source.into());
+    identity.insert(SOURCE.into(), source.name.clone());
+    let folder = source.folder.as_deref().filter(|_| !source.name.starts_with("hf://"));
+    if let Some(hash) = folder.map(source::content_hash).transpose()?.flatten() {
+        identity.insert(SOURCE_HASH.into(), hash);
+    }
     identity.insert("parameters".into(), decoder.params.numel().to_string());
     let yaml = cfg.to_yaml()?;
     let tree: serde_json::Value = serde_saphyr::from_str(&yaml)

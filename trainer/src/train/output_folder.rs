@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::io::checkpoint::Identity;
 use crate::io::json;
-use crate::io::source::TOKENIZER_FILES;
+use crate::io::source::{NAMED_TEMPLATES, TOKENIZER_FILES};
 use dlm_datasets::fs;
 
 /// What is about to be written.
@@ -129,6 +129,13 @@ pub(crate) fn remove_export(dir: &Path) -> Result<()> {
         if name.starts_with("model") && name.ends_with(".safetensors") {
             remove(&entry.path())?;
         }
+    }
+    let templates = dir.join(NAMED_TEMPLATES);
+    match std::fs::remove_dir_all(&templates) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Error::io(&templates, "removing the old export", e));
+        }
+        _ => {}
     }
     Ok(fs::sync_parent(&dir.join(MARKER))?)
 }

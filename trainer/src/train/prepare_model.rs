@@ -45,7 +45,8 @@ pub(super) fn prepare(
 ) -> Result<PreparedModel> {
     let manifest = data.manifest();
     let mut model = HostModel::new(described_model(cfg, source)?);
-    check_fit(&model.config, manifest, &source.name)?;
+    let equal = source.folder.as_ref().is_some_and(|folder| has_same_tokenizer(folder, data));
+    check_fit(&model.config, manifest, &source.name, equal)?;
     if cfg.data.allow_long_documents != Some(true) {
         check_lengths(&model.config, data, "set data.allow_long_documents=true")?;
     }
@@ -72,7 +73,8 @@ pub(super) fn prepare(
         model.config.quantization = Some(Quantization::Online);
     }
     let new_mask_token = model.config.mask_token_id.is_none() && source.folder.is_some();
-    fit_vocabulary(&mut model, manifest.mask_token_id as usize, new_mask_token);
+    let ids = if equal { manifest.vocab_size } else { 0 };
+    fit_vocabulary(&mut model, manifest.mask_token_id as usize, ids, new_mask_token);
     match cfg.conversion.bitlinear {
         BitLinear::Auto => {}
         BitLinear::On => model.config.set_bitlinear(true),
@@ -117,8 +119,14 @@ fn random_model_config(cfg: &Config) -> Result<ModelConfig> {
     ModelConfig::from_json(raw).map_err(|e| Error::Usage(format!("source.config: {e}")))
 }
 
-/// Refuse a dataset whose mask id, block size or vocabulary does not fit the model.
-pub(crate) fn check_fit(model: &ModelConfig, manifest: &Manifest, source: &str) -> Result<()> {
+/// Refuse a dataset whose mask id, block size or vocabulary does not fit the model. With
+/// `may_grow` ids beyond the embedding table get rows.
+pub(crate) fn check_fit(
+    model: &ModelConfig,
+    manifest: &Manifest,
+    source: &str,
+    may_grow: bool,
+) -> Result<()> {
     if let Some(id) = model.mask_token_id.filter(|id| *id != i64::from(manifest.mask_token_id)) {
         return Err(Error::Mismatch(format!(
             "the dataset's mask token {:?} has id {}, the model {source} was converted with mask id {id}; prepare the data with the model's own tokenizer",
@@ -131,14 +139,22 @@ pub(crate) fn check_fit(model: &ModelConfig, manifest: &Manifest, source: &str) 
             manifest.bd_size
         )));
     }
-    // one id past the table is the mask token itself; more belong to another tokenizer
-    if manifest.vocab_size > model.vocab_size + 1 {
+    // one id past the table is the mask token itself; more belong to another tokenizer, unless the
+    // model's own tokenizer has them too
+    if manifest.vocab_size > model.vocab_size + 1 && !may_grow {
         return Err(Error::Mismatch(format!(
             "the dataset's tokenizer has {} ids, the embedding table of {source} has {} rows; prepare the data with this model's tokenizer",
             manifest.vocab_size, model.vocab_size
         )));
     }
     Ok(())
+}
+
+/// Whether model and dataset both have a tokenizer whose vocabulary can be read; that they agree is
+/// checked by [`check_tokenizer`].
+fn has_same_tokenizer(folder: &Path, data: &Dataset) -> bool {
+    let known = |path: &Path| matches!(vocabulary(path), Ok(Some(_)));
+    known(&folder.join("tokenizer.json")) && known(&data.dir().join("tokenizer/tokenizer.json"))
 }
 
 /// Say that token ids cannot be checked where the model's folder has no `tokenizer.json`.
@@ -227,14 +243,21 @@ fn vocabulary(path: &Path) -> Result<Option<BTreeMap<String, u64>>> {
     Ok(Some(ids))
 }
 
-/// Make sure the mask token has a row in the embedding table (and in an untied head).
+/// Make sure the mask token and `ids` ids have rows in the embedding table (and in an untied head).
 ///
 /// Rows that are added start as the mean of the ordinary tokens' rows. With `new_mask_token` the
 /// mask token's row is set to that mean even where the table had a spare row for it.
-fn fit_vocabulary(model: &mut HostModel, mask: usize, new_mask_token: bool) {
+fn fit_vocabulary(model: &mut HostModel, mask: usize, ids: usize, new_mask_token: bool) {
     let width = model.config.hidden_size;
     let old = model.config.vocab_size;
-    let new = if mask < old { old } else { (mask + 1).next_multiple_of(VOCAB_MULTIPLE) };
+    let needed = ids.max(mask + 1);
+    let new = if needed <= old { old } else { needed.next_multiple_of(VOCAB_MULTIPLE) };
+    if ids > old + 1 {
+        message(format_args!(
+            "the tokenizer has {ids} ids and the embedding table {old} rows: {} rows are added, which start as the mean of the others",
+            new - old
+        ));
+    }
     if new == old && !new_mask_token {
         return;
     }

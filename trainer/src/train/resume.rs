@@ -7,11 +7,12 @@
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::io::checkpoint;
+use crate::io::checkpoint::{self, Identity, RunState};
 use crate::io::checkpoint_store::CheckpointStore;
 use crate::optim::adamw;
 use crate::report::console::message;
-use crate::train::trainer::Trainer;
+use crate::train::identity::{BUDGET, SOURCE, SOURCE_HASH};
+use crate::train::trainer::{Trainer, budget_used};
 
 /// What to do with a checkpoint that exists already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -69,14 +70,16 @@ impl Trainer<'_> {
             .collect();
         let device = &self.compute.device.device;
         let restored = checkpoint::restore(dir, &self.decoder.params, &uses_muon, device)?;
+        let longer = self.has_longer_budget(&restored.identity, &restored.state);
+        self.adopt_source(&restored.identity);
         let changes: Vec<String> = self
             .identity
             .iter()
             .filter(|(key, value)| restored.identity.get(*key) != Some(value))
-            .map(|(key, value)| {
-                let before = restored.identity.get(key).map_or("absent", String::as_str);
-                format!("{key}: was {before}, is {value}")
-            })
+            // checkpoints of older versions do not record it
+            .filter(|(key, _)| *key != SOURCE_HASH || restored.identity.contains_key(SOURCE_HASH))
+            .filter(|(key, _)| !longer || !BUDGET.contains(&key.as_str()))
+            .map(|(key, value)| change(&restored.identity, key, value))
             .collect();
         let changes = changes.join("; ");
         if !changes.is_empty() && !allow_changes {
@@ -88,6 +91,21 @@ impl Trainer<'_> {
         if !changes.is_empty() {
             message(format_args!(
                 "warning: resuming under other settings (--allow-changes); {changes}"
+            ));
+        }
+        let mut restored = restored;
+        if longer {
+            restored.state.finished = false;
+            restored.state.evals_without_gain = 0;
+            let budget: Vec<String> = BUDGET
+                .iter()
+                .filter_map(|key| Some((key, self.identity.get(*key)?)))
+                .filter(|(key, value)| restored.identity.get(**key) != Some(value))
+                .map(|(key, value)| change(&restored.identity, key, value))
+                .collect();
+            message(format_args!(
+                "the run was complete and goes on under a larger budget; {}; from here on the learning rate follows the schedule of the new budget",
+                budget.join("; ")
             ));
         }
         self.weights = restored.weights;
@@ -104,5 +122,48 @@ impl Trainer<'_> {
             if self.state.finished { "; the run is complete" } else { "" }
         ));
         Ok(())
+    }
+
+    /// Whether a complete run is given a larger budget than it had, of which something is left.
+    fn has_longer_budget(&self, before: &Identity, state: &RunState) -> bool {
+        // no limit is larger than any
+        let amount = |identity: &Identity, key: &str| {
+            identity.get(key).map(|value| value.parse().unwrap_or(u64::MAX))
+        };
+        let grew = BUDGET.iter().any(|key| amount(&self.identity, key) > amount(before, key));
+        state.finished && grew && !budget_used(self.cfg, state)
+    }
+
+    /// Where the source is the checkpoint's under another path, keep the name that was recorded.
+    /// Files decide; checkpoints of older versions do not record their hash, and there the path
+    /// without links and relative parts does.
+    fn adopt_source(&mut self, before: &Identity) {
+        let Some(recorded) = before.get(SOURCE) else { return };
+        let same = match (before.get(SOURCE_HASH), self.identity.get(SOURCE_HASH)) {
+            (Some(a), Some(b)) => a == b,
+            _ => {
+                let path = |name: &str| Path::new(name).canonicalize().ok();
+                path(recorded).is_some() && path(recorded) == path(&self.source.name)
+            }
+        };
+        if same {
+            self.source.name = recorded.clone();
+            self.identity.insert(SOURCE.into(), recorded.clone());
+        }
+        if let (Some(hash), None) = (before.get(SOURCE_HASH), self.identity.get(SOURCE_HASH)) {
+            // the weights are not needed for a resume, and need not be there any more
+            self.identity.insert(SOURCE_HASH.into(), hash.clone());
+        }
+    }
+}
+
+/// A key of the identity with its values before and now.
+fn change(before: &Identity, key: &str, value: &str) -> String {
+    let before = before.get(key).map_or("absent", String::as_str);
+    match key {
+        SOURCE_HASH => format!(
+            "{key}: was {before}, is {value} (config.json or the weights of the source are others)"
+        ),
+        _ => format!("{key}: was {before}, is {value}"),
     }
 }

@@ -12,10 +12,10 @@ use std::sync::atomic::Ordering;
 use dlm_datasets::{Split, fs};
 
 use crate::compute::ComputeDevice;
-use crate::config::Config;
+use crate::config::{Config, ExportWhich};
 use crate::diffusion::{Batch, Objective};
 use crate::error::{Error, Result};
-use crate::io::checkpoint::{self, RunState, Snapshot};
+use crate::io::checkpoint::{self, BestStep, RunState, Snapshot};
 use crate::io::checkpoint_store::CheckpointStore;
 use crate::io::source;
 use crate::report::metrics::{Reporter, RunProgress};
@@ -25,7 +25,7 @@ use crate::train::evaluate::{burn_loss, evaluate};
 use crate::train::export_run;
 use crate::train::output_folder::{self, Purpose};
 use crate::train::stop_signal;
-use crate::train::trainer::Trainer;
+use crate::train::trainer::{Trainer, budget_used};
 
 pub use crate::train::resume::Resume;
 pub(crate) use crate::train::resume::RunOptions;
@@ -51,6 +51,7 @@ pub(crate) fn run(cfg: &Config, device: &ComputeDevice, options: RunOptions) -> 
         ("the dataset", Some(&*cfg.data.dir)),
     ];
     output_folder::check("output.dir", out, Purpose::Run, &taken)?;
+    let _lock = fs::lock_dir(out)?;
     let store = CheckpointStore::new(out, cfg.train.keep_checkpoints);
     store.repair()?;
     let resumed = if options.resume == Resume::Never { None } else { store.latest()? };
@@ -76,6 +77,12 @@ pub(crate) fn run(cfg: &Config, device: &ComputeDevice, options: RunOptions) -> 
     if !trainer.state.finished {
         trainer.start_native_engine()?;
         trainer.train(&store)?;
+    }
+    if let Some(best) = export_run::best_to_export(cfg, &trainer.state)? {
+        let state = trainer.state.clone();
+        drop(trainer);
+        export_run::write_checkpoint(cfg, &cfg.data.dir, &store.best(best)?, out)?;
+        return Ok(Outcome { state, export: out.clone() });
     }
     let fetched = trainer.fetch()?;
     let weights = fetched.as_ref().map_or(&trainer.weights, |(weights, _)| weights);
@@ -118,12 +125,12 @@ impl Trainer<'_> {
             if self.plan.micro_batch_rows != micro_batch_rows && !self.budget_used() {
                 batches = self.prefetch(self.plan);
             }
-            self.evaluate_if_due(&mut record)?;
+            let best = self.evaluate_if_due(&mut record)?;
             let stalled = self.is_stalled();
             let last = self.budget_used() || stalled;
             reporter.step(&record, last || self.is_logged(&record))?;
             let interrupted = self.stop.load(Ordering::Relaxed);
-            if is_due(self.cfg.train.save_every, self.state.step) || last || interrupted {
+            if is_due(self.cfg.train.save_every, self.state.step) || last || interrupted || best {
                 self.state.finished = last;
                 reporter.sync()?;
                 let saved = self.save(store)?;
@@ -166,8 +173,7 @@ impl Trainer<'_> {
     }
 
     fn budget_used(&self) -> bool {
-        self.state.tokens >= self.cfg.conversion.total_tokens
-            || self.cfg.train.max_steps.is_some_and(|max| self.state.step >= max)
+        budget_used(self.cfg, &self.state)
     }
 
     /// Whether the evaluation loss has not improved for `train.early_stop_patience` evaluations.
@@ -184,11 +190,12 @@ impl Trainer<'_> {
             || record.step == 1
     }
 
-    /// Evaluate every `train.eval_every` steps and after the last step.
-    fn evaluate_if_due(&mut self, record: &mut StepRecord) -> Result<()> {
+    /// Evaluate every `train.eval_every` steps and after the last step. Returns whether the loss is
+    /// the lowest so far.
+    fn evaluate_if_due(&mut self, record: &mut StepRecord) -> Result<bool> {
         let every = self.cfg.train.eval_every;
         if every == 0 || !(is_due(every, self.state.step) || self.budget_used()) {
-            return Ok(());
+            return Ok(false);
         }
         let rows = self.data.rows(Split::Eval).min(self.cfg.train.eval_rows);
         record.eval_loss = match &mut self.native {
@@ -201,7 +208,16 @@ impl Trainer<'_> {
                 evaluate(&self.data, Split::Eval, &self.plan, rows, loss_sum)
             }
         }?;
-        let Some(loss) = record.eval_loss else { return Ok(()) };
+        let Some(loss) = record.eval_loss else {
+            return match self.cfg.train.early_stop_patience.is_some()
+                || self.cfg.export.which == ExportWhich::Best
+            {
+                true => Err(Error::Usage(format!(
+                    "none of the {rows} eval rows has a token that is predicted, so there is no evaluation loss for train.early_stop_patience or export.which=best; prepare the data again, or leave the setting out"
+                ))),
+                false => Ok(false),
+            };
+        };
         self.state.eval_loss = Some(loss);
         let min_delta = self.cfg.train.early_stop_min_delta;
         if self.state.best_eval.is_none_or(|best| loss < best - min_delta) {
@@ -210,7 +226,11 @@ impl Trainer<'_> {
         } else {
             self.state.evals_without_gain += 1;
         }
-        Ok(())
+        let lowest = self.state.best.is_none_or(|best| loss < best.eval_loss);
+        if lowest {
+            self.state.best = Some(BestStep { step: self.state.step, eval_loss: loss });
+        }
+        Ok(lowest)
     }
 
     /// Write a checkpoint, unless this step has one already; returns its folder.

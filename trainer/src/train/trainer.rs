@@ -66,6 +66,7 @@ impl<'a> Trainer<'a> {
                 manifest.bd_size
             )));
         }
+        check_evaluation(cfg, &data)?;
         let compute = compute_plan(cfg, device, &source)?;
         let PreparedModel { decoder, weights } =
             prepare(cfg, &source, &data, &compute.device.device, with_weights)?;
@@ -106,7 +107,7 @@ impl<'a> Trainer<'a> {
         } else {
             Optimizer { state: Vec::new(), updates: 0 }
         };
-        let identity = identity(cfg, &data, &source.name, &decoder)?;
+        let identity = identity(cfg, &data, &source, &decoder)?;
         let state = RunState { micro_batch_rows: plan.micro_batch_rows, ..RunState::default() };
         Ok(Trainer {
             cfg,
@@ -183,6 +184,28 @@ impl<'a> Trainer<'a> {
             source: &self.source,
         }
     }
+}
+
+/// Whether the token budget or the steps of a run are used up.
+pub(super) fn budget_used(cfg: &Config, state: &RunState) -> bool {
+    state.tokens >= cfg.conversion.total_tokens
+        || cfg.train.max_steps.is_some_and(|max| state.step >= max)
+}
+
+/// Refuse settings that need an evaluation loss where the dataset has no rows to evaluate.
+fn check_evaluation(cfg: &Config, data: &Dataset) -> Result<()> {
+    let needs = match (cfg.train.early_stop_patience, cfg.export.which) {
+        (Some(patience), _) => format!("train.early_stop_patience={patience}"),
+        (None, config::ExportWhich::Best) => "export.which=best".to_string(),
+        (None, config::ExportWhich::Last) => return Ok(()),
+    };
+    if data.rows(Split::Eval) > 0 {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "{needs} needs evaluation losses, and the dataset {} has no eval rows; prepare the data with --eval-fraction 0.01, or leave the setting out",
+        data.dir().display()
+    )))
 }
 
 /// Positions whose logits exist at one time where Burn computes and the configuration is silent.

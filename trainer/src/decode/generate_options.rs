@@ -1,0 +1,77 @@
+//! How prompts are completed: the options of a call.
+
+use serde_json::{Map, Value};
+
+/// How tokens are decoded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum DecodeMode {
+    /// Diffusion blocks, many tokens per forward pass.
+    #[default]
+    Block,
+    /// Autoregressive: causal, one token per forward pass.
+    Ar,
+}
+
+/// How prompts are completed.
+///
+/// ```
+/// use dlm_train::{DecodeMode, GenerateOptions};
+///
+/// let usual = GenerateOptions::default();
+/// assert_eq!((usual.mode, usual.threshold, usual.max_new_tokens), (DecodeMode::Block, 0.95, 256));
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateOptions {
+    /// Default: [`DecodeMode::Block`].
+    pub mode: DecodeMode,
+    /// Encode text prompts as they are, control tokens included, without the chat template.
+    /// Default: false.
+    pub raw: bool,
+    /// Variables of the chat template, such as `enable_thinking`. One with `think` in its name says
+    /// how the answer opens; without one it opens as in the training data. Default: none.
+    pub template_kwargs: Map<String, Value>,
+    /// Block mode: a pass fixes every token whose probability is above this, 0 to 1. Default: 0.95.
+    pub threshold: f64,
+    /// Block mode: tokens per block. Default: what the model was trained with, else 32.
+    pub block_size: Option<usize>,
+    /// Block mode: tokens per sub-block; must divide the block. Default: 8, or the whole block
+    /// where 8 does not divide it.
+    pub sub_block_size: Option<usize>,
+    /// Block mode: run single sub-blocks where keys and values of the rest of the block are known.
+    /// Faster in large batches, approximate. Default: false.
+    pub sub_block_cache: bool,
+    /// Length limit of a completion in tokens. Default: 256.
+    pub max_new_tokens: usize,
+    /// Prompts decoded together; each gets the tokens it would get alone. Default: 1.
+    pub batch_size: usize,
+    /// Id of the mask token, which is never produced. Default: the model folder's.
+    pub mask_token_id: Option<i64>,
+    /// Ids that end a completion; an empty list lets it run to its limit. Default: the model
+    /// folder's, and the end of text of its tokenizer.
+    pub stop_token_ids: Option<Vec<i64>>,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        GenerateOptions {
+            mode: DecodeMode::Block,
+            raw: false,
+            template_kwargs: Map::new(),
+            threshold: 0.95,
+            block_size: None,
+            sub_block_size: None,
+            sub_block_cache: false,
+            max_new_tokens: 256,
+            batch_size: 1,
+            mask_token_id: None,
+            stop_token_ids: None,
+        }
+    }
+}
+
+impl GenerateOptions {
+    /// Whether the variables of the template say how the assistant's turn opens.
+    pub(crate) fn opens_the_turn(&self) -> bool {
+        self.template_kwargs.keys().any(|name| name.contains("think"))
+    }
+}
