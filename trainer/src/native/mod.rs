@@ -1,9 +1,9 @@
 //! Training on an NVIDIA GPU without Burn in between: `dlm-engine` behind the types of this crate.
 //!
 //! In: a decoder, host weights, batches of streams. Out: losses, norms, gradients, weights and
-//! moments. Burn computes whatever the engine does not (Muon, other GPUs, some shapes); what that is,
-//! and why, is said by name. Without the feature `native` there is no engine, and
-//! [`Native`] has no values.
+//! moments. Burn computes whatever the engine does not (Muon, other GPUs, some shapes); what that
+//! is, and why, is said by name. Without the feature `native` there is no engine, and [`Native`]
+//! has no values.
 
 #[cfg(not(feature = "native"))]
 mod absent;
