@@ -44,7 +44,7 @@ CUresult cuDeviceTotalMem_v2(size_t *b, CUdevice d) {
     return CUDA_SUCCESS;
 }
 CUresult cuMemGetInfo_v2(size_t *f, size_t *t) {
-    *f = mem_total - mem_reserved - mem_used;
+    *f = mem_total > mem_reserved + mem_used ? mem_total - mem_reserved - mem_used : 0;
     *t = mem_total;
     return CUDA_SUCCESS;
 }

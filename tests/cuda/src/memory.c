@@ -34,7 +34,7 @@ static CUresult alloc(CUdeviceptr *out, size_t n, const char *kind) {
     pthread_mutex_lock(&mu);
     CUresult r = CUDA_SUCCESS;
     if (!n) r = fail(CUDA_ERROR_INVALID_VALUE, "allocation of 0 bytes");
-    else if (mem_used + n > mem_total - mem_reserved)
+    else if (mem_used + n + mem_reserved > mem_total)
         r = fail(CUDA_ERROR_OUT_OF_MEMORY, "out of memory: %zu B asked for, %zu B in use of %zu", n,
                  mem_used, mem_total - mem_reserved);
     else {

@@ -33,6 +33,14 @@ pub fn device_count() -> Result<usize> {
     Ok(result::device::get_count().named("counting the GPUs")?.max(0) as usize)
 }
 
+/// Bytes of memory that are free on the GPU with this CUDA index.
+///
+/// # Errors
+/// Where there is no driver or no such GPU.
+pub fn free_memory(index: usize) -> Result<usize> {
+    Ok(Device::open(index)?.memory()?.0)
+}
+
 impl Device {
     /// Opens the GPU with this CUDA index.
     ///

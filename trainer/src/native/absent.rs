@@ -8,6 +8,10 @@ use crate::kernels::AdamwStep;
 use crate::model::{Decoder, Gradients, ModelConfig, Weights};
 use crate::optim::State;
 
+pub(crate) fn free_memory(_index: usize) -> Option<usize> {
+    None
+}
+
 pub(crate) fn memory_need(
     _cfg: &ModelConfig,
     _options: NativeOptions,

@@ -11,9 +11,9 @@ mod absent;
 mod present;
 
 #[cfg(not(feature = "native"))]
-pub(crate) use absent::{Native, memory_need};
+pub(crate) use absent::{Native, free_memory, memory_need};
 #[cfg(feature = "native")]
-pub(crate) use present::{Native, memory_need};
+pub(crate) use present::{Native, free_memory, memory_need};
 
 use serde::Serialize;
 

@@ -206,6 +206,11 @@ impl Native {
     }
 }
 
+/// Bytes of memory that are free on a GPU; none where it cannot be opened.
+pub(crate) fn free_memory(index: usize) -> Option<usize> {
+    dlm_engine::free_memory(index).ok()
+}
+
 /// Bytes of device memory that training takes: fixed, and for passes over `tokens` tokens with
 /// `targets` targets; an upper bound.
 pub(crate) fn memory_need(

@@ -84,7 +84,10 @@ pub(super) fn rows(
     let checkpointing = cfg.train.activation_checkpointing == ActivationCheckpointing::Layer;
     let row = row_bytes(decoder, objective, seq_len, compute.dtype.size(), checkpointing);
     let (kind, batch) = (compute.device.kind, cfg.train.batch_rows.max(1));
-    let free = memory::free_bytes(kind);
+    let free = match compute.native {
+        true => native::free_memory(compute.cuda_index()),
+        false => memory::free_bytes(kind),
+    };
     let rows = if compute.native {
         let options = NativeOptions {
             activation_checkpointing: checkpointing,
