@@ -396,8 +396,8 @@ mod tests {
             let [start, len, first, count] = [0, 1, 2, 3].map(|i| tile[i] as usize);
             assert!(len <= TILE_KEYS && len > 0);
             let listed = &list[first..first + count];
+            held[start..start + len].iter_mut().for_each(|n| *n += 1);
             for key in start..start + len {
-                held[key] += 1;
                 for (i, item) in items.iter().enumerate() {
                     let seen = (item.query..item.query + item.len).any(|q| sees(item, q, key));
                     assert!(!seen || listed.contains(&(i as i32)));
