@@ -23,6 +23,7 @@ use crate::model::{ModelConfig, ParamKind, Params};
 
 /// What a native engine is made for.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(feature = "native"), allow(dead_code, reason = "there is no engine"))]
 pub(crate) struct NativeOptions {
     /// Keep only the input of each layer and run the layer again in the backward pass.
     pub activation_checkpointing: bool,
