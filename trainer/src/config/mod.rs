@@ -112,14 +112,17 @@ impl Config {
     }
 }
 
-/// Adds the defaults of keys that are missing in the sections of `value`.
+/// Keys that came later than the first version which wrote `config.yaml`; their defaults are what
+/// earlier versions did.
+const LATER_KEYS: [(&str, &str); 2] = [("train", "engine"), ("export", "which")];
+
+/// Adds the defaults of [`LATER_KEYS`] where they are missing.
 fn add_defaults(value: &mut serde_json::Value) {
     let defaults = built_in("config.yaml").and_then(|text| parse_yaml(text).ok());
-    let sections = defaults.as_ref().and_then(|tree| tree.as_object()).into_iter().flatten();
-    for (section, defaults) in sections {
+    for (section, key) in LATER_KEYS {
+        let default = defaults.as_ref().and_then(|tree| tree.get(section)?.get(key));
         let present = value.get_mut(section).and_then(|section| section.as_object_mut());
-        let (Some(present), Some(defaults)) = (present, defaults.as_object()) else { continue };
-        for (key, default) in defaults {
+        if let (Some(present), Some(default)) = (present, default) {
             present.entry(key).or_insert_with(|| default.clone());
         }
     }
