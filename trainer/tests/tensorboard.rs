@@ -168,8 +168,8 @@ fn event_files_say_what_metrics_say_also_after_a_kill() {
     let (first, second) = (scalars(&files[0]), scalars(&files[1]));
     let resumed_at = second.iter().map(|s| s.0).min().unwrap();
     assert!(
-        resumed_at > 7 && resumed_at % 7 == 1,
-        "the second session begins at step {resumed_at}, the one after a checkpoint"
+        resumed_at > 7 && (resumed_at % 7 == 1 || resumed_at % 5 == 1),
+        "the second session begins at step {resumed_at}, the one after a checkpoint, which follows every 7 steps and every lowest evaluation loss"
     );
     let expected = expected(&run);
     assert_eq!(expected["train/loss"].len() as u64, STEPS);

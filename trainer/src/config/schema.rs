@@ -191,9 +191,10 @@ section! {
         eval_every: u64,
         /// Rows of the eval split per evaluation.
         eval_rows: usize,
-        /// Steps between checkpoints. 0: only at the end and on a signal.
+        /// Steps between checkpoints. 0: only at the end and on a signal. A checkpoint is also
+        /// written after every evaluation with the lowest loss so far.
         save_every: u64,
-        /// Number of newest checkpoints to keep.
+        /// Number of newest checkpoints to keep, beside the one with the lowest evaluation loss.
         keep_checkpoints: usize,
         /// Spike guard: the update of a step whose loss is above this many times the running mean
         /// is skipped, and counted. A skipped step still moves the mean 5 % of the way to that
