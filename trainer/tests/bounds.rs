@@ -49,7 +49,7 @@ fn shapes_have_an_upper_bound() {
 fn options_have_an_upper_bound() {
     let model = fixtures().join("qwen2_tiny");
     let case = fixtures().join("obj_qwen2_bd8.safetensors");
-    let program = || Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+    let program = || dlm_test_support::on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
     for value in ["0", "1099511627776", MOST] {
         let mut generate = program();
         generate.args(["generate", "--device", "cpu", "--ids", "3", "--mask-token-id", "319"]);
@@ -90,7 +90,7 @@ fn files_have_an_upper_bound() {
             fs::remove_file(folder.join("model.safetensors")).unwrap();
         }
         huge(name);
-        let mut generate = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+        let mut generate = dlm_test_support::on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
         generate.current_dir(dir.path()).args(["generate", "--model", "model", "--device", "cpu"]);
         generate.args(["--ids", "3", "--mask-token-id", "319"]);
         refused(&mut generate, 2, &[name, "more than 256 MiB"]);
@@ -109,7 +109,7 @@ fn files_have_an_upper_bound() {
         fs::write(&path, length.to_le_bytes()).unwrap();
         fs::File::options().write(true).open(&path).unwrap().set_len(100_001_000).unwrap();
         let parity = |model: &Path, case: &Path| {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+            let mut command = dlm_test_support::on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
             command.args(["parity", "--device", "cpu", "--model"]).arg(model);
             command.arg("--case").arg(case);
             command

@@ -15,7 +15,7 @@ enum Closed {
 /// Runs `dlm-train`; returns the exit code and what it wrote to the pipe that is read. The pipe is
 /// closed before the program, which first loads a model, can write to it.
 fn run(arguments: &[&str], closed: Closed) -> (Option<i32>, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+    let mut command = dlm_test_support::on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
     command.args(arguments).args(["--device", "cpu"]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();

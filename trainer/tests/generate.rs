@@ -11,7 +11,7 @@ use dlm_test_support::fixtures;
 use serde_json::{Value, json};
 
 fn generate(model: &Path, arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+    let mut command = dlm_test_support::on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
     command
         .args(["generate", "--device", "cpu", "--model"])
         .arg(model)

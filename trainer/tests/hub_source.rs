@@ -160,7 +160,7 @@ fn a_resume_keeps_the_commit() {
     back();
     common::refused(&mut from(dir, &hub, "hf://org/tiny@main", "run", &more), 1, &[A, B, "source"]);
     // An export on demand uses the recorded commit, too.
-    let mut export = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+    let mut export = dlm_test_support::on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
     export.current_dir(dir).args(["export", "run", "--out", "again", "--data", "data"]);
     ok(client(&mut export, &hub, dir));
     assert_eq!(
@@ -227,7 +227,7 @@ fn shards_come_by_their_index_and_other_commands_read_hubs_too() {
     );
 
     let call = |arguments: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+        let mut command = dlm_test_support::on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
         command.current_dir(dir).args(arguments).args(["--device", "cpu", "--json"]);
         serde_json::from_slice::<Value>(&ok(client(&mut command, &hub, dir)).stdout).unwrap()
     };

@@ -88,7 +88,7 @@ impl Model {
     }
 
     fn parity_as_it_is(&self) -> Run {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+        let mut command = dlm_test_support::on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
         command.args(["parity", "--device", "cpu", "--json", "--model"]).arg(self.dir.path());
         command.arg("--case").arg(&self.case);
         capture(&mut command).unwrap()

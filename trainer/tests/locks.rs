@@ -34,7 +34,7 @@ fn the_second_of_two_runs_names_the_first_and_ends() {
     refused(&mut train(dir.path(), "out", &[LONG]), 2, &words);
     let mut overwrite = train(dir.path(), "out", &[LONG]);
     refused(overwrite.args(["--resume", "never", "--overwrite"]), 2, &words);
-    let mut export = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+    let mut export = dlm_test_support::on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
     // the first run is not disturbed, and its folder is free afterwards
     // SAFETY: the process id is that of our own child, which has not been waited for yet.
     unsafe { libc::kill(first.id() as i32, libc::SIGTERM) };
@@ -57,7 +57,7 @@ fn an_export_is_refused_while_the_run_writes_there() {
         assert!(Instant::now() < end, "no checkpoint in a minute");
         std::thread::sleep(Duration::from_millis(5));
     }
-    let mut export = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+    let mut export = dlm_test_support::on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
     export.current_dir(dir.path()).args(["export", "out"]);
     refused(&mut export, 2, &[&format!("process {} on ", first.id())]);
     first.kill().unwrap();

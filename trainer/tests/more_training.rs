@@ -18,7 +18,7 @@ fn said(out: &Output) -> String {
 }
 
 fn export(dir: &Path, more: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+    let mut command = dlm_test_support::on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
     command.current_dir(dir).arg("export").args(more);
     command
 }
@@ -161,7 +161,7 @@ fn without_evaluations_there_is_no_best_and_no_patience() {
         let mut run = train(dir.path(), "few-out", &["train.eval_every=2", setting]);
         run.args(["--data", "few"]);
         let typed: Vec<_> = run.get_args().map(|a| a.to_os_string()).collect();
-        let mut again = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+        let mut again = dlm_test_support::on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
         again.current_dir(dir.path()).args(&typed[2..]);
         refused(&mut again, 2, &[setting, "has no eval rows", "--eval-fraction"]);
     }

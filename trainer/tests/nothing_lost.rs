@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use common::{ok, refused, train, workplace};
 
 fn export(dir: &Path, more: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+    let mut command = dlm_test_support::on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
     command.current_dir(dir).arg("export").args(more);
     command
 }

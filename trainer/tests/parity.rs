@@ -65,7 +65,7 @@ fn cases(dir: &Path) -> Vec<Case> {
 
 /// Runs `dlm-train parity` on a model folder and a case file.
 fn parity(dir: &Path, model: &str, file: &str, more: &[&str]) -> Run {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+    let mut command = dlm_test_support::on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
     command.args(["parity", "--device", "cpu", "--json", "--model"]).arg(dir.join(model));
     command.arg("--case").arg(dir.join(format!("{file}.safetensors")));
     capture(command.args(more)).unwrap()

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 const OBJECTIVE: &[&str] = &["--bd-size", "32", "--mask-token-id", "7", "--tol-grads", "1e-3"];
 
 fn program(model: &Path, command: &str) -> Command {
-    let mut program = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+    let mut program = dlm_test_support::on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
     program.arg(command).args(["--device", "cpu", "--json", "--model"]).arg(model);
     program
 }

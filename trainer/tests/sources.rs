@@ -17,7 +17,7 @@ fn half_precision_is_read_as_it_is_stored() {
     let bytes = fs::read(dir.path().join("full/model.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let loss = |folder: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+        let mut command = dlm_test_support::on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
         command
             .current_dir(dir.path())
             .args(["eval", "--model", folder, "--data", "data", "--device", "cpu", "--json"]);

@@ -85,7 +85,7 @@ fn documents_longer_than_the_positions_are_refused_unless_told() {
     refused(&mut train(dir.path(), "out", &[]), 1, &words);
     ok(&mut train(dir.path(), "out", &["data.allow_long_documents=true"]));
     let eval = |more: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+        let mut command = dlm_test_support::on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
         command.current_dir(dir.path()).args(["eval", "--model", "out", "--data", "data"]);
         command.args(["--device", "cpu"]).args(more);
         command
@@ -151,7 +151,7 @@ fn rows_grow_to_the_ids_of_the_models_own_tokenizer() {
     let run = |out: &str| {
         let mut command = train(dir.path(), out, &more);
         let typed: Vec<_> = command.get_args().skip(2).map(|a| a.to_os_string()).collect();
-        command = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+        command = dlm_test_support::on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
         command.current_dir(dir.path()).args(["--data", "wide"]).args(typed);
         command
     };

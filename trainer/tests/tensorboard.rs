@@ -135,7 +135,7 @@ fn event_files_say_what_metrics_say_also_after_a_kill() {
     ]);
 
     // The first session is killed somewhere between two checkpoints.
-    let mut child = Command::new(env!("CARGO_BIN_EXE_dlm-train"))
+    let mut child = dlm_test_support::on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"))
         .args(&arguments)
         .stderr(Stdio::null())
         .spawn()

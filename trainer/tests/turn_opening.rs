@@ -54,7 +54,7 @@ fn run(dir: &Path, template: &str) -> (Value, Vec<i64>) {
 }
 
 fn generate(dir: &Path, more: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+    let mut command = dlm_test_support::on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
     command.current_dir(dir).args(["generate", "--model", "out", "--device", "cpu", "--json"]);
     command.args(["--max-new-tokens", "4"]).args(more);
     command

@@ -11,6 +11,7 @@ use crate::config::settings::Settings;
 use crate::error::{Error, Result};
 use crate::input::hub::model::resolve_tokenizer;
 use crate::parse::conversation::Conversation;
+use crate::parse::json_value::{WithIntegers, parse_with_integers};
 use crate::parse::shapes;
 use crate::template::chat::ChatTemplate;
 use crate::template::control::ControlTokens;
@@ -52,7 +53,8 @@ pub(super) fn run(a: &RenderArgs) -> Result<()> {
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        let result = match serde_json::from_slice::<Json>(&line) {
+        let text = String::from_utf8_lossy(&line);
+        let result = match parse_with_integers(&text) {
             Ok(Json::Object(context)) => renderer.line(context),
             Ok(_) => json!({"error": "not a JSON object"}),
             Err(e) => json!({"error": format!("not JSON: {e}")}),
@@ -103,7 +105,8 @@ impl Renderer {
     }
 
     pub(super) fn text(&self, context: &Map<String, Json>, with_tools: bool) -> Result<String> {
-        self.template.render_context(Value::from(Serde(context)), with_tools)
+        let context = Json::Object(context.clone());
+        self.template.render_context(Value::from(Serde(WithIntegers(&context))), with_tools)
     }
 
     /// The spans of the assistant's text in characters; empty if preparing a dataset would drop the

@@ -46,3 +46,30 @@ pub(crate) fn open(path: &Path, skip: u64) -> Result<RowBatches> {
     });
     Ok(Box::new(slices))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::{ArrayRef, StringArray};
+    use arrow::ipc::CompressionType;
+    use arrow::ipc::writer::{FileWriter, IpcWriteOptions};
+    use std::sync::Arc;
+
+    /// pyarrow compresses with lz4 unless told otherwise.
+    #[test]
+    fn compressed_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let column: ArrayRef = Arc::new(StringArray::from(vec!["a".repeat(1000); 50]));
+        let batch = RecordBatch::try_from_iter([("prompt", column)]).unwrap();
+        for codec in [CompressionType::LZ4_FRAME, CompressionType::ZSTD] {
+            let path = dir.path().join("x.arrow");
+            let options = IpcWriteOptions::default().try_with_compression(Some(codec)).unwrap();
+            let file = File::create(&path).unwrap();
+            let mut w = FileWriter::try_new_with_options(file, &batch.schema(), options).unwrap();
+            w.write(&batch).unwrap();
+            w.finish().unwrap();
+            let rows: usize = open(&path, 0).unwrap().map(|b| b.unwrap().len()).sum();
+            assert_eq!(rows, 50, "{codec:?}");
+        }
+    }
+}

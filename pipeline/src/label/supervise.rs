@@ -45,10 +45,14 @@ impl Sample {
 
     /// Marks the tokens from `from` to the end as carrying loss.
     pub(crate) fn mark_loss(&mut self, from: usize) {
-        let to = self.ids.len() as u32;
+        self.mark_loss_between(from, self.ids.len());
+    }
+
+    /// Marks the tokens `from..to` as carrying loss; they follow all marked ones.
+    pub(crate) fn mark_loss_between(&mut self, from: usize, to: usize) {
         match self.loss.last_mut() {
-            Some(run) if run.1 as usize == from => run.1 = to,
-            _ if from < self.ids.len() => self.loss.push((from as u32, to)),
+            Some(run) if run.1 as usize == from => run.1 = to as u32,
+            _ if from < to => self.loss.push((from as u32, to as u32)),
             _ => {}
         }
     }
@@ -89,6 +93,9 @@ impl Supervisor<'_> {
     /// Tokenizes the text from span edge to span edge.
     fn encode_text(&self, r: &Rendered, out: &mut Sample) -> Result<(), DropReason> {
         out.clear();
+        if self.encode_in_context(r, out)? {
+            return Ok(());
+        }
         let mut at = 0;
         let mut control = r.control.as_deref();
         for (k, &Span { start, end, loss }) in r.spans.iter().enumerate() {
@@ -102,6 +109,30 @@ impl Supervisor<'_> {
             at = end;
         }
         self.encode_segment(&r.text, at, r.text.len(), &mut control, out)
+    }
+
+    /// Tokenizes the whole text at once, cut at span edges. False if the tokenizer does not need
+    /// that.
+    fn encode_in_context(&self, r: &Rendered, out: &mut Sample) -> Result<bool, DropReason> {
+        let cuts: Vec<usize> = r.spans.iter().flat_map(|s| [s.start, s.end]).collect();
+        let control: Option<Vec<_>> = r
+            .control
+            .as_ref()
+            .map(|list| list.iter().map(|c| (c.start..c.start + c.len, c.id)).collect());
+        let mut ends = Vec::with_capacity(cuts.len() + 1);
+        let (control, ids) = (control.as_deref(), &mut out.ids);
+        match self.tokenizer.encode_in_context(&r.text, &cuts, control, ids, &mut ends) {
+            None => return Ok(false),
+            Some(encoded) => encoded.map_err(|_| DropReason::TokenizerFailed)?,
+        }
+        for (k, (span, edges)) in r.spans.iter().zip(ends.chunks(2)).enumerate() {
+            let &[from, to] = edges else { continue };
+            if span.loss && self.is_supervised(k, r) {
+                out.mark_loss_between(from, to);
+            }
+            out.turns.push((from, to));
+        }
+        Ok(true)
     }
 
     /// Tokenizes only the pieces of the text that contain message contents; the ids of the others

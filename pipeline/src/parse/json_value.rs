@@ -8,15 +8,48 @@ use serde_json::Value;
 
 /// Stands for a value that cannot be held.
 const UNHELD: &str = "\"\u{FDD0}\"";
+/// Precedes the digits of an integer that cannot be held, in the form that keeps them.
+const DIGITS: char = '\u{FDE3}';
 
 /// The value in a text; None if it is not JSON.
 pub(crate) fn parse_json(text: &str) -> Option<Value> {
     match serde_json::from_str(text) {
         Ok(v) if !has_long_number(text) => Some(v),
-        parsed => match replaced(text) {
+        parsed => match replaced(text, &|_| UNHELD.to_string()) {
             Some(text) => serde_json::from_str(&text).ok(),
             None => parsed.ok(),
         },
+    }
+}
+
+/// Like [`parse_json`], with integers that cannot be held as texts that [`WithIntegers`] knows.
+pub(crate) fn parse_with_integers(text: &str) -> serde_json::Result<Value> {
+    let digits = |token: &str| match token.parse::<i128>() {
+        Ok(_) => format!("\"{DIGITS}{token}\""),
+        Err(_) => UNHELD.to_string(),
+    };
+    match replaced(text, &digits).filter(|_| !text.contains(DIGITS)) {
+        Some(text) => serde_json::from_str(&text),
+        None => serde_json::from_str(text),
+    }
+}
+
+/// Serializes what [`parse_with_integers`] gave, with its integers.
+pub(crate) struct WithIntegers<'a>(pub &'a Value);
+
+impl serde::Serialize for WithIntegers<'_> {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Value::Array(list) => s.collect_seq(list.iter().map(WithIntegers)),
+            Value::Object(map) => s.collect_map(map.iter().map(|(k, v)| (k, WithIntegers(v)))),
+            Value::String(text) => {
+                match text.strip_prefix(DIGITS).and_then(|digits| digits.parse::<i128>().ok()) {
+                    Some(number) => s.serialize_i128(number),
+                    None => s.serialize_str(text),
+                }
+            }
+            other => other.serialize(s),
+        }
     }
 }
 
@@ -26,7 +59,7 @@ fn has_long_number(text: &str) -> bool {
 }
 
 /// The text with every value that cannot be held replaced; None if there is none.
-fn replaced(text: &str) -> Option<String> {
+fn replaced(text: &str, stand_in: &dyn Fn(&str) -> String) -> Option<String> {
     let (mut out, mut rest, mut any) = (String::with_capacity(text.len() + 16), text, false);
     while let Some(at) = rest.find(|c: char| matches!(c, '"' | 'N' | 'I' | '-' | '0'..='9')) {
         out.push_str(&rest[..at]);
@@ -53,7 +86,7 @@ fn replaced(text: &str) -> Option<String> {
             && token.parse::<u64>().is_err()
             && token.parse::<i64>().is_err();
         if word.is_some() || huge {
-            out.push_str(UNHELD);
+            out.push_str(&stand_in(token));
             any = true;
         } else {
             out.push_str(token);

@@ -291,6 +291,29 @@ mod tests {
         );
     }
 
+    /// A column of runs is read like any other.
+    #[test]
+    fn run_end_encoded_columns() {
+        use arrow::array::{Int32Array, RunArray, StringArray};
+        use arrow::datatypes::Int32Type;
+        let (ends, values) = (Int32Array::from(vec![2, 3]), StringArray::from(vec!["a", "b"]));
+        let runs = RunArray::<Int32Type>::try_new(&ends, &values).unwrap();
+        let batch = RecordBatch::try_from_iter([("x", Arc::new(runs) as ArrayRef)]).unwrap();
+        for (i, want) in [(0, "a"), (1, "a"), (2, "b")] {
+            assert_eq!(row_to_json(&batch, i)["x"], want);
+        }
+        assert_eq!(row_to_json(&batch.slice(1, 2), 1)["x"], "b");
+    }
+
+    /// The last digit of a number stays.
+    #[test]
+    fn floats_keep_their_last_digit() {
+        for text in ["0.1", "123456789.12345679", "5.6433703513825995", "2.2250738585072014e-308"] {
+            let v = parse_json(text).unwrap();
+            assert_eq!(v.as_f64(), Some(text.parse::<f64>().unwrap()), "{text}");
+        }
+    }
+
     fn quoted(s: &str) -> String {
         serde_json::to_string(s).unwrap()
     }

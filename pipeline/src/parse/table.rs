@@ -3,7 +3,7 @@
 //! In: an Arrow record batch and a row index. Out: a JSON object of the row's columns. A null cell
 //! of the table becomes JSON null; a null field inside a struct is omitted.
 
-use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::array::{Array, AsArray, RecordBatch, RunArray};
 use arrow::datatypes::{
     DataType, Field, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type,
     UInt8Type, UInt16Type, UInt32Type, UInt64Type,
@@ -122,6 +122,10 @@ fn plain_cell(a: &dyn Array, i: usize) -> Value {
             let from = l.value_offset(i) as usize;
             list(item, l.values().as_ref(), from, from + l.value_size(i) as usize)
         }
+        DataType::RunEndEncoded(_, item) => match run_of(a, i) {
+            Some((values, k)) => cell(item, values, k),
+            None => undecoded(),
+        },
         DataType::Map(_, _) => {
             let entries = a.as_map().value(i);
             let (keys, values) = (entries.column(0), entries.column(1));
@@ -144,6 +148,19 @@ fn plain_cell(a: &dyn Array, i: usize) -> Value {
         }
         _ => undecoded(),
     }
+}
+
+/// The values of a run-end-encoded column, and which of them row `i` has.
+fn run_of(a: &dyn Array, i: usize) -> Option<(&dyn Array, usize)> {
+    macro_rules! run {
+        ($($t:ty),*) => {
+            $(if let Some(r) = a.as_any().downcast_ref::<RunArray<$t>>() {
+                return Some((r.values().as_ref(), r.get_physical_index(i)));
+            })*
+        };
+    }
+    run!(Int16Type, Int32Type, Int64Type);
+    None
 }
 
 /// Bytes as text, as some writers store it.

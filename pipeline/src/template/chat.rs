@@ -13,7 +13,7 @@ use crate::parse::conversation::Message;
 use crate::template::chat_context::ChatContext;
 use crate::template::forms::TemplateForms;
 use crate::template::jinja;
-use crate::template::jinja_source::has_generation;
+use crate::template::jinja_source::{MARK_GENERATION, has_generation};
 use crate::tokenize::special_tokens::{read_json, special_tokens};
 use minijinja::Environment;
 use minijinja::value::{Serde, Value};
@@ -218,7 +218,7 @@ impl ChatTemplate {
     ) -> Result<String> {
         let mut context = self.context(messages, tools, add_generation_prompt);
         if mark_generation {
-            context.insert(jinja::MARK_GENERATION, Value::from(true));
+            context.insert(MARK_GENERATION, Value::from(true));
         }
         self.render_context(Value::from(context), tools.is_some())
     }

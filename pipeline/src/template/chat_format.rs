@@ -122,10 +122,23 @@ impl ChatFormat {
                 "a message contains the text of a control token, and the chat template treats it specially; remove it".to_string(),
             ));
         }
-        let mut ids = Vec::new();
-        for (text, control) in self.control.split(&escaped) {
-            if !text.is_empty() {
-                self.tokenizer.encode_plain(&self.control.unescape(text), &mut ids)?;
+        let (mut ids, mut tokens, mut at) = (Vec::new(), Vec::new(), 0);
+        for (piece, control) in self.control.split(&escaped) {
+            at += self.control.unescape(piece).len();
+            if let Some((id, len)) = control {
+                tokens.push((at..at + len, id));
+                at += len;
+            }
+        }
+        let tokens = Some(tokens.as_slice());
+        if let Some(encoded) =
+            self.tokenizer.encode_in_context(&text, &[], tokens, &mut ids, &mut Vec::new())
+        {
+            return encoded.map(|()| ids);
+        }
+        for (piece, control) in self.control.split(&escaped) {
+            if !piece.is_empty() {
+                self.tokenizer.encode_plain(&self.control.unescape(piece), &mut ids)?;
             }
             ids.extend(control.map(|(id, _)| id));
         }

@@ -8,15 +8,13 @@
 //! `raise_exception`, `strftime_now` and `tojson` = json.dumps(ensure_ascii=False).
 
 use crate::template::jinja_source::rewrite;
-use crate::template::placeholder::{GENERATION_END, GENERATION_START};
-use crate::template::python_text::{has_float, indent, is_space, python_str, tojson};
+use crate::template::python_filters::{add_filters, is_namespace};
+use crate::template::python_methods::python_method;
+use crate::template::python_operators::add_operators;
+use crate::template::python_text::{has_float, python_str};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Rest, ValueKind};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
-
-/// Context variable; if true, `{% generation %}` blocks are enclosed in [`GENERATION_START`] and
-/// [`GENERATION_END`].
-pub(crate) const MARK_GENERATION: &str = "__dlm_mark_generation";
+use minijinja::value::ValueKind;
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
 
 /// An environment that contains one template, named `chat`. `strftime_now` formats the time `now`.
 pub(crate) fn environment(
@@ -31,50 +29,16 @@ pub(crate) fn environment(
         Err(Error::new(ErrorKind::InvalidOperation, format!("the template raises: {message}")))
     });
     env.add_function("strftime_now", move |format: String| -> Result<String, Error> {
-        jiff::fmt::strtime::format(&format, now).map_err(|e| {
+        python_time(&format, now).map_err(|e| {
             Error::new(ErrorKind::InvalidOperation, format!("strftime_now({format:?}): {e}"))
         })
     });
-    env.add_function(
-        "__generation",
-        |state: &mut State, _positional: Rest<Value>, kwargs: Kwargs| -> Result<Value, Error> {
-            let caller: Value = kwargs.get("caller")?;
-            let inner = caller.call(state, &[])?;
-            match state.lookup(MARK_GENERATION) {
-                Some(v) if v.is_true() => {
-                    Ok(Value::from(format!("{GENERATION_START}{inner}{GENERATION_END}")))
-                }
-                _ => Ok(inner),
-            }
-        },
-    );
-    env.add_filter("tojson", tojson);
-    env.add_filter("trim", |s: Value, chars: Option<String>| -> Result<Value, Error> {
-        let text = s.to_string();
-        Ok(Value::from(match chars {
-            Some(c) => text.trim_matches(|x| c.contains(x)).to_string(),
-            None => text.trim_matches(is_space).to_string(),
-        }))
-    });
-    env.add_filter("indent", indent);
-    env.add_filter("string", |v: Value| -> Value {
-        if v.as_str().is_some() { v } else { Value::from(python_str(&v)) }
-    });
-    env.add_filter("__iter", |v: Value| -> Result<Value, Error> {
-        match v.kind() {
-            ValueKind::None | ValueKind::Bool | ValueKind::Number => Err(Error::new(
-                ErrorKind::InvalidOperation,
-                format!("a value of kind {} is not iterable", v.kind()),
-            )),
-            _ => Ok(v),
-        }
-    });
-    env.add_test("iterable", |v: &Value| -> bool {
-        !matches!(v.kind(), ValueKind::None | ValueKind::Bool | ValueKind::Number)
-    });
+    add_filters(&mut env);
+    add_operators(&mut env);
     env.set_formatter(|out, state, v| match v.kind() {
-        ValueKind::Number | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable
-            if has_float(v, 0) =>
+        ValueKind::Number if has_float(v, 0) => out.write_str(&python_str(v)).map_err(Error::from),
+        ValueKind::Seq | ValueKind::Map
+            if matches!(state.auto_escape(), AutoEscape::None) && !is_namespace(v) =>
         {
             out.write_str(&python_str(v)).map_err(Error::from)
         }
@@ -86,28 +50,40 @@ pub(crate) fn environment(
     Ok(env)
 }
 
-/// Methods of Python's built-in types on template values.
-fn python_method(
-    state: &mut State,
-    value: &Value,
-    name: &str,
-    args: &[Value],
-) -> Result<Value, Error> {
-    if let (Some(s), true) = (value.as_str(), args.is_empty()) {
-        match name {
-            "strip" => return Ok(Value::from(s.trim_matches(is_space))),
-            "lstrip" => return Ok(Value::from(s.trim_start_matches(is_space))),
-            "rstrip" => return Ok(Value::from(s.trim_end_matches(is_space))),
-            _ => {}
+/// Python's `strftime` of a time without a zone: what it does not know stays as it is.
+fn python_time(format: &str, time: jiff::civil::DateTime) -> Result<String, jiff::Error> {
+    let (mut out, mut rest) = (String::new(), format);
+    while let Some(at) = rest.find('%') {
+        out.push_str(&rest[..at]);
+        let flags = rest[at + 1..].chars().take_while(|c| matches!(c, '-' | '_' | '0' | '^' | '#'));
+        let end = at + 1 + flags.count();
+        let kind = rest[end..].chars().next();
+        let directive = &rest[at..end + kind.map_or(0, char::len_utf8)];
+        match kind {
+            Some('Z' | 'z') => {}
+            Some('c') => out.push_str(&jiff::fmt::strtime::format("%a %b %e %H:%M:%S %Y", time)?),
+            Some('x') => out.push_str(&jiff::fmt::strtime::format("%m/%d/%y", time)?),
+            Some('X') => out.push_str(&jiff::fmt::strtime::format("%H:%M:%S", time)?),
+            Some('f') => out.push_str(&format!("{:06}", time.subsec_nanosecond() / 1000)),
+            Some('s') => {
+                let zoned = time.to_zoned(jiff::tz::TimeZone::UTC)?;
+                out.push_str(&zoned.timestamp().as_second().to_string());
+            }
+            Some(k) if "aAbBCdDeFgGhHIjklmMnpPrRStTuUVwWyY%".contains(k) => {
+                out.push_str(&jiff::fmt::strtime::format(directive, time)?)
+            }
+            _ => out.push_str(directive),
         }
+        rest = &rest[at + directive.len()..];
     }
-    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
+    out.push_str(rest);
+    Ok(out)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::template::jinja_source::has_generation;
+    use crate::template::jinja_source::{MARK_GENERATION, has_generation};
     use serde_json::json;
 
     fn render(template: &str, context: serde_json::Value) -> String {

@@ -3,7 +3,7 @@
 //! In: minijinja values. Out: the text that Python and jinja2 make of them, byte for byte.
 //! docs/templates.md lists the known limits.
 
-use minijinja::value::{Kwargs, ValueKind};
+use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
 /// Whether Python's `str.strip` treats `c` as white space.
@@ -12,10 +12,32 @@ pub(crate) fn is_space(c: char) -> bool {
 }
 
 /// The `tojson` filter of transformers: `json.dumps` with `ensure_ascii=False` and keys in
-/// insertion order; takes `indent`, `separators`, `sort_keys` and `ensure_ascii`.
-pub(crate) fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
-    let indent: Option<usize> = kwargs.get("indent")?;
-    let separators: Option<Vec<String>> = kwargs.get("separators")?;
+/// insertion order; takes `ensure_ascii`, `indent`, `separators` and `sort_keys` by name or in this
+/// order.
+pub(crate) fn tojson(value: &Value, given: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error> {
+    let argument = |i: usize, name: &str| -> Result<Option<Value>, Error> {
+        match given.get(i) {
+            Some(v) => Ok(Some(v.clone())),
+            None => kwargs.get::<Option<Value>>(name),
+        }
+    };
+    if given.len() > 4 {
+        return Err(Error::from(ErrorKind::TooManyArguments));
+    }
+    let set = |v: Option<Value>| v.filter(|v| !v.is_none() && !v.is_undefined());
+    let ensure_ascii = argument(0, "ensure_ascii")?.is_some_and(|v| v.is_true());
+    let indent = match set(argument(1, "indent")?) {
+        Some(v) => Some(match v.as_str() {
+            Some(text) => text.to_string(),
+            None => " ".repeat(i64::try_from(v)?.clamp(0, 1000) as usize),
+        }),
+        None => None,
+    };
+    let separators = match set(argument(2, "separators")?) {
+        Some(v) => Some(v.try_iter()?.map(|s| s.to_string()).collect::<Vec<_>>()),
+        None => None,
+    };
+    let sort_keys = argument(3, "sort_keys")?.is_some_and(|v| v.is_true());
     let (item_separator, key_separator) = match separators.as_deref() {
         Some([item, key]) => (item.clone(), key.clone()),
         Some(_) => {
@@ -23,13 +45,7 @@ pub(crate) fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
         }
         None => ((if indent.is_some() { "," } else { ", " }).to_string(), ": ".to_string()),
     };
-    let style = JsonStyle {
-        indent,
-        item_separator,
-        key_separator,
-        sort_keys: kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
-        ensure_ascii: kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
-    };
+    let style = JsonStyle { indent, item_separator, key_separator, sort_keys, ensure_ascii };
     kwargs.assert_all_used()?;
     let mut out = String::new();
     style.write(value, 0, &mut out)?;
@@ -38,7 +54,7 @@ pub(crate) fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
 
 /// The arguments of `json.dumps`.
 struct JsonStyle {
-    indent: Option<usize>,
+    indent: Option<String>,
     item_separator: String,
     key_separator: String,
     sort_keys: bool,
@@ -54,9 +70,9 @@ impl JsonStyle {
             ));
         }
         let new_line = |out: &mut String, level: usize| {
-            if let Some(n) = self.indent {
+            if let Some(indent) = &self.indent {
                 out.push('\n');
-                out.extend(std::iter::repeat_n(' ', n * level));
+                out.extend(std::iter::repeat_n(indent.as_str(), level));
             }
         };
         match v.kind() {
@@ -84,6 +100,11 @@ impl JsonStyle {
             ValueKind::Map => {
                 let mut keys: Vec<Value> = v.try_iter()?.collect();
                 if self.sort_keys {
+                    let texts = keys.iter().filter(|k| k.kind() == ValueKind::String).count();
+                    if texts > 0 && texts < keys.len() {
+                        let reason = "keys of different types have no order";
+                        return Err(Error::new(ErrorKind::InvalidOperation, reason));
+                    }
                     keys.sort();
                 }
                 out.push('{');
@@ -92,7 +113,7 @@ impl JsonStyle {
                         out.push_str(&self.item_separator);
                     }
                     new_line(out, level + 1);
-                    self.write_string(&k.to_string(), out);
+                    self.write_string(&json_key(k)?, out);
                     out.push_str(&self.key_separator);
                     self.write(&v.get_item(k)?, level + 1, out)?;
                 }
@@ -135,8 +156,29 @@ impl JsonStyle {
     }
 }
 
+/// The text of a key in JSON.
+fn json_key(k: &Value) -> Result<String, Error> {
+    Ok(match k.kind() {
+        ValueKind::String => k.to_string(),
+        ValueKind::None => "null".to_string(),
+        ValueKind::Bool => (if k.is_true() { "true" } else { "false" }).to_string(),
+        ValueKind::Number if k.is_integer() => k.to_string(),
+        ValueKind::Number => float_repr(f64::try_from(k.clone())?),
+        kind => {
+            let reason = format!("a key of kind {kind} is not JSON serializable");
+            return Err(Error::new(ErrorKind::InvalidOperation, reason));
+        }
+    })
+}
+
 /// The `indent` filter of jinja2.
-pub(crate) fn indent(text: String, width: Option<Value>, kwargs: Kwargs) -> Result<String, Error> {
+pub(crate) fn indent(
+    text: &Value,
+    width: Option<Value>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    kwargs: Kwargs,
+) -> Result<String, Error> {
     let width = match width {
         Some(w) => Some(w),
         None => kwargs.get("width")?,
@@ -147,11 +189,17 @@ pub(crate) fn indent(text: String, width: Option<Value>, kwargs: Kwargs) -> Resu
             w.as_str().map_or_else(|| " ".repeat(w.as_usize().unwrap_or(4).min(1000)), String::from)
         }
     };
-    let first = kwargs.get::<Option<bool>>("first")?.unwrap_or(false);
-    let blank = kwargs.get::<Option<bool>>("blank")?.unwrap_or(false);
+    let flag = |given: Option<bool>, name: &str| -> Result<bool, Error> {
+        Ok(match given {
+            Some(b) => b,
+            None => kwargs.get::<Option<bool>>(name)?.unwrap_or(false),
+        })
+    };
+    let (first, blank) = (flag(first, "first")?, flag(blank, "blank")?);
     kwargs.assert_all_used()?;
+    let text = python_str(text) + "\n";
     let mut out = if first { pad.clone() } else { String::new() };
-    for (i, line) in text.split('\n').enumerate() {
+    for (i, line) in split_lines(&text, false).into_iter().enumerate() {
         if i > 0 {
             out.push('\n');
             if blank || !line.is_empty() {
@@ -161,6 +209,28 @@ pub(crate) fn indent(text: String, width: Option<Value>, kwargs: Kwargs) -> Resu
         out.push_str(line);
     }
     Ok(out)
+}
+
+fn is_line_end(c: char) -> bool {
+    matches!(
+        c,
+        '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}'
+    )
+}
+
+/// Python's `str.splitlines`.
+pub(crate) fn split_lines(s: &str, keep_ends: bool) -> Vec<&str> {
+    let (mut out, mut rest) = (Vec::new(), s);
+    while !rest.is_empty() {
+        let at = rest.find(is_line_end).unwrap_or(rest.len());
+        let end = match &rest[at..] {
+            tail if tail.starts_with("\r\n") => at + 2,
+            tail => at + tail.chars().next().map_or(0, char::len_utf8),
+        };
+        out.push(&rest[..if keep_ends { end } else { at }]);
+        rest = &rest[end..];
+    }
+    out
 }
 
 /// Whether a value is or contains a floating-point number, which minijinja writes differently.
@@ -190,6 +260,21 @@ pub(crate) fn python_str(v: &Value) -> String {
 }
 
 /// Python's `repr(value)`.
+pub(crate) fn python_repr(v: &Value) -> String {
+    let mut out = String::new();
+    repr(v, 0, &mut out);
+    out
+}
+
+/// Whether Python's `repr` writes `c` itself, not its number.
+fn is_printable(c: char) -> bool {
+    let hidden = matches!(c as u32,
+        0xad | 0x600..=0x605 | 0x61c | 0x6dd | 0x70f | 0x180e | 0x200b..=0x200f | 0x2028..=0x202e
+        | 0x2060..=0x206f | 0xd800..=0xf8ff | 0xfdd0..=0xfdef | 0xfeff | 0xfff0..=0xfffb
+        | 0xfffe | 0xffff | 0x1d173..=0x1d17a | 0xe0000.. );
+    c == ' ' || !(c.is_control() || is_space(c) || hidden)
+}
+
 fn repr(v: &Value, depth: usize, out: &mut String) {
     match v.kind() {
         _ if depth > 64 => out.push_str("..."),
@@ -208,23 +293,32 @@ fn repr(v: &Value, depth: usize, out: &mut String) {
                     '\r' => out.push_str("\\r"),
                     '\t' => out.push_str("\\t"),
                     c if c == quote => out.extend(['\\', c]),
-                    c if (c as u32) < 0x20 || c as u32 == 0x7f => {
-                        out.push_str(&format!("\\x{:02x}", c as u32))
-                    }
+                    c if !is_printable(c) => out.push_str(&match c as u32 {
+                        n @ ..0x100 => format!("\\x{n:02x}"),
+                        n @ ..0x10000 => format!("\\u{n:04x}"),
+                        n => format!("\\U{n:08x}"),
+                    }),
                     c => out.push(c),
                 }
             }
             out.push(quote);
         }
         ValueKind::Seq | ValueKind::Iterable => {
-            out.push('[');
-            for (i, x) in v.try_iter().into_iter().flatten().enumerate() {
-                if i > 0 {
+            let tuple = v.is_tuple();
+            out.push(if tuple { '(' } else { '[' });
+            let mut count = 0;
+            for x in v.try_iter().into_iter().flatten() {
+                if count > 0 {
                     out.push_str(", ");
                 }
                 repr(&x, depth + 1, out);
+                count += 1;
             }
-            out.push(']');
+            out.push_str(match (tuple, count) {
+                (true, 1) => ",)",
+                (true, _) => ")",
+                _ => "]",
+            });
         }
         ValueKind::Map => {
             out.push('{');

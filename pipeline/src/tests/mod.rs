@@ -5,3 +5,4 @@ mod chat_format;
 mod frame;
 mod fuzz;
 mod goldens;
+mod in_context;

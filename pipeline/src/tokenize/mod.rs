@@ -1,6 +1,7 @@
 //! Text to token ids and back.
 
 pub(crate) mod canonical;
+pub(crate) mod in_context;
 pub(crate) mod json_text;
 pub(crate) mod special_tokens;
 pub(crate) mod tokenizer;

@@ -11,6 +11,7 @@
 //! output again.
 
 use crate::error::{Error, Result};
+use crate::tokenize::in_context::{ControlToken, InContext};
 pub(crate) use crate::tokenize::tokenizer_file::{AddedToken, TokenizerSource};
 use std::path::Path;
 use tokenizers_fast as fast;
@@ -20,6 +21,10 @@ enum Engine {
     /// The first instance recognizes control tokens; the second encodes their strings as text.
     Stable(Box<(tokenizers::Tokenizer, tokenizers::Tokenizer)>),
 }
+
+/// Why the fast engine is not used for some tokenizers.
+const TREATS_BY_POSITION: &str =
+    "this tokenizer treats text by its position, so pieces are encoded as they stand in the text";
 
 /// A loaded tokenizer; see the top of this file for the two engines.
 pub(crate) struct Tokenizer {
@@ -32,6 +37,8 @@ pub(crate) struct Tokenizer {
     /// ids are `count` higher in the fast engine.
     byte_ids: (u32, u32),
     splitting_tokens: Vec<i32>,
+    /// Set if the tokenizer treats text by its position.
+    in_context: Option<Box<InContext>>,
     eos: Option<String>,
     engine_note: String,
 }
@@ -59,6 +66,26 @@ impl Tokenizer {
     /// ordinary text.
     pub(crate) fn encode_plain(&self, text: &str, out: &mut Vec<i32>) -> Result<()> {
         self.encode_into(text, true, out)
+    }
+
+    /// Appends the ids of `text` to `ids` as they are in the whole text, except that no token
+    /// straddles one of `cuts`, and to `ends` the length of `ids` at each cut and at the end. With
+    /// `control`, only these are control tokens. None for tokenizers that treat text the same at
+    /// every position, whose pieces are encoded one by one.
+    pub(crate) fn encode_in_context(
+        &self,
+        text: &str,
+        cuts: &[usize],
+        control: Option<&[ControlToken]>,
+        ids: &mut Vec<i32>,
+        ends: &mut Vec<usize>,
+    ) -> Option<Result<()>> {
+        let engine = self.in_context.as_ref()?;
+        let encoded = match control {
+            None => engine.encode(text, cuts, ids, ends),
+            Some(control) => engine.encode_plain(text, cuts, control, ids, ends),
+        };
+        Some(encoded.map_err(|e| Error::Render(format!("the tokenizer failed: {e}"))))
     }
 
     fn encode_into(&self, text: &str, plain: bool, out: &mut Vec<i32>) -> Result<()> {
@@ -121,6 +148,9 @@ impl Tokenizer {
         if let Some(a) = self.added.iter().find(|a| a.content == token) {
             return Some(a.id);
         }
+        if let Engine::Stable(t) = &self.engine {
+            return t.0.token_to_id(token);
+        }
         let mut ids = Vec::new();
         self.encode_plain(token, &mut ids).ok()?;
         match ids[..] {
@@ -164,6 +194,9 @@ impl Tokenizer {
 impl TokenizerSource {
     /// The tokenizer on the fast engine, or why that engine refuses it.
     pub(crate) fn fast(&self) -> std::result::Result<Tokenizer, String> {
+        if self.treats_by_position {
+            return Err(TREATS_BY_POSITION.to_string());
+        }
         let text = match self.canonical_by_splicing() {
             Some(text) => text,
             None => self.canonical()?,
@@ -181,7 +214,9 @@ impl TokenizerSource {
         let t = self.stable_engine()?;
         let mut plain = t.clone();
         plain.set_encode_special_tokens(true);
-        Ok(self.tokenizer(Engine::Stable(Box::new((t, plain))), note))
+        let in_context = self.treats_by_position.then(|| Box::new(InContext::new(&t, &plain)));
+        let stable = self.tokenizer(Engine::Stable(Box::new((t, plain))), note);
+        Ok(Tokenizer { in_context, ..stable })
     }
 
     fn stable_engine(&self) -> Result<tokenizers::Tokenizer> {
@@ -201,6 +236,7 @@ impl TokenizerSource {
             vocab_size: self.vocab_size,
             byte_ids,
             splitting_tokens: self.splitting_tokens(),
+            in_context: None,
             eos: self.eos.clone(),
             engine_note,
         }

@@ -37,6 +37,9 @@ pub(crate) struct TokenizerSource {
     pub(crate) eos: Option<String>,
     /// Whether the text between two added tokens is processed independently of the text around it.
     independent_segments: bool,
+    /// Whether text is treated by its position, so that a piece encoded alone can differ from the
+    /// same piece in a text (`in_context.rs`).
+    pub(crate) treats_by_position: bool,
 }
 
 impl TokenizerSource {
@@ -64,13 +67,27 @@ impl TokenizerSource {
             missing_bytes: Vec::new(),
             eos,
             independent_segments: false,
+            treats_by_position: false,
         };
+        s.switch_dropout_off();
         s.inspect()?;
         Ok(s)
     }
 
     pub(crate) fn error(&self, reason: impl Into<String>) -> Error {
         Error::Tokenizer { path: self.path.clone(), reason: reason.into() }
+    }
+
+    /// Merges are never left out by chance: ids would differ from run to run.
+    fn switch_dropout_off(&mut self) {
+        let [model] = values_of(&self.json, ["model"]).unwrap_or([0..0]);
+        let dropout = values_of(&self.json[model.clone()], ["dropout"]);
+        if let Some([dropout]) = dropout {
+            let place = model.start + dropout.start..model.start + dropout.end;
+            if &self.json[place.clone()] != "null" {
+                self.json.replace_range(place, "null");
+            }
+        }
     }
 
     /// Fills the fields that derive from the JSON.
@@ -82,7 +99,10 @@ impl TokenizerSource {
         self.added.clear();
         self.independent_segments =
             is_position_independent(&v.normalizer) && is_position_independent(&v.pre_tokenizer);
+        self.treats_by_position =
+            treats_by_position(&v.normalizer) || treats_by_position(&v.pre_tokenizer);
         for t in v.added_tokens {
+            self.treats_by_position |= t.lstrip || t.rstrip || t.single_word;
             size = size.max(t.id as usize + 1);
             // Tokens that absorb adjacent white space or are matched in normalized text depend on
             // the text around them.
@@ -196,6 +216,25 @@ fn is_position_independent(v: &Value) -> bool {
             "WhitespaceSplit",
         ]
         .contains(&t),
+    }
+}
+
+/// Whether a normalizer or pre-tokenizer adds something before the first word, or strips the ends
+/// of a text.
+fn treats_by_position(v: &Value) -> bool {
+    match v["type"].as_str() {
+        Some("Sequence") => ["normalizers", "pretokenizers"]
+            .iter()
+            .filter_map(|key| v[key].as_array())
+            .flatten()
+            .any(treats_by_position),
+        Some("ByteLevel") => v["add_prefix_space"].as_bool() == Some(true),
+        Some("Metaspace") => {
+            v["prepend_scheme"].as_str() != Some("never")
+                && v["add_prefix_space"].as_bool() != Some(false)
+        }
+        Some("Prepend" | "Strip") => true,
+        _ => false,
     }
 }
 

@@ -61,11 +61,22 @@ pub fn build_now(loud: bool) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// A command for one of the binaries, in `directory`.
+/// A command that sees no GPU, so that it computes the same on every machine.
+pub fn on_the_cpu(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env("CUDA_VISIBLE_DEVICES", "");
+    command
+}
+
+/// A command for one of the binaries, in `directory`; without GPUs unless `DLM_TEST_DEVICE` names a
+/// device.
 pub fn command(name: &str, directory: &Path) -> Result<Command> {
     let path = build()?.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
     ensure!(path.is_file(), "{} was not built", path.display());
-    let mut command = Command::new(path);
+    let mut command = match std::env::var_os("DLM_TEST_DEVICE") {
+        None => on_the_cpu(path),
+        Some(_) => Command::new(path),
+    };
     // Nothing that these tests run may use a network.
     command.current_dir(directory).stdin(Stdio::null()).env("HF_HUB_OFFLINE", "1");
     Ok(command)

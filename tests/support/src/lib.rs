@@ -13,7 +13,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-pub use binaries::{Run, build, capture, command, run};
+pub use binaries::{Run, build, capture, command, on_the_cpu, run};
 
 /// The root of this repository. Found from the package that cargo runs, since a target folder that
 /// several clones share may hold this crate as compiled in another one.

@@ -33,6 +33,19 @@ pub fn device_count() -> Result<usize> {
     Ok(result::device::get_count().named("counting the GPUs")?.max(0) as usize)
 }
 
+/// What of NVIDIA's libraries an engine loads is missing on this machine; none where all are there.
+pub fn missing_library() -> Option<&'static str> {
+    // SAFETY: only asks whether the libraries can be loaded.
+    let (nvrtc, blas) = unsafe {
+        (cudarc::nvrtc::sys::is_culib_present(), cudarc::cublas::sys::is_culib_present())
+    };
+    match (nvrtc, blas) {
+        (true, true) => None,
+        (false, _) => Some("libnvrtc"),
+        (true, false) => Some("libcublas"),
+    }
+}
+
 /// Bytes of memory that are free on the GPU with this CUDA index.
 ///
 /// # Errors

@@ -30,17 +30,17 @@ pub(crate) struct ComputeDevice {
     /// Burn's handle, without autodiff.
     pub device: Device,
     pub kind: DeviceKind,
-    /// `cpu`, `cuda:N` or `wgpu`, for reports.
+    /// `cpu`, `cuda:N` or `wgpu`, for reports; with the reason where a GPU could not be used.
     pub name: String,
 }
 
 /// The device that `auto`, `cpu`, `cuda`, `cuda:N` or `wgpu` stands for; `auto` is the first CUDA
-/// device, or the CPU if there is none.
+/// device, or the CPU if there is none that can be used.
 pub(crate) fn choose(spec: &str) -> Result<ComputeDevice> {
     match spec {
         "cpu" => Ok(cpu()),
         "wgpu" => wgpu(),
-        "auto" => Ok(cuda(0).unwrap_or_else(|_| cpu())),
+        "auto" => Ok(automatic()),
         _ => {
             let index = match spec.strip_prefix("cuda") {
                 Some("") => Some(0),
@@ -55,6 +55,19 @@ pub(crate) fn choose(spec: &str) -> Result<ComputeDevice> {
             cuda(index)
         }
     }
+}
+
+/// The first CUDA device, if there is one and what computes on it can be loaded; else the CPU.
+fn automatic() -> ComputeDevice {
+    let Ok(device) = cuda(0) else { return cpu() };
+    #[cfg(feature = "native")]
+    if let Some(library) = dlm_engine::missing_library() {
+        let name = format!(
+            "cpu (there is an NVIDIA GPU, but {library} could not be loaded: is it on LD_LIBRARY_PATH?)"
+        );
+        return ComputeDevice { name, ..cpu() };
+    }
+    device
 }
 
 /// The CPU, which every build has.

@@ -72,7 +72,7 @@ pub(crate) fn workplace() -> tempfile::TempDir {
 
 /// `dlm-train` on the workplace's data with random weights, plus `more`.
 pub(crate) fn train(dir: &Path, out: &str, more: &[&str]) -> Command {
-    let mut c = Command::new(env!("CARGO_BIN_EXE_dlm-train"));
+    let mut c = dlm_test_support::on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
     c.current_dir(dir)
         .args([
             "--data",

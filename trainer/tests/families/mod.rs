@@ -12,7 +12,9 @@ pub(crate) use dlm_test_support::{Run, capture, fixtures};
 /// Runs `dlm-train`, which must not panic.
 #[track_caller]
 pub(crate) fn dlm_train(arguments: &[&str]) -> Run {
-    let run = capture(Command::new(env!("CARGO_BIN_EXE_dlm-train")).args(arguments)).unwrap();
+    let run =
+        capture(dlm_test_support::on_the_cpu(env!("CARGO_BIN_EXE_dlm-train")).args(arguments))
+            .unwrap();
     assert!(!run.stderr.contains("panicked"), "{arguments:?}: {}", run.stderr);
     run
 }
