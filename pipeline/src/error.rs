@@ -83,7 +83,7 @@ impl Error {
     /// The exit code of the command line for this error.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Usage(_) => 2,
+            Error::Usage(_) | Error::Dataset(dlm_datasets::Error::Locked { .. }) => 2,
             Error::Interrupted => 130,
             _ => 1,
         }

@@ -181,7 +181,7 @@ impl Conversion {
 /// same settings, an interrupted run continues exactly where its last checkpoint left it. Progress
 /// is written to stderr, and every step to `metrics.jsonl` in `out`. SIGTERM, SIGINT, SIGHUP,
 /// SIGUSR1 and SIGUSR2 save a checkpoint and end the call with [`crate::Error::Interrupted`]: the
-/// step under way is given up after its current micro-batch and taken again on resume. Further
+/// step under way is given up after the layer that is computed and taken again on resume. Further
 /// signals change nothing.
 ///
 /// ```no_run

@@ -79,3 +79,32 @@ fn the_lock_of_a_killed_run_is_taken_over() {
     refused(must.args(["--resume", "must"]), 2, &["no checkpoint"]);
     assert!(!dir.path().join("elsewhere").exists(), "a refused run leaves no folder");
 }
+
+/// dlm-prep locks its folder in the same way.
+#[test]
+fn a_dataset_is_prepared_by_one_process_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("packed");
+    let row = r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#;
+    fs::write(dir.path().join("rows.jsonl"), row).unwrap();
+    let prepare = || {
+        dlm_prep::Prepare::new(dlm_test_support::sample("tokenizer"))
+            .input(dir.path().join("rows.jsonl"))
+            .seq_len(64)
+            .bd_size(8)
+            .run(&out)
+    };
+    let merge = || dlm_prep::merge(&[&out], dir.path().join("merged"));
+    let lock = dlm_datasets::fs::lock_dir(&out).unwrap();
+    let error = prepare().err().unwrap();
+    assert_eq!(error.exit_code(), 2, "{error}");
+    assert!(error.to_string().contains(&format!("process {} on", std::process::id())), "{error}");
+    drop(lock);
+    prepare().unwrap();
+    assert!(!out.join(".lock").exists());
+    let lock = dlm_datasets::fs::lock_dir(&dir.path().join("merged")).unwrap();
+    assert_eq!(merge().err().unwrap().exit_code(), 2);
+    drop(lock);
+    merge().unwrap();
+    assert!(!dir.path().join("merged/.lock").exists());
+}

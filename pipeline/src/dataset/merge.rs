@@ -5,7 +5,7 @@
 //! counts are summed.
 
 use crate::error::{Error, Result};
-use dlm_datasets::fs::write_atomic;
+use dlm_datasets::fs::{lock_dir, write_atomic};
 use dlm_datasets::manifest::{Counts, Manifest, Source, Split};
 use dlm_datasets::writer::{BATCH_ROWS, ShardWriter, shard_name, write_manifest};
 use dlm_datasets::{Dataset, Document};
@@ -37,6 +37,7 @@ pub fn merge(dirs: &[impl AsRef<Path>], out: impl AsRef<Path>) -> Result<Manifes
             reason: "holds a finished dataset; give another --out".to_string(),
         });
     }
+    let _lock = lock_dir(out)?;
     let tokenizer = out.join("tokenizer");
     std::fs::create_dir_all(&tokenizer).map_err(Error::io("making", &tokenizer))?;
     let from = first.dir().join("tokenizer");

@@ -8,6 +8,7 @@ use crate::prepare::peak_memory::peak_memory_mb;
 use crate::prepare::plan::PreparePlan;
 use crate::progress::{ProcessingCounters, Progress, report_while};
 use crate::run::executor::{self, Meter};
+use dlm_datasets::fs::lock_dir;
 use dlm_datasets::manifest::{Counts, Manifest};
 use std::path::Path;
 use std::sync::Arc;
@@ -81,6 +82,7 @@ pub(crate) fn run_plan(plan: &PreparePlan, out: &Path, control: RunControl) -> R
             prepared.already_prepared = true;
         }
         None => {
+            let _lock = lock_dir(out)?;
             let mut sink = DatasetSink::open(out, plan.pack_job(), overwrite)?;
             prepared.resumed_after = sink.rows_seen();
             if sink.rows_seen() > 0 {

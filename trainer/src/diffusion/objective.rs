@@ -8,6 +8,8 @@
 //! in the training forward pass, not in the data. Formal definition: `docs/objective.md`; noise:
 //! [`dlm_datasets::mask`].
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use burn::prelude::*;
 use burn::tensor::DType;
 
@@ -67,6 +69,25 @@ pub(crate) fn loss_and_gradients(
     scale: f64,
     into: &mut Gradients,
 ) -> Result<f64> {
+    static NEVER: AtomicBool = AtomicBool::new(false);
+    interruptible(decoder, w, inputs, opts, scale, into, &NEVER)
+}
+
+/// [`loss_and_gradients`], given up between two layers with [`Error::Interrupted`] once `stop` is
+/// set; `into` is of no use then.
+pub(crate) fn interruptible(
+    decoder: &Decoder,
+    w: &Weights,
+    inputs: &DeviceBatch,
+    opts: &PassOptions,
+    scale: f64,
+    into: &mut Gradients,
+    stop: &AtomicBool,
+) -> Result<f64> {
+    let go_on = || match stop.load(Ordering::Relaxed) {
+        true => Err(Error::Interrupted("within a micro-batch".into())),
+        false => Ok(()),
+    };
     if inputs.at.is_empty() {
         return Ok(0.0);
     }
@@ -84,6 +105,7 @@ pub(crate) fn loss_and_gradients(
     let hidden = if opts.activation_checkpointing {
         let mut x = embedded;
         for i in 0..layers {
+            go_on()?;
             let y = decoder.layer(w, i, x.clone(), &inputs.cx);
             layer_inputs.push(x);
             x = y;
@@ -91,7 +113,11 @@ pub(crate) fn loss_and_gradients(
         x
     } else {
         let leaf = embedded.autodiff().require_grad();
-        let h = decoder.layers(&tracked, leaf.clone(), &cx);
+        let mut h = leaf.clone();
+        for i in 0..layers {
+            go_on()?;
+            h = decoder.layer(&tracked, i, h, &cx);
+        }
         let inner = h.clone().inner();
         tape = Some((leaf, h));
         inner
@@ -107,6 +133,7 @@ pub(crate) fn loss_and_gradients(
     let mut losses: Vec<Tensor<1>> = Vec::new();
     let mut d_states: Vec<Tensor<2>> = Vec::new();
     for first in (0..inputs.at.len()).step_by(opts.loss_chunk.max(1)) {
+        go_on()?;
         let end = first.saturating_add(opts.loss_chunk.max(1)).min(inputs.at.len());
         let x = states.clone().slice([first..end]);
         let logits = linear::linear(x.clone(), &head, None);
@@ -134,6 +161,7 @@ pub(crate) fn loss_and_gradients(
     } else {
         for i in (0..layers).rev() {
             let Some(x) = layer_inputs.pop() else { break };
+            go_on()?;
             let x = x.autodiff().require_grad();
             let y = decoder.layer(&tracked, i, x.clone(), &cx);
             let mut g = (y * upstream.autodiff()).sum().backward();

@@ -7,8 +7,10 @@ use crate::diffusion::{
     Batch, DeviceBatch, DocumentMask, IGNORE, Layout, Objective, ObjectiveSpec, PackedRow,
     PassOptions, build_batch, count_targets, layout, objective,
 };
+use crate::error::Error;
 use crate::model::{Decoder, Gradients, ModelConfig, Params, Weights, load};
 use proptest::prelude::*;
+use std::sync::atomic::AtomicBool;
 
 const VOCAB: usize = 40;
 const MASK: i32 = 39;
@@ -99,6 +101,10 @@ fn run(
         &mut grads,
     )
     .unwrap();
+    let (stop, mut unused) = (AtomicBool::new(true), Gradients::new(w.0.len()));
+    let given_up = objective::interruptible(d, w, &inputs, &opts, 1.0, &mut unused, &stop);
+    let interrupted = matches!(given_up, Err(Error::Interrupted(_)));
+    assert!(counted == 0 || interrupted, "{given_up:?}");
     let alone = objective::loss_sum(d, w, &inputs, &opts).unwrap();
     assert!(
         (sum - alone).abs() <= 1e-4 * sum.abs().max(1.0),

@@ -209,13 +209,14 @@ impl Trainer<'_> {
                 return Err(Error::Interrupted("between two micro-batches".into()));
             }
             let inputs = DeviceBatch::upload(&self.decoder, micro_batch, &self.compute)?;
-            result.loss_sum += objective::loss_and_gradients(
+            result.loss_sum += objective::interruptible(
                 &self.decoder,
                 &self.weights,
                 &inputs,
                 &self.pass,
                 scale,
                 &mut result.gradients,
+                &self.stop,
             )?;
             result.flops += flops::useful(&self.decoder, micro_batch);
             result.processed += micro_batch.processed;
