@@ -227,3 +227,71 @@ fn closed_pipes_end_quietly() {
     verify.stdout.take().unwrap().read_to_string(&mut report).unwrap();
     assert!(verify.wait().unwrap().success() && report.starts_with("ok:"), "{report}");
 }
+
+/// Variables for the template come from the command line or, first, from the row; the manifest
+/// records the former.
+#[test]
+fn template_kwargs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, template) = (dir.path().join("rows.jsonl"), dir.path().join("t.jinja"));
+    let source = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if deep is defined and deep and m.role == 'user' %}{{ 'deep ' * 60 }}{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}";
+    std::fs::write(&template, source).unwrap();
+    let row = |kwargs: serde_json::Value| {
+        json!({"prompt": "q", "completion": "a", "chat_template_kwargs": kwargs}).to_string()
+    };
+    let tokens = |row: String, flags: &[&str], out: &str| {
+        std::fs::write(&input, row).unwrap();
+        let t = template.to_str().unwrap();
+        let flags = [&["--template", t], flags].concat();
+        build(&input, &dir.path().join(out), &flags)
+    };
+    let deep = r#"{"deep": true}"#;
+    let flag = ["--template-kwargs", deep];
+    let plain = tokens(row(json!(null)), &[], "a").counts.tokens;
+    let with = tokens(row(json!({"deep": true})), &[], "b").counts.tokens;
+    assert!(with > plain + 50, "{plain} {with}");
+    assert_eq!(tokens(row(json!(deep)), &[], "c").counts.tokens, with);
+    let m = tokens(row(json!(null)), &flag, "d");
+    assert_eq!((m.counts.tokens, &m.recipe["template_kwargs"]), (with, &json!({"deep": true})));
+    assert_eq!(tokens(row(json!({"deep": false})), &flag, "e").counts.tokens, plain);
+    let good = row(json!(null));
+    let m = tokens([good, row(json!([1])), row(json!({"tools": 1}))].join("\n"), &[], "f");
+    assert_eq!(m.counts.dropped.get("bad_template_kwargs"), Some(&2), "{:?}", m.counts);
+}
+
+/// Tokens that only `tokenizer_config.json` names are tokens, and a second template is used for
+/// rows with tools.
+#[test]
+fn tokens_and_templates_beside_the_tokenizer() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("tok");
+    std::fs::create_dir_all(folder.join("additional_chat_templates")).unwrap();
+    std::fs::copy(format!("{SAMPLE}/tokenizer/tokenizer.json"), folder.join("tokenizer.json"))
+        .unwrap();
+    let put = |name: &str, text: &str| std::fs::write(folder.join(name), text).unwrap();
+    let template = "{% for m in messages %}<|turn|>{{ m.role }}\n{{ m.content }}{{ done_token }}\n{% endfor %}";
+    put("chat_template.jinja", template);
+    let tool_use = template.replace("{{ m.role }}", "{{ 'tools ' * 20 }}{{ m.role }}");
+    put("additional_chat_templates/tool_use.jinja", &tool_use);
+    put(
+        "tokenizer_config.json",
+        r#"{"eos_token": "<|im_end|>", "done_token": "<|done|>", "extra_special_tokens": ["<|turn|>"]}"#,
+    );
+    let input = dir.path().join("rows.jsonl");
+    let prepared = |row: serde_json::Value, out: &str| {
+        std::fs::write(&input, row.to_string()).unwrap();
+        let out = dir.path().join(out);
+        let flags = ["--engine", "fast", "--tokenizer"];
+        let mut call = prep();
+        call.arg("--input").arg(&input).arg("--out").arg(&out).args(flags).arg(&folder);
+        let done = call.output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let text = std::fs::read_to_string(out.join("tokenizer/tokenizer.json")).unwrap();
+        let added = text.contains("\"<|turn|>\"") && text.contains("\"<|done|>\"");
+        (Manifest::read(&out).unwrap(), added)
+    };
+    let (m, added) = prepared(json!({"prompt": "hi", "completion": "ok"}), "a");
+    assert!(added && m.counts.unfinished_runs == 0 && m.counts.tokens < 30, "{:?}", m.counts);
+    let row = json!({"prompt": "hi", "completion": "ok", "tools": [{"name": "f"}]});
+    assert!(prepared(row, "b").0.counts.tokens > m.counts.tokens + 30);
+}

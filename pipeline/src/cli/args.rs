@@ -97,6 +97,10 @@ pub(super) struct PrepareArgs {
     /// Chat template: chatml, llama3, or a Jinja file; without it, the tokenizer's own.
     #[arg(long, value_name = "NAME|FILE")]
     pub template: Option<String>,
+    /// Variables for the chat template of every conversation, for example
+    /// {"enable_thinking": false}; a row's column chat_template_kwargs comes first.
+    #[arg(long, value_name = "JSON")]
+    pub template_kwargs: Option<String>,
     /// Tokens per packed row, a multiple of --bd-size.
     #[arg(long)]
     pub seq_len: Option<usize>,
@@ -205,6 +209,9 @@ impl PrepareArgs {
         }
         if let Some(template) = &self.template {
             p = p.template(template);
+        }
+        if let Some(kwargs) = &self.template_kwargs {
+            p = p.template_kwargs(kwargs);
         }
         if let Some(workers) = self.workers {
             p = p.workers(workers);

@@ -6,7 +6,7 @@
 
 use crate::parse::drop_reason::DropReason;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::borrow::Cow;
 
 /// One message, with the fields that chat templates expect.
@@ -76,6 +76,8 @@ pub(crate) struct Conversation<'a> {
     pub messages: Vec<Message<'a>>,
     /// Tool declarations as a non-empty JSON list, in the form that templates expect.
     pub tools: Option<Value>,
+    /// Variables for the template (the column `chat_template_kwargs`), if there are any.
+    pub template_kwargs: Option<Map<String, Value>>,
 }
 
 /// A row after parsing. Category and licence are known for dropped rows too.
@@ -99,7 +101,8 @@ impl<'a> ParsedRow<'a> {
         ParsedRow {
             category: category.filter(|s| !s.is_empty()),
             licence,
-            conversation: validate(&messages).map(|()| Conversation { messages, tools: None }),
+            conversation: validate(&messages)
+                .map(|()| Conversation { messages, ..Conversation::default() }),
         }
     }
 
@@ -134,6 +137,10 @@ pub(crate) fn fingerprint(c: &Conversation) -> u128 {
         // No role has this length, so tools are not mistaken for a message.
         h.update(u64::MAX.to_le_bytes());
         h.update(tools.to_string());
+    }
+    if let Some(kwargs) = &c.template_kwargs {
+        h.update((u64::MAX - 1).to_le_bytes());
+        h.update(Value::Object(kwargs.clone()).to_string());
     }
     let digest = h.finalize();
     digest.iter().take(16).fold(0, |n, b| (n << 8) | u128::from(*b))
@@ -194,8 +201,9 @@ mod tests {
     #[test]
     fn fingerprints() {
         let messages = vec![Message::new("user", "a"), Message::new("assistant", "b")];
-        let with =
-            |tools: Option<Value>| fingerprint(&Conversation { messages: messages.clone(), tools });
+        let with = |tools: Option<Value>| {
+            fingerprint(&Conversation { messages: messages.clone(), tools, template_kwargs: None })
+        };
         let tool = |name: &str| Some(serde_json::json!([{"name": name}]));
         assert_eq!(with(None), 0x4442_f719_8a19_8461_29a9_085a_9d00_9b9c);
         assert_ne!(with(None), with(tool("x")));

@@ -32,6 +32,9 @@ pub(crate) enum DropReason {
     BadToolCalls,
     /// The tool declarations cannot be read.
     BadTools,
+    /// The variables for the template are no object, or name one that a template gets from
+    /// elsewhere.
+    BadTemplateKwargs,
     /// What the data says about the loss of a message cannot be read, or is not 0 or 1.
     BadLossMask,
     /// The data marks the answer as a bad one (`label` is false).
@@ -67,7 +70,7 @@ pub(crate) enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of the stages that drop rows.
-    pub(crate) const ALL: [DropReason; 27] = [
+    pub(crate) const ALL: [DropReason; 28] = [
         DropReason::BadJson,
         DropReason::LineTooLong,
         DropReason::BadUtf8,
@@ -80,6 +83,7 @@ impl DropReason {
         DropReason::EmptyResponse,
         DropReason::BadToolCalls,
         DropReason::BadTools,
+        DropReason::BadTemplateKwargs,
         DropReason::BadLossMask,
         DropReason::RejectedAnswer,
         DropReason::ReservedCharacters,
@@ -121,6 +125,7 @@ impl DropReason {
             DropReason::EmptyResponse => "empty_response",
             DropReason::BadToolCalls => "bad_tool_calls",
             DropReason::BadTools => "bad_tools",
+            DropReason::BadTemplateKwargs => "bad_template_kwargs",
             DropReason::BadLossMask => "bad_loss_mask",
             DropReason::RejectedAnswer => "rejected_answer",
             DropReason::ReservedCharacters => "reserved_characters",

@@ -16,8 +16,15 @@ use arrow::datatypes::DataType;
 use std::borrow::Cow;
 
 /// Columns that only the reference path understands.
-const NEED_REFERENCE: [&str; 6] =
-    ["tools", "functions", "loss_mask", "conversations", "conversation", "instruction"];
+const NEED_REFERENCE: [&str; 7] = [
+    "tools",
+    "functions",
+    "loss_mask",
+    "conversations",
+    "conversation",
+    "instruction",
+    "chat_template_kwargs",
+];
 
 /// A column of strings in any of Arrow's three layouts.
 enum StringColumn<'a> {

@@ -142,8 +142,13 @@ impl<'de> serde::Deserialize<'de> for RowFields<'de> {
                         "category" => set(&mut row.category, map.next_value()?)?,
                         "license" => set(&mut row.license, map.next_value()?)?,
                         "licence" => set(&mut row.licence, map.next_value()?)?,
-                        "tools" | "functions" | "loss_mask" | "conversations" | "conversation"
-                        | "instruction" => {
+                        "tools"
+                        | "functions"
+                        | "loss_mask"
+                        | "conversations"
+                        | "conversation"
+                        | "instruction"
+                        | "chat_template_kwargs" => {
                             return Err(A::Error::custom(USE_REFERENCE_PATH));
                         }
                         _ => map.next_value_seed(CheckedValue)?,

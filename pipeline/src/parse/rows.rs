@@ -112,7 +112,15 @@ pub(crate) fn parse_row(
             renamed.insert(ours.clone(), row.remove(theirs).unwrap_or(Value::Null));
         }
         // Other columns are ignored, because their names could be mistaken for those of a shape.
-        let kept = ["category", "license", "licence", "tools", "functions", "loss_mask"];
+        let kept = [
+            "category",
+            "license",
+            "licence",
+            "tools",
+            "functions",
+            "loss_mask",
+            "chat_template_kwargs",
+        ];
         let system = ["system_prompt", "system"];
         let named = system.iter().any(|k| renamed.contains_key(*k));
         for k in kept.into_iter().chain(system.into_iter().filter(|_| !named)) {

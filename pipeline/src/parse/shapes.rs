@@ -20,7 +20,7 @@ use crate::parse::conversation::{Conversation, Message, ParsedRow, validate};
 use crate::parse::drop_reason::DropReason;
 use crate::parse::loss_flags::apply_loss_mask;
 use crate::parse::message::parse_message;
-use crate::parse::tools::take_tools;
+use crate::parse::tools::{take_template_kwargs, take_tools};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 
@@ -44,8 +44,9 @@ fn parse_conversation(mut row: Row) -> Result<Conversation<'static>, DropReason>
         apply_loss_mask(mask, &mut messages.all, messages.own)?;
     }
     let tools = take_tools(&mut row)?;
+    let template_kwargs = take_template_kwargs(&mut row)?;
     validate(&messages.all)?;
-    Ok(Conversation { messages: messages.all, tools })
+    Ok(Conversation { messages: messages.all, tools, template_kwargs })
 }
 
 /// The messages of a row.

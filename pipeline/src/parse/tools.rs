@@ -61,6 +61,28 @@ fn from_text(v: Value) -> Result<Value, DropReason> {
     }
 }
 
+/// The variables that a row gives to its template: an object, or the JSON text of one.
+pub(crate) fn take_template_kwargs(
+    row: &mut Map<String, Value>,
+) -> Result<Option<Map<String, Value>>, DropReason> {
+    let value = match row.remove("chat_template_kwargs") {
+        Some(Value::String(s)) if s.trim().is_empty() => None,
+        Some(Value::String(s)) => serde_json::from_str(&s).unwrap_or(Some(Value::from(0))),
+        value => value,
+    };
+    match value {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Object(kwargs)) if kwargs.keys().any(|k| RESERVED.contains(&k.as_str())) => {
+            Err(DropReason::BadTemplateKwargs)
+        }
+        Some(Value::Object(kwargs)) => Ok(Some(kwargs).filter(|k| !k.is_empty())),
+        Some(_) => Err(DropReason::BadTemplateKwargs),
+    }
+}
+
+/// Variables that a template gets from elsewhere.
+pub(crate) const RESERVED: [&str; 3] = ["messages", "tools", "add_generation_prompt"];
+
 #[cfg(test)]
 mod tests {
     use super::*;

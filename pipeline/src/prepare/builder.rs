@@ -48,6 +48,7 @@ pub struct Prepare {
     recipe: Option<PathBuf>,
     settings: SettingsOverrides,
     template: Option<String>,
+    template_kwargs: Option<String>,
     engine: EngineChoice,
     render: RenderChoice,
     workers: Option<usize>,
@@ -125,6 +126,7 @@ impl Prepare {
             recipe: None,
             settings: SettingsOverrides::default(),
             template: None,
+            template_kwargs: None,
             engine: EngineChoice::default(),
             render: RenderChoice::default(),
             workers: None,
@@ -191,6 +193,13 @@ impl Prepare {
     /// Chat template: `chatml`, `llama3` or a Jinja file (default: the tokenizer's own).
     pub fn template(mut self, template: impl Into<String>) -> Self {
         self.template = Some(template.into());
+        self
+    }
+
+    /// Variables for the chat template of every conversation, as a JSON object, for example
+    /// `{"enable_thinking": false}`. A row's column `chat_template_kwargs` comes first.
+    pub fn template_kwargs(mut self, json: impl Into<String>) -> Self {
+        self.template_kwargs = Some(json.into());
         self
     }
 
@@ -306,6 +315,7 @@ impl Prepare {
             inputs: &self.inputs,
             recipe: recipe.as_ref(),
             template: self.template.as_deref(),
+            template_kwargs: self.template_kwargs.as_deref(),
             engine: self.engine,
             render: self.render,
         };

@@ -13,6 +13,7 @@ use crate::input::hub::model::resolve_tokenizer;
 use crate::input::source::Input;
 use crate::pack::mixture::Mixture;
 use crate::pack::sink::PackJob;
+use crate::parse::tools::RESERVED;
 use crate::prepare::engine_sample::engine_sample;
 use crate::prepare::tokenizer_folder::{tokenizer_config, write_tokenizer};
 use crate::progress::Progress;
@@ -21,11 +22,11 @@ use crate::template::chat::ChatTemplate;
 use crate::template::control::ControlTokens;
 use crate::template::spans::SpanFinder;
 use crate::template::verbatim::{self, Verbatim};
-use crate::tokenize::special_tokens::special_tokens;
+use crate::tokenize::special_tokens::{special_tokens, tokens_of_config};
 use crate::tokenize::tokenizer::{Tokenizer, TokenizerSource};
 use dlm_datasets::hash::sha256;
 use dlm_datasets::manifest::Manifest;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -41,6 +42,8 @@ pub(crate) struct PlanRequest<'a> {
     pub recipe: Option<&'a Recipe>,
     /// Name or file of a chat template; none: the tokenizer's own.
     pub template: Option<&'a str>,
+    /// Variables for the template, as a JSON object.
+    pub template_kwargs: Option<&'a str>,
     /// Which tokenizer engine is used.
     pub engine: EngineChoice,
     /// Which rows are rendered.
@@ -87,6 +90,11 @@ pub(crate) fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<Prep
         Some(name) => ChatTemplate::named(name, specials.clone(), now)?,
         None => ChatTemplate::load_at(dir, now)?,
     };
+    let kwargs = template_kwargs(request.template_kwargs)?;
+    let template = template.with_kwargs(kwargs.clone());
+    for token in tokens_of_config(dir)? {
+        tok.ensure_named(&token)?;
+    }
     let mask_id = tok.ensure_token(&settings.mask_token)?;
     let bad = |reason: String| Error::Tokenizer { path: dir.to_path_buf(), reason };
     let eos = eos_token(&tok, &specials, &template).ok_or_else(|| {
@@ -165,6 +173,9 @@ pub(crate) fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<Prep
     if !request.inputs.columns.is_empty() {
         m.recipe["columns"] = request.inputs.columns.iter().cloned().collect();
     }
+    if !kwargs.is_empty() {
+        m.recipe["template_kwargs"] = Value::Object(kwargs);
+    }
     if let Some(r) = recipe {
         m.recipe["mixture"] = r.to_manifest_json();
     }
@@ -194,6 +205,21 @@ pub(crate) fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<Prep
         manifest: m,
         tokenizer_config,
     })
+}
+
+/// The variables in the text of a JSON object.
+fn template_kwargs(json: Option<&str>) -> Result<Map<String, Value>> {
+    let Some(json) = json else { return Ok(Map::new()) };
+    let wrong = |reason: String| {
+        let example = r#"--template-kwargs '{"enable_thinking": false}'"#;
+        Error::Usage(format!("--template-kwargs {json}: {reason}; for example {example}"))
+    };
+    let kwargs: Map<String, Value> =
+        serde_json::from_str(json).map_err(|e| wrong(format!("not a JSON object: {e}")))?;
+    match kwargs.keys().find(|k| RESERVED.contains(&k.as_str())) {
+        Some(k) => Err(wrong(format!("{k:?} is what the row itself gives"))),
+        None => Ok(kwargs),
+    }
 }
 
 /// The end-of-sequence token that tokenizer or template name, else a usual one that the tokenizer

@@ -156,7 +156,7 @@ impl<'a> RowProcessor<'a> {
         let refusal = || {
             let c = parsed.conversation.ok()?;
             let messages = adapt(self.template, &c).ok()?.unwrap_or_else(|| c.messages.clone());
-            self.template.render_with(&messages, c.tools.as_ref(), false, false).err()
+            self.template.render_with(&messages, &c, false, false).err()
         };
         let message = match reason {
             DropReason::TemplateRefused => refusal().map(|e| e.to_string()),

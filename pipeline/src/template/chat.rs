@@ -2,14 +2,15 @@
 //!
 //! In: a tokenizer folder, a file, or the name of a built-in template. Out: a [`ChatTemplate`],
 //! whose output equals that of transformers' `apply_chat_template(tokenize=False)`. In a folder the
-//! template is looked up in the order of transformers: `chat_template.jinja`; `chat_template` in
+//! template is looked up in the order of transformers: `chat_template.jinja`, with
+//! `additional_chat_templates/tool_use.jinja` for conversations with tools; `chat_template` in
 //! `tokenizer_config.json` (a string, or a list of named templates, of which `default` is used, and
 //! `tool_use` for conversations with tools); `chat_template.json`. A folder without any gets a
 //! built-in template that fits its tokens.
 
 use crate::config::policies::default_now;
 use crate::error::{Error, Result};
-use crate::parse::conversation::Message;
+use crate::parse::conversation::{Conversation, Message};
 use crate::template::chat_context::ChatContext;
 use crate::template::forms::TemplateForms;
 use crate::template::jinja;
@@ -17,7 +18,7 @@ use crate::template::jinja_source::{MARK_GENERATION, has_generation};
 use crate::tokenize::special_tokens::{read_json, special_tokens};
 use minijinja::Environment;
 use minijinja::value::{Serde, Value};
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -27,6 +28,34 @@ pub(crate) const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' 
 /// The Llama 3 instruct format, without dates or tools.
 pub(crate) const LLAMA3: &str = "{{ '<|begin_of_text|>' }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}";
 
+/// What a template reads besides the messages.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Inputs<'a> {
+    /// Tool declarations.
+    pub tools: Option<&'a Json>,
+    /// Further variables of a conversation, for example `enable_thinking`.
+    pub kwargs: Option<&'a Map<String, Json>>,
+}
+
+impl Inputs<'_> {
+    /// Whether there are none.
+    pub(crate) fn is_none(&self) -> bool {
+        self.tools.is_none() && self.kwargs.is_none()
+    }
+}
+
+impl<'a> From<Option<&'a Json>> for Inputs<'a> {
+    fn from(tools: Option<&'a Json>) -> Self {
+        Inputs { tools, kwargs: None }
+    }
+}
+
+impl<'a> From<&'a Conversation<'_>> for Inputs<'a> {
+    fn from(c: &'a Conversation<'_>) -> Self {
+        Inputs { tools: c.tools.as_ref(), kwargs: c.template_kwargs.as_ref() }
+    }
+}
+
 /// A compiled chat template with the special tokens it may use.
 pub(crate) struct ChatTemplate {
     env: Environment<'static>,
@@ -34,6 +63,8 @@ pub(crate) struct ChatTemplate {
     source: String,
     origin: String,
     specials: BTreeMap<String, String>,
+    /// Variables of every conversation.
+    kwargs: Map<String, Json>,
     /// What it reads in conversations without and with tools.
     forms: [OnceLock<TemplateForms>; 2],
 }
@@ -49,7 +80,15 @@ impl ChatTemplate {
         let specials = special_tokens(dir)?;
         let jinja = dir.join("chat_template.jinja");
         match std::fs::read_to_string(&jinja) {
-            Ok(source) => return Self::new(source, None, "chat_template.jinja", specials, now),
+            Ok(source) => {
+                let tool_use = dir.join("additional_chat_templates/tool_use.jinja");
+                let tool_use = match std::fs::read_to_string(&tool_use) {
+                    Ok(source) => Some(source),
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+                    Err(e) => return Err(Error::io("reading", &tool_use)(e)),
+                };
+                return Self::new(source, tool_use, "chat_template.jinja", specials, now);
+            }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(Error::io("reading", &jinja)(e)),
         }
@@ -157,8 +196,14 @@ impl ChatTemplate {
             source,
             origin: origin.to_string(),
             specials,
+            kwargs: Map::new(),
             forms: Default::default(),
         })
+    }
+
+    /// Gives every conversation these variables; its own come before them.
+    pub(crate) fn with_kwargs(self, kwargs: Map<String, Json>) -> Self {
+        ChatTemplate { kwargs, ..self }
     }
 
     /// The source text of the template.
@@ -200,43 +245,33 @@ impl ChatTemplate {
     /// Like [`render`](Self::render) up to where the assistant's next message begins, with tools
     /// and variables.
     pub(crate) fn render_chat(&self, messages: &[Message], chat: &ChatContext) -> Result<String> {
-        let mut context = self.context(messages, chat.tools.as_ref(), true);
-        for (name, value) in &chat.variables {
-            context.insert(name, Value::from(Serde(value)));
-        }
-        self.render_context(Value::from(context), chat.tools.is_some())
+        let inputs = Inputs { tools: chat.tools.as_ref(), kwargs: Some(&chat.variables) };
+        self.render_with(messages, inputs, true, false)
     }
 
     /// Like [`render`](Self::render), with tools. With `mark_generation`, `{% generation %}` blocks
     /// are enclosed in the characters of [`crate::template::placeholder`].
-    pub(crate) fn render_with(
+    pub(crate) fn render_with<'i>(
         &self,
         messages: &[Message],
-        tools: Option<&Json>,
+        inputs: impl Into<Inputs<'i>>,
         add_generation_prompt: bool,
         mark_generation: bool,
     ) -> Result<String> {
-        let mut context = self.context(messages, tools, add_generation_prompt);
-        if mark_generation {
-            context.insert(MARK_GENERATION, Value::from(true));
-        }
-        self.render_context(Value::from(context), tools.is_some())
-    }
-
-    /// The variables of transformers' `apply_chat_template`.
-    fn context<'a>(
-        &'a self,
-        messages: &[Message],
-        tools: Option<&Json>,
-        add_generation_prompt: bool,
-    ) -> BTreeMap<&'a str, Value> {
+        let Inputs { tools, kwargs } = inputs.into();
         let mut context: BTreeMap<&str, Value> =
             self.specials.iter().map(|(k, v)| (k.as_str(), Value::from(v.as_str()))).collect();
+        for (name, value) in self.kwargs.iter().chain(kwargs.into_iter().flatten()) {
+            context.insert(name, Value::from(Serde(value)));
+        }
         context.insert("messages", Value::from(Serde(messages)));
         context.insert("tools", tools.map_or(Value::from(()), |t| Value::from(Serde(t))));
         context.insert("documents", Value::from(()));
         context.insert("add_generation_prompt", Value::from(add_generation_prompt));
-        context
+        if mark_generation {
+            context.insert(MARK_GENERATION, Value::from(true));
+        }
+        self.render_context(Value::from(context), tools.is_some())
     }
 
     /// Renders any template context, as `dlm-prep render` does with a line of its input.

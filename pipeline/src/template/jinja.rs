@@ -120,6 +120,52 @@ mod tests {
         assert!(has_generation(t) && !has_generation("{% if generation %}{% endif %}"));
     }
 
+    /// What Python gives, or None where it raises an error.
+    #[test]
+    fn python_in_templates() {
+        let context = json!({"s": "héllo Wörld", "d": {"b": 1, "a": [1.5, null]}, "l": [3, 1, 2]});
+        let now = jiff::civil::datetime(2025, 7, 10, 12, 0, 0, 0);
+        for (template, want) in [
+            ("{{ '%s=%r %05.1f%%' % ('a', 'b', 2.25) }}", Some("a='b' 002.2%")),
+            (
+                "{{ 'abc'.removeprefix('a') }}{{ s.partition('l') }}",
+                Some("bc('hé', 'l', 'lo Wörld')"),
+            ),
+            ("{{ s.swapcase() }}{{ s.rsplit('l', 1) }}", Some("HÉLLO wÖRLD['héllo Wör', 'd']")),
+            ("{{ 'a\\x0bb\\r\\nc'.splitlines() }}{{ '7'.zfill(3) }}", Some("['a', 'b', 'c']007")),
+            ("{{ l.index(1) }}{{ d.items()|list }}", Some("1[('b', 1), ('a', [1.5, None])]")),
+            ("{{ d|tojson(true, '-') }}", Some("{\n-\"b\": 1,\n-\"a\": [\n--1.5,\n--null\n-]\n}")),
+            ("{{ {none: 1, true: 2}|tojson }}", Some("{\"null\": 1, \"true\": 2}")),
+            ("{{ s is sequence }}{{ namespace() is mapping }}", Some("TrueFalse")),
+            ("{{ '0x1f'|int(0, 16) }}{{ 'x'|int(9) }}{{ s|wordcount }}", Some("3192")),
+            (
+                "{% set c = cycler('a', 'b') %}{{ c.next() }}{{ c.next() }}{{ c.next() }}",
+                Some("aba"),
+            ),
+            ("{% set j = joiner() %}{% for x in l %}{{ j() }}{{ x }}{% endfor %}", Some("3, 1, 2")),
+            ("{{ 'aaa bbb ccc'|wordwrap(7) }}{{ -7 % 3 }}{{ +5 }}", Some("aaa bbb\nccc25")),
+            ("{{ strftime_now('%q %-d %') }}", Some("%q 10 %")),
+            ("{{ ['\\u200b', '\\xa0'] }}", Some("['\\u200b', '\\xa0']")),
+            (
+                "{% set ns = namespace(n=0) %}{% generation %}{% set ns.n = 1 %}{% set x = 2 %}{% endgeneration %}{{ ns.n }}{{ x }}",
+                Some("1"),
+            ),
+            ("{{ none < 1 }}", None),
+            ("{{ 'a' < 1 }}", None),
+            ("{{ 1 in 'abc' }}", None),
+            ("{{ 'a' in none }}", None),
+            ("{{ s.index('q') }}", None),
+            ("{{ l|zip(l)|list }}", None),
+            ("{{ '%s %s' % 'a' }}", None),
+        ] {
+            let got = environment(template, now).and_then(|env| {
+                let context = Value::from(minijinja::value::Serde(&context));
+                env.get_template("chat")?.render(context)
+            });
+            assert_eq!(got.ok().as_deref(), want, "{template}");
+        }
+    }
+
     #[test]
     fn dates_and_strip() {
         assert_eq!(render("{{ strftime_now('%d %b %Y') }}", json!({})), "10 Jul 2025");

@@ -49,12 +49,12 @@ impl Arguments {
         self.text(i, name)?.ok_or_else(|| Error::from(ErrorKind::MissingArgument))
     }
 
-    /// A flag.
+    /// The truth of an argument, `default` where it was not given.
     pub(crate) fn flag(&self, i: usize, name: &str, default: bool) -> Result<bool, Error> {
         Ok(self.get(i, name)?.map_or(default, |v| v.is_true()))
     }
 
-    /// A whole number.
+    /// A whole number, `default` where it was not given or is none.
     pub(crate) fn number(&self, i: usize, name: &str, default: i64) -> Result<i64, Error> {
         match self.get(i, name)?.filter(|v| !v.is_none()) {
             None => Ok(default),

@@ -240,7 +240,7 @@ fn wordwrap(text: &Value, given: Rest<Value>, kwargs: Kwargs) -> Result<String, 
                 continue;
             }
             let mut n = chunk.chars().count();
-            if length + n > width && !space && n <= width || space && length + n > width {
+            if length + n > width && (space || n <= width) {
                 lines.push(current.trim_end_matches(is_space).to_string());
                 (current, length) = (String::new(), 0);
                 if space {

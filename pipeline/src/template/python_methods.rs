@@ -284,7 +284,7 @@ fn string_method(s: &str, name: &str, args: &[Value]) -> Result<Option<Value>, E
         "swapcase" => a(0).map(|_| Value::from(recased(s, true)))?,
         "casefold" => {
             a(0)?;
-            Value::from(s.replace('ß', "ss").replace('ẞ', "ss").to_lowercase().replace('ς', "σ"))
+            Value::from(s.replace(['ß', 'ẞ'], "ss").to_lowercase().replace('ς', "σ"))
         }
         "isspace" => all(&is_space),
         "isdigit" | "isdecimal" => all(&|c| match name {

@@ -6,7 +6,7 @@
 //! calls or names get one of their own each time.
 
 use crate::parse::conversation::Message;
-use crate::template::chat::ChatTemplate;
+use crate::template::chat::{ChatTemplate, Inputs};
 use crate::template::control::ControlTokens;
 use crate::template::presence::Searchable;
 use crate::template::python_text::is_space;
@@ -15,7 +15,6 @@ use crate::template::skeleton::{
     ControlPosition, Piece, Skeleton, TurnExtent, TurnMargins, content_placeholder,
 };
 use crate::template::turn_edges::TurnEdges;
-use serde_json::Value;
 use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -93,23 +92,19 @@ impl<'a> SkeletonCache<'a> {
         if messages.iter().any(Message::has_extras) {
             return None;
         }
-        let s = self.get(messages, None)?;
+        let s = self.get(messages, Inputs::default())?;
         let long = messages.len() > LONG_CONVERSATION;
         s.can_replace_rendering(long, || self.verify(&s, messages)).then_some(s)
     }
 
     /// The skeleton for this order of roles; None if the template refuses it or repeats a content.
-    pub(crate) fn get(
-        &mut self,
-        messages: &[Message],
-        tools: Option<&Value>,
-    ) -> Option<Arc<Skeleton>> {
-        let cacheable = tools.is_none()
+    pub(crate) fn get(&mut self, messages: &[Message], inputs: Inputs) -> Option<Arc<Skeleton>> {
+        let cacheable = inputs.is_none()
             && messages
                 .iter()
                 .all(|m| !m.has_extras() && m.name.is_none() && m.tool_call_id.is_none());
         if !cacheable {
-            return self.build(messages, tools).map(Arc::new);
+            return self.build(messages, inputs).map(Arc::new);
         }
         self.key.clear();
         for m in messages {
@@ -119,7 +114,7 @@ impl<'a> SkeletonCache<'a> {
         if let Some(s) = self.cache.get(&self.key) {
             return s.clone();
         }
-        let built = self.build(messages, tools).map(Arc::new);
+        let built = self.build(messages, inputs).map(Arc::new);
         if messages.len() <= CACHED_SKELETON_MESSAGES {
             self.cached_messages += messages.len();
             if self.cached_messages > CACHE_MESSAGES {
@@ -132,7 +127,7 @@ impl<'a> SkeletonCache<'a> {
     }
 
     /// Builds a skeleton by rendering the conversation with placeholders for its contents.
-    fn build(&self, messages: &[Message], tools: Option<&Value>) -> Option<Skeleton> {
+    fn build(&self, messages: &[Message], inputs: Inputs) -> Option<Skeleton> {
         if messages.len() > 0xFFFF {
             return None;
         }
@@ -140,10 +135,10 @@ impl<'a> SkeletonCache<'a> {
         for (k, m) in trial.iter_mut().enumerate().filter(|(_, m)| !m.content.is_empty()) {
             m.content = content_placeholder(k).into();
         }
-        let text = self.template.render_with(&trial, tools, false, self.uses_generation).ok()?;
+        let text = self.template.render_with(&trial, inputs, false, self.uses_generation).ok()?;
         let mut s = Skeleton::parse(&text)?;
-        s.turn_margins = self.turn_margins(&s, &trial, tools, &text)?;
-        s.turn_extents = self.turn_extents(&trial, tools, &text);
+        s.turn_margins = self.turn_margins(&s, &trial, inputs, &text)?;
+        s.turn_extents = self.turn_extents(&trial, inputs, &text);
         for (i, piece) in s.pieces.iter().enumerate() {
             if let Piece::Literal(l) = piece {
                 let mut at = 0;
@@ -162,7 +157,7 @@ impl<'a> SkeletonCache<'a> {
             s.pieces.iter().filter_map(|p| if let Piece::Slot(k) = p { Some(*k) } else { None });
         let complete = order.eq((0..messages.len()).filter(|&k| !messages[k].content.is_empty()));
         let answered = messages.iter().all(|m| !m.is_assistant() || !m.content.is_empty());
-        s.fillable = self.allow_filling && complete && answered && tools.is_none();
+        s.fillable = self.allow_filling && complete && answered && inputs.is_none();
         Some(s)
     }
 
@@ -172,11 +167,11 @@ impl<'a> SkeletonCache<'a> {
     fn turn_extents(
         &self,
         trial: &[Message],
-        tools: Option<&Value>,
+        inputs: Inputs,
         text: &str,
     ) -> HashMap<usize, TurnExtent> {
         let (template, control, marked) = (self.template, self.control, self.uses_generation);
-        let edges = TurnEdges { template, control, messages: trial, tools, marked, text };
+        let edges = TurnEdges { template, control, messages: trial, inputs, marked, text };
         let mut budget = PrefixBudget::new(trial.len());
         let (mut floor, mut out) = (0, HashMap::new());
         for (k, m) in trial.iter().enumerate() {
@@ -220,7 +215,9 @@ impl<'a> SkeletonCache<'a> {
         let (Some(calls), true) = (&m.tool_calls, m.content.is_empty()) else { return end };
         let ids = self.end_ids.get_or_init(|| {
             let samples = [Message::new("user", "a"), Message::new("assistant", "b")];
-            self.build(&samples, None).map(|s| self.end_ids_in(&s, &samples)).unwrap_or_default()
+            self.build(&samples, Inputs::default())
+                .map(|s| self.end_ids_in(&s, &samples))
+                .unwrap_or_default()
         });
         let mut at = start;
         for (part, token) in self.control.split(&text[start..end]) {
@@ -256,7 +253,7 @@ impl<'a> SkeletonCache<'a> {
         &self,
         s: &Skeleton,
         trial: &[Message],
-        tools: Option<&Value>,
+        inputs: Inputs,
         text: &str,
     ) -> Option<Vec<Option<TurnMargins>>> {
         let mut turn_margins = vec![None; trial.len()];
@@ -287,7 +284,7 @@ impl<'a> SkeletonCache<'a> {
                 let content_start = text.find(&content_placeholder(k))?;
                 let prompt = self
                     .template
-                    .render_with(&trial[..k], tools, true, self.uses_generation)
+                    .render_with(&trial[..k], inputs, true, self.uses_generation)
                     .unwrap_or_default();
                 if let Some(rest) = text[..content_start].strip_prefix(prompt.as_str())
                     && !prompt.is_empty()
@@ -345,7 +342,7 @@ impl<'a> SkeletonCache<'a> {
         ];
         let mut ids = Vec::new();
         for n in [2, 4] {
-            let Some(s) = self.get(&messages[..n], None) else {
+            let Some(s) = self.get(&messages[..n], Inputs::default()) else {
                 continue;
             };
             for id in self.end_ids_in(&s, &messages[..n]) {

@@ -15,7 +15,7 @@ use crate::parse::conversation::{Conversation, Message};
 use crate::parse::drop_reason::DropReason;
 use crate::template::adapt::adapt;
 use crate::template::alignment::{ContentMatch, align, empty_think_block, match_ignoring_space};
-use crate::template::chat::ChatTemplate;
+use crate::template::chat::{ChatTemplate, Inputs};
 use crate::template::control::{ControlTokens, TextScan};
 use crate::template::presence::{content_match, lost_or_unlocated};
 use crate::template::python_text::is_space;
@@ -24,7 +24,6 @@ use crate::template::skeleton::{ControlPosition, Piece, PiecePosition, Skeleton}
 use crate::template::skeleton_cache::{PrefixBudget, SkeletonCache};
 use crate::template::turn_edges::TurnEdges;
 use crate::template::verbatim::Verbatim;
-use serde_json::Value;
 use std::collections::HashMap;
 
 /// Renders conversations and locates their assistant turns; one per worker, because it caches
@@ -84,7 +83,7 @@ impl<'a> SpanFinder<'a> {
     /// The text of a skeleton filled with the contents of `messages`, for
     /// [`crate::template::verbatim::probe`].
     pub(crate) fn fill(&mut self, messages: &[Message]) -> Option<String> {
-        let s = self.skeletons.get(messages, None)?;
+        let s = self.skeletons.get(messages, Inputs::default())?;
         let mut text = String::new();
         for p in &s.pieces {
             text.push_str(match p {
@@ -115,8 +114,8 @@ impl<'a> SpanFinder<'a> {
         out: &mut Rendered,
     ) -> Result<(), RenderError> {
         out.clear();
-        let adapted = adapt(self.template, c)?
-            .map(|messages| Conversation { messages, tools: c.tools.clone() });
+        let adapted =
+            adapt(self.template, c)?.map(|messages| Conversation { messages, ..c.clone() });
         let c = adapted.as_ref().unwrap_or(c);
         let scan = self.scan(c);
         if scan.reserved {
@@ -128,7 +127,7 @@ impl<'a> SpanFinder<'a> {
         let escape = scan.control && self.special_text == SpecialText::Text;
         if let Some(verbatim) = self.verbatim
             && !scan.trigger
-            && c.tools.is_none()
+            && Inputs::from(c).is_none()
             && !(verbatim.changes_edge_whitespace
                 && c.messages
                     .iter()
@@ -148,7 +147,7 @@ impl<'a> SpanFinder<'a> {
         *out = if escape {
             self.render_escaped(c)?
         } else {
-            self.render_template(&c.messages, c.tools.as_ref())?
+            self.render_template(&c.messages, c.into())?
         };
         Ok(())
     }
@@ -156,7 +155,8 @@ impl<'a> SpanFinder<'a> {
     /// The kinds of special strings that the conversation contains.
     fn scan(&self, c: &Conversation) -> TextScan {
         let mut scan = self.control.scan_messages(&c.messages);
-        c.tools.iter().for_each(|v| self.control.scan_json(v, &mut scan));
+        let kwargs = c.template_kwargs.iter().flat_map(|k| k.values());
+        c.tools.iter().chain(kwargs).for_each(|v| self.control.scan_json(v, &mut scan));
         scan
     }
 
@@ -166,12 +166,15 @@ impl<'a> SpanFinder<'a> {
         let messages = self.control.escape_messages(&c.messages);
         let mut tools = c.tools.clone();
         tools.iter_mut().for_each(|v| self.control.escape_json(v));
-        let mut out = self.render_template(&messages, tools.as_ref())?;
+        let mut kwargs = c.template_kwargs.clone();
+        kwargs.iter_mut().flat_map(|k| k.values_mut()).for_each(|v| self.control.escape_json(v));
+        let escaped = Inputs { tools: tools.as_ref(), kwargs: kwargs.as_ref() };
+        let mut out = self.render_template(&messages, escaped)?;
         // A template that inspects the text could treat a placeholder differently from the string
         // it stands for, so the result is compared with the render of the original.
         let expected = self
             .template
-            .render_with(&c.messages, c.tools.as_ref(), false, false)
+            .render_with(&c.messages, c, false, false)
             .map_err(|_| DropReason::TemplateRefused)?;
         // Put the strings back and move the spans along.
         let escaped = std::mem::take(&mut out.text);
@@ -218,14 +221,14 @@ impl<'a> SpanFinder<'a> {
     fn render_template(
         &mut self,
         messages: &[Message],
-        tools: Option<&Value>,
+        inputs: Inputs,
     ) -> Result<Rendered, DropReason> {
         let text = self
             .template
-            .render_with(messages, tools, false, false)
+            .render_with(messages, inputs, false, false)
             .map_err(|_| DropReason::TemplateRefused)?;
         let mut out = Rendered { text, ..Default::default() };
-        let skeleton = self.skeletons.get(messages, tools);
+        let skeleton = self.skeletons.get(messages, inputs);
         let aligned =
             skeleton.as_deref().and_then(|s| align(s, &out.text, messages).map(|a| (s, a)));
         if let (Some((s, alignment)), true) = (&aligned, self.uses_generation) {
@@ -249,7 +252,8 @@ impl<'a> SpanFinder<'a> {
                             let (template, control, text) =
                                 (self.template, self.control, &out.text);
                             let marked = false;
-                            TurnEdges { template, control, messages, tools, marked, text }.extent(k)
+                            TurnEdges { template, control, messages, inputs, marked, text }
+                                .extent(k)
                         }
                         None => None,
                     };
@@ -285,7 +289,7 @@ impl<'a> SpanFinder<'a> {
                 None if !budget.take(k) => {
                     return Err(DropReason::NoAssistantSpan);
                 }
-                None => match self.locate_by_prefix(messages, tools, k, &out.text) {
+                None => match self.locate_by_prefix(messages, inputs, k, &out.text) {
                     Some(located) => located,
                     None if aligned.is_some() && self.lost_text != LostText::Drop => {
                         // The template writes nothing of this turn.
@@ -368,11 +372,11 @@ impl<'a> SpanFinder<'a> {
     fn locate_by_prefix(
         &self,
         messages: &[Message],
-        tools: Option<&Value>,
+        inputs: Inputs,
         k: usize,
         text: &str,
     ) -> Option<((usize, usize), ContentMatch)> {
-        let prompt = self.template.render_with(&messages[..k], tools, true, false).ok()?;
+        let prompt = self.template.render_with(&messages[..k], inputs, true, false).ok()?;
         let mut rest = text.strip_prefix(prompt.as_str()).filter(|_| !prompt.is_empty())?;
         let content = &*messages[k].content;
         if !content.trim_start().starts_with("<think>") {

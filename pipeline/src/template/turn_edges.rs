@@ -7,18 +7,17 @@
 
 use crate::parse::conversation::Message;
 use crate::template::alignment::empty_think_block;
-use crate::template::chat::ChatTemplate;
+use crate::template::chat::{ChatTemplate, Inputs};
 use crate::template::control::ControlTokens;
 use crate::template::presence::Searchable;
 use crate::template::python_text::is_space;
-use serde_json::Value;
 
 /// Locates turns in one text.
 pub(crate) struct TurnEdges<'a> {
     pub template: &'a ChatTemplate,
     pub control: &'a ControlTokens,
     pub messages: &'a [Message<'a>],
-    pub tools: Option<&'a Value>,
+    pub inputs: Inputs<'a>,
     /// Whether `{% generation %}` blocks are marked in the text.
     pub marked: bool,
     pub text: &'a str,
@@ -44,7 +43,7 @@ fn empty_thoughts(text: &str) -> usize {
 impl TurnEdges<'_> {
     fn render(&self, messages: usize, generation_prompt: bool) -> Option<String> {
         let messages = self.messages.get(..messages)?;
-        self.template.render_with(messages, self.tools, generation_prompt, self.marked).ok()
+        self.template.render_with(messages, self.inputs, generation_prompt, self.marked).ok()
     }
 
     /// The byte range of turn `k`, which begins at `floor` or behind it.

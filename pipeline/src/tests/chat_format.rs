@@ -36,7 +36,7 @@ fn prompts_are_encoded_as_training_rows_begin() {
             messages.push(Message::new("user", question));
             let prompt = format.encode_messages(&messages).unwrap();
             messages.push(Message::new("assistant", "{\"name\": \"Ada\"}"));
-            let conversation = Conversation { messages, tools: None };
+            let conversation = Conversation { messages, ..Default::default() };
             supervisor.encode(&spans.render(&conversation).unwrap(), &mut sample).unwrap();
             let first_label = sample.loss[0].0 as usize;
             assert_eq!(prompt, sample.ids[..first_label], "{question:?}");

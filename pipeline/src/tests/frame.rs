@@ -66,7 +66,7 @@ fn agree(tokenizer: &Tokenizer, template: &ChatTemplate, eos: &str) -> usize {
                 messages.push(Message::new(role, content));
             }
         }
-        let talk = Conversation { messages, tools: None };
+        let talk = Conversation { messages, ..Default::default() };
         if spans.render_into(&talk, true, &mut r).is_err() {
             continue;
         }
@@ -136,7 +136,7 @@ fn a_long_conversation() {
         let messages = (0..turns)
             .map(|i| Message::new(["user", "assistant"][i % 2], format!("text {i}")))
             .collect();
-        let talk = Conversation { messages, tools: None };
+        let talk = Conversation { messages, ..Default::default() };
         let truth = long.render(&talk).unwrap();
         assert_eq!(truth.spans.len(), turns / 2);
         assert!(truth.spans.iter().all(|s| truth.text[s.start..s.end].starts_with(" text ")

@@ -140,7 +140,7 @@ fn pieces_have_the_ids_of_the_whole_text() {
         {
             let turn = [Message::new("user", question), Message::new("assistant", answer)];
             let messages = [turn.clone(), turn].concat();
-            let r = spans.render(&Conversation { messages, tools: None }).unwrap();
+            let r = spans.render(&Conversation { messages, ..Default::default() }).unwrap();
             let encoded = supervisor.encode(&r, &mut sample);
             if r.control.is_some() && ["Unigram", "T5"].contains(&name) {
                 // The model itself knows the string, so it cannot be encoded as text.

@@ -2,13 +2,13 @@
 //!
 //! Some tokenizers treat text by its position: they put a space before the first word
 //! (SentencePiece's `Prepend`, `Metaspace`, `add_prefix_space` of `ByteLevel`), strip its ends, or
-//! have added tokens that swallow the white space beside them. For these, a response that is encoded
-//! alone would begin with a space that the whole text does not have.
+//! have added tokens that swallow the white space beside them. For these, a response that is
+//! encoded alone would begin with a space that the whole text does not have.
 //!
-//! In: a text and the positions at which no token may straddle. Out: ids. Added tokens are found and
-//! text is normalized in the whole text, as the tokenizers library does. The text between two added
-//! tokens is then cut, and each piece is pre-tokenized with the text before it, but without the text
-//! after it, because in decoding there is none.
+//! In: a text and the positions at which no token may straddle. Out: ids. Added tokens are found
+//! and text is normalized in the whole text, as the tokenizers library does. The text between two
+//! added tokens is then cut, and each piece is pre-tokenized with the text before it, but without
+//! the text after it, because in decoding there is none.
 
 use std::ops::Range;
 use tokenizers::normalizer::Range as In;
@@ -56,8 +56,8 @@ impl InContext {
         InContext { tokenizer: tokenizer.clone(), plain: plain.clone(), later, swallowing, control }
     }
 
-    /// Appends the ids of `text` to `ids`, and to `ends` the length of `ids` at each of `cuts`, which
-    /// are positions in ascending order, and at the end.
+    /// Appends the ids of `text` to `ids`, and to `ends` the length of `ids` at each of `cuts`,
+    /// which are positions in ascending order, and at the end.
     pub(crate) fn encode(
         &self,
         text: &str,

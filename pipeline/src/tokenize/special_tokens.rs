@@ -8,6 +8,57 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+/// Names of the tokens that every tokenizer of transformers may have, in its order.
+const NAMES: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// A token that `tokenizer_config.json` names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ConfigToken {
+    pub content: String,
+    /// Whether it is a control token.
+    pub special: bool,
+}
+
+/// The text of a token, which is a string or an object with `content`.
+fn text_of(v: &Value) -> Option<&str> {
+    v.as_str().or_else(|| v.get("content")?.as_str()).filter(|s| !s.is_empty())
+}
+
+/// The tokens that `tokenizer_config.json` adds to the vocabulary, in the order in which
+/// transformers gives them ids: `added_tokens_decoder`, named tokens, extra tokens.
+pub(crate) fn tokens_of_config(dir: &Path) -> Result<Vec<ConfigToken>> {
+    let Some(Value::Object(config)) = read_json(&dir.join("tokenizer_config.json"))? else {
+        return Ok(Vec::new());
+    };
+    let decoder = config.get("added_tokens_decoder").and_then(Value::as_object);
+    let mut out: Vec<(u32, ConfigToken)> = Vec::new();
+    for (id, token) in decoder.into_iter().flatten() {
+        if let (Ok(id), Some(content)) = (id.parse(), text_of(token)) {
+            let special = token["special"].as_bool().unwrap_or(false);
+            out.push((id, ConfigToken { content: content.to_string(), special }));
+        }
+    }
+    out.sort_by_key(|t| t.0);
+    let mut out: Vec<ConfigToken> = out.into_iter().map(|t| t.1).collect();
+    let extra = &["extra_special_tokens", "additional_special_tokens"];
+    let named = NAMES.iter().filter_map(|name| config.get(*name));
+    let others = config
+        .iter()
+        .filter(|(name, _)| name.ends_with("_token") && !NAMES.contains(&name.as_str()))
+        .map(|(_, v)| v);
+    let of_maps = extra.iter().filter_map(|k| config.get(*k)?.as_object()).flat_map(|m| m.values());
+    let of_lists = extra.iter().filter_map(|k| config.get(*k)?.as_array()).flatten();
+    for token in named.chain(others).chain(of_maps).chain(of_lists) {
+        if let Some(content) = text_of(token)
+            && !out.iter().any(|t| t.content == content)
+        {
+            out.push(ConfigToken { content: content.to_string(), special: true });
+        }
+    }
+    Ok(out)
+}
+
 /// The special tokens by name. Where both files have a name, `tokenizer_config.json` wins.
 pub(crate) fn special_tokens(dir: &Path) -> Result<BTreeMap<String, String>> {
     let mut out = BTreeMap::new();
@@ -15,14 +66,10 @@ pub(crate) fn special_tokens(dir: &Path) -> Result<BTreeMap<String, String>> {
         let Some(Value::Object(map)) = read_json(&dir.join(file))? else {
             continue;
         };
-        for name in ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token"] {
-            let text = match map.get(name) {
-                Some(Value::String(s)) => Some(s.as_str()),
-                Some(Value::Object(o)) => o.get("content").and_then(Value::as_str),
-                _ => None,
-            };
-            if let Some(text) = text {
-                out.insert(name.to_string(), text.to_string());
+        let extra = map.get("extra_special_tokens").and_then(Value::as_object);
+        for (name, token) in map.iter().chain(extra.into_iter().flatten()) {
+            if let Some(text) = text_of(token).filter(|_| name.ends_with("_token")) {
+                out.insert(name.clone(), text.to_string());
             }
         }
     }

@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::tokenize::json_text::values_of;
-use crate::tokenize::special_tokens::special_tokens;
+use crate::tokenize::special_tokens::{ConfigToken, special_tokens};
 use aho_corasick::AhoCorasick;
 use serde_json::{Value, json};
 use std::collections::HashSet;
@@ -124,6 +124,31 @@ impl TokenizerSource {
         Ok(())
     }
 
+    /// Adds a token that `tokenizer_config.json` names, as transformers does when it loads the
+    /// folder.
+    pub(crate) fn ensure_named(&mut self, token: &ConfigToken) -> Result<()> {
+        if self.added.iter().any(|t| t.content == token.content) {
+            return Ok(());
+        }
+        let id = match self.id_in_vocabulary(&token.content) {
+            Some(id) => id,
+            None => self.vocab_size as u32,
+        };
+        self.append(&token.content, id, token.special)
+    }
+
+    /// The id of an entry of the model's vocabulary.
+    fn id_in_vocabulary(&self, token: &str) -> Option<u32> {
+        if !self.json.contains(&serde_json::to_string(token).ok()?) {
+            return None;
+        }
+        let v: Value = serde_json::from_str(&self.json).ok()?;
+        let vocab = &v["model"]["vocab"];
+        let listed = || vocab.as_array()?.iter().position(|entry| entry[0] == token);
+        let id = vocab.get(token).and_then(Value::as_u64).or_else(|| Some(listed()? as u64))?;
+        u32::try_from(id).ok()
+    }
+
     /// The id of the added token `token`. If the tokenizer does not have it, it is appended as a
     /// control token with the next free id.
     pub(crate) fn ensure_token(&mut self, token: &str) -> Result<u32> {
@@ -131,7 +156,13 @@ impl TokenizerSource {
             return Ok(t.id);
         }
         let id = self.vocab_size as u32;
-        let entry = json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}).to_string();
+        self.append(token, id, true)?;
+        Ok(id)
+    }
+
+    /// Appends an added token.
+    fn append(&mut self, token: &str, id: u32, special: bool) -> Result<()> {
+        let entry = json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": special}).to_string();
         // The entry is inserted as text at the end of the list, so that the rest of the file keeps
         // its bytes.
         let list = values_of(&self.json, ["added_tokens"])
@@ -150,9 +181,9 @@ impl TokenizerSource {
                 self.json = serde_json::to_string(&v).map_err(|e| self.error(e.to_string()))?;
             }
         }
-        self.added.push(AddedToken { content: token.to_string(), id, special: true });
-        self.vocab_size = id as usize + 1;
-        Ok(id)
+        self.added.push(AddedToken { content: token.to_string(), id, special });
+        self.vocab_size = self.vocab_size.max(id as usize + 1);
+        Ok(())
     }
 
     /// Ids of added tokens at which the text is always split: no other added token can match across

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
-use crate::config::{BitLinear, Config, Engine, OptimName};
+use crate::config::{Config, Engine, OptimName};
 use crate::error::{Error, Result};
 
 /// Size of the machine.
@@ -234,17 +234,8 @@ fn locate(text: &str, here: &Path, hub: bool) -> Result<InputLocation> {
 }
 
 /// Whether the native engine cannot compute this run.
-fn needs_burn(model: &str, source: Option<&InputLocation>, config: &Config) -> bool {
-    let is_bitnet = match source {
-        Some(InputLocation::Local(dir)) => std::fs::read_to_string(dir.join("config.json"))
-            .is_ok_and(|text| text.to_lowercase().contains("bitnet")),
-        _ => false,
-    };
-    is_bitnet
-        || model.starts_with("bitnet")
-        || config.conversion.bitlinear == BitLinear::On
-        || config.optim.name == OptimName::Muon
-        || config.train.engine == Engine::Burn
+fn needs_burn(config: &Config) -> bool {
+    config.optim.name == OptimName::Muon || config.train.engine == Engine::Burn
 }
 
 /// Whether a program built here runs on the rented machine. Those with GH200 and GB200 have ARM
