@@ -4,7 +4,6 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use common::{refused, train, workplace};
 use dlm_test_support::fixtures;

@@ -1,7 +1,7 @@
 //! Commands whose reader has gone: a closed stdout ends them quietly with the exit code of their
 //! work, and a closed stderr makes no difference.
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use dlm_test_support::fixtures;
 

@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use dlm_test_support::{Run, capture, fixtures};
 use safetensors::tensor::TensorView;

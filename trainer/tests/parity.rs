@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::Command;
 
 use dlm_test_support::{Run, capture, fixtures};
 use serde_json::Value;

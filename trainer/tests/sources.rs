@@ -3,7 +3,6 @@
 mod common;
 
 use std::fs;
-use std::process::Command;
 
 use common::{ok, train, workplace};
 use safetensors::tensor::TensorView;

@@ -5,7 +5,7 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use common::{BD, MASK, SEQ, VOCAB, ok, refused, train, workplace};
 use dlm_datasets::manifest::Manifest;

@@ -191,7 +191,11 @@ fn adapted<'m>(
     if !messages.iter().any(Message::has_extras) {
         return Ok(None);
     }
-    let conversation = Conversation { messages: messages.to_vec(), tools: chat.tools.clone() };
+    let conversation = Conversation {
+        messages: messages.to_vec(),
+        tools: chat.tools.clone(),
+        template_kwargs: Some(chat.variables.clone()),
+    };
     adapt(template, &conversation).map_err(|reason| {
         Error::Usage(format!(
             "the chat template cannot write the tool calls or thoughts of a message ({})",

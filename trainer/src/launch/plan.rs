@@ -175,7 +175,7 @@ impl LaunchPlan {
             Some(bucket) if !is_bucket(bucket) => return Err(Error::Usage(format!("--bucket {bucket}: expected gs://NAME or s3://NAME"))),
             Some(_) => {}
         }
-        let needs_burn = needs_burn(&options.model, source.as_ref(), &config);
+        let needs_burn = needs_burn(&config);
         let fits = !needs_burn || cfg!(feature = "cuda");
         let (binary, repository) =
             program(options.binary.clone(), here, fits && runs_on(&options.gpu), &mut obstacles)?;
