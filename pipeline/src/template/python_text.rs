@@ -304,7 +304,10 @@ fn repr(v: &Value, depth: usize, out: &mut String) {
             out.push(quote);
         }
         ValueKind::Seq | ValueKind::Iterable => {
-            let tuple = v.is_tuple();
+            // The groups of `groupby` are tuples too.
+            let grouped =
+                |v: &Value| v.as_object().is_some_and(|o| o.type_name().contains("Tuple"));
+            let tuple = v.is_tuple() || grouped(v);
             out.push(if tuple { '(' } else { '[' });
             let mut count = 0;
             for x in v.try_iter().into_iter().flatten() {
