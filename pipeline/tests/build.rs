@@ -182,7 +182,7 @@ fn stale_and_foreign_output_is_refused() {
     fails("foreign", &[], "did not make");
     // Unwritable output, wrong calls.
     std::fs::write(g.dir.path().join("file"), b"x").unwrap();
-    fails("file/sub", &[], "making the output folder");
+    fails("file/sub", &[], "creating the folder");
     assert_eq!(fails("bad", &["--seq-len", "100"], "multiple of --bd-size"), Some(2));
     assert_eq!(fails("bad", &["--shard", "3/2"], "below 2"), Some(2));
 }

@@ -22,7 +22,8 @@ pub(crate) struct Checkpoint {
 
 impl Checkpoint {
     /// Maps the safetensors of a folder: one file, or the shards that the index names. Where a
-    /// tensor is in several shards, the one that the index names for it counts.
+    /// tensor is in several shards, that of the last one counts, as in transformers 5, which reads
+    /// the shards in the order of their names.
     pub(crate) fn open(dir: &Path) -> Result<Self> {
         let single = dir.join("model.safetensors");
         let index_file = dir.join("model.safetensors.index.json");
@@ -37,25 +38,14 @@ impl Checkpoint {
         names.sort_unstable();
         names.dedup();
         let paths: Vec<PathBuf> = names.iter().map(|name| dir.join(name)).collect();
-        let checkpoint = Self::map(dir, &paths, &map)?;
-        for (tensor, file) in &map {
-            let held = checkpoint.index.get(tensor).map(|i| &checkpoint.files[*i].0);
-            if held.is_none_or(|path| *path != dir.join(file)) {
-                return Err(Error::format(
-                    &index_file,
-                    format!(
-                        "weight_map says that {tensor} is in {file}, which does not hold it; is the download complete?"
-                    ),
-                ));
-            }
-        }
-        Ok(checkpoint)
+        Self::map(dir, &paths, &map)
     }
 
-    /// Maps files; `map` says for each tensor which file counts.
+    /// Maps files; `map` says for each tensor in which of them it is.
     fn map(dir: &Path, paths: &[PathBuf], map: &BTreeMap<String, String>) -> Result<Self> {
         let mut files = Vec::new();
         let mut index: BTreeMap<String, usize> = BTreeMap::new();
+        let mut missing: BTreeMap<&String, &String> = map.iter().collect();
         let mut elsewhere = Vec::new();
         for path in paths {
             let file =
@@ -73,11 +63,11 @@ impl Checkpoint {
                 )
             })?;
             for name in st.names() {
-                match map.get(name) {
-                    Some(named) if dir.join(named) != *path => {
+                match map.get_key_value(name) {
+                    Some((_, named)) if dir.join(named) != *path => {
                         elsewhere.push(format!("{name} in {} beside {named}", path.display()));
-                        continue;
                     }
+                    Some((tensor, _)) => _ = missing.remove(tensor),
                     None if index.contains_key(name) => {
                         return Err(Error::format(
                             path,
@@ -86,14 +76,23 @@ impl Checkpoint {
                             ),
                         ));
                     }
-                    _ => index.insert(name.to_string(), files.len()),
-                };
+                    None => {}
+                }
+                index.insert(name.to_string(), files.len());
             }
             files.push((path.clone(), bytes));
         }
+        if let Some((tensor, file)) = missing.first_key_value() {
+            return Err(Error::format(
+                dir.join("model.safetensors.index.json"),
+                format!(
+                    "weight_map says that {tensor} is in {file}, which does not hold it; is the download complete?"
+                ),
+            ));
+        }
         if let Some(example) = elsewhere.first() {
             message(format_args!(
-                "warning: {} tensors are in more than one shard, such as {example}: those that weight_map names are used (transformers 5 takes those of the last shard)",
+                "warning: {} tensors are in a shard that weight_map does not name for them, such as {example}: where two shards hold a tensor, the last one's is used, as in transformers 5",
                 elsewhere.len()
             ));
         }
