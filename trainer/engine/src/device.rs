@@ -33,16 +33,21 @@ pub fn device_count() -> Result<usize> {
     Ok(result::device::get_count().named("counting the GPUs")?.max(0) as usize)
 }
 
-/// What of NVIDIA's libraries an engine loads is missing on this machine; none where all are there.
-pub fn missing_library() -> Option<&'static str> {
+/// Why an engine cannot be made on this GPU, in words; none where it can. Makes a context for a
+/// moment.
+pub fn obstacle(index: usize) -> Option<String> {
     // SAFETY: only asks whether the libraries can be loaded.
     let (nvrtc, blas) = unsafe {
         (cudarc::nvrtc::sys::is_culib_present(), cudarc::cublas::sys::is_culib_present())
     };
-    match (nvrtc, blas) {
-        (true, true) => None,
-        (false, _) => Some("libnvrtc"),
-        (true, false) => Some("libcublas"),
+    for (present, library) in [(nvrtc, "libnvrtc"), (blas, "libcublas")] {
+        if !present {
+            return Some(format!("{library} could not be loaded: is it on LD_LIBRARY_PATH?"));
+        }
+    }
+    match Device::open(index).and_then(|device| device.check_capability()) {
+        Ok(()) => None,
+        Err(error) => Some(error.to_string()),
     }
 }
 
@@ -95,6 +100,17 @@ impl Device {
             ask(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             ask(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         ))
+    }
+
+    /// Refuses GPUs that the kernels are not written for.
+    pub(crate) fn check_capability(&self) -> Result<()> {
+        let (major, minor) = self.capability()?;
+        if major >= 8 {
+            return Ok(());
+        }
+        Err(Error::Unsupported(format!(
+            "the GPU has compute capability {major}.{minor}; the engine needs 8.0 (Ampere) or newer"
+        )))
     }
 
     /// Streaming multiprocessors.

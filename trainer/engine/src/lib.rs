@@ -44,7 +44,7 @@ mod program;
 mod shape;
 
 pub use batch::{Batch, CachedPass, Tile};
-pub use device::{device_count, free_memory, missing_library};
+pub use device::{device_count, free_memory, obstacle};
 pub use engine::Engine;
 pub use error::{Error, Result};
 pub use options::{AdamwStep, Options, Precision};

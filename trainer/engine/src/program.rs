@@ -105,11 +105,7 @@ impl Program {
             ));
         }
         let (major, minor) = device.capability()?;
-        if major < 8 {
-            return Err(Error::Unsupported(format!(
-                "the GPU has compute capability {major}.{minor}; the engine needs 8.0 (Ampere) or newer"
-            )));
-        }
+        device.check_capability()?;
         let options =
             vec![format!("--gpu-architecture=compute_{major}{minor}"), "--std=c++17".into()];
         let mut source = String::new();

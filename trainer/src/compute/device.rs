@@ -61,10 +61,8 @@ pub(crate) fn choose(spec: &str) -> Result<ComputeDevice> {
 fn automatic() -> ComputeDevice {
     let Ok(device) = cuda(0) else { return cpu() };
     #[cfg(feature = "native")]
-    if let Some(library) = dlm_engine::missing_library() {
-        let name = format!(
-            "cpu (there is an NVIDIA GPU, but {library} could not be loaded: is it on LD_LIBRARY_PATH?)"
-        );
+    if let Some(reason) = dlm_engine::obstacle(0) {
+        let name = format!("cpu (there is an NVIDIA GPU, but {reason})");
         return ComputeDevice { name, ..cpu() };
     }
     device
