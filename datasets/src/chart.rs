@@ -177,6 +177,30 @@ impl Chart {
         }
     }
 
+    /// Draws bars (from, to, value) that stand on the lower edge, with a tooltip for each. Values
+    /// of 0 are left out.
+    pub fn bars(
+        &mut self,
+        bars: &[(f64, f64, f64)],
+        class: &str,
+        say: impl Fn(&(f64, f64, f64)) -> String,
+    ) {
+        for bar in bars.iter().filter(|b| b.2 > 0.0) {
+            // A small value is a line of its own thickness rather than nothing.
+            let (left, right) = (self.px(bar.0), self.px(bar.1));
+            let top = self.py(bar.2).min(HEIGHT - BOTTOM - 1.0);
+            let gap = ((right - left) * 0.1).min(1.5);
+            let _ = writeln!(
+                self.body,
+                "<rect class=\"{class}\" x=\"{:.1}\" y=\"{top:.1}\" width=\"{:.1}\" height=\"{:.1}\"><title>{}</title></rect>",
+                left + gap / 2.0,
+                right - left - gap,
+                HEIGHT - BOTTOM - top,
+                escape(&say(bar))
+            );
+        }
+    }
+
     /// Draws tick marks on the lower edge, at most one per pixel.
     pub fn rug(&mut self, xs: impl Iterator<Item = f64>, class: &str) {
         let mut path = String::new();
@@ -244,36 +268,6 @@ impl Chart {
         let _ = write!(svg, "<g clip-path=\"url(#{})\">\n{}</g>\n</svg>", self.id, self.body);
         svg
     }
-}
-
-/// A bar chart as a `<figure>` with its title: one bar for each (label, value) pair, the tallest
-/// bar filling the height. `unit` names what the values count.
-pub fn bars(title: &str, data: &[(String, f64)], unit: &str) -> String {
-    let top = data.iter().map(|d| d.1).fold(0.0, f64::max).max(1e-9);
-    let (width, height) = (640.0, 220.0);
-    let step = width / data.len().max(1) as f64;
-    let mut out = format!(
-        "<figure><figcaption>{}</figcaption><svg viewBox='0 0 {width} {}' role='img'>",
-        escape(title),
-        height + 40.0
-    );
-    for (i, (label, value)) in data.iter().enumerate() {
-        let (x, bar) = (i as f64 * step, value / top * height);
-        let _ = write!(
-            out,
-            "<g><title>{}: {value:.0} {}</title><rect x='{:.1}' y='{:.1}' width='{:.1}' height='{:.1}'/><text x='{:.1}' y='{:.1}' text-anchor='middle'>{}</text></g>",
-            escape(label),
-            escape(unit),
-            x + step * 0.1,
-            height - bar,
-            step * 0.8,
-            bar,
-            x + step / 2.0,
-            height + 16.0,
-            escape(label)
-        );
-    }
-    out + "</svg></figure>"
 }
 
 /// Formats a number with three digits and a unit: `12`, `3.4k`, `1.25M`, `2B`.

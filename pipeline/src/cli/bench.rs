@@ -59,6 +59,20 @@ impl Watch {
     }
 }
 
+/// Rows per CPU second over the first batches that make up a tenth of all rows.
+fn rate_of_tenth<'a>(batches: impl Iterator<Item = &'a (usize, f64)> + Clone) -> f64 {
+    let all: usize = batches.clone().map(|b| b.0).sum();
+    let (mut rows, mut seconds) = (0, 0.0);
+    for b in batches {
+        if rows * 10 >= all {
+            break;
+        }
+        rows += b.0;
+        seconds += b.1;
+    }
+    rows as f64 / f64::max(seconds, 1e-9)
+}
+
 pub(super) fn run(a: &BenchArgs) -> Result<()> {
     let load = Watch::start();
     let plan = Prepare::new(&a.tokenizer).inputs(&a.input).plan()?;
@@ -125,10 +139,15 @@ pub(super) fn run(a: &BenchArgs) -> Result<()> {
     let mut processor = RowProcessor::new(&stages);
     let w = Watch::start();
     let mut done = Vec::new();
+    // Rows and CPU seconds of each batch.
+    let mut batches: Vec<(usize, f64)> = Vec::new();
     for (k, b) in raw.into_iter().enumerate() {
+        let (rows, began) = (b.len(), w.stop().1);
         done.push(processor.process(k as u64, Cursor::default(), b, None)?);
+        batches.push((rows, w.stop().1 - began));
     }
     seconds.push(("worker (decode to blocks)", w.stop().1));
+    let tenths = [rate_of_tenth(batches.iter()), rate_of_tenth(batches.iter().rev())];
     let mut packer =
         Packer::new(plan.settings.seq_len, plan.settings.bd_size, plan.settings.pack_window);
     let mut rows = 0;
@@ -198,7 +217,7 @@ pub(super) fn run(a: &BenchArgs) -> Result<()> {
     let result = json!({"text_mb": mb, "tokens": tokens, "failed": failed, "threads": threads, "load_s": load.0, "load_cpu_s": load.2,
         "stage_cpu_s": seconds.iter().map(|(k, v)| (k.to_string(), json!(v))).collect::<serde_json::Map<_, _>>(),
         "engine_mb_s": mb / engine_wall, "pipeline_mb_s": mb / process_wall, "whole_mb_s": mb / whole_wall, "whole_share_of_engine": engine_wall / whole_wall,
-        "whole_mb_per_cpu_s": mb / whole_cpu, "tokens_per_s": tokens as f64 / whole_wall, "peak_memory_mb": peak_memory_mb()});
+        "whole_mb_per_cpu_s": mb / whole_cpu, "tokens_per_s": tokens as f64 / whole_wall, "rows_per_cpu_s_first_tenth": tenths[0], "rows_per_cpu_s_last_tenth": tenths[1], "peak_memory_mb": peak_memory_mb()});
     if a.json {
         return console::print_json(&result);
     }
@@ -228,6 +247,13 @@ pub(super) fn run(a: &BenchArgs) -> Result<()> {
         100.0 * engine_wall / whole_wall,
         mb / whole_cpu,
         tokens as f64 / whole_wall / 1e6
+    );
+    let _ = writeln!(
+        out,
+        "worker, by tenths          first {:.0}, last {:.0} rows per CPU second: last / first {:.3}",
+        tenths[0],
+        tenths[1],
+        tenths[1] / tenths[0]
     );
     let _ = writeln!(
         out,

@@ -3,7 +3,8 @@
 use crate::cli::args::{InspectArgs, StatsArgs};
 use crate::cli::choices::ColourChoice;
 use crate::cli::console;
-use crate::dataset::inspect::{InspectOptions, MaskViews};
+use crate::dataset::inspect::InspectOptions;
+use crate::dataset::row_view::MaskViews;
 use crate::dataset::totals::{self, fill, slots};
 use crate::dataset::{self, totals_html};
 use crate::error::{Error, Result};
@@ -42,7 +43,7 @@ pub(super) fn stats(a: &StatsArgs) -> Result<()> {
     let m = ds.manifest();
     let d = totals::distributions(&ds)?;
     if let Some(path) = &a.html {
-        dlm_datasets::fs::write_atomic(path, totals_html::page(m, &d).as_bytes())?;
+        dlm_datasets::fs::write_atomic(path, totals_html::page(&ds, &d).as_bytes())?;
     }
     if !a.json {
         return console::print(&(totals::summary(m) + &totals::histogram(m, &d)));

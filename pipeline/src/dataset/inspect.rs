@@ -1,9 +1,10 @@
 //! Shows packed rows as text: what is prompt, response and padding, where blocks begin, and what
 //! the two complementary views of training hide.
 
+use crate::dataset::row_view::{self, MaskViews, Part, printable};
 use crate::error::Result;
 use crate::tokenize::tokenizer::Tokenizer;
-use dlm_datasets::{Dataset, IGNORE, Split, mask};
+use dlm_datasets::{Dataset, IGNORE, Split};
 use std::fmt::Write;
 use std::path::Path;
 
@@ -29,23 +30,10 @@ impl Default for InspectOptions {
     }
 }
 
-/// The masks that training draws.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct MaskViews {
-    /// The run's `train.seed`.
-    pub seed: u64,
-    /// Epoch, from 0. The eval split has the same masks in every epoch.
-    pub epoch: u64,
-    /// Smallest probability of hiding a token, the run's `conversion.noise_eps`.
-    pub noise_eps: f64,
-}
-
 /// How a position is shown.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Style {
-    Prompt,
-    Response,
-    Padding,
+    Shown(Part),
     Hidden,
 }
 
@@ -53,9 +41,9 @@ impl Style {
     /// The ANSI escape sequence that begins it.
     fn code(self) -> &'static str {
         match self {
-            Style::Prompt => "\x1b[2m",
-            Style::Response => "\x1b[32m",
-            Style::Padding => "\x1b[90m",
+            Style::Shown(Part::Prompt) => "\x1b[2m",
+            Style::Shown(Part::Response) => "\x1b[32m",
+            Style::Shown(Part::Padding) => "\x1b[90m",
             Style::Hidden => "\x1b[7;33m",
         }
     }
@@ -89,12 +77,8 @@ fn show(
     let (split, views, colour) = (options.split, options.views, options.colour);
     let m = ds.manifest();
     let row = ds.row(split, i)?;
-    // Evaluation draws its masks with an epoch number of its own.
-    let hidden = views.map_or([const { Vec::new() }; 2], |v| {
-        let epoch = if split == Split::Eval { mask::EVAL_EPOCH } else { v.epoch };
-        let drawn = mask::row_mask(v.seed, epoch, i as u64, m.seq_len, m.bd_size, v.noise_eps);
-        mask::views(&drawn, row.labels)
-    });
+    let hidden =
+        views.map_or([const { Vec::new() }; 2], |v| row_view::hidden(&row, i, split, &v, m));
     let loss = row.labels.iter().filter(|&&l| l != IGNORE).count();
     let _ = writeln!(
         out,
@@ -105,9 +89,9 @@ fn show(
     );
     for (k, d) in row.documents.iter().enumerate() {
         let source = m.sources.get(d.source).map_or("?", |s| s.name.as_str());
-        let (ids, labels) =
-            (&row.input_ids[d.start..d.start + d.length], &row.labels[d.start..d.start + d.length]);
-        let padding = dlm_datasets::verify::summarize(ids, labels, m).block_padding as usize;
+        let ids = &row.input_ids[d.start..d.start + d.length];
+        let parts = row_view::parts(&row, d, m);
+        let padding = parts.iter().filter(|p| **p == Part::Padding).count();
         let _ = writeln!(
             out,
             "── document {k}: positions {}..{}, {} blocks, {padding} padding tokens, from {source}",
@@ -115,13 +99,7 @@ fn show(
             d.start + d.length,
             d.length / m.bd_size
         );
-        let styles: Vec<Style> = (0..d.length)
-            .map(|p| match labels[p] {
-                _ if p >= d.length - padding => Style::Padding,
-                IGNORE => Style::Prompt,
-                _ => Style::Response,
-            })
-            .collect();
+        let styles: Vec<Style> = parts.into_iter().map(Style::Shown).collect();
         match views {
             None => append_text(ids, &styles, m.bd_size, tokenizer, colour, out)?,
             Some(_) => {
@@ -156,40 +134,28 @@ fn append_text(
     colour: bool,
     out: &mut String,
 ) -> Result<()> {
-    let mut p = 0;
-    while p < ids.len() {
-        let boundary = (p / bd_size + 1) * bd_size;
-        let end = (p..ids.len().min(boundary))
-            .find(|&q| styles[q] != styles[p])
-            .unwrap_or(ids.len().min(boundary));
+    for range in row_view::runs(styles, bd_size) {
+        let (p, tokens) = (range.start, range.len());
         if p % bd_size == 0 && p > 0 {
             out.push_str(if colour { "\x1b[36m¦\x1b[0m" } else { "¦" });
         }
-        let run: Vec<u32> = ids[p..end].iter().map(|&i| i.max(0) as u32).collect();
+        let run: Vec<u32> = ids[range].iter().map(|&i| i.max(0) as u32).collect();
         let shown = match styles[p] {
-            Style::Padding => format!("·{}·", end - p),
-            Style::Hidden => run.iter().map(|_| "▒").collect(),
-            _ => tokenizer.decode(&run, false)?,
+            Style::Shown(Part::Padding) => format!("·{tokens}·"),
+            Style::Hidden => "▒".repeat(tokens),
+            Style::Shown(_) => tokenizer.decode(&run, false)?,
         };
         let shown = printable(&shown);
         match (colour, styles[p]) {
             (true, style) => {
                 let _ = write!(out, "{}{shown}\x1b[0m", style.code());
             }
-            (false, Style::Response) => {
+            (false, Style::Shown(Part::Response)) => {
                 let _ = write!(out, "[{shown}]");
             }
             (false, _) => out.push_str(&shown),
         }
-        p = end;
     }
     out.push('\n');
     Ok(())
-}
-
-/// Replaces control characters, because text from a dataset must not control the terminal.
-fn printable(s: &str) -> String {
-    s.chars()
-        .map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c })
-        .collect()
 }

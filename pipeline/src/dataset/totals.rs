@@ -17,6 +17,9 @@ pub(crate) struct Distributions {
     pub documents_by_loss_tenth: [u64; 10],
     /// Number of rows by the number of documents in them.
     pub rows_by_documents: Vec<u64>,
+    /// Number of rows by the share of their positions inside documents, in hundredths, rounded
+    /// down; the last entry counts full rows.
+    pub rows_by_fill: Vec<u64>,
 }
 
 /// Reads all rows of a dataset.
@@ -24,6 +27,7 @@ pub(crate) fn distributions(ds: &Dataset) -> Result<Distributions> {
     let m = ds.manifest();
     let mut out = Distributions {
         documents_by_blocks: vec![0; m.seq_len / m.bd_size + 1],
+        rows_by_fill: vec![0; 101],
         ..Default::default()
     };
     for split in [Split::Train, Split::Eval] {
@@ -32,6 +36,8 @@ pub(crate) fn distributions(ds: &Dataset) -> Result<Distributions> {
             let n = row.documents.len();
             out.rows_by_documents.resize(out.rows_by_documents.len().max(n + 1), 0);
             out.rows_by_documents[n] += 1;
+            let filled: usize = row.documents.iter().map(|d| d.length).sum();
+            out.rows_by_fill[(filled * 100 / m.seq_len).min(100)] += 1;
             for d in &row.documents {
                 if let Some(b) = out.documents_by_blocks.get_mut(d.length / m.bd_size) {
                     *b += 1;

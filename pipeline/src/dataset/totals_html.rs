@@ -1,92 +1,255 @@
-//! The totals of a dataset as one HTML page with charts, without external files.
+//! The totals of a dataset as one HTML page (`dlm-prep stats --html`), without external files.
+//!
+//! In: a dataset and its distributions. Out: the most important figures, charts of lengths and
+//! fill, drop reasons with the first example of each, the sources, and a few rows.
 
+use crate::dataset::rows_html::rows;
 use crate::dataset::totals::{Distributions, fill, slots};
-use dlm_datasets::chart::bars;
-use dlm_datasets::html::escape;
-use dlm_datasets::manifest::Manifest;
+use dlm_datasets::Dataset;
+use dlm_datasets::chart::{Axis, Chart, short};
+use dlm_datasets::html::{self, escape};
+use dlm_datasets::manifest::{Counts, Manifest, Source};
 use std::fmt::Write;
 
+/// Largest number of bars in a chart.
+const BARS: usize = 64;
+/// Largest number of sources in the table.
+const SOURCES: usize = 200;
+
 /// The page as HTML text.
-pub(crate) fn page(m: &Manifest, d: &Distributions) -> String {
-    let c = &m.counts;
-    let mut o = String::from(
-        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Packed dataset</title><style>body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}\
-         table{border-collapse:collapse;width:100%}td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right}td:first-child,th:first-child{text-align:left}\
-         svg{width:100%}rect{fill:#3b6ea5}text{font-size:11px;fill:#555}figure{margin:2rem 0}figcaption{font-weight:600}</style><h1>Packed dataset</h1><table>",
+pub(crate) fn page(ds: &Dataset, d: &Distributions) -> String {
+    let m = ds.manifest();
+    let folder = std::path::absolute(ds.dir()).unwrap_or_else(|_| ds.dir().to_path_buf());
+    let name = folder.file_name().map_or("Packed dataset".into(), |n| n.to_string_lossy());
+    let note = format!(
+        "Packed for block diffusion: rows of {} tokens in blocks of {}. dlm-prep {}, dataset {}.",
+        m.seq_len,
+        m.bd_size,
+        m.code_version,
+        &ds.fingerprint()[..12.min(ds.fingerprint().len())]
     );
-    let share = |n: u64, of: u64| {
-        format!("{:.2} %", if of == 0 { 0.0 } else { 100.0 * n as f64 / of as f64 })
-    };
-    for (k, v) in [
-        (
-            "rows",
-            format!(
-                "{} train, {} eval, of {} tokens in blocks of {}",
-                m.packing.train_rows, m.packing.eval_rows, m.seq_len, m.bd_size
-            ),
-        ),
-        (
-            "conversations",
-            format!("{} read = {} kept + {} dropped", c.rows_read, c.rows_kept, c.dropped_total()),
-        ),
+    let body = [figures(m), charts(m, d), dropped(m), sources(m), settings(m), rows(ds)].concat();
+    html::page(&name, &note, &body)
+}
+
+fn share(n: u64, of: u64) -> String {
+    format!("{:.2} %", if of == 0 { 0.0 } else { 100.0 * n as f64 / of as f64 })
+}
+
+/// The most important figures.
+fn figures(m: &Manifest) -> String {
+    let c = &m.counts;
+    let rows = (m.packing.train_rows + m.packing.eval_rows) as u64;
+    let whole = |n: u64| short(n as f64);
+    html::tiles([
+        ("conversations read", whole(c.rows_read)),
+        ("kept", share(c.rows_kept, c.rows_read)),
+        ("dropped", whole(c.dropped_total())),
+        ("train rows", whole(m.packing.train_rows as u64)),
+        ("eval rows", whole(m.packing.eval_rows as u64)),
+        ("documents", whole(c.documents)),
+        ("documents in a row", short(c.documents as f64 / rows.max(1) as f64)),
+        ("tokens", whole(c.tokens)),
+        ("tokens with loss", whole(c.response_tokens)),
+        ("share with loss", share(c.response_tokens, c.tokens)),
         ("slots filled", format!("{:.2} %", 100.0 * fill(m))),
-        ("block padding", share(c.block_padding, slots(m))),
-        ("tokens", c.tokens.to_string()),
-        (
-            "tokens with loss",
-            format!("{} ({})", c.response_tokens, share(c.response_tokens, c.tokens)),
-        ),
-        (
-            "tokens cut from over-long conversations",
-            format!("{} ({})", c.tokens_cut, share(c.tokens_cut, c.tokens + c.tokens_cut)),
-        ),
+        ("slots of block padding", share(c.block_padding, slots(m))),
+        ("cut from long ones", share(c.tokens_cut, c.tokens + c.tokens_cut)),
+        ("turns with loss", whole(c.label_runs)),
+        ("turns without an end", whole(c.unfinished_runs)),
+    ])
+}
+
+/// A bar chart of counts over `x`, as a figure. `bars` has (from, to, count).
+fn histogram(id: &str, title: &str, unit: &str, bars: &[(f64, f64, f64)], x: &str) -> String {
+    let most = bars.iter().map(|b| b.2).fold(1.0, f64::max);
+    let axis = Axis::exact(bars.iter().flat_map(|b| [b.0, b.1]));
+    let y = Axis { lo: 0.0, hi: most * 1.06, log: false };
+    let mut chart = Chart::new(id, &format!("{title}: {unit} by {x}"), axis, y);
+    let all: f64 = bars.iter().map(|b| b.2).sum();
+    chart.bars(bars, "bar k0", |b| {
+        format!(
+            "{} to {} {x}: {:.0} {unit}, {:.1} %",
+            short(b.0),
+            short(b.1),
+            b.2,
+            100.0 * b.2 / all.max(1.0)
+        )
+    });
+    let whole = |v: f64| if v.fract() == 0.0 { short(v) } else { String::new() };
+    format!(
+        "<figure><figcaption><h2>{}</h2><span>{} by {}</span></figcaption>\n{}\n</figure>\n",
+        escape(title),
+        escape(unit),
+        escape(x),
+        chart.finish(short, whole)
+    )
+}
+
+/// At most [`BARS`] bars of counts: count `i` stands for the values from `i` to `i + 1`, times
+/// `unit`. Neighbours are joined where there are more counts.
+fn bars(counts: &[u64], unit: f64) -> Vec<(f64, f64, f64)> {
+    let joined = counts.len().div_ceil(BARS).max(1);
+    let bar = |(k, c): (usize, &[u64])| {
+        let from = k * joined;
+        (from as f64 * unit, (from + joined) as f64 * unit, c.iter().sum::<u64>() as f64)
+    };
+    counts.chunks(joined).enumerate().map(bar).collect()
+}
+
+/// The distributions of lengths, loss and fill.
+fn charts(m: &Manifest, d: &Distributions) -> String {
+    // A document of b blocks stands in the bar that ends at b blocks.
+    let lengths = bars(d.documents_by_blocks.get(1..).unwrap_or_default(), m.bd_size as f64);
+    let loss = bars(&d.documents_by_loss_tenth, 10.0);
+    // Full rows stand with those of 99 % and more; the axis begins at the emptiest row.
+    let (below, full) = d.rows_by_fill.split_at(99.min(d.rows_by_fill.len()));
+    let first = below.iter().position(|n| *n > 0).unwrap_or(99).min(90) / 10 * 10;
+    let filled: Vec<(f64, f64, f64)> = below
+        .iter()
+        .copied()
+        .chain([full.iter().sum()])
+        .enumerate()
+        .skip(first)
+        .map(|(k, n)| (k as f64, k as f64 + 1.0, n as f64))
+        .collect();
+    // A bar stands over the number it counts.
+    let documents: Vec<(f64, f64, f64)> =
+        bars(&d.rows_by_documents, 1.0).iter().map(|b| (b.0 - 0.5, b.1 - 0.5, b.2)).collect();
+    format!(
+        "<div class=\"charts\">\n{}{}{}{}</div>\n",
+        histogram("length", "Length of a document", "documents", &lengths, "tokens with padding"),
+        histogram("loss", "Share of a document that carries loss", "documents", &loss, "%"),
+        histogram("fill", "Fill of a row", "rows", &filled, "% of its slots inside documents"),
+        histogram("row", "Documents in a row", "rows", &documents, "documents"),
+    )
+}
+
+/// A table with a title. `head` and `rows` are text; the columns named in `wide` hold long text.
+fn table(title: &str, head: &[&str], wide: &[usize], rows: &[Vec<String>]) -> String {
+    let mut out = format!("<section><h2>{}</h2>\n<div class=\"scroll\"><table><tr>", escape(title));
+    let class = |k: usize| if wide.contains(&k) { " class=\"text\"" } else { "" };
+    for (k, name) in head.iter().enumerate() {
+        let _ = write!(out, "<th{}>{}</th>", class(k), escape(name));
+    }
+    out.push_str("</tr>\n");
+    for row in rows {
+        out.push_str("<tr>");
+        for (k, cell) in row.iter().enumerate() {
+            let class = class(k);
+            let _ = write!(out, "<td{class}>{}</td>", escape(cell));
+        }
+        out.push_str("</tr>\n");
+    }
+    out + "</table></div></section>\n"
+}
+
+/// Why conversations were dropped, the most frequent reason first, with its first example.
+fn dropped(m: &Manifest) -> String {
+    let mut reasons: Vec<(&String, u64)> = m.counts.dropped.iter().map(|(k, n)| (k, *n)).collect();
+    reasons.sort_by_key(|r| std::cmp::Reverse(r.1));
+    let row = |(reason, n): &(&String, u64)| {
+        let (place, message) = m.drop_examples.get(*reason).map_or_else(Default::default, |e| {
+            (format!("{} row {}", e.file, e.row), e.message.clone())
+        });
+        vec![(*reason).clone(), n.to_string(), share(*n, m.counts.rows_read), place, message]
+    };
+    let rows: Vec<Vec<String>> = reasons.iter().map(row).collect();
+    if rows.is_empty() {
+        return "<section><h2>Dropped conversations</h2>\n<p>None.</p></section>\n".to_string();
+    }
+    let head = ["reason", "conversations", "share of all read", "first example", "what was found"];
+    table("Dropped conversations", &head, &[3, 4], &rows)
+}
+
+/// The sources; of many, those with the most tokens.
+fn sources(m: &Manifest) -> String {
+    let name = |s: &Source| match &s.category {
+        Some(category) => format!("{} [{category}]", s.name),
+        None => s.name.clone(),
+    };
+    let origin = |s: &Source| {
+        let (dataset, revision) = (s.dataset.as_deref(), s.revision.as_deref());
+        let parts = [dataset, revision.map(|r| r.get(..12).unwrap_or(r))];
+        parts.into_iter().flatten().collect::<Vec<_>>().join("@")
+    };
+    let row = |name: String, c: &Counts, licences: String, origin: String| {
+        vec![
+            name,
+            c.rows_read.to_string(),
+            c.rows_kept.to_string(),
+            c.dropped_total().to_string(),
+            c.documents.to_string(),
+            c.tokens.to_string(),
+            share(c.tokens, m.counts.tokens),
+            c.response_tokens.to_string(),
+            share(c.response_tokens, c.tokens),
+            c.tokens_cut.to_string(),
+            licences,
+            origin,
+        ]
+    };
+    let mut shown: Vec<&Source> = m.sources.iter().collect();
+    let title = if shown.len() > SOURCES {
+        shown.sort_by_key(|s| std::cmp::Reverse(s.counts.tokens));
+        shown.truncate(SOURCES);
+        format!(
+            "Sources: the {SOURCES} of {} with the most tokens (`dlm-prep stats --json` has all)",
+            m.sources.len()
+        )
+    } else {
+        "Sources".to_string()
+    };
+    let head = [
+        "source",
+        "rows read",
+        "kept",
+        "dropped",
+        "documents",
+        "tokens",
+        "share of tokens",
+        "with loss",
+        "share with loss",
+        "tokens cut",
+        "licences",
+        "dataset",
+    ];
+    let mut rows: Vec<Vec<String>> = shown
+        .into_iter()
+        .map(|s| row(name(s), &s.counts, s.licences.join(", "), origin(s)))
+        .collect();
+    if m.sources.len() > 1 {
+        rows.push(row("all".to_string(), &m.counts, String::new(), String::new()));
+    }
+    let mut out = table(&title, &head, &[10, 11], &rows);
+    if !m.mixture.is_empty() {
+        let row = |s: &dlm_datasets::manifest::MixtureShare| {
+            vec![s.source.clone(), s.tokens.to_string(), format!("{:.2} %", 100.0 * s.share)]
+        };
+        let rows: Vec<Vec<String>> = m.mixture.iter().map(row).collect();
+        out += &table("Mixture", &["source", "tokens", "share of tokens"], &[], &rows);
+    }
+    out
+}
+
+/// What decides the ids and labels, and other counts.
+fn settings(m: &Manifest) -> String {
+    let token = |text: &str, id: i32| format!("{text} = {id}");
+    let mut rows = vec![
         ("template", m.template_source.clone()),
-        ("mask token", format!("{} = {}", m.mask_token, m.mask_token_id)),
-    ] {
-        let _ = write!(o, "<tr><td>{}</td><td>{}</td></tr>", escape(k), escape(&v));
-    }
-    o.push_str("</table>");
-    let blocks: Vec<_> = d
-        .documents_by_blocks
-        .iter()
-        .enumerate()
-        .skip(1)
-        .map(|(b, &n)| ((b * m.bd_size).to_string(), n as f64))
-        .collect();
-    o.push_str(&bars("Document length in tokens, block padding included", &blocks, "documents"));
-    let tenths: Vec<_> = d
-        .documents_by_loss_tenth
-        .iter()
-        .enumerate()
-        .map(|(k, &n)| (format!("{}–{} %", k * 10, k * 10 + 10), n as f64))
-        .collect();
-    o.push_str(&bars("Share of a document that carries loss", &tenths, "documents"));
-    let rows: Vec<_> = d
-        .rows_by_documents
-        .iter()
-        .enumerate()
-        .skip(1)
-        .map(|(k, &n)| (k.to_string(), n as f64))
-        .collect();
-    o.push_str(&bars("Documents in a row", &rows, "rows"));
-    if !c.dropped.is_empty() {
-        let dropped: Vec<_> = c.dropped.iter().map(|(k, &n)| (k.clone(), n as f64)).collect();
-        o.push_str(&bars("Dropped, by reason", &dropped, "conversations"));
-    }
-    o.push_str("<h2>Sources</h2><table><tr><th>source</th><th>category</th><th>read</th><th>kept</th><th>tokens</th><th>share</th><th>loss</th><th>licences</th></tr>");
-    for s in &m.sources {
-        let _ = write!(
-            o,
-            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
-            escape(&s.name),
-            escape(s.category.as_deref().unwrap_or("")),
-            s.counts.rows_read,
-            s.counts.rows_kept,
-            s.counts.tokens,
-            share(s.counts.tokens, c.tokens),
-            share(s.counts.response_tokens, s.counts.tokens),
-            escape(&s.licences.join(", "))
-        );
-    }
-    o + "</table></html>\n"
+        ("mask token", token(&m.mask_token, m.mask_token_id)),
+        ("pad token", token(&m.pad_token, m.pad_token_id)),
+        ("eos token", token(&m.eos_token, m.eos_token_id)),
+        (
+            "a turn ends with",
+            m.end_of_turn_ids.iter().map(i32::to_string).collect::<Vec<_>>().join(", "),
+        ),
+        ("ids in the tokenizer", m.vocab_size.to_string()),
+        ("conversations longer than a row", format!("{} ({})", m.counts.over_long, m.over_long)),
+        ("control-token strings in text", m.special_text.clone()),
+        ("seed", m.seed.to_string()),
+    ];
+    rows.extend(m.counts.notes.iter().map(|(k, n)| (k.as_str(), n.to_string())));
+    let rows: Vec<Vec<String>> = rows.into_iter().map(|(k, v)| vec![k.to_string(), v]).collect();
+    table("Settings and other counts", &["", ""], &[1], &rows)
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! builder ── Prepare: what the caller asks for → run or estimate
-//!    ├── plan ────── loads inputs, tokenizer, template · engine_sample · tokenizer_folder
+//!    ├── plan ────── loads inputs, tokenizer, template · engine_sample · mask_id · tokenizer_folder
 //!    ├── pipeline ── plan → run → pack → dataset
 //!    └── estimate ── plan → sample → Estimate
 //! ```
@@ -10,6 +10,7 @@
 pub(crate) mod builder;
 pub(crate) mod engine_sample;
 pub(crate) mod estimate;
+pub(crate) mod mask_id;
 pub(crate) mod peak_memory;
 pub(crate) mod pipeline;
 pub(crate) mod plan;

@@ -15,6 +15,7 @@ use crate::pack::mixture::Mixture;
 use crate::pack::sink::PackJob;
 use crate::parse::tools::RESERVED;
 use crate::prepare::engine_sample::engine_sample;
+use crate::prepare::mask_id::check_mask_id;
 use crate::prepare::tokenizer_folder::{tokenizer_config, write_tokenizer};
 use crate::progress::Progress;
 use crate::run::row_processor::Stages;
@@ -92,10 +93,9 @@ pub(crate) fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<Prep
     };
     let kwargs = template_kwargs(request.template_kwargs)?;
     let template = template.with_kwargs(kwargs.clone());
-    for token in tokens_of_config(dir)? {
-        tok.ensure_named(&token)?;
-    }
+    tok.ensure_named(&tokens_of_config(dir)?)?;
     let mask_id = tok.ensure_token(&settings.mask_token)?;
+    check_mask_id(dir, &tok, &settings.mask_token, mask_id)?;
     let bad = |reason: String| Error::Tokenizer { path: dir.to_path_buf(), reason };
     let eos = eos_token(&tok, &specials, &template).ok_or_else(|| {
         bad("names no eos_token; add one to its tokenizer_config.json".to_string())

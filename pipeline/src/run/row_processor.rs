@@ -154,11 +154,17 @@ impl<'a> RowProcessor<'a> {
     /// What is wrong with a row that was dropped for `reason`; `parsed` is the row once more.
     fn explain(&self, reason: DropReason, parsed: ParsedRow, found: Option<String>) -> String {
         let refusal = || {
-            let c = parsed.conversation.ok()?;
-            let messages = adapt(self.template, &c).ok()?.unwrap_or_else(|| c.messages.clone());
-            self.template.render_with(&messages, &c, false, false).err()
+            let c = parsed.conversation.as_ref().ok()?;
+            let messages = adapt(self.template, c).ok()?.unwrap_or_else(|| c.messages.clone());
+            self.template.render_with(&messages, c, false, false).err()
+        };
+        let failure = || {
+            let c = parsed.conversation.as_ref().ok()?;
+            let encode = |text| self.supervisor.tokenizer.encode(text, &mut Vec::new()).err();
+            c.messages.iter().find_map(|m| encode(&m.content))
         };
         let message = match reason {
+            DropReason::TokenizerFailed => failure().map(|e| e.to_string()),
             DropReason::TemplateRefused => refusal().map(|e| e.to_string()),
             _ => found,
         };

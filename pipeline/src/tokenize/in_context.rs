@@ -10,6 +10,7 @@
 //! added tokens is then cut, and each piece is pre-tokenized with the text before it, but without
 //! the text after it, because in decoding there is none.
 
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use tokenizers::normalizer::Range as In;
 use tokenizers::{
@@ -33,10 +34,10 @@ pub(crate) struct InContext {
     plain: Tokenizer,
     /// The pre-tokenizer for text that is not at the start of a conversation.
     later: Option<PreTokenizerWrapper>,
-    /// Ids of added tokens that swallow the white space before and behind them.
-    swallowing: Vec<(i32, bool, bool)>,
+    /// Added tokens that swallow the white space before and behind them.
+    swallowing: HashMap<i32, (bool, bool)>,
     /// Ids of control tokens.
-    control: Vec<i32>,
+    control: HashSet<i32>,
 }
 
 impl InContext {
@@ -50,7 +51,7 @@ impl InContext {
         let swallowing = added
             .iter()
             .filter(|(_, t)| t.lstrip || t.rstrip)
-            .map(|(id, t)| (*id as i32, t.lstrip, t.rstrip))
+            .map(|(id, t)| (*id as i32, (t.lstrip, t.rstrip)))
             .collect();
         let control = added.iter().filter(|(_, t)| t.special).map(|(id, _)| *id as i32).collect();
         InContext { tokenizer: tokenizer.clone(), plain: plain.clone(), later, swallowing, control }
@@ -83,10 +84,7 @@ impl InContext {
         ends: &mut Vec<usize>,
     ) -> Result<(), Error> {
         let mut segments = Segments { cuts, next: 0, ends };
-        let swallows = |id: i32| {
-            let found = self.swallowing.iter().find(|s| s.0 == id);
-            found.map_or((false, false), |s| (s.1, s.2))
-        };
+        let swallows = |id: i32| self.swallowing.get(&id).copied().unwrap_or_default();
         let (mut at, mut strip_start) = (0, false);
         for (range, id) in control
             .iter()

@@ -5,9 +5,22 @@
 
 use std::ops::Range;
 
+#[cfg(test)]
+thread_local! {
+    /// Bytes of JSON that this thread has passed over.
+    pub(crate) static BYTES_READ: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// Counts bytes of JSON for tests that costs grow with size only.
+pub(crate) fn count_bytes(_bytes: usize) {
+    #[cfg(test)]
+    BYTES_READ.set(BYTES_READ.get() + _bytes);
+}
+
 /// Byte ranges of the values of `keys` in a JSON object. None if a key is missing or occurs twice.
 pub(crate) fn values_of<const N: usize>(json: &str, keys: [&str; N]) -> Option<[Range<usize>; N]> {
     let bytes = json.as_bytes();
+    count_bytes(bytes.len());
     let (mut depth, mut i) = (0usize, 0);
     // The last string at depth 1, and the key whose value has started, with its start.
     let (mut last, mut open) = (0..0, None);

@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 /// Names of the tokens that every tokenizer of transformers may have, in its order.
@@ -49,13 +49,11 @@ pub(crate) fn tokens_of_config(dir: &Path) -> Result<Vec<ConfigToken>> {
         .map(|(_, v)| v);
     let of_maps = extra.iter().filter_map(|k| config.get(*k)?.as_object()).flat_map(|m| m.values());
     let of_lists = extra.iter().filter_map(|k| config.get(*k)?.as_array()).flatten();
-    for token in named.chain(others).chain(of_maps).chain(of_lists) {
-        if let Some(content) = text_of(token)
-            && !out.iter().any(|t| t.content == content)
-        {
-            out.push(ConfigToken { content: content.to_string(), special: true });
-        }
-    }
+    out.extend(named.chain(others).chain(of_maps).chain(of_lists).filter_map(|token| {
+        Some(ConfigToken { content: text_of(token)?.to_string(), special: true })
+    }));
+    let mut seen = HashSet::new();
+    out.retain(|t| seen.insert(t.content.clone()));
     Ok(out)
 }
 

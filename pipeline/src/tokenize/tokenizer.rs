@@ -11,9 +11,10 @@
 //! output again.
 
 use crate::error::{Error, Result};
+use crate::tokenize::guard::guarded;
 use crate::tokenize::in_context::{ControlToken, InContext};
 pub(crate) use crate::tokenize::tokenizer_file::{AddedToken, TokenizerSource};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tokenizers_fast as fast;
 
 enum Engine {
@@ -29,6 +30,8 @@ const TREATS_BY_POSITION: &str =
 /// A loaded tokenizer; see the top of this file for the two engines.
 pub(crate) struct Tokenizer {
     engine: Engine,
+    /// The file it was loaded from, for messages.
+    path: PathBuf,
     /// The `tokenizer.json` it was loaded from, mask token included.
     json: String,
     added: Vec<AddedToken>,
@@ -81,15 +84,28 @@ impl Tokenizer {
         ends: &mut Vec<usize>,
     ) -> Option<Result<()>> {
         let engine = self.in_context.as_ref()?;
-        let encoded = match control {
+        let encoded = guarded(|| match control {
             None => engine.encode(text, cuts, ids, ends),
             Some(control) => engine.encode_plain(text, cuts, control, ids, ends),
-        };
-        Some(encoded.map_err(|e| Error::Render(format!("the tokenizer failed: {e}"))))
+        });
+        Some(match encoded {
+            Ok(encoded) => encoded.map_err(|e| self.failed(e.to_string())),
+            Err(panic) => Err(self.failed(panic)),
+        })
+    }
+
+    /// The engine failed on a text.
+    fn failed(&self, reason: String) -> Error {
+        let reason = format!("its engine failed on a text: {reason}");
+        Error::Tokenizer { path: self.path.clone(), reason }
     }
 
     fn encode_into(&self, text: &str, plain: bool, out: &mut Vec<i32>) -> Result<()> {
-        let failed = |e: String| Error::Render(format!("the tokenizer failed: {e}"));
+        guarded(|| self.encode_unguarded(text, plain, out))
+            .unwrap_or_else(|panic| Err(self.failed(panic)))
+    }
+
+    fn encode_unguarded(&self, text: &str, plain: bool, out: &mut Vec<i32>) -> Result<()> {
         match &self.engine {
             Engine::Fast(t) => {
                 thread_local! {
@@ -99,7 +115,8 @@ impl Tokenizer {
                 options.encode_special_tokens = plain;
                 SCRATCH.with_borrow_mut(|scratch| {
                     scratch.clear();
-                    t.encode_into(text, &options, scratch).map_err(|e| failed(e.to_string()))?;
+                    t.encode_into(text, &options, scratch)
+                        .map_err(|e| self.failed(e.to_string()))?;
                     let ids = fast::pipeline::PipelineToken::cast_slice(scratch);
                     let (first, count) = self.byte_ids;
                     if count == 0 {
@@ -118,7 +135,8 @@ impl Tokenizer {
             }
             Engine::Stable(t) => {
                 let t = if plain { &t.1 } else { &t.0 };
-                let encoding = t.encode_fast(text, false).map_err(|e| failed(e.to_string()))?;
+                let encoding =
+                    t.encode_fast(text, false).map_err(|e| self.failed(e.to_string()))?;
                 out.extend(encoding.get_ids().iter().map(|&id| id as i32));
                 Ok(())
             }
@@ -130,17 +148,19 @@ impl Tokenizer {
     pub(crate) fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         let ids: Vec<u32> =
             ids.iter().copied().filter(|&i| (i as usize) < self.vocab_size).collect();
-        match &self.engine {
+        let decoded = guarded(|| match &self.engine {
             Engine::Fast(t) => {
                 let (first, count) = self.byte_ids;
                 let ids: Vec<u32> =
                     ids.iter().map(|&i| if i < first { i } else { i + count }).collect();
-                t.decode(&ids, skip_special).map_err(|e| Error::Render(e.to_string()))
+                t.decode(&ids, skip_special).map_err(|e| e.to_string())
             }
-            Engine::Stable(t) => {
-                t.0.decode(&ids, skip_special).map_err(|e| Error::Render(e.to_string()))
-            }
-        }
+            Engine::Stable(t) => t.0.decode(&ids, skip_special).map_err(|e| e.to_string()),
+        });
+        decoded.and_then(|text| text).map_err(|e| Error::Tokenizer {
+            path: self.path.clone(),
+            reason: format!("its engine failed to decode ids: {e}"),
+        })
     }
 
     /// The id of the token with the string `token`, if there is one.
@@ -167,7 +187,7 @@ impl Tokenizer {
     /// Whether the text is always split at the added token `id`, so that the text before it and the
     /// text after it can be encoded separately.
     pub(crate) fn always_splits_at(&self, id: i32) -> bool {
-        self.splitting_tokens.contains(&id)
+        self.splitting_tokens.binary_search(&id).is_ok()
     }
 
     /// One past the largest id.
@@ -197,21 +217,38 @@ impl TokenizerSource {
         if self.treats_by_position {
             return Err(TREATS_BY_POSITION.to_string());
         }
-        let text = match self.canonical_by_splicing() {
+        let text = match guarded(|| self.canonical_by_splicing())? {
             Some(text) => text,
-            None => self.canonical()?,
+            None => guarded(|| self.canonical())??,
         };
-        let engine = fast::from_json(&text).map_err(|e| e.to_string())?;
+        let engine = guarded(|| fast::from_json(&text).map_err(|e| e.to_string()))??;
         let mut note = "fast (tokenizers 1.0.0-rc.3)".to_string();
         if !self.missing_bytes.is_empty() {
             note.push_str(&format!(", {} missing byte symbols mended", self.missing_bytes.len()));
         }
-        Ok(self.tokenizer(Engine::Fast(Box::new(engine)), note))
+        let fast = self.tokenizer(Engine::Fast(Box::new(engine)), note);
+        let mut ids = Vec::new();
+        for token in self.added.iter().filter(|t| t.special && !t.content.is_empty()) {
+            ids.clear();
+            fast.encode(&token.content, &mut ids).map_err(|e| e.to_string())?;
+            if ids != [token.id as i32] {
+                return Err(format!(
+                    "its added token {:?} has the id {}, but is encoded as {ids:?}",
+                    token.content, token.id
+                ));
+            }
+        }
+        Ok(fast)
     }
 
     /// The tokenizer on the stable engine.
     pub(crate) fn stable(&self, note: String) -> Result<Tokenizer> {
-        let t = self.stable_engine()?;
+        self.with_stable(self.stable_engine()?, note)
+    }
+
+    /// The tokenizer on a stable engine that is loaded.
+    fn with_stable(&self, mut t: tokenizers::Tokenizer, note: String) -> Result<Tokenizer> {
+        t.set_encode_special_tokens(false);
         let mut plain = t.clone();
         plain.set_encode_special_tokens(true);
         let in_context = self.treats_by_position.then(|| Box::new(InContext::new(&t, &plain)));
@@ -220,10 +257,24 @@ impl TokenizerSource {
     }
 
     fn stable_engine(&self) -> Result<tokenizers::Tokenizer> {
-        let mut t = tokenizers::Tokenizer::from_bytes(self.json.as_bytes())
+        let load = || tokenizers::Tokenizer::from_bytes(self.json.as_bytes());
+        let mut t = guarded(load)
+            .map_err(|panic| self.error(format!("the engine cannot load it: {panic}")))?
             .map_err(|e| self.error(e.to_string()))?;
         let _ = t.with_truncation(None);
         t.with_padding(None);
+        // The engine gives added tokens ids of its own where those of the file do not follow on.
+        for token in self.added.iter().filter(|token| !token.content.is_empty()) {
+            let id = t.token_to_id(&token.content);
+            if id != Some(token.id) {
+                return Err(self.error(format!(
+                    "its added token {:?} has the id {}, but the tokenizers library gives it {}; ids of added tokens must be those of the vocabulary, or follow the last one without a gap",
+                    token.content,
+                    token.id,
+                    id.map_or("none".to_string(), |id| id.to_string())
+                )));
+            }
+        }
         Ok(t)
     }
 
@@ -231,6 +282,7 @@ impl TokenizerSource {
         let byte_ids = (self.model_size as u32, self.missing_bytes.len() as u32);
         Tokenizer {
             engine,
+            path: self.path.clone(),
             json: self.json.clone(),
             added: self.added.clone(),
             vocab_size: self.vocab_size,
@@ -260,7 +312,10 @@ impl TokenizerSource {
         let mut fast = match fast.map_err(panicked)? {
             Ok(f) => f,
             Err(reason) => {
-                return Ok((self.stable(format!("stable (tokenizers 0.23.2): the fast engine refuses this tokenizer: {reason}"))?, passed));
+                let note = format!(
+                    "stable (tokenizers 0.23.2): the fast engine refuses this tokenizer: {reason}"
+                );
+                return Ok((self.with_stable(stable, note)?, passed));
             }
         };
         let mut compared = 0;
@@ -282,7 +337,7 @@ impl TokenizerSource {
                         let note = format!(
                             "stable (tokenizers 0.23.2): the fast engine gives other ids on a sample row ({difference})"
                         );
-                        return Ok((self.stable(note)?, passed));
+                        return Ok((self.with_stable(stable, note)?, passed));
                     }
                 }
             }
@@ -306,9 +361,17 @@ impl TokenizerSource {
         let (mut ids, mut compared) = (Vec::new(), 0);
         for text in sample {
             ids.clear();
-            fast.encode_into(text, plain, &mut ids)?;
-            let expected =
-                stable.encode_fast(text.as_str(), false).map_err(|e| self.error(e.to_string()))?;
+            let encoded = fast.encode_into(text, plain, &mut ids);
+            let expected = guarded(|| stable.encode_fast(text.as_str(), false));
+            let expected = match (encoded, expected) {
+                (Ok(()), Ok(Ok(expected))) => expected,
+                // The run's own rows are dropped with this error.
+                (Err(_), Ok(Err(_)) | Err(_)) => continue,
+                (Err(e), Ok(Ok(_))) => return Ok(Err(e.to_string())),
+                (Ok(()), Ok(Err(_)) | Err(_)) => {
+                    return Ok(Err("it encodes a text that the stable engine refuses".to_string()));
+                }
+            };
             let expected = expected.get_ids();
             if !expected.iter().map(|&i| i as i32).eq(ids.iter().copied()) {
                 let at = ids.iter().zip(expected).take_while(|(x, y)| **x == **y as i32).count();

@@ -5,22 +5,15 @@
 //! engine, `tokenizer.rs` loads the engines.
 
 use crate::error::{Error, Result};
-use crate::tokenize::json_text::values_of;
+pub(crate) use crate::tokenize::header::AddedToken;
+use crate::tokenize::header::{HeaderToken, byte_symbols, read_header};
+use crate::tokenize::json_text::{count_bytes, values_of};
+use crate::tokenize::limits;
 use crate::tokenize::special_tokens::{ConfigToken, special_tokens};
-use aho_corasick::AhoCorasick;
+use crate::tokenize::splitting::{is_position_independent, splitting_tokens, treats_by_position};
 use serde_json::{Value, json};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
-
-/// An entry of `added_tokens`: a token whose string is matched in the text before the model's
-/// merges are applied.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct AddedToken {
-    pub content: String,
-    pub id: u32,
-    /// Whether it is a control token (`special` in the file).
-    pub special: bool,
-}
 
 /// The content of a `tokenizer.json`, from which either engine can be loaded.
 pub(crate) struct TokenizerSource {
@@ -46,7 +39,14 @@ impl TokenizerSource {
     /// Reads `dir/tokenizer.json` (or the file itself).
     pub(crate) fn read(dir: &Path) -> Result<Self> {
         let path = if dir.is_dir() { dir.join("tokenizer.json") } else { dir.to_path_buf() };
-        let json = std::fs::read_to_string(&path).map_err(|e| {
+        if let Ok(found) = std::fs::metadata(&path)
+            && found.len() > limits::FILE_BYTES
+        {
+            let reason =
+                format!("it has {} bytes; the limit is {}", found.len(), limits::FILE_BYTES);
+            return Err(Error::Tokenizer { path, reason });
+        }
+        let bytes = std::fs::read(&path).map_err(|e| {
             if e.kind() == std::io::ErrorKind::NotFound {
                 Error::Tokenizer {
                     path: dir.to_path_buf(),
@@ -56,6 +56,13 @@ impl TokenizerSource {
             } else {
                 Error::io("reading", &path)(e)
             }
+        })?;
+        let json = String::from_utf8(bytes).map_err(|e| Error::Tokenizer {
+            path: path.clone(),
+            reason: format!(
+                "not a tokenizer.json: byte {} of the file is not UTF-8",
+                e.utf8_error().valid_up_to()
+            ),
         })?;
         let eos = if dir.is_dir() { special_tokens(dir)?.remove("eos_token") } else { None };
         let mut s = TokenizerSource {
@@ -92,132 +99,163 @@ impl TokenizerSource {
 
     /// Fills the fields that derive from the JSON.
     fn inspect(&mut self) -> Result<()> {
-        let v: Header = serde_json::from_str(&self.json)
-            .map_err(|e| self.error(format!("not a tokenizer.json: {e}")))?;
-        let mut size = v.model.vocab.size;
-        self.model_size = size;
-        self.added.clear();
+        let v = read_header(&self.json).map_err(|e| self.error(e))?;
+        let vocabulary = &v.model.vocab;
+        self.model_size = vocabulary.size;
         self.independent_segments =
             is_position_independent(&v.normalizer) && is_position_independent(&v.pre_tokenizer);
         self.treats_by_position =
             treats_by_position(&v.normalizer) || treats_by_position(&v.pre_tokenizer);
-        for t in v.added_tokens {
+        let (mut size, mut largest) = (vocabulary.size, vocabulary.largest.as_str());
+        for t in &v.added_tokens {
             self.treats_by_position |= t.lstrip || t.rstrip || t.single_word;
-            size = size.max(t.id as usize + 1);
+            if t.id as usize >= size {
+                (size, largest) = (t.id as usize + 1, t.content.as_str());
+            }
             // Tokens that absorb adjacent white space or are matched in normalized text depend on
             // the text around them.
             self.independent_segments &=
                 !(t.lstrip || t.rstrip || t.single_word || t.normalized.unwrap_or(!t.special));
-            self.added.push(AddedToken { content: t.content, id: t.id, special: t.special });
         }
         if size == 0 {
             return Err(self.error("its vocabulary is empty"));
         }
+        let entries = vocabulary.entries + v.added_tokens.len();
+        let within_limits = || {
+            limits::check_largest_id((size - 1) as u32, largest, entries)?;
+            limits::check_part("normalizer", &v.normalizer)?;
+            limits::check_part("pre_tokenizer", &v.pre_tokenizer)?;
+            limits::check_part("post_processor", &v.post_processor)?;
+            limits::check_part("decoder", &v.decoder)?;
+            let prefix = v.model.continuing_subword_prefix.as_deref();
+            limits::check_affix("continuing_subword_prefix", prefix)?;
+            limits::check_affix("end_of_word_suffix", v.model.end_of_word_suffix.as_deref())?;
+            let (mut ids, mut contents) = (HashMap::new(), HashMap::new());
+            for t in &v.added_tokens {
+                limits::check_content(&t.content)?;
+                if let Some(other) = ids.insert(t.content.as_str(), t.id).filter(|id| *id != t.id) {
+                    return Err(format!(
+                        "its added token {:?} has two ids, {other} and {}",
+                        t.content, t.id
+                    ));
+                }
+                let other = contents.insert(t.id, t.content.as_str());
+                if let Some(other) = other.filter(|content| *content != t.content) {
+                    return Err(format!(
+                        "its added tokens {other:?} and {:?} both have the id {}",
+                        t.content, t.id
+                    ));
+                }
+            }
+            Ok(())
+        };
+        within_limits().map_err(|e| self.error(e))?;
         self.vocab_size = size;
         let byte_level = v.model.kind.as_deref().is_none_or(|k| k == "BPE")
             && self.json.contains("\"ByteLevel\"");
         self.missing_bytes = if byte_level {
-            byte_symbols().into_iter().filter(|c| !v.model.vocab.single_chars.contains(c)).collect()
+            byte_symbols().into_iter().filter(|c| !vocabulary.single_chars.contains(c)).collect()
         } else {
             Vec::new()
         };
+        let own = |t: HeaderToken| AddedToken { content: t.content, id: t.id, special: t.special };
+        self.added = v.added_tokens.into_iter().map(own).collect();
         Ok(())
     }
 
-    /// Adds a token that `tokenizer_config.json` names, as transformers does when it loads the
-    /// folder.
-    pub(crate) fn ensure_named(&mut self, token: &ConfigToken) -> Result<()> {
-        if self.added.iter().any(|t| t.content == token.content) {
+    /// Adds the tokens that `tokenizer_config.json` names, as transformers does when it loads the
+    /// folder. A token of the vocabulary keeps its id, others get the next free ones.
+    pub(crate) fn ensure_named(&mut self, tokens: &[ConfigToken]) -> Result<()> {
+        let known: HashSet<&str> = self.added.iter().map(|t| t.content.as_str()).collect();
+        let missing: Vec<&ConfigToken> =
+            tokens.iter().filter(|t| !known.contains(t.content.as_str())).collect();
+        if missing.is_empty() {
             return Ok(());
         }
-        let id = match self.id_in_vocabulary(&token.content) {
-            Some(id) => id,
-            None => self.vocab_size as u32,
-        };
-        self.append(&token.content, id, token.special)
+        let ids = self.ids_in_vocabulary(&missing);
+        let mut next = self.vocab_size as u32;
+        let mut entries = Vec::with_capacity(missing.len());
+        for t in missing {
+            let id = ids.get(&t.content).copied().unwrap_or_else(|| {
+                next += 1;
+                next - 1
+            });
+            limits::check_content(&t.content).map_err(|e| self.error(e))?;
+            entries.push(AddedToken { content: t.content.clone(), id, special: t.special });
+        }
+        self.append(entries)
     }
 
-    /// The id of an entry of the model's vocabulary.
-    fn id_in_vocabulary(&self, token: &str) -> Option<u32> {
-        if !self.json.contains(&serde_json::to_string(token).ok()?) {
-            return None;
+    /// The ids of those of `tokens` that are entries of the model's vocabulary.
+    fn ids_in_vocabulary(&self, tokens: &[&ConfigToken]) -> HashMap<String, u32> {
+        // One pass over the text for each of a few tokens is cheaper than one over the JSON tree.
+        let spelled = |t: &&&ConfigToken| {
+            let quoted = serde_json::to_string(&t.content).unwrap_or_default();
+            tokens.len() > 8 || {
+                count_bytes(self.json.len());
+                self.json.contains(&quoted)
+            }
+        };
+        let wanted: HashSet<&str> =
+            tokens.iter().filter(spelled).map(|t| t.content.as_str()).collect();
+        if wanted.is_empty() {
+            return HashMap::new();
         }
-        let v: Value = serde_json::from_str(&self.json).ok()?;
-        let vocab = &v["model"]["vocab"];
-        let listed = || vocab.as_array()?.iter().position(|entry| entry[0] == token);
-        let id = vocab.get(token).and_then(Value::as_u64).or_else(|| Some(listed()? as u64))?;
-        u32::try_from(id).ok()
+        count_bytes(self.json.len());
+        let v: Value = serde_json::from_str(&self.json).unwrap_or_default();
+        let vocabulary = &v["model"]["vocab"];
+        let listed = vocabulary.as_array().into_iter().flatten().enumerate();
+        let listed = listed.filter_map(|(id, entry)| Some((entry[0].as_str()?, id as u64)));
+        let mapped = vocabulary.as_object().into_iter().flatten();
+        let mapped = mapped.filter_map(|(token, id)| Some((token.as_str(), id.as_u64()?)));
+        listed
+            .chain(mapped)
+            .filter(|(token, _)| wanted.contains(token))
+            .filter_map(|(token, id)| Some((token.to_string(), u32::try_from(id).ok()?)))
+            .collect()
     }
 
     /// The id of the added token `token`. If the tokenizer does not have it, it is appended as a
-    /// control token with the next free id.
+    /// control token: with its id in the vocabulary, else with the next free one.
     pub(crate) fn ensure_token(&mut self, token: &str) -> Result<u32> {
-        if let Some(t) = self.added.iter().find(|t| t.content == token) {
-            return Ok(t.id);
-        }
-        let id = self.vocab_size as u32;
-        self.append(token, id, true)?;
-        Ok(id)
+        self.ensure_named(&[ConfigToken { content: token.to_string(), special: true }])?;
+        let found = self.added.iter().find(|t| t.content == token);
+        found.map(|t| t.id).ok_or_else(|| self.error(format!("it has no token {token:?}")))
     }
 
-    /// Appends an added token.
-    fn append(&mut self, token: &str, id: u32, special: bool) -> Result<()> {
-        let entry = json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": special}).to_string();
-        // The entry is inserted as text at the end of the list, so that the rest of the file keeps
-        // its bytes.
+    /// Appends added tokens.
+    fn append(&mut self, tokens: Vec<AddedToken>) -> Result<()> {
+        let entry = |t: &AddedToken| json!({"id": t.id, "content": t.content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": t.special});
+        // The entries are inserted as text at the end of the list, so that the rest of the file
+        // keeps its bytes.
         let list = values_of(&self.json, ["added_tokens"])
             .filter(|[l]| self.json[l.clone()].starts_with('['));
         match list {
             Some([list]) => {
                 let inside = self.json[list.start + 1..list.end - 1].trim_end();
-                let (at, empty) = (list.start + 1 + inside.len(), inside.is_empty());
-                self.json.insert_str(at, &if empty { entry } else { format!(",{entry}") })
+                let at = list.start + 1 + inside.len();
+                let entries: Vec<String> = tokens.iter().map(|t| entry(t).to_string()).collect();
+                let comma = if inside.is_empty() { "" } else { "," };
+                self.json.insert_str(at, &format!("{comma}{}", entries.join(",")));
             }
             None => {
                 let mut v: Value =
                     serde_json::from_str(&self.json).map_err(|e| self.error(e.to_string()))?;
-                v["added_tokens"] =
-                    json!([serde_json::from_str::<Value>(&entry).unwrap_or_default()]);
+                v["added_tokens"] = tokens.iter().map(entry).collect();
                 self.json = serde_json::to_string(&v).map_err(|e| self.error(e.to_string()))?;
             }
         }
-        self.added.push(AddedToken { content: token.to_string(), id, special });
-        self.vocab_size = self.vocab_size.max(id as usize + 1);
+        let largest = tokens.iter().map(|t| t.id as usize + 1).max().unwrap_or(0);
+        self.vocab_size = self.vocab_size.max(largest);
+        self.added.extend(tokens);
         Ok(())
     }
 
     /// Ids of added tokens at which the text is always split: no other added token can match across
     /// their edges, and the text after them is encoded independently of the text before them.
+    /// Ascending.
     pub(crate) fn splitting_tokens(&self) -> Vec<i32> {
-        let all = || self.added.iter().map(|t| t.content.as_str()).filter(|t| !t.is_empty());
-        let Some(finder) = AhoCorasick::new(all()).ok().filter(|_| self.independent_segments)
-        else {
-            return Vec::new();
-        };
-        // A token that contains another, is contained in another, or overlaps the start or end of
-        // another does not match in every context.
-        let prefixes: HashSet<&str> =
-            all().flat_map(|t| t.char_indices().skip(1).map(|(i, _)| &t[..i])).collect();
-        let suffixes: HashSet<&str> =
-            all().flat_map(|t| t.char_indices().skip(1).map(|(i, _)| &t[i..])).collect();
-        let contained: HashSet<usize> = all()
-            .flat_map(|t| {
-                finder
-                    .find_overlapping_iter(t)
-                    .filter(|m| m.len() < t.len())
-                    .map(|m| m.pattern().as_usize())
-                    .collect::<Vec<_>>()
-            })
-            .collect();
-        let unambiguous = |(k, t): &(usize, &AddedToken)| {
-            let t = t.content.as_str();
-            let mut inside = t.char_indices().skip(1).map(|(i, _)| i);
-            !contained.contains(k)
-                && inside.all(|i| !prefixes.contains(&t[i..]) && !suffixes.contains(&t[..i]))
-                && finder.find_overlapping_iter(t).all(|m| m.len() == t.len())
-        };
-        let tokens = self.added.iter().filter(|t| !t.content.is_empty());
-        tokens.enumerate().filter(unambiguous).map(|(_, t)| t.id as i32).collect()
+        if self.independent_segments { splitting_tokens(&self.added) } else { Vec::new() }
     }
 
     /// All added tokens, control tokens and others.
@@ -226,147 +264,11 @@ impl TokenizerSource {
     }
 }
 
-/// Whether a normalizer or pre-tokenizer treats a piece of text the same at any position and adds
-/// nothing at its edges.
-fn is_position_independent(v: &Value) -> bool {
-    let all = |key: &str| v[key].as_array().is_some_and(|a| a.iter().all(is_position_independent));
-    match v["type"].as_str() {
-        None => v.is_null(),
-        Some("Sequence") => all("normalizers") || all("pretokenizers"),
-        Some("ByteLevel") => v["add_prefix_space"].as_bool() != Some(true),
-        Some(t) => [
-            "NFC",
-            "NFD",
-            "NFKC",
-            "NFKD",
-            "Lowercase",
-            "Split",
-            "Digits",
-            "Punctuation",
-            "Whitespace",
-            "WhitespaceSplit",
-        ]
-        .contains(&t),
-    }
-}
-
-/// Whether a normalizer or pre-tokenizer adds something before the first word, or strips the ends
-/// of a text.
-fn treats_by_position(v: &Value) -> bool {
-    match v["type"].as_str() {
-        Some("Sequence") => ["normalizers", "pretokenizers"]
-            .iter()
-            .filter_map(|key| v[key].as_array())
-            .flatten()
-            .any(treats_by_position),
-        Some("ByteLevel") => v["add_prefix_space"].as_bool() == Some(true),
-        Some("Metaspace") => {
-            v["prepend_scheme"].as_str() != Some("never")
-                && v["add_prefix_space"].as_bool() != Some(false)
-        }
-        Some("Prepend" | "Strip") => true,
-        _ => false,
-    }
-}
-
-/// The 256 characters that represent bytes in a byte-level vocabulary, by byte (GPT-2's table).
-fn byte_symbols() -> Vec<char> {
-    let printable = |b: u32| {
-        (0x21..=0x7e).contains(&b) || (0xa1..=0xac).contains(&b) || (0xae..=0xff).contains(&b)
-    };
-    let mut next = 256;
-    (0..256u32)
-        .filter_map(|b| {
-            let code = if printable(b) { b } else { next };
-            next += u32::from(!printable(b));
-            char::from_u32(code)
-        })
-        .collect()
-}
-
-/// The parts of a `tokenizer.json` that this file needs; the rest is not kept in memory.
-#[derive(serde::Deserialize)]
-struct Header {
-    #[serde(default)]
-    added_tokens: Vec<HeaderToken>,
-    #[serde(default)]
-    normalizer: Value,
-    #[serde(default)]
-    pre_tokenizer: Value,
-    model: HeaderModel,
-}
-
-#[derive(serde::Deserialize)]
-struct HeaderToken {
-    id: u32,
-    content: String,
-    #[serde(default)]
-    special: bool,
-    #[serde(default)]
-    lstrip: bool,
-    #[serde(default)]
-    rstrip: bool,
-    #[serde(default)]
-    single_word: bool,
-    normalized: Option<bool>,
-}
-
-#[derive(serde::Deserialize)]
-struct HeaderModel {
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    #[serde(default)]
-    vocab: Vocab,
-}
-
-/// Size of a vocabulary (a map from token to id, or a list for Unigram models), and its entries
-/// that consist of one character.
-#[derive(Default)]
-struct Vocab {
-    size: usize,
-    single_chars: HashSet<char>,
-}
-
-impl<'de> serde::Deserialize<'de> for Vocab {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
-        struct VocabVisitor;
-        impl<'de> serde::de::Visitor<'de> for VocabVisitor {
-            type Value = Vocab;
-            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-                f.write_str("a map of tokens to ids or a list of tokens with scores")
-            }
-            fn visit_map<A: serde::de::MapAccess<'de>>(
-                self,
-                mut map: A,
-            ) -> std::result::Result<Vocab, A::Error> {
-                let mut v = Vocab::default();
-                while let Some((k, id)) = map.next_entry::<std::borrow::Cow<'de, str>, u32>()? {
-                    v.size = v.size.max(id as usize + 1);
-                    let mut chars = k.chars();
-                    if let (Some(c), None) = (chars.next(), chars.next()) {
-                        v.single_chars.insert(c);
-                    }
-                }
-                Ok(v)
-            }
-            fn visit_seq<A: serde::de::SeqAccess<'de>>(
-                self,
-                mut seq: A,
-            ) -> std::result::Result<Vocab, A::Error> {
-                let mut v = Vocab::default();
-                while seq.next_element::<serde::de::IgnoredAny>()?.is_some() {
-                    v.size += 1;
-                }
-                Ok(v)
-            }
-        }
-        d.deserialize_any(VocabVisitor)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tokenize::json_text::BYTES_READ;
+    use crate::tokenize::special_tokens::tokens_of_config;
 
     #[test]
     fn a_new_token_is_appended_to_the_list() {
@@ -385,6 +287,68 @@ mod tests {
             let id = t.ensure_token("M").unwrap();
             let x = json!({"id": id, "content": "M", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
             assert_eq!(t.json, text(&want.replace('X', &x.to_string())));
+        }
+    }
+
+    /// The work for added tokens grows with their number: the file is passed over a fixed number of
+    /// times, whatever `tokenizer_config.json` adds to it.
+    #[test]
+    fn ten_thousand_added_tokens_cost_ten_times_a_thousand() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"{"model": {"vocab": {"a": 0, "<00007>": 1}}, "added_tokens": []}"#;
+        std::fs::write(dir.path().join("tokenizer.json"), text).unwrap();
+        let cost = |n: usize| {
+            let names: Vec<String> = (0..n).map(|i| format!("<{i:05}>")).collect();
+            let config = json!({"extra_special_tokens": names}).to_string();
+            std::fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
+            let before = BYTES_READ.get();
+            let mut t = TokenizerSource::read(dir.path()).unwrap();
+            t.ensure_named(&tokens_of_config(dir.path()).unwrap()).unwrap();
+            assert_eq!(t.ensure_token("M").unwrap() as usize, n + 1);
+            // The entry of the vocabulary keeps its id; the others follow it.
+            assert_eq!((t.added[7].id, t.added[8].id, t.vocab_size), (1, 9, n + 2));
+            assert_eq!(t.splitting_tokens().len(), n + 1);
+            BYTES_READ.get() - before
+        };
+        let (few, many) = (cost(1000), cost(10_000));
+        assert!(many < 12 * few, "{many} bytes of JSON after {few}");
+    }
+
+    /// Splitting tokens by hashes are those of the definition, tried on all pairs of tokens.
+    #[test]
+    fn splitting_tokens_are_those_of_the_definition() {
+        let mut state = 1u64;
+        let mut below = |n: u64| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) % n
+        };
+        for _ in 0..500 {
+            let mut texts: Vec<String> = (0..1 + below(6))
+                .map(|_| {
+                    (0..1 + below(4)).map(|_| ['a', 'b', 'é', '|'][below(4) as usize]).collect()
+                })
+                .collect();
+            texts.sort();
+            texts.dedup();
+            let added: Vec<AddedToken> = texts
+                .iter()
+                .enumerate()
+                .map(|(i, t)| AddedToken { content: t.clone(), id: i as u32, special: true })
+                .collect();
+            let overlaps = |a: &str, b: &str| {
+                (1..a.len()).filter(|i| a.is_char_boundary(*i)).any(|i| {
+                    let end = &a[i..];
+                    end.len() < b.len() && b.starts_with(end)
+                })
+            };
+            let ambiguous = |a: &str, b: &str| {
+                overlaps(a, b) || overlaps(b, a) || (a != b && (a.contains(b) || b.contains(a)))
+            };
+            let want: Vec<i32> = (0..texts.len())
+                .filter(|&i| !texts.iter().any(|other| ambiguous(&texts[i], other)))
+                .map(|i| i as i32)
+                .collect();
+            assert_eq!(splitting_tokens(&added), want, "{texts:?}");
         }
     }
 
@@ -432,12 +396,5 @@ mod tests {
         assert_eq!(splitting(&[("<s>", ""), ("x<s>", ""), ("<e>", "")], "null", "null"), [2]);
         assert_eq!(splitting(&[("<s>", ""), (">>", ""), ("[e]", "")], "null", "null"), [2]);
         assert_eq!(splitting(&[("|m|", ""), ("<s>", "")], "null", "null"), [1]);
-    }
-
-    #[test]
-    fn byte_table() {
-        let t = byte_symbols();
-        assert_eq!(t.len(), 256);
-        assert_eq!((t[b'a' as usize], t[b' ' as usize], t[b'\n' as usize]), ('a', 'Ġ', 'Ċ'));
     }
 }

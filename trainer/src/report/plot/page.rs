@@ -2,25 +2,20 @@
 
 use std::fmt::Write;
 
-use dlm_datasets::html::escape;
+use dlm_datasets::html::{self, escape};
 
 use super::options::PlotAxis;
 use super::panels::{PANELS, panel};
 use super::run_data::RunData;
 use super::summary::summary;
 
-const CSS: &str = include_str!("plot.css");
-
 /// The whole page.
 pub(super) fn page(runs: &[RunData], axis: PlotAxis) -> String {
     let names: Vec<String> = runs.iter().map(|r| escape(&r.name)).collect();
-    let title = names.join(", ");
+    let title = runs.iter().map(|r| r.name.as_str()).collect::<Vec<_>>().join(", ");
     let mut head = String::new();
     if let [r] = runs {
-        let tiles = summary(r)
-            .into_iter()
-            .map(|(k, v)| format!("<div class=\"tile\"><b>{v}</b><span>{k}</span></div>\n"));
-        let _ = write!(head, "<div class=\"tiles\">\n{}</div>\n", tiles.collect::<String>());
+        head.push_str(&html::tiles(summary(r)));
     } else {
         let columns = runs.first().map(summary).unwrap_or_default();
         let cells = columns.iter().map(|(k, _)| format!("<th>{k}</th>")).collect::<String>();
@@ -41,11 +36,15 @@ pub(super) fn page(runs: &[RunData], axis: PlotAxis) -> String {
     };
     let charts =
         PANELS.iter().enumerate().map(|(i, p)| panel(i, p, runs, axis)).collect::<String>();
-    format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{title}</title>\n<style>\n{CSS}</style></head><body>\n<h1>{title}</h1>\n<p class=\"note\">Over {}. Tokens are dataset tokens consumed, padding not counted.{skipped_lines}</p>\n{head}<div class=\"charts\">\n{charts}</div>\n</body></html>\n",
-        match axis {
-            PlotAxis::Step => "optimizer steps",
-            PlotAxis::Tokens => "source tokens",
-        }
+    let over = match axis {
+        PlotAxis::Step => "optimizer steps",
+        PlotAxis::Tokens => "source tokens",
+    };
+    html::page(
+        &title,
+        &format!(
+            "Over {over}. Tokens are dataset tokens consumed, padding not counted.{skipped_lines}"
+        ),
+        &format!("{head}<div class=\"charts\">\n{charts}</div>\n"),
     )
 }
