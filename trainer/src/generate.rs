@@ -5,6 +5,7 @@
 //! file.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::compute::{ComputeDtype, ComputePlan, EngineChoice, device};
@@ -142,7 +143,7 @@ impl Model {
 }
 
 /// Options of one of the two ways to decode.
-#[derive(Debug)]
+#[derive(Debug, serde::Serialize)]
 pub(crate) enum Decoding {
     Block(BlockOptions),
     Ar(ArOptions),
@@ -154,14 +155,14 @@ pub(crate) struct ModelFiles {
     dir: PathBuf,
     folder: ModelFolder,
     /// `None` where the tokenizer is missing or cannot be read; then only ids can be given.
-    codec: Option<PromptCodec>,
+    codec: Option<Arc<PromptCodec>>,
 }
 
 impl ModelFiles {
     /// Finds the folder, downloading a hub's model, and reads its JSON files.
     pub(crate) fn open(model: &Path) -> Result<Self> {
         let dir = load_model::resolve(model)?;
-        let codec = PromptCodec::load(&dir).ok();
+        let codec = PromptCodec::load(&dir).ok().map(Arc::new);
         let folder = ModelFolder::read(&dir)?;
         Ok(ModelFiles { name: model.display().to_string(), dir, folder, codec })
     }
@@ -191,7 +192,18 @@ impl ModelFiles {
         prompts.iter().map(encode).collect()
     }
 
-    fn codec(&self) -> Result<&PromptCodec> {
+    /// The local folder.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Whether there is a mask token, without which nothing can be decoded in blocks.
+    pub(crate) fn is_converted(&self, options: &GenerateOptions) -> bool {
+        options.mask_token_id.or(self.folder.mask_id).is_some()
+    }
+
+    /// The tokenizer, or why it cannot be used.
+    pub(crate) fn codec(&self) -> Result<&Arc<PromptCodec>> {
         if let Some(codec) = &self.codec {
             return Ok(codec);
         }
@@ -236,11 +248,9 @@ impl ModelFiles {
                 "blocks of {block_size} tokens (--block-size): expected 1 to {MOST_BLOCK_SIZE}"
             )));
         }
-        let usual =
-            if block_size.is_multiple_of(SUB_BLOCK_SIZE) { SUB_BLOCK_SIZE } else { block_size };
         Ok(Decoding::Block(BlockOptions {
             block_size,
-            sub_block_size: options.sub_block_size.unwrap_or(usual),
+            sub_block_size: self.sub_block_size(options),
             threshold: options.threshold,
             max_new_tokens,
             mask_id,
@@ -251,6 +261,14 @@ impl ModelFiles {
 
     fn block_size(&self, options: &GenerateOptions) -> usize {
         options.block_size.or(self.folder.block_size).unwrap_or(BLOCK_SIZE)
+    }
+
+    /// Tokens per sub-block in block mode.
+    pub(crate) fn sub_block_size(&self, options: &GenerateOptions) -> usize {
+        let block_size = self.block_size(options);
+        let usual =
+            if block_size.is_multiple_of(SUB_BLOCK_SIZE) { SUB_BLOCK_SIZE } else { block_size };
+        options.sub_block_size.unwrap_or(usual)
     }
 
     /// See [`Model::warnings`]; the prompts are encoded.

@@ -49,6 +49,7 @@ const ROOMS: [(&str, &[&[&str]]); 4] = [
             &["main"],
             &["cli"],
             &["launch"],
+            &["tasks"],
             &["conversion", "validate", "generate"],
             &["bench", "parity"],
             &["train"],

@@ -1,43 +1,51 @@
-//! `dlm-train eval --model DIR --data DIR`: mean loss of a model on a packed dataset under fixed
-//! masks.
+//! `dlm-train eval --model DIR`: with `--data DIR` the mean loss of a model on a packed dataset
+//! under fixed masks, with `--tasks FILE` its answers to tasks with known answers.
 //!
-//! Out: the block-diffusion loss and the causal loss, each the mean over counted tokens in nats.
+//! Out: the block-diffusion loss and the causal loss, each the mean over counted tokens in nats; or
+//! a table of exact matches, tokens per forward pass and tokens per second (`tasks.rs`).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use dlm_datasets::Split;
 
+use super::tasks::{self, TaskArgs};
 use super::validation;
 use crate::compute::{ComputeDtype, EngineChoice};
 use crate::error::Result;
+use crate::generate::ModelOptions;
 use crate::validate::{DatasetOptions, validate};
 
 /// Arguments of `dlm-train eval` as typed.
 #[derive(Args, Debug)]
+#[command(group(ArgGroup::new("against").required(true).args(["data", "tasks"])))]
 pub(super) struct EvalArgs {
     /// Model: a Hugging Face folder, hf://ORG/NAME[@REV], or ORG/NAME.
     #[arg(long)]
     pub model: PathBuf,
     /// Packed dataset: a folder written by dlm-prep.
     #[arg(long)]
-    pub data: PathBuf,
+    pub data: Option<PathBuf>,
+    /// JSONL file of tasks: a prompt as for generate --input, or a question, with answer, answers
+    /// or expected, or a last message of the assistant; GSM8K's files are read as they are.
+    #[arg(long, value_name = "FILE")]
+    pub tasks: Option<PathBuf>,
     /// Split to evaluate [default: eval where the dataset has one, else train].
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, conflicts_with = "tasks")]
     pub split: Option<SplitName>,
     /// Evaluate at most this many rows, from the first on [default: all].
-    #[arg(long)]
+    #[arg(long, conflicts_with = "tasks")]
     pub rows: Option<usize>,
     /// Evaluate documents that are longer than the model has positions [default: refused].
-    #[arg(long)]
+    #[arg(long, conflicts_with = "tasks")]
     pub allow_long_documents: bool,
     /// Rows per forward pass [default: 8].
-    #[arg(long, alias = "micro-rows")]
+    #[arg(long, alias = "micro-rows", conflicts_with = "tasks")]
     pub micro_batch_rows: Option<usize>,
     /// Seed of the masks [default: 42].
-    #[arg(long)]
+    #[arg(long, conflicts_with = "tasks")]
     pub seed: Option<u64>,
-    /// Dtype of activations and matrix products [default: fp32].
+    /// Dtype of activations and matrix products [default: fp32; with --tasks bf16 on CUDA].
     #[arg(long, value_enum)]
     pub dtype: Option<ComputeDtype>,
     /// What computes [default: auto].
@@ -49,6 +57,8 @@ pub(super) struct EvalArgs {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub with_tasks: TaskArgs,
 }
 
 /// Names of the splits.
@@ -71,13 +81,23 @@ impl From<SplitName> for Split {
 
 /// Evaluates and prints.
 pub(super) fn run(args: &EvalArgs) -> Result<bool> {
-    let report = validate(&args.model, options(args))?;
+    let Some(data) = &args.data else {
+        let usual = ModelOptions::default();
+        let place = ModelOptions {
+            device: args.device.clone().unwrap_or(usual.device),
+            dtype: args.dtype,
+            engine: args.engine.unwrap_or(usual.engine),
+        };
+        let file = args.tasks.clone().unwrap_or_default();
+        return tasks::run(&args.with_tasks, args.model.clone(), file, place, args.json);
+    };
+    let report = validate(&args.model, options(args, data))?;
     validation::print(&report, args.json)?;
     Ok(report.ok())
 }
 
-fn options(args: &EvalArgs) -> DatasetOptions {
-    let usual = DatasetOptions::new(&args.data);
+fn options(args: &EvalArgs, data: &Path) -> DatasetOptions {
+    let usual = DatasetOptions::new(data);
     DatasetOptions {
         split: args.split.map(Split::from),
         rows: args.rows,

@@ -179,7 +179,7 @@ fn read_prompts(args: &GenerateArgs) -> Result<Vec<Prompt>> {
 }
 
 /// The variables of `--template-kwargs`.
-fn template_kwargs(text: Option<&str>) -> Result<Map<String, Value>> {
+pub(super) fn template_kwargs(text: Option<&str>) -> Result<Map<String, Value>> {
     let Some(text) = text else { return Ok(Map::new()) };
     let variables: Map<String, Value> = serde_json::from_str(text).map_err(|error| {
         Error::Usage(format!(
@@ -196,7 +196,7 @@ fn template_kwargs(text: Option<&str>) -> Result<Map<String, Value>> {
 }
 
 /// `None` where the option was not given; empty for `none`.
-fn stop_token_ids(typed: &[String]) -> Result<Option<Vec<i64>>> {
+pub(super) fn stop_token_ids(typed: &[String]) -> Result<Option<Vec<i64>>> {
     match typed {
         [] => Ok(None),
         [none] if none == "none" => Ok(Some(Vec::new())),

@@ -9,6 +9,7 @@ mod export;
 mod generate;
 mod parity;
 mod plot;
+mod tasks;
 mod train;
 mod validation;
 pub(crate) mod wf;
@@ -38,7 +39,7 @@ struct DlmTrain {
 enum Command {
     /// Complete prompts, in diffusion blocks or one token at a time.
     Generate(generate::GenerateArgs),
-    /// Print the mean loss of a model folder on a packed dataset.
+    /// Evaluate a model: its loss on a packed dataset, or its answers to tasks.
     Eval(eval::EvalArgs),
     /// Write a Hugging Face folder from a checkpoint of a run.
     Export(export::ExportArgs),

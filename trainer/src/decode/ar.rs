@@ -10,7 +10,7 @@ use super::engine::Engine;
 use super::{DecodedSequence, Passes};
 
 /// Options of autoregressive decoding.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub(crate) struct ArOptions {
     /// Length limit of a completion in tokens.
     pub max_new_tokens: usize,

@@ -24,7 +24,7 @@ use super::engine::{Engine, Prediction};
 use super::{DecodedSequence, Passes};
 
 /// Options of block decoding.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub(crate) struct BlockOptions {
     /// Tokens per block; should be what the model was trained with.
     pub block_size: usize,

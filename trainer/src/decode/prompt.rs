@@ -58,41 +58,63 @@ pub(crate) fn parse_ids(text: &str) -> Result<Vec<i64>> {
 /// The prompts of a JSONL file. Empty lines are skipped; any other line that is not a prompt is a
 /// usage error that names the line.
 pub(crate) fn read_jsonl(path: &Path) -> Result<Vec<Prompt>> {
+    read_lines(path, |line| {
+        let line: Line = serde_json::from_str(line).map_err(|error| format!("{error}; {FORMS}"))?;
+        line.prompt()
+    })
+}
+
+/// What a line of prompts may look like.
+const FORMS: &str =
+    "expected one of {\"messages\": [...]}, {\"prompt\": \"...\"}, {\"ids\": [...]}";
+
+/// The lines of a JSONL file by `parse`, which says what is wrong with a line. Empty lines are
+/// skipped; a wrong line, and a file without lines, are usage errors that name the line.
+pub(crate) fn read_lines<T>(
+    path: &Path,
+    parse: impl Fn(&str) -> std::result::Result<T, String>,
+) -> Result<Vec<T>> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| Error::io(path, "reading the prompts", error))?;
-    let mut prompts = Vec::new();
     let text = text.trim_start_matches('\u{feff}');
-    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let wrong = |reason: String| {
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let parsed = lines.map(|(number, line)| {
+        parse(line).map_err(|reason| {
             Error::Usage(format!("{}, line {}: {reason}", path.display(), number + 1))
-        };
-        let line: Line = serde_json::from_str(line).map_err(|error| {
-            wrong(format!("{error}; expected one of {{\"messages\": [...]}}, {{\"prompt\": \"...\"}}, {{\"ids\": [...]}}"))
-        })?;
-        prompts.push(match (line.messages, line.prompt, line.ids) {
+        })
+    });
+    let parsed: Vec<T> = parsed.collect::<Result<_>>()?;
+    match parsed.is_empty() {
+        true => Err(Error::Usage(format!("{}: no prompts in it", path.display()))),
+        false => Ok(parsed),
+    }
+}
+
+impl Line {
+    /// The prompt of the line, or what is wrong with it.
+    fn prompt(self) -> std::result::Result<Prompt, String> {
+        match (self.messages, self.prompt, self.ids) {
             (Some(messages), None, None) if messages.is_empty() => {
-                return Err(wrong("`messages` is empty".into()));
+                Err("`messages` is empty".into())
             }
             (Some(messages), None, None) => {
-                match parse_chat(messages, line.tools).map_err(|error| wrong(error.to_string()))? {
-                    (messages, None) => Prompt::Messages(messages),
-                    (messages, Some(tools)) => Prompt::WithTools { messages, tools },
+                match parse_chat(messages, self.tools).map_err(|error| error.to_string())? {
+                    (messages, None) => Ok(Prompt::Messages(messages)),
+                    (messages, Some(tools)) => Ok(Prompt::WithTools { messages, tools }),
                 }
             }
-            _ if !line.tools.is_null() => {
-                return Err(wrong("`tools` needs the key messages beside it".into()));
-            }
-            (None, Some(text), None) => Prompt::Text(text),
-            (None, None, Some(ids)) => Prompt::Ids(ids),
-            _ => {
-                return Err(wrong("expected exactly one of the keys messages, prompt, ids".into()));
-            }
-        });
+            _ if !self.tools.is_null() => Err("`tools` needs the key messages beside it".into()),
+            (None, Some(text), None) => Ok(Prompt::Text(text)),
+            (None, None, Some(ids)) => Ok(Prompt::Ids(ids)),
+            _ => Err("expected exactly one of the keys messages, prompt, ids".into()),
+        }
     }
-    match prompts.is_empty() {
-        true => Err(Error::Usage(format!("{}: no prompts in it", path.display()))),
-        false => Ok(prompts),
-    }
+}
+
+/// The prompt in a line that has been parsed as JSON already; other keys are ignored.
+pub(crate) fn of_value(line: Value) -> std::result::Result<Prompt, String> {
+    let line: Line = serde_json::from_value(line).map_err(|error| format!("{error}; {FORMS}"))?;
+    line.prompt()
 }
 
 /// Encodes prompts and decodes completions with the tokenizer of a model folder.

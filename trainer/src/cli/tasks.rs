@@ -1,0 +1,124 @@
+//! The options of `dlm-train eval --tasks FILE`.
+//!
+//! In: a model, tasks with known answers, and settings to compare. Out, on stdout: a table with a
+//! line per setting, or one JSON object.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::generate::{stop_token_ids, template_kwargs};
+use crate::decode::generate_options::{DecodeMode, GenerateOptions};
+use crate::error::{Error, Result};
+use crate::generate::ModelOptions;
+use crate::report::console;
+use crate::tasks::{Baseline, TaskOptions, evaluate};
+
+/// Options that only `--tasks` has.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "With --tasks")]
+pub(super) struct TaskArgs {
+    /// The model that it was converted from, which answers in ar mode as the baseline, or `none`
+    /// [default: source_checkpoint of the model's dlm_config.json].
+    #[arg(long, value_name = "MODEL|none", conflicts_with = "data")]
+    pub source: Option<PathBuf>,
+    /// Use the first tasks of the file only [default: all].
+    #[arg(long, value_name = "N", conflicts_with = "data")]
+    pub limit: Option<usize>,
+    /// Regular expression: its last match in a completion is the answer, or its group where it has
+    /// one [default: the whole completion; the last number for GSM8K's form].
+    #[arg(long, value_name = "REGEX", conflicts_with = "data", allow_hyphen_values = true)]
+    pub extract: Option<String>,
+    /// How to decode; several separated by commas [default: ar, and block for a converted model].
+    #[arg(long, value_enum, value_delimiter = ',', conflicts_with = "data")]
+    pub mode: Vec<DecodeMode>,
+    /// Thresholds of block mode, separated by commas [default: 0.95].
+    #[arg(long, value_delimiter = ',', conflicts_with = "data")]
+    pub threshold: Vec<f64>,
+    /// Sub-block sizes of block mode, separated by commas; each is combined with each threshold
+    /// [default: 8, or the block where 8 does not divide it].
+    #[arg(long, value_name = "N", value_delimiter = ',', conflicts_with = "data")]
+    pub sub_block_size: Vec<usize>,
+    /// Run single sub-blocks where keys and values of the rest of the block are known: faster in
+    /// large batches, approximate.
+    #[arg(long, conflicts_with = "data")]
+    pub sub_block_cache: bool,
+    /// Tokens per block [default: the model folder's bd_size, else 32].
+    #[arg(long, value_name = "N", conflicts_with = "data")]
+    pub block_size: Option<usize>,
+    /// Encode `prompt` and `question` as they are, without the chat template.
+    #[arg(long, conflicts_with = "data")]
+    pub raw: bool,
+    /// Variables of the chat template as a JSON object, such as {"enable_thinking": false}.
+    #[arg(long, value_name = "JSON", conflicts_with_all = ["data", "raw"])]
+    pub template_kwargs: Option<String>,
+    /// Length limit of a completion in tokens [default: 256].
+    #[arg(long, value_name = "N", conflicts_with = "data")]
+    pub max_new_tokens: Option<usize>,
+    /// Prompts decoded together; each gets the tokens it would get alone [default: 1].
+    #[arg(long, value_name = "N", conflicts_with = "data")]
+    pub batch_size: Option<usize>,
+    /// Id that ends a completion, may be given more than once, or `none` [default: the model
+    /// folder's].
+    #[arg(long, value_name = "ID|none", conflicts_with = "data")]
+    pub stop_token_id: Vec<String>,
+    /// Folder for the completions, results.json and report.html; called again with it, a killed
+    /// evaluation goes on.
+    #[arg(long, value_name = "DIR", conflicts_with = "data")]
+    pub out: Option<PathBuf>,
+}
+
+/// Answers the tasks and prints the report.
+pub(super) fn run(
+    args: &TaskArgs,
+    model: PathBuf,
+    tasks: PathBuf,
+    place: ModelOptions,
+    json: bool,
+) -> Result<bool> {
+    let usual = GenerateOptions::default();
+    let thresholds =
+        if args.threshold.is_empty() { vec![usual.threshold] } else { args.threshold.clone() };
+    let only_ar = !args.mode.is_empty() && !args.mode.contains(&DecodeMode::Block);
+    let of_blocks = [
+        ("--threshold", !args.threshold.is_empty()),
+        ("--sub-block-size", !args.sub_block_size.is_empty()),
+        ("--sub-block-cache", args.sub_block_cache),
+        ("--block-size", args.block_size.is_some()),
+    ];
+    if let (true, Some((flag, _))) = (only_ar, of_blocks.iter().find(|(_, typed)| *typed)) {
+        return Err(Error::Usage(format!("{flag} has no meaning with --mode ar")));
+    }
+    let options = TaskOptions {
+        model,
+        source: match &args.source {
+            None => Baseline::Recorded,
+            Some(none) if none.as_os_str() == "none" => Baseline::None,
+            Some(path) => Baseline::Named(path.clone()),
+        },
+        tasks,
+        limit: args.limit,
+        extract: args.extract.clone(),
+        modes: args.mode.clone(),
+        thresholds,
+        sub_block_sizes: args.sub_block_size.clone(),
+        decoding: GenerateOptions {
+            raw: args.raw,
+            template_kwargs: template_kwargs(args.template_kwargs.as_deref())?,
+            block_size: args.block_size,
+            sub_block_cache: args.sub_block_cache,
+            max_new_tokens: args.max_new_tokens.unwrap_or(usual.max_new_tokens),
+            batch_size: args.batch_size.unwrap_or(usual.batch_size),
+            stop_token_ids: stop_token_ids(&args.stop_token_id)?,
+            ..usual
+        },
+        place,
+        out: args.out.clone(),
+    };
+    let report = evaluate(&options)?;
+    console::result(if json { report.to_json()? } else { report.to_text() })?;
+    if let Some(out) = &args.out {
+        console::message(format_args!("wrote {}", out.join("report.html").display()));
+    }
+    Ok(true)
+}

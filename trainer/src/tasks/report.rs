@@ -1,0 +1,262 @@
+//! What is counted over the answers of a run, and how it is printed.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use serde::Serialize;
+
+use super::judged::Judged;
+use super::runs::{Run, Whose};
+use super::score::interval;
+use crate::decode::generate_options::DecodeMode;
+use crate::error::{Error, Result};
+
+/// Result of [`super::evaluate`].
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct TaskReport {
+    pub(super) model: String,
+    pub(super) source: Option<String>,
+    pub(super) tasks_file: String,
+    pub(super) tasks: usize,
+    pub(super) scored_by: String,
+    pub(super) device: String,
+    pub(super) dtype: String,
+    pub(super) batch_size: usize,
+    pub(super) max_new_tokens: usize,
+    pub(super) runs: Vec<RunReport>,
+}
+
+/// Counts of one run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(super) struct RunReport {
+    pub(super) name: String,
+    pub(super) of: Whose,
+    pub(super) mode: &'static str,
+    pub(super) threshold: Option<f64>,
+    pub(super) sub_block_size: Option<usize>,
+    pub(super) sub_block_cache: bool,
+    pub(super) right: usize,
+    /// `right` over the number of tasks.
+    pub(super) exact_match: f64,
+    /// 95 % confidence interval of `exact_match`.
+    pub(super) interval: (f64, f64),
+    /// Completions in which no answer was found.
+    pub(super) without_answer: usize,
+    /// Completions that no stop token ended.
+    pub(super) at_limit: usize,
+    /// Generated tokens.
+    pub(super) tokens: usize,
+    pub(super) passes: usize,
+    pub(super) tokens_per_forward: f64,
+    pub(super) seconds: f64,
+    pub(super) tokens_per_second: f64,
+    /// Comparison with the baseline, task by task.
+    pub(super) beside_baseline: Option<Beside>,
+    /// Right answers and tasks by kind of task.
+    pub(super) kinds: BTreeMap<String, (usize, usize)>,
+}
+
+/// A run beside the baseline.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(super) struct Beside {
+    /// Tasks that only this run answers right.
+    pub(super) only_here: usize,
+    /// Tasks that only the baseline answers right.
+    pub(super) only_baseline: usize,
+    /// Completions with the same tokens.
+    pub(super) same_completion: usize,
+    /// Tokens per second over the baseline's.
+    pub(super) speed: f64,
+}
+
+impl RunReport {
+    pub(super) fn new(
+        run: &Run,
+        judged: &[Judged],
+        baseline: Option<&[Judged]>,
+        baseline_report: Option<&RunReport>,
+    ) -> Self {
+        let count = |f: &dyn Fn(&Judged) -> bool| judged.iter().filter(|j| f(j)).count();
+        let right = count(&|j| j.score.is_right);
+        let tokens: usize = judged.iter().map(|j| j.answer.completion_ids.len()).sum();
+        let passes: usize = judged.iter().map(|j| j.answer.passes).sum();
+        let seconds: f64 = judged.iter().map(|j| j.answer.seconds).sum();
+        let tokens_per_second = tokens as f64 / seconds.max(1e-9);
+        let mut kinds: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+        for judged in judged {
+            let Some(kind) = &judged.kind else { continue };
+            let entry = kinds.entry(kind.clone()).or_default();
+            entry.0 += usize::from(judged.score.is_right);
+            entry.1 += 1;
+        }
+        let pairs = baseline.map(|baseline| judged.iter().zip(baseline).collect::<Vec<_>>());
+        let beside_baseline = pairs.map(|pairs| {
+            let count = |f: fn(&Judged, &Judged) -> bool| {
+                pairs.iter().filter(|(here, there)| f(here, there)).count()
+            };
+            Beside {
+                only_here: count(|here, there| here.score.is_right && !there.score.is_right),
+                only_baseline: count(|here, there| !here.score.is_right && there.score.is_right),
+                same_completion: count(|here, there| {
+                    here.answer.completion_ids == there.answer.completion_ids
+                }),
+                speed: tokens_per_second / baseline_report.map_or(1.0, |b| b.tokens_per_second),
+            }
+        });
+        let is_block = run.options.mode == DecodeMode::Block;
+        RunReport {
+            name: run.name.clone(),
+            of: run.whose,
+            mode: if is_block { "block" } else { "ar" },
+            threshold: is_block.then_some(run.options.threshold),
+            sub_block_size: run.sub_block_size,
+            sub_block_cache: is_block && run.options.sub_block_cache,
+            right,
+            exact_match: right as f64 / judged.len().max(1) as f64,
+            interval: interval(right, judged.len()),
+            without_answer: count(&|j| j.score.answer.is_none()),
+            at_limit: count(&|j| !j.answer.stopped),
+            tokens,
+            passes,
+            tokens_per_forward: tokens as f64 / passes.max(1) as f64,
+            seconds,
+            tokens_per_second,
+            beside_baseline,
+            kinds,
+        }
+    }
+}
+
+/// Column titles of the table of runs.
+pub(super) const COLUMNS: [&str; 9] = [
+    "run",
+    "right",
+    "exact match",
+    "95 % interval",
+    "only here",
+    "only source",
+    "same text",
+    "tokens/forward",
+    "tokens/s",
+];
+
+impl TaskReport {
+    /// The report as one JSON object.
+    pub(crate) fn to_json(&self) -> Result<String> {
+        serde_json::to_string(self)
+            .map_err(|e| Error::format("stdout", format!("the report is no JSON: {e}")))
+    }
+
+    /// The rows of the table of runs, a text for each of [`COLUMNS`].
+    pub(super) fn rows(&self) -> Vec<[String; 9]> {
+        let row = |run: &RunReport| {
+            let beside = |f: fn(&Beside) -> usize| {
+                run.beside_baseline.as_ref().map_or("-".into(), |beside| f(beside).to_string())
+            };
+            [
+                run.name.clone(),
+                format!("{} of {}", run.right, self.tasks),
+                format!("{:.1} %", 100.0 * run.exact_match),
+                format!("{:.1}–{:.1} %", 100.0 * run.interval.0, 100.0 * run.interval.1),
+                beside(|beside| beside.only_here),
+                beside(|beside| beside.only_baseline),
+                beside(|beside| beside.same_completion),
+                format!("{:.2}", run.tokens_per_forward),
+                match &run.beside_baseline {
+                    Some(beside) => format!("{:.1} ({:.2}x)", run.tokens_per_second, beside.speed),
+                    None => format!("{:.1}", run.tokens_per_second),
+                },
+            ]
+        };
+        self.runs.iter().map(row).collect()
+    }
+
+    /// One line: what was evaluated, where and how.
+    pub(super) fn heading(&self) -> String {
+        let source = match &self.source {
+            Some(source) => format!(", beside its source {source}"),
+            None => String::new(),
+        };
+        format!(
+            "{} on {} tasks of {}{source}; {}, {}, batch size {}, at most {} new tokens; {}",
+            self.model,
+            self.tasks,
+            self.tasks_file,
+            self.device,
+            self.dtype,
+            self.batch_size,
+            self.max_new_tokens,
+            self.scored_by
+        )
+    }
+
+    /// Sentences about runs whose numbers need one.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        for run in &self.runs {
+            if run.at_limit > 0 {
+                notes.push(format!(
+                    "{}: {} of {} completions were cut at the limit of {} tokens",
+                    run.name, run.at_limit, self.tasks, self.max_new_tokens
+                ));
+            }
+            if run.without_answer > 0 {
+                notes.push(format!(
+                    "{}: no answer was found in {} of {} completions",
+                    run.name, run.without_answer, self.tasks
+                ));
+            }
+        }
+        notes
+    }
+
+    /// The whole report as text.
+    pub(crate) fn to_text(&self) -> String {
+        let mut out = self.heading();
+        out.push_str("\n\n");
+        let rows = self.rows();
+        let width = |i: usize| {
+            let cells = rows.iter().map(|row| row[i].chars().count());
+            cells.chain([COLUMNS[i].chars().count()]).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..COLUMNS.len()).map(width).collect();
+        let mut line = |cells: Vec<&str>| {
+            for (i, (cell, width)) in cells.iter().zip(&widths).enumerate() {
+                let space = " ".repeat(width - cell.chars().count());
+                let _ = match i {
+                    0 => write!(out, "{cell}{space}"),
+                    _ => write!(out, "  {space}{cell}"),
+                };
+            }
+            out.push('\n');
+        };
+        line(COLUMNS.to_vec());
+        for row in &rows {
+            line(row.iter().map(String::as_str).collect());
+        }
+        for kinds in self.kinds_table() {
+            out.push_str(&kinds);
+        }
+        for note in self.notes() {
+            let _ = write!(out, "\n{note}");
+        }
+        out.trim_end().to_string()
+    }
+
+    /// The kinds of tasks with the right answers of each run, a line of text each; empty where the
+    /// tasks name at most one kind.
+    fn kinds_table(&self) -> Vec<String> {
+        let Some(first) = self.runs.first().filter(|run| run.kinds.len() > 1) else {
+            return Vec::new();
+        };
+        let mut lines = vec!["\nright by kind of task:\n".to_string()];
+        for (kind, (_, of)) in &first.kinds {
+            let cells = self.runs.iter().map(|run| {
+                let right = run.kinds.get(kind).map_or(0, |kind| kind.0);
+                format!("{} {right}", run.name)
+            });
+            lines.push(format!("  {kind} (of {of}): {}\n", cells.collect::<Vec<_>>().join(", ")));
+        }
+        lines
+    }
+}

@@ -1,0 +1,116 @@
+//! The settings under which tasks are answered.
+//!
+//! In: the options of the call and what the model can do. Out: [`Run`]s: the source in
+//! autoregressive mode, which is the baseline, then the model in each mode, block mode once for
+//! each threshold and sub-block size.
+
+use std::path::{Path, PathBuf};
+
+use super::options::{Baseline, TaskOptions};
+use crate::decode::generate_options::{DecodeMode, GenerateOptions};
+use crate::error::Result;
+use crate::generate::ModelFiles;
+use crate::io::json;
+use crate::report::console::message;
+
+/// Whose answers a run holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Whose {
+    /// The baseline's.
+    Source,
+    /// Those of the model that is evaluated.
+    Model,
+}
+
+/// One setting.
+#[derive(Debug, Clone)]
+pub(super) struct Run {
+    /// Short name, for people: `source ar`, `ar`, `block 0.95/8`.
+    pub(super) name: String,
+    pub(super) whose: Whose,
+    pub(super) options: GenerateOptions,
+    /// Tokens per sub-block in block mode.
+    pub(super) sub_block_size: Option<usize>,
+}
+
+/// The runs of a model.
+pub(super) fn list(whose: Whose, files: &ModelFiles, options: &TaskOptions) -> Vec<Run> {
+    let ar = |name: &str| Run {
+        name: name.into(),
+        whose,
+        options: GenerateOptions { mode: DecodeMode::Ar, ..options.decoding.clone() },
+        sub_block_size: None,
+    };
+    if whose == Whose::Source {
+        return vec![ar("source ar")];
+    }
+    let every = match files.is_converted(&options.decoding) {
+        true => vec![DecodeMode::Ar, DecodeMode::Block],
+        false => vec![DecodeMode::Ar],
+    };
+    let modes = if options.modes.is_empty() { &every } else { &options.modes };
+    let sub_block_sizes: Vec<Option<usize>> = match options.sub_block_sizes.as_slice() {
+        [] => vec![None],
+        sizes => sizes.iter().copied().map(Some).collect(),
+    };
+    let mut runs = Vec::new();
+    if modes.contains(&DecodeMode::Ar) {
+        runs.push(ar("ar"));
+    }
+    if modes.contains(&DecodeMode::Block) {
+        for &sub_block_size in &sub_block_sizes {
+            for &threshold in &options.thresholds {
+                let options = GenerateOptions {
+                    mode: DecodeMode::Block,
+                    threshold,
+                    sub_block_size,
+                    ..options.decoding.clone()
+                };
+                let size = files.sub_block_size(&options);
+                let name = format!("block {threshold}/{size}");
+                runs.push(Run { name, whose, options, sub_block_size: Some(size) });
+            }
+        }
+    }
+    runs
+}
+
+/// The folder or hub name of the baseline. Says so where a converted model has none.
+pub(super) fn baseline(
+    wanted: &Baseline,
+    model: &Path,
+    files: &ModelFiles,
+) -> Result<Option<PathBuf>> {
+    let recorded = match wanted {
+        Baseline::None => return Ok(None),
+        Baseline::Named(path) => return Ok(Some(path.clone())),
+        Baseline::Recorded => recorded_source(files.dir())?,
+    };
+    let missing = match recorded {
+        // a checkpoint of the same weights has nothing to be compared with
+        None if !files.is_converted(&GenerateOptions::default()) => return Ok(None),
+        None => "its dlm_config.json names no source_checkpoint".to_string(),
+        Some(source) if source == "random" => "its training began with random weights".to_string(),
+        Some(source) => {
+            let path = PathBuf::from(&source);
+            if source.starts_with("hf://") || path.join("config.json").is_file() {
+                return Ok(Some(path));
+            }
+            format!("its source {source} is not there")
+        }
+    };
+    message(format_args!(
+        "{} has no baseline: {missing}; name one with --source MODEL",
+        model.display()
+    ));
+    Ok(None)
+}
+
+/// `source_checkpoint` of dlm_config.json.
+fn recorded_source(dir: &Path) -> Result<Option<String>> {
+    let record: Option<serde_json::Value> =
+        json::read_if_present(&dir.join("dlm_config.json"), "valid JSON")?;
+    let source = record.as_ref().and_then(|record| record.get("source_checkpoint"));
+    Ok(source.and_then(serde_json::Value::as_str).map(str::to_string))
+}
