@@ -88,7 +88,7 @@ impl Target {
         };
         let prepared = |prepare: Prepare| match prepare.run(place.join("out")) {
             Ok(prepared) if prepared.counts().rows_kept > 0 => {
-                verify(&place.join("out")).expect("what was prepared must verify");
+                verify(place.join("out")).expect("what was prepared must verify");
                 Ended::Read
             }
             Ok(_) => Ended::Refused("every row was dropped".into()),
