@@ -9,5 +9,6 @@ pub(crate) mod json_text;
 pub(crate) mod limits;
 pub(crate) mod special_tokens;
 pub(crate) mod splitting;
+pub(crate) mod stable;
 pub(crate) mod tokenizer;
 pub(crate) mod tokenizer_file;

@@ -13,6 +13,7 @@
 use crate::error::{Error, Result};
 use crate::tokenize::guard::guarded;
 use crate::tokenize::in_context::{ControlToken, InContext};
+use crate::tokenize::stable::load_stable;
 pub(crate) use crate::tokenize::tokenizer_file::{AddedToken, TokenizerSource};
 use std::path::{Path, PathBuf};
 use tokenizers_fast as fast;
@@ -257,8 +258,7 @@ impl TokenizerSource {
     }
 
     fn stable_engine(&self) -> Result<tokenizers::Tokenizer> {
-        let load = || tokenizers::Tokenizer::from_bytes(self.json.as_bytes());
-        let mut t = guarded(load)
+        let mut t = guarded(|| load_stable(&self.json))
             .map_err(|panic| self.error(format!("the engine cannot load it: {panic}")))?
             .map_err(|e| self.error(e.to_string()))?;
         let _ = t.with_truncation(None);
