@@ -303,21 +303,26 @@ impl ChatTemplate {
         if mark_generation {
             context.insert(MARK_GENERATION, Value::from(true));
         }
-        self.render_context(Value::from(context), tools.is_some())
+        let text = self.render_marked(Value::from(context), tools.is_some())?;
+        match self.may_print_methods.then(|| text.split_once(METHOD_MARK)).flatten() {
+            Some((before, _)) => Err(Error::Render(format!(
+                "the template prints a method instead of calling it: {}>",
+                &before[before.rfind('<').unwrap_or_default()..]
+            ))),
+            None => Ok(text),
+        }
     }
 
     /// Renders any template context, as `dlm-prep render` does with a line of its input.
     pub(crate) fn render_context(&self, context: Value, with_tools: bool) -> Result<String> {
+        let text = self.render_marked(context, with_tools)?;
+        Ok(if self.may_print_methods { text.replace(METHOD_MARK, "0") } else { text })
+    }
+
+    fn render_marked(&self, context: Value, with_tools: bool) -> Result<String> {
         let env = self.tool_env.as_ref().filter(|_| with_tools).unwrap_or(&self.env);
         let render = || env.get_template("chat")?.render(context);
-        let text: String = render().map_err(|e| Error::Render(one_line(&e)))?;
-        match self.may_print_methods.then(|| text.split_once(METHOD_MARK)).flatten() {
-            Some((_, behind)) => {
-                let name: String = behind.chars().take_while(char::is_ascii_lowercase).collect();
-                Err(Error::Render(format!("the template prints the method {name:?} uncalled")))
-            }
-            None => Ok(text),
-        }
+        render().map_err(|e| Error::Render(one_line(&e)))
     }
 }
 

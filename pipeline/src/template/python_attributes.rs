@@ -1,8 +1,9 @@
 //! Attributes of template values as jinja2 looks them up.
 //!
 //! In jinja2 `d.items` without a call is the method of the dict, even if the dict has a key of that
-//! name. In: a value and a name. Out: a [`Method`], or the attribute. Where the text of a method
-//! would be printed, which in Python contains an address in memory, the render is refused.
+//! name. In: a value and a name. Out: a [`Method`], or the attribute. A method that is printed gives
+//! the text that Python gives, which ends in an address in memory. Here the address is always the
+//! same, and renders of conversations with such a text are refused.
 
 use crate::template::placeholder::METHOD_MARK;
 use crate::template::python_filters::is_namespace;
@@ -79,6 +80,21 @@ const STR: [&str; 47] = [
     "zfill",
 ];
 
+/// Methods that change the value; the sandbox of transformers has none of them.
+const CHANGING: [&str; 11] = [
+    "append",
+    "clear",
+    "extend",
+    "insert",
+    "pop",
+    "popitem",
+    "remove",
+    "reverse",
+    "setdefault",
+    "sort",
+    "update",
+];
+
 /// Whether values of some kind have a method of that name.
 pub(crate) fn is_method_name(name: &str) -> bool {
     [&DICT[..], &LIST, &STR].iter().any(|names| names.contains(&name))
@@ -104,21 +120,28 @@ pub(crate) fn may_print_methods(source: &str) -> bool {
     source.contains("__attribute(") || source.contains("attr")
 }
 
+/// The address of printed methods without its last digit, for which a mark stands.
+const ADDRESS: &str = "0x7f000000000";
+
 fn method(of: &Value, name: &str) -> Option<Value> {
-    let names = match of.kind() {
-        ValueKind::Map if !is_namespace(of) => &DICT[..],
-        ValueKind::Seq => &LIST,
-        ValueKind::String => &STR,
+    let (kind, names) = match of.kind() {
+        ValueKind::Map if !is_namespace(of) => ("dict", &DICT[..]),
+        ValueKind::Seq => ("list", &LIST[..]),
+        ValueKind::String => ("str", &STR[..]),
         _ => return None,
     };
     let name = names.iter().find(|n| **n == name)?;
-    Some(Value::from_object(Method { of: of.clone(), name }))
+    if CHANGING.contains(name) {
+        return Some(Value::UNDEFINED);
+    }
+    Some(Value::from_object(Method { of: of.clone(), kind, name }))
 }
 
 /// A method that is not called.
 #[derive(Debug)]
 struct Method {
     of: Value,
+    kind: &'static str,
     name: &'static str,
 }
 
@@ -132,6 +155,10 @@ impl Object for Method {
     }
 
     fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{METHOD_MARK}{}", self.name)
+        let Method { kind, name, .. } = &**self;
+        match *name {
+            "format" | "format_map" => write!(f, "<function str.{name} at {ADDRESS}{METHOD_MARK}>"),
+            _ => write!(f, "<built-in method {name} of {kind} object at {ADDRESS}{METHOD_MARK}>"),
+        }
     }
 }
