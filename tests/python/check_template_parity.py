@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""Compares texts and assistant turns of dlm-prep with an independent computation: jinja2 set up as transformers does it, turns found
-by rendering the messages before each of them with the generation prompt. Run by pipeline/src/tests/parity.rs.
+"""Compares texts and assistant turns of dlm-prep with an independent computation: texts by transformers where it is installed, otherwise
+by jinja2 set up as transformers does it; turns found by rendering the messages before each of them with the generation prompt.
 
+  check_template_parity.py [run]                        the whole comparison, by the Rust test pipeline/src/tests/parity.rs
   check_template_parity.py cases DIR [TEMPLATES.json]   writes DIR/cases.json: templates and conversations
-  check_template_parity.py check DIR                    reads DIR/ours.json, prints every difference, and the counts as JSON
+  check_template_parity.py check DIR                    reads DIR/ours.json, prints every difference, and the counts; writes
+                                                        DIR/goldens.json, the results for the templates of this file
 
-DLM_PARITY_KEEP names a folder that DIR is copied to; DLM_PARITY_VERBOSE=1 prints what every pair of template and conversation gives.
+DLM_PARITY_KEEP names a folder that DIR is copied to; DLM_PARITY_VERBOSE=1 prints what every pair of template and conversation gives;
+DLM_WRITE_PARITY=1 writes the goldens into tests/fixtures.
 
 TEMPLATES.json holds published templates ({"templates": {name: source}}); without it only the templates of this file are compared.
 Where data and template do not fit, dlm-prep changes the data as docs/data.md says (text and object as arguments of a call, names of
@@ -13,9 +16,15 @@ the field for thoughts, parts of a content, null contents). Here all these chang
 gives for one of them and that holds every answer, thought and call. A dropped row must be one that jinja2 refuses or does not write
 whole.
 """
-import datetime, itertools, json, os, re, shutil, sys
+import datetime, itertools, json, os, re, shutil, subprocess, sys
 
 import jinja2, jinja2.ext, jinja2.sandbox
+
+try:
+    from transformers import __version__ as transformers_version
+    from transformers.utils import chat_template_utils
+except ImportError:
+    chat_template_utils = None
 
 OPEN, CLOSE = "\ue000", "\ue001"
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
@@ -42,6 +51,22 @@ OWN = {
                 "[INST] {{ m.content | trim }} [/INST]{% endif %}{% endfor %}",
     "own:no end of turn": "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content }}\n\n{% endfor %}"
                           "{% if add_generation_prompt %}Assistant:{% endif %}",
+    "own:channels": "{% for m in messages %}{% if m.role == 'assistant' %}{% if m.thinking %}<|start|>assistant<|channel|>analysis<|message|>"
+                    "{{ m.thinking }}<|end|>{% endif %}{% for t in m.tool_calls or [] %}<|start|>assistant to={{ t.function.name }}<|channel|>"
+                    "commentary<|message|>{{ t.function.arguments | tojson }}<|call|>{% endfor %}{% if m.content %}<|start|>assistant<|channel|>"
+                    "final<|message|>{{ m.content }}{{ '<|return|>' if loop.last else '<|end|>' }}{% endif %}{% else %}<|start|>{{ m.role }}"
+                    "<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}",
+    "own:prompt opens thoughts": CALLS.replace("assistant\n", "assistant\n<think>\n").replace(
+        "{{ m.content }}", "{% if m.role == 'assistant' %}{% set c = m.content | string %}<think>\n{% if m.reasoning_content %}"
+        "{{ m.reasoning_content }}{% elif '</think>' in c %}{{ c.split('</think>')[0].split('<think>')[-1] | trim }}{% endif %}\n</think>\n\n"
+        "{{ c.split('</think>')[-1] | trim }}{% else %}{{ m.content }}{% endif %}"),
+    "own:two tokens behind answers": CALLS.replace("<|im_end|>", "{% if m.role == 'assistant' %}<|end_response|>{% endif %}<|im_end|>"),
+    "own:text behind the last message": CHATML.replace("{% if add", "</s>{% if add"),
+    "own:parts": CHATML.replace("{{ m.content }}", "{% for p in m.content if p.type == 'text' %}{{ p.text }}{% endfor %}"),
+    "own:question about the answers": "<s>{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}<|judge|>Are the answers good?"
+                                      "<|start|>judge",
+    "own:ids for names": CALLS.replace("{{ {'name': t.function.name, 'arguments': t.function.arguments} | tojson }}",
+                                       "{{ t.id }}{{ t.function.arguments | tojson }}"),
     "own:gen prompt with thoughts": CHATML.replace("assistant\n", "assistant\n{% if not thinking %}<think>\n\n</think>\n\n{% endif %}"),
 }
 
@@ -119,7 +144,19 @@ class Generation(jinja2.ext.Extension):
         return OPEN + caller() + CLOSE
 
 
+FIXED_TIME = datetime.datetime(2025, 1, 1, 12)
+
+
+class FixedTime(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return FIXED_TIME
+
+
 def compile_template(source):
+    if chat_template_utils and not re.search(r"{%-?\s*generation", source):
+        chat_template_utils.datetime = FixedTime
+        return chat_template_utils._compile_jinja_template(source)
     env = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
     env.policies["json.dumps_kwargs"] = {}
@@ -130,7 +167,7 @@ def compile_template(source):
         raise jinja2.exceptions.TemplateError(message)
 
     env.globals["raise_exception"] = refuse
-    env.globals["strftime_now"] = lambda form: datetime.datetime(2025, 1, 1).strftime(form)
+    env.globals["strftime_now"] = lambda form: FIXED_TIME.strftime(form)
     return env.from_string(source)
 
 
@@ -353,6 +390,7 @@ KNOWN = {
     ("file:ort_models_gemma-4.jinja", "no_assistant_span"): "the text beside a call stands behind the result of the call",
     ("hfjs:CohereForAI/c4ai-command-r-v01 (JSON Schema)", "no_assistant_span"): "instructions follow the last message",
     ("hfjs:moonshotai/Kimi-K2-Thinking", "tool_calls_lost"): "the id of a call stands in place of its name",
+    ("own:ids for names", "tool_calls_lost"): "the id of a call stands in place of its name",
 }
 
 
@@ -413,7 +451,20 @@ def compare(name, template, source, row, ours, control):
     return ("same with changed " + "+".join(names) if names else "same"), None
 
 
+def repository():
+    return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def golden(ours):
+    """The result of a row in one string; the text and the turns are those of Python, as nothing differs where goldens are written."""
+    return "dropped: " + ours["dropped"] if "dropped" in ours else marks(ours["text"], ours["spans"])
+
+
 def main():
+    if sys.argv[1:] in ([], ["run"]):
+        path = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
+        command = ["cargo", "test", "--release", "--lib", "tests::parity", "--", "--nocapture"]
+        raise SystemExit(subprocess.run(command, cwd=repository(), env={**os.environ, "PATH": path}).returncode)
     mode, folder = sys.argv[1:3]
     cases_file = os.path.join(folder, "cases.json")
     if mode == "cases":
@@ -425,18 +476,30 @@ def main():
     if keep := os.environ.get("DLM_PARITY_KEEP"):
         shutil.copytree(folder, keep, dirs_exist_ok=True)
     cases, ours = json.load(open(cases_file)), json.load(open(os.path.join(folder, "ours.json")))
-    counts, per_template = {}, {}
+    counts, goldens = {}, {}
     for name, source in cases["templates"].items():
         template = compile_template(source)
         for kind, row in cases["conversations"].items():
             outcome, message = compare(name, template, source, row, ours[name]["results"][kind], ours[name]["control"])
             counts[outcome] = counts.get(outcome, 0) + 1
+            if name in OWN:
+                goldens.setdefault(name, {})[kind] = golden(ours[name]["results"][kind])
             if message:
                 print(f"--- {name} | {kind}: {message}")
             elif os.environ.get("DLM_PARITY_VERBOSE"):
                 print(f"+++ {name} | {kind}: {outcome}")
     wrong = counts.pop("wrong", 0)
     same = sum(n for k, n in counts.items() if k.startswith("same"))
+    dropped = sum(n for k, n in counts.items() if k.startswith("dropped"))
+    by = f"transformers {transformers_version}" if chat_template_utils else f"jinja2 {jinja2.__version__}"
+    for outcome, n in sorted(counts.items()):
+        print(f"{n:6} {outcome}")
+    print(f"{len(cases['conversations'])} conversations under {len(cases['templates'])} templates, against {by}: {same} same, {wrong} differ,"
+          f" {dropped} dropped, {counts.get('refused by both', 0)} refused by both")
+    with open(os.path.join(folder, "goldens.json"), "w") as f:
+        used = {"templates": OWN, "conversations": CONVERSATIONS, "specials": SPECIALS, "results": goldens}
+        json.dump(used, f, ensure_ascii=False, indent=1)
+        f.write("\n")
     print(json.dumps({"wrong": wrong, "same": same, "outcomes": dict(sorted(counts.items()))}))
 
 
