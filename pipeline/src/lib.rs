@@ -32,6 +32,7 @@ pub use cli::main as cli_main;
 pub use config::policies::{LostText, OverLong, SpecialText};
 pub use config::run_options::{EngineChoice, RenderChoice};
 pub use config::settings::Settings;
+pub use config::trained_roles::TrainedRoles;
 pub use dataset::export_hf::export_hf;
 pub use dataset::inspect::{InspectOptions, inspect};
 pub use dataset::merge::merge;

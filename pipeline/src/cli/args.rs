@@ -7,6 +7,7 @@ use crate::cli::choices::{
 use crate::config::overrides::SettingsOverrides;
 use crate::config::policies::OverLong;
 use crate::config::run_options::{EngineChoice, RenderChoice};
+use crate::config::trained_roles::TrainedRoles;
 use crate::prepare::builder::Prepare;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -116,6 +117,13 @@ pub(super) struct PrepareArgs {
     /// Which assistant turns carry loss.
     #[arg(long, value_enum)]
     pub loss_on: Option<LossOnArg>,
+    /// The roles whose turns carry loss: assistant, user, system, tool, all.
+    #[arg(long, value_name = "A,B")]
+    pub train_on_roles: Option<TrainedRoles>,
+    /// Take no loss on thoughts (<think>, reasoning fields, analysis channels); the rest of the
+    /// turn keeps its loss.
+    #[arg(long)]
+    pub mask_thinking: bool,
     /// What happens to conversations longer than a row.
     #[arg(long, value_enum)]
     pub over_long: Option<OverLong>,
@@ -226,6 +234,8 @@ impl PrepareArgs {
             padding: self.padding.map(Into::into),
             alignment: self.alignment.map(Into::into),
             loss_on: self.loss_on.map(Into::into),
+            train_on_roles: self.train_on_roles,
+            mask_thinking: self.mask_thinking.then_some(true),
             over_long: self.over_long,
             split_context: self.split_context,
             special_text: self.special_text.map(Into::into),

@@ -53,7 +53,9 @@ LostTextArg => crate::config::policies::LostText {
     /// The turn stays as context without loss.
     Mask,
     /// The text as the template rendered it carries loss.
-    Keep
+    Keep,
+    /// One document is made of each turn, with the messages before it as decoding sees them.
+    Split
 });
 
 /// When terminal colours are used.

@@ -22,7 +22,7 @@ fn command() -> clap::Command {
         v => v.to_string(),
     };
     let mut command = Cli::command();
-    let settings = Settings::default().to_json();
+    let settings = Settings::default().all_to_json();
     for (key, value) in settings.as_object().into_iter().flatten() {
         if !value.is_null() && !value.is_boolean() {
             command = with_default(command, key, &text(value.clone()));

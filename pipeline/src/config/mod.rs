@@ -6,3 +6,4 @@ pub(crate) mod policies;
 pub(crate) mod recipe;
 pub(crate) mod run_options;
 pub(crate) mod settings;
+pub(crate) mod trained_roles;

@@ -6,6 +6,7 @@
 use crate::config::policies::{LostText, OverLong, SpecialText};
 use crate::config::recipe::Recipe;
 use crate::config::settings::Settings;
+use crate::config::trained_roles::TrainedRoles;
 use crate::error::{Error, Result};
 use dlm_datasets::manifest::{Alignment, LossOn, Padding};
 
@@ -18,6 +19,8 @@ pub(crate) struct SettingsOverrides {
     pub padding: Option<Padding>,
     pub alignment: Option<Alignment>,
     pub loss_on: Option<LossOn>,
+    pub train_on_roles: Option<TrainedRoles>,
+    pub mask_thinking: Option<bool>,
     pub over_long: Option<OverLong>,
     pub split_context: Option<usize>,
     pub special_text: Option<SpecialText>,
@@ -55,6 +58,8 @@ impl SettingsOverrides {
             padding: t.padding.unwrap_or(base.padding),
             alignment: t.alignment.unwrap_or(base.alignment),
             loss_on: t.loss_on.unwrap_or(base.loss_on),
+            train_on_roles: t.train_on_roles.unwrap_or(base.train_on_roles),
+            mask_thinking: t.mask_thinking.unwrap_or(base.mask_thinking),
             over_long: t.over_long.unwrap_or(base.over_long),
             split_context: t.split_context.unwrap_or(base.split_context),
             special_text: t.special_text.unwrap_or(base.special_text),
@@ -80,7 +85,7 @@ impl SettingsOverrides {
 /// The defaults with the values of a recipe in their place.
 fn recipe_settings(recipe: &Recipe) -> Result<Settings> {
     let usage = |reason: String| Error::Usage(format!("recipe {}: {reason}", recipe.name));
-    let mut merged = Settings::default().to_json();
+    let mut merged = Settings::default().all_to_json();
     for (key, value) in &recipe.settings {
         if merged.get(key).is_none() {
             let known: Vec<&String> =

@@ -55,6 +55,8 @@ pub enum LostText {
     Mask,
     /// Take the loss on the text as the template rendered it.
     Keep,
+    /// Make one document of each turn, with the messages before it as decoding sees them.
+    Split,
 }
 
 /// What happens to strings in message content that spell a control token.

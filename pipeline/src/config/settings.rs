@@ -5,6 +5,7 @@
 //! unfinished output belongs to this run. Worker counts and paths are not settings.
 
 use crate::config::policies::{LostText, MASK_TOKEN, OverLong, SpecialText, default_now};
+use crate::config::trained_roles::TrainedRoles;
 use crate::error::{Error, Result};
 use dlm_datasets::manifest::{Alignment, LossOn, Padding};
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,10 @@ pub struct Settings {
     pub alignment: Alignment,
     /// Which assistant turns carry loss.
     pub loss_on: LossOn,
+    /// The roles whose turns carry loss.
+    pub train_on_roles: TrainedRoles,
+    /// Whether thoughts carry no loss.
+    pub mask_thinking: bool,
     /// What happens to conversations longer than a row.
     pub over_long: OverLong,
     /// Tokens of context that a continued document opens with (`over_long: split`).
@@ -67,6 +72,8 @@ impl Default for Settings {
             padding: Padding::Mask,
             alignment: Alignment::Sample,
             loss_on: LossOn::All,
+            train_on_roles: TrainedRoles::default(),
+            mask_thinking: false,
             over_long: OverLong::Truncate,
             split_context: 128,
             special_text: SpecialText::Text,
@@ -120,6 +127,17 @@ impl Settings {
                 "--shard {i}/{n}: the index counts from 0 and must be below {n}"
             ));
         }
+        if self.train_on_roles.beyond_assistant() {
+            let roles = self.train_on_roles;
+            let other = match (self.loss_on, self.lost_text) {
+                (LossOn::Last, _) => Some("--loss-on last, which is about assistant turns"),
+                (_, LostText::Split) => Some("--lost-text split, which is about assistant turns"),
+                _ => None,
+            };
+            if let Some(other) = other {
+                return usage(format!("--train-on-roles {roles} cannot be used with {other}"));
+            }
+        }
         if self.shard_rows == 0 || self.pack_window == 0 {
             return usage("--shard-rows and --pack-window must be positive".to_string());
         }
@@ -151,8 +169,19 @@ impl Settings {
         })
     }
 
-    /// The settings as JSON, as they are written into the manifest.
+    /// The settings as JSON, as they are written into the manifest. Later settings are left out
+    /// where they have their default, so that manifests stay as they were.
     pub fn to_json(&self) -> serde_json::Value {
+        let (mut json, default) = (self.all_to_json(), Settings::default().all_to_json());
+        if let Some(settings) = json.as_object_mut() {
+            let later = ["train_on_roles", "mask_thinking"];
+            settings.retain(|k, v| !later.contains(&k.as_str()) || *v != default[k]);
+        }
+        json
+    }
+
+    /// All settings as JSON.
+    pub(crate) fn all_to_json(&self) -> serde_json::Value {
         serde_json::to_value(self).unwrap_or_default()
     }
 }

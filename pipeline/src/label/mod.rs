@@ -3,5 +3,7 @@
 
 pub(crate) mod block;
 pub(crate) mod encode_skeleton;
+pub(crate) mod masked;
 pub(crate) mod supervise;
 pub(crate) mod truncate;
+pub(crate) mod turns;

@@ -7,9 +7,11 @@
 //! with its last supervised token.
 
 use crate::label::encode_skeleton::encode_skeleton;
+use crate::label::masked::{Halves, unmasked_runs};
 use crate::parse::drop_reason::DropReason;
 use crate::template::rendered::{Rendered, Span};
 use crate::template::skeleton::{ControlPosition, EncodedSkeleton};
+use crate::tokenize::in_context::ControlToken;
 use crate::tokenize::tokenizer::Tokenizer;
 use dlm_datasets::manifest::LossOn;
 use dlm_datasets::writer::LossRun;
@@ -70,8 +72,8 @@ pub(crate) struct Supervisor<'a> {
 impl Supervisor<'_> {
     /// Encodes `r` into `out`.
     pub(crate) fn encode(&self, r: &Rendered, out: &mut Sample) -> Result<(), DropReason> {
-        let encoded =
-            r.skeleton.as_ref().and_then(|s| s.encoded(|| encode_skeleton(s, self.tokenizer)));
+        let skeleton = r.skeleton.as_ref().filter(|_| r.masked.is_empty());
+        let encoded = skeleton.and_then(|s| s.encoded(|| encode_skeleton(s, self.tokenizer)));
         match encoded {
             Some(skeleton) => self.encode_contents(skeleton, r, out)?,
             None => self.encode_text(r, out)?,
@@ -103,7 +105,7 @@ impl Supervisor<'_> {
             let from = out.ids.len();
             self.encode_segment(&r.text, start, end, &mut control, out)?;
             if loss && self.is_supervised(k, r) {
-                out.mark_loss(from);
+                self.mark_span(r, k, (from, out.ids.len()), out)?;
             }
             out.turns.push((from, out.ids.len()));
             at = end;
@@ -115,10 +117,7 @@ impl Supervisor<'_> {
     /// that.
     fn encode_in_context(&self, r: &Rendered, out: &mut Sample) -> Result<bool, DropReason> {
         let cuts: Vec<usize> = r.spans.iter().flat_map(|s| [s.start, s.end]).collect();
-        let control: Option<Vec<_>> = r
-            .control
-            .as_ref()
-            .map(|list| list.iter().map(|c| (c.start..c.start + c.len, c.id)).collect());
+        let control = control_tokens(r);
         let mut ends = Vec::with_capacity(cuts.len() + 1);
         let (control, ids) = (control.as_deref(), &mut out.ids);
         match self.tokenizer.encode_in_context(&r.text, &cuts, control, ids, &mut ends) {
@@ -128,11 +127,64 @@ impl Supervisor<'_> {
         for (k, (span, edges)) in r.spans.iter().zip(ends.chunks(2)).enumerate() {
             let &[from, to] = edges else { continue };
             if span.loss && self.is_supervised(k, r) {
-                out.mark_loss_between(from, to);
+                self.mark_span(r, k, (from, to), out)?;
             }
             out.turns.push((from, to));
         }
         Ok(true)
+    }
+
+    /// Marks the tokens of span `k` that carry loss, of those in the range `tokens`.
+    fn mark_span(
+        &self,
+        r: &Rendered,
+        k: usize,
+        tokens: (usize, usize),
+        out: &mut Sample,
+    ) -> Result<(), DropReason> {
+        let span = &r.spans[k];
+        if r.masked.is_empty() {
+            out.mark_loss_between(tokens.0, tokens.1);
+            return Ok(());
+        }
+        let mut runs = Vec::new();
+        let ids = out.ids.get(tokens.0..tokens.1).unwrap_or_default();
+        let halves = |at| self.halves(r, span, at);
+        unmasked_runs(span, &r.masked, ids, halves, &mut runs)?;
+        for (from, to) in runs {
+            out.mark_loss_between(tokens.0 + from, tokens.0 + to);
+        }
+        Ok(())
+    }
+
+    /// The ids of both sides of the position `at` in a span.
+    fn halves(&self, r: &Rendered, span: &Span, at: usize) -> Result<Halves, DropReason> {
+        let failed = |_| DropReason::TokenizerFailed;
+        let (mut ids, mut ends) = (Vec::new(), Vec::new());
+        let cuts = [span.start, at, span.end];
+        let control = control_tokens(r);
+        if let Some(encoded) = self.tokenizer.encode_in_context(
+            &r.text,
+            &cuts,
+            control.as_deref(),
+            &mut ids,
+            &mut ends,
+        ) {
+            encoded.map_err(failed)?;
+            let part = |a: usize, b: usize| {
+                let (from, to) = (ends.get(a).copied(), ends.get(b).copied());
+                ids[from.unwrap_or_default()..to.unwrap_or_default()].to_vec()
+            };
+            return Ok((part(0, 1), part(1, 2)));
+        }
+        let half = |from: usize, to: usize| {
+            let mut part = Sample::default();
+            let listed = r.control.as_deref();
+            let mut control = listed.map(|c| &c[c.partition_point(|t| t.start < from)..]);
+            self.encode_segment(&r.text, from, to, &mut control, &mut part)?;
+            Ok(part.ids)
+        };
+        Ok((half(span.start, at)?, half(at, span.end)?))
     }
 
     /// Tokenizes only the pieces of the text that contain message contents; the ids of the others
@@ -244,4 +296,10 @@ impl Supervisor<'_> {
         }
         Ok(())
     }
+}
+
+/// The control tokens that the template wrote, where contents spell some too.
+fn control_tokens(r: &Rendered) -> Option<Vec<ControlToken>> {
+    let list = r.control.as_ref()?;
+    Some(list.iter().map(|c| (c.start..c.start + c.len, c.id)).collect())
 }

@@ -35,7 +35,7 @@ pub struct Message<'a> {
     /// The same thoughts, for templates that read them under this name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub thinking: Option<String>,
-    /// Set where the data says that this assistant message carries no loss.
+    /// Set where the data says that this message carries no loss.
     #[serde(skip)]
     pub no_loss: bool,
 }
@@ -129,7 +129,7 @@ pub(crate) fn fingerprint(c: &Conversation) -> u128 {
         if let Some(calls) = &m.tool_calls {
             h.update(calls.to_string());
         }
-        if m.no_loss {
+        if m.no_loss && m.is_assistant() {
             h.update([0xFF]);
         }
     }

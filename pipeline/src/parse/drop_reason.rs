@@ -54,6 +54,8 @@ pub(crate) enum DropReason {
     ToolCallsLost,
     /// The position of an assistant turn in the rendered text cannot be determined.
     NoAssistantSpan,
+    /// The thoughts of an assistant turn, which are to carry no loss, cannot be located.
+    ThoughtsNotFound,
     /// The conversation is longer than a packed row (policy `drop`).
     TooLong,
     /// Not even the first assistant turn fits into a row (policy `turns`).
@@ -70,7 +72,7 @@ pub(crate) enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of the stages that drop rows.
-    pub(crate) const ALL: [DropReason; 28] = [
+    pub(crate) const ALL: [DropReason; 29] = [
         DropReason::BadJson,
         DropReason::LineTooLong,
         DropReason::BadUtf8,
@@ -93,6 +95,7 @@ impl DropReason {
         DropReason::AssistantTextLost,
         DropReason::ToolCallsLost,
         DropReason::NoAssistantSpan,
+        DropReason::ThoughtsNotFound,
         DropReason::TooLong,
         DropReason::FirstTurnTooLong,
         DropReason::PromptTooLong,
@@ -107,6 +110,22 @@ impl DropReason {
         matches!(
             self,
             DropReason::NoLabel | DropReason::PromptTooLong | DropReason::NoAssistantSpan
+        )
+    }
+
+    /// Whether documents that end with each of its turns might be kept.
+    pub(crate) fn is_about_earlier_turns(self) -> bool {
+        matches!(self, DropReason::AssistantTextLost | DropReason::NoAssistantSpan)
+    }
+
+    /// Whether a conversation without its last turns might be kept.
+    pub(crate) fn is_about_length(self) -> bool {
+        matches!(
+            self,
+            DropReason::TooLong
+                | DropReason::FirstTurnTooLong
+                | DropReason::PromptTooLong
+                | DropReason::NoLabel
         )
     }
 
@@ -135,6 +154,7 @@ impl DropReason {
             DropReason::AssistantTextLost => "assistant_text_lost",
             DropReason::ToolCallsLost => "tool_calls_lost",
             DropReason::NoAssistantSpan => "no_assistant_span",
+            DropReason::ThoughtsNotFound => "thoughts_not_found",
             DropReason::TooLong => "too_long",
             DropReason::FirstTurnTooLong => "first_turn_too_long",
             DropReason::PromptTooLong => "prompt_too_long",

@@ -20,19 +20,23 @@ const FLAGS: [(&str, bool); 7] = [
 ];
 
 /// Removes the fields and says whether one of them switches the loss off. Messages of other roles
-/// than the assistant never carry loss, whatever their fields say.
+/// than the assistant carry loss only on demand; what is not understood keeps them from it.
 pub(crate) fn take_no_loss(
     m: &mut Map<String, Value>,
     is_assistant: bool,
 ) -> Result<bool, DropReason> {
+    let given: Vec<(Value, bool)> = FLAGS
+        .iter()
+        .filter_map(|(key, off)| Some((m.remove(*key).filter(|v| !v.is_null())?, *off)))
+        .collect();
     let mut found: Option<bool> = None;
-    for (key, off) in FLAGS {
-        let Some(value) = m.remove(key).filter(|v| is_assistant && !v.is_null()) else { continue };
-        let no_loss = yes_or_no(&value)? == off;
-        if found.is_some_and(|other| other != no_loss) {
-            return Err(DropReason::BadLossMask);
+    for (value, off) in &given {
+        let no_loss = yes_or_no(value).map(|yes| yes == *off);
+        match no_loss {
+            Ok(no_loss) if found.is_none_or(|other| other == no_loss) => found = Some(no_loss),
+            _ if is_assistant => return Err(DropReason::BadLossMask),
+            _ => return Ok(true),
         }
-        found = Some(no_loss);
     }
     Ok(found.unwrap_or(false))
 }
@@ -68,7 +72,7 @@ pub(crate) fn apply_loss_mask(
     }
     let places = messages.iter_mut().filter(|m| all || m.is_assistant());
     for (m, value) in places.zip(&mask) {
-        m.no_loss |= !yes_or_no(value)? && m.is_assistant();
+        m.no_loss |= !yes_or_no(value)?;
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use crate::config::overrides::SettingsOverrides;
 use crate::config::policies::{LostText, OverLong, SpecialText};
 use crate::config::recipe::Recipe;
 use crate::config::run_options::{EngineChoice, RenderChoice, worker_count};
+use crate::config::trained_roles::TrainedRoles;
 use crate::error::{Error, Result};
 use crate::input::discover::InputSelection;
 use crate::prepare::estimate::{Estimate, estimate};
@@ -80,6 +81,10 @@ setters! {
     alignment: Alignment,
     /// Which assistant turns carry loss (default: all).
     loss_on: LossOn,
+    /// The roles whose turns carry loss (default: the assistant alone).
+    train_on_roles: TrainedRoles,
+    /// Whether thoughts carry no loss (default: they do).
+    mask_thinking: bool,
     /// What happens to conversations longer than a row (default: they are truncated).
     over_long: OverLong,
     /// Tokens of context that a continued document opens with, for [`OverLong::Split`] (default

@@ -33,6 +33,11 @@ pub(crate) struct ProcessedRow {
     pub over_long: bool,
     /// Number of assistant turns that the data itself excludes from the loss.
     pub no_loss_turns: u64,
+    /// Number of turns whose thoughts carry no loss (`--mask-thinking`).
+    pub masked_turns: u64,
+    /// Number of documents that were made of one turn each (`--lost-text split`), and of turns for
+    /// which such a document has no place.
+    pub turn_documents: (u64, u64),
     /// Whether its text spells control tokens.
     pub has_control_text: bool,
     /// Number of assistant turns whose white space the template changes.
@@ -108,6 +113,10 @@ impl ProcessedBatch {
         for (name, n) in [
             ("special_text_rows", u64::from(row.has_control_text)),
             ("no_loss_turns", row.no_loss_turns),
+            ("masked_thoughts_turns", row.masked_turns),
+            ("split_conversations", u64::from(row.turn_documents.0 > 0)),
+            ("split_turns", row.turn_documents.0),
+            ("split_turns_too_long", row.turn_documents.1),
             ("respaced_turns", row.whitespace_changed_turns),
             ("rewritten_turns", row.rewritten_turns),
         ] {

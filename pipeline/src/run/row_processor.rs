@@ -3,6 +3,7 @@
 //! In: raw rows. Out: [`ProcessedBatch`]: each row parsed, rendered, encoded, labelled, cut and
 //! padded, or dropped with a reason. The result does not depend on the thread that makes it.
 
+use crate::config::policies::LostText;
 use crate::config::settings::Settings;
 use crate::error::{Error, Result};
 use crate::input::raw_rows::RawRows;
@@ -10,6 +11,7 @@ use crate::input::source::Input;
 use crate::label::block::Grid;
 use crate::label::supervise::{Sample, Supervisor};
 use crate::label::truncate::{self, DocumentRange};
+use crate::label::turns::turn_by_turn;
 use crate::parse::conversation::{self, Conversation, ParsedRow};
 use crate::parse::drop_reason::DropReason;
 use crate::parse::rows::RowParser;
@@ -21,7 +23,7 @@ use crate::template::rendered::Rendered;
 use crate::template::spans::{RenderError, SpanFinder};
 use crate::template::verbatim::{CHECK_EVERY, Verbatim};
 use crate::tokenize::tokenizer::Tokenizer;
-use dlm_datasets::manifest::Manifest;
+use dlm_datasets::manifest::{LossOn, Manifest};
 use dlm_datasets::verify::summarize_runs;
 
 /// What all row processors of a run share.
@@ -69,7 +71,8 @@ impl<'a> RowProcessor<'a> {
             inputs: stages.inputs,
             template: stages.template,
             spans: SpanFinder::new(stages.template, stages.control, s.special_text, s.lost_text)
-                .with_verbatim(stages.verbatim),
+                .with_verbatim(stages.verbatim)
+                .supervising(s.train_on_roles, s.mask_thinking),
             supervisor: Supervisor {
                 tokenizer: stages.tokenizer,
                 loss_on: s.loss_on,
@@ -166,11 +169,30 @@ impl<'a> RowProcessor<'a> {
         let message = match reason {
             DropReason::TokenizerFailed => failure().map(|e| e.to_string()),
             DropReason::TemplateRefused => refusal().map(|e| e.to_string()),
+            DropReason::AssistantTextLost => Some(self.advice(&parsed)),
             _ => found,
         };
         message.unwrap_or_default()
     }
 
+    /// What helps where the template deletes text.
+    fn advice(&self, parsed: &ParsedRow) -> String {
+        let turns = parsed
+            .conversation
+            .as_ref()
+            .map_or(0, |c| c.messages.iter().filter(|m| m.is_assistant()).count());
+        let says = "the template deletes or rewrites text that should carry loss";
+        match self.settings.lost_text {
+            LostText::Split => format!("{says}, even where it is in the last turn"),
+            _ if turns > 1 => format!(
+                "{says}; --lost-text split makes one document of each turn, as decoding sees it"
+            ),
+            _ => format!("{says}; --lost-text mask keeps such turns without loss"),
+        }
+    }
+
+    /// Makes the documents of a conversation: one, or one of each turn where the template would
+    /// otherwise delete text and the settings ask for it.
     fn conversation(
         &mut self,
         c: &Conversation,
@@ -178,19 +200,53 @@ impl<'a> RowProcessor<'a> {
         row: &mut ProcessedRow,
         out: &mut ProcessedBatch,
     ) -> std::result::Result<(), RenderError> {
-        let s = self.settings;
         if self.wants_fingerprint {
             row.fingerprint = conversation::fingerprint(c);
         }
+        let roles = self.settings.train_on_roles;
+        row.no_loss_turns =
+            c.messages.iter().filter(|m| m.no_loss && roles.includes(&m.role)).count() as u64;
+        let split = self.settings.lost_text == LostText::Split;
+        match self.document(c, check, row, out) {
+            Err(RenderError::Drop(reason)) if split && reason.is_about_earlier_turns() => {
+                let last_only = self.settings.loss_on == LossOn::Last;
+                for part in turn_by_turn(c, last_only) {
+                    match self.document(&part, false, row, out) {
+                        Ok(()) => row.turn_documents.0 += 1,
+                        Err(RenderError::Drop(reason)) if reason.is_about_length() => {
+                            row.turn_documents.1 += 1;
+                        }
+                        Err(e) => return Err(e),
+                    }
+                }
+                row.rewritten_turns = 0;
+                match row.turn_documents.0 {
+                    0 => Err(DropReason::PromptTooLong.into()),
+                    _ => Ok(()),
+                }
+            }
+            done => done,
+        }
+    }
+
+    /// Makes the documents of a conversation that is rendered as a whole.
+    fn document(
+        &mut self,
+        c: &Conversation,
+        check: bool,
+        row: &mut ProcessedRow,
+        out: &mut ProcessedBatch,
+    ) -> std::result::Result<(), RenderError> {
+        let s = self.settings;
         let rendered = &mut self.rendered;
         self.spans.render_into(c, check, rendered)?;
         out.text_bytes += rendered.text.len() as u64;
-        row.no_loss_turns = c.messages.iter().filter(|m| m.no_loss).count() as u64;
-        row.has_control_text = rendered.control.is_some();
-        row.whitespace_changed_turns = rendered.whitespace_changed_turns;
-        row.rewritten_turns = rendered.rewritten_turns;
+        row.has_control_text |= rendered.control.is_some();
+        row.whitespace_changed_turns += rendered.whitespace_changed_turns;
+        row.rewritten_turns += rendered.rewritten_turns;
+        row.masked_turns += rendered.masked_turns;
         self.supervisor.encode(rendered, &mut self.sample)?;
-        row.over_long = self.sample.ids.len() > s.seq_len;
+        row.over_long |= self.sample.ids.len() > s.seq_len;
         let lost = truncate::split_into_documents(
             &self.sample,
             s.over_long,
@@ -199,7 +255,7 @@ impl<'a> RowProcessor<'a> {
             s.split_context,
             &mut self.cuts,
         )?;
-        row.cut = lost as u64;
+        row.cut += lost as u64;
         let documents = out.documents.len();
         for cut in &self.cuts {
             let (from, runs) = (out.ids.len(), out.loss.len());

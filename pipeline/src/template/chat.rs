@@ -15,10 +15,12 @@ use crate::template::chat_context::ChatContext;
 use crate::template::forms::TemplateForms;
 use crate::template::jinja;
 use crate::template::jinja_source::{MARK_GENERATION, has_generation};
+use crate::template::placeholder::METHOD_MARK;
+use crate::template::python_attributes::may_print_methods;
 use crate::tokenize::special_tokens::{read_json, special_tokens};
 use minijinja::Environment;
 use minijinja::value::{Serde, Value};
-use serde_json::{Map, Value as Json};
+use serde_json::{Map, Value as Json, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -67,6 +69,10 @@ pub(crate) struct ChatTemplate {
     kwargs: Map<String, Json>,
     /// What it reads in conversations without and with tools.
     forms: [OnceLock<TemplateForms>; 2],
+    /// Whether it may print methods, as `{{ d.items }}` does.
+    may_print_methods: bool,
+    /// Whether it reads contents as lists of parts only, as templates for images do.
+    reads_parts_only: OnceLock<bool>,
 }
 
 impl ChatTemplate {
@@ -190,7 +196,11 @@ impl ChatTemplate {
         };
         let env = compile(&source)?;
         let tool_env = tool_use.as_deref().map(compile).transpose()?;
+        let rewritten = |env: &Environment| {
+            env.get_template("chat").is_ok_and(|t| may_print_methods(t.source()))
+        };
         Ok(ChatTemplate {
+            may_print_methods: rewritten(&env) || tool_env.as_ref().is_some_and(rewritten),
             env,
             tool_env,
             source,
@@ -198,6 +208,7 @@ impl ChatTemplate {
             specials,
             kwargs: Map::new(),
             forms: Default::default(),
+            reads_parts_only: OnceLock::new(),
         })
     }
 
@@ -258,28 +269,77 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         mark_generation: bool,
     ) -> Result<String> {
-        let Inputs { tools, kwargs } = inputs.into();
+        let parts = *self.reads_parts_only.get_or_init(|| {
+            let (text, mut samples) = ("zqanswer", vec![Message::new("user", "zqask")]);
+            samples.push(Message::new("assistant", text));
+            let writes = |parts: bool| {
+                let messages = messages_value(&samples, parts);
+                let rendered = self.render_messages(messages, Inputs::default(), false, false);
+                rendered.is_ok_and(|r| r.contains(text))
+            };
+            !writes(false) && writes(true)
+        });
+        let messages = messages_value(messages, parts);
+        self.render_messages(messages, inputs.into(), add_generation_prompt, mark_generation)
+    }
+
+    fn render_messages(
+        &self,
+        messages: Value,
+        inputs: Inputs,
+        add_generation_prompt: bool,
+        mark_generation: bool,
+    ) -> Result<String> {
+        let Inputs { tools, kwargs } = inputs;
         let mut context: BTreeMap<&str, Value> =
             self.specials.iter().map(|(k, v)| (k.as_str(), Value::from(v.as_str()))).collect();
         for (name, value) in self.kwargs.iter().chain(kwargs.into_iter().flatten()) {
             context.insert(name, Value::from(Serde(value)));
         }
-        context.insert("messages", Value::from(Serde(messages)));
+        context.insert("messages", messages);
         context.insert("tools", tools.map_or(Value::from(()), |t| Value::from(Serde(t))));
         context.insert("documents", Value::from(()));
         context.insert("add_generation_prompt", Value::from(add_generation_prompt));
         if mark_generation {
             context.insert(MARK_GENERATION, Value::from(true));
         }
-        self.render_context(Value::from(context), tools.is_some())
+        let text = self.render_marked(Value::from(context), tools.is_some())?;
+        match self.may_print_methods.then(|| text.split_once(METHOD_MARK)).flatten() {
+            Some((before, _)) => Err(Error::Render(format!(
+                "the template prints a method instead of calling it: {}>",
+                &before[before.rfind('<').unwrap_or_default()..]
+            ))),
+            None => Ok(text),
+        }
     }
 
     /// Renders any template context, as `dlm-prep render` does with a line of its input.
     pub(crate) fn render_context(&self, context: Value, with_tools: bool) -> Result<String> {
+        let text = self.render_marked(context, with_tools)?;
+        Ok(if self.may_print_methods { text.replace(METHOD_MARK, "0") } else { text })
+    }
+
+    fn render_marked(&self, context: Value, with_tools: bool) -> Result<String> {
         let env = self.tool_env.as_ref().filter(|_| with_tools).unwrap_or(&self.env);
         let render = || env.get_template("chat")?.render(context);
         render().map_err(|e| Error::Render(one_line(&e)))
     }
+}
+
+/// Messages as a template reads them; with `parts`, each content is a list of one part.
+fn messages_value(messages: &[Message], parts: bool) -> Value {
+    if !parts {
+        return Value::from(Serde(messages));
+    }
+    let mut json = serde_json::to_value(messages).unwrap_or_default();
+    for m in json.as_array_mut().into_iter().flatten() {
+        let text = m["content"].take();
+        m["content"] = match text.as_str() {
+            Some("") => json!([]),
+            _ => json!([{"type": "text", "text": text}]),
+        };
+    }
+    Value::from(Serde(json))
 }
 
 /// The message of an error on one line, without minijinja's source listing.

@@ -74,6 +74,9 @@ impl TemplateForms {
             json!([{"type": "function", "function": {"name": "other", "description": "other",
                 "parameters": {"type": "object", "properties": {"x": {"type": "string", "description": "x"}}, "required": ["x"]}}}])
         });
+        let render_last = |answer: Message<'static>| {
+            render(&sample_conversation(answer)[..2], tools.as_ref()).unwrap_or_default()
+        };
         let render = |answer: Message<'static>| {
             render(&sample_conversation(answer), tools.as_ref()).unwrap_or_default()
         };
@@ -98,8 +101,11 @@ impl TemplateForms {
             let mut calling = Message::new("assistant", "");
             calling.tool_calls = calls.first().map(|form| sample_call(*form));
             set_thoughts(&mut calling, *field, THOUGHTS.to_string());
+            // Some templates write the thoughts of a call only until its result is answered.
             render(plain).contains(THOUGHTS)
-                || calling.tool_calls.is_some() && render(calling).contains(THOUGHTS)
+                || calling.tool_calls.is_some()
+                    && (render(calling.clone()).contains(THOUGHTS)
+                        || render_last(calling).contains(THOUGHTS))
         };
         let thoughts = fields.into_iter().find(writes_thoughts);
         let others = [

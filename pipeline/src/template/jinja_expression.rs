@@ -1,8 +1,11 @@
 //! Operators whose rules differ between minijinja and Python become calls of functions.
 //!
 //! In: an expression of a template. Out: the expression with `a % b`, `a < b` and the like as
-//! `__mod(a, b)`, `__lt(a, b)`, which `python_operators.rs` defines, and without the sign `+`. An
-//! expression that this parser does not know stays as it is.
+//! `__mod(a, b)`, `__lt(a, b)`, which `python_operators.rs` defines, without the sign `+`, and with
+//! methods that are not called as `__attribute(a, 'items')` (`python_attributes.rs`). An expression
+//! that this parser does not know stays as it is.
+
+use crate::template::python_attributes::is_method_name;
 
 /// Comparisons and the functions that replace them.
 const COMPARISONS: [(&str, &str); 6] =
@@ -13,7 +16,10 @@ const MAX_DEPTH: usize = 100;
 
 /// The expression in minijinja's dialect.
 pub(crate) fn rewrite_expression(source: &str) -> String {
-    let needed = source.contains(['%', '<', '>', '+']) || source.contains(" in ");
+    let names = source.split('.').skip(1).map(|part| Parser::name_in(part.trim_start()));
+    let needed = source.contains(['%', '<', '>', '+'])
+        || source.contains(" in ")
+        || names.into_iter().any(is_method_name);
     if !needed {
         return source.to_string();
     }
@@ -326,6 +332,12 @@ impl<'a> Parser<'a> {
                     }
                     out.push_str(&rest[..end]);
                     self.at += end;
+                    let next = self.peek();
+                    let assigned = next.starts_with('=') && !next.starts_with("==");
+                    if is_method_name(&rest[..end]) && !next.starts_with('(') && !assigned {
+                        let (of, name) = out.rsplit_once('.')?;
+                        *out = format!("__attribute({of}, '{}')", name.trim());
+                    }
                 }
                 Some('[') => self.brackets("[", "]", out)?,
                 Some('(') => self.brackets("(", ")", out)?,

@@ -13,6 +13,9 @@ pub(crate) const CONTENT_END: char = '\u{FDD1}';
 pub(crate) const GENERATION_START: char = '\u{FDEC}';
 pub(crate) const GENERATION_END: char = '\u{FDED}';
 
+/// Written in the text of a method that a template prints instead of calling it.
+pub(crate) const METHOD_MARK: char = '\u{FDEB}';
+
 /// Start and end of the placeholder for the string of control token number n.
 pub(crate) const CONTROL_START: char = '\u{FDEE}';
 pub(crate) const CONTROL_END: char = '\u{FDEF}';

@@ -96,13 +96,18 @@ pub(crate) fn content_match(turn: &str, content: &str) -> ContentMatch {
     }
 }
 
-/// Why a turn with tool calls or thoughts that cannot be located is dropped.
-pub(crate) fn lost_or_unlocated(m: &Message, text: &str) -> DropReason {
+/// Why a turn with tool calls or thoughts that cannot be located is dropped. `deletes_thoughts`
+/// says whether the template writes other thoughts in their place, for short ones occur anywhere.
+pub(crate) fn lost_or_unlocated(
+    m: &Message,
+    text: &str,
+    deletes_thoughts: impl Fn() -> bool,
+) -> DropReason {
     let text = Searchable::new(text);
     if m.tool_calls.as_ref().is_some_and(|calls| !text.has_calls(calls)) {
         return DropReason::ToolCallsLost;
     }
-    match m.thoughts().is_some_and(|thoughts| !text.has_text(thoughts)) {
+    match m.thoughts().is_some_and(|t| !text.has_text(t) || deletes_thoughts()) {
         true => DropReason::AssistantTextLost,
         false => DropReason::NoAssistantSpan,
     }

@@ -101,6 +101,8 @@ fn is_iterable(v: &Value) -> bool {
 /// Refuses what Python cannot iterate over.
 fn iterable(v: Value) -> Result<Value, Error> {
     match is_iterable(&v) {
+        // A loop over the text itself does not know which character is the last.
+        true if v.as_str().is_some() => v.try_iter().map(|characters| characters.collect()),
         true => Ok(v),
         false => Err(type_error(format!("a value of kind {} is not iterable", v.kind()))),
     }

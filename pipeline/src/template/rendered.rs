@@ -5,6 +5,7 @@
 
 use crate::parse::conversation::Message;
 use crate::template::skeleton::{ControlPosition, Piece, Skeleton};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The byte range of an assistant turn in the rendered text.
@@ -32,6 +33,10 @@ pub(crate) struct Rendered {
     pub skeleton: Option<Arc<Skeleton>>,
     /// With `skeleton`: the lengths in bytes of the contents, in order.
     pub slot_lengths: Vec<usize>,
+    /// Ranges inside the spans that carry no loss, in order: thoughts, where they are masked.
+    pub masked: Vec<Range<usize>>,
+    /// Number of turns with such ranges.
+    pub masked_turns: u64,
     /// Number of turns in which the template changed white space only.
     pub whitespace_changed_turns: u64,
     /// Number of turns in which the template changed more (lost-text policies `mask` and `keep`).
@@ -45,6 +50,7 @@ impl PartialEq for Rendered {
         self.text == o.text
             && self.spans == o.spans
             && self.control == o.control
+            && self.masked == o.masked
             && counts(self) == counts(o)
     }
 }
@@ -55,6 +61,8 @@ impl Rendered {
         self.text.clear();
         self.spans.clear();
         self.slot_lengths.clear();
+        self.masked.clear();
+        self.masked_turns = 0;
         (self.control, self.skeleton) = (None, None);
         (self.whitespace_changed_turns, self.rewritten_turns) = (0, 0);
     }

@@ -7,6 +7,7 @@
 
 use crate::parse::conversation::Message;
 use crate::template::chat::{ChatTemplate, Inputs};
+use crate::template::closing::Closing;
 use crate::template::control::ControlTokens;
 use crate::template::presence::Searchable;
 use crate::template::python_text::is_space;
@@ -64,6 +65,8 @@ pub(crate) struct SkeletonCache<'a> {
     key: String,
     /// The ids of the tokens that end a turn of plain text.
     end_ids: OnceCell<Vec<i32>>,
+    announced: OnceCell<bool>,
+    closing: OnceCell<Closing>,
 }
 
 impl<'a> SkeletonCache<'a> {
@@ -83,6 +86,8 @@ impl<'a> SkeletonCache<'a> {
             cached_messages: 0,
             key: String::new(),
             end_ids: OnceCell::new(),
+            announced: OnceCell::new(),
+            closing: OnceCell::new(),
         }
     }
 
@@ -161,6 +166,37 @@ impl<'a> SkeletonCache<'a> {
         Some(s)
     }
 
+    fn edges<'e>(
+        &'e self,
+        trial: &'e [Message],
+        inputs: Inputs<'e>,
+        text: &'e str,
+    ) -> TurnEdges<'e> {
+        let (template, control, marked) = (self.template, self.control, self.uses_generation);
+        TurnEdges { template, control, messages: trial, inputs, marked, text }
+    }
+
+    /// How the template ends turns.
+    pub(crate) fn closing(&self) -> &Closing {
+        self.closing.get_or_init(|| Closing::probe(self.template, self.control))
+    }
+
+    /// Whether the template writes more than white space between the generation prompt and an
+    /// answer, which the model has to write in decoding.
+    fn answers_announced(&self) -> bool {
+        *self.announced.get_or_init(|| {
+            let samples =
+                [Message::new("user", "a"), Message::new("assistant", content_placeholder(1))];
+            let text = self.template.render(&samples, false).unwrap_or_default();
+            let content = text.find(&*samples[1].content);
+            let edges = self.edges(&samples, Inputs::default(), &text);
+            content.is_some_and(|at| {
+                let margin = edges.not_in_the_prompt(1, at, &self.closing().standing);
+                text[at - margin..at].contains(|c| !is_space(c))
+            })
+        })
+    }
+
     /// The turns with tool calls or thoughts ([`Skeleton::turn_extents`]) in `text`, the render of
     /// the messages `trial`, whose contents are placeholders. Turns that cannot be located are left
     /// out.
@@ -170,8 +206,7 @@ impl<'a> SkeletonCache<'a> {
         inputs: Inputs,
         text: &str,
     ) -> HashMap<usize, TurnExtent> {
-        let (template, control, marked) = (self.template, self.control, self.uses_generation);
-        let edges = TurnEdges { template, control, messages: trial, inputs, marked, text };
+        let edges = self.edges(trial, inputs, text);
         let mut budget = PrefixBudget::new(trial.len());
         let (mut floor, mut out) = (0, HashMap::new());
         for (k, m) in trial.iter().enumerate() {
@@ -237,8 +272,8 @@ impl<'a> SkeletonCache<'a> {
         for (i, p) in s.pieces.iter().enumerate() {
             if let (Piece::Slot(k), Some(Piece::Literal(after))) = (p, s.pieces.get(i + 1))
                 && messages[*k].is_assistant()
-                && self.end_of_turn(after, false) > 0
-                && let Some((_, _, id)) = self.control.first(after)
+                && let tokens = self.control.split(&after[..self.end_of_turn(after, false)])
+                && let Some((id, _)) = tokens.filter_map(|(_, token)| token).last()
                 && !ids.contains(&id)
             {
                 ids.push(id);
@@ -276,22 +311,17 @@ impl<'a> SkeletonCache<'a> {
             let known = margins.entry(before).or_default();
             if known.1 >= PROMPT_SAMPLES {
                 margin_before = known.0;
-            } else if before.ends_with(is_space) && !before.ends_with('\n') {
+            } else if before.ends_with(is_space) && !before.ends_with('\n')
+                || self.answers_announced()
+            {
                 if !budget.take(k) {
                     return None;
                 }
-                // White space that the generation prompt does not contain belongs to the response.
                 let content_start = text.find(&content_placeholder(k))?;
-                let prompt = self
-                    .template
-                    .render_with(&trial[..k], inputs, true, self.uses_generation)
-                    .unwrap_or_default();
-                if let Some(rest) = text[..content_start].strip_prefix(prompt.as_str())
-                    && !prompt.is_empty()
-                    && rest.chars().all(is_space)
-                {
-                    margin_before = rest.len().min(before.len());
-                }
+                let edges = self.edges(trial, inputs, text);
+                margin_before = edges
+                    .not_in_the_prompt(k, content_start, &self.closing().standing)
+                    .min(before.len());
                 *known = if known.1 == 0 || known.0 == margin_before {
                     (margin_before, known.1 + 1)
                 } else {
@@ -327,7 +357,10 @@ impl<'a> SkeletonCache<'a> {
     pub(crate) fn end_of_turn(&self, after: &str, has_tool_calls: bool) -> usize {
         match self.control.first(after) {
             // Only white space, or tool calls, may precede the end-of-turn token.
-            Some((at, len, _)) if has_tool_calls || after[..at].chars().all(is_space) => at + len,
+            Some((at, len, _)) if has_tool_calls || after[..at].chars().all(is_space) => {
+                let tokens = self.closing().tokens.as_str();
+                at + if after[at..].starts_with(tokens) { len.max(tokens.len()) } else { len }
+            }
             _ => 0,
         }
     }

@@ -11,20 +11,23 @@
 //! turns cannot be located is dropped with a named reason. docs/templates.md describes the rules.
 
 use crate::config::policies::{LostText, SpecialText};
+use crate::config::trained_roles::TrainedRoles;
 use crate::parse::conversation::{Conversation, Message};
 use crate::parse::drop_reason::DropReason;
 use crate::template::adapt::adapt;
 use crate::template::alignment::{ContentMatch, align, empty_think_block, match_ignoring_space};
 use crate::template::chat::{ChatTemplate, Inputs};
 use crate::template::control::{ControlTokens, TextScan};
+use crate::template::other_roles::OtherRoles;
 use crate::template::presence::{content_match, lost_or_unlocated};
 use crate::template::python_text::is_space;
 use crate::template::rendered::{Rendered, Span};
-use crate::template::skeleton::{ControlPosition, Piece, PiecePosition, Skeleton};
+use crate::template::skeleton::{Piece, PiecePosition, Skeleton};
 use crate::template::skeleton_cache::{PrefixBudget, SkeletonCache};
+use crate::template::thoughts::{FieldThoughts, deletes_thoughts, mask_marked_thoughts};
 use crate::template::turn_edges::TurnEdges;
+use crate::template::unescape::put_back;
 use crate::template::verbatim::Verbatim;
-use std::collections::HashMap;
 
 /// Renders conversations and locates their assistant turns; one per worker, because it caches
 /// skeletons.
@@ -33,6 +36,8 @@ pub(crate) struct SpanFinder<'a> {
     control: &'a ControlTokens,
     special_text: SpecialText,
     lost_text: LostText,
+    roles: TrainedRoles,
+    mask_thinking: bool,
     uses_generation: bool,
     verbatim: Option<&'a Verbatim>,
     skeletons: SkeletonCache<'a>,
@@ -66,6 +71,8 @@ impl<'a> SpanFinder<'a> {
             control,
             special_text,
             lost_text,
+            roles: TrainedRoles::default(),
+            mask_thinking: false,
             uses_generation: template.has_generation(),
             verbatim: None,
             skeletons: SkeletonCache::new(template, control, false),
@@ -78,6 +85,23 @@ impl<'a> SpanFinder<'a> {
         self.verbatim = verbatim.filter(|_| !self.uses_generation);
         self.skeletons = SkeletonCache::new(self.template, self.control, self.verbatim.is_some());
         self
+    }
+
+    /// Takes the loss on the turns of `roles`, and with `mask_thinking` not on thoughts.
+    pub(crate) fn supervising(mut self, roles: TrainedRoles, mask_thinking: bool) -> Self {
+        (self.roles, self.mask_thinking) = (roles, mask_thinking);
+        // Filled skeletons have the spans of assistant turns only.
+        if roles == TrainedRoles::default() { self } else { self.with_verbatim(None) }
+    }
+
+    /// What happens to the turn of a message whose text the template deletes.
+    fn policy(&self, m: &Message) -> LostText {
+        match self.lost_text {
+            // A turn without loss is context, for which the template decides.
+            LostText::Split if m.no_loss => LostText::Mask,
+            LostText::Split => LostText::Drop,
+            other => other,
+        }
     }
 
     /// The text of a skeleton filled with the contents of `messages`, for
@@ -128,6 +152,7 @@ impl<'a> SpanFinder<'a> {
         if let Some(verbatim) = self.verbatim
             && !scan.trigger
             && Inputs::from(c).is_none()
+            && !self.skeletons.closing().may_open(&c.messages)
             && !(verbatim.changes_edge_whitespace
                 && c.messages
                     .iter()
@@ -142,13 +167,15 @@ impl<'a> SpanFinder<'a> {
                 return Err(RenderError::NotVerbatim);
             }
             out.skeleton = Some(s);
-            return Ok(());
-        }
-        *out = if escape {
-            self.render_escaped(c)?
         } else {
-            self.render_template(&c.messages, c.into())?
-        };
+            *out = match escape {
+                true => self.render_escaped(c)?,
+                false => self.render_template(&c.messages, c.into())?,
+            };
+        }
+        if self.mask_thinking {
+            mask_marked_thoughts(out)?;
+        }
         Ok(())
     }
 
@@ -176,44 +203,10 @@ impl<'a> SpanFinder<'a> {
             .template
             .render_with(&c.messages, c, false, false)
             .map_err(|_| DropReason::TemplateRefused)?;
-        // Put the strings back and move the spans along.
-        let escaped = std::mem::take(&mut out.text);
-        let mut control = Vec::new();
-        let mut edges: Vec<usize> = out.spans.iter().flat_map(|s| [s.start, s.end]).collect();
-        edges.sort_unstable();
-        let mut moved = HashMap::new();
-        let (mut from, mut edge) = (0, 0);
-        let mut at = 0;
-        for (part, token) in self.control.split(&escaped) {
-            let end = at + part.len();
-            while edge < edges.len() && edges[edge] <= end {
-                let Some(piece) = escaped.get(from..edges[edge]) else {
-                    return Err(DropReason::NoAssistantSpan);
-                };
-                out.text.push_str(&self.control.unescape(piece));
-                moved.insert(edges[edge], out.text.len());
-                from = edges[edge];
-                edge += 1;
-            }
-            out.text.push_str(&self.control.unescape(&escaped[from..end]));
-            at = end;
-            if let Some((id, len)) = token {
-                control.push(ControlPosition { start: out.text.len(), len, id });
-                out.text.push_str(&escaped[at..at + len]);
-                at += len;
-            }
-            from = at;
-        }
-        for s in &mut out.spans {
-            let (Some(&start), Some(&end)) = (moved.get(&s.start), moved.get(&s.end)) else {
-                return Err(DropReason::NoAssistantSpan);
-            };
-            (s.start, s.end) = (start, end);
-        }
+        put_back(self.control, &mut out)?;
         if out.text != expected {
             return Err(DropReason::SpecialText);
         }
-        out.control = Some(control);
         Ok(out)
     }
 
@@ -238,6 +231,8 @@ impl<'a> SpanFinder<'a> {
         for p in aligned.iter().flat_map(|(_, alignment)| &alignment.contents) {
             position_of[p.message] = Some(*p);
         }
+        let thoughts = (self.mask_thinking && messages.iter().any(|m| m.thoughts().is_some()))
+            .then(|| FieldThoughts::locate(self.template, messages, inputs, &out.text));
         let mut budget = PrefixBudget::new(messages.len());
         for (k, m) in messages.iter().enumerate().filter(|(_, m)| m.is_assistant()) {
             let aligned_content =
@@ -258,8 +253,9 @@ impl<'a> SpanFinder<'a> {
                         None => None,
                     };
                     let Some((start, end, calls_written, thoughts_written)) = turn else {
-                        match lost_or_unlocated(m, &out.text) {
-                            DropReason::AssistantTextLost if self.lost_text != LostText::Drop => {
+                        let deleted = || deletes_thoughts(self.template, messages, inputs, k);
+                        match lost_or_unlocated(m, &out.text, deleted) {
+                            DropReason::AssistantTextLost if self.policy(m) != LostText::Drop => {
                                 out.rewritten_turns += 1;
                                 continue;
                             }
@@ -283,7 +279,10 @@ impl<'a> SpanFinder<'a> {
                 }
                 Some((s, p)) => {
                     let margins = s.turn_margins.get(k).copied().flatten().unwrap_or_default();
-                    ((p.start - margins.before, p.end + margins.after), p.matches)
+                    let start = p.start - margins.before;
+                    let closing = self.skeletons.closing();
+                    let opened = closing.opened_by_prompt(self.template, inputs, &out.text, start);
+                    ((start + opened, p.end + margins.after), p.matches)
                 }
                 None if m.content.is_empty() => continue,
                 None if !budget.take(k) => {
@@ -291,7 +290,7 @@ impl<'a> SpanFinder<'a> {
                 }
                 None => match self.locate_by_prefix(messages, inputs, k, &out.text) {
                     Some(located) => located,
-                    None if aligned.is_some() && self.lost_text != LostText::Drop => {
+                    None if aligned.is_some() && self.policy(m) != LostText::Drop => {
                         // The template writes nothing of this turn.
                         out.rewritten_turns += 1;
                         continue;
@@ -300,18 +299,24 @@ impl<'a> SpanFinder<'a> {
                     None => return Err(DropReason::NoAssistantSpan),
                 },
             };
-            let mut loss = !m.no_loss;
+            let mut loss = !m.no_loss && self.roles.assistant();
             match matches {
                 ContentMatch::Exact => {}
                 ContentMatch::WhitespaceDiffers => out.whitespace_changed_turns += 1,
                 ContentMatch::Differs => {
                     out.rewritten_turns += 1;
-                    match self.lost_text {
-                        LostText::Drop => return Err(DropReason::AssistantTextLost),
+                    match self.policy(m) {
+                        LostText::Drop | LostText::Split => {
+                            return Err(DropReason::AssistantTextLost);
+                        }
                         LostText::Mask => loss = false,
                         LostText::Keep => {}
                     }
                 }
+            }
+            if let Some(thoughts) = thoughts.as_ref().filter(|_| loss && m.thoughts().is_some()) {
+                let content = position_of[k].map(|p| p.start);
+                out.masked.extend(thoughts.of(k, span, content, self.control, &out.text)?);
             }
             if self.uses_generation {
                 // The template's own blocks are the spans. The located turn only says whether its
@@ -323,6 +328,11 @@ impl<'a> SpanFinder<'a> {
             } else {
                 out.spans.push(Span { start: span.0, end: span.1, loss });
             }
+        }
+        if self.roles != TrainedRoles::default() {
+            out.spans.iter_mut().for_each(|s| s.loss &= self.roles.assistant());
+            let others = OtherRoles { roles: self.roles, control: self.control };
+            out.spans.extend(others.spans(messages, &position_of, &out.text)?);
         }
         out.spans.sort_by_key(|s| s.start);
         if out.spans.windows(2).any(|w| w[0].end > w[1].start)
@@ -392,13 +402,9 @@ impl<'a> SpanFinder<'a> {
             }
         };
         let tail = &rest[end..];
-        let search_further = matches == ContentMatch::Differs;
-        let end = match self.control.first(tail) {
-            Some((at, len, _)) if search_further || tail[..at].chars().all(is_space) => {
-                end + at + len
-            }
-            _ if search_further => return None,
-            _ => end,
+        let end = match (matches == ContentMatch::Differs, self.control.first(tail)) {
+            (true, found) => found.map(|(at, len, _)| end + at + len)?,
+            (false, _) => end + self.skeletons.end_of_turn(tail, false),
         };
         Some(((start, start + end), matches))
     }

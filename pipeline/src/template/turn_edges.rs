@@ -9,6 +9,7 @@ use crate::parse::conversation::Message;
 use crate::template::alignment::empty_think_block;
 use crate::template::chat::{ChatTemplate, Inputs};
 use crate::template::control::ControlTokens;
+use crate::template::placeholder::{CONTENT_END, CONTENT_START};
 use crate::template::presence::Searchable;
 use crate::template::python_text::is_space;
 
@@ -31,10 +32,16 @@ fn common_prefix(a: &str, b: &str) -> usize {
     n
 }
 
+/// The placeholder of the last content in a text, and the text behind it.
+fn behind_last_content(text: &str) -> Option<(&str, &str)> {
+    let (start, end) = (text.rfind(CONTENT_START)?, text.rfind(CONTENT_END)?);
+    Some((text.get(start..end)?, text.get(end + CONTENT_END.len_utf8()..)?))
+}
+
 /// Length in bytes of an empty thought block at the start of `text`, or of its closing mark alone,
-/// with the white space behind it.
+/// with the white space around it.
 fn empty_thoughts(text: &str) -> usize {
-    match text.strip_prefix("</think>") {
+    match text.trim_start_matches(is_space).strip_prefix("</think>") {
         Some(rest) => text.len() - rest.trim_start_matches(is_space).len(),
         None => empty_think_block(text),
     }
@@ -44,6 +51,41 @@ impl TurnEdges<'_> {
     fn render(&self, messages: usize, generation_prompt: bool) -> Option<String> {
         let messages = self.messages.get(..messages)?;
         self.template.render_with(messages, self.inputs, generation_prompt, self.marked).ok()
+    }
+
+    /// Length in bytes of the text before the content of turn `k`, which begins at `content`, that
+    /// the model writes in decoding because the generation prompt does not contain it: white space,
+    /// or the name of a channel. An empty thought block is none of it, and where the template has
+    /// no generation prompt, only white space is. The text has placeholders for contents.
+    /// `standing` is what the template writes behind the last message in any case.
+    pub(crate) fn not_in_the_prompt(&self, k: usize, content: usize, standing: &str) -> usize {
+        let Some(prompt) = self.render(k, true).filter(|p| !p.is_empty()) else { return 0 };
+        let before = &self.text[..content];
+        let without = self.render(k, false).unwrap_or_default();
+        let mut added = prompt.strip_prefix(without.as_str()).map_or("", str::trim);
+        if added.is_empty() && prompt.trim_end().ends_with(standing) {
+            added = standing;
+        }
+        // Where earlier messages are written differently, only what follows the last content
+        // counts.
+        let rest = before.strip_prefix(prompt.as_str()).or_else(|| {
+            let (literal, asked) = (behind_last_content(before)?, behind_last_content(&prompt)?);
+            (literal.0 == asked.0).then_some(())?;
+            literal.1.strip_prefix(asked.1)
+        });
+        match rest {
+            Some(rest) if rest.chars().all(is_space) => rest.len(),
+            Some(rest) if !added.is_empty() => rest.len() - empty_thoughts(rest),
+            Some(_) => 0,
+            // The prompt has other white space than the text.
+            None => {
+                let written = before.trim_end_matches(is_space);
+                match !added.is_empty() && written.ends_with(added) {
+                    true => before.len() - written.len(),
+                    false => 0,
+                }
+            }
+        }
     }
 
     /// The byte range of turn `k`, which begins at `floor` or behind it.

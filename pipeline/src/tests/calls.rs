@@ -20,7 +20,7 @@ fn template(source: &str) -> ChatTemplate {
 }
 
 /// Everything in a template's source that looks like a control token.
-fn control(source: &str) -> ControlTokens {
+pub(super) fn control(source: &str) -> ControlTokens {
     let mut found = vec!["</s>".to_string(), "<s>".to_string()];
     for (open, close) in [("<|", "|>"), ("<|", ">"), ("<", "|>"), ("<｜", "｜>"), ("[", "]")] {
         for part in source.split(open).skip(1) {
@@ -46,7 +46,7 @@ fn control(source: &str) -> ControlTokens {
     ControlTokens::new(&added, Some("</s>")).unwrap()
 }
 
-fn conversation(row: Value) -> Result<Conversation<'static>, DropReason> {
+pub(super) fn conversation(row: Value) -> Result<Conversation<'static>, DropReason> {
     let Value::Object(row) = row else { panic!("not a row") };
     parse_row(row).conversation
 }

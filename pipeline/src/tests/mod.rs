@@ -6,3 +6,6 @@ mod frame;
 mod fuzz;
 mod goldens;
 mod in_context;
+mod loss_options;
+mod parity;
+mod probes;
