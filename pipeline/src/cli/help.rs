@@ -2,10 +2,11 @@
 //!
 //! The defaults come from where they are defined: settings, run options, options of the library.
 
-use crate::cli::args::{BENCH_REPEAT, BENCH_WORKERS, Cli};
+use crate::cli::args::{BENCH_REPEAT, BENCH_WORKERS, Cli, EXIT_CODES};
 use crate::config::run_options::{DEFAULT_OUT, EngineChoice, RenderChoice};
 use crate::config::settings::Settings;
 use crate::dataset::inspect::InspectOptions;
+use crate::template::limits;
 use clap::{CommandFactory, FromArgMatches, ValueEnum};
 
 /// Parses the process's arguments. Ends the process with a message if they are wrong, or after
@@ -21,7 +22,8 @@ fn command() -> clap::Command {
         serde_json::Value::String(s) => s,
         v => v.to_string(),
     };
-    let mut command = Cli::command();
+    let more = format!("{EXIT_CODES}\n\n{}", limits::HELP);
+    let mut command = Cli::command().after_long_help(more);
     let settings = Settings::default().all_to_json();
     for (key, value) in settings.as_object().into_iter().flatten() {
         if !value.is_null() && !value.is_boolean() {
@@ -77,6 +79,9 @@ mod tests {
         let mut command = command();
         command.clone().debug_assert();
         let help = command.render_long_help().to_string();
+        // the help is wrapped to the width of the terminal
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words(&help).contains(&words(limits::HELP)), "{help}");
         for default in ["[default: 512]", "[default: 0.05]", "[default: truncate]", DEFAULT_OUT] {
             assert!(help.contains(default), "{default} in {help}");
         }

@@ -13,15 +13,17 @@ use crate::input::hub::model::resolve_tokenizer;
 use crate::parse::conversation::Conversation;
 use crate::parse::json_value::{WithIntegers, parse_with_integers};
 use crate::parse::shapes;
+use crate::template::budget::Account;
 use crate::template::chat::ChatTemplate;
 use crate::template::control::ControlTokens;
+use crate::template::limits::RENDERS_PER_ROW;
 use crate::template::rendered::Rendered;
 use crate::template::spans::SpanFinder;
 use crate::tokenize::special_tokens::special_tokens;
 use crate::tokenize::tokenizer::{AddedToken, TokenizerSource};
 use minijinja::value::{Serde, Value};
 use serde_json::{Map, Value as Json, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::{BufRead, BufReader};
 
 /// Renders every line of the input.
@@ -92,6 +94,7 @@ impl Renderer {
 
     /// The output object of one context.
     pub(super) fn line(&self, mut context: Map<String, Json>) -> Json {
+        let _account = Account::open(2 * RENDERS_PER_ROW);
         for (k, v) in &self.specials {
             context.entry(k.clone()).or_insert_with(|| json!(v));
         }
@@ -105,8 +108,11 @@ impl Renderer {
     }
 
     pub(super) fn text(&self, context: &Map<String, Json>, with_tools: bool) -> Result<String> {
+        let messages = context.get("messages").and_then(Json::as_array).map_or(0, Vec::len);
         let context = Json::Object(context.clone());
-        self.template.render_context(Value::from(Serde(WithIntegers(&context))), with_tools)
+        let bytes = text_bytes(&context);
+        let context = Value::from(Serde(WithIntegers(&context)));
+        self.template.render_context(context, with_tools, messages, bytes)
     }
 
     /// The spans of the assistant's text in characters; empty if preparing a dataset would drop the
@@ -137,6 +143,16 @@ impl Renderer {
     }
 }
 
+/// Bytes of all texts in a value.
+fn text_bytes(v: &Json) -> usize {
+    match v {
+        Json::String(s) => s.len(),
+        Json::Array(items) => items.iter().map(text_bytes).sum(),
+        Json::Object(fields) => fields.values().map(text_bytes).sum(),
+        _ => 0,
+    }
+}
+
 /// Strings in a template that look like control tokens, for use without a tokenizer.
 fn likely_control_tokens(source: &str) -> Vec<AddedToken> {
     let mut tokens: Vec<String> = [
@@ -155,6 +171,7 @@ fn likely_control_tokens(source: &str) -> Vec<AddedToken> {
     .iter()
     .map(|s| s.to_string())
     .collect();
+    let mut known: HashSet<String> = tokens.iter().cloned().collect();
     for (open, close) in [("<|", "|>"), ("<｜", "｜>")] {
         let mut rest = source;
         while let Some(at) = rest.find(open) {
@@ -162,7 +179,7 @@ fn likely_control_tokens(source: &str) -> Vec<AddedToken> {
             match rest[open.len()..].find(close) {
                 Some(n) if n < 64 && !rest[..open.len() + n].contains(char::is_whitespace) => {
                     let token = &rest[..open.len() + n + close.len()];
-                    if !tokens.iter().any(|t| t == token) {
+                    if known.insert(token.to_string()) {
                         tokens.push(token.to_string());
                     }
                     rest = &rest[token.len()..];

@@ -6,8 +6,10 @@
 use crate::config::settings::Settings;
 use crate::input::source::Input;
 use crate::parse::rows::RowParser;
+use crate::template::budget::Account;
 use crate::template::chat::ChatTemplate;
 use crate::template::control::ControlTokens;
+use crate::template::limits::RENDERS_PER_ROW;
 use crate::template::spans::SpanFinder;
 
 /// Number of texts from the inputs.
@@ -50,6 +52,7 @@ pub(crate) fn engine_sample(
             let Ok(c) = rows.parse(i, Vec::new()).conversation else {
                 continue;
             };
+            let _account = Account::open(RENDERS_PER_ROW);
             let Ok(r) = spans.render(&c) else { continue };
             if bytes + r.text.len() <= SAMPLE_BYTES {
                 bytes += r.text.len();

@@ -19,8 +19,10 @@ use crate::prepare::mask_id::check_mask_id;
 use crate::prepare::tokenizer_folder::{tokenizer_config, write_tokenizer};
 use crate::progress::Progress;
 use crate::run::row_processor::Stages;
+use crate::template::budget::{Account, on_known_stack};
 use crate::template::chat::ChatTemplate;
 use crate::template::control::ControlTokens;
+use crate::template::limits::{RENDER_STACK, RENDERS_PER_PROBE};
 use crate::template::spans::SpanFinder;
 use crate::template::verbatim::{self, Verbatim};
 use crate::tokenize::special_tokens::{special_tokens, tokens_of_config};
@@ -109,9 +111,13 @@ pub(crate) fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<Prep
         let mut control = ControlTokens::new(tok.added_tokens(), Some(&eos))?;
         let mut verbatim = None;
         if request.render == RenderChoice::Auto && !template.has_generation() {
-            let mut spans =
-                SpanFinder::new(&template, &control, settings.special_text, settings.lost_text);
-            verbatim = verbatim::probe(&template, &mut |m| spans.fill(m));
+            let probe = || {
+                let _account = Account::open(RENDERS_PER_PROBE);
+                let mut spans =
+                    SpanFinder::new(&template, &control, settings.special_text, settings.lost_text);
+                verbatim::probe(&template, &mut |m| spans.fill(m))
+            };
+            verbatim = on_known_stack(RENDER_STACK, probe).flatten();
         }
         if let Some(v) = &verbatim {
             control = ControlTokens::with_triggers(tok.added_tokens(), Some(&eos), &v.triggers)?;

@@ -15,6 +15,7 @@ use crate::input::raw_rows::RawRows;
 use crate::input::source::Input;
 use crate::run::batch::{Cursor, ProcessedBatch};
 use crate::run::row_processor::{RowProcessor, Stages};
+use crate::template::budget::spawn_scoped;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -157,7 +158,7 @@ pub(crate) fn run<T>(
         drop((raw_in, ends_in));
         for _ in 0..workers {
             let (raw_out, done_in, used) = (raw_out.clone(), done_in.clone(), used.clone());
-            scope.spawn(move || {
+            let worker = move || {
                 let mut processor = RowProcessor::new(stages);
                 for (stream, number, from, raw) in raw_out {
                     let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -173,7 +174,8 @@ pub(crate) fn run<T>(
                         return;
                     }
                 }
-            });
+            };
+            spawn_scoped(scope, worker).map_err(Error::io("starting", "a thread"))?;
         }
         drop((raw_out, done_in, used));
         let n = streams.len();

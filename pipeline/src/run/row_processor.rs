@@ -17,8 +17,10 @@ use crate::parse::drop_reason::DropReason;
 use crate::parse::rows::RowParser;
 use crate::run::batch::{Cursor, ProcessedBatch, ProcessedDocument, ProcessedRow};
 use crate::template::adapt::adapt;
+use crate::template::budget::Account;
 use crate::template::chat::ChatTemplate;
 use crate::template::control::ControlTokens;
+use crate::template::limits::RENDERS_PER_ROW;
 use crate::template::rendered::Rendered;
 use crate::template::spans::{RenderError, SpanFinder};
 use crate::template::verbatim::{CHECK_EVERY, Verbatim};
@@ -114,6 +116,7 @@ impl<'a> RowProcessor<'a> {
                 out.rows.push(ProcessedRow::default());
                 continue;
             }
+            let _account = Account::open(RENDERS_PER_ROW);
             let mut row = ProcessedRow::default();
             let parsed = raw.parse(i, std::mem::take(&mut messages));
             let key = (parsed.category.as_deref(), parsed.licence.as_deref());

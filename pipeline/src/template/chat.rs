@@ -11,15 +11,17 @@
 use crate::config::policies::default_now;
 use crate::error::{Error, Result};
 use crate::parse::conversation::{Conversation, Message};
+use crate::template::budget::{self, Account};
 use crate::template::chat_context::ChatContext;
 use crate::template::forms::TemplateForms;
 use crate::template::jinja;
 use crate::template::jinja_source::{MARK_GENERATION, has_generation};
+use crate::template::limits::{FUEL, FUEL_PER_MESSAGE, MESSAGE_CHARS, RENDERS_PER_PROBE};
 use crate::template::placeholder::METHOD_MARK;
 use crate::template::python_attributes::may_print_methods;
 use crate::tokenize::special_tokens::{read_json, special_tokens};
-use minijinja::Environment;
 use minijinja::value::{Serde, Value};
+use minijinja::{Environment, ErrorKind};
 use serde_json::{Map, Value as Json, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -233,6 +235,7 @@ impl ChatTemplate {
     /// without tools.
     pub(crate) fn forms(&self, with_tools: bool) -> &TemplateForms {
         self.forms[usize::from(with_tools)].get_or_init(|| {
+            let _account = Account::open(RENDERS_PER_PROBE);
             TemplateForms::probe(&self.source, with_tools, &|messages, tools| {
                 self.render_with(messages, tools, false, false).ok()
             })
@@ -273,19 +276,19 @@ impl ChatTemplate {
             let (text, mut samples) = ("zqanswer", vec![Message::new("user", "zqask")]);
             samples.push(Message::new("assistant", text));
             let writes = |parts: bool| {
-                let messages = messages_value(&samples, parts);
-                let rendered = self.render_messages(messages, Inputs::default(), false, false);
+                let rendered =
+                    self.render_messages(&samples, parts, Inputs::default(), false, false);
                 rendered.is_ok_and(|r| r.contains(text))
             };
             !writes(false) && writes(true)
         });
-        let messages = messages_value(messages, parts);
-        self.render_messages(messages, inputs.into(), add_generation_prompt, mark_generation)
+        self.render_messages(messages, parts, inputs.into(), add_generation_prompt, mark_generation)
     }
 
     fn render_messages(
         &self,
-        messages: Value,
+        messages: &[Message],
+        parts: bool,
         inputs: Inputs,
         add_generation_prompt: bool,
         mark_generation: bool,
@@ -296,14 +299,16 @@ impl ChatTemplate {
         for (name, value) in self.kwargs.iter().chain(kwargs.into_iter().flatten()) {
             context.insert(name, Value::from(Serde(value)));
         }
-        context.insert("messages", messages);
+        context.insert("messages", messages_value(messages, parts));
         context.insert("tools", tools.map_or(Value::from(()), |t| Value::from(Serde(t))));
         context.insert("documents", Value::from(()));
         context.insert("add_generation_prompt", Value::from(add_generation_prompt));
         if mark_generation {
             context.insert(MARK_GENERATION, Value::from(true));
         }
-        let text = self.render_marked(Value::from(context), tools.is_some())?;
+        let bytes: usize = messages.iter().map(|m| m.content.len()).sum();
+        let text =
+            self.render_marked(Value::from(context), tools.is_some(), messages.len(), bytes)?;
         match self.may_print_methods.then(|| text.split_once(METHOD_MARK)).flatten() {
             Some((before, _)) => Err(Error::Render(format!(
                 "the template prints a method instead of calling it: {}>",
@@ -313,16 +318,44 @@ impl ChatTemplate {
         }
     }
 
-    /// Renders any template context, as `dlm-prep render` does with a line of its input.
-    pub(crate) fn render_context(&self, context: Value, with_tools: bool) -> Result<String> {
-        let text = self.render_marked(context, with_tools)?;
+    /// Renders any template context, as `dlm-prep render` does with a line of its input; it has
+    /// `bytes` of text in `messages` messages.
+    pub(crate) fn render_context(
+        &self,
+        context: Value,
+        with_tools: bool,
+        messages: usize,
+        bytes: usize,
+    ) -> Result<String> {
+        let text = self.render_marked(context, with_tools, messages, bytes)?;
         Ok(if self.may_print_methods { text.replace(METHOD_MARK, "0") } else { text })
     }
 
-    fn render_marked(&self, context: Value, with_tools: bool) -> Result<String> {
+    fn render_marked(
+        &self,
+        context: Value,
+        with_tools: bool,
+        messages: usize,
+        bytes: usize,
+    ) -> Result<String> {
         let env = self.tool_env.as_ref().filter(|_| with_tools).unwrap_or(&self.env);
-        let render = || env.get_template("chat")?.render(context);
-        render().map_err(|e| Error::Render(one_line(&e)))
+        let more = messages as u64 * FUEL_PER_MESSAGE + bytes as u64;
+        // Little more fuel is not worth a copy of the environment.
+        let (fuel, larger) = match more > FUEL / 8 {
+            true => (FUEL + more, Some(env.clone())),
+            false => (FUEL, None),
+        };
+        let larger = larger.map(|mut env| {
+            env.set_fuel(Some(fuel));
+            env
+        });
+        let env = larger.as_ref().unwrap_or(env);
+        let render = || {
+            let done = env.get_template("chat")?.render_captured(context)?;
+            let used = done.state().fuel_levels().map_or(0, |levels| levels.0);
+            Ok((done.into_output(), used))
+        };
+        budget::paid(fuel, render).map_err(|e| Error::Render(one_line(&e)))
     }
 }
 
@@ -344,11 +377,21 @@ fn messages_value(messages: &[Message], parts: bool) -> Value {
 
 /// The message of an error on one line, without minijinja's source listing.
 fn one_line(e: &minijinja::Error) -> String {
+    if e.kind() == ErrorKind::OutOfFuel {
+        return format!(
+            "the template takes more steps than are allowed for one conversation ({} million, and more for long ones; --help lists the limits)",
+            FUEL / 1_000_000
+        );
+    }
     let mut out = e.detail().map_or_else(|| e.to_string(), |d| d.to_string());
     if let Some(line) = e.line() {
         out.push_str(&format!(" (line {line} of the template)"));
     }
-    out.replace('\n', " ")
+    let mut shown: String = out.chars().take(MESSAGE_CHARS).collect();
+    if shown.len() < out.len() {
+        shown.push('…');
+    }
+    shown.replace('\n', " ")
 }
 
 #[cfg(test)]

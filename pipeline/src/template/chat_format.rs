@@ -7,9 +7,11 @@
 use crate::error::{Error, Result};
 use crate::parse::conversation::{Conversation, Message};
 use crate::template::adapt::adapt;
+use crate::template::budget::Account;
 use crate::template::chat::ChatTemplate;
 use crate::template::chat_context::ChatContext;
 use crate::template::control::ControlTokens;
+use crate::template::limits::RENDERS_PER_ROW;
 use crate::tokenize::tokenizer::Tokenizer;
 use std::path::Path;
 
@@ -100,6 +102,7 @@ impl ChatFormat {
     /// Those of [`encode_messages`](Self::encode_messages).
     pub fn encode_chat(&self, messages: &[Message], chat: &ChatContext) -> Result<Vec<i32>> {
         let template = self.template()?;
+        let _account = Account::open(RENDERS_PER_ROW);
         let adapted = adapted(template, messages, chat)?;
         let messages = adapted.as_deref().unwrap_or(messages);
         let text = template.render_chat(messages, chat)?;

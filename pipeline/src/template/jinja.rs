@@ -7,47 +7,75 @@
 //! an ImmutableSandboxedEnvironment with trim_blocks, lstrip_blocks, loop controls,
 //! `raise_exception`, `strftime_now` and `tojson` = json.dumps(ensure_ascii=False).
 
+use crate::template::budget::{self, on_known_stack};
+use crate::template::guarded_filters::add_guards;
 use crate::template::jinja_source::rewrite;
+use crate::template::limits::{COMPILE_STACK, FUEL, TIME_FORMAT_BYTES};
 use crate::template::python_attributes::add_attributes;
-use crate::template::python_filters::{add_filters, is_namespace};
+use crate::template::python_filters::add_filters;
+use crate::template::python_guards::{is_container, is_namespace, walk};
 use crate::template::python_methods::python_method;
 use crate::template::python_operators::add_operators;
-use crate::template::python_text::{has_float, python_str};
+use crate::template::python_text::{has_float, python_str, text};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
 
 /// An environment that contains one template, named `chat`. `strftime_now` formats the time `now`.
 pub(crate) fn environment(
     source: &str,
     now: jiff::civil::DateTime,
 ) -> Result<Environment<'static>, Error> {
+    // Reading, compiling and freeing a template recurses.
+    on_known_stack(COMPILE_STACK, || compile(source, now)).unwrap_or_else(|| {
+        Err(Error::new(ErrorKind::InvalidOperation, "no memory for another thread"))
+    })
+}
+
+fn compile(source: &str, now: jiff::civil::DateTime) -> Result<Environment<'static>, Error> {
     let mut env = Environment::new();
+    env.set_fuel(Some(FUEL));
     env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     env.set_auto_escape_callback(|_| AutoEscape::None);
     env.set_unknown_method_callback(python_method);
-    env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+    env.add_function("raise_exception", |state: &State, message: Value| -> Result<Value, Error> {
+        budget::note(state);
+        let message = text(state, &message)?;
         Err(Error::new(ErrorKind::InvalidOperation, format!("the template raises: {message}")))
     });
-    env.add_function("strftime_now", move |format: String| -> Result<String, Error> {
-        python_time(&format, now).map_err(|e| {
+    env.add_function("strftime_now", move |format: &str| -> Result<String, Error> {
+        if format.len() > TIME_FORMAT_BYTES {
+            let reason = format!("a time format is longer than {TIME_FORMAT_BYTES} bytes");
+            return Err(Error::new(ErrorKind::InvalidOperation, reason));
+        }
+        python_time(format, now).map_err(|e| {
             Error::new(ErrorKind::InvalidOperation, format!("strftime_now({format:?}): {e}"))
         })
     });
     add_filters(&mut env);
     add_operators(&mut env);
     add_attributes(&mut env);
-    env.set_formatter(|out, state, v| match v.kind() {
-        ValueKind::Number if has_float(v, 0) => out.write_str(&python_str(v)).map_err(Error::from),
-        ValueKind::Seq | ValueKind::Map
-            if matches!(state.auto_escape(), AutoEscape::None) && !is_namespace(v) =>
-        {
-            out.write_str(&python_str(v)).map_err(Error::from)
+    add_guards(&mut env);
+    env.set_formatter(|out, state, v| {
+        budget::note(state);
+        match v.kind() {
+            ValueKind::Number if has_float(v) => out.write_str(&python_str(v)).map_err(Error::from),
+            ValueKind::Seq | ValueKind::Map
+                if matches!(state.auto_escape(), AutoEscape::None) && !is_namespace(v) =>
+            {
+                out.write_str(&text(state, v)?).map_err(Error::from)
+            }
+            _ => {
+                if is_container(v) {
+                    walk(state, v)?;
+                }
+                minijinja::escape_formatter(out, state, v)
+            }
         }
-        _ => minijinja::escape_formatter(out, state, v),
     });
     // jinja2 normalizes the line ends of template source, but not those of values.
-    let source = rewrite(&source.replace("\r\n", "\n").replace('\r', "\n"));
+    let source = rewrite(&source.replace("\r\n", "\n").replace('\r', "\n"))
+        .map_err(|reason| Error::new(ErrorKind::SyntaxError, reason))?;
     env.add_template_owned("chat", source)?;
     Ok(env)
 }

@@ -2,35 +2,38 @@
 //!
 //! In: an expression of a template. Out: the expression with `a % b`, `a < b` and the like as
 //! `__mod(a, b)`, `__lt(a, b)`, which `python_operators.rs` defines, without the sign `+`, and with
-//! methods that are not called as `__attribute(a, 'items')` (`python_attributes.rs`). An expression
-//! that this parser does not know stays as it is.
+//! methods that are not called as `__attribute(a, 'items')` (`python_attributes.rs`). Lists, maps
+//! and slices get a guard (`python_guards.rs`), as do `~`, `*` and the comparison of two values. An
+//! expression that this parser does not know is refused, because it would be without guards.
 
+use crate::template::jinja_check::{is_constant, is_count, string_end};
+use crate::template::jinja_comparison::{COMPARISONS, Compared, compared};
 use crate::template::python_attributes::is_method_name;
 
-/// Comparisons and the functions that replace them.
-const COMPARISONS: [(&str, &str); 6] =
-    [("<=", "__le"), (">=", "__ge"), ("<", "__lt"), (">", "__gt"), ("==", ""), ("!=", "")];
-
-/// Nesting at which an expression stays as it is, so that the stack cannot overflow.
+/// Nesting at which an expression is refused, so that the stack cannot overflow.
 const MAX_DEPTH: usize = 100;
 
 /// The expression in minijinja's dialect.
-pub(crate) fn rewrite_expression(source: &str) -> String {
-    let names = source.split('.').skip(1).map(|part| Parser::name_in(part.trim_start()));
-    let needed = source.contains(['%', '<', '>', '+'])
-        || source.contains(" in ")
-        || names.into_iter().any(is_method_name);
-    if !needed {
-        return source.to_string();
+///
+/// # Errors
+/// The expression, if it is not understood.
+pub(crate) fn rewrite_expression(source: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_alphanumeric() || matches!(c, '_' | '.' | '|' | ' ' | '\n');
+    let mut names = source.split('.').skip(1).map(|part| Parser::name_in(part.trim_start()));
+    if source.chars().all(plain) && !source.contains(" in ") && !names.any(is_method_name) {
+        return Ok(source.to_string());
     }
     let lead = source.len() - source.trim_start().len();
     let trail = source.trim_end().len().max(lead);
-    let mut p = Parser { source, at: lead, depth: 0 };
+    let mut p = Parser { source, at: lead, depth: 0, slice: false };
     match p.list(&[]) {
         Some(text) if p.rest().trim().is_empty() => {
-            format!("{}{}{}", &source[..lead], text.trim_end(), &source[trail..])
+            Ok(format!("{}{}{}", &source[..lead], text.trim_end(), &source[trail..]))
         }
-        _ => source.to_string(),
+        _ => {
+            let shown: String = source.trim().chars().take(80).collect();
+            Err(format!("an expression is not understood, or nested too deeply: {shown}"))
+        }
     }
 }
 
@@ -40,6 +43,8 @@ struct Parser<'a> {
     source: &'a str,
     at: usize,
     depth: usize,
+    /// Whether the list that was read last ends in a slice.
+    slice: bool,
 }
 
 impl<'a> Parser<'a> {
@@ -88,12 +93,21 @@ impl<'a> Parser<'a> {
 
     /// Expressions with commas between them, up to one of `ends` or to the end.
     fn list(&mut self, ends: &[&str]) -> Option<String> {
+        self.values(ends).map(|v| v.0)
+    }
+
+    /// Like [`list`](Self::list), with the number of values: 0, 1, or 2 for more than one or a
+    /// comma behind it.
+    fn values(&mut self, ends: &[&str]) -> Option<(String, usize)> {
         let mut out = String::new();
+        let is_map = ends == ["}"];
+        let mut values = 0;
         loop {
             let rest = self.peek();
             if ends.iter().any(|e| rest.starts_with(e)) || rest.is_empty() {
-                return Some(out);
+                return Some((out, values));
             }
+            values = (values + 1).min(2);
             out.push_str(self.space());
             let stars = rest.len() - rest.trim_start_matches('*').len();
             if stars > 0 {
@@ -106,18 +120,26 @@ impl<'a> Parser<'a> {
                 self.take("=", &mut out);
             }
             if !self.peek().starts_with(':') {
-                out.push_str(&self.condition()?);
+                let value = self.condition()?;
+                match is_map && !is_constant(&value) {
+                    true => out.push_str(&format!("(({value})|__key)")),
+                    false => out.push_str(&value),
+                }
             }
             // A slice, or the value of a key.
+            let mut slice = false;
             while self.take_if(":", &mut out) {
+                slice = true;
                 if !self.peek().starts_with([':', ']', ',']) {
                     out.push_str(self.space());
                     out.push_str(&self.condition()?);
                 }
             }
+            self.slice = slice;
             if !self.take_if(",", &mut out) {
-                return Some(out);
+                return Some((out, values));
             }
+            values = 2;
         }
     }
 
@@ -162,8 +184,7 @@ impl<'a> Parser<'a> {
     /// `a < b`, `a in b`.
     fn comparison(&mut self) -> Option<String> {
         let first = self.sum()?;
-        // The function that replaces an operator, the operator and its right operand.
-        let mut parts: Vec<(&str, String, String)> = Vec::new();
+        let mut parts: Vec<Compared> = Vec::new();
         loop {
             let mut operator = String::new();
             let function = match self.peek_name() {
@@ -189,31 +210,41 @@ impl<'a> Parser<'a> {
             operator.push_str(self.space());
             parts.push((function, operator, self.sum()?));
         }
-        if let [(function, _, operand)] = &parts[..]
-            && !function.is_empty()
-        {
-            let call = format!("{function}({}, {operand})", first.trim_end());
-            return Some(if function.starts_with("not") { format!("({call})") } else { call });
-        }
-        Some(parts.into_iter().fold(first, |out, part| out + &part.1 + &part.2))
+        compared(first, &parts)
     }
 
-    /// `a + b - c ~ d`.
+    /// `a + b - c`.
     fn sum(&mut self) -> Option<String> {
-        let mut out = self.product()?;
-        while let Some(sign) = ["+", "-", "~"].into_iter().find(|s| self.peek().starts_with(s)) {
+        let mut out = self.concatenation()?;
+        while let Some(sign) = ["+", "-"].into_iter().find(|s| self.peek().starts_with(s)) {
             self.take(sign, &mut out);
             out.push_str(self.space());
-            out.push_str(&self.product()?);
+            out.push_str(&self.concatenation()?);
         }
         Some(out)
+    }
+
+    /// `a ~ b ~ c`.
+    fn concatenation(&mut self) -> Option<String> {
+        let first = self.product()?;
+        let mut more = Vec::new();
+        while self.take_if("~", &mut String::new()) {
+            self.space();
+            more.push(self.product()?);
+        }
+        Some(match more.is_empty() {
+            true => first,
+            false => format!("(({})|__cat({}))", first.trim(), more.join(", ")),
+        })
     }
 
     /// `a * b % c`.
     fn product(&mut self) -> Option<String> {
         let mut out = self.power()?;
         let signs = ["//", "*", "/", "%"];
+        let mut repeats = false;
         while let Some(sign) = signs.into_iter().find(|s| self.peek().starts_with(s)) {
+            repeats |= sign == "*";
             if sign == "%" {
                 self.take("%", &mut String::new());
                 self.space();
@@ -224,7 +255,7 @@ impl<'a> Parser<'a> {
                 out.push_str(&self.power()?);
             }
         }
-        Some(out)
+        Some(if repeats { format!("(({})|__own)", out.trim()) } else { out })
     }
 
     /// `a ** b`.
@@ -272,9 +303,19 @@ impl<'a> Parser<'a> {
                 }
                 out.push_str(self.space());
             },
-            '(' => self.brackets("(", ")", &mut out)?,
-            '[' => self.brackets("[", "]", &mut out)?,
-            '{' => self.brackets("{", "}", &mut out)?,
+            open @ ('(' | '[' | '{') => {
+                let (open, close) = match open {
+                    '(' => ("(", ")"),
+                    '[' => ("[", "]"),
+                    _ => ("{", "}"),
+                };
+                let mut literal = String::new();
+                let values = self.brackets(open, close, &mut literal)?;
+                match (open != "(" || values != 1) && !is_constant(&literal) {
+                    true => out.push_str(&format!("({literal}|__box)")),
+                    false => out.push_str(&literal),
+                }
+            }
             c if c.is_ascii_digit() => {
                 let number = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
                 let end = rest.find(|c| !number(c)).unwrap_or(rest.len());
@@ -300,21 +341,18 @@ impl<'a> Parser<'a> {
 
     fn string(&mut self) -> Option<&'a str> {
         let rest = self.rest();
-        let quote = rest.chars().next()?;
-        let mut escaped = false;
-        let end = rest[1..].find(|c| {
-            let end = c == quote && !escaped;
-            escaped = c == '\\' && !escaped;
-            end
-        })?;
-        self.at += end + 2;
-        Some(&rest[..end + 2])
+        let end = string_end(rest)?;
+        self.at += end;
+        Some(&rest[..end])
     }
 
-    fn brackets(&mut self, open: &str, close: &str, out: &mut String) -> Option<()> {
+    /// What stands in brackets, and the brackets. The number of values in them, 0 for none and 2
+    /// for more than one or a comma behind it.
+    fn brackets(&mut self, open: &str, close: &str, out: &mut String) -> Option<usize> {
         self.take(open, out);
-        out.push_str(&self.list(&[close])?);
-        self.take_if(close, out).then_some(())
+        let (inside, values) = self.values(&[close])?;
+        out.push_str(&inside);
+        self.take_if(close, out).then_some(values)
     }
 
     fn postfix(&mut self, out: &mut String) -> Option<()> {
@@ -339,8 +377,25 @@ impl<'a> Parser<'a> {
                         *out = format!("__attribute({of}, '{}')", name.trim());
                     }
                 }
-                Some('[') => self.brackets("[", "]", out)?,
-                Some('(') => self.brackets("(", ")", out)?,
+                Some('[') => {
+                    let mut index = String::new();
+                    self.take("[", &mut index);
+                    self.slice = false;
+                    let inside = self.list(&["]"])?;
+                    let slice = self.slice;
+                    self.take_if("]", &mut String::new()).then_some(())?;
+                    if slice {
+                        let value = std::mem::take(out);
+                        *out = format!("({}[{inside}]|__own)", value.trim_start());
+                    } else if is_constant(&inside) || is_count(&inside) {
+                        out.push_str(&format!("[{inside}]"));
+                    } else {
+                        out.push_str(&format!("[({inside})|__key]"));
+                    }
+                }
+                Some('(') => {
+                    self.brackets("(", ")", out)?;
+                }
                 _ => return Some(()),
             }
         }
@@ -371,7 +426,9 @@ impl<'a> Parser<'a> {
                 }
                 self.take(name, out);
                 match self.peek().chars().next() {
-                    Some('(') => self.brackets("(", ")", out)?,
+                    Some('(') => {
+                        self.brackets("(", ")", out)?;
+                    }
                     Some('[' | '{' | '"' | '\'') => {
                         out.push_str(&self.primary()?);
                         self.postfix(out)?;

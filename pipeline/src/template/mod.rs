@@ -3,21 +3,27 @@
 
 pub(crate) mod adapt;
 pub(crate) mod alignment;
+pub(crate) mod budget;
 pub(crate) mod chat;
 pub(crate) mod chat_context;
 pub(crate) mod chat_format;
 pub(crate) mod closing;
 pub(crate) mod control;
 pub(crate) mod forms;
+pub(crate) mod guarded_filters;
 pub(crate) mod jinja;
+pub(crate) mod jinja_check;
+pub(crate) mod jinja_comparison;
 pub(crate) mod jinja_expression;
 pub(crate) mod jinja_source;
+pub(crate) mod limits;
 pub(crate) mod other_roles;
 pub(crate) mod placeholder;
 pub(crate) mod presence;
 pub(crate) mod python_arguments;
 pub(crate) mod python_attributes;
 pub(crate) mod python_filters;
+pub(crate) mod python_guards;
 pub(crate) mod python_methods;
 pub(crate) mod python_operators;
 pub(crate) mod python_text;

@@ -1,6 +1,6 @@
 //! Arguments of Python's methods and jinja2's filters, by position or by name.
 
-use crate::template::python_operators::type_error;
+use crate::template::python_guards::type_error;
 use minijinja::value::{Kwargs, Rest, from_args};
 use minijinja::{Error, ErrorKind, Value};
 

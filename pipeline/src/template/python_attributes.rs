@@ -6,7 +6,7 @@
 //! same, and renders of conversations with such a text are refused.
 
 use crate::template::placeholder::METHOD_MARK;
-use crate::template::python_filters::is_namespace;
+use crate::template::python_guards::is_namespace;
 use crate::template::python_methods::python_method;
 use minijinja::value::{Object, ObjectRepr, ValueKind};
 use minijinja::{Environment, Error, State, Value};

@@ -3,10 +3,14 @@
 //! In: minijinja values. Out: what jinja2 gives. What minijinja has and jinja2 does not is removed,
 //! so that a template fails here as it fails there.
 
+use crate::template::limits::VALUE_DEPTH;
 use crate::template::python_arguments::Arguments;
+use crate::template::python_guards::{
+    fits, is_container, is_namespace, nested, own, pay, type_error, walk,
+};
 use crate::template::python_methods::pairs;
-use crate::template::python_operators::{defined, printf, type_error};
-use crate::template::python_text::{indent, is_space, python_str, split_lines, tojson};
+use crate::template::python_operators::{defined, printf};
+use crate::template::python_text::{indent, is_space, python_str, split_lines, text, tojson};
 use minijinja::value::{Kwargs, Object, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use std::sync::Arc;
@@ -24,43 +28,58 @@ pub(crate) fn add_filters(env: &mut Environment) {
     env.add_filter("tojson", tojson);
     env.add_filter("indent", indent);
     env.add_filter("trim", trim);
-    env.add_filter("string", |v: Value| -> Value {
-        if v.as_str().is_some() { v } else { Value::from(python_str(&v)) }
+    env.add_filter("string", |state: &State, v: Value| -> Result<Value, Error> {
+        if v.as_str().is_some() { Ok(v) } else { text(state, &v).map(Value::from) }
     });
     env.add_filter("int", int);
     env.add_filter("float", float);
-    env.add_filter("items", |v: &Value| -> Result<Value, Error> {
+    env.add_filter("items", |state: &State, v: &Value| -> Result<Value, Error> {
         match v.kind() {
             ValueKind::Undefined => Ok(Value::from(Vec::<Value>::new())),
-            ValueKind::Map => Ok(pairs(v)?.into_iter().collect()),
+            ValueKind::Map => nested(state, pairs(v)?.into_iter().collect()),
             _ => Err(type_error("Can only get item pairs from a mapping.".to_string())),
         }
     });
     env.add_filter("dictsort", dictsort);
-    env.add_filter("format", |text: &Value, values: Rest<Value>| -> Result<String, Error> {
-        printf(&python_str(defined(text)?), values.to_vec())
+    env.add_filter("format", |state: &State, v: &Value, values: Rest<Value>| {
+        printf(state, &text(state, defined(v)?)?, values.to_vec())
     });
-    env.add_filter("wordcount", |v: &Value| -> usize {
-        let text = if v.is_undefined() { String::new() } else { python_str(v) };
-        text.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|w| !w.is_empty()).count()
+    env.add_filter("wordcount", |state: &State, v: &Value| -> Result<usize, Error> {
+        let text = text_or_empty(state, v)?;
+        let words = text.split(|c: char| !(c.is_alphanumeric() || c == '_'));
+        Ok(words.filter(|w| !w.is_empty()).count())
     });
     env.add_filter("wordwrap", wordwrap);
-    env.add_filter("center", |text: &Value, width: Option<usize>| -> String {
-        let text = if text.is_undefined() { String::new() } else { python_str(text) };
-        let width = width.unwrap_or(80).min(1 << 24);
+    env.add_filter("center", |state: &State, v: &Value, width: Option<usize>| {
+        let (text, width) = (text_or_empty(state, v)?, width.unwrap_or(80));
+        fits(state, width)?;
         let missing = width.saturating_sub(text.chars().count());
         let left = missing / 2 + (missing & width & 1);
-        format!("{}{text}{}", " ".repeat(left), " ".repeat(missing - left))
+        Ok::<_, Error>(format!("{}{text}{}", " ".repeat(left), " ".repeat(missing - left)))
     });
     env.add_filter("truncate", truncate);
     env.add_filter("filesizeformat", filesizeformat);
     env.add_filter("striptags", striptags);
     env.add_filter("urlencode", urlencode);
-    env.add_filter("list", |v: Value| -> Result<Value, Error> {
+    env.add_filter("list", |state: &State, v: Value| -> Result<Value, Error> {
         match v.as_str() {
-            Some(s) => Ok(s.chars().map(|c| Value::from(c.to_string())).collect()),
-            None => Ok(iterable(v)?.try_iter()?.collect()),
+            Some(s) => {
+                fits(state, s.len().saturating_mul(32))?;
+                Ok(s.chars().map(|c| Value::from(c.to_string())).collect())
+            }
+            None => {
+                let v = own(state, iterable(v)?)?;
+                pay(state, v.len().unwrap_or(0))?;
+                Ok(v.try_iter()?.collect())
+            }
         }
+    });
+    env.add_filter("pprint", |state: &State, v: &Value| -> Result<String, Error> {
+        let found = walk(state, v)?;
+        // Every value stands on a line of its own, indented by four spaces for each level.
+        let indents = found.items.saturating_mul(4 * VALUE_DEPTH as u64);
+        fits(state, found.bytes.saturating_mul(4).saturating_add(indents) as usize)?;
+        Ok(minijinja::filters::pprint(v))
     });
     env.add_filter("__iter", iterable);
     env.add_test("iterable", |v: &Value| -> bool { is_iterable(v) });
@@ -75,7 +94,8 @@ pub(crate) fn add_filters(env: &mut Environment) {
         v.as_object().is_some_and(|o| o.repr() == minijinja::value::ObjectRepr::Plain)
             || v.is_undefined()
     });
-    env.add_function("cycler", |items: Rest<Value>| -> Result<Value, Error> {
+    env.add_function("cycler", |state: &State, items: Rest<Value>| -> Result<Value, Error> {
+        nested(state, Value::from(items.to_vec()))?;
         match items.is_empty() {
             true => Err(type_error("at least one item has to be provided".to_string())),
             false => {
@@ -83,15 +103,11 @@ pub(crate) fn add_filters(env: &mut Environment) {
             }
         }
     });
-    env.add_function("joiner", |separator: Option<Value>| -> Value {
+    env.add_function("joiner", |state: &State, separator: Option<Value>| {
         let separator = separator.unwrap_or_else(|| Value::from(", "));
-        Value::from_object(Joiner { separator, used: AtomicUsize::new(0) })
+        nested(state, Value::from(vec![separator.clone()]))?;
+        Ok::<_, Error>(Value::from_object(Joiner { separator, used: AtomicUsize::new(0) }))
     });
-}
-
-/// Whether a value is a `namespace()`, which Python does not take for a dict.
-pub(crate) fn is_namespace(v: &Value) -> bool {
-    v.as_object().is_some_and(|o| o.type_name().contains("Namespace"))
 }
 
 fn is_iterable(v: &Value) -> bool {
@@ -108,8 +124,15 @@ fn iterable(v: Value) -> Result<Value, Error> {
     }
 }
 
-fn trim(s: Value, chars: Option<String>) -> Result<Value, Error> {
-    let text = s.to_string();
+fn text_or_empty(state: &State, v: &Value) -> Result<String, Error> {
+    if v.is_undefined() { Ok(String::new()) } else { text(state, v) }
+}
+
+fn trim(state: &State, v: &Value, chars: Option<&str>) -> Result<Value, Error> {
+    let text = match is_container(v) {
+        true => text(state, v)?,
+        false => v.to_string(),
+    };
     Ok(Value::from(match chars {
         Some(c) => text.trim_matches(|x| c.contains(x)).to_string(),
         None => text.trim_matches(is_space).to_string(),
@@ -182,7 +205,7 @@ fn float(v: &Value, given: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error> 
     Ok(number.map(Value::from).or(default).unwrap_or_else(|| Value::from(0.0)))
 }
 
-fn dictsort(v: &Value, given: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error> {
+fn dictsort(state: &State, v: &Value, given: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error> {
     let a = Arguments::new(given, kwargs);
     let case_sensitive = a.flag(0, "case_sensitive", false)?;
     let by = a.text(1, "by")?.unwrap_or_else(|| "key".to_string());
@@ -196,6 +219,8 @@ fn dictsort(v: &Value, given: Rest<Value>, kwargs: Kwargs) -> Result<Value, Erro
     if v.kind() != ValueKind::Map {
         return Err(type_error("dictsort sorts a dict".into()));
     }
+    let found = walk(state, v)?;
+    state.consume_fuel(found.items + found.bytes / 8)?;
     let key = |pair: &Value| {
         let k = pair.get_item_by_index(part).unwrap_or_default();
         match k.as_str() {
@@ -217,7 +242,7 @@ fn dictsort(v: &Value, given: Rest<Value>, kwargs: Kwargs) -> Result<Value, Erro
 }
 
 /// jinja2's `wordwrap`: lines of at most `width` characters, broken at white space, long words cut.
-fn wordwrap(text: &Value, given: Rest<Value>, kwargs: Kwargs) -> Result<String, Error> {
+fn wordwrap(state: &State, v: &Value, given: Rest<Value>, kwargs: Kwargs) -> Result<String, Error> {
     let a = Arguments::new(given, kwargs);
     let width = usize::try_from(a.number(0, "width", 79)?).unwrap_or(0);
     let break_long = a.flag(1, "break_long_words", true)?;
@@ -226,7 +251,9 @@ fn wordwrap(text: &Value, given: Rest<Value>, kwargs: Kwargs) -> Result<String, 
         return Err(type_error("break_on_hyphens=false is not supported".into()));
     }
     a.no_others()?;
-    let text = python_str(defined(text)?);
+    let text = text(state, defined(v)?)?;
+    fits(state, text.len().saturating_mul(wrap.len() + 1))?;
+    pay(state, text.len())?;
     if width == 0 || text.contains('-') {
         return Err(type_error("wordwrap of text with hyphens is not supported".into()));
     }
@@ -269,14 +296,14 @@ fn wordwrap(text: &Value, given: Rest<Value>, kwargs: Kwargs) -> Result<String, 
     Ok(split_lines(&text, false).into_iter().map(wrapped).collect::<Vec<_>>().join(&wrap))
 }
 
-fn truncate(text: &Value, given: Rest<Value>, kwargs: Kwargs) -> Result<String, Error> {
+fn truncate(state: &State, v: &Value, given: Rest<Value>, kwargs: Kwargs) -> Result<String, Error> {
     let a = Arguments::new(given, kwargs);
     let number = |i, name, default| Ok::<_, Error>(a.number(i, name, default)?.max(0) as usize);
     let (length, killwords) = (number(0, "length", 255)?, a.flag(1, "killwords", false)?);
     let end = a.text(2, "end")?.unwrap_or_else(|| "...".to_string());
     let leeway = number(3, "leeway", 5)?;
     a.no_others()?;
-    let text = python_str(defined(text)?);
+    let text = text(state, defined(v)?)?;
     let end_length = end.chars().count();
     if length < end_length {
         return Err(type_error(format!("expected length >= {end_length}, got {length}")));
@@ -317,25 +344,28 @@ fn filesizeformat(v: &Value, binary: Option<bool>) -> Result<String, Error> {
 }
 
 /// Text without `<tags>` and comments, white space in it as one space.
-fn striptags(v: &Value) -> String {
-    let mut text = python_str(v);
-    while let Some(at) = text.find("<!--") {
-        let Some(end) = text[at..].find("-->") else { break };
-        text.replace_range(at..at + end + 3, "");
+fn striptags(state: &State, v: &Value) -> Result<String, Error> {
+    let text = text(state, v)?;
+    fits(state, text.len().saturating_mul(8))?;
+    let text = without(&without(&text, "<!--", "-->"), "<", ">");
+    Ok(text.split(is_space).filter(|w| !w.is_empty()).collect::<Vec<_>>().join(" "))
+}
+
+/// A text without what stands between two signs, the signs included.
+fn without(text: &str, open: &str, close: &str) -> String {
+    let (mut out, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some(at) = rest.find(open) {
+        let Some(end) = rest[at..].find(close) else { break };
+        out.push_str(&rest[..at]);
+        rest = &rest[at + end + close.len()..];
     }
-    let mut from = 0;
-    while let Some(at) = text[from..].find('<').map(|at| from + at) {
-        match text[at..].find('>') {
-            Some(end) => text.replace_range(at..at + end + 1, ""),
-            None => break,
-        }
-        from = at;
-    }
-    text.split(is_space).filter(|w| !w.is_empty()).collect::<Vec<_>>().join(" ")
+    out + rest
 }
 
 /// A text, or the pairs of a map or list, for a URL.
-fn urlencode(v: &Value) -> Result<String, Error> {
+fn urlencode(state: &State, v: &Value) -> Result<String, Error> {
+    let bytes = walk(state, v)?.bytes;
+    fits(state, usize::try_from(bytes.saturating_mul(3)).unwrap_or(usize::MAX))?;
     let quoted = |text: &str, in_query: bool| {
         let mut out = String::new();
         for b in text.bytes() {

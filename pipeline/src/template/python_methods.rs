@@ -4,7 +4,8 @@
 //! value are refused, as in the sandbox of transformers.
 
 use crate::template::python_arguments::Arguments;
-use crate::template::python_operators::type_error;
+use crate::template::python_guards::{fits, is_container, pay, type_error, walk};
+use crate::template::python_operators::formatted_fits;
 use crate::template::python_text::{is_space, python_str, split_lines};
 use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
@@ -16,10 +17,14 @@ pub(crate) fn python_method(
     name: &str,
     args: &[Value],
 ) -> Result<Value, Error> {
+    for v in args.iter().filter(|v| is_container(v)) {
+        // It may be compared, hashed or written as text.
+        fits(state, usize::try_from(walk(state, v)?.bytes).unwrap_or(usize::MAX))?;
+    }
     let known = match value.kind() {
-        ValueKind::String => string_method(value.as_str().unwrap_or(""), name, args)?,
-        ValueKind::Seq => list_method(value, name, args)?,
-        ValueKind::Map => dict_method(value, name, args)?,
+        ValueKind::String => string_method(state, value.as_str().unwrap_or(""), name, args)?,
+        ValueKind::Seq => list_method(state, value, name, args)?,
+        ValueKind::Map => dict_method(state, value, name, args)?,
         ValueKind::Number => number_method(value, name)?,
         _ => None,
     };
@@ -129,8 +134,9 @@ fn push_title(c: char, out: &mut String) {
 }
 
 /// A text between filling characters; `left` and `right` are the shares of the width.
-fn padded(s: &str, a: &Arguments, side: char) -> Result<String, Error> {
-    let width = a.number(0, "width", 0)?.clamp(0, 1 << 24) as usize;
+fn padded(state: &State, s: &str, a: &Arguments, side: char) -> Result<String, Error> {
+    let width = usize::try_from(a.number(0, "width", 0)?).unwrap_or(0);
+    fits(state, width.saturating_mul(4))?;
     let fill = a.text(1, "fillchar")?.unwrap_or_else(|| " ".to_string());
     if fill.chars().count() != 1 {
         return Err(type_error("the fill character must be exactly one character long".into()));
@@ -144,7 +150,14 @@ fn padded(s: &str, a: &Arguments, side: char) -> Result<String, Error> {
     Ok(fill.repeat(left) + s + &fill.repeat(missing - left))
 }
 
-fn string_method(s: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+fn string_method(
+    state: &State,
+    s: &str,
+    name: &str,
+    args: &[Value],
+) -> Result<Option<Value>, Error> {
+    // A list of the parts of a text takes more memory than the text.
+    let parts = |n: usize| fits(state, n.saturating_mul(40).saturating_add(s.len()));
     let a = |most: usize| Arguments::of(args, most);
     let all = |f: &dyn Fn(char) -> bool| Value::from(!s.is_empty() && s.chars().all(f));
     Ok(Some(match name {
@@ -164,10 +177,15 @@ fn string_method(s: &str, name: &str, args: &[Value]) -> Result<Option<Value>, E
                 return Err(type_error("empty separator".into()));
             }
             let most = a.number(1, "maxsplit", -1)?;
+            parts(match &separator {
+                Some(x) => s.matches(x.as_str()).count(),
+                None => s.matches(is_space).count(),
+            })?;
             Value::from(split(s, separator.as_deref(), most, name == "rsplit"))
         }
         "splitlines" => {
             let keep = a(1)?.get(0, "keepends")?.is_some_and(|v| v.is_true());
+            parts(s.chars().filter(|c| c.is_control() || *c > '\u{7f}').count())?;
             split_lines(s, keep).into_iter().map(Value::from).collect()
         }
         "partition" | "rpartition" => {
@@ -226,6 +244,10 @@ fn string_method(s: &str, name: &str, args: &[Value]) -> Result<Option<Value>, E
         "replace" => {
             let a = a(3)?;
             let (old, new) = (a.required(0, "old")?, a.required(1, "new")?);
+            if new.len() > old.len() {
+                let found = s.matches(old.as_str()).count();
+                fits(state, s.len().saturating_add(found.saturating_mul(new.len())))?;
+            }
             match usize::try_from(a.number(2, "count", -1)?) {
                 Ok(count) => Value::from(s.replacen(&old, &new, count)),
                 Err(_) => Value::from(s.replace(&old, &new)),
@@ -246,15 +268,17 @@ fn string_method(s: &str, name: &str, args: &[Value]) -> Result<Option<Value>, E
                 let text = v.as_str().ok_or_else(|| {
                     type_error(format!("sequence item {i}: expected str instance"))
                 })?;
+                fits(state, out.len().saturating_add(s.len()).saturating_add(text.len()))?;
                 out.extend([if i > 0 { s } else { "" }, text]);
             }
             Value::from(out)
         }
-        "center" => Value::from(padded(s, &a(2)?, 'c')?),
-        "ljust" => Value::from(padded(s, &a(2)?, 'l')?),
-        "rjust" => Value::from(padded(s, &a(2)?, 'r')?),
+        "center" => Value::from(padded(state, s, &a(2)?, 'c')?),
+        "ljust" => Value::from(padded(state, s, &a(2)?, 'l')?),
+        "rjust" => Value::from(padded(state, s, &a(2)?, 'r')?),
         "zfill" => {
-            let width = a(1)?.number(0, "width", 0)?.clamp(0, 1 << 24) as usize;
+            let width = usize::try_from(a(1)?.number(0, "width", 0)?).unwrap_or(0);
+            fits(state, width)?;
             let (sign, digits) = match s.strip_prefix(['+', '-']) {
                 Some(digits) => s.split_at(s.len() - digits.len()),
                 None => ("", s),
@@ -263,7 +287,8 @@ fn string_method(s: &str, name: &str, args: &[Value]) -> Result<Option<Value>, E
             Value::from(format!("{sign}{}{digits}", "0".repeat(missing)))
         }
         "expandtabs" => {
-            let size = a(1)?.number(0, "tabsize", 8)?.clamp(0, 1 << 16) as usize;
+            let size = usize::try_from(a(1)?.number(0, "tabsize", 8)?).unwrap_or(0);
+            fits(state, s.len().saturating_add(s.matches('\t').count().saturating_mul(size)))?;
             let (mut out, mut column) = (String::new(), 0);
             for c in s.chars() {
                 match c {
@@ -279,6 +304,10 @@ fn string_method(s: &str, name: &str, args: &[Value]) -> Result<Option<Value>, E
                 }
             }
             Value::from(out)
+        }
+        "format" => {
+            formatted_fits(state, s, s.matches('{').count(), args)?;
+            return Ok(None);
         }
         "title" => a(0).map(|_| Value::from(recased(s, false)))?,
         "swapcase" => a(0).map(|_| Value::from(recased(s, true)))?,
@@ -320,13 +349,22 @@ fn is_superscript(c: char) -> bool {
     matches!(c, '\u{b2}' | '\u{b3}' | '\u{b9}' | '\u{2070}' | '\u{2074}'..='\u{2079}' | '\u{2080}'..='\u{2089}' | '\u{2460}'..='\u{2468}')
 }
 
-fn list_method(value: &Value, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+fn list_method(
+    state: &State,
+    value: &Value,
+    name: &str,
+    args: &[Value],
+) -> Result<Option<Value>, Error> {
     Ok(Some(match name {
         "index" => {
             let a = Arguments::of(args, 3)?;
             let x = a.get(0, "value")?.ok_or_else(|| Error::from(ErrorKind::MissingArgument))?;
             let (from, to) = (a.number(1, "start", 0)?, a.number(2, "stop", i64::MAX)?);
             let length = value.len().unwrap_or(0) as i64;
+            pay(state, length as usize)?;
+            if is_container(&x) {
+                walk(state, value)?;
+            }
             let place = |n: i64| if n < 0 { (n + length).max(0) } else { n } as usize;
             let found = value
                 .try_iter()?
@@ -339,16 +377,35 @@ fn list_method(value: &Value, name: &str, args: &[Value]) -> Result<Option<Value
                 }
             }
         }
-        "copy" if args.is_empty() && !value.is_tuple() => value.try_iter()?.collect(),
+        "copy" if args.is_empty() && !value.is_tuple() => {
+            pay(state, value.len().unwrap_or(0))?;
+            value.try_iter()?.collect()
+        }
+        "count" => {
+            pay(state, value.len().unwrap_or(0))?;
+            if args.iter().any(is_container) {
+                walk(state, value)?;
+            }
+            return Ok(None);
+        }
         _ => return Ok(None),
     }))
 }
 
-fn dict_method(value: &Value, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+fn dict_method(
+    state: &State,
+    value: &Value,
+    name: &str,
+    args: &[Value],
+) -> Result<Option<Value>, Error> {
     // A key of that name that can be called wins, as an attribute does in jinja2.
     Ok(Some(match name {
-        "items" if args.is_empty() => pairs(value)?.into_iter().collect(),
+        "items" if args.is_empty() => {
+            pay(state, value.len().unwrap_or(0))?;
+            pairs(value)?.into_iter().collect()
+        }
         "copy" if args.is_empty() => {
+            pay(state, value.len().unwrap_or(0))?;
             let pairs = value.try_iter()?.map(|k| {
                 let v = value.get_item(&k).unwrap_or_default();
                 (k, v)

@@ -3,20 +3,23 @@
 //!
 //! In: minijinja values. Out: what Python gives, or an error where Python raises one.
 
-use crate::template::python_text::{has_float, python_repr, python_str};
+use crate::template::budget;
+use crate::template::python_guards::{fits, is_container, pay, type_error, walk};
+use crate::template::python_text::{has_float, python_repr, python_str, text};
 use minijinja::formatting::{FormatStyle, format};
-use minijinja::value::ValueKind;
-use minijinja::{Environment, Error, ErrorKind, Value};
+use minijinja::value::{Rest, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, State, Value};
 use std::cmp::Ordering;
 
 /// Defines the functions that `jinja_expression.rs` puts in the place of operators.
 pub(crate) fn add_operators(env: &mut Environment) {
     env.add_function("__mod", remainder);
     env.add_function("__in", contains);
-    env.add_function("__lt", |a: &Value, b: &Value| Ok(order("<", a, b)? == Ordering::Less));
-    env.add_function("__le", |a: &Value, b: &Value| Ok(order("<=", a, b)? != Ordering::Greater));
-    env.add_function("__gt", |a: &Value, b: &Value| Ok(order(">", a, b)? == Ordering::Greater));
-    env.add_function("__ge", |a: &Value, b: &Value| Ok(order(">=", a, b)? != Ordering::Less));
+    env.add_function("__lt", |s: &State, a: &Value, b: &Value| Ok(order(s, "<", a, b)?.is_lt()));
+    env.add_function("__le", |s: &State, a: &Value, b: &Value| Ok(order(s, "<=", a, b)?.is_le()));
+    env.add_function("__gt", |s: &State, a: &Value, b: &Value| Ok(order(s, ">", a, b)?.is_gt()));
+    env.add_function("__ge", |s: &State, a: &Value, b: &Value| Ok(order(s, ">=", a, b)?.is_ge()));
+    env.add_test("in", contains);
     for (names, wanted) in [
         (["lt", "lessthan", "<"], [true, false, false]),
         (["le", "le", "<="], [true, true, false]),
@@ -24,16 +27,11 @@ pub(crate) fn add_operators(env: &mut Environment) {
         (["ge", "ge", ">="], [false, true, true]),
     ] {
         for name in names {
-            env.add_test(name, move |a: &Value, b: &Value| -> Result<bool, Error> {
-                Ok(wanted[(order(name, a, b)? as i8 + 1) as usize])
+            env.add_test(name, move |state: &State, a: &Value, b: &Value| -> Result<bool, Error> {
+                Ok(wanted[(order(state, name, a, b)? as i8 + 1) as usize])
             });
         }
     }
-}
-
-/// An error as Python words it.
-pub(crate) fn type_error(message: String) -> Error {
-    Error::new(ErrorKind::InvalidOperation, message)
 }
 
 /// Refuses an undefined value, as every use of one in jinja2.
@@ -64,7 +62,8 @@ fn is_number(v: &Value) -> bool {
     matches!(v.kind(), ValueKind::Number | ValueKind::Bool)
 }
 
-fn order(operator: &str, a: &Value, b: &Value) -> Result<Ordering, Error> {
+/// The order of two values, if Python has one for them.
+fn order(state: &State, operator: &str, a: &Value, b: &Value) -> Result<Ordering, Error> {
     let (a, b) = (defined(a)?, defined(b)?);
     let refused = || {
         type_error(format!(
@@ -76,11 +75,13 @@ fn order(operator: &str, a: &Value, b: &Value) -> Result<Ordering, Error> {
     match (a.kind(), b.kind()) {
         (ValueKind::String, ValueKind::String) => Ok(a.as_str().cmp(&b.as_str())),
         (ValueKind::Seq, ValueKind::Seq) if a.is_tuple() == b.is_tuple() => {
+            walk(state, a)?;
+            walk(state, b)?;
             let (mut left, mut right) = (a.try_iter()?, b.try_iter()?);
             loop {
                 match (left.next(), right.next()) {
                     (Some(x), Some(y)) if x == y => {}
-                    (Some(x), Some(y)) => return order(operator, &x, &y),
+                    (Some(x), Some(y)) => return order(state, operator, &x, &y),
                     (x, y) => return Ok(x.is_some().cmp(&y.is_some())),
                 }
             }
@@ -90,14 +91,68 @@ fn order(operator: &str, a: &Value, b: &Value) -> Result<Ordering, Error> {
     }
 }
 
+/// `a ~ b ~ c`.
+pub(crate) fn concatenate(state: &State, first: &Value, more: Rest<Value>) -> Result<Value, Error> {
+    let mut parts = Vec::with_capacity(more.len() + 1);
+    let mut bytes = 0usize;
+    for v in std::iter::once(first).chain(more.iter()) {
+        let part = match v.as_str() {
+            Some(s) => std::borrow::Cow::Borrowed(s),
+            None if is_container(v) => std::borrow::Cow::Owned(text(state, v)?),
+            None => std::borrow::Cow::Owned(v.to_string()),
+        };
+        bytes = bytes.saturating_add(part.len());
+        parts.push(part);
+    }
+    fits(state, bytes)?;
+    Ok(Value::from(parts.concat()))
+}
+
+/// Whether two values are equal; walking through lists and maps is paid for.
+pub(crate) fn equal(state: &State, a: &Value, b: &Value) -> Result<bool, Error> {
+    if is_container(a) && is_container(b) && !is_same(a, b) {
+        budget::note(state);
+        walk(state, a)?;
+        walk(state, b)?;
+    }
+    Ok(a == b)
+}
+
+/// Whether two values are the same macro, `loop` and the like, which are compared by name.
+fn is_same(a: &Value, b: &Value) -> bool {
+    a.kind() == ValueKind::Plain && b.kind() == ValueKind::Plain
+}
+
+/// `a < b <= c`: operators and their right operands follow the first operand.
+pub(crate) fn chain(state: &State, first: &Value, more: Rest<Value>) -> Result<bool, Error> {
+    let mut left = first;
+    for pair in more.chunks(2) {
+        let [operator, right] = pair else { return Err(Error::from(ErrorKind::MissingArgument)) };
+        let holds = match operator.as_str() {
+            Some("==") => equal(state, left, right)?,
+            Some("!=") => !equal(state, left, right)?,
+            Some("<") => order(state, "<", left, right)?.is_lt(),
+            Some("<=") => order(state, "<=", left, right)?.is_le(),
+            Some(">") => order(state, ">", left, right)?.is_gt(),
+            Some(">=") => order(state, ">=", left, right)?.is_ge(),
+            _ => return Err(Error::from(ErrorKind::InvalidOperation)),
+        };
+        if !holds {
+            return Ok(false);
+        }
+        left = right;
+    }
+    Ok(true)
+}
+
 /// `a % b`: the remainder of numbers, or text with `b` in the place of `%s` and the like.
-fn remainder(a: &Value, b: &Value) -> Result<Value, Error> {
+fn remainder(state: &State, a: &Value, b: &Value) -> Result<Value, Error> {
     if let Some(text) = a.as_str() {
         let values: Vec<Value> = match b.is_tuple() {
             true => b.try_iter()?.collect(),
             false => vec![b.clone()],
         };
-        return printf(text, values).map(Value::from);
+        return printf(state, text, values).map(Value::from);
     }
     if !is_number(defined(a)?) || !is_number(defined(b)?) {
         return Err(type_error(format!(
@@ -124,7 +179,11 @@ fn remainder(a: &Value, b: &Value) -> Result<Value, Error> {
 }
 
 /// Python's `text % values`; values that minijinja writes differently are written as Python does.
-pub(crate) fn printf(text: &str, mut values: Vec<Value>) -> Result<String, Error> {
+pub(crate) fn printf(state: &State, text: &str, mut values: Vec<Value>) -> Result<String, Error> {
+    for v in values.iter().filter(|v| is_container(v)) {
+        fits(state, walk(state, v)?.bytes as usize)?;
+    }
+    formatted_fits(state, text, text.matches('%').count(), &values)?;
     let named = text.contains("%(");
     let kinds = conversions(text);
     if !named && kinds.len() != values.len() {
@@ -141,11 +200,33 @@ pub(crate) fn printf(text: &str, mut values: Vec<Value>) -> Result<String, Error
         if matches!(kind, 'r' | 'a') {
             *v = Value::from(python_repr(v));
             text.replace_range(at..at + 1, "s");
-        } else if kind == 's' && (container || has_float(v, 0)) {
+        } else if kind == 's' && (container || has_float(v)) {
             *v = Value::from(python_str(v));
         }
     }
     format(FormatStyle::Printf, &text, &values)
+}
+
+/// Refuses a format with `fields` fields whose result would be too long.
+pub(crate) fn formatted_fits(
+    state: &State,
+    format: &str,
+    fields: usize,
+    values: &[Value],
+) -> Result<(), Error> {
+    // Widths and precisions stand in the format; a field can take its width from a value.
+    let numbers = format.split(|c: char| !c.is_ascii_digit()).filter(|n| !n.is_empty());
+    let widths = numbers.map(|n| n.parse::<usize>().unwrap_or(usize::MAX));
+    let widths = widths.fold(0usize, usize::saturating_add);
+    let length = |v: &Value| {
+        let text = v.as_str().map_or(400, str::len);
+        let width = v.as_i64().map_or(0, |n| usize::try_from(n).unwrap_or(0));
+        let nested = format.contains("{:") || format.contains('*');
+        text.saturating_add(if nested && format.matches('{').count() != 1 { width } else { 0 })
+    };
+    let longest = values.iter().map(length).max().unwrap_or(0);
+    let bytes = format.len().saturating_add(widths).saturating_add(fields.saturating_mul(longest));
+    fits(state, bytes)
 }
 
 /// The conversion characters of a format and where they stand, in order.
@@ -161,7 +242,16 @@ fn conversions(text: &str) -> Vec<(usize, char)> {
 }
 
 /// `a in b`.
-fn contains(a: &Value, b: &Value) -> Result<bool, Error> {
+fn contains(state: &State, a: &Value, b: &Value) -> Result<bool, Error> {
+    match b.kind() {
+        ValueKind::Seq | ValueKind::Iterable | ValueKind::Map if is_container(a) => {
+            walk(state, a)?;
+            walk(state, b)?;
+        }
+        ValueKind::Seq | ValueKind::Iterable | ValueKind::Map => pay(state, b.len().unwrap_or(0))?,
+        ValueKind::String => pay(state, b.as_str().map_or(0, str::len) / 32)?,
+        _ => {}
+    }
     match b.kind() {
         ValueKind::String => match (a.as_str(), b.as_str()) {
             (Some(part), Some(text)) => Ok(text.contains(part)),

@@ -3,8 +3,10 @@
 //! In: minijinja values. Out: the text that Python and jinja2 make of them, byte for byte.
 //! docs/templates.md lists the known limits.
 
+use crate::template::limits::VALUE_DEPTH;
+use crate::template::python_guards::{fits, is_container, is_group, room, too_long, walk};
 use minijinja::value::{Kwargs, Rest, ValueKind};
-use minijinja::{Error, ErrorKind, Value};
+use minijinja::{Error, ErrorKind, State, Value};
 
 /// Whether Python's `str.strip` treats `c` as white space.
 pub(crate) fn is_space(c: char) -> bool {
@@ -14,7 +16,12 @@ pub(crate) fn is_space(c: char) -> bool {
 /// The `tojson` filter of transformers: `json.dumps` with `ensure_ascii=False` and keys in
 /// insertion order; takes `ensure_ascii`, `indent`, `separators` and `sort_keys` by name or in this
 /// order.
-pub(crate) fn tojson(value: &Value, given: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error> {
+pub(crate) fn tojson(
+    state: &State,
+    value: &Value,
+    given: Rest<Value>,
+    kwargs: Kwargs,
+) -> Result<Value, Error> {
     let argument = |i: usize, name: &str| -> Result<Option<Value>, Error> {
         match given.get(i) {
             Some(v) => Ok(Some(v.clone())),
@@ -34,7 +41,7 @@ pub(crate) fn tojson(value: &Value, given: Rest<Value>, kwargs: Kwargs) -> Resul
         None => None,
     };
     let separators = match set(argument(2, "separators")?) {
-        Some(v) => Some(v.try_iter()?.map(|s| s.to_string()).collect::<Vec<_>>()),
+        Some(v) => Some(v.try_iter()?.take(3).map(|s| python_str(&s)).collect::<Vec<_>>()),
         None => None,
     };
     let sort_keys = argument(3, "sort_keys")?.is_some_and(|v| v.is_true());
@@ -45,7 +52,8 @@ pub(crate) fn tojson(value: &Value, given: Rest<Value>, kwargs: Kwargs) -> Resul
         }
         None => ((if indent.is_some() { "," } else { ", " }).to_string(), ": ".to_string()),
     };
-    let style = JsonStyle { indent, item_separator, key_separator, sort_keys, ensure_ascii };
+    let room = room(state);
+    let style = JsonStyle { indent, item_separator, key_separator, sort_keys, ensure_ascii, room };
     kwargs.assert_all_used()?;
     let mut out = String::new();
     style.write(value, 0, &mut out)?;
@@ -59,21 +67,30 @@ struct JsonStyle {
     key_separator: String,
     sort_keys: bool,
     ensure_ascii: bool,
+    /// Bytes that the result may have.
+    room: usize,
 }
 
 impl JsonStyle {
     fn write(&self, v: &Value, level: usize, out: &mut String) -> Result<(), Error> {
-        if level > 100 {
+        if out.len() > self.room {
+            return Err(too_long());
+        }
+        if level > VALUE_DEPTH {
             return Err(Error::new(
                 ErrorKind::InvalidOperation,
-                "JSON nested deeper than 100 levels",
+                format!("JSON nested deeper than {VALUE_DEPTH} levels"),
             ));
         }
         let new_line = |out: &mut String, level: usize| {
             if let Some(indent) = &self.indent {
+                if out.len().saturating_add(indent.len().saturating_mul(level)) > self.room {
+                    return Err(too_long());
+                }
                 out.push('\n');
                 out.extend(std::iter::repeat_n(indent.as_str(), level));
             }
+            Ok(())
         };
         match v.kind() {
             ValueKind::None => out.push_str("null"),
@@ -89,11 +106,11 @@ impl JsonStyle {
                         out.push_str(&self.item_separator);
                     }
                     empty = false;
-                    new_line(out, level + 1);
+                    new_line(out, level + 1)?;
                     self.write(&x, level + 1, out)?;
                 }
                 if !empty {
-                    new_line(out, level);
+                    new_line(out, level)?;
                 }
                 out.push(']');
             }
@@ -112,13 +129,13 @@ impl JsonStyle {
                     if i > 0 {
                         out.push_str(&self.item_separator);
                     }
-                    new_line(out, level + 1);
+                    new_line(out, level + 1)?;
                     self.write_string(&json_key(k)?, out);
                     out.push_str(&self.key_separator);
                     self.write(&v.get_item(k)?, level + 1, out)?;
                 }
                 if !keys.is_empty() {
-                    new_line(out, level);
+                    new_line(out, level)?;
                 }
                 out.push('}');
             }
@@ -173,31 +190,33 @@ fn json_key(k: &Value) -> Result<String, Error> {
 
 /// The `indent` filter of jinja2.
 pub(crate) fn indent(
+    state: &State,
     text: &Value,
-    width: Option<Value>,
-    first: Option<bool>,
-    blank: Option<bool>,
+    given: Rest<Value>,
     kwargs: Kwargs,
 ) -> Result<String, Error> {
-    let width = match width {
-        Some(w) => Some(w),
-        None => kwargs.get("width")?,
+    if given.len() > 3 {
+        return Err(Error::from(ErrorKind::TooManyArguments));
+    }
+    let argument = |i: usize, name: &str| -> Result<Option<Value>, Error> {
+        let value = match given.get(i) {
+            Some(v) => Some(v.clone()),
+            None => kwargs.get::<Option<Value>>(name)?,
+        };
+        Ok(value.filter(|v| !v.is_none() && !v.is_undefined()))
     };
-    let pad = match width {
+    let pad = match argument(0, "width")? {
         None => "    ".to_string(),
         Some(w) => {
             w.as_str().map_or_else(|| " ".repeat(w.as_usize().unwrap_or(4).min(1000)), String::from)
         }
     };
-    let flag = |given: Option<bool>, name: &str| -> Result<bool, Error> {
-        Ok(match given {
-            Some(b) => b,
-            None => kwargs.get::<Option<bool>>(name)?.unwrap_or(false),
-        })
-    };
-    let (first, blank) = (flag(first, "first")?, flag(blank, "blank")?);
+    let flag = |i, name| Ok::<_, Error>(argument(i, name)?.is_some_and(|v| v.is_true()));
+    let (first, blank) = (flag(1, "first")?, flag(2, "blank")?);
     kwargs.assert_all_used()?;
-    let text = python_str(text) + "\n";
+    let text = self::text(state, text)? + "\n";
+    let lines = text.matches(is_line_end).count() + 1;
+    fits(state, text.len().saturating_add(pad.len().saturating_mul(lines)))?;
     let mut out = if first { pad.clone() } else { String::new() };
     for (i, line) in split_lines(&text, false).into_iter().enumerate() {
         if i > 0 {
@@ -233,21 +252,20 @@ pub(crate) fn split_lines(s: &str, keep_ends: bool) -> Vec<&str> {
     out
 }
 
-/// Whether a value is or contains a floating-point number, which minijinja writes differently.
-pub(crate) fn has_float(v: &Value, depth: usize) -> bool {
-    match v.kind() {
-        ValueKind::Number => !v.is_integer(),
-        ValueKind::Seq if depth < 64 => {
-            v.try_iter().is_ok_and(|mut i| i.any(|x| has_float(&x, depth + 1)))
-        }
-        ValueKind::Map if depth < 64 => v
-            .try_iter()
-            .is_ok_and(|mut i| i.any(|k| v.get_item(&k).is_ok_and(|x| has_float(&x, depth + 1)))),
-        _ => false,
-    }
+/// Whether a value is a floating-point number, which minijinja writes differently.
+pub(crate) fn has_float(v: &Value) -> bool {
+    v.kind() == ValueKind::Number && !v.is_integer()
 }
 
-/// Python's `str(value)`.
+/// Python's `str(value)`, paid for.
+pub(crate) fn text(state: &State, v: &Value) -> Result<String, Error> {
+    if is_container(v) {
+        fits(state, usize::try_from(walk(state, v)?.bytes).unwrap_or(usize::MAX))?;
+    }
+    Ok(python_str(v))
+}
+
+/// Python's `str(value)`. For a list or map, [`text`] checks first how long it will be.
 pub(crate) fn python_str(v: &Value) -> String {
     match v.as_str() {
         Some(s) => s.to_string(),
@@ -277,7 +295,7 @@ fn is_printable(c: char) -> bool {
 
 fn repr(v: &Value, depth: usize, out: &mut String) {
     match v.kind() {
-        _ if depth > 64 => out.push_str("..."),
+        _ if depth > VALUE_DEPTH => out.push_str("..."),
         ValueKind::Number if !v.is_integer() => match f64::try_from(v.clone()) {
             Ok(f) => out.push_str(&float_repr(f).replace("Infinity", "inf").replace("NaN", "nan")),
             Err(_) => out.push_str(&v.to_string()),
@@ -304,10 +322,7 @@ fn repr(v: &Value, depth: usize, out: &mut String) {
             out.push(quote);
         }
         ValueKind::Seq | ValueKind::Iterable => {
-            // The groups of `groupby` are tuples too.
-            let grouped =
-                |v: &Value| v.as_object().is_some_and(|o| o.type_name().contains("Tuple"));
-            let tuple = v.is_tuple() || grouped(v);
+            let tuple = v.is_tuple() || is_group(v);
             out.push(if tuple { '(' } else { '[' });
             let mut count = 0;
             for x in v.try_iter().into_iter().flatten() {

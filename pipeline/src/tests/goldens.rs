@@ -54,7 +54,7 @@ fn renders_equal_python() {
             (r["template"].as_str().unwrap(), r["conversation"].as_str().unwrap());
         let got = match &templates[template] {
             Ok(t) => t
-                .render_context(Value::from(Serde(&r["context"])), false)
+                .render_context(Value::from(Serde(&r["context"])), false, 0, 0)
                 .map_err(|e| e.to_string()),
             Err(e) => Err(e.clone()),
         };
