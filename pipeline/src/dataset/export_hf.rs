@@ -2,6 +2,7 @@
 //! Arrow streams with `state.json` and `dataset_info.json`.
 
 use crate::error::{Error, Result};
+use crate::pack::apart::check_apart;
 use arrow::array::RecordBatch;
 use arrow::ipc::writer::StreamWriter;
 use dlm_datasets::fs::{PARTIAL, rename, write_atomic};
@@ -22,6 +23,7 @@ use std::path::Path;
 pub fn export_hf(dir: impl AsRef<Path>, out: impl AsRef<Path>) -> Result<Manifest> {
     let (dir, out) = (dir.as_ref(), out.as_ref());
     let ds = Dataset::open(dir)?;
+    check_apart([dir].into_iter(), out)?;
     let m = ds.manifest();
     if out.join("dataset_dict.json").exists() {
         return Err(Error::Output {

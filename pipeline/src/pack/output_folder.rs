@@ -4,6 +4,7 @@
 //! files without either are of unknown origin and are not touched.
 
 use crate::error::{Error, Result};
+use crate::pack::ownership::check_own;
 use crate::pack::resume::STATE_FILE;
 use crate::pack::seen::SEEN_FILE;
 use dlm_datasets::fs::PARTIAL;
@@ -17,6 +18,7 @@ pub(crate) fn prepare_folder(dir: &Path, overwrite: bool) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(Error::io("making the output folder", dir))?;
     let manifest = dir.join(MANIFEST);
     if overwrite {
+        check_own(dir, is_own)?;
         // The manifest goes first: without it the rest is not a dataset.
         if manifest.exists() {
             std::fs::remove_file(&manifest).map_err(Error::io("removing", &manifest))?;
