@@ -69,6 +69,14 @@ impl Card {
 }
 
 impl CardConfig {
+    /// A pattern of this config, from the top of the dataset on.
+    pub(crate) fn path(&self, pattern: &str) -> String {
+        match self.dir.as_str() {
+            "" => pattern.to_string(),
+            dir => format!("{dir}/{pattern}"),
+        }
+    }
+
     fn of(entry: &Map<String, Value>) -> Result<CardConfig, String> {
         let name = match entry.get("config_name") {
             None => "default".to_string(),

@@ -1,7 +1,8 @@
 //! Which files are read: local files, a dataset of a hub, or the sources of a recipe.
 //!
 //! In: an [`InputSelection`] and, if there is one, a recipe. Out: input files, what was taken of
-//! folders and datasets, and streams of files: one per source of a recipe, else one of all files. Downloads begin here, in the background.
+//! folders and datasets, and streams of files: one per source of a recipe, else one of all files.
+//! Downloads begin here, in the background.
 
 use crate::config::recipe::Recipe;
 use crate::error::{Error, Result};

@@ -15,8 +15,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 /// The name that takes all splits.
 pub(crate) const ALL: &str = "all";
 
-/// Patterns times paths that are compared for a config; real cards are far below.
-const MOST_MATCHES: usize = 50_000_000;
+/// Characters of patterns times characters of paths that are compared for a config: 30 patterns of
+/// 60 characters and 100,000 files are half of it.
+const MOST_MATCHES: usize = 20_000_000_000;
 
 /// What the user named.
 #[derive(Debug, Clone, Default)]
@@ -77,7 +78,11 @@ pub(crate) fn choose(
             }
             Layout::Converted(card) => (config_of_folders(paths, card, selection, taken)?, true),
         };
-        take_splits(paths, &splits, has_card, selection, taken)?
+        let chosen = take_splits(paths, &splits, has_card, selection, taken)?;
+        if let Layout::Card(Some(card)) = layout {
+            check_named_files(paths, card, taken)?;
+        }
+        chosen
     } else {
         if let Some(config) = &selection.config {
             return Err(format!("--files names files, so --config {config} is left out"));
@@ -159,18 +164,16 @@ fn config_of_card(
         card.configs.iter().filter(is_default).map(|c| c.name.as_str()).collect();
     let name = choose_config(&names, &defaults, selection, taken)?;
     let index: HashMap<&str, usize> = paths.iter().enumerate().map(|(k, p)| (*p, k)).collect();
-    let splits_of = |c: &CardConfig| splits_of_config(paths, &index, c);
     let Some(config) = card.configs.iter().find(|c| c.name == name) else {
         return Err(format!("has no config {name:?}"));
     };
-    let globs = config.splits.iter().flatten().flat_map(|s| &s.1).filter(|p| !Glob::is_plain(p));
-    if globs.count().saturating_mul(paths.len()) > MOST_MATCHES {
+    if !is_cheap(paths, config) {
         return Err(format!("config {} has too many patterns for so many files", shown(name)));
     }
-    let splits = splits_of(config);
+    let splits = splits_of_config(paths, &index, config);
     if let Some(split) = selection.splits.iter().find(|s| !knows(&splits, s)) {
-        let others = card.configs.iter().filter(|c| c.name != name).take(100);
-        let holder = others.into_iter().find(|c| knows(&splits_of(c), split));
+        let named = |c: &&CardConfig| c.splits.iter().flatten().any(|s| s.0 == *split);
+        let holder = card.configs.iter().filter(|c| c.name != name).find(named);
         let hint = match holder {
             Some(c) => format!("; config {} has one: --config {}", shown(&c.name), shown(&c.name)),
             None => String::new(),
@@ -186,6 +189,14 @@ fn config_of_card(
     Ok(splits)
 }
 
+/// Whether matching a config's patterns takes no longer than a few seconds.
+fn is_cheap(paths: &[&str], config: &CardConfig) -> bool {
+    let globs = config.splits.iter().flatten().flat_map(|s| &s.1).filter(|p| !Glob::is_plain(p));
+    let patterns: usize = globs.map(|p| config.path(p).len()).sum();
+    let characters: usize = paths.iter().map(|p| p.len()).sum();
+    patterns.saturating_mul(characters) <= MOST_MATCHES
+}
+
 /// The splits of a config with the files that its patterns match.
 fn splits_of_config(paths: &[&str], index: &HashMap<&str, usize>, config: &CardConfig) -> Splits {
     let dir = if config.dir.is_empty() { String::new() } else { format!("{}/", config.dir) };
@@ -197,7 +208,7 @@ fn splits_of_config(paths: &[&str], index: &HashMap<&str, usize>, config: &CardC
     };
     let found = |patterns: &Vec<String>| -> Vec<usize> {
         let mut files = Vec::new();
-        for pattern in patterns.iter().map(|p| format!("{dir}{p}")) {
+        for pattern in patterns.iter().map(|p| config.path(p)) {
             if Glob::is_plain(&pattern) {
                 files.extend(index.get(pattern.as_str()));
             } else {
@@ -210,6 +221,29 @@ fn splits_of_config(paths: &[&str], index: &HashMap<&str, usize>, config: &CardC
         files
     };
     splits.iter().map(|(split, patterns)| (split.clone(), found(patterns))).collect()
+}
+
+/// Refuses a card that names a file by its whole path for a split that is taken, where there is no
+/// such file: a dataset without it would be a shorter one.
+fn check_named_files(paths: &[&str], card: &Card, taken: &Taken) -> Result<(), String> {
+    let there: HashSet<&str> = paths.iter().copied().collect();
+    let config = card.configs.iter().find(|c| Some(&c.name) == taken.config.as_ref());
+    for (config, (split, patterns)) in
+        config.into_iter().flat_map(|c| c.splits.iter().flatten().map(move |s| (c, s)))
+    {
+        for pattern in patterns.iter().filter(|p| taken.splits.contains(split) && Glob::is_plain(p))
+        {
+            let path = config.path(pattern);
+            if !there.contains(path.as_str()) {
+                return Err(format!(
+                    "README.md names {} for split {}, which is not among the parquet, JSONL and Arrow files; --files GLOB reads files without regard to it",
+                    shown(&path),
+                    shown(split)
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The splits of the chosen config of the hub's own conversion.

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! sink ── mixture: which source is next · packer: which documents share a row
-//!   ├──── output_folder, ownership: what may be overwritten · apart: inputs and output · unfit: inputs that are not worth training on
+//!   ├──── output_folder, ownership: what may be overwritten · apart: inputs and output
+//!   ├──── unfit: inputs that are not worth training on
 //!   └──── resume, seen: state of an unfinished run
 //! ```
 

@@ -9,6 +9,7 @@ use super::address::{Origin, redirect, shown};
 use super::settings::HubSettings;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
+use serde::de::DeserializeOwned;
 use std::io::Read;
 use std::net::ToSocketAddrs;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -344,9 +345,13 @@ impl<'a> HubClient<'a> {
         })
     }
 
-    /// GETs JSON; none if the hub answers 404.
-    pub(crate) fn json_if_found(&self, url: &str) -> Result<Option<serde_json::Value>> {
-        match self.bytes(url, ANSWER_BYTES) {
+    /// GETs JSON of at most `limit` bytes; none if the hub answers 404.
+    pub(crate) fn json_if_found<T: DeserializeOwned>(
+        &self,
+        url: &str,
+        limit: u64,
+    ) -> Result<Option<T>> {
+        match self.bytes(url, limit) {
             Ok((bytes, _)) => match serde_json::from_slice(&bytes) {
                 Ok(value) => Ok(Some(value)),
                 Err(e) => Err(Self::not_json(url, &e)),
@@ -407,6 +412,7 @@ fn sleep(pause: Duration, stop: &dyn Fn() -> bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::Value;
 
     fn client(endpoint: &str, token: Option<&str>) -> HubClient<'static> {
         HubClient::new(HubSettings {
@@ -425,7 +431,8 @@ mod tests {
     fn unknown_hosts() {
         let message = |endpoint: &str| {
             let url = format!("{endpoint}/api/models/a/b");
-            client(endpoint, None).json_if_found(&url).unwrap_err().to_string()
+            let answer = client(endpoint, None).json_if_found::<Value>(&url, ANSWER_BYTES);
+            answer.unwrap_err().to_string()
         };
         let unknown = message("http://no-such-host.invalid");
         assert!(unknown.contains("its host is not found"), "{unknown}");
@@ -438,10 +445,12 @@ mod tests {
     fn settings_that_cannot_work() {
         for token in ["hf_a\nb", "hf_ä", "hf_x y"] {
             let client = client("http://127.0.0.1:9", Some(token));
-            let e = client.json_if_found("http://127.0.0.1:9/api/x").unwrap_err();
+            let url = "http://127.0.0.1:9/api/x";
+            let e = client.json_if_found::<Value>(url, ANSWER_BYTES).unwrap_err();
             assert!(e.to_string().contains("HF_TOKEN") && !e.to_string().contains(token), "{e}");
         }
-        let e = client("hub.local", None).json_if_found("hub.local/api/x").unwrap_err();
+        let client = client("hub.local", None);
+        let e = client.json_if_found::<Value>("hub.local/api/x", ANSWER_BYTES).unwrap_err();
         assert!(e.to_string().contains("HF_ENDPOINT"), "{e}");
     }
 }

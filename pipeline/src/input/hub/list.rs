@@ -15,6 +15,7 @@ use crate::input::files::{
 };
 use crate::input::not_read::NotRead;
 use crate::input::selection::{FileSelection, Layout, Taken, choose};
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 /// The branch that holds the hub's own conversion of a dataset to parquet.
@@ -179,6 +180,28 @@ fn load_card(
     parse_card(&bytes).map_err(refuse)
 }
 
+/// A file whose name says that it is one of several parts (`…-00002-of-00005…`) of which not all
+/// are there, and their number.
+fn missing_part(files: &[RemoteFile]) -> Option<(&str, u64)> {
+    let mut parts: HashMap<(&str, u64), HashSet<u64>> = HashMap::new();
+    let part_of = |path: &'_ str| -> Option<(usize, u64, u64)> {
+        let at = path.find("-of-")?;
+        let (head, tail) = (&path[..at], &path[at + 4..]);
+        let name = head.rfind(|c: char| !c.is_ascii_digit())? + 1;
+        let end = tail.find(|c: char| !c.is_ascii_digit()).unwrap_or(tail.len());
+        Some((name, head[name..].parse().ok()?, tail[..end].parse().ok()?))
+    };
+    let known: Vec<(&RemoteFile, (usize, u64, u64))> =
+        files.iter().filter_map(|f| Some((f, part_of(&f.path)?))).collect();
+    for (f, (name, number, of)) in &known {
+        parts.entry((&f.path[..*name], *of)).or_default().insert(*number);
+    }
+    let lacking = |(f, (name, _, of)): &&(&RemoteFile, (usize, u64, u64))| {
+        parts.get(&(&f.path[..*name], *of)).is_some_and(|found| (found.len() as u64) < *of)
+    };
+    known.iter().find(lacking).map(|(f, (_, _, of))| (f.path.as_str(), *of))
+}
+
 /// The listing of a dataset in the cache, under HF_HUB_OFFLINE.
 fn offline(
     repo: &RepoCache,
@@ -218,7 +241,14 @@ fn offline(
             _ => Layout::Card(card.as_ref()),
         };
         match take(id, Found { listing, not_read, card: None }, layout, selection) {
-            Ok(taken) => return Ok(taken),
+            Ok((listing, taken)) => match missing_part(&listing.files) {
+                None => return Ok((listing, taken)),
+                Some((file, parts)) => {
+                    problem = problem.or(Some(refuse(format!(
+                        "HF_HUB_OFFLINE is set and the cache lacks some of the {parts} parts that {file} is one of; run once with the network, or name files with --files"
+                    ))));
+                }
+            },
             Err(e) => problem = problem.or(Some(e)),
         }
     }
@@ -227,4 +257,29 @@ fn offline(
         reason: "HF_HUB_OFFLINE is set and the cache holds no data files of this dataset; run once with the network, or unset it"
             .to_string(),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_that_are_not_in_the_cache() {
+        let lacks = |paths: &[&str]| {
+            let file = |p: &&str| RemoteFile {
+                path: p.to_string(),
+                bytes: 1,
+                sha256: None,
+                etag: "a".to_string(),
+            };
+            let files: Vec<RemoteFile> = paths.iter().map(file).collect();
+            missing_part(&files).map(|(file, parts)| (file.to_string(), parts))
+        };
+        let whole = ["d/train-00000-of-00002.parquet", "d/train-00001-of-00002-a1b2.parquet"];
+        assert_eq!(lacks(&whole), None);
+        assert_eq!(lacks(&whole[..1]), Some((whole[0].to_string(), 2)));
+        assert_eq!(lacks(&["x-1-of-1.jsonl", "kind-of-blue.jsonl", "a.jsonl"]), None);
+        let other = ["a/t-0-of-2.jsonl", "b/t-1-of-2.jsonl"];
+        assert_eq!(lacks(&other), Some((other[0].to_string(), 2)));
+    }
 }

@@ -8,10 +8,13 @@ use super::address::{encode, next_page, page_at};
 use super::cache::{RemoteFile, RepoCache, RepoKind, check_safe, is_commit};
 use super::client::{ANSWER_BYTES, HubClient};
 use crate::error::{Error, Result};
+use crate::input::files::FileFormat;
 use crate::input::not_read::shown;
+use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::Value;
 use std::collections::HashSet;
+use std::path::Path;
 
 /// Pages of a listing.
 const MOST_PAGES: usize = 10_000;
@@ -19,6 +22,8 @@ const MOST_PAGES: usize = 10_000;
 const MOST_FILES: usize = 500_000;
 /// The largest file: 2 TB, of which hubs allow a tenth.
 const MOST_BYTES: u64 = 2 << 40;
+/// The longest answer about a revision, which names every file.
+const REVISION_BYTES: u64 = 64 << 20;
 /// git's id of a file without content.
 const EMPTY: &str = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391";
 
@@ -30,6 +35,21 @@ pub(crate) struct Listing {
     pub revision: String,
     /// Selected files, sorted by path.
     pub files: Vec<RemoteFile>,
+}
+
+/// What a hub says about a revision.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Revision {
+    sha: Value,
+    /// All its files; not every mirror names them.
+    siblings: Option<Vec<Sibling>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Sibling {
+    rfilename: String,
 }
 
 /// The files at a revision for which `keep` is true; none if there is no such revision. Of a model
@@ -44,19 +64,20 @@ pub(crate) fn tree(
 ) -> Result<Option<Listing>> {
     let endpoint = &client.settings.endpoint;
     let base = format!("{endpoint}/api/{}/{}", kind.plural(), encode(id, true));
-    let Some(info) =
-        client.json_if_found(&format!("{base}/revision/{}", encode(revision, false)))?
-    else {
+    let url = format!("{base}/revision/{}", encode(revision, false));
+    let Some(info) = client.json_if_found::<Revision>(&url, REVISION_BYTES)? else {
         return Ok(None);
     };
-    let commit =
-        info.get("sha").and_then(|s| s.as_str()).filter(|s| is_commit(s)).map(String::from);
+    let commit = info.sha.as_str().filter(|s| is_commit(s)).map(String::from);
     let wrong = |reason: String| Error::Input { path: format!("{id} at {revision}"), reason };
     let commit =
         commit.ok_or_else(|| wrong("the hub names no commit for this revision".to_string()))?;
     let recursive = kind == RepoKind::Dataset;
     let mut url = format!("{base}/tree/{commit}?recursive={recursive}");
     let (mut files, mut pages) = (Vec::new(), HashSet::new());
+    // What the hub names here must be in its listing, or the listing was cut off.
+    let siblings = info.siblings.into_iter().flatten().map(|s| s.rfilename);
+    let mut unlisted: HashSet<String> = siblings.filter(|f| matters(kind, f)).collect();
     loop {
         if !pages.insert(url.clone()) {
             return Err(wrong("the pages of the hub's listing go in a circle".to_string()));
@@ -66,14 +87,19 @@ pub(crate) fn tree(
         }
         let (page, link) = client.bytes(&url, ANSWER_BYTES)?;
         let mut problem = None;
-        let mut each = |entry: Value| match remote_file(&entry, keep) {
-            Ok(file) => {
-                files.extend(file);
-                files.len() <= MOST_FILES
+        let mut each = |entry: Value| {
+            if let Some(path) = entry.get("path").and_then(Value::as_str) {
+                unlisted.remove(path);
             }
-            Err(e) => {
-                problem = Some(e);
-                false
+            match remote_file(&entry, keep) {
+                Ok(file) => {
+                    files.extend(file);
+                    files.len() <= MOST_FILES
+                }
+                Err(e) => {
+                    problem = Some(e);
+                    false
+                }
             }
         };
         let read = Entries(&mut each).deserialize(&mut serde_json::Deserializer::from_slice(&page));
@@ -89,11 +115,26 @@ pub(crate) fn tree(
             None => break,
         }
     }
+    if let Some(first) = unlisted.iter().min() {
+        return Err(wrong(format!(
+            "the hub's listing was cut off: it lacks {} of the files that the revision has, as {}",
+            unlisted.len(),
+            shown(first)
+        )));
+    }
     let files = one_per_place(files).map_err(wrong)?;
     if let Err(e) = repo.write_ref(revision, &commit) {
         client.notice(&format!("not noted for runs without network: {e}"));
     }
     Ok(Some(Listing { commit, revision: revision.to_string(), files }))
+}
+
+/// Whether a file must be in the listing: data files, and the files of a model's top folder.
+fn matters(kind: RepoKind, path: &str) -> bool {
+    match kind {
+        RepoKind::Dataset => FileFormat::of(Path::new(path)).is_some(),
+        RepoKind::Model => !path.contains('/') && !path.is_empty(),
+    }
 }
 
 /// The file that an entry of a listing stands for; none if it is something else, or not kept.
@@ -105,12 +146,16 @@ fn remote_file(
     if !entry.is_object() {
         return Err("the hub's listing holds something that is no entry".to_string());
     }
-    if text("type") != Some("file") {
+    let sort = text("type").ok_or("the hub's listing holds an entry without a type")?;
+    if sort == "directory" {
         return Ok(None);
     }
     let path = text("path").ok_or("the hub lists a file without a path")?;
     if !keep(path) {
         return Ok(None);
+    }
+    if sort != "file" {
+        return Err(format!("the hub lists {} as a {}, no file", shown(path), shown(sort)));
     }
     let path = check_safe(path).map_err(|e| e.to_string())?;
     let wrong = |what: &str| format!("the hub lists {what} for {}", shown(path));
@@ -222,6 +267,8 @@ mod tests {
         };
         for (key, value, says) in [
             ("path", json!(5), "without a path"),
+            ("type", json!(5), "without a type"),
+            ("type", json!("symlink"), "as a symlink"),
             ("path", json!("../a.jsonl"), "could leave the cache"),
             ("size", json!(-5), "no size"),
             ("size", json!("x"), "no size"),
