@@ -111,7 +111,10 @@ fn folder_files(dir: &Path, selection: &FileSelection) -> Result<(Vec<LocalFile>
         return Err(Error::Usage(format!("{}: {reason}{others}", dir.display())));
     }
     let names: Vec<&str> = files.iter().map(|f| f.name.as_str()).collect();
-    let card = read_card(&dir.join(CARD)).map_err(refuse)?;
+    let card = match selection.globs.is_empty() {
+        true => read_card(&dir.join(CARD)).map_err(refuse)?,
+        false => None,
+    };
     let chosen =
         choose(&names, Layout::Card(card.as_ref()), selection, &mut taken).map_err(refuse)?;
     if chosen.is_empty() {
