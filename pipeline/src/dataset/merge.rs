@@ -6,6 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::pack::apart::check_apart;
+use crate::pack::output_folder::check_folder_to_fill;
 use dlm_datasets::fs::{lock_dir, write_atomic};
 use dlm_datasets::manifest::{Counts, Manifest, Source, Split};
 use dlm_datasets::writer::{BATCH_ROWS, ShardWriter, shard_name, write_manifest};
@@ -40,6 +41,7 @@ pub fn merge(dirs: &[impl AsRef<Path>], out: impl AsRef<Path>) -> Result<Manifes
             reason: "holds a finished dataset; give another --out".to_string(),
         });
     }
+    check_folder_to_fill(out)?;
     let _lock = lock_dir(out)?;
     let tokenizer = out.join("tokenizer");
     std::fs::create_dir_all(&tokenizer).map_err(Error::io("making", &tokenizer))?;

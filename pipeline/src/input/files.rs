@@ -85,14 +85,19 @@ pub(crate) fn list_files(
             "--config, --split and --files choose among the files of a folder or a dataset; each --input here is a file, which is read as it is".to_string(),
         ));
     }
+    tell_apart(&mut out);
+    Ok((out, folders))
+}
+
+/// Names files by their whole path where others have the same name.
+fn tell_apart(files: &mut [LocalFile]) {
     let mut names: HashMap<&str, usize> = HashMap::new();
-    out.iter().for_each(|f| *names.entry(f.name.as_str()).or_default() += 1);
+    files.iter().for_each(|f| *names.entry(f.name.as_str()).or_default() += 1);
     let twice: HashSet<String> =
         names.into_iter().filter(|n| n.1 > 1).map(|n| n.0.to_string()).collect();
-    for file in out.iter_mut().filter(|f| twice.contains(&f.name)) {
+    for file in files.iter_mut().filter(|f| twice.contains(&f.name)) {
         file.name = file.path.to_string_lossy().replace('\\', "/");
     }
-    Ok((out, folders))
 }
 
 /// The files that are read of a folder.
@@ -305,6 +310,31 @@ mod tests {
         let left = taken[0].not_read.to_string();
         assert!(left.contains("broken.jsonl"), "{left}");
         assert!(left.contains("4 files under a second path (inner/l1/"), "{left}");
+    }
+
+    /// Steps in a square of the number of files would not end here.
+    #[test]
+    fn a_hundred_thousand_files() {
+        let file = |k: usize| LocalFile {
+            path: format!("{}/{k}.jsonl", k % 7).into(),
+            name: format!("{}.jsonl", k / 2),
+            bytes: 1,
+        };
+        let mut files: Vec<LocalFile> = (0..100_000).map(file).collect();
+        tell_apart(&mut files);
+        assert!(files.iter().all(|f| f.path == Path::new(&f.name)));
+        let names: Vec<&str> = files.iter().map(|f| f.name.as_str()).collect();
+        let patterns: String = names.iter().take(15_000).map(|n| format!("\n  - {n}")).collect();
+        let card = format!("---\nconfigs:\n- config_name: a\n  data_files:{patterns}\n---\n");
+        let card = parse_card(card.as_bytes()).unwrap();
+        for (layout, expected) in
+            [(Layout::Card(None), 100_000), (Layout::Card(card.as_ref()), 15_000)]
+        {
+            let mut taken = Taken::default();
+            let selection = FileSelection::default();
+            let chosen = choose(&names, layout, &selection, &mut taken).unwrap();
+            assert_eq!((chosen.len(), taken.files), (expected, expected));
+        }
     }
 
     /// Files with the same name in several places get their whole path.

@@ -298,6 +298,9 @@ mod tests {
         };
         let (a, b) = (file("a", "x", 1), file("b/c", "y", 2));
         assert_eq!(one_per_place(vec![b.clone(), a.clone(), b.clone()]), Ok(vec![a.clone(), b]));
+        // Steps in a square of the number of files would not end here.
+        let many = (0..100_000).map(|k| file(&format!("{k}/{k}"), &k.to_string(), k)).collect();
+        assert_eq!(one_per_place(many).unwrap().len(), 100_000);
         for (other, says) in [
             (file("a", "z", 1), "twice"),
             (file("a/b", "z", 1), "as a file and as a folder"),
