@@ -79,11 +79,18 @@ pub(super) struct PrepareArgs {
     /// Branch, tag or commit of the dataset; the commit is recorded.
     #[arg(long, value_name = "REV")]
     pub revision: Option<String>,
-    /// Only these splits or categories of the dataset, by folder or file name.
-    #[arg(long, value_delimiter = ',', value_name = "A,B", requires = "dataset")]
+    /// Config of the dataset or of a folder, as its README.md names it [default: the one that the
+    /// README.md marks as default, as load_dataset takes it].
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["recipe", "files"])]
+    pub config: Option<String>,
+    /// Splits of the dataset or of a folder, as its README.md or the names of its files give them;
+    /// all takes every split, and without a README.md the name of a folder or file is a split, too
+    /// [default: train].
+    #[arg(long, value_delimiter = ',', value_name = "A,B", conflicts_with = "recipe")]
     pub split: Vec<String>,
-    /// Only files of the dataset whose path matches one of these globs.
-    #[arg(long, value_delimiter = ',', value_name = "GLOB", requires = "dataset")]
+    /// Files of the dataset or of a folder whose path matches one of these globs (*, **, ?, [a-z]),
+    /// without regard to configs and splits.
+    #[arg(long, value_delimiter = ',', value_name = "GLOB", conflicts_with = "recipe")]
     pub files: Vec<String>,
     /// Columns that have other names in the files, for example messages=chat,system=sys.
     #[arg(long, value_delimiter = ',', value_name = "OURS=THEIRS", value_parser = parse_column, conflicts_with = "recipe")]
@@ -186,7 +193,7 @@ pub(super) struct PrepareArgs {
     /// Print what the run would give, estimated from a sample of the input, and write nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// Replace what is in the output folder.
+    /// Replace the dataset in the output folder; only one that dlm-prep wrote.
     #[arg(long)]
     pub overwrite: bool,
     /// Print the summary as JSON.
@@ -208,6 +215,9 @@ impl PrepareArgs {
             .overwrite(self.overwrite);
         if let Some(dataset) = &self.dataset {
             p = p.dataset(dataset);
+        }
+        if let Some(config) = &self.config {
+            p = p.config(config);
         }
         if let Some(revision) = &self.revision {
             p = p.revision(revision);

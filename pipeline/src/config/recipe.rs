@@ -57,10 +57,14 @@ pub(crate) struct RecipeSource {
     /// Branch, tag or commit of the dataset.
     #[serde(default)]
     pub revision: Option<String>,
-    /// Only these splits or categories of the dataset.
+    /// Config of the dataset or of folders, as their card names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<String>,
+    /// Splits of the dataset or of folders; none: `train`.
     #[serde(default)]
     pub split: Vec<String>,
-    /// Only files of the dataset whose path matches one of these globs.
+    /// Files of the dataset or of folders whose path matches one of these globs, without regard to
+    /// configs and splits.
     #[serde(default)]
     pub files: Vec<String>,
     /// Share of document tokens, relative to the other sources' weights.

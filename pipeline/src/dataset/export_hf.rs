@@ -2,6 +2,8 @@
 //! Arrow streams with `state.json` and `dataset_info.json`.
 
 use crate::error::{Error, Result};
+use crate::pack::apart::check_apart;
+use crate::pack::ownership::has_format_mark;
 use arrow::array::RecordBatch;
 use arrow::ipc::writer::StreamWriter;
 use dlm_datasets::fs::{PARTIAL, rename, write_atomic};
@@ -22,6 +24,7 @@ use std::path::Path;
 pub fn export_hf(dir: impl AsRef<Path>, out: impl AsRef<Path>) -> Result<Manifest> {
     let (dir, out) = (dir.as_ref(), out.as_ref());
     let ds = Dataset::open(dir)?;
+    check_apart([dir].into_iter(), out)?;
     let m = ds.manifest();
     if out.join("dataset_dict.json").exists() {
         return Err(Error::Output {
@@ -36,6 +39,12 @@ pub fn export_hf(dir: impl AsRef<Path>, out: impl AsRef<Path>) -> Result<Manifes
             continue;
         }
         let folder = out.join(split.name());
+        if holds_foreign_files(&folder) {
+            return Err(Error::Output {
+                path: folder,
+                reason: "holds files that dlm-prep did not write; give another folder".to_string(),
+            });
+        }
         std::fs::create_dir_all(&folder).map_err(Error::io("making", &folder))?;
         let mut names = Vec::new();
         for (k, f) in files.iter().enumerate() {
@@ -56,6 +65,17 @@ pub fn export_hf(dir: impl AsRef<Path>, out: impl AsRef<Path>) -> Result<Manifes
     }
     write_json(&out.join("dataset_dict.json"), &json!({"splits": splits}))?;
     Ok(m.clone())
+}
+
+/// Whether a folder has files other than an interrupted export leaves: data files of this program,
+/// complete or partial, with JSON beside them.
+fn holds_foreign_files(folder: &Path) -> bool {
+    let Ok(entries) = std::fs::read_dir(folder) else { return folder.exists() };
+    let names: Vec<_> = entries.flatten().map(|e| e.path()).collect();
+    let is_arrow = |p: &&std::path::PathBuf| p.extension().is_some_and(|x| x == "arrow");
+    let own = names.iter().filter(is_arrow).all(|p| has_format_mark(p));
+    let partial = names.iter().any(|p| p.to_string_lossy().ends_with(PARTIAL));
+    !names.is_empty() && !(own && (partial || names.iter().any(|p| is_arrow(&p))))
 }
 
 fn write_json(path: &Path, v: &serde_json::Value) -> Result<()> {

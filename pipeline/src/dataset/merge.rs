@@ -5,10 +5,13 @@
 //! counts are summed.
 
 use crate::error::{Error, Result};
+use crate::pack::apart::check_apart;
+use crate::pack::output_folder::check_folder_to_fill;
 use dlm_datasets::fs::{lock_dir, write_atomic};
 use dlm_datasets::manifest::{Counts, Manifest, Source, Split};
 use dlm_datasets::writer::{BATCH_ROWS, ShardWriter, shard_name, write_manifest};
 use dlm_datasets::{Dataset, Document};
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 /// Rows per data file of the result.
@@ -20,7 +23,7 @@ const SHARD_ROWS: usize = 128 * BATCH_ROWS;
 ///
 /// [`Error::Usage`] if there are no folders, or their datasets were not prepared alike or are the
 /// same part; [`Error::Output`] if `out` holds a finished dataset; further variants for failures of
-/// the disk.
+/// the disk. `out` may neither lie in one of `dirs` nor hold one.
 pub fn merge(dirs: &[impl AsRef<Path>], out: impl AsRef<Path>) -> Result<Manifest> {
     let out = out.as_ref();
     let parts: Vec<Dataset> =
@@ -31,12 +34,14 @@ pub fn merge(dirs: &[impl AsRef<Path>], out: impl AsRef<Path>) -> Result<Manifes
     for p in &parts[1..] {
         check_alike(first, p)?;
     }
+    check_apart(dirs.iter().map(AsRef::as_ref), out)?;
     if out.join(dlm_datasets::manifest::FILE_NAME).exists() {
         return Err(Error::Output {
             path: out.to_path_buf(),
             reason: "holds a finished dataset; give another --out".to_string(),
         });
     }
+    check_folder_to_fill(out)?;
     let _lock = lock_dir(out)?;
     let tokenizer = out.join("tokenizer");
     std::fs::create_dir_all(&tokenizer).map_err(Error::io("making", &tokenizer))?;
@@ -57,7 +62,7 @@ pub fn merge(dirs: &[impl AsRef<Path>], out: impl AsRef<Path>) -> Result<Manifes
     if let Some(shard) = m.recipe.get_mut("shard") {
         *shard = serde_json::Value::Null;
     }
-    let mut indices = Vec::new();
+    let (mut indices, mut known) = (Vec::new(), HashMap::new());
     for p in &parts {
         let part = p.manifest();
         m.counts.add(&part.counts);
@@ -67,7 +72,8 @@ pub fn merge(dirs: &[impl AsRef<Path>], out: impl AsRef<Path>) -> Result<Manifes
         m.packing.train_rows += part.packing.train_rows;
         m.packing.eval_rows += part.packing.eval_rows;
         m.packing.row_padding += part.packing.row_padding;
-        indices.push(part.sources.iter().map(|s| join(&mut m.sources, s)).collect::<Vec<usize>>());
+        let joined = part.sources.iter().map(|s| join(&mut m.sources, &mut known, s));
+        indices.push(joined.collect::<Vec<usize>>());
     }
     for split in [Split::Train, Split::Eval] {
         let mut writer: Option<ShardWriter> = None;
@@ -110,26 +116,23 @@ pub fn merge(dirs: &[impl AsRef<Path>], out: impl AsRef<Path>) -> Result<Manifes
     Ok(m)
 }
 
-/// The index of source `s` in the joined list, to which its counts are added.
-fn join(all: &mut Vec<Source>, s: &Source) -> usize {
-    let k = all.iter().position(|a| {
-        a.name == s.name
-            && a.category == s.category
-            && a.dataset == s.dataset
-            && a.revision == s.revision
-    });
-    match k {
+/// What tells sources apart: name, category, dataset and revision.
+type SourceKey = (String, Option<String>, Option<String>, Option<String>);
+
+/// The index of source `s` in the joined list, to which its counts are added. `known` has the index
+/// of every source in the list.
+fn join(all: &mut Vec<Source>, known: &mut HashMap<SourceKey, usize>, s: &Source) -> usize {
+    let key = (s.name.clone(), s.category.clone(), s.dataset.clone(), s.revision.clone());
+    match known.get(&key).copied() {
         Some(k) => {
             all[k].counts.add(&s.counts);
-            for l in &s.licences {
-                if !all[k].licences.contains(l) {
-                    all[k].licences.push(l.clone());
-                }
-            }
+            let have: HashSet<String> = all[k].licences.iter().cloned().collect();
+            all[k].licences.extend(s.licences.iter().filter(|l| !have.contains(*l)).cloned());
             k
         }
         None => {
             all.push(s.clone());
+            known.insert(key, all.len() - 1);
             all.len() - 1
         }
     }
@@ -149,6 +152,10 @@ fn check_alike(a: &Dataset, b: &Dataset) -> Result<()> {
         let mut r = m.recipe.clone();
         if let Some(s) = r.get_mut("shard") {
             *s = serde_json::Value::Null;
+        }
+        // What was not read beside the inputs makes no difference.
+        if let Some(r) = r.as_object_mut() {
+            r.remove("inputs");
         }
         r.to_string()
     };

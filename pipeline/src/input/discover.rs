@@ -1,7 +1,8 @@
 //! Which files are read: local files, a dataset of a hub, or the sources of a recipe.
 //!
-//! In: an [`InputSelection`] and, if there is one, a recipe. Out: input files, and streams of them:
-//! one per source of a recipe, else one of all files. Downloads begin here, in the background.
+//! In: an [`InputSelection`] and, if there is one, a recipe. Out: input files, what was taken of
+//! folders and datasets, and streams of files: one per source of a recipe, else one of all files.
+//! Downloads begin here, in the background.
 
 use crate::config::recipe::Recipe;
 use crate::error::{Error, Result};
@@ -9,8 +10,9 @@ use crate::input::files::{LocalFile, list_files};
 use crate::input::hub::cache::{RepoKind, check_id};
 use crate::input::hub::client::HubClient;
 use crate::input::hub::fetch::{DownloadAhead, HubSource};
-use crate::input::hub::list::{self, FileSelection};
+use crate::input::hub::list;
 use crate::input::hub::settings::HubSettings;
+use crate::input::selection::{FileSelection, Taken};
 use crate::input::source::{Input, RemoteInput};
 use crate::progress::Progress;
 use std::ops::Range;
@@ -26,102 +28,123 @@ pub(crate) struct InputSelection {
     pub dataset: Option<String>,
     /// Branch, tag or commit of hub datasets.
     pub revision: Option<String>,
-    /// Only these splits or categories of the dataset.
-    pub splits: Vec<String>,
-    /// Only files of the dataset whose path matches one of these globs.
-    pub globs: Vec<String>,
+    /// Which files of folders and datasets. A recipe says that for each of its sources.
+    pub files: FileSelection,
     /// Renamed columns, as pairs of (name used by this program, name in the files). A recipe says
     /// that for each of its sources.
     pub columns: Vec<(String, String)>,
 }
 
 /// The input files of a run.
+#[derive(Default)]
 pub(crate) struct Inputs {
     pub files: Vec<Input>,
     /// The range of `files` that each stream reads, one after another.
     pub streams: Vec<Range<usize>>,
+    /// The local files and folders that were named.
+    pub roots: Vec<PathBuf>,
+    /// What was taken of each folder and dataset, where that is not simply all of it.
+    pub taken: Vec<Taken>,
 }
 
-/// Resolves a selection to files. Notices: the commit that a dataset was resolved to.
+/// Resolves a selection to files. Notices: the commit that a dataset was resolved to, what was
+/// taken of it or of a folder, and what not.
 pub(crate) fn find_inputs(
     selection: &InputSelection,
     recipe: Option<&Recipe>,
     progress: &dyn Progress,
 ) -> Result<Inputs> {
-    if let Some(recipe) = recipe {
-        return recipe_inputs(selection, recipe, progress);
-    }
-    let files = match &selection.dataset {
-        Some(id) => {
-            let files = FileSelection {
-                revision: selection.revision.clone(),
-                splits: selection.splits.clone(),
-                globs: selection.globs.clone(),
-            };
-            dataset_inputs(id, &files, progress)?
+    let mut inputs = Inputs::default();
+    match (recipe, &selection.dataset) {
+        (Some(recipe), _) => recipe_inputs(selection, recipe, progress, &mut inputs)?,
+        (None, Some(id)) => {
+            let revision = selection.revision.as_deref();
+            inputs.files = dataset_inputs(id, revision, &selection.files, progress, &mut inputs)?;
         }
-        None if selection.paths.is_empty() => {
+        (None, None) if selection.paths.is_empty() => {
             return Err(Error::Usage(
                 "nothing to read: give --input FILES, --dataset ORG/NAME or --recipe FILE"
                     .to_string(),
             ));
         }
-        None => list_files(&selection.paths)?.into_iter().map(Input::from).collect(),
-    };
-    let columns = &selection.columns;
-    let files: Vec<Input> =
-        files.into_iter().map(|f| Input { columns: columns.clone(), ..f }).collect();
-    let all = 0..files.len();
-    Ok(Inputs { files, streams: vec![all] })
+        (None, None) => {
+            inputs.files = local_inputs(&selection.paths, &selection.files, progress, &mut inputs)?;
+        }
+    }
+    if recipe.is_none() {
+        let columns = &selection.columns;
+        inputs.files.iter_mut().for_each(|f| f.columns = columns.clone());
+        let all = 0..inputs.files.len();
+        inputs.streams = vec![all];
+    }
+    Ok(inputs)
 }
 
 fn recipe_inputs(
     selection: &InputSelection,
     recipe: &Recipe,
     progress: &dyn Progress,
-) -> Result<Inputs> {
-    let (mut files, mut streams) = (Vec::new(), Vec::new());
+    inputs: &mut Inputs,
+) -> Result<()> {
     for s in &recipe.sources {
         let dataset = s.dataset.as_ref().or(selection.dataset.as_ref()).or(recipe.dataset.as_ref());
-        let inputs = match dataset {
+        let files = FileSelection {
+            config: s.config.clone(),
+            splits: s.split.clone(),
+            globs: s.files.clone(),
+        };
+        let found = match dataset {
             Some(id) if s.input.is_empty() => {
                 let revision = selection
                     .revision
-                    .clone()
-                    .or_else(|| s.revision.clone())
-                    .or_else(|| recipe.revision.clone());
-                let files =
-                    FileSelection { revision, splits: s.split.clone(), globs: s.files.clone() };
-                dataset_inputs(id, &files, progress)?
+                    .as_ref()
+                    .or(s.revision.as_ref())
+                    .or(recipe.revision.as_ref());
+                dataset_inputs(id, revision.map(String::as_str), &files, progress, inputs)
             }
-            _ => list_files(&s.input)?.into_iter().map(Input::from).collect(),
+            _ => local_inputs(&s.input, &files, progress, inputs),
         };
-        let from = files.len();
-        files.extend(inputs.into_iter().map(|f| Input {
+        let from = inputs.files.len();
+        inputs.files.extend(found?.into_iter().map(|f| Input {
             source: s.name.clone(),
             licence: s.licence.clone(),
             columns:
                 s.columns.iter().map(|(ours, theirs)| (ours.clone(), theirs.clone())).collect(),
             ..f
         }));
-        streams.push(from..files.len());
+        inputs.streams.push(from..inputs.files.len());
     }
-    Ok(Inputs { files, streams })
+    Ok(())
+}
+
+fn local_inputs(
+    paths: &[PathBuf],
+    selection: &FileSelection,
+    progress: &dyn Progress,
+    inputs: &mut Inputs,
+) -> Result<Vec<Input>> {
+    let (files, taken) = list_files(paths, selection)?;
+    inputs.roots.extend(paths.iter().cloned());
+    taken.into_iter().for_each(|t| inputs.note(t, progress));
+    Ok(files.into_iter().map(Input::from).collect())
 }
 
 fn dataset_inputs(
     id: &str,
+    revision: Option<&str>,
     selection: &FileSelection,
     progress: &dyn Progress,
+    inputs: &mut Inputs,
 ) -> Result<Vec<Input>> {
     let client = HubClient::new(HubSettings::from_env());
-    let listing = list::list(&client, check_id(id)?, selection)?;
+    let (listing, taken) = list::list(&client, check_id(id)?, revision, selection)?;
     progress.notice(&format!(
         "dataset    {id} at {} ({}), {} files",
         listing.commit,
         listing.revision,
         listing.files.len()
     ));
+    inputs.note(taken, progress);
     let origin = (id.to_string(), listing.commit.clone());
     let source = HubSource::new(client, RepoKind::Dataset, id, listing);
     let files = source.files().to_vec();
@@ -132,4 +155,14 @@ fn dataset_inputs(
         ..Input::from(LocalFile { path: f.path.clone().into(), name: f.path, bytes: f.bytes })
     });
     Ok(inputs.collect())
+}
+
+impl Inputs {
+    /// Reports and keeps what was taken of a folder or a dataset.
+    fn note(&mut self, taken: Taken, progress: &dyn Progress) {
+        taken.describe().iter().for_each(|line| progress.notice(line));
+        if !taken.is_plain() {
+            self.taken.push(taken);
+        }
+    }
 }

@@ -30,13 +30,24 @@ pub(crate) struct JsonRows {
     consumed: Arc<AtomicU64>,
 }
 
-/// A file that counts the bytes read from it.
-struct CountingFile(File, Arc<AtomicU64>);
+/// A file that counts the bytes read from it, and whose end is an error before its length.
+struct CountingFile {
+    file: File,
+    count: Arc<AtomicU64>,
+    /// Its length when it was opened.
+    length: u64,
+}
 
 impl Read for CountingFile {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.0.read(buf)?;
-        self.1.fetch_add(n as u64, Ordering::Relaxed);
+        let n = self.file.read(buf)?;
+        let read = self.count.fetch_add(n as u64, Ordering::Relaxed) + n as u64;
+        if n == 0 && !buf.is_empty() && read < self.length {
+            return Err(std::io::Error::other(format!(
+                "it became shorter while it was read, to {read} bytes of {}",
+                self.length
+            )));
+        }
         Ok(n)
     }
 }
@@ -46,7 +57,8 @@ impl JsonRows {
     pub(crate) fn open(path: &Path, skip: u64) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("opening", path))?;
         let consumed = Arc::new(AtomicU64::new(0));
-        let file = CountingFile(file, consumed.clone());
+        let length = file.metadata().map_err(Error::io("reading", path))?.len();
+        let file = CountingFile { file, count: consumed.clone(), length };
         let name = path.to_string_lossy().to_ascii_lowercase();
         let mut reader: Box<dyn BufRead + Send> = if name.ends_with(".gz") {
             Box::new(BufReader::with_capacity(
@@ -245,9 +257,14 @@ impl Iterator for JsonRows {
 }
 
 fn unreadable(path: &Path, e: std::io::Error) -> Error {
-    let reason = format!(
-        "cannot be read to its end: {e}; the file is damaged, or its name does not say how it is compressed"
-    );
+    // zstd's words for a window larger than its decoders allow unasked.
+    let reason = if e.to_string().contains("too much memory for decoding") {
+        "is compressed with zstd --long and a window of more than 2^27 bytes, which takes as much memory to read; compress it with zstd --long=27 or less".to_string()
+    } else {
+        format!(
+            "cannot be read to its end: {e}; the file is damaged, or its name does not say how it is compressed"
+        )
+    };
     Error::Input { path: path.display().to_string(), reason }
 }
 
@@ -317,6 +334,40 @@ mod tests {
             };
             assert!(error.as_ref().is_some_and(|e| e.contains(says)), "{error:?}");
         }
+    }
+
+    /// A log that is rotated, or an editor that saves: the rows that are gone are noticed.
+    #[test]
+    fn a_file_that_shrinks_while_it_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.jsonl");
+        std::fs::write(&path, "{\"a\": 10}\n".repeat(200_000)).unwrap();
+        let mut rows = JsonRows::open(&path, 0).unwrap();
+        assert!(rows.next().unwrap().is_ok());
+        File::options().write(true).open(&path).unwrap().set_len(1_000_000).unwrap();
+        let e = rows.find_map(Result::err).unwrap().to_string();
+        assert!(e.contains("became shorter") && e.contains("to 1000000 bytes of 2000000"), "{e}");
+    }
+
+    /// `zstd --long` is read up to the window that any decoder allows, and named above.
+    #[test]
+    fn long_windows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.jsonl.zst");
+        let first_error = |window: u32| {
+            let mut w = zstd::Encoder::new(Vec::new(), 1).unwrap();
+            w.long_distance_matching(true).unwrap();
+            w.window_log(window).unwrap();
+            w.write_all(b"1\n2\n").unwrap();
+            std::fs::write(&path, w.finish().unwrap()).unwrap();
+            match JsonRows::open(&path, 0) {
+                Ok(mut rows) => rows.find_map(Result::err).map(|e| e.to_string()),
+                Err(e) => Some(e.to_string()),
+            }
+        };
+        assert_eq!(first_error(27), None);
+        let e = first_error(28).unwrap();
+        assert!(e.contains("zstd --long=27"), "{e}");
     }
 
     #[test]

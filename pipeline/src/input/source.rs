@@ -77,6 +77,16 @@ impl Input {
     /// The file's rows from row `skip` on. Waits for the download of a remote file.
     pub(crate) fn open(&self, skip: u64) -> Result<RowBatches> {
         let path = self.local_path()?;
+        let now = std::fs::metadata(&path).map_err(Error::io("reading", &path))?.len();
+        if now < self.bytes {
+            return Err(Error::Input {
+                path: path.display().to_string(),
+                reason: format!(
+                    "has become shorter since the run began, {now} bytes instead of {}",
+                    self.bytes
+                ),
+            });
+        }
         match FileFormat::of(&self.path) {
             Some(FileFormat::Parquet) => parquet_rows::open(&path, &self.columns, skip),
             Some(FileFormat::Json) => Ok(Box::new(JsonRows::open(&path, skip)?)),

@@ -4,6 +4,7 @@
 //! files without either are of unknown origin and are not touched.
 
 use crate::error::{Error, Result};
+use crate::pack::ownership::{check_own, check_replaces_own, is_tokenizer_of_a_dataset};
 use crate::pack::resume::STATE_FILE;
 use crate::pack::seen::SEEN_FILE;
 use dlm_datasets::fs::PARTIAL;
@@ -17,6 +18,7 @@ pub(crate) fn prepare_folder(dir: &Path, overwrite: bool) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(Error::io("making the output folder", dir))?;
     let manifest = dir.join(MANIFEST);
     if overwrite {
+        check_own(dir, is_own)?;
         // The manifest goes first: without it the rest is not a dataset.
         if manifest.exists() {
             std::fs::remove_file(&manifest).map_err(Error::io("removing", &manifest))?;
@@ -34,7 +36,7 @@ pub(crate) fn prepare_folder(dir: &Path, overwrite: bool) -> Result<()> {
     }
     match foreign_file(dir)? {
         Some(name) => Err(refuse(format!(
-            "holds {name}, which this run did not make; give an empty folder, or --overwrite to remove old data files"
+            "holds {name}, which this run did not make; give an empty folder, or --overwrite to replace a dataset of dlm-prep"
         ))),
         None => Ok(()),
     }
@@ -65,12 +67,21 @@ fn is_own(name: &str) -> bool {
     [STATE_FILE, SEEN_FILE, MANIFEST].contains(&bare) || shard(Split::Train) || shard(Split::Eval)
 }
 
-/// A data file in a folder that has neither manifest nor state file.
+/// Refuses a folder in which the files of a dataset would replace those of somebody else.
+pub(crate) fn check_folder_to_fill(dir: &Path) -> Result<()> {
+    check_replaces_own(dir, is_own)
+}
+
+/// A data file, or a tokenizer of somebody else, in a folder that has neither manifest nor state
+/// file.
 fn foreign_file(dir: &Path) -> Result<Option<String>> {
     for entry in std::fs::read_dir(dir).map_err(Error::io("listing", dir))? {
         let name =
             entry.map_err(Error::io("listing", dir))?.file_name().to_string_lossy().into_owned();
         if is_own(&name) && !name.ends_with(PARTIAL) {
+            return Ok(Some(name));
+        }
+        if name == "tokenizer" && !is_tokenizer_of_a_dataset(&dir.join(&name)) {
             return Ok(Some(name));
         }
     }

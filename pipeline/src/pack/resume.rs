@@ -43,7 +43,7 @@ impl InputStamp {
             .map(|i| InputStamp {
                 name: i.name.clone(),
                 bytes: i.bytes,
-                modified: modified(&i.path),
+                modified: if i.remote.is_none() { modified(&i.path) } else { 0 },
             })
             .collect()
     }

@@ -17,6 +17,7 @@ use crate::run::batch::{BatchPosition, Cursor, ProcessedBatch, ProcessedRow};
 use crate::run::executor::{Feed, InputStream};
 use dlm_datasets::manifest::{DropExample, Manifest, MixtureShare, Source, Split};
 use dlm_datasets::writer::{DocumentTokens, ShardWriter, shard_name, write_manifest};
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -46,7 +47,14 @@ pub(crate) struct DatasetSink<'a> {
     packers: [Packer; 2],
     writers: [Option<ShardWriter>; 2],
     /// Per input file: index in the manifest's sources by category.
-    sources_of_input: Vec<Vec<(Option<String>, usize)>>,
+    sources_of_input: Vec<HashMap<Option<String>, usize>>,
+    /// Index in the manifest's sources by name and category, so that neither many files nor many
+    /// categories make a search of all sources.
+    source_index: HashMap<(String, Option<String>), usize>,
+    /// Licences of each source of the manifest.
+    known_licences: Vec<HashSet<String>>,
+    /// The input files when the run started, looked up once.
+    stamps: Vec<InputStamp>,
     seen: SeenSet,
     cursors: Vec<Cursor>,
     mixture: MixtureState,
@@ -73,7 +81,10 @@ impl<'a> DatasetSink<'a> {
             packers: [packer(), packer()],
             manifest,
             writers: [None, None],
-            sources_of_input: vec![Vec::new(); job.inputs.len()],
+            sources_of_input: vec![HashMap::new(); job.inputs.len()],
+            source_index: HashMap::new(),
+            known_licences: Vec::new(),
+            stamps: InputStamp::of(job.inputs),
             seen: SeenSet::new(dir),
             cursors: job.streams.iter().map(|s| Cursor { file: s.start, row: 0 }).collect(),
             mixture: job.mixture.begin(),
@@ -100,6 +111,8 @@ impl<'a> DatasetSink<'a> {
         }
         self.seen.restore(s.seen, s.rows_seen).map_err(|e| format!("{e}; {START_OVER}"))?;
         self.manifest = s.manifest;
+        let by_key = |(k, s): (usize, &Source)| ((s.name.clone(), s.category.clone()), k);
+        self.source_index = self.manifest.sources.iter().enumerate().map(by_key).collect();
         self.cursors = s.cursors;
         self.mixture = s.mixture;
         self.rows_seen = s.rows_seen;
@@ -130,7 +143,7 @@ impl<'a> DatasetSink<'a> {
         let seen = self.seen.save()?;
         let state = RunState {
             fingerprint: self.manifest.recipe_fingerprint.clone(),
-            inputs: InputStamp::of(self.job.inputs),
+            inputs: self.stamps.clone(),
             cursors: self.cursors.clone(),
             mixture: self.mixture.clone(),
             rows_seen: self.rows_seen,
@@ -271,11 +284,11 @@ impl<'a> DatasetSink<'a> {
     ) -> usize {
         let (sources, known) = (&mut self.manifest.sources, &mut self.sources_of_input[file]);
         let input = &self.job.inputs[file];
-        let k = match known.iter().find(|(c, _)| c == category) {
-            Some((_, k)) => *k,
+        let k = match known.get(category) {
+            Some(k) => *k,
             None => {
-                let same = |s: &Source| s.name == input.source && s.category == *category;
-                let k = sources.iter().position(same).unwrap_or_else(|| {
+                let key = (input.source.clone(), category.clone());
+                let k = *self.source_index.entry(key).or_insert_with(|| {
                     let (dataset, revision) = input.origin.clone().unzip();
                     let licences = input.licence.iter().cloned().collect();
                     sources.push(Source {
@@ -288,14 +301,22 @@ impl<'a> DatasetSink<'a> {
                     });
                     sources.len() - 1
                 });
-                known.push((category.clone(), k));
+                known.insert(category.clone(), k);
                 k
             }
         };
-        if let (Some(l), Some(s)) = (licence, sources.get_mut(k))
-            && !s.licences.contains(l)
-        {
-            s.licences.push(l.clone());
+        if let (Some(l), Some(s)) = (licence, sources.get_mut(k)) {
+            while self.known_licences.len() <= k {
+                self.known_licences.push(HashSet::new());
+            }
+            let known = &mut self.known_licences[k];
+            if known.is_empty() {
+                known.extend(s.licences.iter().cloned());
+            }
+            if !known.contains(l) {
+                known.insert(l.clone());
+                s.licences.push(l.clone());
+            }
         }
         k
     }

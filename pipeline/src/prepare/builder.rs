@@ -7,6 +7,7 @@ use crate::config::run_options::{EngineChoice, RenderChoice, worker_count};
 use crate::config::trained_roles::TrainedRoles;
 use crate::error::{Error, Result};
 use crate::input::discover::InputSelection;
+use crate::pack::apart::{check_apart, check_not_written};
 use crate::prepare::estimate::{Estimate, estimate};
 use crate::prepare::pipeline::{Prepared, RunControl, run_plan};
 use crate::prepare::plan::{PlanRequest, PreparePlan, plan};
@@ -166,15 +167,25 @@ impl Prepare {
         self
     }
 
-    /// Reads only these splits or categories of the dataset, by folder or file name.
-    pub fn splits(mut self, splits: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        self.inputs.splits.extend(splits.into_iter().map(Into::into));
+    /// Reads this config of a dataset or a folder: one that the card (README.md) names (default: the
+    /// card's default).
+    pub fn config(mut self, name: impl Into<String>) -> Self {
+        self.inputs.files.config = Some(name.into());
         self
     }
 
-    /// Reads only files of the dataset whose path matches one of these globs.
+    /// Reads only these splits of the dataset or of folders, as the card or the names of files give
+    /// them (default: `train`); `all` is every split. Without a card also categories, by folder or
+    /// file name.
+    pub fn splits(mut self, splits: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.inputs.files.splits.extend(splits.into_iter().map(Into::into));
+        self
+    }
+
+    /// Reads the files of the dataset or of folders whose path matches one of these globs, without
+    /// regard to configs and splits.
     pub fn files(mut self, globs: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        self.inputs.globs.extend(globs.into_iter().map(Into::into));
+        self.inputs.files.globs.extend(globs.into_iter().map(Into::into));
         self
     }
 
@@ -278,6 +289,8 @@ impl Prepare {
     pub fn run(&self, out: impl AsRef<Path>) -> Result<Prepared> {
         let (out, begin) = (out.as_ref(), Instant::now());
         let plan = self.plan()?;
+        check_apart(plan.input_paths(), out)?;
+        check_not_written(&plan.tokenizer_dir, &out.join("tokenizer"))?;
         let workers = worker_count(self.workers);
         self.describe(&plan, &format!("{workers} workers; to {}", out.display()));
         let control = RunControl {
@@ -311,6 +324,15 @@ impl Prepare {
         {
             return Err(Error::Usage(
                 "give either input files, or a dataset or a recipe".to_string(),
+            ));
+        }
+        let files = &self.inputs.files;
+        if self.recipe.is_some()
+            && (files.config.is_some() || !files.splits.is_empty() || !files.globs.is_empty())
+        {
+            return Err(Error::Usage(
+                "config, split and files are named in the recipe, for each of its sources"
+                    .to_string(),
             ));
         }
         let recipe = self.recipe.as_deref().map(Recipe::load).transpose()?;

@@ -8,8 +8,9 @@ use crate::config::recipe::Recipe;
 use crate::config::run_options::{EngineChoice, RenderChoice};
 use crate::config::settings::Settings;
 use crate::error::{Error, Result};
-use crate::input::discover::{InputSelection, find_inputs};
+use crate::input::discover::{InputSelection, Inputs, find_inputs};
 use crate::input::hub::model::resolve_tokenizer;
+use crate::input::selection::Taken;
 use crate::input::source::Input;
 use crate::pack::mixture::Mixture;
 use crate::pack::sink::PackJob;
@@ -31,7 +32,7 @@ use dlm_datasets::hash::sha256;
 use dlm_datasets::manifest::Manifest;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What a plan is made from, resolved.
 pub(crate) struct PlanRequest<'a> {
@@ -65,6 +66,10 @@ pub(crate) struct PreparePlan {
     pub control: ControlTokens,
     /// Which content the template copies verbatim; none if every row is rendered.
     pub verbatim: Option<Verbatim>,
+    /// The local files and folders that were named.
+    pub roots: Vec<PathBuf>,
+    /// Folder that the tokenizer was read from.
+    pub tokenizer_dir: PathBuf,
     /// The range of `inputs` of each stream: one per source of the recipe, else one.
     pub streams: Vec<std::ops::Range<usize>>,
     /// Which stream the next row is taken from.
@@ -84,8 +89,8 @@ pub(crate) fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<Prep
     };
     let dir = resolve_tokenizer(request.tokenizer, progress)?;
     let dir = dir.as_path();
-    let inputs = find_inputs(request.inputs, recipe, progress)?;
-    let (inputs, streams) = (inputs.files, inputs.streams);
+    let Inputs { files: inputs, streams, roots, taken } =
+        find_inputs(request.inputs, recipe, progress)?;
     let now = settings.template_time()?;
     let mut tok = TokenizerSource::read(dir)?;
     let mut specials = special_tokens(dir)?;
@@ -197,6 +202,10 @@ pub(crate) fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<Prep
         files
     ]);
     m.recipe_fingerprint = sha256(identity.to_string().as_bytes());
+    // Not part of the identity: a file that is not read does not make another dataset.
+    if !taken.is_empty() {
+        m.recipe["inputs"] = taken.iter().map(Taken::to_json).collect();
+    }
     let tokenizer_config =
         tokenizer_config(dir, &specials, template.source(), &settings.mask_token, mask_id)?;
     Ok(PreparePlan {
@@ -206,6 +215,8 @@ pub(crate) fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<Prep
         tokenizer,
         control,
         verbatim,
+        roots,
+        tokenizer_dir: dir.to_path_buf(),
         streams,
         mixture,
         manifest: m,
@@ -286,6 +297,12 @@ impl PreparePlan {
             mixture: &self.mixture,
             manifest: &self.manifest,
         }
+    }
+
+    /// All local files and folders that are read for rows.
+    pub(crate) fn input_paths(&self) -> impl Iterator<Item = &Path> {
+        let files = self.inputs.iter().filter(|i| i.remote.is_none()).map(|i| i.path.as_path());
+        self.roots.iter().map(PathBuf::as_path).chain(files)
     }
 
     /// Writes the dataset's `tokenizer/` folder into `out`.

@@ -7,6 +7,7 @@
 pub mod binaries;
 pub mod families;
 pub mod hub;
+pub mod lying_hub;
 pub mod python;
 
 use std::io::Write;

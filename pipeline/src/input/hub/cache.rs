@@ -2,6 +2,7 @@
 //! snapshots}`, and checks of the names that go into it.
 
 use crate::error::{Error, Result};
+use crate::input::not_read::is_direction_mark;
 use std::path::{Path, PathBuf};
 
 /// Type of a repository. Addresses on the hub and the folder in the cache depend on it.
@@ -55,7 +56,7 @@ pub(crate) fn is_safe(path: &str) -> bool {
     path.len() < 4096
         && path.split('/').all(part_ok)
         && !path.contains(['\\', ':', '\0'])
-        && !path.chars().any(char::is_control)
+        && !path.chars().any(|c| c.is_control() || is_direction_mark(c))
 }
 
 /// Refuses a path that could leave the folder it is joined to ([`is_safe`]).
@@ -125,9 +126,9 @@ impl RepoCache {
         Some(text.trim().to_string()).filter(|c| is_commit(c))
     }
 
-    /// Records the commit that `revision` stands for.
+    /// Records the commit that `revision` stands for, which only runs without network need.
     pub(crate) fn write_ref(&self, revision: &str, commit: &str) -> Result<()> {
-        if is_commit(revision) {
+        if is_commit(revision) || self.read_ref(revision).as_deref() == Some(commit) {
             return Ok(());
         }
         let path = self.root.join("refs").join(check_safe(revision)?);
@@ -174,8 +175,20 @@ mod tests {
     #[test]
     fn paths_stay_inside() {
         for bad in [
-            "../x", "a/../b", "/etc/x", "a//b", "", "a\\b", "C:x", "a/.", "a\0b", "a/..",
+            "../x",
+            "a/../b",
+            "/etc/x",
+            "a//b",
+            "",
+            "a\\b",
+            "C:x",
+            "a/.",
+            "a\0b",
+            "a/..",
             "x/\u{1b}",
+            "\u{202e}a",
+            "a\u{2028}b",
+            "a\u{85}b",
         ] {
             assert!(check_safe(bad).is_err(), "{bad:?}");
         }

@@ -1,25 +1,37 @@
 //! HTTP requests to a hub: token, time limits, retries with back-off, errors that say what to do.
 //!
-//! In: addresses under the endpoint. Out: responses. The token is sent to the endpoint's host only
-//! and appears in no message.
+//! In: addresses under the endpoint. Out: responses. The token is sent to the endpoint's origin
+//! only (scheme, host and port), also after redirects, and appears in no message. Every request
+//! ends: its parts have time limits, its attempts together one of their own
+//! ([`HubSettings::patience`]).
 
+use super::address::{Origin, redirect, shown};
 use super::settings::HubSettings;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
+use serde::de::DeserializeOwned;
+use std::io::Read;
 use std::net::ToSocketAddrs;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use ureq::http::Response;
 
 const ATTEMPTS: u32 = 8;
 /// Attempts if the host name cannot be resolved and the hub has never answered: most often a
 /// mistyped folder on a machine without network.
 const ATTEMPTS_UNKNOWN_HOST: u32 = 2;
+/// Redirects that are followed for one request.
+const REDIRECTS: usize = 10;
+/// The longest answer that is not a file. A page of a listing has 1,000 entries, about 300 kB.
+pub(crate) const ANSWER_BYTES: u64 = 8 << 20;
 
 /// An HTTP client for one hub, shared by the threads of a download.
 pub(crate) struct HubClient<'a> {
     agent: ureq::Agent,
     /// The client's settings.
     pub settings: HubSettings,
+    /// The endpoint's, which the token is sent to.
+    origin: Option<Origin>,
     /// Gets a notice when a request is retried; background downloads have none.
     progress: Option<&'a dyn Progress>,
     /// Whether the hub has ever answered.
@@ -27,7 +39,7 @@ pub(crate) struct HubClient<'a> {
 }
 
 /// Why a request failed for good.
-pub enum HubError {
+pub(crate) enum HubError {
     /// The hub answered 404: there is no such repository, revision or file.
     NotFound(Error),
     Other(Error),
@@ -60,18 +72,19 @@ enum Failure {
 impl<'a> HubClient<'a> {
     /// A client that retries silently.
     pub(crate) fn new(settings: HubSettings) -> Self {
+        let limit = |seconds: u64| Some(Duration::from_secs(seconds).min(settings.patience));
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .user_agent(concat!("dlm/", env!("CARGO_PKG_VERSION")))
-            // For some files of a gated repository the hub redirects to another path of its own
-            // host, which needs the token, too.
-            .redirect_auth_headers(ureq::config::RedirectAuthHeaders::SameHost)
-            .timeout_connect(Some(Duration::from_secs(20)))
-            .timeout_recv_response(Some(Duration::from_secs(60)))
-            .timeout_per_read(Some(Duration::from_secs(60)))
+            // Redirects are followed here, where whole origins are compared.
+            .max_redirects(0)
+            .timeout_connect(limit(20))
+            .timeout_recv_response(limit(60))
+            .timeout_per_read(limit(60))
             .build();
         HubClient {
             agent: config.new_agent(),
+            origin: Origin::of(&settings.endpoint),
             settings,
             progress: None,
             answered: AtomicBool::new(false),
@@ -83,20 +96,34 @@ impl<'a> HubClient<'a> {
         HubClient { progress: Some(progress), ..HubClient::new(settings) }
     }
 
-    /// `url` as it may be shown: without user name, password and query.
-    fn shown(url: &str) -> String {
-        match url.split_once("://") {
-            Some((scheme, rest)) => {
-                let (host, tail) = rest.split_once('/').unwrap_or((rest, ""));
-                let tail = tail.split('?').next().unwrap_or("");
-                format!("{scheme}://{}/{tail}", host.rsplit('@').next().unwrap_or(host))
-            }
-            None => url.to_string(),
+    /// Reports a notice, if this client reports any.
+    pub(crate) fn notice(&self, line: &str) {
+        if let Some(progress) = self.progress {
+            progress.notice(line);
         }
     }
 
     fn remote(url: &str, reason: impl Into<String>) -> Error {
-        Error::Input { path: Self::shown(url), reason: reason.into() }
+        Error::Input { path: shown(url), reason: reason.into() }
+    }
+
+    /// Refuses settings with which no request can succeed.
+    fn check_settings(&self) -> Result<()> {
+        if self.origin.is_none() {
+            return Err(Error::Usage(format!(
+                "HF_ENDPOINT {:?}: expected an address like https://huggingface.co",
+                shown(&self.settings.endpoint)
+            )));
+        }
+        let token = self.settings.token.as_deref().unwrap_or_default();
+        match token.chars().position(|c| !c.is_ascii_graphic()) {
+            None => Ok(()),
+            Some(at) => Err(Error::Usage(format!(
+                "HF_TOKEN (or the token file of `hf auth login`): character {} of {} is none that a token can have; set the token anew",
+                at + 1,
+                token.chars().count()
+            ))),
+        }
     }
 
     /// GETs `url`, of the content only bytes `range.0..=range.1` if a range is given. `read` reads
@@ -107,76 +134,136 @@ impl<'a> HubClient<'a> {
         url: &str,
         range: Option<(u64, u64)>,
         stop: &dyn Fn() -> bool,
-        mut read: impl FnMut(ureq::http::Response<ureq::Body>) -> std::result::Result<T, TransferError>,
+        mut read: impl FnMut(Response<ureq::Body>) -> std::result::Result<T, TransferError>,
     ) -> std::result::Result<T, HubError> {
         let other = |e: Error| Err(HubError::Other(e));
+        self.check_settings().map_err(HubError::Other)?;
         if !url.starts_with(&format!("{}/", self.settings.endpoint)) {
             return other(Self::remote(url, "is not on the hub's own host; refused"));
         }
-        let mut pause = self.settings.pause;
-        let mut last = String::new();
-        for attempt in 0..ATTEMPTS {
+        let begin = Instant::now();
+        let (mut pause, mut last) = (self.settings.pause, String::new());
+        let mut tries = ATTEMPTS.to_string();
+        for attempt in 1..=ATTEMPTS {
             if stop() {
                 return other(Error::Interrupted);
             }
-            if attempt > 0 {
-                if let (Some(progress), 2..) = (self.progress, attempt) {
-                    progress.notice(&format!(
-                        "{}: {last}; attempt {} of {ATTEMPTS} in {:.0} s",
-                        Self::shown(url),
-                        attempt + 1,
-                        pause.as_secs_f64().ceil()
-                    ));
+            let failure = match self.request(url, range) {
+                Ok(response) => match read(response) {
+                    Ok(v) => return Ok(v),
+                    Err(TransferError::Retry(why)) => Failure::Retry(why, None),
+                    Err(TransferError::Fatal(e)) => Failure::Fatal(e),
+                },
+                Err(failure) => failure,
+            };
+            let wait = match failure {
+                Failure::NotFound(e) => return Err(HubError::NotFound(e)),
+                Failure::Fatal(e) => return other(e),
+                Failure::Retry(why, wait) => {
+                    last = why;
+                    wait
                 }
-                sleep(pause, stop);
-                pause = (pause * 2).min(Duration::from_secs(30));
+            };
+            let unknown_host = last == UNKNOWN_HOST && attempt >= ATTEMPTS_UNKNOWN_HOST;
+            if attempt == ATTEMPTS || unknown_host {
+                break;
             }
-            let mut request = self.agent.get(url);
-            if let Some(token) = &self.settings.token {
+            let next = wait.unwrap_or(pause);
+            if begin.elapsed().saturating_add(next) > self.settings.patience {
+                let later = wait.map_or(String::new(), |w| {
+                    format!(" and asks to come back after {} s", w.as_secs())
+                });
+                last = format!("{last}{later}");
+                tries = format!("{:.0} s and {attempt}", begin.elapsed().as_secs_f64());
+                break;
+            }
+            if attempt > 1 {
+                self.notice(&format!(
+                    "{}: {last}; attempt {} of {ATTEMPTS} in {:.0} s",
+                    shown(url),
+                    attempt + 1,
+                    next.as_secs_f64().ceil()
+                ));
+            }
+            sleep(next, stop);
+            pause = (pause * 2).min(Duration::from_secs(30));
+        }
+        if last == UNKNOWN_HOST {
+            let reason = "its host is not found; is the network there, and HF_ENDPOINT right? (a local folder needs neither)";
+            return other(Self::remote(url, reason));
+        }
+        other(Self::remote(
+            url,
+            format!(
+                "gave up after {tries} attempts: {last}; is the network there, and HF_ENDPOINT right? (a local folder needs neither)"
+            ),
+        ))
+    }
+
+    /// Sends one request and follows its redirects, with the token where the origin is the
+    /// endpoint's.
+    fn request(
+        &self,
+        url: &str,
+        range: Option<(u64, u64)>,
+    ) -> std::result::Result<Response<ureq::Body>, Failure> {
+        let mut at = url.to_string();
+        for _ in 0..=REDIRECTS {
+            let mut request = self.agent.get(&at);
+            if range.is_none() {
+                // Files may take long, as long as they arrive; answers may not.
+                let limit = Duration::from_secs(60).min(self.settings.patience);
+                request = request.config().timeout_recv_body(Some(limit)).build();
+            }
+            if let Some(token) = &self.settings.token
+                && Origin::of(&at) == self.origin
+            {
                 request = request.header("Authorization", format!("Bearer {token}"));
             }
             if let Some((from, to)) = range {
                 request = request.header("Range", format!("bytes={from}-{to}"));
             }
-            let failure = match request.call() {
-                Ok(response) => {
-                    self.answered.store(true, Ordering::Relaxed);
-                    match self.failure_of(url, &response) {
-                        Some(failure) => failure,
-                        None => match read(response) {
-                            Ok(v) => return Ok(v),
-                            Err(TransferError::Retry(why)) => Failure::Retry(why, None),
-                            Err(TransferError::Fatal(e)) => Failure::Fatal(e),
-                        },
-                    }
+            let response = request.call().map_err(|e| self.failed_call(url, &e))?;
+            self.answered.store(true, Ordering::Relaxed);
+            let header = |k: &str| response.headers().get(k).and_then(|v| v.to_str().ok());
+            if let (301 | 302 | 303 | 307 | 308, Some(location)) =
+                (response.status().as_u16(), header("location"))
+            {
+                at = redirect(&at, location).map_err(|e| Failure::Fatal(Self::remote(url, e)))?;
+                let length = header("content-length").and_then(|l| l.parse::<u64>().ok());
+                // A short body is read, so that the connection can be used again.
+                if length.is_some_and(|l| l <= 4096) {
+                    let mut body = response.into_body();
+                    let _ = body.as_reader().take(4096).read_to_end(&mut Vec::new());
                 }
-                Err(e) if !self.answered.load(Ordering::Relaxed) && self.host_is_unknown(&e) => {
-                    if attempt + 1 < ATTEMPTS_UNKNOWN_HOST {
-                        Failure::Retry("no answer (host not found)".to_string(), None)
-                    } else {
-                        let reason = "its host is not found; is the network there, and HF_ENDPOINT right? (a local folder needs neither)";
-                        Failure::Fatal(Self::remote(url, reason))
-                    }
-                }
-                Err(e) => Failure::Retry(format!("no answer ({})", describe(&e)), None),
-            };
-            match failure {
-                Failure::NotFound(e) => return Err(HubError::NotFound(e)),
-                Failure::Fatal(e) => return other(e),
-                Failure::Retry(why, wait) => {
-                    last = why;
-                    if let Some(w) = wait {
-                        pause = w.min(Duration::from_secs(120));
-                    }
-                }
+                continue;
             }
+            if let Some(failure) = self.failure_of(url, &response) {
+                return Err(failure);
+            }
+            let encoding = header("content-encoding").filter(|e| *e != "identity");
+            return match encoding {
+                None => Ok(response),
+                Some(_) => Err(Failure::Fatal(Self::remote(
+                    url,
+                    "the hub compresses its answer, which was not asked for; is there a proxy in between?",
+                ))),
+            };
         }
-        other(Self::remote(
-            url,
-            format!(
-                "gave up after {ATTEMPTS} attempts: {last}; is the network there, and HF_ENDPOINT right? (a local folder needs neither)"
-            ),
-        ))
+        let reason = format!("the hub redirects more than {REDIRECTS} times; refused");
+        Err(Failure::Fatal(Self::remote(url, reason)))
+    }
+
+    /// What follows from a request without a whole answer.
+    fn failed_call(&self, url: &str, e: &ureq::Error) -> Failure {
+        if !self.answered.load(Ordering::Relaxed) && self.host_is_unknown(e) {
+            return Failure::Retry(UNKNOWN_HOST.to_string(), None);
+        }
+        let reason = format!("no answer ({})", describe(e));
+        if is_permanent(e) {
+            return Failure::Fatal(Self::remote(url, reason));
+        }
+        Failure::Retry(reason, None)
     }
 
     /// Whether a request failed because the endpoint's host name has no address. The system's
@@ -186,20 +273,20 @@ impl<'a> HubClient<'a> {
         match e {
             ureq::Error::HostNotFound => true,
             ureq::Error::Io(e) if e.raw_os_error().is_none() => {
-                let endpoint = self.settings.endpoint.parse::<ureq::http::Uri>();
-                let host = endpoint.ok().and_then(|u| u.host().map(String::from));
-                host.is_some_and(|host| (host.as_str(), 443).to_socket_addrs().is_err())
+                let host = self.origin.as_ref().map(Origin::host);
+                host.is_some_and(|host| (host, 443).to_socket_addrs().is_err())
             }
             _ => false,
         }
     }
 
-    /// What follows from the status of a response; none if it was successful.
-    fn failure_of(&self, url: &str, r: &ureq::http::Response<ureq::Body>) -> Option<Failure> {
+    /// What follows from the status of a response; none if it was successful. Only states that pass
+    /// are retried.
+    fn failure_of(&self, url: &str, r: &Response<ureq::Body>) -> Option<Failure> {
         let status = r.status().as_u16();
         let header = |k: &str| r.headers().get(k).and_then(|v| v.to_str().ok());
         Some(match status {
-            200..=299 => return None,
+            200 | 206 => return None,
             429 | 500 | 502 | 503 | 504 | 408 => {
                 let wait = header("retry-after")
                     .and_then(|v| v.trim().parse().ok())
@@ -233,31 +320,70 @@ impl<'a> HubClient<'a> {
         })
     }
 
-    /// GETs JSON; the value, and the address of the next page if there is one.
-    pub(crate) fn json(
+    /// GETs a short answer; its bytes, and its Link header.
+    pub(crate) fn bytes(
         &self,
         url: &str,
-    ) -> std::result::Result<(serde_json::Value, Option<String>), HubError> {
+        limit: u64,
+    ) -> std::result::Result<(Vec<u8>, Option<String>), HubError> {
         self.get(url, None, &|| false, |mut response| {
-            let link =
-                response.headers().get("link").and_then(|v| v.to_str().ok()).and_then(next_page);
-            let text =
-                response.body_mut().with_config().limit(256 << 20).read_to_string().map_err(
-                    |e| TransferError::Retry(format!("answer cut short ({})", describe(&e))),
-                )?;
-            let value = serde_json::from_str(&text)
-                .map_err(|e| TransferError::Retry(format!("answer is not JSON ({e})")))?;
-            Ok((value, link))
+            let header = |k: &str| response.headers().get(k).and_then(|v| v.to_str().ok());
+            let link = header("link").map(String::from);
+            let length = header("content-length").and_then(|l| l.parse::<u64>().ok());
+            let long = || {
+                let reason = format!("the hub's answer has more than the {limit} bytes allowed");
+                TransferError::Fatal(Self::remote(url, reason))
+            };
+            if length.is_some_and(|l| l > limit) {
+                return Err(long());
+            }
+            match response.body_mut().with_config().limit(limit).read_to_vec() {
+                Ok(bytes) => Ok((bytes, link)),
+                Err(ureq::Error::BodyExceedsLimit(_)) => Err(long()),
+                Err(e) => Err(TransferError::Retry(format!("answer cut short ({})", describe(&e)))),
+            }
         })
     }
 
-    /// GETs JSON; none if the hub answers 404.
-    pub(crate) fn json_if_found(&self, url: &str) -> Result<Option<serde_json::Value>> {
-        match self.json(url) {
-            Ok((value, _)) => Ok(Some(value)),
+    /// GETs JSON of at most `limit` bytes; none if the hub answers 404.
+    pub(crate) fn json_if_found<T: DeserializeOwned>(
+        &self,
+        url: &str,
+        limit: u64,
+    ) -> Result<Option<T>> {
+        match self.bytes(url, limit) {
+            Ok((bytes, _)) => match serde_json::from_slice(&bytes) {
+                Ok(value) => Ok(Some(value)),
+                Err(e) => Err(Self::not_json(url, &e)),
+            },
             Err(HubError::NotFound(_)) => Ok(None),
             Err(HubError::Other(e)) => Err(e),
         }
+    }
+
+    /// The error for an answer that is no JSON.
+    pub(crate) fn not_json(url: &str, e: &serde_json::Error) -> Error {
+        Self::remote(
+            url,
+            format!(
+                "the answer is not what a hub sends ({e}); is HF_ENDPOINT right, and does the network want a login?"
+            ),
+        )
+    }
+}
+
+/// What is noted of an attempt that failed because the endpoint's host has no address.
+const UNKNOWN_HOST: &str = "no answer (host not found)";
+
+/// Whether another attempt cannot succeed either.
+fn is_permanent(e: &ureq::Error) -> bool {
+    use ureq::Error as E;
+    match e {
+        E::BadUri(_) | E::Http(_) | E::LargeResponseHeader(..) | E::InvalidProxyUrl => true,
+        E::RequireHttpsOnly(_) | E::TlsRequired | E::Tls(_) => true,
+        // How a certificate that is not trusted, or an answer without TLS, is reported.
+        E::Io(e) => e.kind() == std::io::ErrorKind::InvalidData,
+        _ => false,
     }
 }
 
@@ -270,61 +396,43 @@ fn describe(e: &ureq::Error) -> String {
         ureq::Error::Timeout(_) => "timed out".to_string(),
         ureq::Error::HostNotFound => "host not found".to_string(),
         ureq::Error::ConnectionFailed => "connection failed".to_string(),
-        ureq::Error::TooManyRedirects => "too many redirects".to_string(),
+        ureq::Error::LargeResponseHeader(..) => "its header is too long".to_string(),
+        ureq::Error::Tls(_) | ureq::Error::TlsRequired => "no encryption".to_string(),
         _ => "protocol error".to_string(),
     }
 }
 
 fn sleep(pause: Duration, stop: &dyn Fn() -> bool) {
-    let end = std::time::Instant::now() + pause;
-    while std::time::Instant::now() < end && !stop() {
+    let end = Instant::now() + pause;
+    while Instant::now() < end && !stop() {
         std::thread::sleep(Duration::from_millis(20).min(pause));
     }
-}
-
-/// The `rel="next"` address of a Link header.
-fn next_page(link: &str) -> Option<String> {
-    link.split(',').find_map(|part| {
-        let (address, rest) = part.trim().strip_prefix('<')?.split_once('>')?;
-        rest.contains("rel=\"next\"").then(|| address.to_string())
-    })
-}
-
-/// A path, percent-encoded for an address.
-pub(crate) fn encode(path: &str, keep_slash: bool) -> String {
-    let mut out = String::with_capacity(path.len());
-    for b in path.bytes() {
-        match b {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-                out.push(b as char)
-            }
-            b'/' if keep_slash => out.push('/'),
-            _ => out.push_str(&format!("%{b:02X}")),
-        }
-    }
-    out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::Value;
+
+    fn client(endpoint: &str, token: Option<&str>) -> HubClient<'static> {
+        HubClient::new(HubSettings {
+            endpoint: endpoint.to_string(),
+            token: token.map(String::from),
+            cache: "cache".into(),
+            offline: false,
+            pause: Duration::from_millis(1),
+            patience: Duration::from_secs(60),
+        })
+    }
 
     /// A name that cannot be resolved ends the request after two attempts; a refused connection,
     /// whose host is known, does not count as one.
     #[test]
     fn unknown_hosts() {
-        let client = |endpoint: &str| {
-            HubClient::new(HubSettings {
-                endpoint: endpoint.to_string(),
-                token: None,
-                cache: "cache".into(),
-                offline: false,
-                pause: Duration::from_millis(1),
-            })
-        };
         let message = |endpoint: &str| {
             let url = format!("{endpoint}/api/models/a/b");
-            client(endpoint).json_if_found(&url).unwrap_err().to_string()
+            let answer = client(endpoint, None).json_if_found::<Value>(&url, ANSWER_BYTES);
+            answer.unwrap_err().to_string()
         };
         let unknown = message("http://no-such-host.invalid");
         assert!(unknown.contains("its host is not found"), "{unknown}");
@@ -332,15 +440,17 @@ mod tests {
         assert!(refused.contains("gave up after 8 attempts"), "{refused}");
     }
 
+    /// Said before anything is sent, and without the token.
     #[test]
-    fn addresses() {
-        assert_eq!(encode("refs/convert/parquet", false), "refs%2Fconvert%2Fparquet");
-        assert_eq!(encode("SFT/a b/é.jsonl", true), "SFT/a%20b/%C3%A9.jsonl");
-        assert_eq!(
-            next_page("<https://h/x?cursor=a>; rel=\"next\""),
-            Some("https://h/x?cursor=a".to_string())
-        );
-        assert_eq!(next_page("<https://h/x>; rel=\"prev\""), None);
-        assert_eq!(HubClient::shown("https://me:secret@h/x?sig=1"), "https://h/x");
+    fn settings_that_cannot_work() {
+        for token in ["hf_a\nb", "hf_ä", "hf_x y"] {
+            let client = client("http://127.0.0.1:9", Some(token));
+            let url = "http://127.0.0.1:9/api/x";
+            let e = client.json_if_found::<Value>(url, ANSWER_BYTES).unwrap_err();
+            assert!(e.to_string().contains("HF_TOKEN") && !e.to_string().contains(token), "{e}");
+        }
+        let client = client("hub.local", None);
+        let e = client.json_if_found::<Value>("hub.local/api/x", ANSWER_BYTES).unwrap_err();
+        assert!(e.to_string().contains("HF_ENDPOINT"), "{e}");
     }
 }

@@ -5,9 +5,10 @@
 //! are then joined; length and (where the hub lists one) sha256 are checked before the file gets
 //! its name in the cache.
 
+use super::address::encode;
 use super::cache::{RemoteFile, RepoCache, RepoKind, make_parent};
-use super::client::{HubClient, TransferError, encode};
-use super::list::Listing;
+use super::client::{HubClient, TransferError};
+use super::tree::Listing;
 use crate::error::{Error, Result};
 use dlm_datasets::hash::HashWriter;
 use std::collections::HashMap;
@@ -16,12 +17,17 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 const PIECE_BYTES: u64 = 16 << 20;
 /// Pieces of one file that are downloaded at a time.
 const STREAMS: usize = 4;
 /// Files downloaded ahead of the one that is being read.
 const AHEAD: usize = 2;
+/// Responses in a row that may bring less than [`STALL_BYTES`].
+const STALLS: usize = 8;
+/// Bytes of a file that must arrive within a minute; a connection with fewer is given up.
+const STALL_BYTES: u64 = 64 << 10;
 
 /// Downloads the files of a listing.
 pub(crate) struct HubSource<'a> {
@@ -148,6 +154,7 @@ impl<'a> HubSource<'a> {
             std::fs::remove_file(path).map_err(Error::io("removing", path))?;
         }
         let url = self.url(file);
+        let window = Duration::from_secs(60).min(self.client.settings.patience);
         let mut stalled = 0;
         loop {
             let start = from + have(path);
@@ -159,12 +166,16 @@ impl<'a> HubSource<'a> {
             }
             let got = self.client.get(&url, Some((start, to - 1)), stop, |mut response| {
                 let fatal = |reason: String| TransferError::Fatal(self.bad(file, reason));
-                let header = |k: &str| response.headers().get(k).and_then(|v| v.to_str().ok()).map(String::from);
-                // A hub or proxy that ignores the range sends the file from its start.
-                let mut skip = if response.status().as_u16() == 206 { 0 } else { start };
-                let total = match response.status().as_u16() {
-                    206 => header("content-range").and_then(|r| r.rsplit('/').next().and_then(|t| t.parse::<u64>().ok())),
-                    _ => header("content-length").and_then(|l| l.parse::<u64>().ok()),
+                let header = |k: &str| response.headers().get(k).and_then(|v| v.to_str().ok());
+                let number = |text: &str| text.trim().parse::<u64>().ok();
+                let is_part = response.status().as_u16() == 206;
+                let (total, first) = if is_part {
+                    // bytes FIRST-LAST/TOTAL
+                    let place = header("content-range").and_then(|r| r.strip_prefix("bytes "));
+                    let (part, total) = place.and_then(|p| p.split_once('/')).unwrap_or_default();
+                    (number(total), number(part.split('-').next().unwrap_or_default()))
+                } else {
+                    (header("content-length").and_then(number), Some(0))
                 };
                 if let Some(total) = total.filter(|&t| t != file.bytes) {
                     return Err(fatal(format!(
@@ -172,11 +183,21 @@ impl<'a> HubSource<'a> {
                         file.bytes
                     )));
                 }
-                let mut out =
-                    OpenOptions::new().create(true).append(true).open(path).map_err(|e| TransferError::Fatal(Error::io("opening", path)(e)))?;
+                if is_part && first != Some(start) {
+                    let from = first.map_or("an unknown byte".to_string(), |f| format!("byte {f}"));
+                    return Err(fatal(format!("asked for byte {start} on, the hub sends {from} on")));
+                }
+                // A hub or proxy that ignores the range sends the file from its start.
+                let mut skip = if is_part { 0 } else { start };
+                let mut out = OpenOptions::new()
+                    .create(true)
+                    .append(true)
+                    .open(path)
+                    .map_err(|e| TransferError::Fatal(Error::io("opening", path)(e)))?;
                 let mut body = response.body_mut().as_reader();
                 let mut buffer = vec![0u8; 1 << 16];
                 let (mut left, mut written) = (to - start, 0u64);
+                let (mut minute, mut arrived) = (Instant::now(), 0u64);
                 while left > 0 && !stop() {
                     let n = match body.read(&mut buffer) {
                         Ok(0) => break,
@@ -191,17 +212,27 @@ impl<'a> HubSource<'a> {
                     out.write_all(bytes).map_err(|e| TransferError::Fatal(Error::io("writing", path)(e)))?;
                     left -= take as u64;
                     written += take as u64;
+                    arrived += n as u64;
+                    if minute.elapsed() >= window {
+                        if arrived < STALL_BYTES {
+                            break;
+                        }
+                        (minute, arrived) = (Instant::now(), 0);
+                    }
                 }
                 Ok(written)
             })?;
             if stop() {
                 return Err(Error::Interrupted);
             }
-            stalled = if got == 0 { stalled + 1 } else { 0 };
-            if stalled > 4 {
+            stalled = if got < STALL_BYTES { stalled + 1 } else { 0 };
+            if stalled > STALLS && from + have(path) < to {
                 return Err(self.bad(
                     file,
-                    format!("the hub stops sending at byte {start} of {}", file.bytes),
+                    format!(
+                        "the hub stops sending, or sends hardly anything, at byte {start} of {}",
+                        file.bytes
+                    ),
                 ));
             }
         }
@@ -238,8 +269,11 @@ impl<'a> HubSource<'a> {
             .get(k)
             .ok_or_else(|| Error::Internal(format!("no file {k} in the listing")))?;
         let blob = self.repo.blob(&file.etag);
-        if self.client.settings.offline {
-            return Ok(self.repo.snapshot(&self.listing.commit).join(&file.path));
+        let known = self.repo.snapshot(&self.listing.commit).join(&file.path);
+        // The files of a commit never change. Nothing is written, so that a cache which belongs to
+        // somebody else can be read.
+        if self.client.settings.offline || self.is_complete(file, &known) {
+            return Ok(known);
         }
         make_parent(&blob)?;
         let lock_path = self.repo.lock(&file.etag);

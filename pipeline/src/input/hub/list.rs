@@ -1,184 +1,216 @@
-//! Resolves a revision of a repository to a commit and lists its files.
+//! Which files of a dataset on a hub are read.
 //!
-//! In: dataset id, revision, splits, globs. Out: a commit and its data files. If no revision is
-//! given: parquet on `main`; else the hub's own conversion (`refs/convert/parquet`) if it is
-//! complete; else JSON lines on `main`.
+//! In: dataset id, revision, config, splits, globs. Out: a commit, its data files that are chosen
+//! (`selection.rs`), and what was left. If no revision is given: parquet on `main`; else the hub's
+//! own conversion (`refs/convert/parquet`) if it is complete; else JSON lines on `main`.
 
-use super::cache::{RemoteFile, RepoCache, RepoKind, check_safe, is_commit};
-use super::client::{HubClient, encode};
+use super::address::encode;
+use super::cache::{RemoteFile, RepoCache, RepoKind, is_commit, make_parent};
+use super::client::HubClient;
+use super::tree::{Listing, tree};
 use crate::error::{Error, Result};
-use crate::input::files::{FileFormat, is_metadata, list_files};
+use crate::input::card::Card;
+use crate::input::files::{
+    CARD, CARD_BYTES, FileFormat, card_is_long, not_data, parse_card, read_card, walk_folder,
+};
+use crate::input::not_read::NotRead;
+use crate::input::selection::{FileSelection, Layout, Taken, choose};
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 /// The branch that holds the hub's own conversion of a dataset to parquet.
 pub(crate) const CONVERTED: &str = "refs/convert/parquet";
 
-/// Files of a repository at a commit.
-#[derive(Debug, Clone)]
-pub(crate) struct Listing {
-    pub commit: String,
-    /// The revision that was resolved to the commit.
-    pub revision: String,
-    /// Selected files, sorted by path.
-    pub files: Vec<RemoteFile>,
+/// All data files at a revision, and what else is there.
+struct Found {
+    listing: Listing,
+    not_read: NotRead,
+    /// The file that holds the card.
+    card: Option<RemoteFile>,
 }
 
-/// Which files of a dataset are read.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct FileSelection {
-    /// Branch, tag or commit; see the file's header for the choice if there is none.
-    pub revision: Option<String>,
-    /// Splits or categories: names of folders or files. All if empty.
-    pub splits: Vec<String>,
-    /// Globs over paths. All files if empty.
-    pub globs: Vec<String>,
-}
-
-impl FileSelection {
-    fn contains(&self, path: &str) -> bool {
-        let split = |s: &String| {
-            path.split('/').any(|part| {
-                let stem = part.split('.').next().unwrap_or(part);
-                stem == s
-                    || stem.strip_prefix(s.as_str()).is_some_and(|r| r.starts_with(['-', '_']))
-            })
-        };
-        (self.splits.is_empty() || self.splits.iter().any(split))
-            && (self.globs.is_empty() || self.globs.iter().any(|g| glob(g, path)))
-    }
-}
-
-/// The commit and the selected files of dataset `id`.
-pub(crate) fn list(client: &HubClient, id: &str, selection: &FileSelection) -> Result<Listing> {
+/// The commit and the files that are read of dataset `id`.
+pub(crate) fn list(
+    client: &HubClient,
+    id: &str,
+    revision: Option<&str>,
+    selection: &FileSelection,
+) -> Result<(Listing, Taken)> {
     let repo = RepoCache::new(&client.settings.cache, RepoKind::Dataset, id);
     if client.settings.offline {
-        return offline(&repo, id, selection);
+        return offline(&repo, id, revision, selection);
     }
-    let none = |revision: &str, seen: usize| {
-        let filter = format!(
-            "{}{}",
-            selection.splits.iter().map(|s| format!(" --split {s}")).collect::<String>(),
-            selection.globs.iter().map(|g| format!(" --files {g}")).collect::<String>()
-        );
+    let missing = |revision: &str| {
         Error::Input {
-            path: format!("{id} at {revision}"),
-            reason: format!(
-                "none of its {seen} files is parquet, JSONL or Arrow{}",
-                if filter.is_empty() { filter } else { format!(" and fits{filter}") }
-            ),
-        }
-    };
-    if let Some(revision) = &selection.revision {
-        let (listing, seen) = list_revision(client, &repo, id, revision, selection)?
-            .ok_or_else(|| none(revision, 0))?;
-        return if listing.files.is_empty() { Err(none(revision, seen)) } else { Ok(listing) };
+        path: format!("{id} at {revision}"),
+        reason: "the hub answers 404: there is no such revision (a private dataset looks the same without HF_TOKEN)".to_string(),
     }
-    let (main, seen) =
-        list_revision(client, &repo, id, "main", selection)?.ok_or_else(|| none("main", 0))?;
-    let parquet = |l: &Listing| {
-        l.files.iter().any(|f| FileFormat::of(Path::new(&f.path)) == Some(FileFormat::Parquet))
     };
-    if parquet(&main) {
-        return Ok(main);
+    if let Some(revision) = revision {
+        let found = find(client, &repo, id, revision)?.ok_or_else(|| missing(revision))?;
+        let card = load_card(client, &repo, id, &found, selection)?;
+        let layout = match revision {
+            CONVERTED => Layout::Converted(card.as_ref()),
+            _ => Layout::Card(card.as_ref()),
+        };
+        return take(id, found, layout, selection);
+    }
+    let found = find(client, &repo, id, "main")?.ok_or_else(|| missing("main"))?;
+    let card = load_card(client, &repo, id, &found, selection)?;
+    let main = take(id, found, Layout::Card(card.as_ref()), selection);
+    let is_parquet =
+        |f: &RemoteFile| FileFormat::of(Path::new(&f.path)) == Some(FileFormat::Parquet);
+    if main.as_ref().is_ok_and(|(l, _)| l.files.iter().any(is_parquet)) {
+        return main;
     }
     // Where the hub converted only the first part of a dataset, folder names begin with `partial`.
-    if let Some((converted, _)) = list_revision(client, &repo, id, CONVERTED, selection)?
-        && parquet(&converted)
+    if let Some(found) = find(client, &repo, id, CONVERTED)?
+        && let Ok((converted, taken)) = take(id, found, Layout::Converted(card.as_ref()), selection)
+        && converted.files.iter().any(is_parquet)
         && !converted.files.iter().any(|f| f.path.split('/').any(|p| p.starts_with("partial")))
     {
-        return Ok(converted);
+        return Ok((converted, taken));
     }
-    if main.files.is_empty() { Err(none("main", seen)) } else { Ok(main) }
+    main
 }
 
-/// The selected data files at a revision, and the number of files of any kind; none if there is no
-/// such revision.
-fn list_revision(
-    client: &HubClient,
-    repo: &RepoCache,
-    id: &str,
-    revision: &str,
-    selection: &FileSelection,
-) -> Result<Option<(Listing, usize)>> {
-    let keep = |path: &str| {
-        FileFormat::of(Path::new(path)).is_some() && selection.contains(path) && !is_metadata(path)
+/// The data files at a revision; none if there is no such revision.
+fn find(client: &HubClient, repo: &RepoCache, id: &str, revision: &str) -> Result<Option<Found>> {
+    let mut not_read = NotRead::default();
+    let mut keep = |path: &str| {
+        // `..` and `.` are no names; such a path is refused as a whole.
+        let hidden = |part: &str| {
+            (part.starts_with('.') && part != "." && part != "..") || part.starts_with("__")
+        };
+        let why = match path.split('/').any(hidden) {
+            true => Some("with a hidden name"),
+            false => not_data(path),
+        };
+        if let Some(why) = why
+            && path != CARD
+            && path != ".gitattributes"
+        {
+            not_read.add(why, path);
+        }
+        why.is_none() || path == CARD
     };
-    tree(client, repo, RepoKind::Dataset, id, revision, &keep)
-}
-
-/// The files at a revision for which `keep` is true, and the number of all files; none if there is
-/// no such revision. Of a model only the top folder is listed.
-pub(crate) fn tree(
-    client: &HubClient,
-    repo: &RepoCache,
-    kind: RepoKind,
-    id: &str,
-    revision: &str,
-    keep: &dyn Fn(&str) -> bool,
-) -> Result<Option<(Listing, usize)>> {
-    let base = format!("{}/api/{}/{}", client.settings.endpoint, kind.plural(), encode(id, true));
-    let Some(info) =
-        client.json_if_found(&format!("{base}/revision/{}", encode(revision, false)))?
-    else {
+    let Some(mut listing) = tree(client, repo, RepoKind::Dataset, id, revision, &mut keep)? else {
         return Ok(None);
     };
-    let commit =
-        info.get("sha").and_then(|s| s.as_str()).filter(|s| is_commit(s)).map(String::from);
-    let commit = commit.ok_or_else(|| Error::Input {
-        path: format!("{id} at {revision}"),
-        reason: "the hub names no commit for this revision".to_string(),
-    })?;
-    let recursive = kind == RepoKind::Dataset;
-    let mut url = format!("{base}/tree/{commit}?recursive={recursive}");
-    let (mut files, mut seen) = (Vec::new(), 0);
-    for _page in 0..10_000 {
-        let (page, next) = client.json(&url)?;
-        for e in page.as_array().into_iter().flatten() {
-            let text = |k: &str| e.get(k).and_then(|v| v.as_str());
-            if text("type") != Some("file") {
-                continue;
-            }
-            seen += 1;
-            let path = text("path").unwrap_or("");
-            if !keep(path) {
-                continue;
-            }
-            let sha256 = e
-                .get("lfs")
-                .and_then(|l| l.get("oid"))
-                .and_then(|o| o.as_str())
-                .map(|o| o.trim_start_matches("sha256:").to_string());
-            let etag = sha256.clone().or_else(|| text("oid").map(String::from)).unwrap_or_default();
-            if etag.is_empty() || !etag.bytes().all(|b| b.is_ascii_alphanumeric()) {
-                return Err(Error::Input {
-                    path: path.to_string(),
-                    reason: "the hub lists no usable content id for this file".to_string(),
-                });
-            }
-            files.push(RemoteFile {
-                path: check_safe(path)?.to_string(),
-                bytes: e.get("size").and_then(|s| s.as_u64()).unwrap_or(0),
-                sha256,
-                etag,
-            });
-        }
-        match next {
-            Some(n) => url = n,
-            None => break,
-        }
+    let card = listing.files.iter().position(|f| f.path == CARD);
+    let card = card.map(|k| listing.files.remove(k));
+    Ok(Some(Found { listing, not_read, card }))
+}
+
+/// The files of `found` that are read.
+fn take(
+    id: &str,
+    found: Found,
+    layout: Layout,
+    selection: &FileSelection,
+) -> Result<(Listing, Taken)> {
+    let Found { mut listing, not_read, .. } = found;
+    let place = format!("{id} at {}", listing.revision);
+    let mut taken = Taken { place: id.to_string(), not_read, ..Default::default() };
+    let refuse = |reason: String| Error::Input { path: place.clone(), reason };
+    let paths: Vec<&str> = listing.files.iter().map(|f| f.path.as_str()).collect();
+    let filter = || {
+        let splits = selection.splits.iter().map(|s| format!(" --split {s}"));
+        let globs = selection.globs.iter().map(|g| format!(" --files {g}"));
+        splits.chain(globs).collect::<String>()
+    };
+    let none = |taken: &Taken| {
+        let fits = if filter().is_empty() { String::new() } else { " and fits".to_string() };
+        let holds = match taken.not_read.is_empty() {
+            true => "it holds no files".to_string(),
+            false => format!("it holds {}", taken.not_read),
+        };
+        refuse(format!("none of its files is parquet, JSONL or Arrow{fits}{}; {holds}", filter()))
+    };
+    if paths.is_empty() {
+        return Err(none(&taken));
     }
-    files.sort_by(|a, b| a.path.cmp(&b.path));
-    files.dedup_by(|a, b| a.path == b.path);
-    repo.write_ref(revision, &commit)?;
-    Ok(Some((Listing { commit, revision: revision.to_string(), files }, seen)))
+    let chosen = choose(&paths, layout, selection, &mut taken).map_err(refuse)?;
+    if chosen.is_empty() {
+        return Err(none(&taken));
+    }
+    for file in chosen.iter().map(|&k| &listing.files[k]).filter(|f| f.bytes == 0) {
+        taken.not_read.add("without content", &file.path);
+    }
+    let files = chosen.into_iter().map(|k| listing.files[k].clone()).collect();
+    listing.files = files;
+    Ok((listing, taken))
+}
+
+/// The card at a commit: from the cache, else from the hub.
+fn load_card(
+    client: &HubClient,
+    repo: &RepoCache,
+    id: &str,
+    found: &Found,
+    selection: &FileSelection,
+) -> Result<Option<Card>> {
+    let Some(file) = found.card.as_ref().filter(|_| selection.globs.is_empty()) else {
+        return Ok(None);
+    };
+    let commit = &found.listing.commit;
+    let refuse = |reason: String| Error::Input { path: format!("{id} at {commit}"), reason };
+    let known = repo.snapshot(commit).join(CARD);
+    if std::fs::metadata(&known).is_ok_and(|m| m.is_file() && m.len() == file.bytes) {
+        return read_card(&known).map_err(refuse);
+    }
+    if file.bytes > CARD_BYTES {
+        return Err(refuse(card_is_long(file.bytes)));
+    }
+    let endpoint = &client.settings.endpoint;
+    let prefix = RepoKind::Dataset.prefix();
+    let url = format!("{endpoint}/{prefix}{}/resolve/{commit}/{CARD}", encode(id, true));
+    let (bytes, _) = client.bytes(&url, CARD_BYTES)?;
+    if bytes.len() as u64 != file.bytes {
+        let (sent, listed) = (bytes.len(), file.bytes);
+        return Err(refuse(format!(
+            "the hub sends {sent} bytes of {CARD}, its listing says {listed}"
+        )));
+    }
+    // For runs without network; the cache may be somebody else's, who allows no writing.
+    let blob = repo.blob(&file.etag);
+    let _ = make_parent(&blob)
+        .and_then(|()| Ok(dlm_datasets::fs::write_atomic(&blob, &bytes)?))
+        .and_then(|()| repo.link(commit, CARD, &file.etag));
+    parse_card(&bytes).map_err(refuse)
+}
+
+/// A file whose name says that it is one of several parts (`…-00002-of-00005…`) of which not all
+/// are there, and their number.
+fn missing_part(files: &[RemoteFile]) -> Option<(&str, u64)> {
+    let mut parts: HashMap<(&str, u64), HashSet<u64>> = HashMap::new();
+    let part_of = |path: &'_ str| -> Option<(usize, u64, u64)> {
+        let at = path.find("-of-")?;
+        let (head, tail) = (&path[..at], &path[at + 4..]);
+        let name = head.rfind(|c: char| !c.is_ascii_digit())? + 1;
+        let end = tail.find(|c: char| !c.is_ascii_digit()).unwrap_or(tail.len());
+        Some((name, head[name..].parse().ok()?, tail[..end].parse().ok()?))
+    };
+    let known: Vec<(&RemoteFile, (usize, u64, u64))> =
+        files.iter().filter_map(|f| Some((f, part_of(&f.path)?))).collect();
+    for (f, (name, number, of)) in &known {
+        parts.entry((&f.path[..*name], *of)).or_default().insert(*number);
+    }
+    let lacking = |(f, (name, _, of)): &&(&RemoteFile, (usize, u64, u64))| {
+        parts.get(&(&f.path[..*name], *of)).is_some_and(|found| (found.len() as u64) < *of)
+    };
+    known.iter().find(lacking).map(|(f, (_, _, of))| (f.path.as_str(), *of))
 }
 
 /// The listing of a dataset in the cache, under HF_HUB_OFFLINE.
-fn offline(repo: &RepoCache, id: &str, selection: &FileSelection) -> Result<Listing> {
-    let revisions: Vec<&str> = match &selection.revision {
-        Some(r) => vec![r],
-        None => vec!["main", CONVERTED],
-    };
+fn offline(
+    repo: &RepoCache,
+    id: &str,
+    revision: Option<&str>,
+    selection: &FileSelection,
+) -> Result<(Listing, Taken)> {
+    let revisions = revision.map_or(vec!["main", CONVERTED], |r| vec![r]);
+    let (mut card, mut problem) = (None, None);
     for revision in &revisions {
         let commit =
             if is_commit(revision) { Some(revision.to_string()) } else { repo.read_ref(revision) };
@@ -187,48 +219,44 @@ fn offline(repo: &RepoCache, id: &str, selection: &FileSelection) -> Result<List
         if !root.is_dir() {
             continue;
         }
-        let mut files = Vec::new();
-        for file in list_files(std::slice::from_ref(&root)).unwrap_or_default() {
-            if selection.contains(&file.name) && !is_metadata(&file.name) {
-                let etag = std::fs::canonicalize(&file.path)
-                    .ok()
-                    .and_then(|p| p.file_name().map(|n| n.to_string_lossy().into_owned()))
-                    .unwrap_or_default();
-                files.push(RemoteFile { path: file.name, bytes: file.bytes, sha256: None, etag });
-            }
+        let refuse = |reason: String| Error::Input { path: format!("{id} at {commit}"), reason };
+        if selection.globs.is_empty() {
+            card = read_card(&root.join(CARD)).map_err(refuse)?.or(card);
         }
-        if !files.is_empty() {
-            files.sort_by(|a, b| a.path.cmp(&b.path));
-            return Ok(Listing { commit, revision: revision.to_string(), files });
+        let (found, not_read) = walk_folder(&root)?;
+        let of = |file: crate::input::files::LocalFile| {
+            let blob = std::fs::canonicalize(&file.path).ok();
+            let name = blob.as_deref().and_then(Path::file_name);
+            let etag = name.map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            RemoteFile { path: file.name, bytes: file.bytes, sha256: None, etag }
+        };
+        let mut files: Vec<RemoteFile> = found.into_iter().map(of).collect();
+        if files.is_empty() {
+            continue;
+        }
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        let listing = Listing { commit: commit.clone(), revision: revision.to_string(), files };
+        let layout = match *revision {
+            CONVERTED => Layout::Converted(card.as_ref()),
+            _ => Layout::Card(card.as_ref()),
+        };
+        match take(id, Found { listing, not_read, card: None }, layout, selection) {
+            Ok((listing, taken)) => match missing_part(&listing.files) {
+                None => return Ok((listing, taken)),
+                Some((file, parts)) => {
+                    problem = problem.or(Some(refuse(format!(
+                        "HF_HUB_OFFLINE is set and the cache lacks some of the {parts} parts that {file} is one of; run once with the network, or name files with --files"
+                    ))));
+                }
+            },
+            Err(e) => problem = problem.or(Some(e)),
         }
     }
-    Err(Error::Input {
+    Err(problem.unwrap_or_else(|| Error::Input {
         path: id.to_string(),
         reason: "HF_HUB_OFFLINE is set and the cache holds no data files of this dataset; run once with the network, or unset it"
             .to_string(),
-    })
-}
-
-/// Whether `path` matches a glob: `*` matches within a name, `**` across names, `?` one character.
-pub(crate) fn glob(pattern: &str, path: &str) -> bool {
-    fn go(p: &[u8], s: &[u8]) -> bool {
-        match p {
-            [] => s.is_empty(),
-            [b'*', b'*', b'/', rest @ ..] => {
-                go(rest, s) || (0..s.len()).any(|i| s[i] == b'/' && go(rest, &s[i + 1..]))
-            }
-            [b'*', b'*', rest @ ..] => (0..=s.len()).any(|i| go(rest, &s[i..])),
-            [b'*', rest @ ..] => {
-                (0..=s.len()).take_while(|&i| i == 0 || s[i - 1] != b'/').any(|i| go(rest, &s[i..]))
-            }
-            [b'?', rest @ ..] => s.first().is_some_and(|&c| c != b'/') && go(rest, &s[1..]),
-            [c, rest @ ..] => s.first() == Some(c) && go(rest, &s[1..]),
-        }
-    }
-    // Limits the time that matching can take; file patterns are far below.
-    pattern.len() <= 256
-        && pattern.matches('*').count() <= 6
-        && go(pattern.as_bytes(), path.as_bytes())
+    }))
 }
 
 #[cfg(test)]
@@ -236,24 +264,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn globs_and_splits() {
-        for (p, s, yes) in [
-            ("SFT/*/*.jsonl", "SFT/chat/chat.jsonl", true),
-            ("SFT/*.jsonl", "SFT/chat/chat.jsonl", false),
-            ("SFT/**", "SFT/chat/chat.jsonl", true),
-            ("**/*.parquet", "a.parquet", true),
-            ("**/*.parquet", "a/b/c.parquet", true),
-            ("a?c", "abc", true),
-            ("a?c", "a/c", false),
-        ] {
-            assert_eq!(glob(p, s), yes, "{p} {s}");
-        }
-        let chat = FileSelection { splits: vec!["chat".to_string()], ..Default::default() };
-        assert!(
-            chat.contains("SFT/chat/x.jsonl")
-                && chat.contains("data/chat-00000-of-00001.parquet")
-                && chat.contains("chat.jsonl")
-        );
-        assert!(!chat.contains("SFT/chatter/x.jsonl") && !chat.contains("SFT/code/x.jsonl"));
+    fn parts_that_are_not_in_the_cache() {
+        let lacks = |paths: &[&str]| {
+            let file = |p: &&str| RemoteFile {
+                path: p.to_string(),
+                bytes: 1,
+                sha256: None,
+                etag: "a".to_string(),
+            };
+            let files: Vec<RemoteFile> = paths.iter().map(file).collect();
+            missing_part(&files).map(|(file, parts)| (file.to_string(), parts))
+        };
+        let whole = ["d/train-00000-of-00002.parquet", "d/train-00001-of-00002-a1b2.parquet"];
+        assert_eq!(lacks(&whole), None);
+        assert_eq!(lacks(&whole[..1]), Some((whole[0].to_string(), 2)));
+        assert_eq!(lacks(&["x-1-of-1.jsonl", "kind-of-blue.jsonl", "a.jsonl"]), None);
+        let other = ["a/t-0-of-2.jsonl", "b/t-1-of-2.jsonl"];
+        assert_eq!(lacks(&other), Some((other[0].to_string(), 2)));
     }
 }

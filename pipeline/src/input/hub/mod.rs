@@ -7,13 +7,15 @@
 //! ```text
 //! name ─── hf://ORG/NAME[@REV]     cache ─ layout of the cache folder, checks of file names
 //! settings ─ from the environment  client ─ HTTP with retries
-//! list ─── commit, files, sizes    model_files ─ which files of a model
+//! address ─ origins, redirects     tree ── commit, files, sizes, each entry checked
+//! list ─── which files of a dataset  model_files ─ which files of a model
 //! fetch ── pieces, resume, checks  model ─ a folder or a repository → a local folder
 //! ```
 //!
 //! The three endpoints of the hub are called directly, not through the hf-hub crate: its plain
 //! downloads neither resume nor check the content, and it does not know HF_HUB_OFFLINE.
 
+pub(crate) mod address;
 pub(crate) mod cache;
 pub(crate) mod client;
 pub(crate) mod fetch;
@@ -22,3 +24,4 @@ pub(crate) mod model;
 pub(crate) mod model_files;
 pub(crate) mod name;
 pub(crate) mod settings;
+pub(crate) mod tree;

@@ -9,10 +9,10 @@
 
 use super::cache::{RepoCache, RepoKind, is_commit};
 use super::client::HubClient;
-use super::list;
 use super::model_files::{ModelPart, download, is_complete};
 use super::name::HubName;
 use super::settings::HubSettings;
+use super::tree::tree;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use std::path::{Path, PathBuf};
@@ -121,9 +121,8 @@ fn fetch(name: &HubName, part: ModelPart, progress: &dyn Progress) -> Result<Res
         }
         _ => {}
     }
-    let listed = list::tree(&client, &repo, RepoKind::Model, &name.id, revision, &|path| {
-        !path.contains('/')
-    });
+    let mut keep = |path: &str| !path.contains('/');
+    let listed = tree(&client, &repo, RepoKind::Model, &name.id, revision, &mut keep);
     let listed = listed.map_err(|e| match (e, &cached) {
         (Error::Input { path, reason }, Some(commit)) => Error::Input {
             path,
@@ -133,7 +132,7 @@ fn fetch(name: &HubName, part: ModelPart, progress: &dyn Progress) -> Result<Res
         },
         (e, _) => e,
     })?;
-    let (listing, _) = listed.ok_or_else(|| Error::Input {
+    let listing = listed.ok_or_else(|| Error::Input {
         path: format!("hf://{}", name.id),
         reason: format!(
             "the hub answers 404: no such model, or it has no revision {revision} (a private one looks the same without HF_TOKEN)"

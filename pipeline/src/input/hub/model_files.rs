@@ -6,7 +6,7 @@
 use super::cache::RepoKind;
 use super::client::HubClient;
 use super::fetch::HubSource;
-use super::list::Listing;
+use super::tree::Listing;
 use crate::error::{Error, Result};
 use crate::progress::{DownloadCounters, Progress, report_while};
 use std::path::Path;

@@ -16,6 +16,8 @@ pub(crate) struct HubSettings {
     pub offline: bool,
     /// Pause before the second attempt; it doubles with each further one.
     pub pause: Duration,
+    /// Time after which a request is not tried again, and in which some of a file must arrive.
+    pub patience: Duration,
 }
 
 impl HubSettings {
@@ -44,7 +46,9 @@ impl HubSettings {
             .or_else(|| file().filter(|_| implicit))
             .map(|t| t.trim().to_string())
             .filter(|t| !t.is_empty());
-        let milliseconds = var("DLM_HUB_PAUSE_MS").and_then(|v| v.parse().ok()).unwrap_or(500);
+        let milliseconds = |key: &str, usual: u64| {
+            Duration::from_millis(var(key).and_then(|v| v.parse().ok()).unwrap_or(usual))
+        };
         HubSettings {
             endpoint: var("HF_ENDPOINT")
                 .unwrap_or_else(|| "https://huggingface.co".to_string())
@@ -53,7 +57,8 @@ impl HubSettings {
             token,
             cache: var("HF_HUB_CACHE").map(Into::into).unwrap_or_else(|| home.join("hub")),
             offline: on("HF_HUB_OFFLINE"),
-            pause: Duration::from_millis(milliseconds),
+            pause: milliseconds("DLM_HUB_PAUSE_MS", 500),
+            patience: milliseconds("DLM_HUB_PATIENCE_MS", 600_000),
         }
     }
 }

@@ -1,0 +1,227 @@
+//! Addresses: whole origins (scheme, host and port), where a redirect leads, the next page of a
+//! listing.
+
+/// Scheme, host and port, all of which must be equal before a token is sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Origin {
+    scheme: String,
+    host: String,
+    port: u16,
+}
+
+impl Origin {
+    /// The origin of an `http://` or `https://` address; none if it is no such address.
+    pub(crate) fn of(url: &str) -> Option<Origin> {
+        let url: ureq::http::Uri = url.parse().ok()?;
+        let scheme = url.scheme_str()?.to_ascii_lowercase();
+        let usual = match scheme.as_str() {
+            "http" => 80,
+            "https" => 443,
+            _ => return None,
+        };
+        let host = url.host().filter(|h| !h.is_empty())?.to_ascii_lowercase();
+        let authority = url.authority()?.as_str();
+        let behind_host = authority.rsplit(['@', ']']).next().unwrap_or_default();
+        let port = match behind_host.split_once(':').map(|(_, port)| port) {
+            None | Some("") => usual,
+            Some(port) => port.parse().ok()?,
+        };
+        Some(Origin { scheme, host: host.trim_end_matches('.').to_string(), port })
+    }
+
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+
+    fn is_encrypted(&self) -> bool {
+        self.scheme == "https"
+    }
+
+    /// Whether the address is one of a machine's own network, which cloud services use for secrets.
+    fn is_link_local(&self) -> bool {
+        self.host.starts_with("169.254.") || self.host.starts_with("[fe80:")
+    }
+}
+
+/// Where a redirect from `base` leads.
+///
+/// # Errors
+/// Why it is not followed.
+pub(crate) fn redirect(base: &str, location: &str) -> Result<String, String> {
+    let refused = |why: &str| Err(format!("the hub redirects to {why}; refused"));
+    let location = location.split('#').next().unwrap_or_default();
+    if location.is_empty() {
+        return refused("nowhere");
+    }
+    let Some(from) = Origin::of(base) else { return refused("an unknown address") };
+    let rest = base.split_once("://").map_or("", |(_, rest)| rest);
+    let top = &base[..base.len() - rest.len() + rest.find(['/', '?']).unwrap_or(rest.len())];
+    let path = base[top.len()..].split('?').next().unwrap_or_default();
+    let scheme = location.split([':', '/', '?']).next().unwrap_or_default();
+    let url = if location[scheme.len()..].starts_with(':') {
+        location.to_string()
+    } else if let Some(rest) = location.strip_prefix("//") {
+        format!("{}://{rest}", from.scheme)
+    } else if location.starts_with('/') {
+        format!("{top}{location}")
+    } else if location.starts_with('?') {
+        format!("{top}{path}{location}")
+    } else {
+        format!("{top}{}/{location}", path.rsplit_once('/').map_or("", |(folder, _)| folder))
+    };
+    let Some(to) = Origin::of(&url) else {
+        return refused("what is no http or https address");
+    };
+    let authority = url.split_once("://").map_or("", |(_, rest)| rest);
+    let authority = authority.split(['/', '?']).next().unwrap_or_default();
+    if authority.contains('@') && to != from {
+        return refused("an address with a user name");
+    }
+    if from.is_encrypted() && !to.is_encrypted() {
+        return refused("an address without encryption");
+    }
+    if to.is_link_local() && !from.is_link_local() {
+        return refused("an address of this machine's own network");
+    }
+    Ok(url)
+}
+
+/// The `rel="next"` address of a Link header.
+pub(crate) fn next_page(link: &str) -> Option<String> {
+    link.split(',').find_map(|part| {
+        let (address, rest) = part.trim().strip_prefix('<')?.split_once('>')?;
+        rest.contains("rel=\"next\"").then(|| address.to_string())
+    })
+}
+
+/// The address of the next page at `endpoint`. Mirrors pass on links that name the hub they mirror,
+/// so only path and query of the link are used.
+///
+/// # Errors
+/// If the link is not one of a listing.
+pub(crate) fn page_at(endpoint: &str, link: &str) -> Result<String, String> {
+    let path = match link.strip_prefix(endpoint).filter(|path| path.starts_with('/')) {
+        Some(path) => path,
+        None => match link.split_once("://") {
+            Some((_, rest)) => &rest[rest.find('/').unwrap_or(rest.len())..],
+            None => link,
+        },
+    };
+    let (bare, _) = path.split_once('?').unwrap_or((path, ""));
+    let listing = bare.starts_with("/api/") && bare.contains("/tree/");
+    if !listing || bare.split('/').any(|part| part == ".." || part == ".") {
+        return Err(format!(
+            "the hub's listing goes on at {:?}, which is no listing; refused",
+            shown(link)
+        ));
+    }
+    Ok(format!("{endpoint}{path}"))
+}
+
+/// `url` as it may be shown: without user name, password and query.
+pub(crate) fn shown(url: &str) -> String {
+    match url.split_once("://") {
+        Some((scheme, rest)) => {
+            let (host, tail) = rest.split_once('/').unwrap_or((rest, ""));
+            let tail = tail.split('?').next().unwrap_or("");
+            format!("{scheme}://{}/{tail}", host.rsplit('@').next().unwrap_or(host))
+        }
+        None => url.split('?').next().unwrap_or("").to_string(),
+    }
+}
+
+/// A path, percent-encoded for an address.
+pub(crate) fn encode(path: &str, keep_slash: bool) -> String {
+    let mut out = String::with_capacity(path.len());
+    for b in path.bytes() {
+        match b {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                out.push(b as char)
+            }
+            b'/' if keep_slash => out.push('/'),
+            _ => out.push_str(&format!("%{b:02X}")),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn origins() {
+        let same = |a: &str, b: &str| Origin::of(a) == Origin::of(b);
+        assert!(same("https://h/x", "https://H:443/y?z"));
+        assert!(same("http://h:80", "http://h./"));
+        for other in
+            ["http://h/x", "https://h:8443/x", "https://h.evil.com/x", "https://h@evil.com/x"]
+        {
+            assert!(!same("https://h/x", other), "{other}");
+        }
+        for none in ["file:///etc/passwd", "ftp://h/x", "h/x", "", "http://", "http://h:x/"] {
+            assert_eq!(Origin::of(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn redirects() {
+        let base = "https://h/a/b?c=1";
+        for (location, url) in [
+            ("https://other:8/x?y", "https://other:8/x?y"),
+            ("/x/y", "https://h/x/y"),
+            ("y#part", "https://h/a/y"),
+            ("?d", "https://h/a/b?d"),
+            ("//cdn/x", "https://cdn/x"),
+            ("x?u=http://z", "https://h/a/x?u=http://z"),
+        ] {
+            assert_eq!(redirect(base, location), Ok(url.to_string()), "{location}");
+        }
+        for (location, says) in [
+            ("", "nowhere"),
+            ("file:///etc/passwd", "no http or https"),
+            ("ftp://h/x", "no http or https"),
+            ("http://[::bad/ /", "no http or https"),
+            ("https://h:443@evil/x", "a user name"),
+            ("http://h/x", "without encryption"),
+            ("https://169.254.169.254/latest", "own network"),
+        ] {
+            let e = redirect(base, location).unwrap_err();
+            assert!(e.contains(says), "{location}: {e}");
+        }
+        assert_eq!(redirect("http://h", "/x"), Ok("http://h/x".to_string()));
+    }
+
+    #[test]
+    fn pages() {
+        let at = |link: &str| page_at("https://mirror/hf", link);
+        let page = "/api/datasets/a/b/tree/0123?cursor=x%2F";
+        let whole = Ok(format!("https://mirror/hf{page}"));
+        assert_eq!(at(&format!("https://huggingface.co{page}")), whole);
+        assert_eq!(at(&format!("https://mirror/hf{page}")), whole);
+        assert_eq!(at(page), whole);
+        for bad in [
+            "https://evil/steal",
+            "https://mirror/hf@evil/steal",
+            "https://mirror/hf.evil.com/steal",
+            "file:///etc/passwd",
+            "https://mirror/hf/../../x",
+            "https://mirror/hf/api/datasets/../tree/x",
+            "",
+        ] {
+            assert!(at(bad).is_err(), "{bad}: {:?}", at(bad));
+        }
+    }
+
+    #[test]
+    fn addresses() {
+        assert_eq!(encode("refs/convert/parquet", false), "refs%2Fconvert%2Fparquet");
+        assert_eq!(encode("SFT/a b/é.jsonl", true), "SFT/a%20b/%C3%A9.jsonl");
+        assert_eq!(
+            next_page("<https://h/x?cursor=a>; rel=\"next\""),
+            Some("https://h/x?cursor=a".to_string())
+        );
+        assert_eq!(next_page("<https://h/x>; rel=\"prev\""), None);
+        assert_eq!(shown("https://me:secret@h/x?sig=1"), "https://h/x");
+    }
+}
