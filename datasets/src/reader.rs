@@ -158,6 +158,12 @@ impl Dataset {
         };
         let list = batch.column(2).as_list::<i32>();
         let (from, to) = (list.value_offsets()[at] as usize, list.value_offsets()[at + 1] as usize);
+        if from > to {
+            // offsets were checked when the file was opened
+            let reason =
+                format!("documents {from}..{to}: the file was changed while it was mapped");
+            return Err(Error::BadRow { split: split.name(), row: i, reason });
+        }
         let fields = list.values().as_struct();
         let field = |k: usize| -> &[i32] {
             &fields.column(k).as_primitive::<Int32Type>().values()[from..to]
