@@ -36,6 +36,16 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     finish_partial(file, &temporary, path)
 }
 
+/// Opens a file for reading. A pipe or device, on which reading could wait for ever or never end,
+/// is refused before it is opened.
+pub fn open_file(path: &Path) -> std::io::Result<File> {
+    if std::fs::metadata(path)?.is_file() {
+        return File::open(path);
+    }
+    let problem = "a folder, pipe or device; expected a file";
+    Err(std::io::Error::new(ErrorKind::InvalidInput, problem))
+}
+
 /// Creates the file at a temporary name for writing. What a killed process left under that name is
 /// removed first; a link is removed, not followed.
 pub fn create_partial(temporary: &Path) -> Result<File, Error> {
@@ -242,6 +252,22 @@ mod tests {
         let error = lock_dir(dir.path()).unwrap_err().to_string();
         assert!(error.contains(".lock") && error.contains("remove it"), "{error}");
         assert_eq!(std::fs::read(at("victim")).unwrap(), b"kept");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_files_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        std::os::unix::fs::symlink(&file, dir.path().join("link")).unwrap();
+        open_file(&dir.path().join("link")).unwrap();
+        for other in [dir.path(), Path::new("/dev/zero")] {
+            let error = open_file(other).unwrap_err().to_string();
+            assert!(error.contains("expected a file"), "{error}");
+        }
+        let absent = open_file(&dir.path().join("absent")).unwrap_err();
+        assert_eq!(absent.kind(), ErrorKind::NotFound);
     }
 
     #[test]

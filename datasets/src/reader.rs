@@ -217,7 +217,7 @@ pub struct MappedFile {
 impl MappedFile {
     /// Maps the file at `path`. With `expected`, the file must have exactly that many bytes.
     pub fn open(path: &Path, expected: Option<u64>) -> Result<MappedFile, Error> {
-        let file = std::fs::File::open(path).map_err(Error::io("opening", path))?;
+        let file = crate::fs::open_file(path).map_err(Error::io("opening", path))?;
         let found = file.metadata().map_err(Error::io("reading", path))?.len();
         if let Some(expected) = expected.filter(|&e| e != found) {
             return Err(Error::FileSize { path: path.to_path_buf(), found, expected });

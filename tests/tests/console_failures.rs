@@ -4,10 +4,11 @@
 //! are an error that says so.
 
 #![cfg(target_os = "linux")]
-#![allow(unsafe_code, reason = "libc::close, openpty and setsid")]
+#![allow(unsafe_code, reason = "libc::close, ptsname_r and setsid")]
 
 use std::fs::File;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -202,22 +203,26 @@ fn no_command_ends_otherwise_because_of_its_console() {
     }
 }
 
-/// A terminal: the end that a person sits at, and the end that a program writes to.
-fn terminal() -> Option<(OwnedFd, OwnedFd)> {
-    let (mut master, mut slave) = (-1, -1);
-    let none = std::ptr::null_mut();
-    // SAFETY: openpty writes two new descriptors, which nobody else owns.
-    unsafe {
-        if libc::openpty(&mut master, &mut slave, none, none.cast(), none.cast()) != 0 {
-            return None;
-        }
-        Some((OwnedFd::from_raw_fd(master), OwnedFd::from_raw_fd(slave)))
-    }
+/// A terminal: the end that a person sits at, which no child inherits, and the end that a program
+/// writes to.
+fn terminal() -> Option<(File, File)> {
+    let mut both = File::options();
+    both.read(true).write(true).custom_flags(libc::O_NOCTTY);
+    let master = both.open("/dev/ptmx").ok()?;
+    let mut name = [0u8; 64];
+    // SAFETY: the descriptor is open, and the name has the length that is given.
+    let named = unsafe {
+        libc::unlockpt(master.as_raw_fd()) == 0
+            && libc::ptsname_r(master.as_raw_fd(), name.as_mut_ptr().cast(), name.len()) == 0
+    };
+    let name = std::ffi::CStr::from_bytes_until_nul(&name).ok()?.to_str().ok()?;
+    let slave = both.open(name).ok()?;
+    named.then_some((master, slave))
 }
 
 /// Starts a command with all its streams on a terminal of its own, in a session of its own, so that
 /// a terminal that hangs up sends no SIGHUP but lets every write fail.
-fn on_a_terminal(command: &mut Command) -> Option<(OwnedFd, std::process::Child)> {
+fn on_a_terminal(command: &mut Command) -> Option<(File, std::process::Child)> {
     let Some((master, slave)) = terminal() else {
         skip("a terminal that hangs up: no pseudo-terminals here");
         return None;

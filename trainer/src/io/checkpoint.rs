@@ -2,8 +2,8 @@
 //!
 //! `step-N/` holds `model.safetensors` (fp32 weights by parameter name), `optimizer.safetensors`
 //! (fp32 moments by parameter name), the small files of a model folder (`description.rs`) and
-//! `state.json` (step, data cursor, clipping statistics, the run's identity, and the sha256 of every
-//! other file). `state.json` is written last: a folder that has one is whole.
+//! `state.json` (step, data cursor, clipping statistics, the run's identity, and the sha256 of
+//! every other file). `state.json` is written last: a folder that has one is whole.
 //! `checkpoint_store.rs` keeps the checkpoints of a run.
 
 use std::collections::BTreeMap;
@@ -253,6 +253,10 @@ pub(crate) fn restore(
             ));
         }
         let path = dir.join(name);
+        if path.exists() && !path.is_file() {
+            let reason = format!("a folder, pipe or device; expected a file; {OLDER}");
+            return Err(Error::format(&path, reason));
+        }
         let actual = hash::sha256_file(&path)?;
         if actual != *expected {
             return Err(Error::format(

@@ -156,7 +156,7 @@ pub(crate) fn read_f32(
     expected: impl Iterator<Item = (String, Vec<usize>, [usize; 2])>,
     device: &Device,
 ) -> Result<Vec<Tensor<2>>> {
-    let file = File::open(path).map_err(|e| Error::io(path, "opening", e))?;
+    let file = fs::open_file(path).map_err(|e| Error::io(path, "opening", e))?;
     // SAFETY: the mapping is read-only, and the file is a checkpoint that this program wrote and
     // never changes in place: checkpoints are only renamed or removed.
     let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, "mapping", e))?;

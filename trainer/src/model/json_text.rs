@@ -4,10 +4,10 @@
 //! Such a number becomes a string of the same letters, so that a key which needs a number refuses
 //! it by name instead of taking a default.
 
-use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::path::Path;
 
+use dlm_datasets::fs::open_file;
 use serde_json::Value;
 
 /// The words that Python's `json` writes and JSON does not know; longer ones first.
@@ -30,7 +30,7 @@ fn most_mib(path: &Path) -> u64 {
 /// [`ErrorKind::FileTooLarge`], before it is in memory.
 pub(crate) fn read(path: &Path) -> io::Result<String> {
     let (mut text, most) = (String::new(), most_mib(path));
-    let bytes = File::open(path)?.take((most << 20) + 1).read_to_string(&mut text)?;
+    let bytes = open_file(path)?.take((most << 20) + 1).read_to_string(&mut text)?;
     match bytes as u64 > most << 20 {
         true => Err(io::Error::new(
             ErrorKind::FileTooLarge,

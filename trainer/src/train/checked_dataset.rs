@@ -3,7 +3,7 @@
 //! In: a packed folder. Out: rows that keep the invariants of the format, as `dlm-prep verify`
 //! checks them; a row that breaks one is refused with its file, its place and the value.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -50,10 +50,24 @@ impl CheckedDataset {
         }
         let rows = |split| RowSet::new(dataset.rows(split));
         let identity = |name: &str| identity_of(&std::fs::metadata(dir.join(name)).ok()?);
+        let files = &dataset.manifest().files;
+        let identities: Vec<_> = files.iter().map(|file| identity(&file.path)).collect();
+        let mut names = BTreeMap::new();
+        for (file, identity) in files.iter().zip(&identities) {
+            let Some(identity) = identity else { continue };
+            if let Some(other) = names.insert(*identity, &file.path) {
+                return Err(Error::format(
+                    dir.join(&file.path),
+                    format!(
+                        "the same file as {other}, so that its rows would be trained on twice; expected two files: copy the dataset again"
+                    ),
+                ));
+            }
+        }
         Ok(CheckedDataset {
             train: rows(Split::Train),
             eval: rows(Split::Eval),
-            identities: dataset.manifest().files.iter().map(|f| identity(&f.path)).collect(),
+            identities,
             dataset,
         })
     }
