@@ -2,9 +2,13 @@
 //! renamed into place, with the folder flushed too so that the new name survives a power cut.
 //!
 //! Used for every file that a later run trusts: data files, manifests, checkpoints, exports.
+//!
+//! A temporary file is always a new one (`O_EXCL`), so that nothing is written through a link which
+//! somebody placed under its name, and only its owner may read it (mode 0600). Finished files have
+//! the mode that the umask gives to new ones.
 
 use crate::Error;
-use std::fs::{File, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -27,11 +31,64 @@ pub fn create_dir(path: &Path) -> Result<(), Error> {
 /// never a part.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let temporary = partial_path(path);
-    let mut file = File::create(&temporary).map_err(Error::io("creating", &temporary))?;
+    let mut file = create_partial(&temporary)?;
     file.write_all(bytes).map_err(Error::io("writing", &temporary))?;
-    file.sync_all().map_err(Error::io("flushing", &temporary))?;
+    finish_partial(file, &temporary, path)
+}
+
+/// Opens a file for reading. A pipe or device, on which reading could wait for ever or never end,
+/// is refused before it is opened.
+pub fn open_file(path: &Path) -> std::io::Result<File> {
+    if std::fs::metadata(path)?.is_file() {
+        return File::open(path);
+    }
+    let problem = "a folder, pipe or device; expected a file";
+    Err(std::io::Error::new(ErrorKind::InvalidInput, problem))
+}
+
+/// Creates the file at a temporary name for writing. What a killed process left under that name is
+/// removed first; a link is removed, not followed.
+pub fn create_partial(temporary: &Path) -> Result<File, Error> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let opened = match options.open(temporary) {
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+            std::fs::remove_file(temporary).and_then(|()| options.open(temporary))
+        }
+        opened => opened,
+    };
+    opened.map_err(Error::io("creating", temporary))
+}
+
+/// Flushes a file that [`create_partial`] created and gives it its final name and the mode of an
+/// ordinary file.
+pub fn finish_partial(file: File, temporary: &Path, path: &Path) -> Result<(), Error> {
+    file.sync_all().map_err(Error::io("flushing", temporary))?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::Permissions::from_mode(0o666 & !umask());
+        let changed = file.set_permissions(mode);
+        // a file system without modes has none to change
+        if changed.as_ref().is_err_and(|e| e.kind() != ErrorKind::PermissionDenied) {
+            changed.map_err(Error::io("setting the mode of", temporary))?;
+        }
+    }
     drop(file);
-    rename(&temporary, path)
+    rename(temporary, path)
+}
+
+/// The file mode creation mask of this process, as Linux reports it; elsewhere the usual one.
+#[cfg(unix)]
+fn umask() -> u32 {
+    static MASK: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    *MASK.get_or_init(|| {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+        mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o022)
+    })
 }
 
 /// Renames a file or folder within one file system and makes the new name durable.
@@ -58,7 +115,7 @@ pub fn sync_parent(path: &Path) -> Result<(), Error> {
 }
 
 /// Name of the lock file in a folder that a process writes to.
-const LOCK: &str = ".lock";
+pub const LOCK: &str = ".lock";
 
 /// The right to write to a folder, exclusive among processes that call [`lock_dir`].
 ///
@@ -78,20 +135,30 @@ pub struct FolderLock {
 ///
 /// # Errors
 /// [`Error::Locked`] with the process id and the host of the holder, [`Error::Io`] where the folder
-/// cannot be written to.
+/// cannot be written to, or where something else than a file has the lock's name.
 pub fn lock_dir(dir: &Path) -> Result<FolderLock, Error> {
     let missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
     let created = dir.ancestors().take_while(missing).map(Path::to_path_buf).collect();
     create_dir(dir)?;
     let path = dir.join(LOCK);
     loop {
-        let mut file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(Error::io("creating", &path))?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        // new, or there already: a link is never followed to a file that would be created
+        let opened = match options.clone().create_new(true).open(&path) {
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => options.open(&path),
+            opened => opened,
+        };
+        let named = std::fs::symlink_metadata(&path);
+        if named.as_ref().is_ok_and(|named| !named.is_file()) {
+            let problem = "a link, folder or device, not a lock file; remove it";
+            return Err(Error::io("locking", &path)(std::io::Error::other(problem)));
+        }
+        let mut file = match opened {
+            // the holder before has removed it meanwhile
+            Err(e) if e.kind() == ErrorKind::NotFound && dir.is_dir() => continue,
+            opened => opened.map_err(Error::io("creating", &path))?,
+        };
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -130,7 +197,7 @@ impl Drop for FolderLock {
 #[cfg(unix)]
 fn is_at(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
-    match (file.metadata(), std::fs::metadata(path)) {
+    match (file.metadata(), std::fs::symlink_metadata(path)) {
         (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
         _ => false,
     }
@@ -164,6 +231,43 @@ mod tests {
         write_atomic(&path, b"second").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"second");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_not_followed_and_modes_are_those_of_the_umask() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let mode = |name: &str| std::fs::metadata(at(name)).unwrap().permissions().mode() & 0o777;
+        std::fs::write(at("victim"), "kept").unwrap();
+        std::fs::write(at("ordinary"), "").unwrap();
+        symlink(at("victim"), at("a.partial")).unwrap();
+        let file = create_partial(&at("a.partial")).unwrap();
+        assert_eq!(mode("a.partial"), 0o600);
+        finish_partial(file, &at("a.partial"), &at("a")).unwrap();
+        write_atomic(&at("b"), b"new").unwrap();
+        assert_eq!((mode("a"), mode("b")), (mode("ordinary"), mode("ordinary")));
+        symlink(at("victim"), at(LOCK)).unwrap();
+        let error = lock_dir(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(".lock") && error.contains("remove it"), "{error}");
+        assert_eq!(std::fs::read(at("victim")).unwrap(), b"kept");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_files_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        std::os::unix::fs::symlink(&file, dir.path().join("link")).unwrap();
+        open_file(&dir.path().join("link")).unwrap();
+        for other in [dir.path(), Path::new("/dev/zero")] {
+            let error = open_file(other).unwrap_err().to_string();
+            assert!(error.contains("expected a file"), "{error}");
+        }
+        let absent = open_file(&dir.path().join("absent")).unwrap_err();
+        assert_eq!(absent.kind(), ErrorKind::NotFound);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use crate::{Error, hash};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::Path;
 
 /// The format version that this build reads and writes.
@@ -322,13 +323,14 @@ impl Manifest {
     /// Like [`read`](Self::read), and also returns the sha256 of the file's bytes.
     pub fn read_with_hash(dir: &Path) -> Result<(Manifest, String), Error> {
         let path = dir.join(FILE_NAME);
-        let bytes = match std::fs::read(&path) {
-            Ok(b) => b,
+        let mut bytes = Vec::new();
+        match crate::fs::open_file(&path).and_then(|mut file| file.read_to_end(&mut bytes)) {
+            Ok(_) => {}
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && dir.is_dir() => {
                 return Err(Error::NoManifest { path: dir.to_path_buf() });
             }
             Err(e) => return Err(Error::io("reading", &path)(e)),
-        };
+        }
         let bad = |reason: String| Error::BadManifest {
             path: path.clone(),
             expected: FORMAT_VERSION,

@@ -158,6 +158,12 @@ impl Dataset {
         };
         let list = batch.column(2).as_list::<i32>();
         let (from, to) = (list.value_offsets()[at] as usize, list.value_offsets()[at + 1] as usize);
+        if from > to {
+            // offsets were checked when the file was opened
+            let reason =
+                format!("documents {from}..{to}: the file was changed while it was mapped");
+            return Err(Error::BadRow { split: split.name(), row: i, reason });
+        }
         let fields = list.values().as_struct();
         let field = |k: usize| -> &[i32] {
             &fields.column(k).as_primitive::<Int32Type>().values()[from..to]
@@ -211,7 +217,7 @@ pub struct MappedFile {
 impl MappedFile {
     /// Maps the file at `path`. With `expected`, the file must have exactly that many bytes.
     pub fn open(path: &Path, expected: Option<u64>) -> Result<MappedFile, Error> {
-        let file = std::fs::File::open(path).map_err(Error::io("opening", path))?;
+        let file = crate::fs::open_file(path).map_err(Error::io("opening", path))?;
         let found = file.metadata().map_err(Error::io("reading", path))?.len();
         if let Some(expected) = expected.filter(|&e| e != found) {
             return Err(Error::FileSize { path: path.to_path_buf(), found, expected });

@@ -4,7 +4,7 @@
 //! sha256 is computed while it is written. The manifest comes last. [`ShardWriter`] writes one
 //! file, [`DatasetWriter`] a whole folder.
 
-use crate::fs::{PARTIAL, rename, write_atomic};
+use crate::fs::{PARTIAL, create_partial, finish_partial, write_atomic};
 use crate::hash::HashWriter;
 use crate::manifest::{self, FileEntry, Manifest, Split};
 use crate::reader::Document;
@@ -101,7 +101,7 @@ impl ShardWriter {
     /// Creates `dir/name`, under the name `name.partial` until [`finish`](Self::finish).
     pub fn create(dir: &Path, name: &str, split: Split, seq_len: usize) -> Result<Self, Error> {
         let path = dir.join(format!("{name}{PARTIAL}"));
-        let file = File::create(&path).map_err(Error::io("creating", &path))?;
+        let file = create_partial(&path)?;
         let flush = EarlyFlush::new(&file).map_err(Error::io("opening", &path))?;
         let options = IpcWriteOptions::try_new(64, false, MetadataVersion::V5)
             .map_err(Error::arrow(&path))?;
@@ -256,9 +256,8 @@ impl ShardWriter {
         let (buffered, bytes, sha256) = sink.finish();
         let file =
             buffered.into_inner().map_err(|e| Error::io("writing", &path)(e.into_error()))?;
-        self.flush.finish().and_then(|()| file.sync_all()).map_err(Error::io("flushing", &path))?;
-        drop(file);
-        rename(&path, &self.dir.join(&self.name))?;
+        self.flush.finish().map_err(Error::io("flushing", &path))?;
+        finish_partial(file, &path, &self.dir.join(&self.name))?;
         Ok(FileEntry { path: self.name, split: self.split, rows: self.rows, bytes, sha256 })
     }
 }

@@ -1,5 +1,7 @@
 //! Prepares the sample dataset: `cargo run --release --example prepare [FOLDER]`.
 
+#![allow(clippy::print_stdout, reason = "an example prints what it got")]
+
 use dlm_prep::{Prepare, verify};
 use std::path::PathBuf;
 

@@ -2,6 +2,8 @@
 //! workers and after kills, every row accounted for. Skipped with a message where the third-party
 //! test data (`dlm_test_support::shared`) or a tar that reads xz is missing.
 
+#![allow(clippy::print_stdout, reason = "what a test measured")]
+
 use dlm_datasets::{Dataset, verify};
 use dlm_test_support::{shared, shared_tokenizers, skip};
 use std::collections::BTreeMap;

@@ -1,5 +1,7 @@
 //! The library as a Rust program uses it, and the example.
 
+#![allow(clippy::print_stderr, reason = "what a test measured")]
+
 use dlm_prep::{
     Error, InspectOptions, MaskViews, OverLong, Prepare, ProcessingCounters, Progress, inspect,
     verify,

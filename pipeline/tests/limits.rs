@@ -3,6 +3,8 @@
 //! All inputs are generated here, with the sample's tokenizer; memory figures are those that the
 //! program reports at its end.
 
+#![allow(clippy::print_stdout, reason = "what a test measured")]
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

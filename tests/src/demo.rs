@@ -5,6 +5,8 @@
 //! `output/demo/{data,ar,diffusion}` and a table of tokens per forward pass, tokens per second and
 //! exact answers. Stops at the first failure and shows its output.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a demo for people at a terminal")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};

@@ -1,5 +1,7 @@
 //! `make-sample [DIR]` writes the sample data set (default `datasets/sample` of this repository).
 
+#![allow(clippy::print_stdout, reason = "a tool of the repository")]
+
 use std::path::PathBuf;
 
 fn main() -> anyhow::Result<()> {

@@ -1,6 +1,8 @@
 //! dlm-train as a user calls it: a tiny run, kill -9 and resume, exit codes, wrong keys, data that
 //! does not fit.
 
+#![allow(clippy::print_stdout, reason = "what a test measured")]
+
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;

@@ -1,6 +1,8 @@
 //! Converts a small model on the sample dataset and checks the exported folder:
 //! `cargo run --release --example convert [DATASET [OUT]]`.
 
+#![allow(clippy::print_stdout, reason = "an example prints what it got")]
+
 use dlm_train::{Conversion, DatasetOptions, convert, validate};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,6 +1,8 @@
 //! Answer one prompt with a converted model:
 //! `cargo run --release -p dlm-train --example generate [MODEL [PROMPT]]`.
 
+#![allow(clippy::print_stdout, reason = "an example prints what it got")]
+
 use dlm_train::{GenerateOptions, Model, ModelOptions, Prompt};
 
 fn main() -> dlm_train::Result<()> {

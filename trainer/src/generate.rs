@@ -227,6 +227,15 @@ impl ModelFiles {
         let mask_id = options.mask_token_id.or(self.folder.mask_id);
         let stop_ids =
             options.stop_token_ids.clone().unwrap_or_else(|| self.folder.stop_ids.clone());
+        let rows = self.folder.config.vocab_size;
+        let outside = |id: &&i64| !usize::try_from(**id).is_ok_and(|id| id < rows);
+        if let Some(id) = mask_id.iter().chain(&stop_ids).find(outside) {
+            return Err(Error::Usage(format!(
+                "token id {id} (--mask-token-id, --stop-token-id, or the end of text of the tokenizer): {} has {rows} token ids, 0 to {}",
+                self.name,
+                rows - 1
+            )));
+        }
         if options.mode == DecodeMode::Ar {
             return Ok(Decoding::Ar(ArOptions { max_new_tokens, stop_ids, mask_id }));
         }

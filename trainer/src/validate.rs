@@ -16,6 +16,7 @@ use crate::io::load_model::{self, LoadOptions, LoadedModel, load_model};
 use crate::model::ModelConfig;
 use crate::native::{self, Native, NativeOptions};
 use crate::parity::{self, ParityOptions, ParityReport};
+use crate::train::checked_dataset::CheckedDataset;
 use crate::train::data::{self, BatchPlan};
 use crate::train::evaluate::{burn_loss, evaluate};
 use crate::train::prepare_model;
@@ -270,7 +271,7 @@ fn check_fit(
 fn evaluate_objective(
     model: &LoadedModel,
     engine: Option<&mut Native>,
-    data: &Dataset,
+    data: &CheckedDataset,
     split: Split,
     rows: usize,
     objective: Objective,

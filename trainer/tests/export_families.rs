@@ -1,6 +1,8 @@
 //! Every family: trained for three steps by the real binary, exported, and read by our loader, by a
 //! next run and by transformers.
 
+#![allow(clippy::print_stdout, reason = "what a test measured")]
+
 mod families;
 
 use std::path::Path;

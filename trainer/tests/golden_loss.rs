@@ -5,6 +5,8 @@
 //! --test golden_loss`, with the reason in docs/log.md. The tolerance is 2e-3 relative: matrix
 //! kernels differ between processors, and fifty steps amplify the difference.
 
+#![allow(clippy::print_stderr, reason = "what a test measured")]
+
 mod common;
 
 use dlm_test_support::repository;

@@ -3,6 +3,8 @@
 //! tolerances of tests/fixtures/README.md and in bf16 within the bound of docs/objective.md. A case
 //! file that no comparison here covers fails the test; so does a comparison that cannot fail.
 
+#![allow(clippy::print_stdout, reason = "what a test measured")]
+
 use std::collections::BTreeSet;
 use std::path::Path;
 

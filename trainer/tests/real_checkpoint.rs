@@ -2,6 +2,8 @@
 //! gradients, greedy completions. The checkpoint comes from a package of the Python registry and
 //! takes 540 MB in fp32; prints `SKIP` where it cannot be had.
 
+#![allow(clippy::print_stdout, reason = "what a test measured")]
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;

@@ -1,5 +1,6 @@
 //! A run that is killed at any moment and resumed ends with the weights of a run that was not.
 
+#![allow(clippy::print_stderr, reason = "what a test measured")]
 #![allow(unsafe_code, reason = "libc::kill")]
 
 mod common;

@@ -57,7 +57,8 @@ fn main() -> ExitCode {
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("dlm-inspect: {error:#}");
+            // a closed stderr changes nothing
+            let _ = writeln!(std::io::stderr(), "dlm-inspect: {error:#}");
             ExitCode::FAILURE
         }
     }

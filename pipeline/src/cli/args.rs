@@ -346,7 +346,8 @@ pub(super) struct BenchArgs {
     /// Runs of each measurement; the best one counts.
     #[arg(long)]
     pub repeat: Option<usize>,
-    /// Folder for the files that are written, removed afterwards; without it, a temporary one.
+    /// Folder in which files are written, in a folder of their own that is removed afterwards;
+    /// without it, the folder of temporary files.
     #[arg(long)]
     pub out: Option<PathBuf>,
     /// Print the result as JSON.

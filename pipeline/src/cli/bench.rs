@@ -184,9 +184,9 @@ pub(super) fn run(a: &BenchArgs) -> Result<()> {
     }
     drop(texts);
     // The pipeline, N workers.
-    let dir = a.out.clone().unwrap_or_else(|| {
-        std::env::temp_dir().join(format!("dlm-prep-bench-{}", std::process::id()))
-    });
+    // a folder of its own inside the given one, since it is removed with all that is in it
+    let dir = a.out.clone().unwrap_or_else(std::env::temp_dir);
+    let dir = dir.join(format!("dlm-prep-bench-{}", std::process::id()));
     // Best wall times without and with packing and writing.
     let (mut process_wall, mut whole_wall, mut whole_cpu) = (f64::MAX, f64::MAX, 0.0);
     for _ in 0..repeat {

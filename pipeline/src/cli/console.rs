@@ -1,14 +1,16 @@
 //! Output of the command line: results on standard output, everything else on standard error.
 //!
-//! A reader that closes standard output early (`| head`) ends the output, not the program: the work
-//! is done to its end and the exit code is 0. Other failures to write results are errors. Lines on
-//! standard error are dropped if it is closed.
+//! A reader that closes standard output early (`| head`), and a terminal that hangs up, end the
+//! output, not the program: the work is done to its end and the exit code is 0. Other failures to
+//! write results, such as a full disk, are errors (exit code 1). Lines on standard error are
+//! dropped if it is closed, full or hung up.
 
 use crate::error::{Error, Result};
 use crate::progress::{DownloadCounters, ProcessingCounters, Progress};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::io::{BufWriter, ErrorKind, IsTerminal, Stdout, Write};
+use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,7 +19,7 @@ const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Writes results to standard output.
 pub(crate) struct ResultWriter<W: Write = BufWriter<Stdout>> {
-    /// None once the reader has closed it.
+    /// None once it has no reader.
     out: Option<W>,
 }
 
@@ -48,7 +50,8 @@ impl<W: Write> ResultWriter<W> {
     fn apply(&mut self, write: impl FnOnce(&mut W) -> std::io::Result<()>) -> Result<()> {
         let Some(out) = &mut self.out else { return Ok(()) };
         match write(out) {
-            Err(e) if e.kind() == ErrorKind::BrokenPipe => {
+            Err(e) if e.kind() == ErrorKind::BrokenPipe || has_hung_up(&e) => {
+                // what is buffered has no reader either
                 self.out = None;
                 Ok(())
             }
@@ -69,6 +72,42 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
     let mut out = ResultWriter::stdout();
     out.write_json(value)?;
     out.finish()
+}
+
+/// Whether an error of standard output is that of a terminal which has hung up: an input/output
+/// error, as of a failing disk, but of a device.
+#[cfg(unix)]
+fn has_hung_up(error: &std::io::Error) -> bool {
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::FileTypeExt;
+    let kind = || {
+        let out = std::fs::File::from(std::io::stdout().as_fd().try_clone_to_owned().ok()?);
+        Some(out.metadata().ok()?.file_type())
+    };
+    error.raw_os_error() == Some(libc::EIO) && kind().is_some_and(|kind| kind.is_char_device())
+}
+
+#[cfg(not(unix))]
+fn has_hung_up(_error: &std::io::Error) -> bool {
+    false
+}
+
+/// Writes what clap answers to a call: help and version to standard output, what is wrong to
+/// standard error. Returns the exit code.
+pub(super) fn answer(answer: &clap::Error) -> ExitCode {
+    let (wrong, plain) = (answer.use_stderr(), std::env::var_os("NO_COLOR").is_some());
+    let terminal =
+        if wrong { std::io::stderr().is_terminal() } else { std::io::stdout().is_terminal() };
+    let rendered = answer.render();
+    let shown = if terminal && !plain { rendered.ansi().to_string() } else { rendered.to_string() };
+    let code = u8::try_from(answer.exit_code()).unwrap_or(2);
+    if wrong {
+        note(shown.trim_end_matches('\n'));
+    } else if let Err(error) = print(&shown) {
+        note(&format!("error: {error}"));
+        return ExitCode::from(error.exit_code());
+    }
+    ExitCode::from(code)
 }
 
 /// Writes one line to standard error.

@@ -9,11 +9,9 @@ use crate::dataset::inspect::InspectOptions;
 use crate::template::limits;
 use clap::{CommandFactory, FromArgMatches, ValueEnum};
 
-/// Parses the process's arguments. Ends the process with a message if they are wrong, or after
-/// `--help`.
-pub(super) fn parse() -> Cli {
-    let matches = command().get_matches();
-    Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit())
+/// Parses the process's arguments. The error is the answer to `--help`, or says what is wrong.
+pub(super) fn parse() -> Result<Cli, clap::Error> {
+    Cli::from_arg_matches(&command().try_get_matches()?)
 }
 
 /// The command line with the defaults in its help texts.

@@ -15,7 +15,10 @@ use std::process::ExitCode;
 
 /// Runs the program with the process's arguments; the exit code.
 pub fn main() -> ExitCode {
-    let cli = help::parse();
+    let cli = match help::parse() {
+        Ok(cli) => cli,
+        Err(answer) => return console::answer(&answer),
+    };
     let result = match &cli.command {
         None => prepare::run(&cli.prepare),
         Some(Command::Inspect(a)) => datasets::inspect(a),

@@ -6,13 +6,12 @@ use crate::pack::apart::check_apart;
 use crate::pack::ownership::has_format_mark;
 use arrow::array::RecordBatch;
 use arrow::ipc::writer::StreamWriter;
-use dlm_datasets::fs::{PARTIAL, rename, write_atomic};
+use dlm_datasets::fs::{PARTIAL, create_partial, finish_partial, lock_dir, write_atomic};
 use dlm_datasets::manifest::{FileEntry, Manifest, Split};
 use dlm_datasets::reader::MappedFile;
 use dlm_datasets::{Dataset, schema};
 use serde_json::json;
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::BufWriter;
 use std::path::Path;
 
 /// Exports the dataset in the folder `dir` to the folder `out`; returns its manifest.
@@ -32,6 +31,7 @@ pub fn export_hf(dir: impl AsRef<Path>, out: impl AsRef<Path>) -> Result<Manifes
             reason: "holds an exported dataset; give another folder".to_string(),
         });
     }
+    let _lock = lock_dir(out)?;
     let mut splits = Vec::new();
     for split in [Split::Train, Split::Eval] {
         let files: Vec<&FileEntry> = m.files.iter().filter(|f| f.split == split).collect();
@@ -87,7 +87,7 @@ fn write_stream(path: &Path, seq_len: usize, batches: &[RecordBatch]) -> Result<
     let mut partial = path.as_os_str().to_os_string();
     partial.push(PARTIAL);
     let partial = std::path::PathBuf::from(partial);
-    let file = File::create(&partial).map_err(Error::io("creating", &partial))?;
+    let file = create_partial(&partial)?;
     let failed = |e: arrow::error::ArrowError| dlm_datasets::Error::arrow(&partial)(e);
     let mut w =
         StreamWriter::try_new(BufWriter::with_capacity(1 << 20, file), &schema::schema(seq_len))
@@ -96,8 +96,7 @@ fn write_stream(path: &Path, seq_len: usize, batches: &[RecordBatch]) -> Result<
         w.write(b).map_err(failed)?;
     }
     w.finish().map_err(failed)?;
-    let mut file = w.into_inner().map_err(failed)?;
-    file.flush().map_err(Error::io("writing", &partial))?;
-    file.get_ref().sync_all().map_err(Error::io("flushing", &partial))?;
-    Ok(rename(&partial, path)?)
+    let file = w.into_inner().map_err(failed)?;
+    let file = file.into_inner().map_err(|e| Error::io("writing", &partial)(e.into_error()))?;
+    Ok(finish_partial(file, &partial, path)?)
 }

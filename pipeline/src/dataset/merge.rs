@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::pack::apart::check_apart;
-use crate::pack::output_folder::check_folder_to_fill;
+use crate::pack::output_folder::{self, check_folder_to_fill};
 use dlm_datasets::fs::{lock_dir, write_atomic};
 use dlm_datasets::manifest::{Counts, Manifest, Source, Split};
 use dlm_datasets::writer::{BATCH_ROWS, ShardWriter, shard_name, write_manifest};
@@ -22,8 +22,8 @@ const SHARD_ROWS: usize = 128 * BATCH_ROWS;
 /// # Errors
 ///
 /// [`Error::Usage`] if there are no folders, or their datasets were not prepared alike or are the
-/// same part; [`Error::Output`] if `out` holds a finished dataset; further variants for failures of
-/// the disk. `out` may neither lie in one of `dirs` nor hold one.
+/// same part; [`Error::Output`] if `out` holds a finished dataset, unless it is this very one;
+/// further variants for failures of the disk. `out` may neither lie in one of `dirs` nor hold one.
 pub fn merge(dirs: &[impl AsRef<Path>], out: impl AsRef<Path>) -> Result<Manifest> {
     let out = out.as_ref();
     let parts: Vec<Dataset> =
@@ -35,7 +35,16 @@ pub fn merge(dirs: &[impl AsRef<Path>], out: impl AsRef<Path>) -> Result<Manifes
         check_alike(first, p)?;
     }
     check_apart(dirs.iter().map(AsRef::as_ref), out)?;
+    let fingerprints: Vec<String> = parts.iter().map(|p| p.fingerprint()).collect();
+    let fingerprint = dlm_datasets::hash::sha256(fingerprints.join("+").as_bytes());
     if out.join(dlm_datasets::manifest::FILE_NAME).exists() {
+        // the same call, which was killed after its work, removes what it left
+        if let Ok(whole) = Manifest::read(out)
+            && whole.recipe_fingerprint == fingerprint
+        {
+            output_folder::remove_leftovers(out)?;
+            return Ok(whole);
+        }
         return Err(Error::Output {
             path: out.to_path_buf(),
             reason: "holds a finished dataset; give another --out".to_string(),
@@ -110,8 +119,7 @@ pub fn merge(dirs: &[impl AsRef<Path>], out: impl AsRef<Path>) -> Result<Manifes
             m.files.push(w.finish()?);
         }
     }
-    let parts: Vec<String> = parts.iter().map(|p| p.fingerprint()).collect();
-    m.recipe_fingerprint = dlm_datasets::hash::sha256(parts.join("+").as_bytes());
+    m.recipe_fingerprint = fingerprint;
     write_manifest(out, &m)?;
     Ok(m)
 }

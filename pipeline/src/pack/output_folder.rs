@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::pack::ownership::{check_own, check_replaces_own, is_tokenizer_of_a_dataset};
 use crate::pack::resume::STATE_FILE;
 use crate::pack::seen::SEEN_FILE;
-use dlm_datasets::fs::PARTIAL;
+use dlm_datasets::fs::{LOCK, PARTIAL, lock_dir};
 use dlm_datasets::manifest::{FILE_NAME as MANIFEST, Split};
 use std::path::Path;
 
@@ -42,16 +42,41 @@ pub(crate) fn prepare_folder(dir: &Path, overwrite: bool) -> Result<()> {
     }
 }
 
+/// Removes what a process that was killed at the end of its run left in the folder of a finished
+/// dataset: its state, files under their temporary names, the lock. A folder without such files is
+/// not written to.
+pub(crate) fn remove_leftovers(dir: &Path) -> Result<()> {
+    let unfinished = |name: &str| {
+        is_own(name) && (name.ends_with(PARTIAL) || [STATE_FILE, SEEN_FILE].contains(&name))
+    };
+    if !names(dir)?.iter().any(|name| name == LOCK || unfinished(name)) {
+        return Ok(());
+    }
+    let _lock = lock_dir(dir)?;
+    remove_files(dir, unfinished)
+}
+
 /// Removes every file that this program writes.
 fn remove_own_files(dir: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(dir).map_err(Error::io("listing", dir))? {
-        let path = entry.map_err(Error::io("listing", dir))?.path();
-        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        if is_own(&name) {
-            std::fs::remove_file(&path).map_err(Error::io("removing", &path))?;
-        }
+    remove_files(dir, is_own)
+}
+
+/// Removes the files whose names are chosen by `which`.
+fn remove_files(dir: &Path, which: impl Fn(&str) -> bool) -> Result<()> {
+    for name in names(dir)?.iter().filter(|name| which(name)) {
+        let path = dir.join(name);
+        std::fs::remove_file(&path).map_err(Error::io("removing", &path))?;
     }
     Ok(())
+}
+
+/// Names of the files in the folder; those that are no text belong to somebody else.
+fn names(dir: &Path) -> Result<Vec<String>> {
+    let listed = std::fs::read_dir(dir).and_then(|entries| {
+        entries.map(|entry| Ok(entry?.file_name().into_string().ok())).collect()
+    });
+    let names: Vec<Option<String>> = listed.map_err(Error::io("listing", dir))?;
+    Ok(names.into_iter().flatten().collect())
 }
 
 /// Whether a file name is one that this program writes.
@@ -75,15 +100,8 @@ pub(crate) fn check_folder_to_fill(dir: &Path) -> Result<()> {
 /// A data file, or a tokenizer of somebody else, in a folder that has neither manifest nor state
 /// file.
 fn foreign_file(dir: &Path) -> Result<Option<String>> {
-    for entry in std::fs::read_dir(dir).map_err(Error::io("listing", dir))? {
-        let name =
-            entry.map_err(Error::io("listing", dir))?.file_name().to_string_lossy().into_owned();
-        if is_own(&name) && !name.ends_with(PARTIAL) {
-            return Ok(Some(name));
-        }
-        if name == "tokenizer" && !is_tokenizer_of_a_dataset(&dir.join(&name)) {
-            return Ok(Some(name));
-        }
-    }
-    Ok(None)
+    Ok(names(dir)?.into_iter().find(|name| {
+        let foreign = || name == "tokenizer" && !is_tokenizer_of_a_dataset(&dir.join(name));
+        is_own(name) && !name.ends_with(PARTIAL) || foreign()
+    }))
 }

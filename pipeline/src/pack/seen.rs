@@ -65,14 +65,13 @@ impl SeenSet {
             return Ok(self.mark.clone());
         }
         let first = self.mark.entries == 0;
-        let mut options = OpenOptions::new();
         // A file without a mark was left by a run that never wrote its state.
-        if first {
-            options.create(true).write(true).truncate(true)
+        let mut file = if first {
+            dlm_datasets::fs::create_partial(&self.path)?
         } else {
-            options.append(true)
+            let opened = OpenOptions::new().append(true).open(&self.path);
+            opened.map_err(Error::io("opening", &self.path))?
         };
-        let mut file = options.open(&self.path).map_err(Error::io("opening", &self.path))?;
         file.write_all(&self.unsaved).map_err(Error::io("writing", &self.path))?;
         file.sync_data().map_err(Error::io("flushing", &self.path))?;
         if first {

@@ -3,6 +3,7 @@
 //! In: [`PreparePlan`] and an output folder. Out: the dataset, and [`Prepared`].
 
 use crate::error::{Error, Result};
+use crate::pack::output_folder;
 use crate::pack::sink::DatasetSink;
 use crate::prepare::peak_memory::peak_memory_mb;
 use crate::prepare::plan::PreparePlan;
@@ -78,6 +79,7 @@ pub(crate) fn run_plan(plan: &PreparePlan, out: &Path, control: RunControl) -> R
                 "{} is already prepared from these inputs with these settings",
                 out.display()
             ));
+            output_folder::remove_leftovers(out)?;
             prepared.manifest = manifest;
             prepared.already_prepared = true;
         }

@@ -1,6 +1,8 @@
 //! Tool calls and thoughts under many templates: each is in the loss of its turn, or the row is
 //! dropped by name.
 
+#![allow(clippy::print_stdout, reason = "what a test measured")]
+
 use crate::config::policies::{LostText, SpecialText, default_now};
 use crate::parse::conversation::Conversation;
 use crate::parse::drop_reason::DropReason;

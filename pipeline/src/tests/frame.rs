@@ -2,6 +2,8 @@
 //! encoding the whole text: with the sample's tokenizer, and with published tokenizers, skipped
 //! with a message where they are missing.
 
+#![allow(clippy::print_stdout, reason = "what a test measured")]
+
 use crate::config::policies::{LostText, SpecialText, default_now};
 use crate::label::supervise::{Sample, Supervisor};
 use crate::parse::conversation::{Conversation, Message};

@@ -2,6 +2,8 @@
 //! labels must keep or drop a row but never panic, and what they keep must be consistent. Runs for
 //! DLM_FUZZ_SECONDS (default 3; the long form is 600).
 
+#![allow(clippy::print_stdout, reason = "what a test measured")]
+
 use crate::config::policies::{LostText, SpecialText, default_now};
 use crate::config::trained_roles::TrainedRoles;
 use crate::input::raw_rows::RawRows;

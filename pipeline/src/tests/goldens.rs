@@ -3,6 +3,8 @@
 //! is refused. The exceptions are listed with reasons in docs/templates.md; this test reads them
 //! from there.
 
+#![allow(clippy::print_stdout, reason = "what a test measured")]
+
 use crate::template::chat::ChatTemplate;
 use dlm_test_support::{repository, shared};
 use minijinja::value::{Serde, Value};

@@ -6,6 +6,8 @@
 //! that they are tested where Python is missing. Published templates are third-party test data,
 //! skipped with a message where it is missing.
 
+#![allow(clippy::print_stdout, reason = "what a test measured")]
+
 use crate::config::policies::{LostText, SpecialText, default_now};
 use crate::template::chat::ChatTemplate;
 use crate::template::control::ControlTokens;

@@ -2,6 +2,8 @@
 //! or refused by both. The larger set is third-party test data (skipped with a message where it is
 //! missing).
 
+#![allow(clippy::print_stdout, reason = "what a test measured")]
+
 use crate::config::policies::default_now;
 use crate::parse::conversation::Message;
 use crate::parse::json_value::{WithIntegers, parse_with_integers};

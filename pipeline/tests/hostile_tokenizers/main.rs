@@ -4,6 +4,8 @@
 //! Panics are counted by a hook of this test: a panic that the program turns into an error quietly
 //! does not reach it.
 
+#![allow(clippy::print_stderr, reason = "what a test measured")]
+
 mod parts;
 
 use dlm_prep::{Error, Prepare, verify};

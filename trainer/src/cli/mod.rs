@@ -18,6 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::compute::mapped_files;
 use crate::report::console;
 
 #[derive(Parser)]
@@ -60,7 +61,11 @@ enum Command {
 /// The exit code is 0 when the work is done, 1 when it failed (for `parity` also when a difference
 /// is out of tolerance), 2 for a wrong call or configuration, 130 after an interruption.
 pub(crate) fn main() -> ExitCode {
-    let arguments = DlmTrain::parse();
+    mapped_files::watch();
+    let arguments = match DlmTrain::try_parse() {
+        Ok(arguments) => arguments,
+        Err(answer) => return console::answer(&answer),
+    };
     let result = match &arguments.command {
         None => train::run(&arguments.train),
         Some(Command::Generate(args)) => generate::run(args),

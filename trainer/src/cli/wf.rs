@@ -110,7 +110,11 @@ impl From<DlmArgs> for LaunchOptions {
 
 /// Runs `wf` on the arguments of this process.
 pub(crate) fn main() -> ExitCode {
-    let result = match Wf::parse().command {
+    let arguments = match Wf::try_parse() {
+        Ok(arguments) => arguments,
+        Err(answer) => return console::answer(&answer),
+    };
+    let result = match arguments.command {
         Command::Dlm(args) => launch::launch(&(*args).into()),
         Command::Logs { name, follow } => launch::logs(&name, follow),
         Command::Cancel { name } => launch::cancel(&name),

@@ -4,6 +4,7 @@
 mod card;
 pub(crate) mod device;
 mod dtype;
+pub(crate) mod mapped_files;
 pub(crate) mod memory;
 mod plan;
 pub(crate) mod tensor_io;

@@ -11,10 +11,11 @@ use serde_json::Value;
 
 use crate::compute::{ComputePlan, EngineChoice};
 use crate::error::{Error, Result};
+use crate::io::conversion_record::ConversionRecord;
 use crate::io::json;
 use crate::io::load_model::{LoadOptions, LoadedModel, load_model};
-use crate::io::tokenizer_eos;
-use crate::model::ModelConfig;
+use crate::io::tokenizer_ids;
+use crate::model::{ModelConfig, TokenIds};
 use crate::native;
 
 use super::Engine;
@@ -42,33 +43,27 @@ impl ModelFolder {
     /// Reads the folder's JSON files.
     pub(crate) fn read(dir: &Path) -> Result<Self> {
         let config = ModelConfig::read(dir)?;
-        let converted: Option<Value> =
-            json::read_if_present(&dir.join("dlm_config.json"), "valid JSON")?;
-        let integer = |key: &str| converted.as_ref()?.get(key)?.as_i64();
-        let opening = converted.as_ref().and_then(|record| record.get("assistant_opening_ids"));
-        let opening_ids: Vec<i64> = opening
-            .and_then(Value::as_array)
-            .map(|ids| ids.iter().filter_map(Value::as_i64).collect())
-            .unwrap_or_default();
-        let block_size = integer("bd_size").and_then(|n| usize::try_from(n).ok());
-        let mask_id = agree(dir, "mask_token_id", integer("mask_token_id"), config.mask_token_id)?;
+        let ConversionRecord { bd_size, mask_token_id, opening_ids } =
+            ConversionRecord::read(dir, &config)?;
         let is_published =
             config.raw.get("model_type").and_then(Value::as_str) == Some("Fast_dLLM_Qwen");
         let generation: Option<Value> =
             json::read_if_present(&dir.join("generation_config.json"), "valid JSON")?;
-        let mut stop_ids: Vec<i64> =
-            match generation.as_ref().and_then(|value| value.get("eos_token_id")) {
-                Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_i64).collect(),
-                Some(Value::Number(id)) => id.as_i64().into_iter().collect(),
-                _ => config.eos_token_ids.clone(),
-            };
-        if let Some(id) = tokenizer_eos::id(dir)?.filter(|id| !stop_ids.contains(id)) {
+        let named = |file: &&Value| file.get("eos_token_id").is_some_and(|ids| !ids.is_null());
+        let mut stop_ids = match generation.as_ref().filter(named) {
+            Some(file) => {
+                let ids = TokenIds { file, rows: config.vocab_size }.all("eos_token_id");
+                ids.map_err(|e| Error::format(dir.join("generation_config.json"), e.to_string()))?
+            }
+            None => config.eos_token_ids.clone(),
+        };
+        if let Some(id) = tokenizer_ids::end_of_text(dir)?.filter(|id| !stop_ids.contains(id)) {
             stop_ids.push(id);
         }
         Ok(ModelFolder {
             dir: dir.into(),
-            block_size: agree(dir, "bd_size", block_size, config.bd_size)?,
-            mask_id: mask_id.or(is_published.then_some(PUBLISHED_MASK_ID)),
+            block_size: bd_size,
+            mask_id: mask_token_id.or(is_published.then_some(PUBLISHED_MASK_ID)),
             stop_ids,
             opening_ids,
             config,
@@ -92,23 +87,5 @@ impl ModelFolder {
         let LoadedModel { decoder, weights } =
             load_model(&self.dir, LoadOptions::default(), &compute.device.device)?;
         Engine::new(decoder, weights, compute)
-    }
-}
-
-/// The value of a key that two files may have; an error where they contradict each other.
-fn agree<T: PartialEq + std::fmt::Display>(
-    dir: &Path,
-    key: &str,
-    dlm_config: Option<T>,
-    config: Option<T>,
-) -> Result<Option<T>> {
-    match (dlm_config, config) {
-        (Some(a), Some(b)) if a != b => Err(Error::format(
-            dir,
-            format!(
-                "dlm_config.json says {key} {a}, config.json says {b}; the folder is a mixture of two models"
-            ),
-        )),
-        (a, b) => Ok(a.or(b)),
     }
 }

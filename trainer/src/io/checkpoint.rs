@@ -2,11 +2,12 @@
 //!
 //! `step-N/` holds `model.safetensors` (fp32 weights by parameter name), `optimizer.safetensors`
 //! (fp32 moments by parameter name), the small files of a model folder (`description.rs`) and
-//! `state.json` (step, data cursor, clipping statistics, the
-//! run's identity, and the sha256 of the two others). `state.json` is written last: a folder that
-//! has one is whole. `checkpoint_store.rs` keeps the checkpoints of a run.
+//! `state.json` (step, data cursor, clipping statistics, the run's identity, and the sha256 of
+//! every other file). `state.json` is written last: a folder that has one is whole.
+//! `checkpoint_store.rs` keeps the checkpoints of a run.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::Path;
 
 use burn::prelude::*;
@@ -27,6 +28,12 @@ const FORMAT_VERSION: u32 = 1;
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
+/// Most steps of a run: their folders are named by nine digits.
+const MOST_STEPS: u64 = 999_999_999;
+/// Most rows or tokens of a run.
+const MOST_COUNT: u64 = 1 << 60;
+/// What to do about a damaged checkpoint.
+const OLDER: &str = "resume from an older one by writing its folder name into checkpoints/latest";
 
 /// Everything of a run that is not a tensor.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -87,7 +94,7 @@ struct StateFile {
     format_version: u32,
     state: RunState,
     identity: Identity,
-    /// sha256 of the tensor files by name.
+    /// sha256 of the files by name; folders of templates are not in it.
     files: BTreeMap<String, String>,
 }
 
@@ -140,6 +147,12 @@ pub(crate) fn write(dir: &Path, snapshot: &Snapshot) -> Result<()> {
         files.insert(name.to_string(), sha256);
     }
     write_small_files(dir, snapshot.decoder, Dtype::F32, ExportFormat::Hf, snapshot.info)?;
+    for name in file_names(dir)? {
+        if let Entry::Vacant(entry) = files.entry(name) {
+            let sha256 = hash::sha256_file(&dir.join(entry.key()))?;
+            entry.insert(sha256);
+        }
+    }
     let file = StateFile {
         format_version: FORMAT_VERSION,
         state: snapshot.state.clone(),
@@ -147,6 +160,20 @@ pub(crate) fn write(dir: &Path, snapshot: &Snapshot) -> Result<()> {
         files,
     };
     json::write(&dir.join(STATE), &file)
+}
+
+/// Names of the files in a checkpoint, without `state.json`.
+fn file_names(dir: &Path) -> Result<Vec<String>> {
+    let failed = |e| Error::io(dir, "listing the checkpoint", e);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.file_type().map_err(failed)?.is_file() && name != STATE {
+            names.push(name);
+        }
+    }
+    Ok(names)
 }
 
 /// Whether `dir` is a checkpoint that was written to its end.
@@ -178,6 +205,24 @@ fn read_state(dir: &Path) -> Result<StateFile> {
             format!("format_version {}; this program reads {FORMAT_VERSION}", file.format_version),
         ));
     }
+    let s = &file.state;
+    for (name, found, most) in [
+        ("step", s.step, MOST_STEPS),
+        ("updates", s.updates, MOST_STEPS),
+        ("best.step", s.best.map_or(0, |best| best.step), MOST_STEPS),
+        ("micro_batch_rows", s.micro_batch_rows as u64, MOST_COUNT),
+        ("cursor", s.cursor, MOST_COUNT),
+        ("tokens", s.tokens, MOST_COUNT),
+        ("loss_tokens", s.loss_tokens, MOST_COUNT),
+        ("processed", s.processed, MOST_COUNT),
+        ("slots", s.slots, MOST_COUNT),
+    ] {
+        if found > most {
+            let reason =
+                format!("{name} is {found}; expected at most {most}: it is damaged; {OLDER}");
+            return Err(Error::format(&path, reason));
+        }
+    }
     Ok(file)
 }
 
@@ -190,14 +235,34 @@ pub(crate) fn restore(
     device: &Device,
 ) -> Result<Restored> {
     let file = read_state(dir)?;
+    for name in [MODEL, OPTIMIZER] {
+        if !file.files.contains_key(name) {
+            return Err(Error::format(
+                dir.join(STATE),
+                format!(
+                    "files has no sha256 of {name}, expected one of every file: it is damaged; {OLDER}"
+                ),
+            ));
+        }
+    }
     for (name, expected) in &file.files {
+        if name.contains(['/', '\\']) || name == ".." {
+            return Err(Error::format(
+                dir.join(STATE),
+                format!("files names {name:?}; expected names of files in this folder; {OLDER}"),
+            ));
+        }
         let path = dir.join(name);
+        if path.exists() && !path.is_file() {
+            let reason = format!("a folder, pipe or device; expected a file; {OLDER}");
+            return Err(Error::format(&path, reason));
+        }
         let actual = hash::sha256_file(&path)?;
         if actual != *expected {
             return Err(Error::format(
                 &path,
                 format!(
-                    "sha256 is {actual}, state.json says {expected}: the checkpoint is damaged; resume from an older one by writing its folder name into checkpoints/latest"
+                    "sha256 is {actual}, state.json says {expected}: the checkpoint is damaged; {OLDER}"
                 ),
             ));
         }

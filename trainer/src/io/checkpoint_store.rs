@@ -40,7 +40,7 @@ impl CheckpointStore {
         }
         for name in self.names()? {
             let step = name.strip_prefix('.').and_then(|name| name.strip_suffix(".old"));
-            let Some(step) = step else { continue };
+            let Some(step) = step.filter(|step| is_step(step)) else { continue };
             let partial = self.dir.join(format!(".{step}.partial"));
             let old = self.dir.join(&name);
             if self.dir.join(step).exists() {
@@ -54,19 +54,37 @@ impl CheckpointStore {
         Ok(())
     }
 
+    /// Remove what a process that was killed after writing its newest checkpoint left: checkpoints
+    /// too many, and files under their temporary names.
+    pub(crate) fn tidy(&self) -> Result<()> {
+        let partial = fs::partial_path(&self.dir.join(LATEST));
+        match std::fs::remove_file(&partial) {
+            Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Err(Error::io(&partial, "removing", e));
+            }
+            _ => {}
+        }
+        let Some(newest) = self.latest()? else { return Ok(()) };
+        let best = checkpoint::state(&newest)?.best.map(|best| folder_name(best.step));
+        match newest.file_name().and_then(|name| name.to_str()) {
+            Some(name) => self.prune(name, best),
+            None => Ok(()),
+        }
+    }
+
     /// Folder of the checkpoint that `latest` names, if there is one. Where that folder is missing,
     /// the newest whole checkpoint before it, with a warning.
     pub(crate) fn latest(&self) -> Result<Option<PathBuf>> {
-        let pointer = self.dir.join("latest");
+        let pointer = self.dir.join(LATEST);
         let name = match std::fs::read_to_string(&pointer) {
             Ok(name) => name.trim().to_string(),
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io(&pointer, "reading", e)),
         };
-        if !name.starts_with("step-") || name.contains('/') {
+        if !is_step(&name) {
             return Err(Error::format(
                 &pointer,
-                format!("holds {name:?}; expected the name of a step-N folder"),
+                format!("holds {name:?}; expected the name of a step-N folder, with nine digits"),
             ));
         }
         let dir = self.dir.join(&name);
@@ -74,7 +92,7 @@ impl CheckpointStore {
             return Ok(Some(dir));
         }
         let whole = |other: &String| {
-            other.starts_with("step-")
+            is_step(other)
                 && other.as_str() < name.as_str()
                 && checkpoint::is_whole(&self.dir.join(other))
         };
@@ -127,19 +145,23 @@ impl CheckpointStore {
                 .map_err(|e| Error::io(&dir, "moving the old checkpoint aside", e))?;
         }
         fs::rename(&partial, &dir)?;
-        fs::write_atomic(&self.dir.join("latest"), name.as_bytes())?;
+        fs::write_atomic(&self.dir.join(LATEST), name.as_bytes())?;
         self.prune(&name, snapshot.state.best.map(|best| folder_name(best.step)))?;
         Ok(dir)
     }
 
-    /// Remove checkpoints beyond the newest `keep` and the best, and what a killed process left.
+    /// Remove checkpoints beyond the newest `keep` and the best, and what a killed process left;
+    /// other names in the folder are somebody else's.
     fn prune(&self, newest: &str, best: Option<String>) -> Result<()> {
         let mut steps = Vec::new();
         for name in self.names()? {
-            if name.starts_with("step-") {
+            let hidden = name.strip_prefix('.').and_then(|name| {
+                name.strip_suffix(".partial").or_else(|| name.strip_suffix(".old"))
+            });
+            if is_step(&name) {
                 steps.push(name);
-            } else if name.starts_with(".step-") {
-                let _ = std::fs::remove_dir_all(self.dir.join(name));
+            } else if hidden.is_some_and(is_step) {
+                remove_dir(&self.dir.join(name), "removing an unfinished checkpoint")?;
             }
         }
         steps.sort_unstable();
@@ -167,9 +189,18 @@ impl CheckpointStore {
     }
 }
 
+/// The file that names the newest checkpoint.
+const LATEST: &str = "latest";
+
 /// Name of the checkpoint folder of a step; names sort as steps do.
 fn folder_name(step: u64) -> String {
     format!("step-{step:09}")
+}
+
+/// Whether a name is one that [`folder_name`] makes.
+pub(crate) fn is_step(name: &str) -> bool {
+    let digits = name.strip_prefix("step-");
+    digits.is_some_and(|digits| digits.len() == 9 && digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// Remove a folder and all in it, if it is there.

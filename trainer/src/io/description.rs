@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::config::ExportFormat;
 use crate::error::{Error, Result};
 use crate::io::json as json_file;
-use crate::io::source::{NAMED_TEMPLATES, tokenizer_files};
+use crate::io::source::{NAMED_TEMPLATES, missing_tokenizer, tokenizer_files};
 use crate::model::{Decoder, ParamKind};
 
 /// Everything in an export besides the tensors.
@@ -36,6 +36,19 @@ pub(crate) struct ExportInfo {
     pub record: Value,
 }
 
+/// Refuse a folder without the dataset's tokenizer, with which everything that is written would be
+/// a model that nobody can talk to.
+pub(crate) fn check_tokenizer_folder(tokenizer: &Path) -> Result<()> {
+    match tokenizer.join("tokenizer.json").is_file() {
+        true => Ok(()),
+        false => Err(Error::Usage(format!(
+            "{}: {}; the dataset's tokenizer belongs to the exported folder: copy it there, or prepare the data again",
+            tokenizer.display(),
+            missing_tokenizer(tokenizer)
+        ))),
+    }
+}
+
 /// Write config.json, generation_config.json and the tokenizer.
 pub(crate) fn write_small_files(
     dir: &Path,
@@ -44,6 +57,7 @@ pub(crate) fn write_small_files(
     format: ExportFormat,
     info: &ExportInfo,
 ) -> Result<()> {
+    check_tokenizer_folder(&info.tokenizer)?;
     let generation = match &info.source_folder {
         Some(dir) => json_file::read_if_present(&dir.join("generation_config.json"), "valid JSON")?,
         None => None,

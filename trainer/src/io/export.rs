@@ -24,6 +24,8 @@ use crate::model::config::Family;
 use crate::model::{Checkpoint, Decoder, Weights, ternary};
 use dlm_datasets::fs;
 
+/// Says, while an export is under way, which run it is of, so that the same command may finish it.
+pub(crate) const UNFINISHED: &str = ".unfinished_export.json";
 /// Largest shard, bytes; the default of transformers.
 const SHARD_BYTES: usize = 5_000_000_000;
 
@@ -60,6 +62,10 @@ pub(crate) fn export(
 ) -> Result<()> {
     check(decoder, format)?;
     fs::create_dir(dir)?;
+    let unfinished = dir.join(UNFINISHED);
+    let identity = ["data_fingerprint", "source_checkpoint"];
+    let identity = identity.map(|key| (key, info.record.get(key).cloned().unwrap_or_default()));
+    json_file::write(&unfinished, &serde_json::Value::from_iter(identity))?;
     let marker = dir.join("dlm_config.json");
     if marker.exists() {
         std::fs::remove_file(&marker)
@@ -77,7 +83,8 @@ pub(crate) fn export(
         r.extend(more.iter().map(|(k, v)| (k.clone(), v.clone())));
     }
     verify(dir, decoder, w, dtype, format)?;
-    json_file::write(&marker, &record)
+    json_file::write(&marker, &record)?;
+    std::fs::remove_file(&unfinished).map_err(|e| Error::io(&unfinished, "removing", e))
 }
 
 /// The packed matrix and its `weight_scale` as they are stored.

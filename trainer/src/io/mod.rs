@@ -2,10 +2,11 @@
 
 pub(crate) mod checkpoint;
 pub(crate) mod checkpoint_store;
+pub(crate) mod conversion_record;
 pub(crate) mod description;
 pub(crate) mod export;
 pub(crate) mod json;
 pub(crate) mod load_model;
 pub(crate) mod safetensors_file;
 pub(crate) mod source;
-pub(crate) mod tokenizer_eos;
+pub(crate) mod tokenizer_ids;

@@ -17,6 +17,7 @@ use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 
+use crate::compute::mapped_files;
 use crate::compute::tensor_io::{decode_floats, download};
 use crate::error::{Error, Result};
 use crate::model::checkpoint_file::check_header;
@@ -78,16 +79,13 @@ pub(crate) fn write_hashed(path: &Path, entries: &[TensorEntry]) -> Result<Strin
 }
 
 fn create(path: &Path) -> Result<BufWriter<File>> {
-    let file = File::create(path).map_err(|e| Error::io(path, "creating", e))?;
-    Ok(BufWriter::with_capacity(CHUNK_BYTES, file))
+    Ok(BufWriter::with_capacity(CHUNK_BYTES, fs::create_partial(path)?))
 }
 
 /// Flush what was written to `partial` and give it its final name.
 fn finish(out: BufWriter<File>, partial: &Path, path: &Path) -> Result<()> {
     let file = out.into_inner().map_err(|e| Error::io(partial, "writing", e.into_error()))?;
-    file.sync_all().map_err(|e| Error::io(partial, "flushing", e))?;
-    drop(file);
-    Ok(fs::rename(partial, path)?)
+    Ok(fs::finish_partial(file, partial, path)?)
 }
 
 /// Write header and tensors to `out`; `path` is named in errors.
@@ -158,14 +156,14 @@ pub(crate) fn read_f32(
     expected: impl Iterator<Item = (String, Vec<usize>, [usize; 2])>,
     device: &Device,
 ) -> Result<Vec<Tensor<2>>> {
-    let file = File::open(path).map_err(|e| Error::io(path, "opening", e))?;
+    let file = fs::open_file(path).map_err(|e| Error::io(path, "opening", e))?;
     // SAFETY: the mapping is read-only, and the file is a checkpoint that this program wrote and
     // never changes in place: checkpoints are only renamed or removed.
     let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, "mapping", e))?;
     check_header(path, &map)?;
     let tensors = SafeTensors::deserialize(&map)
         .map_err(|e| Error::format(path, format!("not a whole safetensors file: {e}")))?;
-    expected
+    let read = expected
         .map(|(name, shape, device_shape)| {
             let view = tensors.tensor(&name).map_err(|_| {
                 Error::format(
@@ -183,7 +181,9 @@ pub(crate) fn read_f32(
                 .ok_or_else(|| Error::format(path, format!("{name} is {:?}", view.dtype())))?;
             Ok(Tensor::<2>::from_data(TensorData::new(values, device_shape), (device, DType::F32)))
         })
-        .collect()
+        .collect();
+    mapped_files::check(path)?;
+    read
 }
 
 #[cfg(test)]

@@ -172,7 +172,7 @@ impl LaunchPlan {
             None => obstacles.push(
                 "no bucket: checkpoints and the result would be lost with the machine; give --bucket gs://NAME or set GCS_BUCKET".into(),
             ),
-            Some(bucket) if !is_bucket(bucket) => return Err(Error::Usage(format!("--bucket {bucket}: expected gs://NAME or s3://NAME"))),
+            Some(bucket) if !is_bucket(bucket) => return Err(Error::Usage(format!("--bucket {bucket}: {BUCKET}"))),
             Some(_) => {}
         }
         let needs_burn = needs_burn(&config);
@@ -184,6 +184,10 @@ impl LaunchPlan {
             .clone()
             .unwrap_or_else(|| format!("dlm-{}-{stamp}", options.model.replace('_', "-")));
         check_name(&name)?;
+        check_word("--gpu", &options.gpu, "a GPU by SkyPilot's name, such as H100")?;
+        if let Some(cloud) = &options.cloud {
+            check_word("--cloud", cloud, "a cloud, or cloud/region[/zone]")?;
+        }
         Ok(LaunchPlan {
             name,
             model: options.model.clone(),
@@ -203,16 +207,30 @@ impl LaunchPlan {
     }
 }
 
+/// Whether a text is a bucket, or a folder in one, that SkyPilot and a shell take as it is: names
+/// as Google and Amazon allow them, folders without `..` or characters that mean something else.
 fn is_bucket(text: &str) -> bool {
-    ["gs://", "s3://"]
-        .iter()
-        .any(|scheme| text.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()))
+    let rest = ["gs://", "s3://"].iter().find_map(|scheme| text.strip_prefix(scheme));
+    let Some(rest) = rest else { return false };
+    let mut parts = rest.trim_end_matches('/').split('/');
+    let name = parts.next().unwrap_or_default();
+    let edge = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-=+@".contains(c);
+    (1..=222).contains(&name.len())
+        && name.chars().all(|c| edge(c) || "._-".contains(c))
+        && name.starts_with(edge)
+        && name.ends_with(edge)
+        && parts.all(|part| !part.trim_matches('.').is_empty() && part.chars().all(plain))
 }
 
 /// The location that `text` names: a bucket, an existing folder, or (with `hub`) a hub name.
 fn locate(text: &str, here: &Path, hub: bool) -> Result<InputLocation> {
     if is_bucket(text) {
         return Ok(InputLocation::Bucket(text.trim_end_matches('/').into()));
+    }
+    if text.starts_with("gs://") || text.starts_with("s3://") {
+        let option = if hub { "--source " } else { "data.dir=" };
+        return Err(Error::Usage(format!("{option}{text}: {BUCKET}")));
     }
     let path = here.join(text);
     if path.is_dir() {
@@ -272,6 +290,18 @@ fn program(
         obstacles.push("no dlm-train to send: call wf in the repository (it is then built on the machine), or give --binary FILE".into());
     }
     Ok((None, repository.map(Into::into)))
+}
+
+/// What a bucket must be.
+const BUCKET: &str = "expected gs://NAME or s3://NAME, or a folder in it: NAME of at most 222 lower-case letters, digits, -, _ and ., a folder of letters, digits and -_.=+@";
+
+/// Accepts words that SkyPilot cannot take for an option or for something else than a name.
+fn check_word(option: &str, word: &str, expected: &str) -> Result<()> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+    match word.starts_with(|c: char| c.is_ascii_alphanumeric()) && word.chars().all(plain) {
+        true => Ok(()),
+        false => Err(Error::Usage(format!("{option} {word:?}: expected {expected}"))),
+    }
 }
 
 /// Accepts names that SkyPilot takes for a job and that are safe in a path.

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
+use dlm_datasets::fs;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -142,9 +143,10 @@ pub(super) fn note(name: &str) {
     }
     names.push(name.into());
     let Some(file) = record() else { return };
-    let written = file.parent().map_or(Ok(()), std::fs::create_dir_all);
-    if let Err(error) = written.and_then(|()| std::fs::write(&file, names.join("\n") + "\n")) {
-        message(format_args!("wf: {} could not be written: {error}", file.display()));
+    let written = file.parent().map_or(Ok(()), fs::create_dir);
+    let text = names.join("\n") + "\n";
+    if let Err(error) = written.and_then(|()| fs::write_atomic(&file, text.as_bytes())) {
+        message(format_args!("wf: the names of runs could not be noted: {error}"));
     }
 }
 

@@ -3,10 +3,12 @@
 //! In: a [`LaunchPlan`] or the name of a job. Out: the output of `sky`; when it fails, so does `wf`
 //! (exit code 1).
 
-use std::io::{ErrorKind, Write};
+use std::io::Write;
+
+use dlm_datasets::fs;
 
 use crate::error::{Error, Result};
-use crate::report::console::message;
+use crate::report::console::{self, message};
 
 use super::command::run;
 use super::plan::{LaunchOptions, LaunchPlan};
@@ -39,15 +41,17 @@ pub(crate) fn launch(options: &LaunchOptions) -> Result<()> {
         for obstacle in &plan.obstacles {
             message(format_args!("wf: would be refused: {obstacle}"));
         }
-        return print(&shown);
+        return console::text(&shown).map(drop);
     }
     if !plan.obstacles.is_empty() {
-        print(&shown)?;
+        console::text(&shown)?;
         let missing: Vec<String> =
             plan.obstacles.iter().map(|obstacle| format!("\n  - {obstacle}")).collect();
         return Err(Error::Usage(format!("nothing was launched; missing:{}", missing.concat())));
     }
-    std::fs::write(&file, yaml).map_err(|error| Error::io(&file, "writing the task", error))?;
+    let mut task = fs::create_partial(&file)?;
+    task.write_all(yaml.as_bytes()).map_err(|error| Error::io(&file, "writing the task", error))?;
+    drop(task);
     message(format_args!("wf: {}", shell_words(&command)));
     let bucket = plan.bucket.as_deref().unwrap_or_default();
     let launched = run(&command);
@@ -80,15 +84,6 @@ pub(crate) fn cancel(name: &str) -> Result<()> {
 /// `wf runs`: list the newest `limit` jobs.
 pub(crate) fn runs(limit: usize) -> Result<()> {
     run(&["sky".into(), "jobs".into(), "queue".into(), "--limit".into(), limit.to_string()])
-}
-
-fn print(text: &str) -> Result<()> {
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Error::io("stdout", "writing", error))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Seconds since 1970 in base 36: short, and names sort by time.

@@ -2,12 +2,15 @@
 #![allow(unsafe_code, reason = "memory-mapped files")]
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use dlm_datasets::fs::open_file;
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 
 use super::{folder_kind, json_text};
+use crate::compute::mapped_files;
 use crate::compute::tensor_io::decode_floats;
 use crate::error::{Error, Result};
 use crate::report::console::message;
@@ -16,8 +19,17 @@ use crate::report::console::message;
 pub(crate) struct Checkpoint {
     dir: PathBuf,
     files: Vec<(PathBuf, Mmap)>,
-    /// Tensor name → index into `files`.
-    index: BTreeMap<String, usize>,
+    index: BTreeMap<String, Place>,
+}
+
+/// Where a tensor is; headers are parsed once, however many tensors they hold.
+struct Place {
+    /// Index into the files.
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// Bytes of the file.
+    bytes: Range<usize>,
 }
 
 impl Checkpoint {
@@ -44,25 +56,26 @@ impl Checkpoint {
     /// Maps files; `map` says for each tensor in which of them it is.
     fn map(dir: &Path, paths: &[PathBuf], map: &BTreeMap<String, String>) -> Result<Self> {
         let mut files = Vec::new();
-        let mut index: BTreeMap<String, usize> = BTreeMap::new();
+        let mut index: BTreeMap<String, Place> = BTreeMap::new();
         let mut missing: BTreeMap<&String, &String> = map.iter().collect();
         let mut elsewhere = Vec::new();
         for path in paths {
-            let file =
-                std::fs::File::open(path).map_err(|e| Error::io(path, "opening the weights", e))?;
+            let file = open_file(path).map_err(|e| Error::io(path, "opening the weights", e))?;
             // SAFETY: the mapping is read-only and lives as long as `Checkpoint`. As with every
             // mapped file, other processes must not change or truncate it meanwhile; model folders
             // are written once.
             let bytes = unsafe { Mmap::map(&file) }
                 .map_err(|e| Error::io(path, "mapping the weights", e))?;
             check_header(path, &bytes)?;
+            #[cfg(test)]
+            tests::PARSED.set(tests::PARSED.get() + bytes.len());
             let st = SafeTensors::deserialize(&bytes).map_err(|e| {
                 Error::format(
                     path,
                     format!("not a whole safetensors file: {e}; is the download complete?"),
                 )
             })?;
-            for name in st.names() {
+            for (name, view) in st.iter() {
                 match map.get_key_value(name) {
                     Some((_, named)) if dir.join(named) != *path => {
                         elsewhere.push(format!("{name} in {} beside {named}", path.display()));
@@ -78,7 +91,15 @@ impl Checkpoint {
                     }
                     None => {}
                 }
-                index.insert(name.to_string(), files.len());
+                // the views lie in the mapping
+                let start = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
+                let place = Place {
+                    file: files.len(),
+                    dtype: view.dtype(),
+                    shape: view.shape().to_vec(),
+                    bytes: start..start + view.data().len(),
+                };
+                index.insert(name.to_string(), place);
             }
             files.push((path.clone(), bytes));
         }
@@ -123,18 +144,21 @@ impl Checkpoint {
 
     /// The file, dtype, shape and bytes of a tensor.
     pub(crate) fn view(&self, name: &str) -> Result<(&Path, Dtype, Vec<usize>, &[u8])> {
-        let i = *self
+        let place = self
             .index
             .get(name)
             .ok_or_else(|| Error::Tensors(format!("tensor {name} is missing")))?;
-        let (path, map) = &self.files[i];
-        let st = SafeTensors::deserialize(map).map_err(|e| Error::format(path, e.to_string()))?;
-        let v = st.tensor(name).map_err(|e| Error::format(path, format!("{name}: {e}")))?;
-        Ok((path, v.dtype(), v.shape().to_vec(), v.data()))
+        let (path, map) = &self.files[place.file];
+        Ok((path, place.dtype, place.shape.clone(), &map[place.bytes.clone()]))
+    }
+
+    /// Refuses what was read where a file was cut off meanwhile.
+    pub(crate) fn check_whole(&self) -> Result<()> {
+        mapped_files::check(self.files.first().map_or(&self.dir, |(path, _)| path))
     }
 }
 
-/// Most bytes of a header: those of 100,000 tensors are about 10 MB.
+/// Most bytes of a header: those of 300,000 tensors are about 30 MB.
 const MOST_HEADER_BYTES: u64 = 100_000_000;
 
 /// Refuse a safetensors file whose header is longer than any real one, before it is parsed. One
@@ -161,10 +185,15 @@ fn weight_map(index_file: &Path) -> Result<BTreeMap<String, String>> {
     let map = json
         .get("weight_map")
         .and_then(|map| map.as_object())
-        .ok_or_else(|| Error::format(index_file, "no weight_map object"))?;
+        .filter(|map| !map.is_empty())
+        .ok_or_else(|| Error::format(index_file, "no weight_map object with tensors"))?;
     let mut shards = BTreeMap::new();
     for (tensor, file) in map {
-        let name = file.as_str().filter(|name| !name.contains('/') && !name.contains(".."));
+        let plain = |name: &&str| {
+            let named = Path::new(name).file_name();
+            named == Some(name.as_ref()) && !name.contains('\\') && !name.contains("..")
+        };
+        let name = file.as_str().filter(plain);
         let Some(name) = name else {
             return Err(Error::format(
                 index_file,
@@ -174,4 +203,46 @@ fn weight_map(index_file: &Path) -> Result<BTreeMap<String, String>> {
         shards.insert(tensor.clone(), name.to_string());
     }
     Ok(shards)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder with a file of `count` tensors of one number each.
+    fn folder(count: usize) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let entry = |i: usize| {
+            format!(
+                r#""t.{i}":{{"dtype":"F32","shape":[1],"data_offsets":[{},{}]}}"#,
+                4 * i,
+                4 * i + 4
+            )
+        };
+        let header = format!("{{{}}}", (0..count).map(entry).collect::<Vec<_>>().join(","));
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend((0..count).flat_map(|i| (i as f32).to_le_bytes()));
+        std::fs::write(dir.path().join("model.safetensors"), bytes).unwrap();
+        dir
+    }
+
+    thread_local! {
+        /// Bytes of files whose headers were parsed.
+        pub(super) static PARSED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+    }
+
+    /// The header is parsed once, however many tensors are read.
+    #[test]
+    fn three_hundred_thousand_tensors_are_read_in_linear_time() {
+        const COUNT: usize = 300_000;
+        let dir = folder(COUNT);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let sum: f64 =
+            (0..COUNT).map(|i| f64::from(checkpoint.f32(&format!("t.{i}")).unwrap().1[0])).sum();
+        let bytes = std::fs::metadata(dir.path().join("model.safetensors")).unwrap().len();
+        assert_eq!(PARSED.get(), bytes as usize);
+        assert_eq!(sum, (COUNT * (COUNT - 1) / 2) as f64);
+        assert_eq!(checkpoint.names().count(), COUNT);
+    }
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::config_reader::Reader;
+use super::token_ids::TokenIds;
 use super::{folder_kind, json_text, module_pattern, quantization_config, rope_config};
 use crate::error::{Error, Result};
 use crate::kernels::Activation;
@@ -148,9 +149,11 @@ impl ModelConfig {
             }
         };
         let attention_bias = r.flag("attention_bias", false)?;
+        let vocab_size = r.size("vocab_size")?;
+        let ids = TokenIds { file: &raw, rows: vocab_size };
         Ok(ModelConfig {
             family,
-            vocab_size: r.size("vocab_size")?,
+            vocab_size,
             hidden_size,
             intermediate_size: r.size("intermediate_size")?,
             num_hidden_layers,
@@ -172,9 +175,9 @@ impl ModelConfig {
             not_quantized: quantization_config::modules_to_not_convert(&r)?,
             warnings,
             bd_size: r.opt_size("bd_size")?,
-            mask_token_id: r.raw.get("mask_token_id").and_then(Value::as_i64),
+            mask_token_id: ids.one("mask_token_id")?,
             initializer_range: r.number("initializer_range")?.unwrap_or(0.02),
-            eos_token_ids: r.ids("eos_token_id"),
+            eos_token_ids: ids.all("eos_token_id")?,
             raw: Family::as_causal_model(raw.clone()),
         })
     }

@@ -60,15 +60,6 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Token ids: one number or a list.
-    pub(super) fn ids(&self, key: &str) -> Vec<i64> {
-        match self.raw.get(key) {
-            Some(Value::Array(v)) => v.iter().filter_map(Value::as_i64).collect(),
-            Some(v) => v.as_i64().into_iter().collect(),
-            None => Vec::new(),
-        }
-    }
-
     /// The family, as transformers finds it: by `model_type`, and by `architectures` where there is
     /// no `model_type`. A contradiction between the two is added to `warnings`.
     pub(super) fn family(&self, warnings: &mut Vec<String>) -> Result<Family> {

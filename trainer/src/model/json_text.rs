@@ -4,27 +4,37 @@
 //! Such a number becomes a string of the same letters, so that a key which needs a number refuses
 //! it by name instead of taking a default.
 
-use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::path::Path;
 
+use dlm_datasets::fs::open_file;
 use serde_json::Value;
 
 /// The words that Python's `json` writes and JSON does not know; longer ones first.
 const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
 
-/// Most bytes of a JSON file; the tokenizer of a large vocabulary has about 40 MB.
-const MOST_BYTES: u64 = 256 << 20;
+/// Most MiB of a JSON file. A parsed file takes up to 16 times its size in memory.
+fn most_mib(path: &Path) -> u64 {
+    match path.file_name().and_then(|name| name.to_str()).unwrap_or_default() {
+        // that of a large vocabulary has about 40 MB
+        "tokenizer.json" | "vocab.json" => 256,
+        // a line for each tensor
+        "model.safetensors.index.json" => 64,
+        // lists every added token
+        "tokenizer_config.json" | "added_tokens.json" => 64,
+        _ => 8,
+    }
+}
 
 /// The text of a JSON file; one that is too large is an error of the kind
 /// [`ErrorKind::FileTooLarge`], before it is in memory.
 pub(crate) fn read(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    let bytes = File::open(path)?.take(MOST_BYTES + 1).read_to_string(&mut text)?;
-    match bytes as u64 > MOST_BYTES {
+    let (mut text, most) = (String::new(), most_mib(path));
+    let bytes = open_file(path)?.take((most << 20) + 1).read_to_string(&mut text)?;
+    match bytes as u64 > most << 20 {
         true => Err(io::Error::new(
             ErrorKind::FileTooLarge,
-            format!("more than {} MiB; expected a JSON file of a model folder", MOST_BYTES >> 20),
+            format!("more than {most} MiB; expected a JSON file of a model folder"),
         )),
         false => Ok(text),
     }

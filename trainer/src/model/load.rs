@@ -107,6 +107,7 @@ pub(crate) fn read_host(
         }
         out.push(values);
     }
+    ck.check_whole()?;
     if !misfit.is_empty() {
         return Err(misfit.error(ck, cfg));
     }

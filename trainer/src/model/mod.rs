@@ -1,7 +1,8 @@
 //! Decoder models: configuration, parameter table, weights on disk, forward pass.
 //!
 //! `config` reads `config.json` with `config_reader`, `family`, `rope_config`,
-//! `quantization_config` and `module_pattern`; `json_text` parses JSON as Python writes it.
+//! `quantization_config`, `token_ids` and `module_pattern`; `json_text` parses JSON as Python
+//! writes it.
 //! `params` lists the parameters; `checkpoint_file` maps safetensors files, `misfit` and
 //! `folder_kind` word what does not fit, `ternary` packs and unpacks BitLinear weights, `load` fits
 //! a checkpoint to the parameters and copies it to the device; `decoder` computes; `gradients`
@@ -22,9 +23,11 @@ pub(crate) mod params;
 mod quantization_config;
 mod rope_config;
 pub(crate) mod ternary;
+pub(crate) mod token_ids;
 
 pub(crate) use checkpoint_file::Checkpoint;
 pub(crate) use config::ModelConfig;
 pub(crate) use decoder::{AttentionPlan, Context, Decoder};
 pub(crate) use gradients::Gradients;
 pub(crate) use params::{ParamKind, Params, Weights};
+pub(crate) use token_ids::TokenIds;

@@ -2,6 +2,8 @@
 //! numpy float64, itself compared with torch.optim): AdamW with and without decay, Muon's
 //! Newton-Schulz steps, ZClip's bounds and statistics.
 
+#![allow(clippy::print_stdout, reason = "what a test measured")]
+
 use crate::compute::tensor_io::download;
 use crate::config::{Config, Optim, OptimName};
 use crate::model::{Gradients, ModelConfig, ParamKind, Params, Weights};

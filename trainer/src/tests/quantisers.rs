@@ -1,6 +1,8 @@
 //! BitNet's two quantisers alone, ties and a row of zeros included, against
 //! `bitnet_quant_unit.safetensors` of tests/fixtures.
 
+#![allow(clippy::print_stdout, reason = "what a test measured")]
+
 use burn::prelude::*;
 use burn::tensor::DType;
 use dlm_test_support::fixtures;

@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
 use dlm_datasets::verify::summarize;
-use dlm_datasets::{Dataset, Manifest, RowOrder, Split, mask};
+use dlm_datasets::{Manifest, RowOrder, Split, mask};
 
 use crate::compute::StreamShape;
 use crate::diffusion::{Batch, Objective, ObjectiveSpec, PackedRow, build_batch, count_targets};
 use crate::error::{Error, Result};
+use crate::train::checked_dataset::CheckedDataset;
 
 /// How steps are cut from the dataset.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +54,7 @@ pub(crate) struct StepBatch {
 }
 
 /// Open the packed dataset in `dir`.
-pub(crate) fn open(dir: &Path) -> Result<Dataset> {
+pub(crate) fn open(dir: &Path) -> Result<CheckedDataset> {
     if !dir.join("manifest.json").exists() {
         let problem = if dir.is_dir() {
             "has no manifest.json: it is no packed dataset, or dlm-prep did not finish"
@@ -66,28 +67,7 @@ pub(crate) fn open(dir: &Path) -> Result<Dataset> {
             dir.display()
         )));
     }
-    Ok(Dataset::open(dir)?)
-}
-
-/// Row `i` of a split as the objective takes it; ids are checked against the vocabulary.
-pub(crate) fn packed_row(
-    data: &Dataset,
-    split: Split,
-    i: usize,
-    vocab_size: usize,
-) -> Result<PackedRow> {
-    let row = data.row(split, i)?;
-    if let Some(bad) = row.input_ids.iter().find(|t| **t < 0 || **t as usize >= vocab_size) {
-        return Err(Error::Mismatch(format!(
-            "{} row {i} holds token id {bad}; the model's embedding table has {vocab_size} rows; was the dataset prepared with this model's tokenizer?",
-            split.name()
-        )));
-    }
-    Ok(PackedRow {
-        input_ids: row.input_ids.to_vec(),
-        labels: row.labels.to_vec(),
-        documents: row.documents.iter().map(|d| (d.start, d.length)).collect(),
-    })
+    CheckedDataset::open(dir)
 }
 
 /// Tokens of a row without padding: neither that after its last document nor that at the end of
@@ -103,7 +83,11 @@ fn row_tokens(row: &PackedRow, manifest: &Manifest) -> u64 {
 }
 
 /// The step that starts at `cursor`.
-pub(crate) fn build_step(data: &Dataset, plan: &BatchPlan, cursor: u64) -> Result<StepBatch> {
+pub(crate) fn build_step(
+    data: &CheckedDataset,
+    plan: &BatchPlan,
+    cursor: u64,
+) -> Result<StepBatch> {
     let total = data.rows(Split::Train) as u64;
     if total == 0 {
         return Err(Error::Mismatch("the dataset has no training rows".into()));
@@ -125,7 +109,7 @@ pub(crate) fn build_step(data: &Dataset, plan: &BatchPlan, cursor: u64) -> Resul
             order = Some((epoch, RowOrder::new(plan.seed, epoch, total as usize)));
         }
         let i = order.as_ref().map_or(at, |(_, o)| o.get(at));
-        let row = packed_row(data, Split::Train, i, plan.vocab_size)?;
+        let row = data.packed_row(Split::Train, i, plan.vocab_size)?;
         let mask = mask::row_mask(
             plan.seed,
             epoch,
@@ -141,6 +125,8 @@ pub(crate) fn build_step(data: &Dataset, plan: &BatchPlan, cursor: u64) -> Resul
         rows.push(row);
         masks.push(mask);
     }
+    let taken: Vec<usize> = step.rows.iter().map(|(_, row)| *row).collect();
+    data.check_files(Split::Train, &taken)?;
     step.micro_batches = rows
         .chunks(plan.micro_batch_rows)
         .zip(masks.chunks(plan.micro_batch_rows))
@@ -156,7 +142,12 @@ pub(crate) struct Prefetch {
 
 impl Prefetch {
     /// Start reading at `cursor`, up to `depth` steps ahead.
-    pub(crate) fn start(data: Arc<Dataset>, plan: BatchPlan, cursor: u64, depth: usize) -> Self {
+    pub(crate) fn start(
+        data: Arc<CheckedDataset>,
+        plan: BatchPlan,
+        cursor: u64,
+        depth: usize,
+    ) -> Self {
         let (sender, receiver) = bounded(depth.max(1));
         std::thread::spawn(move || {
             let mut cursor = cursor;

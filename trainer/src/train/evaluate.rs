@@ -2,13 +2,14 @@
 //!
 //! In: weights, the first rows of a split. Out: mean cross-entropy over counted targets, nats.
 
-use dlm_datasets::{Dataset, Split, mask};
+use dlm_datasets::{Split, mask};
 
 use crate::compute::ComputePlan;
 use crate::diffusion::{Batch, DeviceBatch, PassOptions, build_batch, count_targets, objective};
 use crate::error::Result;
 use crate::model::{Decoder, Weights};
-use crate::train::data::{self, BatchPlan};
+use crate::train::checked_dataset::CheckedDataset;
+use crate::train::data::BatchPlan;
 
 /// Sum of the cross-entropies of a batch by Burn.
 pub(crate) fn burn_loss<'a>(
@@ -26,7 +27,7 @@ pub(crate) fn burn_loss<'a>(
 /// Mean loss over the first `rows` rows of a split under fixed masks; `None` where no target is
 /// counted. `loss_sum` is the sum of the cross-entropies of a batch.
 pub(crate) fn evaluate(
-    data: &Dataset,
+    data: &CheckedDataset,
     split: Split,
     plan: &BatchPlan,
     rows: usize,
@@ -35,8 +36,9 @@ pub(crate) fn evaluate(
     let (mut sum, mut counted) = (0.0, 0usize);
     for first in (0..rows).step_by(plan.micro_batch_rows.max(1)) {
         let (mut packed, mut masks) = (Vec::new(), Vec::new());
-        for i in first..(first + plan.micro_batch_rows).min(rows) {
-            let row = data::packed_row(data, split, i, plan.vocab_size)?;
+        let taken: Vec<usize> = (first..(first + plan.micro_batch_rows).min(rows)).collect();
+        for &i in &taken {
+            let row = data.packed_row(split, i, plan.vocab_size)?;
             let mask = mask::row_mask(
                 plan.seed,
                 mask::EVAL_EPOCH,
@@ -49,6 +51,7 @@ pub(crate) fn evaluate(
             packed.push(row);
             masks.push(mask);
         }
+        data.check_files(split, &taken)?;
         let batch = build_batch(plan.objective, &packed, &masks, &plan.spec, plan.shape);
         sum += loss_sum(&batch)?;
     }

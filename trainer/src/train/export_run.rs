@@ -13,7 +13,7 @@ use crate::compute::device;
 use crate::config::{self, Config, ExportWhich};
 use crate::error::{Error, Result};
 use crate::io::checkpoint::{self, BestStep, Identity, RunState};
-use crate::io::checkpoint_store::CheckpointStore;
+use crate::io::checkpoint_store::{self, CheckpointStore};
 use crate::io::description::ExportInfo;
 use crate::io::export;
 use crate::io::source::{self, ModelSource};
@@ -183,9 +183,9 @@ fn find_checkpoint(cfg: &Config, name: Option<&str>) -> Result<PathBuf> {
     let run_dir = &cfg.output.dir;
     let store = CheckpointStore::new(run_dir, 1);
     if let Some(name) = name {
-        if !name.starts_with("step-") || name.contains('/') {
+        if !checkpoint_store::is_step(name) {
             return Err(Error::Usage(format!(
-                "--checkpoint {name:?}: expected the name of a step-N folder"
+                "--checkpoint {name:?}: expected the name of a step-N folder, such as step-000000200"
             )));
         }
         return Ok(run_dir.join("checkpoints").join(name));

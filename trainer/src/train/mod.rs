@@ -1,10 +1,12 @@
 //! Training: from a dataset and a source model to an exported folder.
 //!
-//! `prepare_model` loads the source and fits it to the dataset, `data` reads batches ahead,
+//! `prepare_model` loads the source and fits it to the dataset, `data` reads batches ahead (with
+//! `checked_dataset`),
 //! `trainer` sets a run up, `resume` continues it from a checkpoint, `run` is the loop, `step` one
 //! optimizer step (with `micro_batch`, `out_of_memory` and `spike_guard`), `evaluate` the held-out
 //! loss, `flops` the work counted for MFU, `export_run` the exported folder.
 
+pub(crate) mod checked_dataset;
 pub(crate) mod data;
 pub(crate) mod evaluate;
 pub(crate) mod export_run;

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::io::checkpoint::Identity;
+use crate::io::export::UNFINISHED;
 use crate::io::json;
 use crate::io::source::{NAMED_TEMPLATES, TOKENIZER_FILES};
 use dlm_datasets::fs;
@@ -100,9 +101,14 @@ pub(crate) fn check(
     }
 }
 
-/// Whether `dir` is a whole export of the run with this identity: dataset and source are the same.
+/// Whether `dir` is an export of the run with this identity, whole or not: dataset and source are
+/// the same.
 fn is_export_of(dir: &Path, identity: &Identity) -> Result<bool> {
-    let record: Option<Value> = json::read_if_present(&dir.join("dlm_config.json"), "valid JSON")?;
+    let read = |name: &str| json::read_if_present::<Value>(&dir.join(name), "valid JSON");
+    let record = match read("dlm_config.json")? {
+        Some(record) => Some(record),
+        None => read(UNFINISHED)?,
+    };
     let Some(record) = record else { return Ok(false) };
     Ok([("data_fingerprint", "data"), ("source_checkpoint", "source")].iter().all(|(key, own)| {
         record.get(*key).and_then(Value::as_str) == identity.get(*own).map(String::as_str)
@@ -112,8 +118,13 @@ fn is_export_of(dir: &Path, identity: &Identity) -> Result<bool> {
 /// Remove the export of an earlier run, its marker first.
 pub(crate) fn remove_export(dir: &Path) -> Result<()> {
     const MARKER: &str = "dlm_config.json";
-    const CONFIGS: [&str; 4] =
-        [MARKER, "config.json", "generation_config.json", "model.safetensors.index.json"];
+    const CONFIGS: [&str; 5] = [
+        MARKER,
+        UNFINISHED,
+        "config.json",
+        "generation_config.json",
+        "model.safetensors.index.json",
+    ];
     let remove = |path: &Path| match std::fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             Err(Error::io(path, "removing the old export", e))

@@ -15,6 +15,7 @@ use dlm_datasets::{Dataset, Manifest, Split};
 use crate::compute::memory;
 use crate::config::{BitLinear, Config};
 use crate::error::{Error, Result};
+use crate::io::conversion_record::ConversionRecord;
 use crate::io::json;
 use crate::io::load_model::{HostModel, LoadedModel};
 use crate::io::source::{ModelSource, missing_tokenizer};
@@ -45,6 +46,12 @@ pub(super) fn prepare(
 ) -> Result<PreparedModel> {
     let manifest = data.manifest();
     let mut model = HostModel::new(described_model(cfg, source)?);
+    if let Some(folder) = &source.folder {
+        let record = ConversionRecord::read(folder, &model.config)?;
+        model.config.mask_token_id = record.mask_token_id;
+        model.config.bd_size = record.bd_size;
+    }
+    check_mask_token(data)?;
     let equal = source.folder.as_ref().is_some_and(|folder| has_same_tokenizer(folder, data));
     check_fit(&model.config, manifest, &source.name, equal)?;
     if cfg.data.allow_long_documents != Some(true) {
@@ -157,6 +164,21 @@ fn has_same_tokenizer(folder: &Path, data: &Dataset) -> bool {
     known(&folder.join("tokenizer.json")) && known(&data.dir().join("tokenizer/tokenizer.json"))
 }
 
+/// Refuse a dataset whose manifest gives the mask token another id than its tokenizer.
+fn check_mask_token(data: &Dataset) -> Result<()> {
+    let (manifest, path) = (data.manifest(), data.dir().join("tokenizer/tokenizer.json"));
+    let ids = vocabulary(&path)?.unwrap_or_default();
+    match ids.get(&manifest.mask_token) {
+        Some(id) if *id != manifest.mask_token_id as u64 => Err(Error::Mismatch(format!(
+            "the mask token {:?} has id {id} in {}, and manifest.json of the same dataset says {}; prepare the data again",
+            manifest.mask_token,
+            path.display(),
+            manifest.mask_token_id
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Say that token ids cannot be checked where the model's folder has no `tokenizer.json`.
 pub(crate) fn warn_without_tokenizer(folder: &Path) {
     if !folder.join("tokenizer.json").is_file() {
@@ -201,7 +223,8 @@ pub(crate) fn check_tokenizer(of_model: &Path, of_data: &Path, mask_token: &str)
     tokens.dedup();
     let differences: Vec<String> = tokens
         .into_iter()
-        .filter(|token| *token != mask_token && model_ids.get(*token) != data_ids.get(*token))
+        .filter(|token| model_ids.get(*token) != data_ids.get(*token))
+        .filter(|token| *token != mask_token || model_ids.contains_key(*token))
         .map(|token| {
             format!(
                 "{token:?} is {} in the model's and {} in the data's",
@@ -231,14 +254,16 @@ fn vocabulary(path: &Path) -> Result<Option<BTreeMap<String, u64>>> {
     let Some(map) = json.pointer("/model/vocab").and_then(|v| v.as_object()) else {
         return Ok(None);
     };
-    let mut ids: BTreeMap<String, u64> =
-        map.iter().filter_map(|(token, id)| Some((token.clone(), id.as_u64()?))).collect();
-    for token in json.get("added_tokens").and_then(|v| v.as_array()).into_iter().flatten() {
-        let content = token.get("content").and_then(|v| v.as_str());
-        let id = token.get("id").and_then(|v| v.as_u64());
-        if let (Some(content), Some(id)) = (content, id) {
-            ids.insert(content.to_string(), id);
-        }
+    let added = json.get("added_tokens").and_then(|v| v.as_array()).into_iter().flatten();
+    let added = added.filter_map(|token| Some((token.get("content")?.as_str()?, token.get("id")?)));
+    let mut ids = BTreeMap::new();
+    for (token, id) in map.iter().map(|(token, id)| (token.as_str(), id)).chain(added) {
+        let number = id.as_u64().filter(|id| *id <= i32::MAX as u64).ok_or_else(|| {
+            let found =
+                format!("{token:?} has id {id}; expected a whole number up to {}", i32::MAX);
+            Error::format(path, found)
+        })?;
+        ids.insert(token.to_string(), number);
     }
     Ok(Some(ids))
 }

@@ -69,6 +69,7 @@ pub(crate) fn run(cfg: &Config, device: &ComputeDevice, options: RunOptions) -> 
     let cfg = &pinned;
     let mut trainer = Trainer::new(cfg, device, data, source, recorded_source.is_none())?;
     trainer.start_or_resume(&store, options)?;
+    store.tidy()?;
     if options.resume == Resume::Never && options.overwrite {
         output_folder::remove_export(out)?;
     }
@@ -112,7 +113,10 @@ impl Trainer<'_> {
             ));
         }
         while !self.budget_used() {
-            let (batch, wait) = batches.next()?;
+            let (batch, wait) = match batches.next() {
+                Ok(next) => next,
+                Err(error) => return Err(self.save_before_ending(error, store, &reporter)),
+            };
             let micro_batch_rows = self.plan.micro_batch_rows;
             let stepped = self.step(batch, wait.as_secs_f64(), &|line| reporter.message(line));
             if matches!(stepped, Err(Error::Interrupted(_))) {
@@ -125,7 +129,13 @@ impl Trainer<'_> {
             if self.plan.micro_batch_rows != micro_batch_rows && !self.budget_used() {
                 batches = self.prefetch(self.plan);
             }
-            let best = self.evaluate_if_due(&mut record)?;
+            let best = match self.evaluate_if_due(&mut record) {
+                Ok(best) => best,
+                Err(error) => {
+                    reporter.step(&record, true)?;
+                    return Err(self.save_before_ending(error, store, &reporter));
+                }
+            };
             let stalled = self.is_stalled();
             let last = self.budget_used() || stalled;
             reporter.step(&record, last || self.is_logged(&record))?;
@@ -155,6 +165,28 @@ impl Trainer<'_> {
         }
         reporter.message(&self.summary());
         Ok(())
+    }
+
+    /// Saves the steps done before an error of the dataset ends the session; returns the error.
+    fn save_before_ending(
+        &mut self,
+        error: Error,
+        store: &CheckpointStore,
+        reporter: &Reporter,
+    ) -> Error {
+        if self.state.step == 0 {
+            return error;
+        }
+        match reporter.sync().and_then(|()| self.save(store)) {
+            Ok(saved) => reporter.message(&format!(
+                "ending at step {} ({} tokens) because of an error in the dataset; state saved in {}",
+                self.state.step,
+                self.state.tokens,
+                saved.display()
+            )),
+            Err(other) => reporter.message(&format!("the state could not be saved: {other}")),
+        }
+        error
     }
 
     /// The end of a session that a signal stopped.

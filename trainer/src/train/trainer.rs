@@ -14,11 +14,13 @@ use crate::config::{self, ActivationCheckpointing, Config};
 use crate::diffusion::{DocumentMask, Layout, Objective, ObjectiveSpec, PassOptions};
 use crate::error::{Error, Result};
 use crate::io::checkpoint::{Identity, RunState};
+use crate::io::description::check_tokenizer_folder;
 use crate::io::export;
 use crate::io::source::ModelSource;
 use crate::model::{Decoder, Weights};
 use crate::native::{self, Native, NativeOptions};
 use crate::optim::{Optimizer, State};
+use crate::train::checked_dataset::CheckedDataset;
 use crate::train::data::BatchPlan;
 use crate::train::export_run::TrainedModel;
 use crate::train::identity::identity;
@@ -29,7 +31,7 @@ use crate::train::prepare_model::{self, PreparedModel, prepare};
 pub(super) struct Trainer<'a> {
     pub(super) cfg: &'a Config,
     pub(super) compute: ComputePlan,
-    pub(super) data: Arc<Dataset>,
+    pub(super) data: Arc<CheckedDataset>,
     pub(super) source: ModelSource,
     pub(super) decoder: Decoder,
     /// Empty while the native engine holds them.
@@ -54,7 +56,7 @@ impl<'a> Trainer<'a> {
     pub(super) fn new(
         cfg: &'a Config,
         device: &ComputeDevice,
-        data: Arc<Dataset>,
+        data: Arc<CheckedDataset>,
         source: ModelSource,
         with_weights: bool,
     ) -> Result<Self> {
@@ -72,6 +74,7 @@ impl<'a> Trainer<'a> {
             prepare(cfg, &source, &data, &compute.device.device, with_weights)?;
         // refused now rather than after days of training
         export::check(&decoder, cfg.export.format)?;
+        check_tokenizer_folder(&data.dir().join("tokenizer"))?;
         let objective = objective_of(cfg);
         let plan = BatchPlan {
             seed: cfg.train.seed,

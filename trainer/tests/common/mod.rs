@@ -2,6 +2,9 @@
 //! folder.
 #![allow(dead_code)]
 
+#[cfg(unix)]
+pub(crate) mod damage;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
