@@ -123,6 +123,7 @@ impl Model {
                     prompt_ids: prompt.clone(),
                     text: self.files.text_of(&ids)?,
                     ids,
+                    decided: sequence.decided,
                     stopped: sequence.stopped,
                     passes: sequence.passes,
                     seconds,
@@ -268,7 +269,7 @@ impl ModelFiles {
         }))
     }
 
-    fn block_size(&self, options: &GenerateOptions) -> usize {
+    pub(crate) fn block_size(&self, options: &GenerateOptions) -> usize {
         options.block_size.or(self.folder.block_size).unwrap_or(BLOCK_SIZE)
     }
 

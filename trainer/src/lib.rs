@@ -42,7 +42,7 @@ use std::process::ExitCode;
 pub use compute::{AttentionChoice, ComputeDtype, EngineChoice};
 pub use config::ConfigError;
 pub use conversion::{Conversion, Converted, Resume, convert};
-pub use decode::Passes;
+pub use decode::{Decided, Passes};
 pub use diffusion::Layout;
 pub use dlm_datasets::Split;
 pub use dlm_prep::Message;

@@ -77,9 +77,45 @@ fn agrees_with_the_reference(model: &str) -> usize {
             assert_eq!(answer["mode"], "block");
             assert!(answer["seconds"].as_f64().unwrap() > 0.0);
             assert_eq!(answer["text"], Value::Null, "the folder has no tokenizer");
+            each_pass_decides_the_sure_tokens(answer, case["threshold"].as_f64().unwrap());
         }
     }
     file["cases"].as_array().unwrap().len()
+}
+
+/// Every token was decided in a pass that took place, and of the tokens of one pass at most one was
+/// not above the threshold: the most probable one, which is decided in any case.
+fn each_pass_decides_the_sure_tokens(answer: &Value, threshold: f64) {
+    let passes = answer["token_passes"].as_array().unwrap();
+    let logprobs = answer["token_logprobs"].as_array().unwrap();
+    let tokens = answer["completion_ids"].as_array().unwrap().len();
+    assert_eq!((passes.len(), logprobs.len()), (tokens, tokens));
+    let total = answer["passes"]["total"].as_u64().unwrap();
+    let mut unsure: BTreeMap<u64, usize> = BTreeMap::new();
+    for (pass, logprob) in passes.iter().zip(logprobs) {
+        let pass = pass.as_u64().unwrap();
+        assert!((1..=total).contains(&pass), "pass {pass} of {total}");
+        if logprob.as_f64().unwrap().exp() <= threshold - 1e-6 {
+            *unsure.entry(pass).or_default() += 1;
+        }
+    }
+    assert!(unsure.values().all(|tokens| *tokens == 1), "{unsure:?}");
+}
+
+#[test]
+fn ar_mode_decides_a_token_a_pass_and_passes_can_be_seen() {
+    let model = fixtures().join("qwen2_peaky");
+    let more = ["--ids", "3,4,5", "--max-new-tokens", "6", "--mode", "ar"];
+    let answer = &objects(&generate(&model, &[&more[..], &["--json"]].concat()))[0];
+    assert_eq!(answer["token_passes"], json!([1, 2, 3, 4, 5, 6]));
+    let shown = generate(&model, &[&more[..], &["--show-passes"]].concat());
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    let lines: Vec<&str> = shown.lines().collect();
+    let ids: Vec<String> =
+        answer["completion_ids"].as_array().unwrap().iter().map(Value::to_string).collect();
+    assert_eq!(lines.len(), 7, "{shown}");
+    assert_eq!(lines[0], format!("1 [{} ]", ids[0]));
+    assert_eq!(lines[2], format!("3 {} {} [{} ]", ids[0], ids[1], ids[2]));
 }
 
 #[test]

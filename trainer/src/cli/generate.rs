@@ -4,13 +4,15 @@
 //! one object per prompt; on stderr: forward passes, tokens per forward pass and tokens per second.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{ArgGroup, Args};
 use serde_json::{Map, Value, json};
 
+use super::passes;
 use crate::compute::{ComputeDtype, EngineChoice};
-use crate::decode::prompt;
+use crate::decode::prompt::{self, PromptCodec};
 use crate::error::{Error, Result};
 use crate::generate::{Completion, DecodeMode, GenerateOptions, ModelFiles, ModelOptions, Prompt};
 use crate::report::console::{self, Reader};
@@ -80,6 +82,10 @@ pub(super) struct GenerateArgs {
     /// Print one JSON object per prompt.
     #[arg(long)]
     pub json: bool,
+    /// Print the text after each forward pass before the text itself: what the pass decided in
+    /// brackets, and a ░ for each hidden position of a begun block.
+    #[arg(long, conflicts_with = "json")]
+    pub show_passes: bool,
 }
 
 /// Sums over all completions.
@@ -97,6 +103,11 @@ pub(super) fn run(args: &GenerateArgs) -> Result<bool> {
     let files = ModelFiles::open(&args.model)?;
     let prompts = files.encode(&prompts, &options)?;
     files.decoding(&options)?;
+    let codec = files.codec().ok().cloned();
+    let block_size = match options.mode {
+        DecodeMode::Block => files.block_size(&options),
+        DecodeMode::Ar => 1,
+    };
     for warning in files.warnings(&prompts, &options) {
         console::message(format_args!("warning: {warning}"));
     }
@@ -125,6 +136,12 @@ pub(super) fn run(args: &GenerateArgs) -> Result<bool> {
         for completion in &completions {
             totals.tokens += completion.ids.len();
             totals.passes += completion.passes.total();
+            if args.show_passes {
+                let shown = passes_of(completion, &codec, block_size)?;
+                if console::result(shown)? == Reader::Gone {
+                    return Ok(true);
+                }
+            }
             if console::result(line(completion, options.mode, args.json))? == Reader::Gone {
                 return Ok(true);
             }
@@ -213,6 +230,21 @@ pub(super) fn stop_token_ids(typed: &[String]) -> Result<Option<Vec<i64>>> {
     }
 }
 
+/// The text of a completion after each of its passes.
+fn passes_of(
+    completion: &Completion,
+    codec: &Option<Arc<PromptCodec>>,
+    block_size: usize,
+) -> Result<String> {
+    let pieces = match codec {
+        Some(codec) => passes::pieces(&completion.ids, |ids| codec.decode(ids))?,
+        None => completion.ids.iter().map(|id| format!("{id} ")).collect(),
+    };
+    let (decided, prompt) = (&completion.decided, completion.prompt_ids.len());
+    let colours = console::has_colours();
+    Ok(passes::lines(&pieces, decided, prompt, block_size, colours).join("\n"))
+}
+
 /// A completion as it is printed: an object, the text, or the ids where there is no text.
 fn line(completion: &Completion, mode: DecodeMode, as_json: bool) -> String {
     let Completion { prompt_ids, ids, text, stopped, passes, seconds, .. } = completion;
@@ -220,6 +252,8 @@ fn line(completion: &Completion, mode: DecodeMode, as_json: bool) -> String {
         let object = json!({
             "prompt_ids": prompt_ids,
             "completion_ids": ids,
+            "token_passes": completion.decided.iter().map(|d| d.pass).collect::<Vec<_>>(),
+            "token_logprobs": completion.decided.iter().map(|d| d.probability.ln()).collect::<Vec<_>>(),
             "text": text,
             "stopped": stopped,
             "passes": {

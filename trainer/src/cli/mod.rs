@@ -8,6 +8,7 @@ mod eval;
 mod export;
 mod generate;
 mod parity;
+mod passes;
 mod plot;
 mod tasks;
 mod train;

@@ -6,8 +6,8 @@
 use crate::decode::cached::{Order, Span};
 use crate::error::Result;
 
-use super::engine::Engine;
-use super::{DecodedSequence, Passes};
+use super::engine::{Engine, Prediction};
+use super::{Decided, DecodedSequence, Passes};
 
 /// Options of autoregressive decoding.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -24,10 +24,16 @@ pub(crate) struct ArOptions {
 struct Row {
     ids: Vec<i64>,
     prompt: usize,
+    decided: Vec<Decided>,
     passes: Passes,
 }
 
 impl Row {
+    fn push(&mut self, next: Prediction) {
+        self.ids.push(next.token);
+        self.decided.push(next.in_pass(self.passes));
+    }
+
     fn is_done(&self, options: &ArOptions) -> bool {
         self.ids.len() - self.prompt >= options.max_new_tokens
             || self.ids.last().is_some_and(|id| options.stop_ids.contains(id))
@@ -47,13 +53,17 @@ impl Engine {
         let mut cache = self.new_cache(prompts.len(), longest);
         let mut rows: Vec<Row> = Vec::with_capacity(prompts.len());
         for (at, prompt) in prompts.iter().enumerate() {
-            let mut row =
-                Row { ids: prompt.clone(), prompt: prompt.len(), passes: Passes::default() };
+            let mut row = Row {
+                ids: prompt.clone(),
+                prompt: prompt.len(),
+                decided: Vec::new(),
+                passes: Passes::default(),
+            };
             if options.max_new_tokens > 0 {
                 let next =
                     self.prefill(prompt, prompt.len(), 1, &mut cache, at, options.mask_id)?;
-                row.ids.push(next.token);
                 row.passes.prefill += 1;
+                row.push(next);
             }
             rows.push(row);
         }
@@ -74,13 +84,13 @@ impl Engine {
             let positions: Vec<usize> = (0..live.len()).collect();
             let predictions = self.predict(hidden, &positions, options.mask_id)?;
             for (&at, prediction) in live.iter().zip(predictions) {
-                rows[at].ids.push(prediction.token);
                 rows[at].passes.block += 1;
+                rows[at].push(prediction);
             }
         }
         let finished = |row: Row| {
-            let Row { ids, prompt, passes } = row;
-            DecodedSequence { ids, prompt, stopped: false, passes }.cut(&options.stop_ids)
+            let Row { ids, prompt, decided, passes } = row;
+            DecodedSequence { ids, prompt, decided, stopped: false, passes }.cut(&options.stop_ids)
         };
         Ok(rows.into_iter().map(finished).collect())
     }

@@ -21,7 +21,7 @@ use crate::decode::cached::{KvCache, Order, Span};
 use crate::error::{Error, Result};
 
 use super::engine::{Engine, Prediction};
-use super::{DecodedSequence, Passes};
+use super::{Decided, DecodedSequence, Passes};
 
 /// Options of block decoding.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -58,6 +58,8 @@ struct Row {
     ids: Vec<i64>,
     /// Number of prompt tokens.
     prompt: usize,
+    /// For each token behind the prompt, how it was decided.
+    decided: Vec<Decided>,
     /// First position of the current block.
     start: usize,
     /// First position of the current block that is to be decoded.
@@ -81,6 +83,7 @@ impl Row {
         self.open = self.ids.len();
         self.start = self.open / options.block_size * options.block_size;
         self.ids.resize(self.start + options.block_size, options.mask_id);
+        self.decided.resize(self.ids.len() - self.prompt, Decided::default());
         self.is_cached = false;
     }
 
@@ -121,6 +124,10 @@ impl Row {
                 && let Some(id) = self.ids.get_mut(self.start + position)
             {
                 *id = prediction.token;
+                let decided = self.decided.get_mut(self.start + position - self.prompt);
+                if let Some(decided) = decided {
+                    *decided = prediction.in_pass(self.passes);
+                }
             }
         }
         let decoded = self.ids.get(self.open..).unwrap_or_default();
@@ -129,13 +136,20 @@ impl Row {
         self.done = end.is_some_and(|id| options.stop_ids.contains(id));
     }
 
+    /// Adds the first token of the next block.
+    fn push(&mut self, next: Prediction) {
+        self.ids.push(next.token);
+        self.decided.push(next.in_pass(self.passes));
+    }
+
     /// The finished sequence. Blocks that reach past a limit inside a block are cut to it.
     fn finish(mut self, options: &BlockOptions) -> DecodedSequence {
         if !options.max_new_tokens.is_multiple_of(options.block_size) {
             self.ids.truncate(self.prompt.saturating_add(options.max_new_tokens));
+            self.decided.truncate(options.max_new_tokens);
         }
-        let Row { ids, prompt, passes, .. } = self;
-        DecodedSequence { ids, prompt, stopped: false, passes }.cut(&options.stop_ids)
+        let Row { ids, prompt, decided, passes, .. } = self;
+        DecodedSequence { ids, prompt, decided, stopped: false, passes }.cut(&options.stop_ids)
     }
 }
 
@@ -195,6 +209,7 @@ impl Engine {
         let mut row = Row {
             ids: prompt.to_vec(),
             prompt: prompt.len(),
+            decided: Vec::new(),
             start: 0,
             open: 0,
             blocks_left: options.max_new_tokens.div_ceil(size),
@@ -207,7 +222,7 @@ impl Engine {
             let next = self.prefill(prompt, whole, size, cache, at, Some(options.mask_id))?;
             row.passes.prefill += 1;
             if whole == prompt.len() {
-                row.ids.push(next.token);
+                row.push(next);
             }
         }
         row.begin_block(options);
@@ -271,7 +286,7 @@ impl Engine {
                 NextPass::Commit => {
                     row.passes.commit += 1;
                     if let Some((next, rest)) = predictions.split_first() {
-                        row.ids.push(next.token);
+                        row.push(*next);
                         predictions = rest;
                     }
                     row.begin_block(options);

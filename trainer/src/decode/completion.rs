@@ -1,6 +1,6 @@
 //! The completion of a prompt, as it is handed to the caller.
 
-use super::Passes;
+use super::{Decided, Passes};
 
 /// The completion of one prompt.
 ///
@@ -20,6 +20,8 @@ pub struct Completion {
     pub prompt_ids: Vec<i64>,
     /// Generated token ids; cut after the first stop token.
     pub ids: Vec<i64>,
+    /// For each of `ids`, the forward pass that decided it and its probability there.
+    pub decided: Vec<Decided>,
     /// Text of `ids` without control tokens; `None` where the model folder has no usable tokenizer.
     pub text: Option<String>,
     /// Whether a stop token ended the completion.

@@ -11,6 +11,7 @@ use burn::tensor::DType;
 use crate::compute::tensor_io::download;
 use crate::compute::{ComputeDtype, ComputePlan, DeviceKind, memory};
 use crate::decode::cached::{KvCache, Order, Pass, Span, placed};
+use crate::decode::{Decided, Passes};
 use crate::error::{Error, Result};
 use crate::kernels::cast::{cast_to, to_f32};
 use crate::kernels::{linear, rms_norm};
@@ -31,6 +32,13 @@ pub(super) struct Prediction {
     pub token: i64,
     /// Its probability under softmax over the vocabulary.
     pub probability: f32,
+}
+
+impl Prediction {
+    /// How a token of this prediction was decided; the pass is counted in `passes` already.
+    pub(super) fn in_pass(self, passes: Passes) -> Decided {
+        Decided { pass: passes.total(), probability: self.probability }
+    }
 }
 
 /// A model that decodes.

@@ -41,13 +41,24 @@ impl Passes {
     }
 }
 
+/// How a generated token was decided.
+#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
+pub struct Decided {
+    /// Forward pass of the prompt that decided it, from 1 on, passes of all kinds counted.
+    pub pass: usize,
+    /// Its probability in that pass, 0 to 1.
+    pub probability: f32,
+}
+
 /// A prompt with its completion, as token ids.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct DecodedSequence {
     /// Prompt and completion; cut after the first stop token of the completion.
     pub ids: Vec<i64>,
     /// Number of prompt tokens in `ids`.
     pub prompt: usize,
+    /// For each token of the completion, how it was decided.
+    pub decided: Vec<Decided>,
     /// Whether a stop token ended the completion.
     pub stopped: bool,
     /// Forward passes that the row took part in.
@@ -64,6 +75,7 @@ impl DecodedSequence {
     fn cut(mut self, stop_ids: &[i64]) -> Self {
         if let Some(at) = self.generated().iter().position(|id| stop_ids.contains(id)) {
             self.ids.truncate(self.prompt + at + 1);
+            self.decided.truncate(at + 1);
             self.stopped = true;
         }
         self

@@ -30,6 +30,11 @@ pub(crate) fn text(text: impl Display) -> Result<Reader> {
     write_to(&mut io::stdout().lock(), text)
 }
 
+/// Whether colours can be seen on stdout, and are wanted (`NO_COLOR` is not set).
+pub(crate) fn has_colours() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
 /// Writes what clap answers to a call: help and version to stdout, what is wrong to stderr. Returns
 /// the exit code.
 pub(crate) fn answer(answer: &clap::Error) -> ExitCode {
