@@ -20,7 +20,7 @@ pub(crate) struct Card {
     pub configs: Vec<CardConfig>,
 }
 
-/// One config.
+/// An entry of `configs`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CardConfig {
     pub name: String,

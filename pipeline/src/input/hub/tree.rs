@@ -1,4 +1,5 @@
-//! The files of a repository at a revision, as the hub lists them: page by page, each entry checked.
+//! The files of a repository at a revision, as the hub lists them: page by page, each entry
+//! checked.
 //!
 //! A listing that cannot be right is an error, never a shorter one: pages that go in a circle or
 //! without an end, entries without a size, two files in one place. Sizes and numbers are bounded
