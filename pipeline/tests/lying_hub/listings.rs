@@ -262,11 +262,21 @@ fn pages() {
     );
     // Pages in all, of which none holds a file.
     cases.push(
-        case("empty-pages", Kind::Tree, Says("more than 10000 pages"), move |r, at| {
+        case("empty-pages", Kind::Tree, Says("more than 2500 pages"), move |r, at| {
             let path = r.target.split('?').next().unwrap();
             Reply::Whole(200, next(format!("{}{path}?cursor={}", at.hub, r.number)), b"[]".to_vec())
         })
-        .asked_at_most(10_000),
+        .asked_at_most(2_500),
+    );
+    // Each page comes in time, all of them do not.
+    cases.push(
+        case("slow-pages", Kind::Tree, Says("takes too long"), move |r, at| {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            let path = r.target.split('?').next().unwrap();
+            Reply::Whole(200, next(format!("{}{path}?cursor={}", at.hub, r.number)), b"[]".to_vec())
+        })
+        .patience(300)
+        .asked_at_most(12),
     );
     // The revision names files that the listing lacks.
     for (name, names, end) in [

@@ -9,6 +9,7 @@ use super::fetch::HubSource;
 use super::tree::Listing;
 use crate::error::{Error, Result};
 use crate::progress::{DownloadCounters, Progress, report_while};
+use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -74,7 +75,8 @@ pub(crate) fn download(
     part: ModelPart,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let has = |file: &str| listing.files.iter().any(|f| f.path == file);
+    let listed: HashSet<&str> = listing.files.iter().map(|f| f.path.as_str()).collect();
+    let has = |file: &str| listed.contains(file);
     let lacks =
         |reason: String| Error::Input { path: format!("hf://{id}@{}", listing.commit), reason };
     let names = |filter: &dyn Fn(&str) -> bool| -> String {
@@ -137,7 +139,8 @@ pub(crate) fn download(
                     "its {INDEX} names {missing}, which it does not list; take another revision"
                 )));
             }
-            index_of(&|p| names.iter().any(|n| n == p))
+            let names: HashSet<&str> = names.iter().map(String::as_str).collect();
+            index_of(&|p| names.contains(p))
         }
     };
     let total_bytes: u64 = weights.iter().map(|&k| listing.files[k].bytes).sum();
