@@ -109,13 +109,15 @@ pub(crate) fn page_at(endpoint: &str, link: &str) -> Result<String, String> {
     };
     let (bare, _) = path.split_once('?').unwrap_or((path, ""));
     let listing = bare.starts_with("/api/") && bare.contains("/tree/");
-    if !listing || bare.split('/').any(|part| part == ".." || part == ".") {
+    let page = format!("{endpoint}{path}");
+    let same = Origin::of(&page).is_some_and(|o| Some(o) == Origin::of(endpoint));
+    if !same || !listing || bare.split('/').any(|part| part == ".." || part == ".") {
         return Err(format!(
             "the hub's listing goes on at {:?}, which is no listing; refused",
             shown(link)
         ));
     }
-    Ok(format!("{endpoint}{path}"))
+    Ok(page)
 }
 
 /// `url` as it may be shown: without user name, password and query.
@@ -210,6 +212,25 @@ mod tests {
             "",
         ] {
             assert!(at(bad).is_err(), "{bad}: {:?}", at(bad));
+        }
+    }
+
+    proptest::proptest! {
+        /// Whatever a hub sends, the next page is at the endpoint, and a redirect leads to an http
+        /// or https address, never from https to http.
+        #[test]
+        fn foreign_text(text in "\\PC{0,40}", url in "[a-z:/@.?#%0-9\\[\\] ]{0,40}") {
+            for link in [&text, &url, &format!("https://{url}"), &format!("/api/x/tree/{url}")] {
+                if let Ok(page) = page_at("https://mirror/hf", link) {
+                    assert!(page.starts_with("https://mirror/hf/api/"), "{page}");
+                    assert_eq!(Origin::of(&page), Origin::of("https://mirror"));
+                }
+                if let Ok(to) = redirect("https://h/a/b?c", link) {
+                    assert!(Origin::of(&to).unwrap().is_encrypted(), "{to}");
+                }
+                next_page(link);
+                assert!(!shown(&format!("https://a:b@{link}")).contains("a:b@"));
+            }
         }
     }
 
