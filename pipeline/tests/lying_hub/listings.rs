@@ -229,6 +229,28 @@ fn pages() {
         0 => page(format!("{}&cursor=1", r.target)),
         _ => listing(&[large("b.jsonl", &rows())]),
     }));
+    // The next page is found however it is named, or the listing is an error.
+    for (name, header, end) in [
+        ("unquoted", "<URL>; rel=next", Says("410")),
+        ("after-prev", "</x>; rel=\"prev\", <URL>; rel=\"next\"", Says("410")),
+        ("comma", "<URL,x>; rel=\"next\"", Says("410")),
+        ("no-brackets", "URL; rel=\"next\"", Says("not understood")),
+        ("no-end", "<URL; rel=\"next\"", Says("not understood")),
+        ("two", "<URL>; rel=\"next\", <URL,x>; rel=\"next\"", Says("two next pages")),
+    ] {
+        cases.push(
+            case(format!("header-{name}"), Kind::Tree, end, move |r, at| match r.number {
+                0 => {
+                    let url = format!("{}{}&cursor=1", at.hub, r.target);
+                    let body = serde_json::to_vec(&[large("a.jsonl", &rows())]).unwrap();
+                    Reply::Whole(200, vec![("Link", header.replace("URL", &url))], body)
+                }
+                // The first page alone would be a dataset, too.
+                _ => status(410),
+            })
+            .asked_at_most(2),
+        );
+    }
     for (name, link) in [
         ("other-path", "/steal"),
         ("user-name", "@127.0.0.1:1/steal"),

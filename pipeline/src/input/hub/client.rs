@@ -321,15 +321,16 @@ impl<'a> HubClient<'a> {
         })
     }
 
-    /// GETs a short answer; its bytes, and its Link header.
+    /// GETs a short answer; its bytes, and its Link headers.
     pub(crate) fn bytes(
         &self,
         url: &str,
         limit: u64,
-    ) -> std::result::Result<(Vec<u8>, Option<String>), HubError> {
+    ) -> std::result::Result<(Vec<u8>, Vec<String>), HubError> {
         self.get(url, None, &|| false, |mut response| {
             let header = |k: &str| response.headers().get(k).and_then(|v| v.to_str().ok());
-            let link = header("link").map(String::from);
+            let links = response.headers().get_all("link").iter();
+            let links = links.map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned()).collect();
             let length = header("content-length").and_then(|l| l.parse::<u64>().ok());
             let long = || {
                 let reason = format!("the hub's answer has more than the {limit} bytes allowed");
@@ -339,7 +340,7 @@ impl<'a> HubClient<'a> {
                 return Err(long());
             }
             match response.body_mut().with_config().limit(limit).read_to_vec() {
-                Ok(bytes) => Ok((bytes, link)),
+                Ok(bytes) => Ok((bytes, links)),
                 Err(ureq::Error::BodyExceedsLimit(_)) => Err(long()),
                 Err(e) => Err(TransferError::Retry(format!("answer cut short ({})", describe(&e)))),
             }

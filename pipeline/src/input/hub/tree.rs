@@ -95,7 +95,7 @@ pub(crate) fn tree(
                 "the hub's listing takes too long: {seconds} s for {pages} pages"
             )));
         }
-        let (page, link) = client.bytes(&url, ANSWER_BYTES)?;
+        let (page, links) = client.bytes(&url, ANSWER_BYTES)?;
         let mut problem = None;
         let mut each = |entry: Value| {
             if let Some(path) = entry.get("path").and_then(Value::as_str) {
@@ -120,7 +120,7 @@ pub(crate) fn tree(
             return Err(wrong(format!("the hub lists more than {MOST_FILES} data files")));
         }
         read.map_err(|e| HubClient::not_json(&url, &e))?;
-        match link.as_deref().and_then(next_page) {
+        match next_page(&links).map_err(wrong)? {
             Some(next) => url = page_at(endpoint, &next).map_err(wrong)?,
             None => break,
         }
