@@ -24,6 +24,8 @@ pub enum ModelPart {
     Whole,
 }
 
+/// The longest file other than weights, which is read whole: ten times the largest tokenizer.
+const SMALL_BYTES: u64 = 256 << 20;
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const TOKENIZER: [&str; 7] = [
@@ -117,6 +119,12 @@ pub(crate) fn download(
         listing.files.iter().enumerate().filter(|(_, f)| pick(&f.path)).map(|(k, _)| k).collect()
     };
     let first = index_of(&small);
+    if let Some(file) = first.iter().map(|&k| &listing.files[k]).find(|f| f.bytes > SMALL_BYTES) {
+        return Err(lacks(format!(
+            "lists {} bytes for {}, more than the {SMALL_BYTES} that such a file may have",
+            file.bytes, file.path
+        )));
+    }
     let source = HubSource::new(client, RepoKind::Model, id, listing.clone());
     let fetch = |k: usize| source.fetch(k, &|| false);
     let mut index = None;
