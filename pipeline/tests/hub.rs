@@ -289,3 +289,41 @@ fn a_tokenizer_of_the_hub() {
         );
     }
 }
+
+/// A cache that belongs to somebody else: nothing in it can be written, and the run works online
+/// as long as the files of the commit are there.
+#[test]
+fn a_cache_that_cannot_be_written() {
+    let g = Ground::new();
+    let mut files = layout();
+    files.retain(|path, _| !path.contains("code"));
+    let hub = Hub::start(files, BTreeMap::new(), Faults::default());
+    assert!(g.prep(&hub, "cache", "first", &[]).status.success());
+    let repo = g.path("cache/hub/datasets--nvidia--Llama-Nemotron-Post-Training-Dataset");
+    // A file where a folder would be made: writing fails for every user, root included.
+    for folder in ["cache/hub/.locks", "refs", "blobs"].map(|f| match f {
+        "cache/hub/.locks" => g.path(f),
+        f => repo.join(f),
+    }) {
+        if folder.ends_with("blobs") {
+            // The snapshot keeps copies, as where the cache was copied without its links.
+            for path in ["chat", "math", "science", "safety"] {
+                let link =
+                    repo.join("snapshots").join(COMMIT).join(format!("SFT/{path}/{path}.jsonl"));
+                let content = std::fs::read(&link).unwrap();
+                std::fs::remove_file(&link).unwrap();
+                std::fs::write(&link, content).unwrap();
+            }
+        }
+        std::fs::remove_dir_all(&folder).unwrap();
+        std::fs::write(&folder, "in the way").unwrap();
+    }
+    let done = g.prep(&hub, "cache", "second", &[]);
+    assert!(done.status.success(), "{}", said(&done));
+    assert_eq!(g.shards("first"), g.shards("second"));
+    // A file that is not there cannot be stored, and the message names the place.
+    std::fs::remove_file(repo.join("snapshots").join(COMMIT).join("SFT/chat/chat.jsonl")).unwrap();
+    let done = g.prep(&hub, "cache", "third", &[]);
+    let named = said(&done).contains("blobs") || said(&done).contains(".locks");
+    assert!(!done.status.success() && named, "{}", said(&done));
+}

@@ -296,3 +296,22 @@ fn pipes_and_devices() {
     let done = prep(dir.path(), &["--input", "data", "--tokenizer", "tok", "--out", "z"]);
     assert!(done.status.success(), "{}", said(&done));
 }
+
+/// What a clone without git-lfs leaves in the place of data files.
+#[test]
+fn pointers_of_git_lfs() {
+    let dir = ground();
+    for name in ["a.jsonl", "a.parquet", "a.arrow", "a.jsonl.gz"] {
+        let pointer = format!(
+            "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 12345\n",
+            "a".repeat(64)
+        );
+        std::fs::write(dir.path().join(name), pointer).unwrap();
+        let done = prep(
+            dir.path(),
+            &["--input", name, "--tokenizer", "tok", "--out", &format!("out-{name}")],
+        );
+        let named = said(&done).contains("git lfs pull") && said(&done).contains(name);
+        assert!(named && !done.status.success(), "{name}: {}", said(&done));
+    }
+}

@@ -395,3 +395,42 @@ fn as_load_dataset_chooses() {
     let failures = failures.into_inner().unwrap();
     assert!(failures.is_empty(), "{}:\n{}", failures.len(), failures.join("\n"));
 }
+
+/// The sources of a recipe name config, split and files each for itself; on the command line they
+/// are refused beside a recipe.
+#[test]
+fn sources_of_a_recipe() {
+    let dir = tempfile::tempdir().unwrap();
+    let layout: Layout = (
+        &["chat/a.jsonl", "code/a.jsonl", "code/b.jsonl", "more/test.jsonl"],
+        TWO_CONFIGS,
+        &[],
+        Files(&["by-card", "by-glob", "dev"], &["config code", "split dev", "of split train"]),
+    );
+    for (path, content) in files_of(&layout) {
+        std::fs::create_dir_all(dir.path().join("data").join(&path).parent().unwrap()).unwrap();
+        std::fs::write(dir.path().join("data").join(path), content).unwrap();
+    }
+    let recipe = dir.path().join("recipe.yaml");
+    let sources = "sources:
+- {name: by-card, input: [data]}
+- {name: dev, input: [data], config: code, split: [dev]}
+- {name: by-glob, input: [data], files: ['more/*']}
+";
+    std::fs::write(&recipe, sources).unwrap();
+    let out = dir.path().join("out");
+    let done = prep(&out).arg("--recipe").arg(&recipe).output().unwrap();
+    assert_eq!(judge(&layout, &done, &out), None);
+    for (more, text) in [
+        (&["--split", "dev"][..], sources),
+        (&["--config", "code"], sources),
+        (&["--files", "*"], sources),
+        (&[], "sources:\n- {name: a, input: [data], config: none}\n"),
+        (&[], "sources:\n- {name: a, input: [data/chat/a.jsonl], split: [dev]}\n"),
+    ] {
+        std::fs::write(&recipe, text).unwrap();
+        let out = dir.path().join("refused");
+        let done = prep(&out).arg("--recipe").arg(&recipe).args(more).output().unwrap();
+        assert!(!done.status.success() && !out.join("manifest.json").exists(), "{more:?} {text}");
+    }
+}

@@ -20,7 +20,7 @@ pub(crate) struct Card {
     pub configs: Vec<CardConfig>,
 }
 
-/// One config.
+/// An entry of `configs`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CardConfig {
     pub name: String,
@@ -229,6 +229,22 @@ mod tests {
         }
         assert_eq!(Card::parse("# configs:\n---\nconfigs: 5\n---\n").unwrap(), None);
         assert_eq!(Card::parse("---\nconfigs: 5\n").unwrap(), None);
+    }
+
+    proptest::proptest! {
+        /// No text of a README.md makes the program fail, and no pattern leads out of the dataset.
+        #[test]
+        fn foreign_text(text in "\\PC{0,60}", yaml in "[a-z:\\-{}\\[\\]&*!|>/. \n]{0,60}") {
+            for text in [&text, &yaml, &format!("configs:\n- {yaml}"), &format!("configs:\n- data_files: {yaml}")] {
+                let Ok(Some(card)) = card(text) else { continue };
+                for c in card.configs {
+                    let patterns = c.splits.iter().flatten().flat_map(|s| &s.1);
+                    for path in patterns.map(|p| c.path(p)).chain([c.dir.clone()]) {
+                        assert!(!path.starts_with('/') && path.split('/').all(|p| p != ".."));
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -14,13 +14,13 @@ pub(crate) struct Glob {
 #[derive(Debug, Clone)]
 enum Part {
     Char(char),
-    /// `?`
+    /// `?`: any character but `/`.
     One,
     /// `[…]`: ranges, and whether the set is negated.
     Set(Vec<(char, char)>, bool),
-    /// `*`
+    /// `*`: any number of characters but `/`.
     Name,
-    /// `**`
+    /// `**`: any number of any characters.
     Any,
     /// `**/`: any number of whole folders, also none.
     Folders,

@@ -104,7 +104,8 @@ pub(crate) fn choose(
     Ok(chosen)
 }
 
-/// Whether a folder or the file of a path has a name, or one that goes on behind it with `-` or `_`.
+/// Whether a folder or the file of a path has a name, or one that goes on behind it with `-` or
+/// `_`.
 fn is_named(path: &str, name: &str) -> bool {
     path.split('/').any(|part| {
         let stem = part.split('.').next().unwrap_or(part);

@@ -50,6 +50,10 @@ pub(crate) struct Input {
     pub columns: Vec<(String, String)>,
 }
 
+/// How a file begins that git-lfs leaves in the place of a large one, and the longest such file.
+const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+const POINTER_BYTES: u64 = 1024;
+
 impl From<LocalFile> for Input {
     fn from(file: LocalFile) -> Input {
         Input {
@@ -85,6 +89,13 @@ impl Input {
                     "has become shorter since the run began, {now} bytes instead of {}",
                     self.bytes
                 ),
+            });
+        }
+        if now < POINTER_BYTES && std::fs::read(&path).is_ok_and(|b| b.starts_with(POINTER)) {
+            return Err(Error::Input {
+                path: path.display().to_string(),
+                reason: "is a pointer of git-lfs, not the data; fetch it with: git lfs pull"
+                    .to_string(),
             });
         }
         match FileFormat::of(&self.path) {

@@ -1,5 +1,5 @@
-//! Splits that follow from the names of files and folders, as the `datasets` library of Python finds
-//! them where no card names them.
+//! Splits that follow from the names of files and folders, as the `datasets` library of Python
+//! finds them where no card names them.
 //!
 //! In this order: `data/SPLIT-00000-of-00001.…` with any name of a split; words for train,
 //! validation and test in the names of folders; such words in the names of files. Where none is
@@ -45,8 +45,8 @@ pub(crate) fn splits_of_names(paths: &[&str]) -> Vec<(String, Vec<usize>)> {
     vec![("train".to_string(), (0..paths.len()).collect())]
 }
 
-/// The split in `CONFIG/SPLIT/0000.parquet` or `CONFIG/partial-SPLIT/…`, as on the branch that holds
-/// the hub's own conversion, and the config.
+/// Config and split in `CONFIG/SPLIT/0000.parquet` or `CONFIG/partial-SPLIT/…`, as on the branch
+/// that holds the hub's own conversion.
 pub(crate) fn converted(path: &str) -> Option<(&str, &str)> {
     let mut parts = path.split('/');
     let (config, split) = (parts.next()?, parts.next()?);

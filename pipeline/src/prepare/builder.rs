@@ -167,8 +167,8 @@ impl Prepare {
         self
     }
 
-    /// Reads this config of a dataset or a folder: one that the card (README.md) names (default: the
-    /// card's default).
+    /// Reads this config of a dataset or a folder: one that the card (README.md) names (default:
+    /// the card's default).
     pub fn config(mut self, name: impl Into<String>) -> Self {
         self.inputs.files.config = Some(name.into());
         self

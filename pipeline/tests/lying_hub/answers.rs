@@ -30,6 +30,17 @@ fn redirects() {
             redirect(format!("{}{}", at.elsewhere, to(&r.repo)))
         }));
     }
+    // A repository that has a new name: the hub redirects its old one.
+    for (name, kind) in [
+        ("renamed-rev", Kind::Revision),
+        ("renamed-tree", Kind::Tree),
+        ("renamed-file", Kind::File),
+    ] {
+        cases.push(case(name, kind, Fine, |r, at| {
+            let to = r.target.replace(&r.repo, "new-name");
+            redirect(if r.kind == Kind::Tree { to } else { format!("{}{to}", at.hub) })
+        }));
+    }
     cases.push(case("relative", Kind::File, Fine, |r, _| redirect(format!("/blob/{}", r.repo))));
     for (name, to, says) in [
         ("file-scheme", "file:///etc/passwd", "no http or https"),

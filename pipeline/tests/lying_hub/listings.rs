@@ -229,6 +229,28 @@ fn pages() {
         0 => page(format!("{}&cursor=1", r.target)),
         _ => listing(&[large("b.jsonl", &rows())]),
     }));
+    // The next page is found however it is named, or the listing is an error.
+    for (name, header, end) in [
+        ("unquoted", "<URL>; rel=next", Says("410")),
+        ("after-prev", "</x>; rel=\"prev\", <URL>; rel=\"next\"", Says("410")),
+        ("comma", "<URL,x>; rel=\"next\"", Says("410")),
+        ("no-brackets", "URL; rel=\"next\"", Says("not understood")),
+        ("no-end", "<URL; rel=\"next\"", Says("not understood")),
+        ("two", "<URL>; rel=\"next\", <URL,x>; rel=\"next\"", Says("two next pages")),
+    ] {
+        cases.push(
+            case(format!("header-{name}"), Kind::Tree, end, move |r, at| match r.number {
+                0 => {
+                    let url = format!("{}{}&cursor=1", at.hub, r.target);
+                    let body = serde_json::to_vec(&[large("a.jsonl", &rows())]).unwrap();
+                    Reply::Whole(200, vec![("Link", header.replace("URL", &url))], body)
+                }
+                // The first page alone would be a dataset, too.
+                _ => status(410),
+            })
+            .asked_at_most(2),
+        );
+    }
     for (name, link) in [
         ("other-path", "/steal"),
         ("user-name", "@127.0.0.1:1/steal"),
@@ -262,11 +284,21 @@ fn pages() {
     );
     // Pages in all, of which none holds a file.
     cases.push(
-        case("empty-pages", Kind::Tree, Says("more than 10000 pages"), move |r, at| {
+        case("empty-pages", Kind::Tree, Says("more than 2500 pages"), move |r, at| {
             let path = r.target.split('?').next().unwrap();
             Reply::Whole(200, next(format!("{}{path}?cursor={}", at.hub, r.number)), b"[]".to_vec())
         })
-        .asked_at_most(10_000),
+        .asked_at_most(2_500),
+    );
+    // Each page comes in time, all of them do not.
+    cases.push(
+        case("slow-pages", Kind::Tree, Says("takes too long"), move |r, at| {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            let path = r.target.split('?').next().unwrap();
+            Reply::Whole(200, next(format!("{}{path}?cursor={}", at.hub, r.number)), b"[]".to_vec())
+        })
+        .patience(300)
+        .asked_at_most(12),
     );
     // The revision names files that the listing lacks.
     for (name, names, end) in [

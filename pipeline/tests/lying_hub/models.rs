@@ -28,6 +28,10 @@ fn tokenizers() {
                 entries[0]["size"] = (1u64 << 62).into();
                 entries[0]["lfs"]["size"] = (1u64 << 62).into();
             }
+            (Kind::Tree, "long") => {
+                entries[0]["size"] = (1u64 << 40).into();
+                entries[0]["lfs"]["size"] = (1u64 << 40).into();
+            }
             (Kind::Tree, "lacking") => {
                 entries.pop();
                 let body = serde_json::to_vec(&entries).unwrap();
@@ -55,6 +59,7 @@ fn tokenizers() {
         ("elsewhere", 0, ""),
         ("twice", 1, "twice, with different content"),
         ("big", 1, "more than"),
+        ("long", 1, "that such a file may have"),
         ("lacking", 1, "was cut off"),
         ("other-bytes", 1, "its listing says"),
     ] {

@@ -1,8 +1,8 @@
 //! Two servers on the loopback interface: a hub whose answers a test makes up, and another origin
 //! (the same host, another port) to which nothing secret may be sent.
 //!
-//! In: a function from requests to answers, of which any part may be a lie. Out: addresses, a log of
-//! all requests, the number of bytes sent. Real HTTP over TCP.
+//! In: a function from requests to answers, of which any part may be a lie. Out: addresses, a log
+//! of all requests, the number of bytes sent. Real HTTP over TCP.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -28,7 +28,7 @@ pub enum Kind {
     Other,
 }
 
-/// A request.
+/// What a server was asked, as the test's function sees it.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// What it is for.
@@ -69,7 +69,7 @@ pub fn status(status: u16) -> Reply {
     Reply::Whole(status, Vec::new(), b"{}".to_vec())
 }
 
-/// A redirect.
+/// Status 302 with a Location header and no body.
 pub fn redirect(to: impl Into<String>) -> Reply {
     Reply::Whole(302, vec![("Location", to.into())], Vec::new())
 }

@@ -86,11 +86,50 @@ pub(crate) fn redirect(base: &str, location: &str) -> Result<String, String> {
     Ok(url)
 }
 
-/// The `rel="next"` address of a Link header.
-pub(crate) fn next_page(link: &str) -> Option<String> {
-    link.split(',').find_map(|part| {
-        let (address, rest) = part.trim().strip_prefix('<')?.split_once('>')?;
-        rest.contains("rel=\"next\"").then(|| address.to_string())
+/// The `rel="next"` address of Link headers; none on the last page.
+///
+/// # Errors
+/// If a header cannot be understood, since it may name a page.
+pub(crate) fn next_page(links: &[String]) -> Result<Option<String>, String> {
+    let wrong = || "the hub's listing has a Link header that is not understood".to_string();
+    let mut next = None;
+    for header in links {
+        let mut rest = header.trim_matches([' ', '\t', ',']);
+        while !rest.is_empty() {
+            let (address, behind) =
+                rest.strip_prefix('<').and_then(|r| r.split_once('>')).ok_or_else(wrong)?;
+            let (parameters, after) = behind.split_at(end_of(behind, ','));
+            let is_next = parts(parameters).any(|p| {
+                let (key, value) = p.split_once('=').unwrap_or((p, ""));
+                let mut relations = value.trim().trim_matches('"').split_whitespace();
+                key.trim().eq_ignore_ascii_case("rel")
+                    && relations.any(|r| r.eq_ignore_ascii_case("next"))
+            });
+            if is_next && next.replace(address.to_string()).is_some_and(|n| n != address) {
+                return Err("the hub's listing names two next pages".to_string());
+            }
+            rest = after.trim_start_matches([' ', '\t', ',']);
+        }
+    }
+    Ok(next)
+}
+
+/// Where a separator stands, or the end. Inside of quotes it separates nothing.
+fn end_of(text: &str, separator: char) -> usize {
+    let mut quoted = false;
+    let at = text.find(|c| {
+        quoted ^= c == '"';
+        c == separator && !quoted
+    });
+    at.unwrap_or(text.len())
+}
+
+/// The parts between semicolons.
+fn parts(mut text: &str) -> impl Iterator<Item = &str> {
+    std::iter::from_fn(move || {
+        let (part, behind) = text.split_at_checked(end_of(text, ';'))?;
+        text = behind.strip_prefix(';').unwrap_or_default();
+        (!part.is_empty() || !behind.is_empty()).then_some(part)
     })
 }
 
@@ -109,13 +148,15 @@ pub(crate) fn page_at(endpoint: &str, link: &str) -> Result<String, String> {
     };
     let (bare, _) = path.split_once('?').unwrap_or((path, ""));
     let listing = bare.starts_with("/api/") && bare.contains("/tree/");
-    if !listing || bare.split('/').any(|part| part == ".." || part == ".") {
+    let page = format!("{endpoint}{path}");
+    let same = Origin::of(&page).is_some_and(|o| Some(o) == Origin::of(endpoint));
+    if !same || !listing || bare.split('/').any(|part| part == ".." || part == ".") {
         return Err(format!(
             "the hub's listing goes on at {:?}, which is no listing; refused",
             shown(link)
         ));
     }
-    Ok(format!("{endpoint}{path}"))
+    Ok(page)
 }
 
 /// `url` as it may be shown: without user name, password and query.
@@ -193,6 +234,31 @@ mod tests {
     }
 
     #[test]
+    fn next_pages() {
+        let next =
+            |links: &[&str]| next_page(&links.iter().map(|l| l.to_string()).collect::<Vec<_>>());
+        let some = |url: &str| Ok(Some(url.to_string()));
+        assert_eq!(next(&["<https://h/x?c=a>; rel=\"next\""]), some("https://h/x?c=a"));
+        for links in [
+            &["<a,b;c>; rel=next"][..],
+            &["<a,b;c>;rel=\"NEXT\""],
+            &["<x>; rel=\"prev\", <a,b;c>; REL = \"last next\" "],
+            &["<x>; title=\"a, <b>; rel=next\"; rel=prev, <a,b;c>; rel=next"],
+            &["<x>; rel=prev", "<a,b;c>; rel=next"],
+            &["<a,b;c>; rel=next", "<a,b;c>; rel=next"],
+        ] {
+            assert_eq!(next(links), some("a,b;c"), "{links:?}");
+        }
+        for links in [&[][..], &[""], &["<x>; rel=\"prev\""], &["<x>"], &["<x>; rel=nextish"]] {
+            assert_eq!(next(links), Ok(None), "{links:?}");
+        }
+        for links in [&["x; rel=next"][..], &["<x; rel=next"], &["<x>; rel=next, y"]] {
+            assert!(next(links).unwrap_err().contains("not understood"), "{links:?}");
+        }
+        assert!(next(&["<x>; rel=next, <y>; rel=next"]).is_err());
+    }
+
+    #[test]
     fn pages() {
         let at = |link: &str| page_at("https://mirror/hf", link);
         let page = "/api/datasets/a/b/tree/0123?cursor=x%2F";
@@ -213,15 +279,29 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        /// Whatever a hub sends, the next page is at the endpoint, and a redirect leads to an http
+        /// or https address, never from https to http.
+        #[test]
+        fn foreign_text(text in "\\PC{0,40}", url in "[a-z:/@.?#%0-9\\[\\] ]{0,40}") {
+            for link in [&text, &url, &format!("https://{url}"), &format!("/api/x/tree/{url}")] {
+                if let Ok(page) = page_at("https://mirror/hf", link) {
+                    assert!(page.starts_with("https://mirror/hf/api/"), "{page}");
+                    assert_eq!(Origin::of(&page), Origin::of("https://mirror"));
+                }
+                if let Ok(to) = redirect("https://h/a/b?c", link) {
+                    assert!(Origin::of(&to).unwrap().is_encrypted(), "{to}");
+                }
+                let _ = next_page(&[link.to_string()]);
+                assert!(!shown(&format!("https://a:b@{link}")).contains("a:b@"));
+            }
+        }
+    }
+
     #[test]
     fn addresses() {
         assert_eq!(encode("refs/convert/parquet", false), "refs%2Fconvert%2Fparquet");
         assert_eq!(encode("SFT/a b/é.jsonl", true), "SFT/a%20b/%C3%A9.jsonl");
-        assert_eq!(
-            next_page("<https://h/x?cursor=a>; rel=\"next\""),
-            Some("https://h/x?cursor=a".to_string())
-        );
-        assert_eq!(next_page("<https://h/x>; rel=\"prev\""), None);
         assert_eq!(shown("https://me:secret@h/x?sig=1"), "https://h/x");
     }
 }

@@ -6,6 +6,7 @@
 //! ([`HubSettings::patience`]).
 
 use super::address::{Origin, redirect, shown};
+use super::causes::{describe, is_permanent};
 use super::settings::HubSettings;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -320,15 +321,16 @@ impl<'a> HubClient<'a> {
         })
     }
 
-    /// GETs a short answer; its bytes, and its Link header.
+    /// GETs a short answer; its bytes, and its Link headers.
     pub(crate) fn bytes(
         &self,
         url: &str,
         limit: u64,
-    ) -> std::result::Result<(Vec<u8>, Option<String>), HubError> {
+    ) -> std::result::Result<(Vec<u8>, Vec<String>), HubError> {
         self.get(url, None, &|| false, |mut response| {
             let header = |k: &str| response.headers().get(k).and_then(|v| v.to_str().ok());
-            let link = header("link").map(String::from);
+            let links = response.headers().get_all("link").iter();
+            let links = links.map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned()).collect();
             let length = header("content-length").and_then(|l| l.parse::<u64>().ok());
             let long = || {
                 let reason = format!("the hub's answer has more than the {limit} bytes allowed");
@@ -338,7 +340,7 @@ impl<'a> HubClient<'a> {
                 return Err(long());
             }
             match response.body_mut().with_config().limit(limit).read_to_vec() {
-                Ok(bytes) => Ok((bytes, link)),
+                Ok(bytes) => Ok((bytes, links)),
                 Err(ureq::Error::BodyExceedsLimit(_)) => Err(long()),
                 Err(e) => Err(TransferError::Retry(format!("answer cut short ({})", describe(&e)))),
             }
@@ -374,33 +376,6 @@ impl<'a> HubClient<'a> {
 
 /// What is noted of an attempt that failed because the endpoint's host has no address.
 const UNKNOWN_HOST: &str = "no answer (host not found)";
-
-/// Whether another attempt cannot succeed either.
-fn is_permanent(e: &ureq::Error) -> bool {
-    use ureq::Error as E;
-    match e {
-        E::BadUri(_) | E::Http(_) | E::LargeResponseHeader(..) | E::InvalidProxyUrl => true,
-        E::RequireHttpsOnly(_) | E::TlsRequired | E::Tls(_) => true,
-        // How a certificate that is not trusted, or an answer without TLS, is reported.
-        E::Io(e) => e.kind() == std::io::ErrorKind::InvalidData,
-        _ => false,
-    }
-}
-
-/// The cause of a failed request, without addresses: a signed address is a secret.
-fn describe(e: &ureq::Error) -> String {
-    match e {
-        // The operating system's own words hold no address.
-        ureq::Error::Io(e) if e.raw_os_error().is_some() => e.to_string(),
-        ureq::Error::Io(e) => e.kind().to_string(),
-        ureq::Error::Timeout(_) => "timed out".to_string(),
-        ureq::Error::HostNotFound => "host not found".to_string(),
-        ureq::Error::ConnectionFailed => "connection failed".to_string(),
-        ureq::Error::LargeResponseHeader(..) => "its header is too long".to_string(),
-        ureq::Error::Tls(_) | ureq::Error::TlsRequired => "no encryption".to_string(),
-        _ => "protocol error".to_string(),
-    }
-}
 
 fn sleep(pause: Duration, stop: &dyn Fn() -> bool) {
     let end = Instant::now() + pause;

@@ -7,6 +7,7 @@
 //! ```text
 //! name ─── hf://ORG/NAME[@REV]     cache ─ layout of the cache folder, checks of file names
 //! settings ─ from the environment  client ─ HTTP with retries
+//! causes ─ of failed requests
 //! address ─ origins, redirects     tree ── commit, files, sizes, each entry checked
 //! list ─── which files of a dataset  model_files ─ which files of a model
 //! fetch ── pieces, resume, checks  model ─ a folder or a repository → a local folder
@@ -17,6 +18,7 @@
 
 pub(crate) mod address;
 pub(crate) mod cache;
+pub(crate) mod causes;
 pub(crate) mod client;
 pub(crate) mod fetch;
 pub(crate) mod list;

@@ -9,6 +9,7 @@ use super::fetch::HubSource;
 use super::tree::Listing;
 use crate::error::{Error, Result};
 use crate::progress::{DownloadCounters, Progress, report_while};
+use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ pub enum ModelPart {
     Whole,
 }
 
+/// The longest file other than weights, which is read whole: ten times the largest tokenizer.
+const SMALL_BYTES: u64 = 256 << 20;
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const TOKENIZER: [&str; 7] = [
@@ -74,7 +77,8 @@ pub(crate) fn download(
     part: ModelPart,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let has = |file: &str| listing.files.iter().any(|f| f.path == file);
+    let listed: HashSet<&str> = listing.files.iter().map(|f| f.path.as_str()).collect();
+    let has = |file: &str| listed.contains(file);
     let lacks =
         |reason: String| Error::Input { path: format!("hf://{id}@{}", listing.commit), reason };
     let names = |filter: &dyn Fn(&str) -> bool| -> String {
@@ -115,6 +119,12 @@ pub(crate) fn download(
         listing.files.iter().enumerate().filter(|(_, f)| pick(&f.path)).map(|(k, _)| k).collect()
     };
     let first = index_of(&small);
+    if let Some(file) = first.iter().map(|&k| &listing.files[k]).find(|f| f.bytes > SMALL_BYTES) {
+        return Err(lacks(format!(
+            "lists {} bytes for {}, more than the {SMALL_BYTES} that such a file may have",
+            file.bytes, file.path
+        )));
+    }
     let source = HubSource::new(client, RepoKind::Model, id, listing.clone());
     let fetch = |k: usize| source.fetch(k, &|| false);
     let mut index = None;
@@ -137,7 +147,8 @@ pub(crate) fn download(
                     "its {INDEX} names {missing}, which it does not list; take another revision"
                 )));
             }
-            index_of(&|p| names.iter().any(|n| n == p))
+            let names: HashSet<&str> = names.iter().map(String::as_str).collect();
+            index_of(&|p| names.contains(p))
         }
     };
     let total_bytes: u64 = weights.iter().map(|&k| listing.files[k].bytes).sum();

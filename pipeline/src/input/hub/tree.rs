@@ -1,4 +1,5 @@
-//! The files of a repository at a revision, as the hub lists them: page by page, each entry checked.
+//! The files of a repository at a revision, as the hub lists them: page by page, each entry
+//! checked.
 //!
 //! A listing that cannot be right is an error, never a shorter one: pages that go in a circle or
 //! without an end, entries without a size, two files in one place. Sizes and numbers are bounded
@@ -15,9 +16,12 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::Value;
 use std::collections::HashSet;
 use std::path::Path;
+use std::time::Instant;
 
-/// Pages of a listing.
-const MOST_PAGES: usize = 10_000;
+/// Pages of a listing; a hub's have 1,000 entries.
+const MOST_PAGES: usize = 2_500;
+/// Time of a whole listing, in times of [`patience`](super::settings::HubSettings).
+const LISTING_PATIENCE: u32 = 3;
 /// Files of a listing that are kept.
 const MOST_FILES: usize = 500_000;
 /// The largest file: 2 TB, of which hubs allow a tenth.
@@ -74,7 +78,7 @@ pub(crate) fn tree(
         commit.ok_or_else(|| wrong("the hub names no commit for this revision".to_string()))?;
     let recursive = kind == RepoKind::Dataset;
     let mut url = format!("{base}/tree/{commit}?recursive={recursive}");
-    let (mut files, mut pages) = (Vec::new(), HashSet::new());
+    let (mut files, mut pages, begin) = (Vec::new(), HashSet::new(), Instant::now());
     // What the hub names here must be in its listing, or the listing was cut off.
     let siblings = info.siblings.into_iter().flatten().map(|s| s.rfilename);
     let mut unlisted: HashSet<String> = siblings.filter(|f| matters(kind, f)).collect();
@@ -85,7 +89,13 @@ pub(crate) fn tree(
         if pages.len() > MOST_PAGES {
             return Err(wrong(format!("the hub's listing has more than {MOST_PAGES} pages")));
         }
-        let (page, link) = client.bytes(&url, ANSWER_BYTES)?;
+        if begin.elapsed() > client.settings.patience * LISTING_PATIENCE {
+            let (seconds, pages) = (begin.elapsed().as_secs(), pages.len() - 1);
+            return Err(wrong(format!(
+                "the hub's listing takes too long: {seconds} s for {pages} pages"
+            )));
+        }
+        let (page, links) = client.bytes(&url, ANSWER_BYTES)?;
         let mut problem = None;
         let mut each = |entry: Value| {
             if let Some(path) = entry.get("path").and_then(Value::as_str) {
@@ -110,7 +120,7 @@ pub(crate) fn tree(
             return Err(wrong(format!("the hub lists more than {MOST_FILES} data files")));
         }
         read.map_err(|e| HubClient::not_json(&url, &e))?;
-        match link.as_deref().and_then(next_page) {
+        match next_page(&links).map_err(wrong)? {
             Some(next) => url = page_at(endpoint, &next).map_err(wrong)?,
             None => break,
         }
