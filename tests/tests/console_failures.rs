@@ -283,6 +283,41 @@ fn a_terminal_that_hangs_up_ends_no_run() {
     }
 }
 
+/// A terminal that closes stops `dlm-prep` as Ctrl-C does, and the same command goes on from there;
+/// `dlm-train` is tested in `trainer/tests/nothing_lost.rs`.
+#[test]
+fn a_hang_up_stops_preparing_so_that_it_can_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = r#"{"messages": [{"role": "user", "content": "a name"}, {"role": "assistant", "content": "a map NUMBER"}]}"#;
+    let lines: Vec<String> = (0..40_000).map(|i| line.replace("NUMBER", &i.to_string())).collect();
+    std::fs::write(dir.path().join("in.jsonl"), lines.join("\n") + "\n").unwrap();
+    let prepare = || {
+        let mut c = command("dlm-prep", dir.path()).unwrap();
+        c.args(["--input", "in.jsonl", "--seq-len", "128", "--bd-size", "16", "--out", "out"]);
+        c.args(["--workers", "1", "--shard-rows", "50", "--tokenizer"]).arg(sample("tokenizer"));
+        c.stdout(Stdio::null()).stderr(Stdio::null());
+        // SAFETY: signal is safe to call between fork and exec.
+        unsafe {
+            c.pre_exec(|| {
+                libc::signal(libc::SIGHUP, libc::SIG_DFL);
+                Ok(())
+            })
+        };
+        c
+    };
+    let (mut child, begin) = (prepare().spawn().unwrap(), Instant::now());
+    while !dir.path().join("out/prep-state.json").exists() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "no data file");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // SAFETY: a signal to a process that this test started and has not waited for.
+    unsafe { libc::kill(child.id() as i32, libc::SIGHUP) };
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let manifest = dir.path().join("out/manifest.json");
+    assert!(!manifest.exists() && !dir.path().join("out/.lock").exists());
+    assert!(prepare().status().unwrap().success() && manifest.is_file());
+}
+
 /// What a command leaves is there.
 fn whole(dir: &Path, call: &Call) {
     if !call.leaves.is_empty() {

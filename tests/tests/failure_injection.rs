@@ -4,8 +4,9 @@
 //!
 //! The failures are injected by `tests/attack/failing_files.c`, which is built here with `cc` and
 //! loaded with `LD_PRELOAD`; without `cc`, or on another system than Linux, the tests are skipped.
-//! The ordinary tests take a spread of operations; with `DLM_ATTACK_SECONDS` each test takes all of
-//! them, for at most that many seconds.
+//! Each test takes every operation and every way to fail once. With `DLM_ATTACK_SECONDS` it goes on
+//! for that many seconds with runs that fail, fail again when they are repeated, and end the third
+//! time.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::print_stdout, reason = "the counts of a long run")]
@@ -18,11 +19,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use dlm_datasets::rng;
 use dlm_test_support::{command, families, repository, sample, skip};
 use serde_json::Value;
-
-/// Cases of an ordinary run of each test.
-const SPREAD: usize = 36;
 
 /// A command that writes into the folder `out`.
 struct Work {
@@ -35,11 +34,26 @@ struct Work {
 
 /// One operation that fails, and how.
 #[derive(Clone)]
-struct Case {
+struct Failure {
     at: usize,
     how: &'static str,
     /// Call and path, for messages.
     operation: String,
+}
+
+/// A run that fails, and may fail again when it is repeated.
+struct Case {
+    first: Failure,
+    /// Its operation is a number only: a repeated run has others.
+    second: Option<Failure>,
+}
+
+impl std::fmt::Display for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Failure { at, how, operation } = &self.first;
+        write!(f, "{how} at {at} ({operation})")?;
+        self.second.as_ref().map_or(Ok(()), |then| write!(f, ", then {} at {}", then.how, then.at))
+    }
 }
 
 /// Builds the library; `None`, with a line that says so, where that is not possible.
@@ -103,7 +117,7 @@ fn content(path: &Path) -> String {
 }
 
 /// Every failure of every operation in a log.
-fn cases(log: &str) -> Vec<Case> {
+fn failures(log: &str) -> Vec<Failure> {
     let mut all = Vec::new();
     for line in log.lines() {
         let (number, operation) = line.split_once(' ').unwrap();
@@ -113,19 +127,21 @@ fn cases(log: &str) -> Vec<Case> {
         } else if operation.starts_with("create") || operation.starts_with("mkdir") {
             hows.push("full");
         }
-        let case = |how| Case { at: number.parse().unwrap(), how, operation: operation.into() };
-        all.extend(hows.into_iter().map(case));
+        let at = number.parse().unwrap();
+        all.extend(hows.into_iter().map(|how| Failure { at, how, operation: operation.into() }));
     }
     all
 }
 
-/// At most `count` cases, evenly spread over operations and ways to fail.
-fn spread(all: &[Case], count: usize) -> Vec<Case> {
-    let mut step = all.len().div_ceil(count).max(1);
-    while step > 1 && (step.is_multiple_of(2) || step.is_multiple_of(3)) {
-        step += 1;
+/// Case `k`: first every failure once, then pairs that the number chooses.
+fn case(all: &[Failure], k: usize) -> Case {
+    if let Some(first) = all.get(k) {
+        return Case { first: first.clone(), second: None };
     }
-    all.iter().step_by(step).cloned().collect()
+    let chosen = |salt: u64| {
+        &all[(rng::uniform(rng::key(&[k as u64, salt]), 0) * all.len() as f64) as usize]
+    };
+    Case { first: chosen(1).clone(), second: Some(chosen(2).clone()) }
 }
 
 struct Ground {
@@ -151,17 +167,21 @@ impl Ground {
     }
 
     /// Runs a case; the error says what went wrong.
-    fn check(&self, work: &Work, case: &Case) -> Result<(), String> {
-        let folder = format!("{}-{}", case.at, case.how);
-        let (mut first, dir) = self.disturbed(work, &folder);
-        first.env("FAIL_AT", case.at.to_string()).env("FAIL_HOW", case.how);
-        let first = first.output().unwrap();
-        let said = String::from_utf8_lossy(&first.stderr).into_owned();
-        let ended = first.status.signal() == Some(9)
-            || matches!(first.status.code(), Some(0 | 1)) && !said.contains("panicked");
-        if !ended {
-            return Err(format!("the failing run: {:?}: {said}", first.status));
+    fn check(&self, work: &Work, k: usize, case: &Case) -> Result<(), String> {
+        let (folder, mut told) = (k.to_string(), Vec::new());
+        for failure in std::iter::once(&case.first).chain(&case.second) {
+            let mut run = self.disturbed(work, &folder).0;
+            run.env("FAIL_AT", failure.at.to_string()).env("FAIL_HOW", failure.how);
+            let run = run.output().unwrap();
+            let said = String::from_utf8_lossy(&run.stderr).into_owned();
+            let ended = run.status.signal() == Some(9)
+                || matches!(run.status.code(), Some(0 | 1)) && !said.contains("panicked");
+            if !ended {
+                return Err(format!("the failing run: {:?}: {said}", run.status));
+            }
+            told.push(format!("{:?}: {said}", run.status));
         }
+        let dir = self.dir.path().join(&folder);
         let again = self.command(work, &folder).0.output().unwrap();
         if again.status.code() != Some(0) {
             let again_said = String::from_utf8_lossy(&again.stderr);
@@ -178,7 +198,7 @@ impl Ground {
             })
             .collect();
         if !differences.is_empty() {
-            return Err(format!("{differences:?} after {:?}: {said}", first.status));
+            return Err(format!("{differences:?} after {told:?}"));
         }
         std::fs::remove_dir_all(&dir).unwrap();
         Ok(())
@@ -196,42 +216,41 @@ fn survives(work: &Work) {
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     ground.expected = tree(&dir);
     let log = std::fs::read_to_string(log).unwrap();
-    let all = cases(&log);
+    let all = failures(&log);
     assert!(log.lines().count() > 20, "the library does not see the operations: {log}");
-    let (seconds, chosen) = match std::env::var("DLM_ATTACK_SECONDS").map(|text| text.parse()) {
-        Ok(Ok(seconds)) => (Duration::from_secs(seconds), all.clone()),
-        _ => (Duration::MAX, spread(&all, SPREAD)),
-    };
-    let (next, failures, begin) = (AtomicUsize::new(0), Mutex::new(Vec::new()), Instant::now());
+    let longer = std::env::var("DLM_ATTACK_SECONDS").ok().map(|text| text.parse().unwrap());
+    let longer = Duration::from_secs(longer.unwrap_or(0));
+    let (next, problems, begin) = (AtomicUsize::new(0), Mutex::new(Vec::new()), Instant::now());
     let done = AtomicUsize::new(0);
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                while begin.elapsed() < seconds
-                    && let Some(case) = chosen.get(next.fetch_add(1, Ordering::Relaxed))
-                {
-                    if let Err(problem) = ground.check(work, case) {
-                        failures.lock().unwrap().push(format!(
-                            "{} at {} ({}): {problem}",
-                            case.how, case.at, case.operation
-                        ));
+                loop {
+                    let k = next.fetch_add(1, Ordering::Relaxed);
+                    if k >= all.len() && begin.elapsed() >= longer {
+                        break;
+                    }
+                    let case = case(&all, k);
+                    if let Err(problem) = ground.check(work, k, &case) {
+                        problems.lock().unwrap().push(format!("{case}: {problem}"));
                     }
                     done.fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
     });
-    let failures = failures.into_inner().unwrap();
+    let problems = problems.into_inner().unwrap();
     let done = done.into_inner();
     println!(
-        "{}: {} operations, {done} of {} failures tried, {} wrong",
+        "{}: {} operations, all {} failures and {} pairs of them tried, {} wrong",
         work.name,
         log.lines().count(),
         all.len(),
-        failures.len()
+        done.saturating_sub(all.len()),
+        problems.len()
     );
-    assert!(failures.is_empty(), "{} of {done}:\n{}", failures.len(), failures.join("\n"));
+    assert!(problems.is_empty(), "{} of {done}:\n{}", problems.len(), problems.join("\n"));
 }
 
 /// Conversations enough for several data files of two rows.

@@ -230,9 +230,11 @@ impl ModelFiles {
             options.stop_token_ids.clone().unwrap_or_else(|| self.folder.stop_ids.clone());
         let rows = self.folder.config.vocab_size;
         let outside = |id: &&i64| !usize::try_from(**id).is_ok_and(|id| id < rows);
-        if let Some(id) = mask_id.iter().chain(&stop_ids).find(outside) {
+        let named = mask_id.iter().map(|id| ("mask", id));
+        let named = named.chain(stop_ids.iter().map(|id| ("stop", id)));
+        if let Some((kind, id)) = named.into_iter().find(|(_, id)| outside(id)) {
             return Err(Error::Usage(format!(
-                "token id {id} (--mask-token-id, --stop-token-id, or the end of text of the tokenizer): {} has {rows} token ids, 0 to {}",
+                "the {kind} token id is {id}, but {} has {rows} token ids (0 to {}); give another one (--{kind}-token-id)",
                 self.name,
                 rows - 1
             )));

@@ -107,4 +107,10 @@ fn a_dataset_is_prepared_by_one_process_at_a_time() {
     drop(lock);
     merge().unwrap();
     assert!(!dir.path().join("merged/.lock").exists());
+    let export = || dlm_prep::export_hf(&out, dir.path().join("exported"));
+    let lock = dlm_datasets::fs::lock_dir(&dir.path().join("exported")).unwrap();
+    assert_eq!(export().err().unwrap().exit_code(), 2);
+    drop(lock);
+    export().unwrap();
+    assert!(!dir.path().join("exported/.lock").exists());
 }

@@ -138,6 +138,7 @@ fn rows_grow_to_the_ids_of_the_models_own_tokenizer() {
         config.as_object_mut().unwrap().remove(key);
         fs::write(&path, config.to_string()).unwrap();
     }
+    fs::remove_file(dir.path().join("source/dlm_config.json")).unwrap();
     common::dataset(&dir.path().join("wide"), 24, 79, 80);
     let vocabulary = |ids: usize| {
         let map: serde_json::Map<_, _> = (0..ids).map(|i| (format!("t{i}"), json!(i))).collect();
