@@ -136,7 +136,8 @@ fn dataset_inputs(
     progress: &dyn Progress,
     inputs: &mut Inputs,
 ) -> Result<Vec<Input>> {
-    let client = HubClient::new(HubSettings::from_env());
+    let settings = HubSettings::from_env();
+    let client = HubClient::with_progress(settings.clone(), progress);
     let (listing, taken) = list::list(&client, check_id(id)?, revision, selection)?;
     progress.notice(&format!(
         "dataset    {id} at {} ({}), {} files",
@@ -146,6 +147,8 @@ fn dataset_inputs(
     ));
     inputs.note(taken, progress);
     let origin = (id.to_string(), listing.commit.clone());
+    // Downloads go on in the background, where nothing is reported.
+    let client = HubClient::new(settings);
     let source = HubSource::new(client, RepoKind::Dataset, id, listing);
     let files = source.files().to_vec();
     let downloads = Arc::new(DownloadAhead::new(source));
