@@ -62,6 +62,17 @@ fn normalizers_and_pre_tokenizers() {
     ] {
         cases.push(Case(name.into(), with("/normalizer", normalizer), Some(says)));
     }
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    cases.push(Case(
+        "ByteLevel 30 times".into(),
+        with("/pre_tokenizer", json!({"type": "Sequence", "pretokenizers": vec![bytes; 30]})),
+        Some("its pre_tokenizer may make 1073741824 bytes"),
+    ));
+    cases.push(Case(
+        "decoder grows 30 times".into(),
+        with("/decoder", json!({"type": "Sequence", "decoders": vec![replace("a", 2); 30]})),
+        Some("its decoder may make 1073741824 bytes"),
+    ));
     cases.push(Case(
         "pre-tokenizers 30".into(),
         with("/pre_tokenizer", pre(30)),
