@@ -2,10 +2,11 @@
 //!
 //! In: the `precompiled_charsmap` of a `tokenizer.json`. It is Base64 of: the length of a double
 //! array in bytes (u32), the double array (u32 units, as SentencePiece's Darts writes them), and
-//! replacement strings that each end in a zero byte. Out: the length of the longest replacement.
+//! replacement strings that each end in a zero byte. Out: how much longer a replacement can be than
+//! what it replaces.
 
-/// Length in bytes of the longest replacement, or what is damaged.
-pub(crate) fn longest_replacement(charsmap: &str) -> Result<usize, String> {
+/// The most bytes of a replacement for each byte that it replaces, rounded up, or what is damaged.
+pub(crate) fn largest_growth(charsmap: &str) -> Result<usize, String> {
     let bytes = base64(charsmap).ok_or("its precompiled_charsmap is not Base64")?;
     let (length, rest) =
         bytes.split_first_chunk::<4>().ok_or("its precompiled_charsmap is empty")?;
@@ -33,9 +34,11 @@ pub(crate) fn longest_replacement(charsmap: &str) -> Result<usize, String> {
         ))
     };
     let mut seen = vec![false; units.len()];
-    let mut left = vec![inside(offset(units.first().copied().ok_or("its table is empty")?))?];
-    let mut longest = 0;
-    while let Some(base) = left.pop() {
+    let first = units.first().copied().ok_or("its table is empty")?;
+    // Places to look on from, with the number of bytes that lead there.
+    let mut left = vec![(inside(offset(first))?, 0usize)];
+    let mut largest = 0;
+    while let Some((base, bytes)) = left.pop() {
         for byte in 1..=255usize {
             let at = base ^ byte;
             let unit = units[at];
@@ -53,12 +56,13 @@ pub(crate) fn longest_replacement(charsmap: &str) -> Result<usize, String> {
                         text.len()
                     )
                 })?;
-                longest = longest.max(replacement.find('\0').unwrap_or(replacement.len()));
+                let length = replacement.find('\0').unwrap_or(replacement.len());
+                largest = largest.max(length.div_ceil(bytes + 1));
             }
-            left.push(next);
+            left.push((next, bytes + 1));
         }
     }
-    Ok(longest)
+    Ok(largest)
 }
 
 /// The bytes that Base64 stands for; None if it is not Base64.
@@ -138,7 +142,14 @@ mod tests {
     #[test]
     fn a_table_that_points_outside_is_refused() {
         let good = charsmap(&table(), b"\0\0xyz\0");
-        assert_eq!(longest_replacement(&good), Ok(3));
+        assert_eq!(largest_growth(&good), Ok(3));
+        // Two bytes `ab` that become five: three bytes for each.
+        let mut deep = table();
+        deep[256 ^ 0x61] = ((256 ^ 0x61 ^ 512) << 10) | 0x61;
+        deep[512] = 0;
+        deep[512 ^ 0x62] = ((512 ^ 0x62 ^ 768) << 10) | 1 << 8 | 0x62;
+        deep[768] = 1 << 31 | 2;
+        assert_eq!(largest_growth(&charsmap(&deep, b"\0\0vwxyz\0")), Ok(3));
         let mut far = table();
         far[512] = 1 << 31 | 99;
         let mut outside = table();
@@ -155,7 +166,7 @@ mod tests {
             (String::new(), "is empty"),
             ("?".to_string(), "not Base64"),
         ] {
-            let error = longest_replacement(&charsmap).unwrap_err();
+            let error = largest_growth(&charsmap).unwrap_err();
             assert!(error.contains(says), "{says}: {error}");
         }
     }

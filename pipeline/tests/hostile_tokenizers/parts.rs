@@ -43,8 +43,8 @@ fn normalizers_and_pre_tokenizers() {
         (0..n).fold(regex("a"), |inner, _| json!({"type": "Sequence", "pretokenizers": [inner]}))
     };
     for (name, normalizer, says) in [
-        ("grow 1000", replace("a", 1000), "its normalizer may make 1000 bytes"),
-        ("grow nothing", replace("", 1000), "its normalizer may make 1001 bytes"),
+        ("grow 2000", replace("a", 2000), "its normalizer may make 2000 bytes"),
+        ("grow nothing", replace("", 2000), "its normalizer may make 2001 bytes"),
         (
             "grow nested",
             sequence(vec![replace("a", 1000), sequence(vec![replace("a", 1000)])]),
@@ -62,6 +62,17 @@ fn normalizers_and_pre_tokenizers() {
     ] {
         cases.push(Case(name.into(), with("/normalizer", normalizer), Some(says)));
     }
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    cases.push(Case(
+        "ByteLevel 30 times".into(),
+        with("/pre_tokenizer", json!({"type": "Sequence", "pretokenizers": vec![bytes; 30]})),
+        Some("its pre_tokenizer may make 1073741824 bytes"),
+    ));
+    cases.push(Case(
+        "decoder grows 30 times".into(),
+        with("/decoder", json!({"type": "Sequence", "decoders": vec![replace("a", 2); 30]})),
+        Some("its decoder may make 1073741824 bytes"),
+    ));
     cases.push(Case(
         "pre-tokenizers 30".into(),
         with("/pre_tokenizer", pre(30)),
