@@ -11,6 +11,7 @@
 use crate::config::policies::default_now;
 use crate::error::{Error, Result};
 use crate::parse::conversation::{Conversation, Message};
+use crate::parse::json_value::WithIntegers;
 use crate::template::chat_context::ChatContext;
 use crate::template::forms::TemplateForms;
 use crate::template::jinja;
@@ -294,10 +295,13 @@ impl ChatTemplate {
         let mut context: BTreeMap<&str, Value> =
             self.specials.iter().map(|(k, v)| (k.as_str(), Value::from(v.as_str()))).collect();
         for (name, value) in self.kwargs.iter().chain(kwargs.into_iter().flatten()) {
-            context.insert(name, Value::from(Serde(value)));
+            context.insert(name, Value::from(Serde(WithIntegers(value))));
         }
         context.insert("messages", messages);
-        context.insert("tools", tools.map_or(Value::from(()), |t| Value::from(Serde(t))));
+        context.insert(
+            "tools",
+            tools.map_or(Value::from(()), |t| Value::from(Serde(WithIntegers(t)))),
+        );
         context.insert("documents", Value::from(()));
         context.insert("add_generation_prompt", Value::from(add_generation_prompt));
         if mark_generation {
@@ -331,15 +335,22 @@ fn messages_value(messages: &[Message], parts: bool) -> Value {
     if !parts {
         return Value::from(Serde(messages));
     }
-    let mut json = serde_json::to_value(messages).unwrap_or_default();
-    for m in json.as_array_mut().into_iter().flatten() {
-        let text = m["content"].take();
-        m["content"] = match text.as_str() {
-            Some("") => json!([]),
-            _ => json!([{"type": "text", "text": text}]),
+    let with_parts = |m: &Message| {
+        let fields = Value::from(Serde(m));
+        let content = match &*m.content {
+            "" => json!([]),
+            text => json!([{"type": "text", "text": text}]),
         };
-    }
-    Value::from(Serde(json))
+        let names = fields.try_iter().into_iter().flatten();
+        Value::from_pairs(names.map(|name| {
+            let value = match name.as_str() {
+                Some("content") => Value::from(Serde(&content)),
+                _ => fields.get_item(&name).unwrap_or_default(),
+            };
+            (name, value)
+        }))
+    };
+    messages.iter().map(with_parts).collect()
 }
 
 /// The message of an error on one line, without minijinja's source listing.
