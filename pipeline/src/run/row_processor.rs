@@ -164,7 +164,7 @@ impl<'a> RowProcessor<'a> {
         let message = match reason {
             DropReason::TemplateRefused => refusal().map(|e| e.to_string()),
             DropReason::AssistantTextLost => Some(self.advice(&parsed)),
-            _ => found,
+            _ => found.or_else(|| reason.advice().map(String::from)),
         };
         message.unwrap_or_default()
     }

@@ -16,12 +16,13 @@ use crate::template::chat_context::ChatContext;
 use crate::template::forms::TemplateForms;
 use crate::template::jinja;
 use crate::template::jinja_source::{MARK_GENERATION, has_generation};
+use crate::template::message_values::messages_value;
 use crate::template::placeholder::METHOD_MARK;
 use crate::template::python_attributes::may_print_methods;
 use crate::tokenize::special_tokens::{read_json, special_tokens};
 use minijinja::Environment;
 use minijinja::value::{Serde, Value};
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Map, Value as Json};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -328,29 +329,6 @@ impl ChatTemplate {
         let render = || env.get_template("chat")?.render(context);
         render().map_err(|e| Error::Render(one_line(&e)))
     }
-}
-
-/// Messages as a template reads them; with `parts`, each content is a list of one part.
-fn messages_value(messages: &[Message], parts: bool) -> Value {
-    if !parts {
-        return Value::from(Serde(messages));
-    }
-    let with_parts = |m: &Message| {
-        let fields = Value::from(Serde(m));
-        let content = match &*m.content {
-            "" => json!([]),
-            text => json!([{"type": "text", "text": text}]),
-        };
-        let names = fields.try_iter().into_iter().flatten();
-        Value::from_pairs(names.map(|name| {
-            let value = match name.as_str() {
-                Some("content") => Value::from(Serde(&content)),
-                _ => fields.get_item(&name).unwrap_or_default(),
-            };
-            (name, value)
-        }))
-    };
-    messages.iter().map(with_parts).collect()
 }
 
 /// The message of an error on one line, without minijinja's source listing.

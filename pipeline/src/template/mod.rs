@@ -12,6 +12,7 @@ pub(crate) mod forms;
 pub(crate) mod jinja;
 pub(crate) mod jinja_expression;
 pub(crate) mod jinja_source;
+pub(crate) mod message_values;
 pub(crate) mod other_roles;
 pub(crate) mod placeholder;
 pub(crate) mod presence;
