@@ -62,6 +62,7 @@ OWN = {
         "{{ c.split('</think>')[-1] | trim }}{% else %}{{ m.content }}{% endif %}"),
     "own:two tokens behind answers": CALLS.replace("<|im_end|>", "{% if m.role == 'assistant' %}<|end_response|>{% endif %}<|im_end|>"),
     "own:text behind the last message": CHATML.replace("{% if add", "</s>{% if add"),
+    "own:text before the end of turn": CALLS.replace("<|im_end|>", "{% if m.role == 'assistant' %} (over){% endif %}<|im_end|>"),
     "own:parts": CHATML.replace("{{ m.content }}", "{% for p in m.content if p.type == 'text' %}{{ p.text }}{% endfor %}"),
     "own:question about the answers": "<s>{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}<|judge|>Are the answers good?"
                                       "<|start|>judge",

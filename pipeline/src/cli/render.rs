@@ -11,7 +11,7 @@ use crate::config::settings::Settings;
 use crate::error::{Error, Result};
 use crate::input::hub::model::resolve_tokenizer;
 use crate::parse::conversation::Conversation;
-use crate::parse::json_value::{WithIntegers, parse_with_integers};
+use crate::parse::json_value::{WithIntegers, parse_json};
 use crate::parse::shapes;
 use crate::template::budget::Account;
 use crate::template::chat::ChatTemplate;
@@ -56,7 +56,7 @@ pub(super) fn run(a: &RenderArgs) -> Result<()> {
             continue;
         }
         let text = String::from_utf8_lossy(&line);
-        let result = match parse_with_integers(&text) {
+        let result = match parse_json(&text) {
             Ok(Json::Object(context)) => renderer.line(context),
             Ok(_) => json!({"error": "not a JSON object"}),
             Err(e) => json!({"error": format!("not JSON: {e}")}),

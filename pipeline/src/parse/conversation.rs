@@ -5,6 +5,7 @@
 //! common shapes.
 
 use crate::parse::drop_reason::DropReason;
+use crate::parse::json_value::with_integers;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
@@ -18,7 +19,7 @@ pub struct Message<'a> {
     #[serde(default)]
     pub content: Cow<'a, str>,
     /// Tool calls of an assistant message, as a JSON list.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "with_integers")]
     pub tool_calls: Option<Value>,
     /// In a tool result, the id of the call it answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]

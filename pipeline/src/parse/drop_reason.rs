@@ -113,6 +113,35 @@ impl DropReason {
         )
     }
 
+    /// What is wrong and what helps, where the row itself need not be looked at.
+    pub(crate) fn advice(self) -> Option<&'static str> {
+        Some(match self {
+            DropReason::BadTools => {
+                "tools must be a list of declarations, one declaration, or the JSON text of these"
+            }
+            DropReason::BadToolCalls => {
+                "tool_calls must be a list of calls with a name, one call, or the JSON text of these"
+            }
+            DropReason::BadTemplateKwargs => {
+                "chat_template_kwargs must be an object of variables that no column gives"
+            }
+            DropReason::BadLossMask => {
+                "flags of the loss must be 0, 1, true or false, a loss_mask one per message or turn"
+            }
+            DropReason::RejectedAnswer => "label: false marks an answer that nobody should learn",
+            DropReason::ToolCallsLost => {
+                "the template does not write the name or an argument of a call; --template names one that does"
+            }
+            DropReason::NoAssistantSpan => {
+                "the assistant's turn cannot be located in what the template writes"
+            }
+            DropReason::ThoughtsNotFound => {
+                "thoughts without an end cannot be told from the answer, as --mask-thinking needs"
+            }
+            _ => return None,
+        })
+    }
+
     /// Whether documents that end with each of its turns might be kept.
     pub(crate) fn is_about_earlier_turns(self) -> bool {
         matches!(self, DropReason::AssistantTextLost | DropReason::NoAssistantSpan)

@@ -98,8 +98,8 @@ pub(crate) fn parse_row(
                 return ParsedRow::dropped(DropReason::BadUtf8);
             };
             match parse_json(text) {
-                Some(Value::Object(row)) => row,
-                Some(Value::Array(messages)) if messages.first().is_some_and(Value::is_object) => {
+                Ok(Value::Object(row)) => row,
+                Ok(Value::Array(messages)) if messages.first().is_some_and(Value::is_object) => {
                     Map::from_iter([("messages".to_string(), Value::Array(messages))])
                 }
                 _ => return ParsedRow::dropped(DropReason::BadJson),
@@ -226,9 +226,15 @@ mod tests {
             ("-9223372036854775808", serde_json::json!(-9223372036854775808_i64)),
             ("1e30", serde_json::json!(1e30)),
             ("0.12345678901234567890123", serde_json::json!(0.12345678901234568)),
-            ("18446744073709551616", serde_json::json!("\u{FDD0}")),
-            ("12345678901234567890123", serde_json::json!("\u{FDD0}")),
-            ("-12345678901234567890123", serde_json::json!("\u{FDD0}")),
+            ("18446744073709551616", serde_json::json!("\u{FDE3}18446744073709551616")),
+            ("-12345678901234567890123", serde_json::json!("\u{FDE3}-12345678901234567890123")),
+            // Too many digits, and texts that look like integers in this form.
+            (&"7".repeat(39), serde_json::json!("\u{FDD0}")),
+            ("\"\u{FDE3}77777777777777777777\"", serde_json::json!("\u{FDD0}77777777777777777777")),
+            (
+                r#""\ufde3\uFDE377777777777777777777""#,
+                serde_json::json!("\u{FDD0}\u{FDD0}77777777777777777777"),
+            ),
         ] {
             let m = parsed(&line(n, "12345678901234567890123"));
             assert_eq!(m.tool_calls.unwrap()[0]["arguments"]["n"], want, "{n}");

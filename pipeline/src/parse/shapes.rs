@@ -18,6 +18,7 @@
 
 use crate::parse::conversation::{Conversation, Message, ParsedRow, validate};
 use crate::parse::drop_reason::DropReason;
+use crate::parse::json_value::parse_json;
 use crate::parse::loss_flags::apply_loss_mask;
 use crate::parse::message::parse_message;
 use crate::parse::tools::{take_template_kwargs, take_tools};
@@ -69,7 +70,7 @@ impl Messages {
     fn append(&mut self, list: Vec<Value>, row: &mut Row) -> Result<(), DropReason> {
         for mut m in list {
             if let Value::String(text) = &m {
-                m = serde_json::from_str(text).map_err(|_| DropReason::UnknownShape)?;
+                m = parse_json(text).map_err(|_| DropReason::UnknownShape)?;
             }
             // Tools may be declared in the system message.
             for key in ["tools", "functions"] {
@@ -105,7 +106,10 @@ impl Messages {
 fn message_list(v: Value) -> Option<Vec<Value>> {
     match v {
         Value::Array(list) => Some(list),
-        Value::String(s) if s.trim_start().starts_with('[') => serde_json::from_str(&s).ok(),
+        Value::String(s) if s.trim_start().starts_with('[') => match parse_json(&s) {
+            Ok(Value::Array(list)) => Some(list),
+            _ => None,
+        },
         _ => None,
     }
 }

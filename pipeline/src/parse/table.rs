@@ -3,6 +3,7 @@
 //! In: an Arrow record batch and a row index. Out: a JSON object of the row's columns. A null cell
 //! of the table becomes JSON null; a null field inside a struct is omitted.
 
+use crate::parse::json_value::parse_json;
 use arrow::array::{Array, AsArray, RecordBatch, RunArray};
 use arrow::datatypes::{
     DataType, Field, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type,
@@ -41,7 +42,7 @@ fn list(item: &Field, values: &dyn Array, from: usize, to: usize) -> Value {
 /// The value of one cell; text that its field marks as JSON is parsed.
 fn cell(f: &Field, a: &dyn Array, i: usize) -> Value {
     match plain_cell(a, i) {
-        Value::String(s) if holds_json(f) => serde_json::from_str(&s).unwrap_or(Value::String(s)),
+        Value::String(s) if holds_json(f) => parse_json(&s).unwrap_or(Value::String(s)),
         v => v,
     }
 }

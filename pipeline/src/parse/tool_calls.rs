@@ -5,6 +5,7 @@
 //! the reason to drop the row: a call that cannot be read must not vanish.
 
 use crate::parse::drop_reason::DropReason;
+use crate::parse::json_value::parse_json;
 use serde_json::{Map, Value, json};
 
 /// The calls of a message; None if it has none.
@@ -45,7 +46,7 @@ pub(crate) fn name_and_arguments(call: &Value) -> (Option<&str>, Option<&Value>)
 fn from_text(v: Value) -> Result<Value, DropReason> {
     match v {
         Value::String(s) if s.trim().is_empty() => Ok(Value::Null),
-        Value::String(s) => serde_json::from_str(&s).map_err(|_| DropReason::BadToolCalls),
+        Value::String(s) => parse_json(&s).map_err(|_| DropReason::BadToolCalls),
         v => Ok(v),
     }
 }
@@ -54,7 +55,7 @@ fn parse_call(v: Value) -> Result<Value, DropReason> {
     let Value::Object(mut call) = from_text(v)? else { return Err(DropReason::BadToolCalls) };
     match call.get_mut("function") {
         Some(Value::String(s)) if s.trim_start().starts_with('{') => {
-            let function = serde_json::from_str(s).map_err(|_| DropReason::BadToolCalls)?;
+            let function = parse_json(s).map_err(|_| DropReason::BadToolCalls)?;
             call.insert("function".to_string(), function);
         }
         // {"function": "name", "arguments": …}

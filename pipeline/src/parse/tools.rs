@@ -5,6 +5,7 @@
 //! must not learn calls of tools that it does not see.
 
 use crate::parse::drop_reason::DropReason;
+use crate::parse::json_value::parse_json;
 use serde_json::{Map, Value, json};
 
 /// Removes the declarations from a row or from a message; None if there are none.
@@ -56,7 +57,7 @@ fn parse_tool(v: Value) -> Result<Value, DropReason> {
 fn from_text(v: Value) -> Result<Value, DropReason> {
     match v {
         Value::String(s) if s.trim().is_empty() => Ok(Value::Null),
-        Value::String(s) => serde_json::from_str(&s).map_err(|_| DropReason::BadTools),
+        Value::String(s) => parse_json(&s).map_err(|_| DropReason::BadTools),
         v => Ok(v),
     }
 }
@@ -67,7 +68,7 @@ pub(crate) fn take_template_kwargs(
 ) -> Result<Option<Map<String, Value>>, DropReason> {
     let value = match row.remove("chat_template_kwargs") {
         Some(Value::String(s)) if s.trim().is_empty() => None,
-        Some(Value::String(s)) => serde_json::from_str(&s).unwrap_or(Some(Value::from(0))),
+        Some(Value::String(s)) => parse_json(&s).map_or(Some(Value::from(0)), Some),
         value => value,
     };
     match value {

@@ -173,7 +173,7 @@ impl<'a> RowProcessor<'a> {
             DropReason::TokenizerFailed => failure().map(|e| e.to_string()),
             DropReason::TemplateRefused => refusal().map(|e| e.to_string()),
             DropReason::AssistantTextLost => Some(self.advice(&parsed)),
-            _ => found,
+            _ => found.or_else(|| reason.advice().map(String::from)),
         };
         message.unwrap_or_default()
     }

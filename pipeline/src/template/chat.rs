@@ -11,18 +11,20 @@
 use crate::config::policies::default_now;
 use crate::error::{Error, Result};
 use crate::parse::conversation::{Conversation, Message};
+use crate::parse::json_value::WithIntegers;
 use crate::template::budget::{self, Account};
 use crate::template::chat_context::ChatContext;
 use crate::template::forms::TemplateForms;
 use crate::template::jinja;
 use crate::template::jinja_source::{MARK_GENERATION, has_generation};
 use crate::template::limits::{FUEL, FUEL_PER_MESSAGE, MESSAGE_CHARS, RENDERS_PER_PROBE};
+use crate::template::message_values::messages_value;
 use crate::template::placeholder::METHOD_MARK;
 use crate::template::python_attributes::may_print_methods;
 use crate::tokenize::special_tokens::{read_json, special_tokens};
 use minijinja::value::{Serde, Value};
 use minijinja::{Environment, ErrorKind};
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Map, Value as Json};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -297,10 +299,13 @@ impl ChatTemplate {
         let mut context: BTreeMap<&str, Value> =
             self.specials.iter().map(|(k, v)| (k.as_str(), Value::from(v.as_str()))).collect();
         for (name, value) in self.kwargs.iter().chain(kwargs.into_iter().flatten()) {
-            context.insert(name, Value::from(Serde(value)));
+            context.insert(name, Value::from(Serde(WithIntegers(value))));
         }
         context.insert("messages", messages_value(messages, parts));
-        context.insert("tools", tools.map_or(Value::from(()), |t| Value::from(Serde(t))));
+        context.insert(
+            "tools",
+            tools.map_or(Value::from(()), |t| Value::from(Serde(WithIntegers(t)))),
+        );
         context.insert("documents", Value::from(()));
         context.insert("add_generation_prompt", Value::from(add_generation_prompt));
         if mark_generation {
@@ -357,22 +362,6 @@ impl ChatTemplate {
         };
         budget::paid(fuel, render).map_err(|e| Error::Render(one_line(&e)))
     }
-}
-
-/// Messages as a template reads them; with `parts`, each content is a list of one part.
-fn messages_value(messages: &[Message], parts: bool) -> Value {
-    if !parts {
-        return Value::from(Serde(messages));
-    }
-    let mut json = serde_json::to_value(messages).unwrap_or_default();
-    for m in json.as_array_mut().into_iter().flatten() {
-        let text = m["content"].take();
-        m["content"] = match text.as_str() {
-            Some("") => json!([]),
-            _ => json!([{"type": "text", "text": text}]),
-        };
-    }
-    Value::from(Serde(json))
 }
 
 /// The message of an error on one line, without minijinja's source listing.

@@ -14,6 +14,8 @@ use crate::template::python_text::is_space;
 pub(crate) struct Closing {
     /// The text up to the last token that ends a turn, where there are several.
     pub tokens: String,
+    /// The text behind every content up to the first such token, where it is more than white space.
+    pub text: String,
     /// What it writes behind the last message, whether or not an answer is asked for.
     pub standing: String,
     /// The generation prompt, where it opens the thoughts of the answer.
@@ -57,18 +59,23 @@ impl Closing {
         }
         openers.extend(control.split(added).filter_map(|(_, token)| token));
         let (mut at, mut end, mut count) = (0, 0, 0);
+        let mut text = "";
         for (part, token) in control.split(last) {
-            let Some((id, len)) = token.filter(|_| part.chars().all(is_space)) else { break };
+            let Some((id, len)) = token else { break };
             at += part.len() + len;
             let opens = openers.iter().any(|o| o.0 == id);
-            if count > 0 && (opens || !middle.starts_with(&last[..at])) {
-                break;
+            let everywhere = !opens && middle.starts_with(&last[..at]);
+            match part.chars().all(is_space) {
+                true if count == 0 || everywhere => {}
+                false if count == 0 && everywhere => text = &last[..at],
+                _ => break,
             }
             (end, count) = (at, count + 1);
         }
         let tokens = if count > 1 { last[..end].trim_start_matches(is_space) } else { "" };
         let standing = if count > 0 { last[end..].trim_matches(is_space) } else { "" };
-        Closing { tokens: tokens.to_string(), standing: standing.to_string(), opening }
+        let [tokens, text, standing] = [tokens, text, standing].map(String::from);
+        Closing { tokens, text, standing, opening }
     }
 
     /// Whether the generation prompt may have opened thoughts that a content begins with.
@@ -133,13 +140,15 @@ mod tests {
             );
             let t = ChatTemplate::new(source, None, "t", Default::default(), default_now());
             let closing = Closing::probe(&t.unwrap(), &control);
-            (closing.tokens, closing.standing, !closing.opening.is_empty())
+            (closing.tokens + &closing.text, closing.standing, !closing.opening.is_empty())
         };
         let ask = "<|start|>assistant:";
         let none = || (String::new(), String::new(), false);
         assert_eq!(probe("<|a|>\n", "", ask), none());
         assert_eq!(probe("<|a|>", "</s>", ask), (String::new(), "</s>".into(), false));
         assert_eq!(probe("<|a|><|b|>", "", ask), ("<|a|><|b|>".into(), String::new(), false));
+        assert_eq!(probe(" END<|a|>\n", "", ask), (" END<|a|>".into(), String::new(), false));
+        assert_eq!(probe(" END<|start|>", "", ask), none());
         let always = ("<|a|><|b|>".to_string(), ask.to_string(), false);
         assert_eq!(probe("<|a|><|b|>", ask, ""), always);
         assert_eq!(probe("<|a|>", ask, "").1, ask);

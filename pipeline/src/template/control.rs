@@ -7,6 +7,7 @@
 
 use crate::error::{Error, Result};
 use crate::parse::conversation::Message;
+use crate::parse::json_value::held_integer;
 use crate::template::placeholder::{
     CONTROL_END, CONTROL_START, parse_placeholder, push_placeholder,
 };
@@ -128,6 +129,7 @@ impl ControlTokens {
     /// Scans every string of a JSON value, keys included.
     pub(crate) fn scan_json(&self, v: &Value, scan: &mut TextScan) {
         match v {
+            Value::String(s) if held_integer(s).is_some() => {}
             Value::String(s) => self.scan(s, scan),
             Value::Array(a) => a.iter().for_each(|x| self.scan_json(x, scan)),
             Value::Object(o) => o.iter().for_each(|(k, x)| {
@@ -138,24 +140,31 @@ impl ControlTokens {
         }
     }
 
-    /// Scans the contents, tool calls and thoughts of messages.
+    /// Scans the contents, tool calls, thoughts, names and ids of messages.
     pub(crate) fn scan_messages(&self, messages: &[Message]) -> TextScan {
         let mut scan = TextScan::default();
         for m in messages {
             self.scan(&m.content, &mut scan);
             m.tool_calls.iter().for_each(|v| self.scan_json(v, &mut scan));
             m.thoughts().iter().for_each(|t| self.scan(t, &mut scan));
+            for text in [&m.name, &m.tool_call_id].into_iter().flatten() {
+                self.scan(text, &mut scan);
+            }
         }
         scan
     }
 
-    /// Applies [`escape`](Self::escape) to the contents, tool calls and thoughts of messages.
+    /// Applies [`escape`](Self::escape) to the contents, tool calls, thoughts, names and ids of
+    /// messages.
     pub(crate) fn escape_messages<'m>(&self, messages: &[Message<'m>]) -> Vec<Message<'m>> {
         let mut escaped = messages.to_vec();
         for m in &mut escaped {
             m.content = self.escape(&m.content).into();
             m.tool_calls.iter_mut().for_each(|v| self.escape_json(v));
             m.thoughts_mut().for_each(|t| *t = self.escape(t));
+            for text in [&mut m.name, &mut m.tool_call_id].into_iter().flatten() {
+                *text = self.escape(text);
+            }
         }
         escaped
     }

@@ -6,7 +6,7 @@
 
 use crate::parse::conversation::{DEFAULT_MARKUP, Message, inline_thoughts};
 use crate::parse::drop_reason::DropReason;
-use crate::parse::json_value::parse_json;
+use crate::parse::json_value::{held_integer, parse_json};
 use serde_json::{Value, json};
 
 /// A form of a tool call: whether name and arguments are below `function`, and whether the
@@ -184,7 +184,7 @@ fn arguments_object(text: &Value) -> Result<Value, DropReason> {
         return Ok(json!({}));
     }
     match parse_json(text) {
-        Some(v @ Value::Object(_)) => Ok(v),
+        Ok(v @ Value::Object(_)) => Ok(v),
         _ => Err(DropReason::BadToolCalls),
     }
 }
@@ -201,6 +201,7 @@ fn python_json(v: &Value) -> String {
             };
             format!("{{{}}}", o.iter().map(pair).collect::<Vec<_>>().join(", "))
         }
+        Value::String(s) => held_integer(s).map_or_else(|| v.to_string(), String::from),
         v => v.to_string(),
     }
 }

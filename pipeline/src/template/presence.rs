@@ -6,6 +6,7 @@
 
 use crate::parse::conversation::Message;
 use crate::parse::drop_reason::DropReason;
+use crate::parse::json_value::{held_integer, parse_json};
 use crate::parse::tool_calls::name_and_arguments;
 use crate::template::alignment::ContentMatch;
 use crate::template::python_text::{is_space, python_str};
@@ -59,7 +60,7 @@ impl Searchable {
                 self.has_text(&n.to_string())
                     || self.has_text(&python_str(&TemplateValue::from(Serde(v))))
             }
-            Value::String(s) => self.has_text(s),
+            Value::String(s) => self.has_text(held_integer(s).unwrap_or(s)),
             Value::Array(a) => a.iter().all(|v| self.has_values(v)),
             Value::Object(o) => o.values().all(|v| self.has_values(v)),
         }
@@ -71,10 +72,9 @@ impl Searchable {
             calls.iter().all(|call| {
                 let (name, arguments) = name_and_arguments(call);
                 let arguments_found = match arguments {
-                    Some(Value::String(s)) => match serde_json::from_str::<Value>(s) {
-                        Ok(v) => self.has_values(&v),
-                        Err(_) => self.has_text(s),
-                    },
+                    Some(Value::String(s)) => {
+                        self.has_text(s) || parse_json(s).is_ok_and(|v| self.has_values(&v))
+                    }
                     Some(v) => self.has_values(v),
                     None => true,
                 };

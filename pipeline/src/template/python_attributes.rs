@@ -1,9 +1,9 @@
 //! Attributes of template values as jinja2 looks them up.
 //!
 //! In jinja2 `d.items` without a call is the method of the dict, even if the dict has a key of that
-//! name. In: a value and a name. Out: a [`Method`], or the attribute. A method that is printed gives
-//! the text that Python gives, which ends in an address in memory. Here the address is always the
-//! same, and renders of conversations with such a text are refused.
+//! name. In: a value and a name. Out: a [`Method`], or the attribute. A method that is printed
+//! gives the text that Python gives, which ends in an address in memory. Here the address is always
+//! the same, and renders of conversations with such a text are refused.
 
 use crate::template::placeholder::METHOD_MARK;
 use crate::template::python_guards::is_namespace;

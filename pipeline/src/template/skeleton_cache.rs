@@ -355,10 +355,15 @@ impl<'a> SkeletonCache<'a> {
     /// How many bytes at the start of `after`, the text behind a turn's content, belong to the
     /// turn: up to and including its end-of-turn token; 0 if there is none.
     pub(crate) fn end_of_turn(&self, after: &str, has_tool_calls: bool) -> usize {
+        let closing = self.closing();
         match self.control.first(after) {
-            // Only white space, or tool calls, may precede the end-of-turn token.
+            // Only white space, or tool calls, may precede the end-of-turn token, and text that the
+            // template writes before it in every turn.
+            _ if !closing.text.is_empty() && after.starts_with(&closing.text) => {
+                closing.text.len().max(closing.tokens.len())
+            }
             Some((at, len, _)) if has_tool_calls || after[..at].chars().all(is_space) => {
-                let tokens = self.closing().tokens.as_str();
+                let tokens = closing.tokens.as_str();
                 at + if after[at..].starts_with(tokens) { len.max(tokens.len()) } else { len }
             }
             _ => 0,

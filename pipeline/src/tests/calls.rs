@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout, reason = "what a test measured")]
 
 use crate::config::policies::{LostText, SpecialText, default_now};
+use crate::input::raw_rows::RawRows;
 use crate::parse::conversation::Conversation;
 use crate::parse::drop_reason::DropReason;
 use crate::parse::shapes::parse_row;
@@ -224,4 +225,59 @@ fn published_templates_keep_calls_or_drop_them_by_name() {
     println!("{kept} kept, dropped {reasons:?}");
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n\n"));
     assert!(kept > 70, "{kept}");
+}
+
+/// Integers of 2^64 and more keep their digits, wherever JSON or the text of JSON holds them.
+#[test]
+fn integers_keep_their_digits() {
+    let n = "12345678901234567890123";
+    let source = "{{ tools | tojson }}{{ x }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for t in m.tool_calls or [] %}ARGUMENTS{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    let object = format!(r#"{{"name": "f", "arguments": {{"n": {n}, "m": [-{n}, 1e22]}}}}"#);
+    let text = format!(r#"{{"name": "f", "arguments": "{{\"n\": {n}, \"m\": [-{n}, 1e22]}}"}}"#);
+    let quoted = |json: &str| Value::from(json).to_string();
+    let calls = [
+        format!("[{object}]"),
+        format!("[{text}]"),
+        quoted(&format!("[{object}]")),
+        quoted(&format!("[{text}]")),
+        format!("[{}]", quoted(&object)),
+        format!(r#"[{{"function": {object}}}]"#),
+    ];
+    let written = [
+        "{{ t.function.arguments | tojson }}",
+        "{{ t.function.arguments }}",
+        "{{ '(' + t.function.arguments + ')' }}",
+        "{% for k, v in t.function.arguments.items() %}{{ k }}={{ v }} {% endfor %}",
+    ];
+    for (calls, written) in calls.iter().flat_map(|c| written.map(|w| (c, w))) {
+        let source = source.replace("ARGUMENTS", &format!("{{{{ t.function.name }}}}{written}"));
+        let line = format!(
+            r#"{{"id": {n}, "tools": "[{{\"name\": \"f\", \"maximum\": {n}}}]", "chat_template_kwargs": {{"x": {n}}}, "messages": [{{"role": "user", "content": "q"}}, {{"role": "assistant", "tool_calls": {calls}}}]}}"#
+        );
+        let raw = RawRows::Lines { ends: vec![line.len()], bytes: line.into_bytes() };
+        let c = crate::parse::rows::parse_row(&raw, 0, &[]).conversation.unwrap();
+        let (template, control) = (template(&source), control(&source));
+        let mut finder = SpanFinder::new(&template, &control, SpecialText::Text, LostText::Drop);
+        let r = finder.render(&c).unwrap_or_else(|e| panic!("{e:?}: {written} {calls}"));
+        let loss = &r.text[r.spans[0].start..r.spans[0].end];
+        assert!(r.text.contains(&format!("\"maximum\": {n}}}")), "{}", r.text);
+        assert!(r.text.contains(&format!("]{n}<|im_start|>")), "{}", r.text);
+        assert!(loss.matches(n).count() == 2 && loss.contains(&format!("-{n}, ")), "{loss}");
+        assert!(!r.text.contains(|c| ('\u{FDD0}'..='\u{FDEF}').contains(&c)), "{}", r.text);
+    }
+}
+
+/// Names and ids of messages that spell control tokens are text.
+#[test]
+fn names_that_spell_control_tokens() {
+    let source = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.name }} {{ m.tool_call_id }}\n{{ m.content }}<|im_end|>\n{% endfor %}";
+    let (template, control) = (template(source), control(source));
+    let c = conversation(json!({"messages": [
+        {"role": "user", "content": "q", "name": "<|im_end|>"},
+        {"role": "tool", "content": "r", "tool_call_id": "x<|im_start|>"},
+        {"role": "assistant", "content": "a"}]}))
+    .unwrap();
+    let mut finder = SpanFinder::new(&template, &control, SpecialText::Text, LostText::Drop);
+    let r = finder.render(&c).unwrap();
+    assert_eq!(r.control.unwrap().len(), 6, "{}", r.text);
 }

@@ -5,10 +5,19 @@ use crate::config::policies::LostText;
 use crate::config::trained_roles::TrainedRoles;
 use crate::prepare::builder::Prepare;
 use crate::tokenize::tokenizer::Tokenizer;
+use arrow::array::{
+    Array, ArrayRef, BooleanArray, Float64Array, Int64Array, ListArray, RecordBatch, StringArray,
+    StructArray,
+};
+use arrow::buffer::OffsetBuffer;
+use arrow::datatypes::Field;
 use dlm_datasets::manifest::{LossOn, Manifest, Split};
 use dlm_datasets::reader::Dataset;
 use dlm_test_support::sample;
+use parquet::arrow::ArrowWriter;
 use serde_json::{Value, json};
+use std::path::Path;
+use std::sync::Arc;
 
 const END: &str =
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
@@ -25,12 +34,23 @@ fn documents(
     configure: impl Fn(Prepare) -> Prepare,
 ) -> (Manifest, Vec<String>) {
     let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("rows.jsonl");
+    let lines: Vec<String> = rows.iter().map(Value::to_string).collect();
+    std::fs::write(&input, lines.join("\n")).unwrap();
+    documents_of(template, &input, configure)
+}
+
+/// Like [`documents`], of the rows in a file.
+fn documents_of(
+    template: &str,
+    input: &Path,
+    configure: impl Fn(Prepare) -> Prepare,
+) -> (Manifest, Vec<String>) {
+    let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     std::fs::write(path("t.jinja"), template).unwrap();
-    let lines: Vec<String> = rows.iter().map(Value::to_string).collect();
-    std::fs::write(path("rows.jsonl"), lines.join("\n")).unwrap();
     let prepare = Prepare::new(sample("tokenizer"))
-        .input(path("rows.jsonl"))
+        .input(input)
         .template(path("t.jinja").to_string_lossy())
         .seq_len(512)
         .bd_size(16)
@@ -249,4 +269,78 @@ fn one_document_of_each_turn() {
     let (manifest, _) = documents(&never, &rows, split);
     let example = &manifest.drop_examples["assistant_text_lost"];
     assert!(example.message.contains("even where it is in the last turn"), "{example:?}");
+}
+
+/// A parquet file with one conversation of two turns, whose messages have a field `name` with the
+/// values `flags`; with `mask`, the row has a column `loss_mask` too.
+fn parquet(path: &Path, name: &str, flags: ArrayRef, mask: Option<ArrayRef>) {
+    let text = |values: [&str; 4]| Arc::new(StringArray::from(values.to_vec())) as ArrayRef;
+    let messages = StructArray::try_from(vec![
+        ("role", text(["user", "assistant", "user", "assistant"])),
+        ("content", text(["ask", "bad", "again", "good"])),
+        (name, flags),
+    ]);
+    let list = |values: ArrayRef| {
+        let item = Field::new_list_field(values.data_type().clone(), true);
+        let offsets = OffsetBuffer::from_lengths([values.len()]);
+        Arc::new(ListArray::new(item.into(), offsets, values, None)) as ArrayRef
+    };
+    let mut columns = vec![("messages", list(Arc::new(messages.unwrap())))];
+    columns.extend(mask.map(|m| ("loss_mask", list(m))));
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let file = std::fs::File::create(path).unwrap();
+    let mut writer = ArrowWriter::try_new(file, batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+}
+
+/// What the data says about the loss is honoured and counted, in JSON and in parquet alike.
+#[test]
+fn flags_in_json_and_parquet() {
+    let template = chatml("{{ m.content }}");
+    let whole = |flags: [bool; 2]| -> [ArrayRef; 3] {
+        let [a, b] = flags;
+        let (x, y) = (i64::from(a), i64::from(b));
+        [
+            Arc::new(Int64Array::from(vec![None, Some(x), None, Some(y)])),
+            Arc::new(BooleanArray::from(vec![None, Some(a), None, Some(b)])),
+            Arc::new(Float64Array::from(vec![None, Some(x as f64), None, Some(y as f64)])),
+        ]
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rows.parquet");
+    let expected = |(manifest, documents): (Manifest, Vec<String>), what: &str| {
+        let one = documents.first().map_or("", String::as_str);
+        assert!(
+            one.contains("\nbad<") && one.contains("⟦good<|im_end|>⟧"),
+            "{what}: {documents:?}"
+        );
+        assert_eq!(manifest.counts.notes["no_loss_turns"], 1, "{what}");
+        assert_eq!(manifest.counts.label_runs, 1, "{what}");
+    };
+    let names = ["weight", "train", "trainable", "training", "loss", "loss_mask", "masked"];
+    for name in names {
+        let flags = if name == "masked" { [true, false] } else { [false, true] };
+        for values in whole(flags) {
+            let what = format!("{name} {}", values.data_type());
+            parquet(&file, name, values, None);
+            expected(documents_of(&template, &file, |p| p), &what);
+        }
+        let said = |on: bool| json!({"role": "assistant", "content": if on == flags[0] { "bad" } else { "good" }, name: on});
+        let user = |text: &str| json!({"role": "user", "content": text});
+        let row = json!({"messages": [user("ask"), said(flags[0]), user("again"), said(flags[1])]});
+        expected(documents(&template, &[row], |p| p), name);
+    }
+    // Of a row.
+    let nothing = || Arc::new(StringArray::from(vec![None::<&str>; 4])) as ArrayRef;
+    for mask in [vec![0, 0, 0, 1], vec![0, 1]] {
+        let values = Arc::new(Int64Array::from(mask));
+        parquet(&file, "name", nothing(), Some(values));
+        expected(documents_of(&template, &file, |p| p), "loss_mask of a row");
+    }
+    let mut row = talk();
+    row["loss_mask"] = json!([0, 0, 1, 0, 0]);
+    let (manifest, got) = documents(&template, &[row], |p| p);
+    assert!(got[0].contains("⟦call<|im_end|>⟧") && !got[0].contains("⟦answer"), "{got:?}");
+    assert_eq!(manifest.counts.notes["no_loss_turns"], 1);
 }

@@ -6,7 +6,7 @@
 
 use crate::config::policies::default_now;
 use crate::parse::conversation::Message;
-use crate::parse::json_value::{WithIntegers, parse_with_integers};
+use crate::parse::json_value::{WithIntegers, parse_json};
 use crate::template::chat::ChatTemplate;
 use dlm_test_support::shared;
 use minijinja::value::{Serde, Value};
@@ -87,7 +87,7 @@ fn conversations_without_addresses() {
 #[test]
 fn probes_equal_python() {
     let Some(path) = shared("cases/prep/probes.json") else { return };
-    let probes = parse_with_integers(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let probes = parse_json(&std::fs::read_to_string(path).unwrap()).unwrap();
     let now = jiff::civil::datetime(2025, 7, 10, 12, 0, 0, 0);
     let (mut same, mut wrong) = (0, Vec::new());
     for probe in probes["probes"].as_array().unwrap() {
