@@ -22,7 +22,7 @@ pub(super) struct Cli {
     pub prepare: PrepareArgs,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 the command line or a recipe is wrong, 130 interrupted (run the same command again to resume).";
+pub(super) const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 the command line or a recipe is wrong, 130 interrupted (run the same command again to resume).";
 
 /// Commands other than preparing a dataset.
 #[derive(Subcommand, Debug)]

@@ -4,7 +4,7 @@
 //! `__` in their names are those that `jinja_expression.rs` and `jinja_source.rs` write.
 
 use crate::template::python_guards::{
-    is_container, is_namespace, nested, own, pay, room, too_long, type_error, walk,
+    fits, is_container, is_namespace, nested, own, pay, type_error, walk,
 };
 use crate::template::python_operators::{chain, concatenate, equal};
 use crate::template::python_text::text;
@@ -100,13 +100,14 @@ pub(crate) fn add_guards(env: &mut Environment) {
         own(state, made)
     });
     guard(env, "join", Value::from_function(filters::join), |state, args| {
-        for v in args.iter() {
-            let bytes = walk(state, v)?.bytes;
-            if bytes > room(state) as u64 {
-                return Err(too_long());
-            }
+        let mut bytes = 0u64;
+        for (i, v) in args.iter().enumerate() {
+            let found = walk(state, v)?;
+            // The second argument stands between all values of the first.
+            let times = if i == 1 { args[0].len().unwrap_or(found.items as usize) as u64 } else { 1 };
+            bytes = bytes.saturating_add(found.bytes.saturating_mul(times));
         }
-        Ok(())
+        fits(state, usize::try_from(bytes).unwrap_or(usize::MAX))
     });
     let dict = Value::from_function(minijinja::functions::dict);
     env.add_function("dict", move |state: &mut State, args: Rest<ValueOrKwargs>| {
