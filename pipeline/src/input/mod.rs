@@ -8,7 +8,9 @@
 //!    └── source ── one input file → json_lines, parquet_rows or arrow_rows → raw_rows
 //! ```
 
+pub(crate) mod arrow_check;
 pub(crate) mod arrow_rows;
+pub(crate) mod decoder_guard;
 pub(crate) mod discover;
 pub(crate) mod files;
 pub(crate) mod hub;
@@ -17,3 +19,4 @@ pub(crate) mod json_lines;
 pub(crate) mod parquet_rows;
 pub(crate) mod raw_rows;
 pub(crate) mod source;
+pub(crate) mod table_size;

@@ -6,6 +6,7 @@
 //! [`MAX_LINE`](crate::input::json_lines::MAX_LINE); a parquet file is read page by page.
 
 use crate::error::{Error, Result};
+use crate::input::decoder_guard::{guarded, guarded_batches};
 use crate::input::files::{FileFormat, LocalFile};
 use crate::input::hub::fetch::DownloadAhead;
 use crate::input::json_lines::JsonRows;
@@ -77,7 +78,8 @@ impl Input {
     /// The file's rows from row `skip` on. Waits for the download of a remote file.
     pub(crate) fn open(&self, skip: u64) -> Result<RowBatches> {
         let path = self.local_path()?;
-        match FileFormat::of(&self.path) {
+        let shown = path.display().to_string();
+        let rows = guarded(&shown, || match FileFormat::of(&self.path) {
             Some(FileFormat::Parquet) => parquet_rows::open(&path, &self.columns, skip),
             Some(FileFormat::Json) => Ok(Box::new(JsonRows::open(&path, skip)?)),
             Some(FileFormat::Arrow) => arrow_rows::open(&path, skip),
@@ -85,6 +87,7 @@ impl Input {
                 path: self.path.display().to_string(),
                 reason: "unknown file format".to_string(),
             }),
-        }
+        })?;
+        Ok(guarded_batches(shown, rows))
     }
 }

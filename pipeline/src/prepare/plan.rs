@@ -94,6 +94,7 @@ pub(crate) fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<Prep
     };
     let kwargs = template_kwargs(request.template_kwargs)?;
     let template = template.with_kwargs(kwargs.clone());
+    template.check_cost()?;
     for token in tokens_of_config(dir)? {
         tok.ensure_named(&token)?;
     }

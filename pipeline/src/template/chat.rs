@@ -278,6 +278,21 @@ impl ChatTemplate {
         self.render_context(Value::from(context), tools.is_some(), messages.len(), bytes)
     }
 
+    /// Refuses a template that has no end even for a short conversation.
+    ///
+    /// # Errors
+    /// If it takes all steps that one render has.
+    pub(crate) fn check_cost(&self) -> Result<()> {
+        let messages = [Message::new("user", "Hi"), Message::new("assistant", "Hello")];
+        match self.render(&messages, false) {
+            Err(Error::Render(reason)) if reason.starts_with(OUT_OF_FUEL) => Err(Error::Template {
+                origin: self.origin().to_string(),
+                reason: format!("on a conversation of two words, {reason}"),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Renders any template context, as `dlm-prep render` does with a line of its input; it has
     /// `bytes` of text in `messages` messages.
     pub(crate) fn render_context(
@@ -308,11 +323,14 @@ impl ChatTemplate {
     }
 }
 
+/// How the message for a render without end begins.
+const OUT_OF_FUEL: &str = "the template takes more steps";
+
 /// The message of an error on one line, without minijinja's source listing.
 fn one_line(e: &minijinja::Error) -> String {
     if e.kind() == ErrorKind::OutOfFuel {
         return format!(
-            "the template takes more steps than are allowed for one conversation ({} million, and more for long ones; --help lists the limits)",
+            "{OUT_OF_FUEL} than are allowed for one conversation ({} million, and more for long ones; --help lists the limits)",
             FUEL / 1_000_000
         );
     }

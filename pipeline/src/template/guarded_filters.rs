@@ -104,7 +104,8 @@ pub(crate) fn add_guards(env: &mut Environment) {
         for (i, v) in args.iter().enumerate() {
             let found = walk(state, v)?;
             // The second argument stands between all values of the first.
-            let times = if i == 1 { args[0].len().unwrap_or(found.items as usize) as u64 } else { 1 };
+            let times =
+                if i == 1 { args[0].len().unwrap_or(found.items as usize) as u64 } else { 1 };
             bytes = bytes.saturating_add(found.bytes.saturating_mul(times));
         }
         fits(state, usize::try_from(bytes).unwrap_or(usize::MAX))
@@ -129,9 +130,12 @@ fn guard(
     filter: Value,
     check: impl Fn(&State, &mut Vec<Value>) -> Result<(), Error> + Send + Sync + 'static,
 ) {
-    env.add_filter(name, move |state: &mut State, args: Rest<ValueOrKwargs>| -> Result<Value, Error> {
-        let mut args = args.into_values();
-        check(state, &mut args)?;
-        filter.call(state, &args)
-    });
+    env.add_filter(
+        name,
+        move |state: &mut State, args: Rest<ValueOrKwargs>| -> Result<Value, Error> {
+            let mut args = args.into_values();
+            check(state, &mut args)?;
+            filter.call(state, &args)
+        },
+    );
 }

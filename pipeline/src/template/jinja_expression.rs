@@ -2,8 +2,8 @@
 //!
 //! In: an expression of a template. Out: the expression with `a % b`, `a < b` and the like as
 //! `__mod(a, b)`, `__lt(a, b)`, which `python_operators.rs` defines, and without the sign `+`.
-//! Lists, maps and slices get a guard (`python_guards.rs`), as do `~`, `*` and the comparison of two
-//! values. An expression that this parser does not know is refused, because it would be without
+//! Lists, maps and slices get a guard (`python_guards.rs`), as do `~`, `*` and the comparison of
+//! two values. An expression that this parser does not know is refused, because it would be without
 //! guards.
 
 use crate::template::jinja_check::{is_constant, is_count, string_end};

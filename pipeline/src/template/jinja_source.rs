@@ -131,8 +131,9 @@ fn tag_length(tag: &str, kind: char) -> Option<usize> {
 /// A `{% … %}` tag in minijinja's dialect.
 fn statement(tag: &Tag) -> Result<String, String> {
     let (start, end) = (tag.start, tag.end);
+    let name = |c: char| c.is_alphanumeric() || c == '_';
     let (word, operand) =
-        tag.body().split_at(tag.body().find(is_space).unwrap_or(tag.body().len()));
+        tag.body().split_at(tag.body().find(|c| !name(c)).unwrap_or(tag.body().len()));
     let not_understood = || format!("a tag is not understood: {}", tag.source);
     let operand = match word {
         // In jinja2 a block has its own scope.
@@ -239,10 +240,6 @@ fn with_parameters(tag: &Tag, word: &str, operand: &str) -> Result<String, Strin
     })
 }
 
-fn is_space(c: char) -> bool {
-    c.is_ascii_whitespace()
-}
-
 /// The operand `x in y if z` of a for tag, with `y` piped through `__iter`, which refuses values
 /// that Python cannot iterate over.
 fn guard_for(operand: &str) -> Result<Option<String>, String> {
@@ -333,7 +330,7 @@ mod tests {
         ] {
             assert_eq!(rewrite(from).as_deref(), Ok(to), "{from}");
         }
-        for refused in ["{{ a b }}", "{% for %}", "{% include 'x' %}", "{{ a", "{% with a %}"] {
+        for refused in ["{{ a $ b }}", "{% for %}", "{% include 'x' %}", "{{ a", "{% with a %}"] {
             assert!(rewrite(refused).is_err(), "{refused}");
         }
         assert!(has_generation("{{ '{#' }}{%- generation %}"));
