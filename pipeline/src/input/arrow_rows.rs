@@ -4,6 +4,7 @@
 //! record batches.
 
 use crate::error::{Error, Result};
+use crate::input::arrow_check::check;
 use crate::input::raw_rows::{BATCH_BYTES, BATCH_ROWS, RawRows, RowBatches};
 use arrow::array::RecordBatch;
 use arrow::error::ArrowError;
@@ -21,6 +22,10 @@ pub(crate) fn open(path: &Path, skip: u64) -> Result<RowBatches> {
     let mut magic = [0u8; 6];
     let mut file = File::open(path).map_err(Error::io("opening", path))?;
     let _ = file.read(&mut magic).map_err(Error::io("reading", path))?;
+    check(file, &magic == b"ARROW1").map_err(|reason| Error::Input {
+        path: path.display().to_string(),
+        reason: format!("not readable as Arrow IPC: {reason}"),
+    })?;
     let file =
         BufReader::with_capacity(1 << 20, File::open(path).map_err(Error::io("opening", path))?);
     let batches: Box<dyn Iterator<Item = std::result::Result<RecordBatch, ArrowError>> + Send> =

@@ -9,8 +9,10 @@
 //!    └── source ── one input file → json_lines, parquet_rows or arrow_rows → raw_rows
 //! ```
 
+pub(crate) mod arrow_check;
 pub(crate) mod arrow_rows;
 pub(crate) mod card;
+pub(crate) mod decoder_guard;
 pub(crate) mod discover;
 pub(crate) mod files;
 pub(crate) mod glob;
@@ -23,3 +25,4 @@ pub(crate) mod raw_rows;
 pub(crate) mod selection;
 pub(crate) mod source;
 pub(crate) mod split_names;
+pub(crate) mod table_size;

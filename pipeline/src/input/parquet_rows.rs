@@ -53,7 +53,9 @@ pub(crate) fn size(path: &Path) -> Result<(u64, u64)> {
     let meta = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())
         .map_err(|e| unreadable(path, &e.to_string()))?;
     let groups = meta.metadata().row_groups();
-    let sum = |of: fn(&RowGroupMetaData) -> i64| groups.iter().map(|g| of(g).max(0) as u64).sum();
+    let sum = |of: fn(&RowGroupMetaData) -> i64| {
+        groups.iter().map(|g| of(g).max(0) as u64).fold(0, u64::saturating_add)
+    };
     Ok((sum(RowGroupMetaData::num_rows), sum(RowGroupMetaData::total_byte_size)))
 }
 
@@ -68,7 +70,9 @@ pub(crate) fn open(path: &Path, renames: &[(String, String)], skip: u64) -> Resu
     let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| bad(e.to_string()))?;
     let meta = builder.metadata();
     let rows = meta.file_metadata().num_rows().max(0) as u64;
-    let size: i64 = meta.row_groups().iter().map(|g| g.total_byte_size()).sum();
+    check_sizes(meta.row_groups(), path).map_err(&bad)?;
+    let sizes = meta.row_groups().iter().map(|g| g.total_byte_size());
+    let size = sizes.fold(0i64, i64::saturating_add);
     let per_row = (size.max(0) as u64 / rows.max(1)).max(1) as usize;
     let batch = (BATCH_BYTES / per_row).clamp(1, BATCH_ROWS);
     let schema = builder.parquet_schema();
@@ -121,6 +125,31 @@ pub(crate) fn open(path: &Path, renames: &[(String, String)], skip: u64) -> Resu
         .with_offset(skip as usize);
     let reader = reader.build().map_err(|e| bad(e.to_string()))?;
     Ok(Box::new(reader.map(move |b| b.map(RawRows::Table).map_err(|e| bad(e.to_string())))))
+}
+
+/// Refuses column chunks that lie outside of the file, and counts below zero.
+fn check_sizes(groups: &[RowGroupMetaData], path: &Path) -> std::result::Result<(), String> {
+    let length = std::fs::metadata(path).map_err(|e| e.to_string())?.len();
+    for (k, group) in groups.iter().enumerate() {
+        let counts = [group.num_rows(), group.total_byte_size()];
+        if let Some(n) = counts.into_iter().find(|n| *n < 0) {
+            return Err(format!("row group {k} claims a size of {n}"));
+        }
+        for column in group.columns() {
+            let first = column.dictionary_page_offset().unwrap_or(column.data_page_offset());
+            let first = first.min(column.data_page_offset());
+            let place = u64::try_from(first).ok().zip(u64::try_from(column.compressed_size()).ok());
+            let end = place.and_then(|(from, bytes)| from.checked_add(bytes));
+            if column.num_values() < 0 || end.is_none_or(|end| end > length) {
+                return Err(format!(
+                    "column {} of row group {k} claims {} bytes from byte {first} on, but the file has {length}",
+                    column.column_path(),
+                    column.compressed_size()
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn unreadable(path: &Path, error: &str) -> Error {

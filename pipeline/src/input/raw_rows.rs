@@ -3,6 +3,7 @@
 //! The readers aim at batches of `BATCH_BYTES` bytes with at most `BATCH_ROWS` rows.
 
 use crate::error::Result;
+use crate::input::table_size::row_sizes;
 use arrow::array::RecordBatch;
 
 /// Bytes that a batch aims at.
@@ -32,6 +33,14 @@ impl RawRows {
         match self {
             RawRows::Lines { ends, .. } => ends.len(),
             RawRows::Table(b) => b.num_rows(),
+        }
+    }
+
+    /// Bytes of the rows.
+    pub(crate) fn bytes(&self) -> u64 {
+        match self {
+            RawRows::Lines { bytes, .. } => bytes.len() as u64,
+            RawRows::Table(b) => row_sizes(b).iter().sum(),
         }
     }
 

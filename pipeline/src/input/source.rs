@@ -6,6 +6,7 @@
 //! [`MAX_LINE`](crate::input::json_lines::MAX_LINE); a parquet file is read page by page.
 
 use crate::error::{Error, Result};
+use crate::input::decoder_guard::{guarded, guarded_batches};
 use crate::input::files::{FileFormat, LocalFile};
 use crate::input::hub::fetch::DownloadAhead;
 use crate::input::json_lines::JsonRows;
@@ -98,7 +99,8 @@ impl Input {
                     .to_string(),
             });
         }
-        match FileFormat::of(&self.path) {
+        let shown = path.display().to_string();
+        let rows = guarded(&shown, || match FileFormat::of(&self.path) {
             Some(FileFormat::Parquet) => parquet_rows::open(&path, &self.columns, skip),
             Some(FileFormat::Json) => Ok(Box::new(JsonRows::open(&path, skip)?)),
             Some(FileFormat::Arrow) => arrow_rows::open(&path, skip),
@@ -106,6 +108,7 @@ impl Input {
                 path: self.path.display().to_string(),
                 reason: "unknown file format".to_string(),
             }),
-        }
+        })?;
+        Ok(guarded_batches(shown, rows))
     }
 }

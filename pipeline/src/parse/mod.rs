@@ -8,6 +8,7 @@ pub(crate) mod json_value;
 pub(crate) mod loss_flags;
 pub(crate) mod message;
 pub(crate) mod request;
+pub(crate) mod row_limits;
 pub(crate) mod rows;
 pub(crate) mod shapes;
 pub(crate) mod table;

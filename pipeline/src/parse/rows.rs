@@ -5,12 +5,15 @@
 //! uses the fast paths (`fast_columns.rs`, `fast_json.rs`) where they apply and falls back to the
 //! reference otherwise. The tests compare both on random rows.
 
+use crate::input::json_lines::MAX_LINE;
 use crate::input::raw_rows::RawRows;
+use crate::input::table_size::row_sizes;
 use crate::parse::conversation::{Message, ParsedRow};
 use crate::parse::drop_reason::DropReason;
 use crate::parse::fast_columns::FastColumns;
 use crate::parse::fast_json::parse_line;
 use crate::parse::json_value::parse_json;
+use crate::parse::row_limits::has_too_many_values;
 use crate::parse::shapes;
 use crate::parse::table::row_to_json;
 use serde_json::{Map, Value};
@@ -20,6 +23,8 @@ pub(crate) struct RowParser<'a> {
     raw: &'a RawRows,
     renames: &'a [(String, String)],
     columns: Option<FastColumns<'a>>,
+    /// Whether the batch is a single row that is too long.
+    too_long: bool,
 }
 
 impl<'a> RowParser<'a> {
@@ -30,11 +35,19 @@ impl<'a> RowParser<'a> {
             RawRows::Table(batch) if renames.is_empty() => FastColumns::new(batch),
             _ => None,
         };
-        RowParser { raw, renames, columns }
+        // Larger rows come alone (`decoder_guard.rs`).
+        let too_long = match raw {
+            RawRows::Table(b) if b.num_rows() == 1 => row_sizes(b)[0] > MAX_LINE as u64,
+            _ => false,
+        };
+        RowParser { raw, renames, columns, too_long }
     }
 
     /// Row `i`. `messages` is an empty list whose memory is reused.
     pub(crate) fn parse(&self, i: usize, messages: Vec<Message<'a>>) -> ParsedRow<'a> {
+        if self.too_long || self.raw.line(i).is_some_and(has_too_many_values) {
+            return ParsedRow::dropped(DropReason::LineTooLong);
+        }
         let fast = match (self.raw, &self.columns) {
             (RawRows::Table(_), Some(columns)) => columns.parse_row(i, messages),
             (RawRows::Lines { .. }, _) if self.renames.is_empty() => self

@@ -106,7 +106,9 @@ fn plain_cell(a: &dyn Array, i: usize) -> Value {
         }
         DataType::Dictionary(_, _) => {
             let d = a.as_any_dictionary();
-            d.normalized_keys().get(i).map_or(Value::Null, |&k| plain_cell(d.values().as_ref(), k))
+            dictionary_key(d.keys(), i)
+                .filter(|&k| k < d.values().len())
+                .map_or(Value::Null, |k| plain_cell(d.values().as_ref(), k))
         }
         DataType::Null => Value::Null,
         DataType::Binary => text_of(a.as_binary::<i32>().value(i)),
@@ -149,6 +151,20 @@ fn plain_cell(a: &dyn Array, i: usize) -> Value {
         }
         _ => undecoded(),
     }
+}
+
+/// Key `i` of a dictionary-encoded column.
+fn dictionary_key(keys: &dyn Array, i: usize) -> Option<usize> {
+    macro_rules! key {
+        ($($t:ty),*) => {
+            $(if let Some(k) = keys.as_primitive_opt::<$t>() {
+                return usize::try_from(k.value(i)).ok();
+            })*
+        };
+    }
+    key!(Int32Type, Int8Type, Int16Type, Int64Type);
+    key!(UInt32Type, UInt8Type, UInt16Type, UInt64Type);
+    None
 }
 
 /// The values of a run-end-encoded column, and which of them row `i` has.

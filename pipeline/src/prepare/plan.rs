@@ -100,6 +100,7 @@ pub(crate) fn plan(request: PlanRequest, progress: &dyn Progress) -> Result<Prep
     };
     let kwargs = template_kwargs(request.template_kwargs)?;
     let template = template.with_kwargs(kwargs.clone());
+    template.check_cost()?;
     tok.ensure_named(&tokens_of_config(dir)?)?;
     let mask_id = tok.ensure_token(&settings.mask_token)?;
     check_mask_id(dir, &tok, &settings.mask_token, mask_id)?;

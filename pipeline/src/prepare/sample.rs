@@ -5,6 +5,7 @@
 //! formats from the start.
 
 use crate::error::{Error, Result};
+use crate::input::decoder_guard::guarded;
 use crate::input::files::FileFormat;
 use crate::input::json_lines::JsonRows;
 use crate::input::parquet_rows;
@@ -31,7 +32,7 @@ pub(crate) fn read_sample(
     let path = input.local_path()?;
     match FileFormat::of(&input.path) {
         Some(FileFormat::Parquet) => {
-            let (rows, bytes) = parquet_rows::size(&path)?;
+            let (rows, bytes) = guarded(&path.display().to_string(), || parquet_rows::size(&path))?;
             let sampled =
                 (budget as f64 / (bytes as f64 / rows.max(1) as f64).max(1.0)).ceil() as u64;
             let (places, per_place) = if sampled + PLACES >= rows {

@@ -8,10 +8,11 @@
 //!
 //! In: inputs and a position in them. Out: processed batches, in input order for any number of
 //! workers. A reader needs a ticket for every batch, and the consumer returns it; so memory is
-//! bounded by the window, even if a single slow row holds up the order.
+//! bounded by the window, even if a single slow row holds up the order. A ticket stands for
+//! [`TICKET_BYTES`]; a larger batch needs several, at most all of its stream, and then comes alone.
 
 use crate::error::{Error, Result};
-use crate::input::raw_rows::RawRows;
+use crate::input::raw_rows::{BATCH_BYTES, RawRows};
 use crate::input::source::Input;
 use crate::run::batch::{Cursor, ProcessedBatch};
 use crate::run::row_processor::{RowProcessor, Stages};
@@ -42,14 +43,33 @@ pub(crate) struct InputStream {
     pub from: Cursor,
 }
 
+/// Bytes of raw rows that a ticket stands for; most batches have less.
+const TICKET_BYTES: u64 = 4 * BATCH_BYTES as u64;
+
+/// A batch on its way to a worker.
+struct Raw {
+    stream: usize,
+    number: u64,
+    from: Cursor,
+    tickets: usize,
+    rows: RawRows,
+}
+
+/// What a worker has made of it.
+struct Done {
+    stream: usize,
+    tickets: usize,
+    batch: ProcessedBatch,
+}
+
 /// The consumer's end: processed batches by stream, in order.
 pub(crate) struct Feed<'a> {
-    /// (stream, batch) from the workers, in any order, or a failure.
-    done: crossbeam_channel::Receiver<Result<(usize, ProcessedBatch)>>,
+    /// What the workers have made, in any order, or a failure.
+    done: crossbeam_channel::Receiver<Result<Done>>,
     /// Per stream: returns tickets to its reader.
     tickets: Vec<crossbeam_channel::Sender<()>>,
     /// Per stream: batches that came before their turn.
-    waiting: Vec<BTreeMap<u64, ProcessedBatch>>,
+    waiting: Vec<BTreeMap<u64, (ProcessedBatch, usize)>>,
     /// Per stream: number of the next batch.
     next: Vec<u64>,
     /// Per stream: number of its batches, once the reader has reached its end.
@@ -65,12 +85,14 @@ impl Feed<'_> {
     /// The next batch of a stream; none at its end.
     pub(crate) fn next(&mut self, stream: usize) -> Result<Option<ProcessedBatch>> {
         loop {
-            if let Some(b) = self.waiting[stream].remove(&self.next[stream]) {
+            if let Some((b, tickets)) = self.waiting[stream].remove(&self.next[stream]) {
                 self.next[stream] += 1;
                 self.meter.rows.fetch_add(b.rows.len() as u64, Ordering::Relaxed);
                 self.meter.tokens.fetch_add(b.ids.len() as u64, Ordering::Relaxed);
                 self.meter.text_bytes.fetch_add(b.text_bytes, Ordering::Relaxed);
-                let _ = self.tickets[stream].try_send(());
+                for _ in 0..tickets {
+                    let _ = self.tickets[stream].try_send(());
+                }
                 return Ok(Some(b));
             }
             if self.ended[stream].is_some_and(|n| self.next[stream] >= n) {
@@ -91,10 +113,10 @@ impl Feed<'_> {
         let _ = self.used.try_send(batch);
     }
 
-    fn take(&mut self, batch: Option<Result<(usize, ProcessedBatch)>>) -> Result<()> {
+    fn take(&mut self, batch: Option<Result<Done>>) -> Result<()> {
         match batch {
-            Some(Ok((s, b))) => {
-                self.waiting[s].insert(b.number, b);
+            Some(Ok(Done { stream, tickets, batch })) => {
+                self.waiting[stream].insert(batch.number, (batch, tickets));
                 Ok(())
             }
             Some(Err(e)) => Err(e),
@@ -124,8 +146,7 @@ pub(crate) fn run<T>(
 ) -> Result<T> {
     let workers = workers.max(1);
     let window = workers * 4 + 4;
-    let (raw_in, raw_out) =
-        crossbeam_channel::bounded::<(usize, u64, Cursor, RawRows)>(workers * 2);
+    let (raw_in, raw_out) = crossbeam_channel::bounded::<Raw>(workers * 2);
     // Room for one batch per ticket and one failure per thread, so that no worker ever waits for
     // the consumer.
     let (done_in, done) =
@@ -143,7 +164,7 @@ pub(crate) fn run<T>(
             let (raw_in, failed, ends_in) = (raw_in.clone(), done_in.clone(), ends_in.clone());
             let reading = move || {
                 let read = std::panic::AssertUnwindSafe(|| {
-                    read(inputs, k, stream, &raw_in, &ticket_out, meter)
+                    read(inputs, k, stream, &raw_in, (&ticket_out, window), meter)
                 });
                 // A panic in a decoder becomes an error of the run.
                 std::panic::catch_unwind(read)
@@ -160,17 +181,19 @@ pub(crate) fn run<T>(
             let (raw_out, done_in, used) = (raw_out.clone(), done_in.clone(), used.clone());
             let worker = move || {
                 let mut processor = RowProcessor::new(stages);
-                for (stream, number, from, raw) in raw_out {
+                for Raw { stream, number, from, tickets, rows } in raw_out {
                     let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                        processor.process(number, from, raw, used.try_recv().ok())
+                        processor.process(number, from, rows, used.try_recv().ok())
                     }));
                     let done = done.unwrap_or_else(|_| {
                         Err(Error::Internal(format!(
-                            "a worker failed on the rows after row {} of input {}",
-                            from.row, from.file
+                            "a worker failed on the rows after row {} of {}",
+                            from.row,
+                            inputs[from.file].path.display()
                         )))
                     });
-                    if done_in.send(done.map(|b| (stream, b))).is_err() {
+                    let done = done.map(|batch| Done { stream, tickets, batch });
+                    if done_in.send(done).is_err() {
                         return;
                     }
                 }
@@ -200,8 +223,8 @@ fn read(
     inputs: &[Input],
     k: usize,
     stream: &InputStream,
-    out: &crossbeam_channel::Sender<(usize, u64, Cursor, RawRows)>,
-    tickets: &crossbeam_channel::Receiver<()>,
+    out: &crossbeam_channel::Sender<Raw>,
+    (tickets, window): (&crossbeam_channel::Receiver<()>, usize),
     meter: &Meter,
 ) -> Result<Option<u64>> {
     let mut number = 0;
@@ -213,9 +236,13 @@ fn read(
                 return Err(Error::Interrupted);
             }
             let rows = batch.len() as u64;
-            if tickets.recv().is_err()
-                || out.send((k, number, Cursor { file, row }, batch)).is_err()
-            {
+            let needed = (batch.bytes().div_ceil(TICKET_BYTES).max(1) as usize).min(window);
+            if (0..needed).any(|_| tickets.recv().is_err()) {
+                return Ok(None);
+            }
+            let from = Cursor { file, row };
+            let raw = Raw { stream: k, number, from, tickets: needed, rows: batch };
+            if out.send(raw).is_err() {
                 return Ok(None);
             }
             number += 1;

@@ -4,6 +4,7 @@
 //! takes several renders, so a row has an [`Account`] too, from which each render on its thread is
 //! paid.
 
+use crate::input::decoder_guard::quietly;
 use crate::template::limits::{FAILED_RENDER, FUEL, RENDER_STACK};
 use minijinja::{Error, ErrorKind, State};
 use std::cell::Cell;
@@ -58,7 +59,10 @@ pub(crate) fn paid<T: Send>(
     }
     let (result, noted) = on_known_stack(RENDER_STACK, move || {
         NOTED.set(0);
-        let result = render();
+        let result = quietly(render).unwrap_or_else(|text| {
+            let reason = format!("the template asks for what cannot be written ({text})");
+            Err(Error::new(ErrorKind::InvalidOperation, reason))
+        });
         (result, NOTED.get())
     })
     .ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "no memory for another thread"))?;

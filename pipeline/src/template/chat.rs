@@ -17,13 +17,14 @@ use crate::template::chat_context::ChatContext;
 use crate::template::forms::TemplateForms;
 use crate::template::jinja;
 use crate::template::jinja_source::{MARK_GENERATION, has_generation};
-use crate::template::limits::{FUEL, FUEL_PER_MESSAGE, MESSAGE_CHARS, RENDERS_PER_PROBE};
+use crate::template::limits::{FUEL, FUEL_PER_MESSAGE, RENDERS_PER_PROBE};
 use crate::template::message_values::messages_value;
 use crate::template::placeholder::METHOD_MARK;
 use crate::template::python_attributes::may_print_methods;
+use crate::template::template_error::{OUT_OF_FUEL, one_line};
 use crate::tokenize::special_tokens::{read_json, special_tokens};
+use minijinja::Environment;
 use minijinja::value::{Serde, Value};
-use minijinja::{Environment, ErrorKind};
 use serde_json::{Map, Value as Json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -323,6 +324,21 @@ impl ChatTemplate {
         }
     }
 
+    /// Refuses a template that has no end even for a short conversation.
+    ///
+    /// # Errors
+    /// If it takes all steps that one render has.
+    pub(crate) fn check_cost(&self) -> Result<()> {
+        let messages = [Message::new("user", "Hi"), Message::new("assistant", "Hello")];
+        match self.render(&messages, false) {
+            Err(Error::Render(reason)) if reason.starts_with(OUT_OF_FUEL) => Err(Error::Template {
+                origin: self.origin().to_string(),
+                reason: format!("on a conversation of two words, {reason}"),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Renders any template context, as `dlm-prep render` does with a line of its input; it has
     /// `bytes` of text in `messages` messages.
     pub(crate) fn render_context(
@@ -362,25 +378,6 @@ impl ChatTemplate {
         };
         budget::paid(fuel, render).map_err(|e| Error::Render(one_line(&e)))
     }
-}
-
-/// The message of an error on one line, without minijinja's source listing.
-fn one_line(e: &minijinja::Error) -> String {
-    if e.kind() == ErrorKind::OutOfFuel {
-        return format!(
-            "the template takes more steps than are allowed for one conversation ({} million, and more for long ones; --help lists the limits)",
-            FUEL / 1_000_000
-        );
-    }
-    let mut out = e.detail().map_or_else(|| e.to_string(), |d| d.to_string());
-    if let Some(line) = e.line() {
-        out.push_str(&format!(" (line {line} of the template)"));
-    }
-    let mut shown: String = out.chars().take(MESSAGE_CHARS).collect();
-    if shown.len() < out.len() {
-        shown.push('…');
-    }
-    shown.replace('\n', " ")
 }
 
 #[cfg(test)]

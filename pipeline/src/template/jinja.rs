@@ -180,6 +180,10 @@ mod tests {
                 "{% set ns = namespace(n=0) %}{% generation %}{% set ns.n = 1 %}{% set x = 2 %}{% endgeneration %}{{ ns.n }}{{ x }}",
                 Some("1"),
             ),
+            (
+                "{{ '%s 9999999999' % 1 }}{{ '{} 99999999999'.format(2) }}",
+                Some("1 99999999992 99999999999"),
+            ),
             ("{{ none < 1 }}", None),
             ("{{ 'a' < 1 }}", None),
             ("{{ 1 in 'abc' }}", None),

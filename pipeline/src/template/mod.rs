@@ -32,6 +32,7 @@ pub(crate) mod rendered;
 pub(crate) mod skeleton;
 pub(crate) mod skeleton_cache;
 pub(crate) mod spans;
+pub(crate) mod template_error;
 pub(crate) mod thoughts;
 pub(crate) mod turn_edges;
 pub(crate) mod unescape;

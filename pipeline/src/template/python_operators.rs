@@ -214,10 +214,8 @@ pub(crate) fn formatted_fits(
     fields: usize,
     values: &[Value],
 ) -> Result<(), Error> {
-    // Widths and precisions stand in the format; a field can take its width from a value.
-    let numbers = format.split(|c: char| !c.is_ascii_digit()).filter(|n| !n.is_empty());
-    let widths = numbers.map(|n| n.parse::<usize>().unwrap_or(usize::MAX));
-    let widths = widths.fold(0usize, usize::saturating_add);
+    let widths = widths(format);
+    // A field can take its width from a value.
     let length = |v: &Value| {
         let text = v.as_str().map_or(400, str::len);
         let width = v.as_i64().map_or(0, |n| usize::try_from(n).unwrap_or(0));
@@ -227,6 +225,29 @@ pub(crate) fn formatted_fits(
     let longest = values.iter().map(length).max().unwrap_or(0);
     let bytes = format.len().saturating_add(widths).saturating_add(fields.saturating_mul(longest));
     fits(state, bytes)
+}
+
+/// The sum of all widths and precisions that stand in a format's fields.
+fn widths(format: &str) -> usize {
+    let (mut sum, mut rest) = (0usize, format);
+    while let Some(at) = rest.find(['%', '{']) {
+        let field = &rest[at + 1..];
+        let end = match rest[at..].starts_with('{') {
+            true => field.find('}'),
+            false => {
+                let named = field.starts_with('(').then(|| field.find(')')).flatten();
+                let from = named.map_or(0, |n| n + 1);
+                let sign = |c: char| !c.is_ascii_digit() && !"-+ #.*".contains(c);
+                field[from..].find(sign).map(|n| from + n)
+            }
+        };
+        let field = &field[..end.unwrap_or(field.len())];
+        for n in field.split(|c: char| !c.is_ascii_digit()).filter(|n| !n.is_empty()) {
+            sum = sum.saturating_add(n.parse().unwrap_or(usize::MAX));
+        }
+        rest = &rest[at + 1 + field.len()..];
+    }
+    sum
 }
 
 /// The conversion characters of a format and where they stand, in order.

@@ -2,6 +2,7 @@
 
 mod calls;
 mod chat_format;
+mod damaged_files;
 mod frame;
 mod fuzz;
 mod goldens;

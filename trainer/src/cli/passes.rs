@@ -1,8 +1,8 @@
 //! What `dlm-train generate --show-passes` prints: the text after each forward pass.
 //!
 //! In: a completion and the text of each of its tokens. Out: one line per pass that decided tokens:
-//! those of this pass in brackets (on a terminal: highlighted), those of earlier passes plain, and a
-//! `░` for each position of a begun block that is still hidden.
+//! those of this pass in brackets (on a terminal: highlighted), those of earlier passes plain, and
+//! a `░` for each position of a begun block that is still hidden.
 
 use crate::decode::Decided;
 

@@ -1,0 +1,141 @@
+//! Files with flipped, missing and foreign bytes: every one gives rows or an error that names it.
+
+use crate::input::files::list_files;
+use crate::input::selection::FileSelection;
+use crate::input::source::Input;
+use crate::parse::rows::RowParser;
+use arrow::array::{ArrayRef, DictionaryArray, RecordBatch, StringArray};
+use arrow::datatypes::Int32Type;
+use arrow::ipc::CompressionType;
+use arrow::ipc::writer::{FileWriter, IpcWriteOptions, StreamWriter};
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::properties::WriterProperties;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+fn table() -> RecordBatch {
+    let text = |k: &str| -> ArrayRef {
+        Arc::new(
+            (0..60)
+                .map(|i| Some(format!("{k} {i} {}", "word ".repeat(i))))
+                .collect::<StringArray>(),
+        )
+    };
+    let role: ArrayRef =
+        Arc::new((0..60).map(|i| ["a", "b"][i % 2]).collect::<DictionaryArray<Int32Type>>());
+    RecordBatch::try_from_iter([("input", text("Q")), ("output", text("A")), ("category", role)])
+        .unwrap()
+}
+
+/// The files that are damaged, by name.
+fn files() -> Vec<(&'static str, Vec<u8>)> {
+    let (table, mut out) = (table(), Vec::new());
+    let zstd = Compression::ZSTD(ZstdLevel::default());
+    for (name, codec) in [("s.parquet", Compression::SNAPPY), ("z.parquet", zstd)] {
+        let options = WriterProperties::builder().set_compression(codec).build();
+        let mut bytes = Vec::new();
+        let mut w = ArrowWriter::try_new(&mut bytes, table.schema(), Some(options)).unwrap();
+        w.write(&table).unwrap();
+        w.close().unwrap();
+        out.push((name, bytes));
+    }
+    for (name, codec) in [
+        ("p.arrow", None),
+        ("l.arrow", Some(CompressionType::LZ4_FRAME)),
+        ("z.arrow", Some(CompressionType::ZSTD)),
+    ] {
+        let options = || IpcWriteOptions::default().try_with_compression(codec).unwrap();
+        let mut bytes = Vec::new();
+        let mut w =
+            FileWriter::try_new_with_options(&mut bytes, &table.schema(), options()).unwrap();
+        w.write(&table).unwrap();
+        w.finish().unwrap();
+        out.push((name, bytes));
+        let mut bytes = Vec::new();
+        let mut w =
+            StreamWriter::try_new_with_options(&mut bytes, &table.schema(), options()).unwrap();
+        w.write(&table).unwrap();
+        w.finish().unwrap();
+        drop(w);
+        out.push((["ps.arrow", "ls.arrow", "zs.arrow"][out.len() / 2 - 1], bytes));
+    }
+    let lines: String = (0..60)
+        .map(|i| format!("{{\"prompt\": \"Q {i}\", \"completion\": \"A {i}\"}}\n"))
+        .collect();
+    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gz.write_all(lines.as_bytes()).unwrap();
+    out.push(("a.jsonl.gz", gz.finish().unwrap()));
+    out.push(("a.jsonl.zst", zstd::encode_all(lines.as_bytes(), 1).unwrap()));
+    out
+}
+
+/// Number of rows of a file, or its error.
+fn read(path: &Path) -> Result<usize, String> {
+    let files =
+        list_files(&[path.to_path_buf()], &FileSelection::default()).map_err(|e| e.to_string())?;
+    let input = Input::from(files.0.into_iter().next().unwrap());
+    let mut n = 0;
+    for batch in input.open(0).map_err(|e| e.to_string())? {
+        let batch = batch.map_err(|e| e.to_string())?;
+        let rows = RowParser::new(&batch, &[]);
+        for i in 0..batch.len().min(2_000) {
+            let _ = rows.parse(i, Vec::new());
+            n += 1;
+        }
+        // A damaged count of rows without columns could go on for long.
+        if n > 10_000 {
+            break;
+        }
+    }
+    Ok(n)
+}
+
+#[test]
+fn damage_is_an_error_that_names_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut state, mut cases, mut errors) = (7u64, 0, 0);
+    let mut random = |below: usize| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as usize % below
+    };
+    for (name, bytes) in files() {
+        let path = dir.path().join(name);
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(read(&path), Ok(60), "{name}");
+        for round in 0..120 {
+            let mut damaged = bytes.clone();
+            let at = random(bytes.len());
+            match round % 6 {
+                0 => damaged.truncate(at),
+                1 => damaged[at] = 0xff,
+                2 => damaged[at] ^= 1 << random(8),
+                3 => damaged[at..].iter_mut().take(8).for_each(|b| *b = 0xff),
+                4 => damaged[at..].iter_mut().take(8).for_each(|b| *b = 0x7f),
+                _ => drop(damaged.splice(at..at, *b"damaged!")),
+            }
+            std::fs::write(&path, &damaged).unwrap();
+            cases += 1;
+            if let Err(said) = read(&path) {
+                errors += 1;
+                assert!(said.contains(name), "{name} {round} at {at}: {said}");
+                assert!(!said.contains("internal error"), "{name} {round} at {at}: {said}");
+            }
+        }
+    }
+    assert!(cases == 1200 && errors > 500, "{cases} {errors}");
+}
+
+#[test]
+fn claimed_sizes_are_compared_with_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, bytes) in files() {
+        let path = dir.path().join(name);
+        std::fs::write(&path, &bytes[..bytes.len() - 30]).unwrap();
+        if name.contains(".arrow") || name.contains(".parquet") {
+            let said = read(&path).unwrap_err();
+            assert!(said.contains(name) && said.contains("not readable as"), "{said}");
+        }
+    }
+}
