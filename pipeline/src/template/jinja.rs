@@ -8,6 +8,7 @@
 //! `raise_exception`, `strftime_now` and `tojson` = json.dumps(ensure_ascii=False).
 
 use crate::template::jinja_source::rewrite;
+use crate::template::more_filters::add_more_filters;
 use crate::template::python_attributes::add_attributes;
 use crate::template::python_filters::{add_filters, is_namespace};
 use crate::template::python_methods::python_method;
@@ -37,6 +38,7 @@ pub(crate) fn environment(
     add_filters(&mut env);
     add_operators(&mut env);
     add_attributes(&mut env);
+    add_more_filters(&mut env);
     env.set_formatter(|out, state, v| match v.kind() {
         ValueKind::Number if has_float(v, 0) => out.write_str(&python_str(v)).map_err(Error::from),
         ValueKind::Seq | ValueKind::Map

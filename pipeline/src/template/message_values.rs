@@ -1,6 +1,7 @@
 //! Messages as the values that a template reads.
 //!
-//! In: messages. Out: a list of maps. Most templates read contents as texts, some as lists of parts.
+//! In: messages. Out: a list of maps. Most templates read contents as texts, some as lists of
+//! parts.
 
 use crate::parse::conversation::Message;
 use minijinja::value::{Serde, Value};
