@@ -1,8 +1,8 @@
 //! Filters and functions of jinja2 that few templates use.
 //!
 //! In: an environment. Out: the environment with `default` by the names of its parameters,
-//! `unique(case_sensitive)`, `forceescape`, `xmlattr`, `pprint` of values that take one line, and
-//! `dict`.
+//! `unique(case_sensitive)`, `escape`, `forceescape`, `xmlattr`, `pprint` of values that take one
+//! line, and `dict`.
 
 use crate::template::python_text::python_str;
 use minijinja::value::{Kwargs, Rest, ValueKind};
@@ -16,7 +16,13 @@ pub(crate) fn add_more_filters(env: &mut Environment) {
     env.add_filter("default", default);
     env.add_filter("d", default);
     env.add_filter("unique", unique);
-    env.add_filter("forceescape", |v: &Value| escape(&python_str(v)));
+    env.add_filter("forceescape", |v: &Value| Value::from_safe_string(escape(&python_str(v))));
+    for name in ["escape", "e"] {
+        env.add_filter(name, |v: &Value| match v.is_safe() {
+            true => v.clone(),
+            false => Value::from_safe_string(escape(&python_str(v))),
+        });
+    }
     env.add_filter("xmlattr", xmlattr);
     env.add_filter("pprint", pprint);
     env.add_function("dict", dict);
@@ -185,7 +191,8 @@ mod tests {
             ("false|default('x', boolean=true) ~ false|default('x')", "xFalse"),
             ("u|default(none)", "None"),
             ("['a', 'A', 'b']|unique|join ~ ['a', 'A']|unique(true)|join", "abaA"),
-            ("'<a>&'|forceescape", "&lt;a&gt;&amp;"),
+            ("'<a>&'|forceescape|forceescape", "&amp;lt;a&amp;gt;&amp;amp;"),
+            ("'<a b=\"/\\'\">'|e|escape", "&lt;a b=&#34;/&#39;&#34;&gt;"),
             (
                 "{'class': 'x', 'id': none, 'n': 1}|xmlattr ~ '|' ~ {}|xmlattr",
                 " class=\"x\" n=\"1\"|",
