@@ -3,6 +3,7 @@
 //! In: an environment. Out: the same names, which refuse or pay before they work. The filters with
 //! `__` in their names are those that `jinja_expression.rs` and `jinja_source.rs` write.
 
+use crate::template::more_filters;
 use crate::template::python_guards::{
     fits, is_container, is_namespace, nested, own, pay, type_error, walk,
 };
@@ -14,20 +15,21 @@ use minijinja::value::{Rest, ValueOrKwargs};
 use minijinja::{Environment, Error, State, Value};
 
 /// Filters that take text and write any other value as text.
-const TEXT_FILTERS: [(&str, fn() -> Value); 6] = [
+const TEXT_FILTERS: [(&str, fn() -> Value); 7] = [
     ("lower", || Value::from_function(filters::lower)),
     ("upper", || Value::from_function(filters::upper)),
     ("title", || Value::from_function(filters::title)),
     ("capitalize", || Value::from_function(filters::capitalize)),
-    ("escape", || Value::from_function(filters::escape)),
-    ("e", || Value::from_function(filters::escape)),
+    ("escape", || Value::from_function(more_filters::escape_once)),
+    ("e", || Value::from_function(more_filters::escape_once)),
+    ("forceescape", || Value::from_function(more_filters::force_escape)),
 ];
 /// Filters that compare the values of a list with each other.
 const COMPARING_FILTERS: [(&str, fn() -> Value); 5] = [
     ("min", || Value::from_function(filters::min)),
     ("max", || Value::from_function(filters::max)),
     ("sort", || Value::from_function(filters::sort)),
-    ("unique", || Value::from_function(filters::unique)),
+    ("unique", || Value::from_function(more_filters::unique)),
     ("sum", || Value::from_function(filters::sum)),
 ];
 /// Filters whose result holds lists.
@@ -114,7 +116,18 @@ pub(crate) fn add_guards(env: &mut Environment) {
         }
         fits(state, usize::try_from(bytes).unwrap_or(usize::MAX))
     });
-    let dict = Value::from_function(minijinja::functions::dict);
+    for (name, filter) in [
+        ("xmlattr", Value::from_function(more_filters::xmlattr)),
+        ("pprint", Value::from_function(more_filters::pprint)),
+    ] {
+        guard(env, name, filter, |state, args| {
+            let Some(v) = args.first() else { return Ok(()) };
+            // A character becomes six at most.
+            let bytes = walk(state, v)?.bytes.saturating_mul(6);
+            fits(state, usize::try_from(bytes).unwrap_or(usize::MAX))
+        });
+    }
+    let dict = Value::from_function(more_filters::dict);
     env.add_function("dict", move |state: &mut State, args: Rest<ValueOrKwargs>| {
         let made = dict.call(state, &args.into_values())?;
         nested(state, made)

@@ -11,6 +11,7 @@ use crate::template::budget::{self, on_known_stack};
 use crate::template::guarded_filters::add_guards;
 use crate::template::jinja_source::rewrite;
 use crate::template::limits::{COMPILE_STACK, FUEL, TIME_FORMAT_BYTES};
+use crate::template::more_filters::add_more_filters;
 use crate::template::python_attributes::add_attributes;
 use crate::template::python_filters::add_filters;
 use crate::template::python_guards::{is_container, is_namespace, walk};
@@ -55,6 +56,7 @@ fn compile(source: &str, now: jiff::civil::DateTime) -> Result<Environment<'stat
     add_filters(&mut env);
     add_operators(&mut env);
     add_attributes(&mut env);
+    add_more_filters(&mut env);
     add_guards(&mut env);
     env.set_formatter(|out, state, v| {
         budget::note(state);

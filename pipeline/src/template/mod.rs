@@ -18,6 +18,7 @@ pub(crate) mod jinja_expression;
 pub(crate) mod jinja_source;
 pub(crate) mod limits;
 pub(crate) mod message_values;
+pub(crate) mod more_filters;
 pub(crate) mod other_roles;
 pub(crate) mod placeholder;
 pub(crate) mod presence;

@@ -3,7 +3,6 @@
 //! In: minijinja values. Out: what jinja2 gives. What minijinja has and jinja2 does not is removed,
 //! so that a template fails here as it fails there.
 
-use crate::template::limits::VALUE_DEPTH;
 use crate::template::python_arguments::Arguments;
 use crate::template::python_guards::{
     fits, is_container, is_namespace, nested, own, pay, type_error, walk,
@@ -73,13 +72,6 @@ pub(crate) fn add_filters(env: &mut Environment) {
                 Ok(v.try_iter()?.collect())
             }
         }
-    });
-    env.add_filter("pprint", |state: &State, v: &Value| -> Result<String, Error> {
-        let found = walk(state, v)?;
-        // Every value stands on a line of its own, indented by four spaces for each level.
-        let indents = found.items.saturating_mul(4 * VALUE_DEPTH as u64);
-        fits(state, found.bytes.saturating_mul(4).saturating_add(indents) as usize)?;
-        Ok(minijinja::filters::pprint(v))
     });
     env.add_filter("__iter", iterable);
     env.add_test("iterable", |v: &Value| -> bool { is_iterable(v) });

@@ -300,6 +300,7 @@ fn repr(v: &Value, depth: usize, out: &mut String) {
             Ok(f) => out.push_str(&float_repr(f).replace("Infinity", "inf").replace("NaN", "nan")),
             Err(_) => out.push_str(&v.to_string()),
         },
+        ValueKind::Undefined if depth > 0 => out.push_str("Undefined"),
         ValueKind::String => {
             let s = v.as_str().unwrap_or("");
             let quote = if s.contains('\'') && !s.contains('"') { '"' } else { '\'' };
