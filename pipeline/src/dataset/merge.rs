@@ -9,6 +9,7 @@ use dlm_datasets::fs::{lock_dir, write_atomic};
 use dlm_datasets::manifest::{Counts, Manifest, Source, Split};
 use dlm_datasets::writer::{BATCH_ROWS, ShardWriter, shard_name, write_manifest};
 use dlm_datasets::{Dataset, Document};
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 /// Rows per data file of the result.
@@ -57,7 +58,7 @@ pub fn merge(dirs: &[impl AsRef<Path>], out: impl AsRef<Path>) -> Result<Manifes
     if let Some(shard) = m.recipe.get_mut("shard") {
         *shard = serde_json::Value::Null;
     }
-    let mut indices = Vec::new();
+    let (mut indices, mut joined) = (Vec::new(), Joined::default());
     for p in &parts {
         let part = p.manifest();
         m.counts.add(&part.counts);
@@ -67,7 +68,9 @@ pub fn merge(dirs: &[impl AsRef<Path>], out: impl AsRef<Path>) -> Result<Manifes
         m.packing.train_rows += part.packing.train_rows;
         m.packing.eval_rows += part.packing.eval_rows;
         m.packing.row_padding += part.packing.row_padding;
-        indices.push(part.sources.iter().map(|s| join(&mut m.sources, s)).collect::<Vec<usize>>());
+        indices.push(
+            part.sources.iter().map(|s| joined.add(&mut m.sources, s)).collect::<Vec<usize>>(),
+        );
     }
     for split in [Split::Train, Split::Eval] {
         let mut writer: Option<ShardWriter> = None;
@@ -110,28 +113,30 @@ pub fn merge(dirs: &[impl AsRef<Path>], out: impl AsRef<Path>) -> Result<Manifes
     Ok(m)
 }
 
-/// The index of source `s` in the joined list, to which its counts are added.
-fn join(all: &mut Vec<Source>, s: &Source) -> usize {
-    let k = all.iter().position(|a| {
-        a.name == s.name
-            && a.category == s.category
-            && a.dataset == s.dataset
-            && a.revision == s.revision
-    });
-    match k {
-        Some(k) => {
+/// Sources of all parts, found by what makes them the same.
+#[derive(Default)]
+struct Joined {
+    index: HashMap<[Option<String>; 4], usize>,
+    licences: Vec<HashSet<String>>,
+}
+
+impl Joined {
+    /// The index of source `s` in the joined list, to which its counts are added.
+    fn add(&mut self, all: &mut Vec<Source>, s: &Source) -> usize {
+        let key = [Some(s.name.clone()), s.category.clone(), s.dataset.clone(), s.revision.clone()];
+        if let Some(&k) = self.index.get(&key) {
             all[k].counts.add(&s.counts);
             for l in &s.licences {
-                if !all[k].licences.contains(l) {
+                if self.licences[k].insert(l.clone()) {
                     all[k].licences.push(l.clone());
                 }
             }
-            k
+            return k;
         }
-        None => {
-            all.push(s.clone());
-            all.len() - 1
-        }
+        self.index.insert(key, all.len());
+        self.licences.push(s.licences.iter().cloned().collect());
+        all.push(s.clone());
+        all.len() - 1
     }
 }
 

@@ -12,4 +12,5 @@ pub(crate) mod packer;
 pub(crate) mod resume;
 pub(crate) mod seen;
 pub(crate) mod sink;
+pub(crate) mod source_index;
 pub(crate) mod unfit;

@@ -11,11 +11,12 @@ use crate::pack::output_folder::prepare_folder;
 use crate::pack::packer::{Packer, PendingDocument};
 use crate::pack::resume::{InputStamp, RunState, START_OVER, STATE_FILE, remove_state};
 use crate::pack::seen::SeenSet;
+use crate::pack::source_index::SourceIndex;
 use crate::pack::unfit;
 use crate::parse::drop_reason::DropReason;
 use crate::run::batch::{BatchPosition, Cursor, ProcessedBatch, ProcessedRow};
 use crate::run::executor::{Feed, InputStream};
-use dlm_datasets::manifest::{DropExample, Manifest, MixtureShare, Source, Split};
+use dlm_datasets::manifest::{DropExample, Manifest, MixtureShare, Split};
 use dlm_datasets::writer::{DocumentTokens, ShardWriter, shard_name, write_manifest};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -45,8 +46,7 @@ pub(crate) struct DatasetSink<'a> {
     /// For the train and the eval split.
     packers: [Packer; 2],
     writers: [Option<ShardWriter>; 2],
-    /// Per input file: index in the manifest's sources by category.
-    sources_of_input: Vec<Vec<(Option<String>, usize)>>,
+    sources: SourceIndex,
     seen: SeenSet,
     cursors: Vec<Cursor>,
     mixture: MixtureState,
@@ -73,7 +73,7 @@ impl<'a> DatasetSink<'a> {
             packers: [packer(), packer()],
             manifest,
             writers: [None, None],
-            sources_of_input: vec![Vec::new(); job.inputs.len()],
+            sources: SourceIndex::default(),
             seen: SeenSet::new(dir),
             cursors: job.streams.iter().map(|s| Cursor { file: s.start, row: 0 }).collect(),
             mixture: job.mixture.begin(),
@@ -211,7 +211,8 @@ impl<'a> DatasetSink<'a> {
         self.rows_seen += 1;
         let file = b.from.file;
         let (category, licence) = &b.keys[key];
-        let source = self.source(file, category, licence);
+        let input = &self.job.inputs[file];
+        let source = self.sources.find(&mut self.manifest.sources, input, category, licence);
         let mut dropped = row.dropped;
         if dropped.is_none() && self.job.settings.dedup && !self.seen.insert(row.fingerprint) {
             dropped = Some(DropReason::Duplicate);
@@ -260,44 +261,6 @@ impl<'a> DatasetSink<'a> {
         let h = (fingerprint >> 64) as u64 ^ s.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let held_out = s.eval_fraction > 0.0 && (h as f64 / u64::MAX as f64) < s.eval_fraction;
         if held_out { Split::Eval } else { Split::Train }
-    }
-
-    /// Index in the manifest's sources, which gets a new source if this category or licence is new.
-    fn source(
-        &mut self,
-        file: usize,
-        category: &Option<String>,
-        licence: &Option<String>,
-    ) -> usize {
-        let (sources, known) = (&mut self.manifest.sources, &mut self.sources_of_input[file]);
-        let input = &self.job.inputs[file];
-        let k = match known.iter().find(|(c, _)| c == category) {
-            Some((_, k)) => *k,
-            None => {
-                let same = |s: &Source| s.name == input.source && s.category == *category;
-                let k = sources.iter().position(same).unwrap_or_else(|| {
-                    let (dataset, revision) = input.origin.clone().unzip();
-                    let licences = input.licence.iter().cloned().collect();
-                    sources.push(Source {
-                        name: input.source.clone(),
-                        category: category.clone(),
-                        dataset,
-                        revision,
-                        licences,
-                        ..Default::default()
-                    });
-                    sources.len() - 1
-                });
-                known.push((category.clone(), k));
-                k
-            }
-        };
-        if let (Some(l), Some(s)) = (licence, sources.get_mut(k))
-            && !s.licences.contains(l)
-        {
-            s.licences.push(l.clone());
-        }
-        k
     }
 
     fn document(&mut self, split: Split, document: DocumentTokens) -> Result<()> {
