@@ -33,7 +33,11 @@ fn files() -> Vec<(&'static str, Vec<u8>)> {
     let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gz.write_all(lines.as_bytes()).unwrap();
     let gz = gz.finish().unwrap();
-    let zst = zstd::encode_all(lines.as_bytes(), 1).unwrap();
+    // Without a checksum, which is optional, zstd cannot tell changed text from what was written.
+    let mut zst = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    zst.include_checksum(true).unwrap();
+    zst.write_all(lines.as_bytes()).unwrap();
+    let zst = zst.finish().unwrap();
     vec![
         ("a.parquet", parquet),
         ("b.arrow", arrow),
