@@ -71,7 +71,7 @@ pub fn merge(dirs: &[impl AsRef<Path>], out: impl AsRef<Path>) -> Result<Manifes
     if let Some(shard) = m.recipe.get_mut("shard") {
         *shard = serde_json::Value::Null;
     }
-    let (mut indices, mut known) = (Vec::new(), HashMap::new());
+    let (mut indices, mut joined) = (Vec::new(), Joined::default());
     for p in &parts {
         let part = p.manifest();
         m.counts.add(&part.counts);
@@ -81,8 +81,9 @@ pub fn merge(dirs: &[impl AsRef<Path>], out: impl AsRef<Path>) -> Result<Manifes
         m.packing.train_rows += part.packing.train_rows;
         m.packing.eval_rows += part.packing.eval_rows;
         m.packing.row_padding += part.packing.row_padding;
-        let joined = part.sources.iter().map(|s| join(&mut m.sources, &mut known, s));
-        indices.push(joined.collect::<Vec<usize>>());
+        indices.push(
+            part.sources.iter().map(|s| joined.add(&mut m.sources, s)).collect::<Vec<usize>>(),
+        );
     }
     for split in [Split::Train, Split::Eval] {
         let mut writer: Option<ShardWriter> = None;
@@ -124,25 +125,30 @@ pub fn merge(dirs: &[impl AsRef<Path>], out: impl AsRef<Path>) -> Result<Manifes
     Ok(m)
 }
 
-/// What tells sources apart: name, category, dataset and revision.
-type SourceKey = (String, Option<String>, Option<String>, Option<String>);
+/// Sources of all parts, found by what makes them the same.
+#[derive(Default)]
+struct Joined {
+    index: HashMap<[Option<String>; 4], usize>,
+    licences: Vec<HashSet<String>>,
+}
 
-/// The index of source `s` in the joined list, to which its counts are added. `known` has the index
-/// of every source in the list.
-fn join(all: &mut Vec<Source>, known: &mut HashMap<SourceKey, usize>, s: &Source) -> usize {
-    let key = (s.name.clone(), s.category.clone(), s.dataset.clone(), s.revision.clone());
-    match known.get(&key).copied() {
-        Some(k) => {
+impl Joined {
+    /// The index of source `s` in the joined list, to which its counts are added.
+    fn add(&mut self, all: &mut Vec<Source>, s: &Source) -> usize {
+        let key = [Some(s.name.clone()), s.category.clone(), s.dataset.clone(), s.revision.clone()];
+        if let Some(&k) = self.index.get(&key) {
             all[k].counts.add(&s.counts);
-            let have: HashSet<String> = all[k].licences.iter().cloned().collect();
-            all[k].licences.extend(s.licences.iter().filter(|l| !have.contains(*l)).cloned());
-            k
+            for l in &s.licences {
+                if self.licences[k].insert(l.clone()) {
+                    all[k].licences.push(l.clone());
+                }
+            }
+            return k;
         }
-        None => {
-            all.push(s.clone());
-            known.insert(key, all.len() - 1);
-            all.len() - 1
-        }
+        self.index.insert(key, all.len());
+        self.licences.push(s.licences.iter().cloned().collect());
+        all.push(s.clone());
+        all.len() - 1
     }
 }
 

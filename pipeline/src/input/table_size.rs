@@ -38,11 +38,19 @@ fn add(a: &dyn Array, out: &mut [u64]) {
         DataType::Struct(_) => a.as_struct().columns().iter().for_each(|c| add(c.as_ref(), out)),
         DataType::Dictionary(_, _) => {
             let d = a.as_any_dictionary();
-            let mut sizes = vec![0; d.values().len()];
-            add(d.values().as_ref(), &mut sizes);
-            if sizes.is_empty() {
+            if d.values().is_empty() {
                 return;
             }
+            if d.values().len() > 4 * out.len() {
+                // Of a large dictionary only what these rows use.
+                let keys = d.normalized_keys().into_iter().filter(|k| *k < d.values().len());
+                for (size, k) in out.iter_mut().zip(keys) {
+                    add(d.values().slice(k, 1).as_ref(), std::slice::from_mut(size));
+                }
+                return;
+            }
+            let mut sizes = vec![0; d.values().len()];
+            add(d.values().as_ref(), &mut sizes);
             for (size, key) in out.iter_mut().zip(d.normalized_keys()) {
                 *size += sizes.get(key).copied().unwrap_or(0);
             }

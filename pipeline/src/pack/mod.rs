@@ -15,4 +15,5 @@ pub(crate) mod packer;
 pub(crate) mod resume;
 pub(crate) mod seen;
 pub(crate) mod sink;
+pub(crate) mod source_index;
 pub(crate) mod unfit;

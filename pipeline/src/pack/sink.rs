@@ -11,13 +11,13 @@ use crate::pack::output_folder::prepare_folder;
 use crate::pack::packer::{Packer, PendingDocument};
 use crate::pack::resume::{InputStamp, RunState, START_OVER, STATE_FILE, remove_state};
 use crate::pack::seen::SeenSet;
+use crate::pack::source_index::SourceIndex;
 use crate::pack::unfit;
 use crate::parse::drop_reason::DropReason;
 use crate::run::batch::{BatchPosition, Cursor, ProcessedBatch, ProcessedRow};
 use crate::run::executor::{Feed, InputStream};
-use dlm_datasets::manifest::{DropExample, Manifest, MixtureShare, Source, Split};
+use dlm_datasets::manifest::{DropExample, Manifest, MixtureShare, Split};
 use dlm_datasets::writer::{DocumentTokens, ShardWriter, shard_name, write_manifest};
-use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -46,15 +46,9 @@ pub(crate) struct DatasetSink<'a> {
     /// For the train and the eval split.
     packers: [Packer; 2],
     writers: [Option<ShardWriter>; 2],
-    /// Per input file: index in the manifest's sources by category.
-    sources_of_input: Vec<HashMap<Option<String>, usize>>,
-    /// Index in the manifest's sources by name and category, so that neither many files nor many
-    /// categories make a search of all sources.
-    source_index: HashMap<(String, Option<String>), usize>,
-    /// Licences of each source of the manifest.
-    known_licences: Vec<HashSet<String>>,
     /// The input files when the run started, looked up once.
     stamps: Vec<InputStamp>,
+    sources: SourceIndex,
     seen: SeenSet,
     cursors: Vec<Cursor>,
     mixture: MixtureState,
@@ -81,10 +75,8 @@ impl<'a> DatasetSink<'a> {
             packers: [packer(), packer()],
             manifest,
             writers: [None, None],
-            sources_of_input: vec![HashMap::new(); job.inputs.len()],
-            source_index: HashMap::new(),
-            known_licences: Vec::new(),
             stamps: InputStamp::of(job.inputs),
+            sources: SourceIndex::default(),
             seen: SeenSet::new(dir),
             cursors: job.streams.iter().map(|s| Cursor { file: s.start, row: 0 }).collect(),
             mixture: job.mixture.begin(),
@@ -111,8 +103,7 @@ impl<'a> DatasetSink<'a> {
         }
         self.seen.restore(s.seen, s.rows_seen).map_err(|e| format!("{e}; {START_OVER}"))?;
         self.manifest = s.manifest;
-        let by_key = |(k, s): (usize, &Source)| ((s.name.clone(), s.category.clone()), k);
-        self.source_index = self.manifest.sources.iter().enumerate().map(by_key).collect();
+        self.sources = SourceIndex::default();
         self.cursors = s.cursors;
         self.mixture = s.mixture;
         self.rows_seen = s.rows_seen;
@@ -224,7 +215,8 @@ impl<'a> DatasetSink<'a> {
         self.rows_seen += 1;
         let file = b.from.file;
         let (category, licence) = &b.keys[key];
-        let source = self.source(file, category, licence);
+        let input = &self.job.inputs[file];
+        let source = self.sources.find(&mut self.manifest.sources, input, category, licence);
         let mut dropped = row.dropped;
         if dropped.is_none() && self.job.settings.dedup && !self.seen.insert(row.fingerprint) {
             dropped = Some(DropReason::Duplicate);
@@ -273,52 +265,6 @@ impl<'a> DatasetSink<'a> {
         let h = (fingerprint >> 64) as u64 ^ s.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let held_out = s.eval_fraction > 0.0 && (h as f64 / u64::MAX as f64) < s.eval_fraction;
         if held_out { Split::Eval } else { Split::Train }
-    }
-
-    /// Index in the manifest's sources, which gets a new source if this category or licence is new.
-    fn source(
-        &mut self,
-        file: usize,
-        category: &Option<String>,
-        licence: &Option<String>,
-    ) -> usize {
-        let (sources, known) = (&mut self.manifest.sources, &mut self.sources_of_input[file]);
-        let input = &self.job.inputs[file];
-        let k = match known.get(category) {
-            Some(k) => *k,
-            None => {
-                let key = (input.source.clone(), category.clone());
-                let k = *self.source_index.entry(key).or_insert_with(|| {
-                    let (dataset, revision) = input.origin.clone().unzip();
-                    let licences = input.licence.iter().cloned().collect();
-                    sources.push(Source {
-                        name: input.source.clone(),
-                        category: category.clone(),
-                        dataset,
-                        revision,
-                        licences,
-                        ..Default::default()
-                    });
-                    sources.len() - 1
-                });
-                known.insert(category.clone(), k);
-                k
-            }
-        };
-        if let (Some(l), Some(s)) = (licence, sources.get_mut(k)) {
-            while self.known_licences.len() <= k {
-                self.known_licences.push(HashSet::new());
-            }
-            let known = &mut self.known_licences[k];
-            if known.is_empty() {
-                known.extend(s.licences.iter().cloned());
-            }
-            if !known.contains(l) {
-                known.insert(l.clone());
-                s.licences.push(l.clone());
-            }
-        }
-        k
     }
 
     fn document(&mut self, split: Split, document: DocumentTokens) -> Result<()> {

@@ -46,6 +46,9 @@ pub(crate) struct InputStream {
 /// Bytes of raw rows that a ticket stands for; most batches have less.
 const TICKET_BYTES: u64 = 4 * BATCH_BYTES as u64;
 
+/// Ids that the memory of a batch may have room for to be kept: 16 MiB.
+const KEPT_IDS: usize = 4 << 20;
+
 /// A batch on its way to a worker.
 struct Raw {
     stream: usize,
@@ -108,9 +111,11 @@ impl Feed<'_> {
         }
     }
 
-    /// Returns a batch that was consumed; a worker reuses its memory.
+    /// Returns a batch that was consumed; a worker reuses its memory, unless it has grown large.
     pub(crate) fn give_back(&self, batch: ProcessedBatch) {
-        let _ = self.used.try_send(batch);
+        if batch.ids.capacity() <= KEPT_IDS {
+            let _ = self.used.try_send(batch);
+        }
     }
 
     fn take(&mut self, batch: Option<Result<Done>>) -> Result<()> {
