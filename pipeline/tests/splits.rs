@@ -239,7 +239,36 @@ const LAYOUTS: &[Layout] = &[
         &["SFT/chat/a.jsonl", "SFT/math/b.jsonl"],
         NO_TRAIN,
         &[],
-        Says(&["config SFT has the splits chat, math, and none is named train"]),
+        Files(
+            &["SFT/chat/a.jsonl", "SFT/math/b.jsonl"],
+            &["taken      config SFT, split chat, math, 2 files"],
+        ),
+    ),
+    // As nvidia/Llama-Nemotron-Post-Training-Dataset is laid out.
+    (
+        &["SFT/code/a.jsonl", "SFT/math/b.jsonl", "RL/instruction_following/c.jsonl"],
+        "
+- config_name: SFT
+  data_files:
+  - {split: code, path: SFT/code/*.jsonl}
+  - {split: math, path: SFT/math/*.jsonl}
+  default: true
+- config_name: RL
+  data_files:
+  - {split: instruction_following, path: RL/instruction_following/*.jsonl}",
+        &[],
+        Files(&["SFT/code/a.jsonl", "SFT/math/b.jsonl"], &["not taken  config RL"]),
+    ),
+    (
+        &["SFT/chat/a.jsonl", "SFT/math/b.jsonl", "SFT/test/c.jsonl"],
+        "
+- config_name: SFT
+  data_files:
+  - {split: chat, path: SFT/chat/*}
+  - {split: math, path: SFT/math/*}
+  - {split: math_test, path: SFT/test/*}",
+        &[],
+        Says(&["config SFT has the splits chat, math, math_test, and none is named train"]),
     ),
     (
         &["SFT/chat/a.jsonl", "SFT/math/b.jsonl"],

@@ -8,7 +8,7 @@
 use crate::input::card::{Card, CardConfig};
 use crate::input::glob::Glob;
 use crate::input::not_read::{NotRead, shown};
-use crate::input::split_names::{converted, in_order, splits_of_names};
+use crate::input::split_names::{converted, in_order, says_a_purpose, splits_of_names};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -286,7 +286,8 @@ fn config_of_folders(
     Ok(splits)
 }
 
-/// The files of the splits that the user named, else those of `train`, else those of the only one.
+/// The files of the splits that the user named, else those of `train`, else those of the only one,
+/// else those of all, where the names are categories.
 fn take_splits(
     paths: &[&str],
     splits: &Splits,
@@ -318,6 +319,10 @@ fn take_splits(
             Some(train) => names.push(train.0.clone()),
             None => match &splits[..] {
                 [only] if whole(&only.1) => names.push(only.0.clone()),
+                // code, math, chat: categories, all of them to train on
+                [_, _, ..] if !splits.iter().any(|s| says_a_purpose(&s.0)) => {
+                    names.extend(splits.iter().map(|s| s.0.clone()));
+                }
                 _ => {
                     return Err(format!(
                         "{}the splits {}, and none is named train; choose with --split NAME, or take all with --split {ALL}",

@@ -45,6 +45,12 @@ pub(crate) fn splits_of_names(paths: &[&str]) -> Vec<(String, Vec<usize>)> {
     vec![("train".to_string(), (0..paths.len()).collect())]
 }
 
+/// Whether the name of a split says what the split is for, as `train_sft` and `test` do; others,
+/// such as `code` and `math`, are categories.
+pub(crate) fn says_a_purpose(split: &str) -> bool {
+    WORDS.iter().any(|(_, words)| words.iter().any(|word| has_word(split, word, true)))
+}
+
 /// Config and split in `CONFIG/SPLIT/0000.parquet` or `CONFIG/partial-SPLIT/…`, as on the branch
 /// that holds the hub's own conversion.
 pub(crate) fn converted(path: &str) -> Option<(&str, &str)> {
