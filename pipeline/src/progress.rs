@@ -21,7 +21,7 @@ pub trait Progress: Send + Sync {
         let _ = line;
     }
 
-    /// Inputs, tokenizer and template are loaded and the output folder is open; rows are read from
+    /// Inputs, tokenizer and template are loaded; the output folder is opened and rows are read from
     /// now on. From here on a set stop flag ([`Prepare::stop_flag`](crate::Prepare::stop_flag))
     /// ends the run within a batch.
     fn processing_started(&self) {}

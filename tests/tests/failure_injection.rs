@@ -206,8 +206,16 @@ impl Ground {
 }
 
 fn survives(work: &Work) {
-    let dir = tempfile::tempdir().unwrap();
-    let Some(library) = library(dir.path()) else { return };
+    // in memory where that is possible: what is tested is the order of operations, not the disk
+    let in_memory = tempfile::tempdir_in("/dev/shm").and_then(|dir| {
+        std::fs::write(dir.path().join("room"), vec![0; 64 << 20])?;
+        std::fs::remove_file(dir.path().join("room"))?;
+        Ok(dir)
+    });
+    let dir = in_memory.or_else(|_| tempfile::tempdir()).unwrap();
+    // memory may be mounted so that nothing in it can be run
+    let home = tempfile::tempdir().unwrap();
+    let Some(library) = library(home.path()) else { return };
     (work.inputs)(dir.path());
     let mut ground = Ground { dir, library, expected: BTreeMap::new() };
     let (mut whole, dir) = ground.disturbed(work, "whole");

@@ -51,8 +51,8 @@ fn summary(p: &Prepared) -> String {
     )
 }
 
-/// Console progress; signals end the run in an orderly way from the moment on at which rows are
-/// read. Until then they end the process, since there is nothing to save.
+/// Console progress; signals end the run in an orderly way from the moment on at which the output
+/// folder is opened. Until then they end the process, since there is nothing to save.
 struct PrepareProgress {
     console: ConsoleProgress,
     stop: Arc<AtomicBool>,

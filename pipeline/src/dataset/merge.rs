@@ -7,6 +7,7 @@
 use crate::error::{Error, Result};
 use crate::pack::apart::check_apart;
 use crate::pack::output_folder::{self, check_folder_to_fill};
+use crate::pack::ownership::CONFIG_OF_TOKENIZER;
 use dlm_datasets::fs::{lock_dir, write_atomic};
 use dlm_datasets::manifest::{Counts, Manifest, Source, Split};
 use dlm_datasets::writer::{BATCH_ROWS, ShardWriter, shard_name, write_manifest};
@@ -52,14 +53,7 @@ pub fn merge(dirs: &[impl AsRef<Path>], out: impl AsRef<Path>) -> Result<Manifes
     }
     check_folder_to_fill(out)?;
     let _lock = lock_dir(out)?;
-    let tokenizer = out.join("tokenizer");
-    std::fs::create_dir_all(&tokenizer).map_err(Error::io("making", &tokenizer))?;
-    let from = first.dir().join("tokenizer");
-    for e in std::fs::read_dir(&from).map_err(Error::io("listing", &from))? {
-        let path = e.map_err(Error::io("listing", &from))?.path();
-        let bytes = std::fs::read(&path).map_err(Error::io("reading", &path))?;
-        write_atomic(&tokenizer.join(path.file_name().unwrap_or_default()), &bytes)?;
-    }
+    copy_tokenizer(&first.dir().join("tokenizer"), &out.join("tokenizer"))?;
     let mut m = Manifest {
         files: Vec::new(),
         sources: Vec::new(),
@@ -123,6 +117,27 @@ pub fn merge(dirs: &[impl AsRef<Path>], out: impl AsRef<Path>) -> Result<Manifes
     m.recipe_fingerprint = fingerprint;
     write_manifest(out, &m)?;
     Ok(m)
+}
+
+/// Copies a tokenizer folder. The file that shows whose it is goes first, so that a merge that was
+/// killed can be repeated.
+fn copy_tokenizer(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to).map_err(Error::io("making", to))?;
+    let entries = std::fs::read_dir(from).map_err(Error::io("listing", from))?;
+    let mut names = entries
+        .map(|entry| Ok(entry.map_err(Error::io("listing", from))?.file_name()))
+        .collect::<Result<Vec<_>>>()?;
+    names.sort_by_key(|name| (name != CONFIG_OF_TOKENIZER, name.clone()));
+    for name in names {
+        let path = from.join(&name);
+        if path.is_dir() {
+            copy_tokenizer(&path, &to.join(&name))?;
+            continue;
+        }
+        let bytes = std::fs::read(&path).map_err(Error::io("reading", &path))?;
+        write_atomic(&to.join(&name), &bytes)?;
+    }
+    Ok(())
 }
 
 /// Sources of all parts, found by what makes them the same.

@@ -3,7 +3,7 @@
 //! In: a file. Out: nothing, or what is wrong with it. The reader allocates what the file asks for,
 //! so a few damaged bytes could ask for more memory than there is.
 
-use arrow::ipc::{Block, Message, RecordBatch, root_as_footer, root_as_message};
+use arrow::ipc::{Block, CompressionType, Message, RecordBatch, root_as_footer, root_as_message};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 
@@ -11,6 +11,13 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 const DESCRIPTION_BYTES: u64 = 64 << 20;
 /// Bytes of a record batch after decompression.
 pub(crate) const BATCH_MEMORY: u64 = 2 << 30;
+
+/// Bytes that one byte of a compressed buffer can become: zstd stores a block of 128 KiB of equal
+/// bytes in 4, LZ4 255 bytes of a repetition in 1.
+const ZSTD_GROWTH: u64 = 1 << 15;
+const LZ4_GROWTH: u64 = 255;
+/// Bytes that come to it for an unfinished block.
+const BLOCK: u64 = 128 << 10;
 
 /// Checks all messages of a file (`is_file`) or stream.
 pub(crate) fn check(file: File, is_file: bool) -> Result<(), String> {
@@ -119,7 +126,9 @@ impl Checked {
         body: std::ops::Range<u64>,
         batch: &RecordBatch,
     ) -> Result<(), String> {
-        let compressed = batch.compression().is_some();
+        let codec = batch.compression().map(|compression| compression.codec());
+        let growth =
+            if codec == Some(CompressionType::LZ4_FRAME) { LZ4_GROWTH } else { ZSTD_GROWTH };
         let mut decoded = 0u64;
         for b in batch.buffers().into_iter().flat_map(|b| b.iter()) {
             let place = u64::try_from(b.offset()).ok().zip(u64::try_from(b.length()).ok());
@@ -128,13 +137,18 @@ impl Checked {
             let (from, bytes) = place.ok_or_else(|| {
                 format!("the message at byte {at} names a buffer that lies outside of it")
             })?;
-            if compressed && bytes >= 8 {
+            if codec.is_some() && bytes >= 8 {
                 let head = self.read(from, 8)?;
                 let claimed = head.try_into().map_or(-2, i64::from_le_bytes);
                 let claimed = if claimed == -1 { bytes as i64 - 8 } else { claimed };
                 let claimed = u64::try_from(claimed).map_err(|_| {
                     format!("the message at byte {at} has a buffer of {claimed} bytes")
                 })?;
+                if claimed > (bytes - 8).saturating_mul(growth).saturating_add(BLOCK) {
+                    return Err(format!(
+                        "the message at byte {at} claims that a buffer of {bytes} bytes becomes {claimed} once it is decompressed"
+                    ));
+                }
                 decoded = decoded.saturating_add(claimed);
             }
         }

@@ -13,6 +13,8 @@ use std::path::Path;
 
 /// The folder of a dataset's tokenizer.
 const TOKENIZER: &str = "tokenizer";
+/// The file of a tokenizer that names its mask token.
+pub(crate) const CONFIG_OF_TOKENIZER: &str = "tokenizer_config.json";
 /// The lock of a running process.
 const LOCK: &str = ".lock";
 /// Bytes in which the mark of a file stands: the schema of a data file, the first keys of JSON.
@@ -85,11 +87,12 @@ fn look(dir: &Path, is_own: impl Fn(&str) -> bool) -> Result<Found> {
 /// Whether a folder is what a run leaves as the tokenizer of a dataset, which always names a mask
 /// token, or the empty beginning of it.
 pub(crate) fn is_tokenizer_of_a_dataset(dir: &Path) -> bool {
-    let Ok(mut entries) = std::fs::read_dir(dir) else { return false };
-    if entries.next().is_none() {
+    let Ok(entries) = std::fs::read_dir(dir) else { return false };
+    let begun = format!("{CONFIG_OF_TOKENIZER}{PARTIAL}");
+    if entries.into_iter().all(|entry| entry.is_ok_and(|entry| *entry.file_name() == *begun)) {
         return true;
     }
-    let config = std::fs::read_to_string(dir.join("tokenizer_config.json")).unwrap_or_default();
+    let config = std::fs::read_to_string(dir.join(CONFIG_OF_TOKENIZER)).unwrap_or_default();
     config.contains("\"mask_token\"")
 }
 
@@ -137,6 +140,7 @@ mod tests {
             (&[("notes.txt", "x")], Some("notes.txt")),
             (&[(".lock", "1")], None),
             (&[("tokenizer/tokenizer_config.json", "{\"mask_token\": \"<m>\"}")], None),
+            (&[("tokenizer/tokenizer_config.json.partial", "{\"mask")], None),
             (&[("tokenizer/tokenizer.json", "{}")], Some("tokenizer")),
             (&[(MANIFEST, ours), ("tokenizer/tokenizer.json", "{}")], None),
         ] {

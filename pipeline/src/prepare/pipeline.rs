@@ -84,6 +84,8 @@ pub(crate) fn run_plan(plan: &PreparePlan, out: &Path, control: RunControl) -> R
             prepared.already_prepared = true;
         }
         None => {
+            // before the folder is touched, so that a signal leaves it in order
+            progress.processing_started();
             let _lock = lock_dir(out)?;
             let mut sink = DatasetSink::open(out, plan.pack_job(), overwrite)?;
             prepared.resumed_after = sink.rows_seen();
@@ -92,7 +94,6 @@ pub(crate) fn run_plan(plan: &PreparePlan, out: &Path, control: RunControl) -> R
             }
             let meter = Meter { stop, ..Default::default() };
             prepared.load_seconds = begin.elapsed().as_secs_f64();
-            progress.processing_started();
             write_dataset(plan, out, workers, progress, &meter, &mut sink)?;
             prepared.manifest = sink.finish()?;
             prepared.text_bytes = meter.text_bytes.load(Ordering::Relaxed);

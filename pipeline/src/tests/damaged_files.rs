@@ -1,5 +1,6 @@
 //! Files with flipped, missing and foreign bytes: every one gives rows or an error that names it.
 
+use crate::input::arrow_check;
 use crate::input::files::list_files;
 use crate::input::selection::FileSelection;
 use crate::input::source::Input;
@@ -137,5 +138,34 @@ fn claimed_sizes_are_compared_with_the_file() {
             let said = read(&path).unwrap_err();
             assert!(said.contains(name) && said.contains("not readable as"), "{said}");
         }
+    }
+}
+
+/// Equal bytes compress by the most that a codec can; a claim beyond that is refused before the
+/// memory for it is asked for.
+#[test]
+fn compressed_buffers_cannot_claim_more_than_their_codec_makes() {
+    let dir = tempfile::tempdir().unwrap();
+    let zeros: ArrayRef = Arc::new(arrow::array::Int64Array::from(vec![0; 5_000_001]));
+    let batch = RecordBatch::try_from_iter([("zeros", zeros)]).unwrap();
+    for codec in [CompressionType::ZSTD, CompressionType::LZ4_FRAME] {
+        let options = IpcWriteOptions::default().try_with_compression(Some(codec)).unwrap();
+        let mut bytes = Vec::new();
+        let mut writer =
+            FileWriter::try_new_with_options(&mut bytes, &batch.schema(), options).unwrap();
+        writer.write(&batch).unwrap();
+        writer.finish().unwrap();
+        drop(writer);
+        let check = |bytes: &[u8]| {
+            let path = dir.path().join("zeros.arrow");
+            std::fs::write(&path, bytes).unwrap();
+            arrow_check::check(std::fs::File::open(path).unwrap(), true)
+        };
+        assert_eq!(check(&bytes), Ok(()), "{codec:?}");
+        let length = (8 * 5_000_001i64).to_le_bytes();
+        let at = memchr::memmem::find(&bytes, &length).unwrap();
+        bytes[at..at + 8].copy_from_slice(&((2i64 << 30) - 8).to_le_bytes());
+        let said = check(&bytes).unwrap_err();
+        assert!(said.contains("claims that a buffer of"), "{codec:?}: {said}");
     }
 }

@@ -48,7 +48,7 @@ fn load(dir: &Path) -> (Decoder, Weights) {
     (decoder, weights)
 }
 
-fn info(dir: &Path) -> ExportInfo {
+fn info() -> ExportInfo {
     ExportInfo {
         bd_size: 8,
         mask_token: "|<MASK>|".into(),
@@ -56,7 +56,7 @@ fn info(dir: &Path) -> ExportInfo {
         source_eos_token_ids: Vec::new(),
         eos_token_ids: vec![families::EOS],
         pad_token_id: 0,
-        tokenizer: dir.join("none"),
+        tokenizer: dlm_test_support::sample("tokenizer"),
         source_folder: None,
         record: serde_json::json!({}),
     }
@@ -114,15 +114,8 @@ fn reads_back_as_the_ternary_model_it_was() {
     {
         let dir = tempfile::tempdir().unwrap();
         let (decoder, w) = own(arch);
-        export::export(
-            dir.path(),
-            &decoder,
-            &w,
-            Dtype::F32,
-            ExportFormat::PackedTernary,
-            &info(dir.path()),
-        )
-        .unwrap();
+        export::export(dir.path(), &decoder, &w, Dtype::F32, ExportFormat::PackedTernary, &info())
+            .unwrap();
         let q = families::read_json(&dir.path().join("config.json"))["quantization_config"].clone();
         assert_eq!(q["quant_method"], "bitnet");
         assert_eq!(q["quantization_mode"], "offline");
@@ -201,15 +194,8 @@ fn a_packed_checkpoint_packs_to_the_same_bytes() {
         let source = dir.join(name);
         let (decoder, w) = load(&source);
         let out = tempfile::tempdir().unwrap();
-        export::export(
-            out.path(),
-            &decoder,
-            &w,
-            Dtype::F32,
-            ExportFormat::PackedTernary,
-            &info(out.path()),
-        )
-        .unwrap();
+        export::export(out.path(), &decoder, &w, Dtype::F32, ExportFormat::PackedTernary, &info())
+            .unwrap();
         let (a, b) = (Checkpoint::open(&source).unwrap(), Checkpoint::open(out.path()).unwrap());
         for spec in decoder.params.specs.iter().filter(|s| s.kind == ParamKind::Matrix) {
             assert_eq!(
