@@ -13,24 +13,33 @@ const COLOURS: usize = 6;
 
 /// The whole page.
 pub(super) fn page(report: &TaskReport) -> String {
-    let mut body = String::new();
-    let _ = writeln!(body, "<div class=\"scroll\"><table><tr>");
-    for title in COLUMNS {
-        let _ = write!(body, "<th>{}</th>", escape(title));
-    }
-    body.push_str("</tr>\n");
-    for row in report.rows() {
-        let cells = row.iter().map(|cell| format!("<td>{}</td>", escape(cell)));
-        let _ = writeln!(body, "<tr>{}</tr>", cells.collect::<String>());
-    }
-    body.push_str("</table></div>\n<div class=\"charts\">\n");
+    let rows: Vec<Vec<String>> = report.rows().iter().map(|row| row.to_vec()).collect();
+    let mut body = table(&COLUMNS.map(String::from), &rows);
+    body.push_str("<div class=\"charts\">\n");
     body.push_str(&chart(report, 0, "tokens per forward pass", |run| run.tokens_per_forward));
     body.push_str(&chart(report, 1, "tokens per second", |run| run.tokens_per_second));
     body.push_str("</div>\n");
+    if let Some((titles, rows)) = report.kinds() {
+        let _ = writeln!(
+            body,
+            "<section><h2>Right by kind of task</h2>{}</section>",
+            table(&titles, &rows)
+        );
+    }
     for note in report.notes() {
         let _ = writeln!(body, "<p class=\"note\">{}</p>", escape(&note));
     }
     html::page("Answers to tasks", &report.heading(), &body)
+}
+
+/// A table with its titles.
+fn table(titles: &[String], rows: &[Vec<String>]) -> String {
+    let cells = |tag: &str, row: &[String]| {
+        let cells = row.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell)));
+        format!("<tr>{}</tr>\n", cells.collect::<String>())
+    };
+    let body: String = rows.iter().map(|row| cells("td", row)).collect();
+    format!("<div class=\"scroll\"><table>\n{}{body}</table></div>\n", cells("th", titles))
 }
 
 /// Exact matches over a measure of speed: a line for each sub-block size, a dot for each run.

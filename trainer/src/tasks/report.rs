@@ -214,28 +214,12 @@ impl TaskReport {
     pub(crate) fn to_text(&self) -> String {
         let mut out = self.heading();
         out.push_str("\n\n");
-        let rows = self.rows();
-        let width = |i: usize| {
-            let cells = rows.iter().map(|row| row[i].chars().count());
-            cells.chain([COLUMNS[i].chars().count()]).max().unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..COLUMNS.len()).map(width).collect();
-        let mut line = |cells: Vec<&str>| {
-            for (i, (cell, width)) in cells.iter().zip(&widths).enumerate() {
-                let space = " ".repeat(width - cell.chars().count());
-                let _ = match i {
-                    0 => write!(out, "{cell}{space}"),
-                    _ => write!(out, "  {space}{cell}"),
-                };
-            }
-            out.push('\n');
-        };
-        line(COLUMNS.to_vec());
-        for row in &rows {
-            line(row.iter().map(String::as_str).collect());
-        }
-        for kinds in self.kinds_table() {
-            out.push_str(&kinds);
+        let titles = COLUMNS.map(String::from);
+        let rows: Vec<Vec<String>> = self.rows().iter().map(|row| row.to_vec()).collect();
+        out.push_str(&aligned(&titles, &rows));
+        if let Some((titles, rows)) = self.kinds() {
+            out.push_str("\nright by kind of task\n");
+            out.push_str(&aligned(&titles, &rows));
         }
         for note in self.notes() {
             let _ = write!(out, "\n{note}");
@@ -243,20 +227,36 @@ impl TaskReport {
         out.trim_end().to_string()
     }
 
-    /// The kinds of tasks with the right answers of each run, a line of text each; empty where the
-    /// tasks name at most one kind.
-    fn kinds_table(&self) -> Vec<String> {
-        let Some(first) = self.runs.first().filter(|run| run.kinds.len() > 1) else {
-            return Vec::new();
-        };
-        let mut lines = vec!["\nright by kind of task:\n".to_string()];
-        for (kind, (_, of)) in &first.kinds {
-            let cells = self.runs.iter().map(|run| {
-                let right = run.kinds.get(kind).map_or(0, |kind| kind.0);
-                format!("{} {right}", run.name)
-            });
-            lines.push(format!("  {kind} (of {of}): {}\n", cells.collect::<Vec<_>>().join(", ")));
-        }
-        lines
+    /// The table of right answers by kind of task: its titles and a row for each run; `None` where
+    /// the tasks name at most one kind.
+    pub(super) fn kinds(&self) -> Option<(Vec<String>, Vec<Vec<String>>)> {
+        let first = self.runs.first().filter(|run| run.kinds.len() > 1)?;
+        let titles = first.kinds.iter().map(|(kind, (_, of))| format!("{kind} (of {of})"));
+        let rows = self.runs.iter().map(|run| {
+            let right = first.kinds.keys().map(|kind| run.kinds.get(kind).map_or(0, |kind| kind.0));
+            [run.name.clone()].into_iter().chain(right.map(|right| right.to_string())).collect()
+        });
+        Some((["run".to_string()].into_iter().chain(titles).collect(), rows.collect()))
     }
+}
+
+/// A table as text, a line for each row: the first column to the left, the others to the right.
+fn aligned(titles: &[String], rows: &[Vec<String>]) -> String {
+    let width = |i: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(i)).chain(titles.get(i));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..titles.len()).map(width).collect();
+    let mut out = String::new();
+    for cells in [titles].into_iter().chain(rows.iter().map(Vec::as_slice)) {
+        for (i, (cell, width)) in cells.iter().zip(&widths).enumerate() {
+            let space = " ".repeat(width - cell.chars().count());
+            let _ = match i {
+                0 => write!(out, "{cell}{space}"),
+                _ => write!(out, "  {space}{cell}"),
+            };
+        }
+        out.push('\n');
+    }
+    out
 }
