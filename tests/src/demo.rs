@@ -87,6 +87,11 @@ fn demo() -> Result<()> {
         ("converted, block mode, threshold 0.95", "diffusion", "--mode block --threshold 0.95"),
         ("converted, block mode, threshold 0.9", "diffusion", "--mode block --threshold 0.9"),
         (
+            "converted, block mode, threshold 0.9, sub-blocks of 16",
+            "diffusion",
+            "--mode block --threshold 0.9 --sub-block-size 16",
+        ),
+        (
             "converted, block mode, threshold 0.9, sub-blocks of 32",
             "diffusion",
             "--mode block --threshold 0.9 --sub-block-size 32",
