@@ -8,7 +8,7 @@ use polars::prelude::*;
 use serde_json::{Map, Value, json};
 
 /// Every row of the frame, in order.
-pub fn lines(frame: &DataFrame) -> Result<String> {
+pub(crate) fn lines(frame: &DataFrame) -> Result<String> {
     let mut out = String::new();
     for row in 0..frame.height() {
         let mut object = Map::new();

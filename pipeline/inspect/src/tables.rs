@@ -20,7 +20,7 @@ use polars::prelude::*;
 use polars::sql::SQLContext;
 
 /// Runs a query over the tables that it names.
-pub fn query(dataset: &Dataset, query: &str) -> Result<DataFrame> {
+pub(crate) fn query(dataset: &Dataset, query: &str) -> Result<DataFrame> {
     let mut context = SQLContext::new();
     let lower = query.to_lowercase();
     // A table that the query does not name is not registered: `documents` reads every row.
@@ -34,7 +34,7 @@ pub fn query(dataset: &Dataset, query: &str) -> Result<DataFrame> {
 }
 
 /// The query that makes the summary.
-pub fn summary(by_category: bool) -> String {
+pub(crate) fn summary(by_category: bool) -> String {
     let by = if by_category { "category" } else { "source" };
     format!(
         "SELECT {by}, COUNT(*) AS documents, SUM(tokens) AS tokens, SUM(loss_tokens) AS loss_tokens, \
