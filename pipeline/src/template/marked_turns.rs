@@ -118,20 +118,16 @@ fn without_marks(text: &str) -> String {
 /// it occurs twice.
 fn behind_prompt(edges: &TurnEdges, gap: &str, added: &str) -> Option<usize> {
     let added = added.trim_start_matches(is_space);
-    let whole = |head: &str| {
-        let tokens = edges.control.tokens();
-        head.len() == added.trim_end_matches(is_space).len()
-            || head.len() == added.len()
+    let tokens = edges.control.tokens();
+    let whole = |head: &&str| {
+        head.len() >= added.trim_end_matches(is_space).len()
             || head.ends_with(is_space)
             || tokens.iter().any(|(t, _)| head.ends_with(t.as_str()))
     };
-    let heads = (1..=added.len()).rev().filter_map(|n| added.get(..n)).filter(|h| whole(h));
-    for head in heads {
-        if let Some(at) = gap.find(head) {
-            return (gap.rfind(head) == Some(at)).then_some(at + head.len());
-        }
-    }
-    None
+    let mut heads = (1..=added.len()).rev().filter_map(|n| added.get(..n)).filter(whole);
+    let head = heads.find(|head| gap.contains(head))?;
+    let at = gap.find(head)?;
+    (gap.rfind(head) == Some(at)).then_some(at + head.len())
 }
 
 impl<'a> MarkedTurns<'a> {
@@ -197,20 +193,28 @@ impl<'a> MarkedTurns<'a> {
         if others.is_empty() && at > 0 {
             return None;
         }
-        let prompt = self.render(k, true)?;
-        let added = prompt.strip_prefix(self.render(k, false)?.as_str())?;
-        let start = at + to - from + behind_prompt(self.edges, &alone[to..first], added)?;
-
-        let last_only = |text: &str| {
-            let tail = text.trim_end_matches(is_space).strip_suffix(&*self.behind_the_last);
-            match self.behind_the_last.is_empty() {
-                true => Some(text.len()),
-                false => tail.map(str::len),
+        let (gap, prompt) = (&alone[to..first], self.render(k, true)?);
+        // The prompt from the same text on, if that is the last of others in it too.
+        let asked = match (self.owned(&prompt).last(), others.last()) {
+            (Some(a), Some(b)) if a.text == b.text => Some(&prompt[a.end..]),
+            (None, None) => Some(prompt.as_str()),
+            _ => None,
+        };
+        let before_turn = match asked.filter(|asked| gap.starts_with(asked)) {
+            Some(asked) => asked.len(),
+            None => {
+                let added = prompt.strip_prefix(self.render(k, false)?.as_str())?;
+                behind_prompt(self.edges, gap, added)?
             }
         };
+        let start = at + to - from + before_turn;
+
         let rest = &self.text[at + known.len()..];
-        let own = &alone[last..];
-        let n = ending(self.edges.control, rest, &own[..last_only(own)?])?;
+        let mut own = &alone[last..];
+        if !self.behind_the_last.is_empty() {
+            own = own.trim_end_matches(is_space).strip_suffix(&*self.behind_the_last)?;
+        }
+        let n = ending(self.edges.control, rest, own)?;
         let next = rest.find([CONTENT_START, MARK_START]).unwrap_or(rest.len());
         let end = at + known.len() + closed(self.edges.control, rest, n.min(next));
 
