@@ -153,7 +153,7 @@ fn thoughts_are_never_lost() {
     }
 }
 
-/// Gemma 4 writes the text of a turn behind the result of its call, where the model never writes it.
+/// Gemma 4 writes the text of a turn behind the result of its call, where no model writes it.
 const KNOWN: [(&str, &str); 1] = [("file:ort_models_gemma-4.jinja", "text")];
 
 /// Every published template either renders a call, and then the whole call is in the loss of its
