@@ -68,6 +68,10 @@ OWN = {
                                       "<|start|>judge",
     "own:ids for names": CALLS.replace("{{ {'name': t.function.name, 'arguments': t.function.arguments} | tojson }}",
                                        "{{ t.id }}{{ t.function.arguments | tojson }}"),
+    "own:instructions behind the last message": CALLS.replace("{% if add", "<|im_start|>system\nCall or answer.<|im_end|>\n{% if add").replace(
+        "{{ m.content }}", "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"),
+    "own:calls without end of turn, and instructions": CALLS.replace("<|im_end|>", "{{ '' if m.tool_calls else '<|im_end|>' }}").replace(
+        "{% if add", "<|im_start|>system\nCall or answer.<|im_end|>\n{% if add"),
     "own:gen prompt with thoughts": CHATML.replace("assistant\n", "assistant\n{% if not thinking %}<think>\n\n</think>\n\n{% endif %}"),
 }
 
@@ -389,7 +393,6 @@ LOST = {"assistant_text_lost", "tool_calls_lost"}
 # Rows that are dropped although Python writes everything, with the reason, which docs/templates.md explains.
 KNOWN = {
     ("file:ort_models_gemma-4.jinja", "no_assistant_span"): "the text beside a call stands behind the result of the call",
-    ("hfjs:CohereForAI/c4ai-command-r-v01 (JSON Schema)", "no_assistant_span"): "instructions follow the last message",
     ("hfjs:moonshotai/Kimi-K2-Thinking", "tool_calls_lost"): "the id of a call stands in place of its name",
     ("own:ids for names", "tool_calls_lost"): "the id of a call stands in place of its name",
 }

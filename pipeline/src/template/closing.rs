@@ -18,6 +18,8 @@ pub(crate) struct Closing {
     pub text: String,
     /// What it writes behind the last message, whether or not an answer is asked for.
     pub standing: String,
+    /// What it writes behind the last message only; None if it does not write the sample.
+    pub behind_the_last: Option<String>,
     /// The generation prompt, where it opens the thoughts of the answer.
     pub opening: String,
 }
@@ -31,16 +33,17 @@ fn opens_thoughts(prompt: &str) -> bool {
 const TEXTS: [&str; 4] = ["zqone", "zqtwo", "zqthree", "zqfour"];
 
 impl Closing {
-    /// Finds out what the template writes.
-    pub(crate) fn probe(template: &ChatTemplate, control: &ControlTokens) -> Self {
+    /// Finds out what the template writes in conversations with `inputs`.
+    pub(crate) fn probe(template: &ChatTemplate, control: &ControlTokens, inputs: Inputs) -> Self {
         let messages: Vec<Message> = TEXTS
             .iter()
             .zip(["user", "assistant", "user", "assistant"])
             .map(|(text, role)| Message::new(role, *text))
             .collect();
-        let text = template.render(&messages, false).unwrap_or_default();
-        let before = template.render(&messages[..1], false).unwrap_or_default();
-        let prompt = template.render(&messages[..1], true).unwrap_or_default();
+        let render = |n: usize, prompt| {
+            template.render_with(&messages[..n], inputs, prompt, false).unwrap_or_default()
+        };
+        let (text, before, prompt) = (render(4, false), render(1, false), render(1, true));
         let added = prompt.strip_prefix(before.as_str()).unwrap_or_default();
         let opening = if opens_thoughts(added) { added.to_string() } else { String::new() };
         let places: Option<Vec<usize>> = TEXTS.iter().map(|t| text.find(t)).collect();
@@ -74,8 +77,14 @@ impl Closing {
         }
         let tokens = if count > 1 { last[..end].trim_start_matches(is_space) } else { "" };
         let standing = if count > 0 { last[end..].trim_matches(is_space) } else { "" };
-        let [tokens, text, standing] = [tokens, text, standing].map(String::from);
-        Closing { tokens, text, standing, opening }
+        let behind_the_last = match count {
+            0 if middle.starts_with(last.trim_end_matches(is_space)) => "",
+            0 => last.trim_matches(is_space),
+            _ => standing,
+        };
+        let [tokens, text, standing, behind_the_last] =
+            [tokens, text, standing, behind_the_last].map(String::from);
+        Closing { tokens, text, standing, behind_the_last: Some(behind_the_last), opening }
     }
 
     /// Whether the generation prompt may have opened thoughts that a content begins with.
@@ -139,7 +148,7 @@ mod tests {
                 "{{% for m in messages %}}<|start|>{{{{ m.role }}}}:{{{{ m.content }}}}{tail}{{% endfor %}}{end}{{% if add_generation_prompt %}}{prompt}{{% endif %}}"
             );
             let t = ChatTemplate::new(source, None, "t", Default::default(), default_now());
-            let closing = Closing::probe(&t.unwrap(), &control);
+            let closing = Closing::probe(&t.unwrap(), &control, Inputs::default());
             (closing.tokens + &closing.text, closing.standing, !closing.opening.is_empty())
         };
         let ask = "<|start|>assistant:";

@@ -17,6 +17,7 @@ pub(crate) mod jinja_comparison;
 pub(crate) mod jinja_expression;
 pub(crate) mod jinja_source;
 pub(crate) mod limits;
+pub(crate) mod marked_turns;
 pub(crate) mod message_values;
 pub(crate) mod more_filters;
 pub(crate) mod other_roles;

@@ -9,6 +9,10 @@
 pub(crate) const CONTENT_START: char = '\u{FDD0}';
 pub(crate) const CONTENT_END: char = '\u{FDD1}';
 
+/// Start and end of mark number n inside a call or a thought.
+pub(crate) const MARK_START: char = '\u{FDE4}';
+pub(crate) const MARK_END: char = '\u{FDE5}';
+
 /// Written before and after each `{% generation %}` block when the template context asks for it.
 pub(crate) const GENERATION_START: char = '\u{FDEC}';
 pub(crate) const GENERATION_END: char = '\u{FDED}';

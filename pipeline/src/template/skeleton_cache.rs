@@ -9,6 +9,7 @@ use crate::parse::conversation::Message;
 use crate::template::chat::{ChatTemplate, Inputs};
 use crate::template::closing::Closing;
 use crate::template::control::ControlTokens;
+use crate::template::marked_turns::MarkedTurns;
 use crate::template::presence::Searchable;
 use crate::template::python_text::is_space;
 use crate::template::rendered::Rendered;
@@ -178,7 +179,7 @@ impl<'a> SkeletonCache<'a> {
 
     /// How the template ends turns.
     pub(crate) fn closing(&self) -> &Closing {
-        self.closing.get_or_init(|| Closing::probe(self.template, self.control))
+        self.closing.get_or_init(|| Closing::probe(self.template, self.control, Inputs::default()))
     }
 
     /// Whether the template writes more than white space between the generation prompt and an
@@ -208,16 +209,24 @@ impl<'a> SkeletonCache<'a> {
     ) -> HashMap<usize, TurnExtent> {
         let edges = self.edges(trial, inputs, text);
         let mut budget = PrefixBudget::new(trial.len());
+        let marked = OnceCell::new();
         let (mut floor, mut out) = (0, HashMap::new());
         for (k, m) in trial.iter().enumerate() {
             let slot = (!m.content.is_empty()).then(|| content_placeholder(k));
             let content = slot.and_then(|s| Some((text.find(&s)?, s.len())));
-            if m.is_assistant()
-                && m.has_extras()
-                && budget.take(k)
-                && let Some((start, end)) = edges.of(k, floor)
-                && content.is_none_or(|(at, len)| (start..=end).contains(&at) && at + len <= end)
-            {
+            let whole = |&(start, end): &(usize, usize)| {
+                content.is_none_or(|(at, len)| (start..=end).contains(&at) && at + len <= end)
+            };
+            let mut found = None;
+            if m.is_assistant() && m.has_extras() && budget.take(k) {
+                found = edges.of(k, floor).filter(whole);
+                if found.is_none() && budget.take(k) {
+                    let turns = marked.get_or_init(|| MarkedTurns::new(&edges));
+                    found = turns.as_ref().and_then(|t| t.of(k)).filter(whole);
+                    found = found.filter(|turn| turn.0 >= floor);
+                }
+            }
+            if let Some((start, end)) = found {
                 let thoughts_written = m
                     .thoughts()
                     .is_none_or(|thoughts| Searchable::new(&text[start..end]).has_text(thoughts));

@@ -47,8 +47,45 @@ fn empty_thoughts(text: &str) -> usize {
     }
 }
 
+/// How much of `rest` is the text `own` that the template writes for a last message, which may end
+/// with another token than those before it.
+pub(crate) fn ending(control: &ControlTokens, rest: &str, own: &str) -> Option<usize> {
+    if rest.starts_with(own) {
+        return Some(own.len());
+    }
+    let (mut last, mut at) = (None, 0);
+    for (part, token) in control.split(own) {
+        at += part.len();
+        last = token.map(|_| at).or(last);
+        at += token.map_or(0, |t| t.1);
+    }
+    let head = last.filter(|&n| rest.starts_with(&own[..n]))?;
+    let (_, len, _) = control.first(&rest[head..]).filter(|t| t.0 == 0)?;
+    Some(head + len)
+}
+
+/// Where a turn ends of which the template wrote `rest[..n]`: behind its last control token, if
+/// only white space follows; else behind the one that follows the turn, or at the end of its text.
+pub(crate) fn closed(control: &ControlTokens, rest: &str, n: usize) -> usize {
+    let (mut at, mut closed) = (0, None);
+    for (part, token) in control.split(&rest[..n]) {
+        if !part.chars().all(is_space) {
+            closed = None;
+        }
+        at += part.len();
+        if let Some((_, len)) = token {
+            at += len;
+            closed = Some(at);
+        }
+    }
+    closed.unwrap_or_else(|| match control.first(&rest[n..]) {
+        Some((at, len, _)) if rest[n..n + at].chars().all(is_space) => n + at + len,
+        _ => rest[..n].trim_end_matches(is_space).len(),
+    })
+}
+
 impl TurnEdges<'_> {
-    fn render(&self, messages: usize, generation_prompt: bool) -> Option<String> {
+    pub(crate) fn render(&self, messages: usize, generation_prompt: bool) -> Option<String> {
         let messages = self.messages.get(..messages)?;
         self.template.render_with(messages, self.inputs, generation_prompt, self.marked).ok()
     }
@@ -99,7 +136,7 @@ impl TurnEdges<'_> {
 
     /// Moves `start` behind an empty thought block that the template writes by itself, also where
     /// the generation prompt has opened it.
-    fn skip_empty_thoughts(&self, start: usize, k: usize) -> usize {
+    pub(crate) fn skip_empty_thoughts(&self, start: usize, k: usize) -> usize {
         if self.messages[k].content.trim_start().starts_with("<think>") {
             return start;
         }
@@ -162,39 +199,8 @@ impl TurnEdges<'_> {
         let thoughts = if rest.starts_with(own) { 0 } else { empty_thoughts(rest) };
         let (start, rest) = (start + thoughts, &rest[thoughts..]);
         let own = &own[if rest.starts_with(own) { 0 } else { empty_thoughts(own) }..];
-        let n = if rest.starts_with(own) {
-            own.len()
-        } else {
-            // The last message may end with another token than those before it.
-            let mut last = None;
-            let mut at = 0;
-            for (part, token) in self.control.split(own) {
-                at += part.len();
-                last = token.map(|_| at).or(last);
-                at += token.map_or(0, |t| t.1);
-            }
-            let head = last.filter(|&n| rest.starts_with(&own[..n]))?;
-            let (_, len, _) = self.control.first(&rest[head..]).filter(|t| t.0 == 0)?;
-            head + len
-        };
-        // Up to its last control token, if only white space follows; else up to the one that
-        // follows the turn, or the end of its text.
-        let (mut at, mut closed) = (0, None);
-        for (part, token) in self.control.split(&rest[..n]) {
-            if !part.chars().all(is_space) {
-                closed = None;
-            }
-            at += part.len();
-            if let Some((_, len)) = token {
-                at += len;
-                closed = Some(at);
-            }
-        }
-        let end = closed.unwrap_or_else(|| match self.control.first(&rest[n..]) {
-            Some((at, len, _)) if rest[n..n + at].chars().all(is_space) => n + at + len,
-            _ => rest[..n].trim_end_matches(is_space).len(),
-        });
-        Some(start + end)
+        let n = ending(self.control, rest, own)?;
+        Some(start + closed(self.control, rest, n))
     }
 
     /// The byte range of turn `k` in a text without placeholders, and whether its calls and its

@@ -55,7 +55,7 @@ pub(super) fn conversation(row: Value) -> Result<Conversation<'static>, DropReas
 }
 
 /// The text with the turns that carry loss between ⟦ and ⟧.
-fn marked(source: &str, row: Value) -> Result<String, DropReason> {
+pub(super) fn marked(source: &str, row: Value) -> Result<String, DropReason> {
     let (template, control) = (template(source), control(source));
     let mut spans = SpanFinder::new(&template, &control, SpecialText::Text, LostText::Drop);
     let r = spans.render(&conversation(row)?)?;
@@ -67,10 +67,10 @@ fn marked(source: &str, row: Value) -> Result<String, DropReason> {
     Ok(out + &r.text[at..])
 }
 
-const CALLS: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for t in m.tool_calls or [] %}{% set f = t.function %}\n<tool_call>\n{\"name\": \"{{ f.name }}\", \"arguments\": {{ f.arguments | tojson }}}\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+pub(super) const CALLS: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for t in m.tool_calls or [] %}{% set f = t.function %}\n<tool_call>\n{\"name\": \"{{ f.name }}\", \"arguments\": {{ f.arguments | tojson }}}\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 const NO_CALLS: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
-fn with_call(text: &str, call: Value) -> Value {
+pub(super) fn with_call(text: &str, call: Value) -> Value {
     let mut answer = json!({"role": "assistant", "content": text});
     for (k, v) in call.as_object().unwrap() {
         answer[k] = v.clone();
@@ -153,15 +153,8 @@ fn thoughts_are_never_lost() {
     }
 }
 
-/// Renders whose turns are not contiguous: Gemma 4 writes the text of a turn behind the result of
-/// its call, Command R writes instructions behind the last turn.
-const KNOWN: [(&str, &str); 5] = [
-    ("file:ort_models_gemma-4.jinja", "text"),
-    ("hfjs:CohereForAI/c4ai-command-r-v01 (JSON Schema)", "mid"),
-    ("hfjs:CohereForAI/c4ai-command-r-v01 (JSON Schema)", "only"),
-    ("hfjs:CohereForAI/c4ai-command-r-v01 (JSON Schema)", "text"),
-    ("hfjs:CohereForAI/c4ai-command-r-v01 (JSON Schema)", "later"),
-];
+/// Gemma 4 writes the text of a turn behind the result of its call, where no model writes it.
+const KNOWN: [(&str, &str); 1] = [("file:ort_models_gemma-4.jinja", "text")];
 
 /// Every published template either renders a call, and then the whole call is in the loss of its
 /// turn, or the row is dropped by name.

@@ -80,7 +80,7 @@ const PIECES: [&str; 24] = [
     "assistant",
     "tool",
 ];
-const TEMPLATES: [&str; 12] = [
+const TEMPLATES: [&str; 13] = [
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     "{% for m in messages %}{% if m.role == 'assistant' %}{% set c = m.content.split('</think>')[-1] %}{{ 'A:' + c }}</s>{% else %}{{ m.content }}\n{% endif %}{% endfor %}",
     "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}",
@@ -93,7 +93,11 @@ const TEMPLATES: [&str; 12] = [
     "{% for m in messages %}{% for p in m.content if p.type == 'text' %}{{ p.text }}{% endfor %}</s>{% endfor %}",
     "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.reasoning or '' }}{{ m.content }}</s>{% endgeneration %}{% else %}[{{ m.content | trim }}]{% endif %}{% endfor %}{{ x | default('') }}",
     "{% for m in messages %}{{ m.role }}: {{ m.content }}{% for t in m.tool_calls or [] %}{{ t.function.arguments.items() | list }}{{ t.function.name }}{% endfor %}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.thinking %}<think>{{ m.thinking }}</think>{% endif %}{{ m.content }}{% for t in m.tool_calls or [] %}\n<call>{{ t.function.name }}{{ t.function.arguments | tojson }}</call>\n{% endfor %}{{ '' if m.tool_calls else '<|im_end|>' }}{% endfor %}Answer or call.</s>{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
 ];
+/// The number of a template with calls, of which the last one tried differs only in what it writes
+/// behind the last message.
+const CALLS: usize = 7;
 
 #[test]
 fn rows_and_templates() {
@@ -110,6 +114,12 @@ fn rows_and_templates() {
     templates.extend(TEMPLATES.iter().map(|t| {
         ChatTemplate::new(t.to_string(), None, "fuzz", Default::default(), default_now()).unwrap()
     }));
+    let prompt = "{% if add_generation_prompt %}";
+    let instructed =
+        TEMPLATES[CALLS - 1].replace(prompt, &format!("Answer or call.<|im_end|>\n{prompt}"));
+    templates.push(
+        ChatTemplate::new(instructed, None, "fuzz", Default::default(), default_now()).unwrap(),
+    );
     let plain = ControlTokens::new(source.added_tokens(), Some("</s>")).unwrap();
     let tried: Vec<Option<verbatim::Verbatim>> = templates
         .iter()
@@ -129,7 +139,7 @@ fn rows_and_templates() {
             .unwrap()
         })
         .collect();
-    let (mut masked, mut turns) = (0u64, 0u64);
+    let (mut masked, mut turns, mut instructed_turns) = (0u64, 0u64, 0);
     let (mut rows, mut kept, mut reasons) =
         (0u64, 0u64, std::collections::BTreeMap::<&str, u64>::new());
     while Instant::now() < end {
@@ -180,6 +190,15 @@ fn rows_and_templates() {
             SpanFinder::new(&templates[k], &plain, policy, lost).supervising(roles, mask);
         let (a, b) = (short.render(&c), long.render(&c));
         assert_eq!(a, b, "filled in and rendered differ: {}", String::from_utf8_lossy(&line));
+        if k + 1 == templates.len() {
+            let mut finder =
+                SpanFinder::new(&templates[CALLS], &plain, policy, lost).supervising(roles, mask);
+            if let Ok(bare) = finder.render(&c) {
+                let found = a.as_ref().map(|r| &r.spans);
+                assert_eq!(found, Ok(&bare.spans), "{}", String::from_utf8_lossy(&line));
+                instructed_turns += bare.spans.len();
+            }
+        }
         let r: Rendered = match a {
             Ok(r) => r,
             Err(why) => {
@@ -234,5 +253,6 @@ fn rows_and_templates() {
         }
     }
     println!("{rows} rows, {kept} kept, {masked} with masks, {turns} turns, dropped {reasons:?}");
+    println!("{instructed_turns} turns the same before instructions");
     assert!(rows > 100 && kept > 10);
 }

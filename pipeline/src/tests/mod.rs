@@ -8,5 +8,6 @@ mod fuzz;
 mod goldens;
 mod in_context;
 mod loss_options;
+mod marked_turns;
 mod parity;
 mod probes;
