@@ -7,7 +7,6 @@
 use crate::error::{Error, Result};
 use crate::pack::apart::check_apart;
 use crate::pack::output_folder::{self, check_folder_to_fill};
-use crate::pack::ownership::CONFIG_OF_TOKENIZER;
 use dlm_datasets::fs::{lock_dir, write_atomic};
 use dlm_datasets::manifest::{Counts, Manifest, Source, Split};
 use dlm_datasets::writer::{BATCH_ROWS, ShardWriter, shard_name, write_manifest};
@@ -51,9 +50,10 @@ pub fn merge(dirs: &[impl AsRef<Path>], out: impl AsRef<Path>) -> Result<Manifes
             reason: "holds a finished dataset; give another --out".to_string(),
         });
     }
-    check_folder_to_fill(out)?;
+    let tokenizer = first.dir().join("tokenizer");
+    check_folder_to_fill(out, &tokenizer)?;
     let _lock = lock_dir(out)?;
-    copy_tokenizer(&first.dir().join("tokenizer"), &out.join("tokenizer"))?;
+    copy_tokenizer(&tokenizer, &out.join("tokenizer"))?;
     let mut m = Manifest {
         files: Vec::new(),
         sources: Vec::new(),
@@ -119,16 +119,12 @@ pub fn merge(dirs: &[impl AsRef<Path>], out: impl AsRef<Path>) -> Result<Manifes
     Ok(m)
 }
 
-/// Copies a tokenizer folder. The file that shows whose it is goes first, so that a merge that was
-/// killed can be repeated.
+/// Copies a tokenizer folder.
 fn copy_tokenizer(from: &Path, to: &Path) -> Result<()> {
     std::fs::create_dir_all(to).map_err(Error::io("making", to))?;
     let entries = std::fs::read_dir(from).map_err(Error::io("listing", from))?;
-    let mut names = entries
-        .map(|entry| Ok(entry.map_err(Error::io("listing", from))?.file_name()))
-        .collect::<Result<Vec<_>>>()?;
-    names.sort_by_key(|name| (name != CONFIG_OF_TOKENIZER, name.clone()));
-    for name in names {
+    for entry in entries {
+        let name = entry.map_err(Error::io("listing", from))?.file_name();
         let path = from.join(&name);
         if path.is_dir() {
             copy_tokenizer(&path, &to.join(&name))?;

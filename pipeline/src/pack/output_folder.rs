@@ -92,9 +92,10 @@ fn is_own(name: &str) -> bool {
     [STATE_FILE, SEEN_FILE, MANIFEST].contains(&bare) || shard(Split::Train) || shard(Split::Eval)
 }
 
-/// Refuses a folder in which the files of a dataset would replace those of somebody else.
-pub(crate) fn check_folder_to_fill(dir: &Path) -> Result<()> {
-    check_replaces_own(dir, is_own)
+/// Refuses a folder in which the files of a dataset with this tokenizer would replace those of
+/// somebody else.
+pub(crate) fn check_folder_to_fill(dir: &Path, tokenizer: &Path) -> Result<()> {
+    check_replaces_own(dir, tokenizer, is_own)
 }
 
 /// A data file, or a tokenizer of somebody else, in a folder that has neither manifest nor state

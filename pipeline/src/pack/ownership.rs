@@ -13,8 +13,6 @@ use std::path::Path;
 
 /// The folder of a dataset's tokenizer.
 const TOKENIZER: &str = "tokenizer";
-/// The file of a tokenizer that names its mask token.
-pub(crate) const CONFIG_OF_TOKENIZER: &str = "tokenizer_config.json";
 /// The lock of a running process.
 const LOCK: &str = ".lock";
 /// Bytes in which the mark of a file stands: the schema of a data file, the first keys of JSON.
@@ -41,15 +39,40 @@ pub(crate) fn check_own(dir: &Path, is_own: impl Fn(&str) -> bool) -> Result<()>
     }
 }
 
-/// Refuses a folder in which files of somebody else would be replaced by those of a dataset.
-pub(crate) fn check_replaces_own(dir: &Path, is_own: impl Fn(&str) -> bool) -> Result<()> {
+/// Refuses a folder in which files of somebody else would be replaced by those of a dataset with
+/// this tokenizer. What a merge that was killed has copied of the tokenizer is no obstacle.
+pub(crate) fn check_replaces_own(
+    dir: &Path,
+    tokenizer: &Path,
+    is_own: impl Fn(&str) -> bool,
+) -> Result<()> {
     if !dir.exists() {
         return Ok(());
     }
     match look(dir, is_own)?.foreign {
+        Some(name) if name == TOKENIZER && is_copied(tokenizer, &dir.join(TOKENIZER)) => Ok(()),
         Some(name) => Err(refused(dir, &name)),
         None => Ok(()),
     }
+}
+
+/// Whether a folder holds nothing but copies of another one's files, and what is left of writing
+/// them.
+fn is_copied(from: &Path, to: &Path) -> bool {
+    let Ok(entries) = std::fs::read_dir(to) else { return false };
+    entries.into_iter().all(|entry| {
+        let Ok(entry) = entry else { return false };
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let source = from.join(name.strip_suffix(PARTIAL).unwrap_or(&name));
+        match (source.is_dir(), name.ends_with(PARTIAL)) {
+            (true, _) => is_copied(&source, &entry.path()),
+            (false, true) => source.is_file(),
+            (false, false) => {
+                let read = |path: &Path| std::fs::read(path).ok();
+                source.is_file() && read(&source) == read(&entry.path())
+            }
+        }
+    })
 }
 
 fn refused(dir: &Path, name: &str) -> Error {
@@ -84,15 +107,14 @@ fn look(dir: &Path, is_own: impl Fn(&str) -> bool) -> Result<Found> {
     Ok(found)
 }
 
-/// Whether a folder is what a run leaves as the tokenizer of a dataset, which always names a mask
-/// token, or the empty beginning of it.
+/// Whether a folder is the tokenizer of a model with a mask token, which a run may have left, or the
+/// empty beginning of one.
 pub(crate) fn is_tokenizer_of_a_dataset(dir: &Path) -> bool {
-    let Ok(entries) = std::fs::read_dir(dir) else { return false };
-    let begun = format!("{CONFIG_OF_TOKENIZER}{PARTIAL}");
-    if entries.into_iter().all(|entry| entry.is_ok_and(|entry| *entry.file_name() == *begun)) {
+    let Ok(mut entries) = std::fs::read_dir(dir) else { return false };
+    if entries.next().is_none() {
         return true;
     }
-    let config = std::fs::read_to_string(dir.join(CONFIG_OF_TOKENIZER)).unwrap_or_default();
+    let config = std::fs::read_to_string(dir.join("tokenizer_config.json")).unwrap_or_default();
     config.contains("\"mask_token\"")
 }
 
@@ -140,7 +162,6 @@ mod tests {
             (&[("notes.txt", "x")], Some("notes.txt")),
             (&[(".lock", "1")], None),
             (&[("tokenizer/tokenizer_config.json", "{\"mask_token\": \"<m>\"}")], None),
-            (&[("tokenizer/tokenizer_config.json.partial", "{\"mask")], None),
             (&[("tokenizer/tokenizer.json", "{}")], Some("tokenizer")),
             (&[(MANIFEST, ours), ("tokenizer/tokenizer.json", "{}")], None),
         ] {
