@@ -6,6 +6,7 @@
 use arrow::ipc::{Block, CompressionType, Message, RecordBatch, root_as_footer, root_as_message};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::ops::Range;
 
 /// Bytes of a message's description, or of a file's footer.
 const DESCRIPTION_BYTES: u64 = 64 << 20;
@@ -54,7 +55,7 @@ impl Checked {
         let mut at = 0;
         while at < self.length {
             match self.message(at)? {
-                Some(next) => at = next,
+                Some(body) => at = body.end,
                 None => break,
             }
         }
@@ -77,21 +78,28 @@ impl Checked {
         for b in blocks {
             let size =
                 |n: i64| u64::try_from(n).map_err(|_| format!("a size in its footer is {n}"));
-            let at = size(b.offset())?;
-            let bytes = size(i64::from(b.metaDataLength()))?.saturating_add(size(b.bodyLength())?);
+            let (at, body) = (size(b.offset())?, size(b.bodyLength())?);
+            let description = size(i64::from(b.metaDataLength()))?;
+            let bytes = description.saturating_add(body);
             if at.checked_add(bytes).is_none_or(|end| end > self.length) {
                 return Err(format!(
                     "its footer names {bytes} bytes from byte {at} on, but the file has {}",
                     self.length
                 ));
             }
-            self.message(at)?;
+            // The reader takes the sizes of the footer, so they must be those of the message.
+            let found = self.message(at)?;
+            if found != Some(at + description..at + bytes) {
+                return Err(format!(
+                    "its footer names {description} and {body} bytes from byte {at} on, which are not those of the message there"
+                ));
+            }
         }
         Ok(())
     }
 
-    /// Checks the message at a position. Out: the position behind it; none at the end of a stream.
-    fn message(&mut self, at: u64) -> Result<Option<u64>, String> {
+    /// Checks the message at a position. Out: the place of its body; none at the end of a stream.
+    fn message(&mut self, at: u64) -> Result<Option<Range<u64>>, String> {
         let (mut bytes, mut from) = (self.number(at)?, at + 4);
         if bytes == u32::MAX {
             (bytes, from) = (self.number(from)?, from + 4);
@@ -117,15 +125,10 @@ impl Checked {
         if let Some(batch) = batch_of(&message) {
             self.buffers(at, body..end, &batch)?;
         }
-        Ok(Some(end))
+        Ok(Some(body..end))
     }
 
-    fn buffers(
-        &mut self,
-        at: u64,
-        body: std::ops::Range<u64>,
-        batch: &RecordBatch,
-    ) -> Result<(), String> {
+    fn buffers(&mut self, at: u64, body: Range<u64>, batch: &RecordBatch) -> Result<(), String> {
         let codec = batch.compression().map(|compression| compression.codec());
         let growth =
             if codec == Some(CompressionType::LZ4_FRAME) { LZ4_GROWTH } else { ZSTD_GROWTH };
