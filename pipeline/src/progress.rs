@@ -21,9 +21,9 @@ pub trait Progress: Send + Sync {
         let _ = line;
     }
 
-    /// Inputs, tokenizer and template are loaded; the output folder is opened and rows are read from
-    /// now on. From here on a set stop flag ([`Prepare::stop_flag`](crate::Prepare::stop_flag))
-    /// ends the run within a batch.
+    /// Inputs, tokenizer and template are loaded; the output folder is opened and rows are read
+    /// from now on. From here on a set stop flag
+    /// ([`Prepare::stop_flag`](crate::Prepare::stop_flag)) ends the run within a batch.
     fn processing_started(&self) {}
 
     /// Called every 20 ms while rows are processed.

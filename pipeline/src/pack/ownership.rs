@@ -107,8 +107,8 @@ fn look(dir: &Path, is_own: impl Fn(&str) -> bool) -> Result<Found> {
     Ok(found)
 }
 
-/// Whether a folder is the tokenizer of a model with a mask token, which a run may have left, or the
-/// empty beginning of one.
+/// Whether a folder is the tokenizer of a model with a mask token, which a run may have left, or
+/// the empty beginning of one.
 pub(crate) fn is_tokenizer_of_a_dataset(dir: &Path) -> bool {
     let Ok(mut entries) = std::fs::read_dir(dir) else { return false };
     if entries.next().is_none() {

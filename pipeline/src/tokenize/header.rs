@@ -55,6 +55,7 @@ pub(crate) struct HeaderModel {
     pub(crate) vocab: Vocab,
     pub(crate) continuing_subword_prefix: Option<String>,
     pub(crate) end_of_word_suffix: Option<String>,
+    pub(crate) max_input_chars_per_word: Option<u64>,
 }
 
 /// A vocabulary: a map from token to id, or a list for Unigram models.

@@ -22,6 +22,9 @@ const PATTERN_BYTES: usize = 64 << 10;
 const AFFIX_BYTES: usize = 256;
 /// Largest length in bytes of an added token.
 const TOKEN_BYTES: usize = 1024;
+/// Largest length of a word in characters that a WordPiece model is asked for; published ones say
+/// 100. The engine sets aside memory for it, and its time grows with the square.
+const WORD_CHARACTERS: u64 = 10_000;
 /// How far above twice the number of entries an id may be.
 const ID_GAP: usize = 65_536;
 
@@ -110,6 +113,16 @@ pub(crate) fn check_affix(name: &str, text: Option<&str>) -> Result<(), String> 
             Err(format!("its model has a {name} of {n} bytes; the limit is {AFFIX_BYTES}"))
         }
         _ => Ok(()),
+    }
+}
+
+/// Checks the longest word that the model takes apart.
+pub(crate) fn check_word(characters: Option<u64>) -> Result<(), String> {
+    match characters.filter(|characters| *characters > WORD_CHARACTERS) {
+        Some(n) => Err(format!(
+            "its model has a max_input_chars_per_word of {n}; the limit is {WORD_CHARACTERS}"
+        )),
+        None => Ok(()),
     }
 }
 

@@ -130,6 +130,7 @@ impl TokenizerSource {
             let prefix = v.model.continuing_subword_prefix.as_deref();
             limits::check_affix("continuing_subword_prefix", prefix)?;
             limits::check_affix("end_of_word_suffix", v.model.end_of_word_suffix.as_deref())?;
+            limits::check_word(v.model.max_input_chars_per_word)?;
             let (mut ids, mut contents) = (HashMap::new(), HashMap::new());
             for t in &v.added_tokens {
                 limits::check_content(&t.content)?;

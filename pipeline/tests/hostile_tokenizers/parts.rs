@@ -180,7 +180,7 @@ fn models_processors_and_decoders() {
         json!({"type": "Unigram", "vocab": [["", 0.0], ["a", 1e308], ["b", -1e308]], "unk_id": 0}),
         json!({"type": "WordPiece", "vocab": ids, "unk_token": "<|endoftext|>", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}),
         json!({"type": "WordPiece", "vocab": ids, "unk_token": "nothing", "continuing_subword_prefix": "", "max_input_chars_per_word": 0}),
-        json!({"type": "WordPiece", "vocab": ids, "unk_token": "", "continuing_subword_prefix": "", "max_input_chars_per_word": u64::MAX}),
+        json!({"type": "WordPiece", "vocab": ids, "unk_token": "", "continuing_subword_prefix": "", "max_input_chars_per_word": 9_999}),
         json!({"type": "WordLevel", "vocab": ids, "unk_token": "nothing"}),
         json!({"type": "WordLevel", "vocab": {}, "unk_token": "nothing"}),
         json!({"type": "BPE"}),
@@ -189,6 +189,14 @@ fn models_processors_and_decoders() {
         let name: String =
             model.to_string().chars().rev().take(90).collect::<String>().chars().rev().collect();
         cases.push(Case(name, with("/model", model), None));
+    }
+    for characters in [10_001, 100_000_000_000, u64::MAX] {
+        let model = json!({"type": "WordPiece", "vocab": ids, "unk_token": "<|endoftext|>", "continuing_subword_prefix": "##", "max_input_chars_per_word": characters});
+        cases.push(Case(
+            format!("words of {characters}"),
+            with("/model", model),
+            Some("max_input_chars_per_word of"),
+        ));
     }
     let text = json!({"Sequence": {"id": "A", "type_id": 0}});
     let other = json!({"SpecialToken": {"id": "x", "type_id": 0}});
