@@ -139,3 +139,19 @@ fn ids_and_labels_equal_an_independent_computation() -> Result<()> {
     ensure!(equal.len() == 4 && equal.iter().all(|&n| n >= 5000), "{said}");
     Ok(())
 }
+
+/// Ids and labels of 7,500 conversations for each of twelve tokenizers trained on the sample, most
+/// of which treat text by its position, equal those of the stable tokenizers package, which encodes
+/// the whole conversation at once.
+#[test]
+fn trained_tokenizers_give_the_ids_and_labels_of_the_whole_text() -> Result<()> {
+    let Some(python) = python::with(&["pyarrow", "tokenizers"]) else {
+        return Ok(());
+    };
+    let prep = build()?.join(format!("dlm-prep{}", std::env::consts::EXE_SUFFIX));
+    let arguments = ["--bin", prep.to_str().context("path")?];
+    let said = script(&python, "check_trained_tokenizers.py", &arguments)?.ok()?.stdout;
+    let equal = said.lines().filter(|line| line.contains(" equal, 0 different, ")).count();
+    ensure!(equal == 12, "{said}");
+    Ok(())
+}
