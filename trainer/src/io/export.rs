@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::compute::tensor_io::download;
 use crate::config::ExportFormat;
 use crate::error::{Error, Result};
-use crate::io::description::{ExportInfo, linear_class, write_small_files};
+use crate::io::description::{ExportInfo, check_tokenizer_folder, linear_class, write_small_files};
 use crate::io::json as json_file;
 use crate::io::load_model::HostModel;
 use crate::io::safetensors_file::{self, TensorContent, TensorEntry};
@@ -61,6 +61,7 @@ pub(crate) fn export(
     info: &ExportInfo,
 ) -> Result<()> {
     check(decoder, format)?;
+    check_tokenizer_folder(&info.tokenizer)?;
     fs::create_dir(dir)?;
     let unfinished = dir.join(UNFINISHED);
     let identity = ["data_fingerprint", "source_checkpoint"];

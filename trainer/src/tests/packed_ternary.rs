@@ -210,3 +210,14 @@ fn a_packed_checkpoint_packs_to_the_same_bytes() {
         close(&logits(&decoder, &w), &logits(&back.0, &back.1), name);
     }
 }
+
+#[test]
+fn an_export_without_the_datasets_tokenizer_is_refused() {
+    let out = tempfile::tempdir().unwrap();
+    let (decoder, w) = own("Llama");
+    let info = ExportInfo { tokenizer: out.path().join("none"), ..info() };
+    let error =
+        export::export(out.path(), &decoder, &w, Dtype::F32, ExportFormat::Hf, &info).unwrap_err();
+    assert!(error.to_string().contains("none: no tokenizer.json"), "{error}");
+    assert!(!out.path().join("model.safetensors").exists(), "half an export");
+}
