@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Rooms, from the top; imports point downwards only: cli, dataset (finished datasets), prepare,
-//! pack, run, label, template, tokenize, parse, input, config, progress, error. docs/format.md
-//! describes the output.
+//! pack, run, label, template, tokenize, parse, input, config, progress, panics, error.
+//! docs/format.md describes the output.
 
 mod cli;
 mod config;
@@ -19,6 +19,7 @@ mod error;
 mod input;
 mod label;
 mod pack;
+mod panics;
 mod parse;
 mod prepare;
 mod progress;

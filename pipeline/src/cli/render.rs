@@ -14,7 +14,7 @@ use crate::parse::conversation::Conversation;
 use crate::parse::json_value::{WithIntegers, parse_json};
 use crate::parse::shapes;
 use crate::template::budget::Account;
-use crate::template::chat::ChatTemplate;
+use crate::template::chat::{ChatTemplate, ContextSize};
 use crate::template::control::ControlTokens;
 use crate::template::limits::RENDERS_PER_ROW;
 use crate::template::rendered::Rendered;
@@ -112,7 +112,7 @@ impl Renderer {
         let context = Json::Object(context.clone());
         let bytes = text_bytes(&context);
         let context = Value::from(Serde(WithIntegers(&context)));
-        self.template.render_context(context, with_tools, messages, bytes)
+        self.template.render_context(context, with_tools, ContextSize { messages, bytes })
     }
 
     /// The spans of the assistant's text in characters; empty if preparing a dataset would drop the

@@ -6,39 +6,12 @@
 use crate::error::{Error, Result};
 use crate::input::raw_rows::{BATCH_BYTES, RawRows, RowBatches};
 use crate::input::table_size::row_sizes;
-use std::cell::Cell;
+use crate::panics::caught;
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Once;
-
-thread_local! {
-    /// Whether a panic of this thread is about to become an error.
-    static QUIET: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Calls `f`; a panic in it becomes its message, and nothing is printed.
-pub(crate) fn quietly<T>(f: impl FnOnce() -> T) -> std::result::Result<T, String> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let others = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            if !QUIET.get() {
-                others(info);
-            }
-        }));
-    });
-    let before = QUIET.replace(true);
-    let done = catch_unwind(AssertUnwindSafe(f));
-    QUIET.set(before);
-    done.map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason").to_string()
-    })
-}
 
 /// Calls `decode`; a panic in it becomes an error that names the file.
 pub(crate) fn guarded<T>(path: &str, decode: impl FnOnce() -> Result<T>) -> Result<T> {
-    quietly(decode).unwrap_or_else(|text| {
+    caught(decode).unwrap_or_else(|text| {
         Err(Error::Input {
             path: path.to_string(),
             reason: format!(

@@ -4,7 +4,7 @@
 //! takes several renders, so a row has an [`Account`] too, from which each render on its thread is
 //! paid.
 
-use crate::input::decoder_guard::quietly;
+use crate::panics::caught;
 use crate::template::limits::{FAILED_RENDER, FUEL, RENDER_STACK};
 use minijinja::{Error, ErrorKind, State};
 use std::cell::Cell;
@@ -59,7 +59,7 @@ pub(crate) fn paid<T: Send>(
     }
     let (result, noted) = on_known_stack(RENDER_STACK, move || {
         NOTED.set(0);
-        let result = quietly(render).unwrap_or_else(|text| {
+        let result = caught(render).unwrap_or_else(|text| {
             let reason = format!("the template asks for what cannot be written ({text})");
             Err(Error::new(ErrorKind::InvalidOperation, reason))
         });

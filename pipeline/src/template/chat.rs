@@ -44,6 +44,15 @@ pub(crate) struct Inputs<'a> {
     pub kwargs: Option<&'a Map<String, Json>>,
 }
 
+/// How large a template context is; larger ones may cost more.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct ContextSize {
+    /// Number of messages.
+    pub messages: usize,
+    /// Bytes of their contents.
+    pub bytes: usize,
+}
+
 impl Inputs<'_> {
     /// Whether there are none.
     pub(crate) fn is_none(&self) -> bool {
@@ -312,9 +321,9 @@ impl ChatTemplate {
         if mark_generation {
             context.insert(MARK_GENERATION, Value::from(true));
         }
-        let bytes: usize = messages.iter().map(|m| m.content.len()).sum();
-        let text =
-            self.render_marked(Value::from(context), tools.is_some(), messages.len(), bytes)?;
+        let bytes = messages.iter().map(|m| m.content.len()).sum();
+        let size = ContextSize { messages: messages.len(), bytes };
+        let text = self.render_marked(Value::from(context), tools.is_some(), size)?;
         match self.may_print_methods.then(|| text.split_once(METHOD_MARK)).flatten() {
             Some((before, _)) => Err(Error::Render(format!(
                 "the template prints a method instead of calling it: {}>",
@@ -339,28 +348,20 @@ impl ChatTemplate {
         }
     }
 
-    /// Renders any template context, as `dlm-prep render` does with a line of its input; it has
-    /// `bytes` of text in `messages` messages.
+    /// Renders any template context, as `dlm-prep render` does with a line of its input.
     pub(crate) fn render_context(
         &self,
         context: Value,
         with_tools: bool,
-        messages: usize,
-        bytes: usize,
+        size: ContextSize,
     ) -> Result<String> {
-        let text = self.render_marked(context, with_tools, messages, bytes)?;
+        let text = self.render_marked(context, with_tools, size)?;
         Ok(if self.may_print_methods { text.replace(METHOD_MARK, "0") } else { text })
     }
 
-    fn render_marked(
-        &self,
-        context: Value,
-        with_tools: bool,
-        messages: usize,
-        bytes: usize,
-    ) -> Result<String> {
+    fn render_marked(&self, context: Value, with_tools: bool, size: ContextSize) -> Result<String> {
         let env = self.tool_env.as_ref().filter(|_| with_tools).unwrap_or(&self.env);
-        let more = messages as u64 * FUEL_PER_MESSAGE + bytes as u64;
+        let more = size.messages as u64 * FUEL_PER_MESSAGE + size.bytes as u64;
         // Little more fuel is not worth a copy of the environment.
         let (fuel, larger) = match more > FUEL / 8 {
             true => (FUEL + more, Some(env.clone())),

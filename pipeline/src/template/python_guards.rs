@@ -73,7 +73,7 @@ pub(crate) fn is_namespace(v: &Value) -> bool {
 
 /// Whether a value is a group of `groupby`, a tuple with the names `grouper` and `list`.
 pub(crate) fn is_group(v: &Value) -> bool {
-    v.as_object().is_some_and(|o| o.type_name().contains("Tuple"))
+    v.as_object().is_some_and(|o| o.type_name().contains("GroupTuple"))
 }
 
 /// The error for what Python refuses with a `TypeError` or the like.

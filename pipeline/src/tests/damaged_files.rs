@@ -169,3 +169,42 @@ fn compressed_buffers_cannot_claim_more_than_their_codec_makes() {
         assert!(said.contains("claims that a buffer of"), "{codec:?}: {said}");
     }
 }
+
+/// The reader takes the place and the sizes of a message from the footer: each of them, changed in
+/// any way, is refused, because the check would look at other bytes than the reader.
+#[test]
+fn a_footer_that_names_another_place_than_its_message_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("table.arrow");
+    let mut whole = Vec::new();
+    let mut writer = FileWriter::try_new(&mut whole, &table().schema()).unwrap();
+    writer.write(&table()).unwrap();
+    writer.finish().unwrap();
+    drop(writer);
+    let check = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        arrow_check::check(std::fs::File::open(&path).unwrap(), true)
+    };
+    assert_eq!(check(&whole), Ok(()));
+    let end = whole.len() - 10;
+    let length = u32::from_le_bytes(whole[end..end + 4].try_into().unwrap()) as usize;
+    let footer = arrow::ipc::root_as_footer(&whole[end - length..end]).unwrap();
+    let blocks = footer.dictionaries().into_iter().chain(footer.recordBatches());
+    let blocks: Vec<_> = blocks.flat_map(|b| b.iter().copied().collect::<Vec<_>>()).collect();
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        // As it stands in the file: offset (8 bytes), description (4, then 4 unused), body (8).
+        let at = end - length + memchr::memmem::find(&whole[end - length..end], &block.0).unwrap();
+        for (field, size) in [(0, 8), (8, 4), (16, 8)] {
+            for change in [8i64, -8, 64, 1, -1, i64::from(i32::MAX)] {
+                let mut bytes = whole.clone();
+                let field = &mut bytes[at + field..at + field + size];
+                let mut value = [0; 8];
+                value[..size].copy_from_slice(field);
+                let value = i64::from_le_bytes(value).wrapping_add(change).to_le_bytes();
+                field.copy_from_slice(&value[..size]);
+                assert!(check(&bytes).is_err(), "{block:?}: {size} bytes changed by {change}");
+            }
+        }
+    }
+}

@@ -5,7 +5,7 @@
 
 #![allow(clippy::print_stdout, reason = "what a test measured")]
 
-use crate::template::chat::ChatTemplate;
+use crate::template::chat::{ChatTemplate, ContextSize};
 use dlm_test_support::{repository, shared};
 use minijinja::value::{Serde, Value};
 use serde_json::Value as Json;
@@ -56,7 +56,7 @@ fn renders_equal_python() {
             (r["template"].as_str().unwrap(), r["conversation"].as_str().unwrap());
         let got = match &templates[template] {
             Ok(t) => t
-                .render_context(Value::from(Serde(&r["context"])), false, 0, 0)
+                .render_context(Value::from(Serde(&r["context"])), false, ContextSize::default())
                 .map_err(|e| e.to_string()),
             Err(e) => Err(e.clone()),
         };

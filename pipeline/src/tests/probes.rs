@@ -7,7 +7,7 @@
 use crate::config::policies::default_now;
 use crate::parse::conversation::Message;
 use crate::parse::json_value::{WithIntegers, parse_json};
-use crate::template::chat::ChatTemplate;
+use crate::template::chat::{ChatTemplate, ContextSize};
 use dlm_test_support::shared;
 use minijinja::value::{Serde, Value};
 use serde_json::{Value as Json, json};
@@ -15,7 +15,10 @@ use serde_json::{Value as Json, json};
 /// What a template gives; None where it is refused.
 fn render(source: &str, context: &Json, now: jiff::civil::DateTime) -> Option<String> {
     let template = ChatTemplate::new(source.to_string(), None, "probe", Default::default(), now);
-    template.ok()?.render_context(Value::from(Serde(WithIntegers(context))), false, 0, 0).ok()
+    template
+        .ok()?
+        .render_context(Value::from(Serde(WithIntegers(context))), false, ContextSize::default())
+        .ok()
 }
 
 /// The text of a method that is not called, as jinja2 writes it, with an address.

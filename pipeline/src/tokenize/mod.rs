@@ -2,7 +2,6 @@
 
 pub(crate) mod canonical;
 pub(crate) mod charsmap;
-pub(crate) mod guard;
 pub(crate) mod header;
 pub(crate) mod in_context;
 pub(crate) mod json_text;

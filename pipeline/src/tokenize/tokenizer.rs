@@ -11,7 +11,7 @@
 //! output again.
 
 use crate::error::{Error, Result};
-use crate::tokenize::guard::guarded;
+use crate::panics::caught;
 use crate::tokenize::in_context::{ControlToken, InContext};
 use crate::tokenize::stable::load_stable;
 pub(crate) use crate::tokenize::tokenizer_file::{AddedToken, TokenizerSource};
@@ -85,7 +85,7 @@ impl Tokenizer {
         ends: &mut Vec<usize>,
     ) -> Option<Result<()>> {
         let engine = self.in_context.as_ref()?;
-        let encoded = guarded(|| match control {
+        let encoded = caught(|| match control {
             None => engine.encode(text, cuts, ids, ends),
             Some(control) => engine.encode_plain(text, cuts, control, ids, ends),
         });
@@ -102,7 +102,7 @@ impl Tokenizer {
     }
 
     fn encode_into(&self, text: &str, plain: bool, out: &mut Vec<i32>) -> Result<()> {
-        guarded(|| self.encode_unguarded(text, plain, out))
+        caught(|| self.encode_unguarded(text, plain, out))
             .unwrap_or_else(|panic| Err(self.failed(panic)))
     }
 
@@ -149,7 +149,7 @@ impl Tokenizer {
     pub(crate) fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         let ids: Vec<u32> =
             ids.iter().copied().filter(|&i| (i as usize) < self.vocab_size).collect();
-        let decoded = guarded(|| match &self.engine {
+        let decoded = caught(|| match &self.engine {
             Engine::Fast(t) => {
                 let (first, count) = self.byte_ids;
                 let ids: Vec<u32> =
@@ -218,11 +218,11 @@ impl TokenizerSource {
         if self.treats_by_position {
             return Err(TREATS_BY_POSITION.to_string());
         }
-        let text = match guarded(|| self.canonical_by_splicing())? {
+        let text = match caught(|| self.canonical_by_splicing())? {
             Some(text) => text,
-            None => guarded(|| self.canonical())??,
+            None => caught(|| self.canonical())??,
         };
-        let engine = guarded(|| fast::from_json(&text).map_err(|e| e.to_string()))??;
+        let engine = caught(|| fast::from_json(&text).map_err(|e| e.to_string()))??;
         let mut note = "fast (tokenizers 1.0.0-rc.3)".to_string();
         if !self.missing_bytes.is_empty() {
             note.push_str(&format!(", {} missing byte symbols mended", self.missing_bytes.len()));
@@ -258,7 +258,7 @@ impl TokenizerSource {
     }
 
     fn stable_engine(&self) -> Result<tokenizers::Tokenizer> {
-        let mut t = guarded(|| load_stable(&self.json))
+        let mut t = caught(|| load_stable(&self.json))
             .map_err(|panic| self.error(format!("the engine cannot load it: {panic}")))?
             .map_err(|e| self.error(e.to_string()))?;
         let _ = t.with_truncation(None);
@@ -362,7 +362,7 @@ impl TokenizerSource {
         for text in sample {
             ids.clear();
             let encoded = fast.encode_into(text, plain, &mut ids);
-            let expected = guarded(|| stable.encode_fast(text.as_str(), false));
+            let expected = caught(|| stable.encode_fast(text.as_str(), false));
             let expected = match (encoded, expected) {
                 (Ok(()), Ok(Ok(expected))) => expected,
                 // The run's own rows are dropped with this error.
