@@ -15,10 +15,10 @@ pub(crate) const BATCH_MEMORY: u64 = 2 << 30;
 
 /// Bytes that one byte of a compressed buffer can become: zstd stores a block of 128 KiB of equal
 /// bytes in 4, LZ4 255 bytes of a repetition in 1.
-const ZSTD_GROWTH: u64 = 1 << 15;
-const LZ4_GROWTH: u64 = 255;
+pub(super) const ZSTD_GROWTH: u64 = 1 << 15;
+pub(super) const LZ4_GROWTH: u64 = 255;
 /// Bytes that come to it for an unfinished block.
-const BLOCK: u64 = 128 << 10;
+pub(super) const BLOCK: u64 = 128 << 10;
 
 /// Checks all messages of a file (`is_file`) or stream.
 pub(crate) fn check(file: File, is_file: bool) -> Result<(), String> {

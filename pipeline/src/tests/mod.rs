@@ -3,6 +3,7 @@
 mod calls;
 mod chat_format;
 mod damaged_files;
+mod damaged_parquet;
 mod frame;
 mod fuzz;
 mod goldens;
