@@ -110,6 +110,11 @@ fn worker() {
         }
     });
 
+    // Otherwise every damaged file could be refused for a reason that has nothing to do with it.
+    if let (Some(refused), None) = (target.refused_seed(&base), &one) {
+        say(&format!("an undamaged file is refused: {refused}"));
+        std::process::exit(5);
+    }
     let mut random = Random(seed);
     let end = Instant::now() + Duration::from_secs(seconds());
     let (mut read, mut refused, mut slowest) = (0u64, 0u64, Duration::ZERO);

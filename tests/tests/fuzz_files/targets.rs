@@ -64,6 +64,20 @@ impl Target {
         Target { name, seeds }
     }
 
+    /// Why an example is refused; `None` where all are read.
+    pub(crate) fn refused_seed(&self, base: &Path) -> Option<String> {
+        self.seeds.iter().enumerate().find_map(|(k, seed)| {
+            let place = base.join("whole");
+            fs::create_dir(&place).unwrap();
+            let ended = self.run(seed, base, &place);
+            fs::remove_dir_all(&place).unwrap();
+            match ended {
+                Ended::Read => None,
+                Ended::Refused(why) => Some(format!("example {k}: {why}")),
+            }
+        })
+    }
+
     /// A damaged file.
     pub(crate) fn damaged(&self, random: &mut Random) -> Vec<u8> {
         let mut data = random.of(&self.seeds).clone();
