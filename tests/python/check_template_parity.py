@@ -72,6 +72,22 @@ OWN = {
         "{{ m.content }}", "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"),
     "own:calls without end of turn, and instructions": CALLS.replace("<|im_end|>", "{{ '' if m.tool_calls else '<|im_end|>' }}").replace(
         "{% if add", "<|im_start|>system\nCall or answer.<|im_end|>\n{% if add"),
+    # One turn of the model from a question to the next, with the results of calls and the text behind them.
+    "own:text behind the results": (
+        "{% for m in messages if m.role != 'tool' %}{% if m.role != 'assistant' %}<|turn>{{ m.role }}\n{{ m.content }}<turn|>\n{% else %}"
+        "{% if loop.previtem.role != 'assistant' %}<|turn>model\n{% endif %}{% if m.thinking %}<|think>{{ m.thinking }}<think|>{% endif %}"
+        "{% for t in m.tool_calls or [] %}<|call>{{ t.function.name }}{{ t.function.arguments | tojson }}<call|>{% endfor %}"
+        "{% set ns = namespace(results=m.tool_responses or [], found=false) %}{% for r in messages %}{% if r.role == 'tool' %}{% for t in m.tool_calls or []"
+        " if t.id == r.tool_call_id and not m.tool_responses and ns.found %}{% set ns.results = ns.results + [{'name': t.function.name, 'response':"
+        " r.content}] %}{% endfor %}{% else %}{% set ns.found = r == m %}{% endif %}{% endfor %}"
+        "{% for r in ns.results %}<|result>{{ r.name }}: {{ r.response }}<result|>{% endfor %}{{ m.content | trim }}"
+        "{% if m.tool_calls and not ns.results %}<|result>{% elif m.content or not ns.results %}<turn|>\n{% endif %}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt and messages[-1].role not in ['tool', 'assistant'] %}<|turn>model\n{% endif %}"),
+    "own:calls beside their results": (
+        "{% for m in messages if m.role != 'tool' %}<|im_start|>{{ m.role }}\n{{ m.content if not m.tool_calls }}{% for t in m.tool_calls or [] %}"
+        "<|call|>{{ t.function.name }}{{ t.function.arguments | tojson }}<|end_call|>{% for r in messages if r.role == 'tool' and"
+        " r.tool_call_id == t.id %}<|result|>{{ r.content }}<|end_result|>{% endfor %}{% endfor %}{{ m.content if m.tool_calls }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"),
     "own:gen prompt with thoughts": CHATML.replace("assistant\n", "assistant\n{% if not thinking %}<think>\n\n</think>\n\n{% endif %}"),
 }
 
@@ -111,6 +127,18 @@ CONVERSATIONS = {
                                                   result("zqz done"), answer("zqt two")]},
     "call with text": {"tools": TOOLS, "messages": [user("zqu one"), answer("zqc wait", tool_calls=[call("zqa_lamp", LAMP)]),
                                                     result("zqz done"), answer("zqt two")]},
+    "two calls with text": {"tools": TOOLS, "messages": [
+        user("zqu one"), answer("zqc wait", tool_calls=[call("zqa_lamp", LAMP, 1), call("zqb_fan", {"room": "zqq_attic"}, 2)]),
+        result("zqz done", number=1), result("zqn on", "zqb_fan", 2), answer("zqt two"), user("zqv three"), answer("zqw four")]},
+    "calls with text": {"tools": TOOLS, "messages": [
+        user("zqu one"), answer("zqc wait", tool_calls=[call("zqa_lamp", LAMP, 1)]), result("zqz done", number=1),
+        answer("zqd more", reasoning_content="zqh Hm.", tool_calls=[call("zqb_fan", {"room": "zqq_attic"}, 2)]), result("zqn on", "zqb_fan", 2),
+        answer("zqt two")]},
+    "text before and behind": {"tools": TOOLS, "messages": [
+        user("zqu one"), answer("zqb first"), answer("zqc wait", tool_calls=[call("zqa_lamp", LAMP)]), result("zqz done"), answer("zqt two")]},
+    "result in the message": {"tools": TOOLS, "messages": [
+        user("zqu one"), answer("zqc wait", tool_calls=[call("zqa_lamp", LAMP)], tool_responses=[{"name": "zqa_lamp", "response": "zqz done"}]),
+        user("zqv three"), answer("zqt two")]},
     "call last": {"tools": TOOLS, "messages": [SYSTEM, user("zqu one"), answer("", tool_calls=[call("zqa_lamp", LAMP)])]},
     "two calls": {"tools": TOOLS, "messages": [
         user("zqu one"), answer("", tool_calls=[call("zqa_lamp", LAMP, 1), call("zqb_fan", {"room": "zqq_attic"}, 2)]),
@@ -251,7 +279,8 @@ def strings(m):
 
 
 def complete(messages, text):
-    return text is not None and not re.search(r"\{'type': '(text|thinking)'", text) and all(s in text for m in messages if m["role"] == "assistant" for s in strings(m))
+    results = [r["response"] for m in messages for r in m.get("tool_responses", [])]
+    return text is not None and all(r in text for r in results) and not re.search(r"\{'type': '(text|thinking)'", text) and all(s in text for m in messages if m["role"] == "assistant" for s in strings(m))
 
 
 def first_control(text, control):
@@ -267,6 +296,17 @@ def own_end(tail, control):
         at += found[1]
         end = at
     return end
+
+
+def other_end(text, at, tail, control):
+    """Where a turn ends behind `at` whose last token is another one than that of `tail`, which ends it in the last message: that of an
+    earlier message, or that with which a result begins. None if there is none."""
+    token = 0
+    while (found := first_control(tail[token:], control)) and own_end(tail[token + found[1]:], control):
+        token += found[1]
+    token += first_control(tail[token:], control)[0]
+    found = first_control(text[at + token:], control)
+    return at + token + found[1] if text.startswith(tail[:token], at) and found and not found[0] else None
 
 
 EMPTY = re.compile(r"\s*(<think>)?\s*</think>\s*")
@@ -327,6 +367,7 @@ def turns(render, messages, text, control):
         else:
             if prompt is None or before is None or not prompt.startswith(before):
                 return f"no generation prompt for message {k}"
+            goes_on = messages[k - 1]["role"] == "assistant" and text.startswith(before)
             # The template wrote earlier messages differently: the prompt is searched before the turn.
             added = prompt[len(before):]
             content = content_of(m)
@@ -338,8 +379,17 @@ def turns(render, messages, text, control):
                 at = text.rfind(previous[-1], 0, min(places)) + len(previous[-1])
                 ends = before[before.rfind(previous[-1]) + len(previous[-1]):]
                 start = at + len(ends) if text.startswith(ends, at) else text.find(content if content in text else content.strip()) if content else None
+            if start is None and goes_on:
+                start = len(before)
             if start is None:
                 return f"the generation prompt of message {k} is not in the text"
+        pieces = interrupted(render, messages, k, text, start, control)
+        if isinstance(pieces, str):
+            return pieces
+        if pieces:
+            if m.get("weight", 1):
+                spans += pieces
+            continue
         last = max(text.find(s, start) + len(s) for s in wanted)
         if alone is None:
             return f"message {k} is refused as the last one"
@@ -350,6 +400,8 @@ def turns(render, messages, text, control):
         n = own_end(tail, control)
         if text[last:].startswith(tail[:n]) and n:
             end = last + n
+        elif n and (other := other_end(text, last, tail[:n], control)):
+            end = other
         elif n and (found := first_control(text[last:], control)) and text[last:last + found[0]] == tail[:first_control(tail, control)[0]]:
             # Another end-of-turn token than that of a last message.
             end = last + found[1]
@@ -372,12 +424,75 @@ def turns(render, messages, text, control):
             start = spaces if content and text.startswith(content, spaces) else found.end()
         # Where the template has no generation prompt, what it writes before a content is no part of the answer.
         always = extra.strip() and prompt and prompt.rstrip().endswith(extra.strip())
-        if content and before == prompt and not always and content.strip() in text[start:end]:
+        silent = before == prompt and render([user("zqu")], True) == render([user("zqu")])
+        if content and silent and not always and content.strip() in text[start:end]:
             first = text.find(content.strip(), start)
             if text[start:first].strip():
                 start = text.find(content, start) if content in text[start:end] else first
         if m.get("weight", 1):
             spans.append((start, end))
+    return spans
+
+
+def alone_strings(m):
+    """The parts of a message, each with the message that has nothing else, and with its strings."""
+    parts = [{"content": m["content"]}] if m.get("content") else []
+    parts += [{"content": "", "tool_calls": [t]} for t in m.get("tool_calls", [])]
+    parts += [{"content": "", key: m[key]} for key in FIELDS if m.get(key)]
+    return [(part, strings(part)) for part in parts]
+
+
+def results_of(messages, k):
+    """The results of the calls of message k: of the messages that follow it, and those that it holds itself."""
+    texts = [str(r["response"]) for r in messages[k].get("tool_responses", [])]
+    following = itertools.takewhile(lambda m: m["role"] == "tool", messages[k + 1:])
+    return texts + [content_of(m) for m in following]
+
+
+def interrupted(render, messages, k, text, start, control):
+    """Start and end of every piece of message k, where the template writes results of its calls between its parts. None where it does
+    not, a string where that cannot be said. A piece is what the template writes for its parts alone, in a conversation without results."""
+    m = messages[k]
+    at = lambda s: text.find(s, start)
+    # The same words in a later message, or in a result, would be found there.
+    placed = sorted((min(map(at, words)), max(at(s) + len(s) for s in words), part) for part, words in
+                    ((part, [s for s in words if not s.isdigit()]) for part, words in alone_strings(m)) if words) if m.get("tool_calls") else []
+    results = [at(r) for r in results_of(messages, k) if r]
+    pieces = []
+    for first, last, part in placed:
+        if any(first < r < last for r in results):
+            return "a result inside a part"
+        if pieces and not any(pieces[-1][1] < r < first for r in results):
+            pieces[-1] = (pieces[-1][0], last, pieces[-1][2] + [part])
+        else:
+            pieces.append((first, last, [part]))
+    if len(pieces) < 2 and not (placed and any(start < r < placed[-1][1] for r in results)):
+        return None
+    openings, spans = [render(messages[:k], True), render(messages[:k])], []
+    for first, last, parts in pieces:
+        one = {"role": "assistant", "content": "".join(p["content"] for p in parts)}
+        calls = [t for p in parts for t in p.get("tool_calls", [])]
+        one.update({"tool_calls": calls} if calls else {}, **{key: p[key] for p in parts for key in FIELDS if key in p})
+        alone = render(messages[:k] + [one])
+        prompt = next((p for p in openings if alone and alone.startswith(p)), None)
+        if prompt is None:
+            return "a part is refused alone"
+        words = [w for p in parts for w in strings({"content": "", **p}) if not w.isdigit()]
+        cut = max(alone.rfind(w) + len(w) for w in words)
+        own, tail = alone[len(prompt):cut], alone[cut:]
+        begin = last - len(own)
+        if begin < start or text[begin:last] != own:
+            return "a part is written otherwise alone"
+        n = own_end(tail, control)
+        if not text.startswith(tail[:n], last):
+            if not (end := other_end(text, last, tail[:n], control)):
+                return "the end of a part is not that which it has alone"
+            n = end - last
+        elif not n:
+            n = len(tail.rstrip())
+            found = first_control(text[last + n:], control)
+            n += found[1] if found and not text[last + n:last + n + found[0]].strip() else 0
+        spans.append((begin, last + n))
     return spans
 
 
@@ -389,10 +504,9 @@ def marks(text, spans):
     return out + text[at:]
 
 
-LOST = {"assistant_text_lost", "tool_calls_lost"}
+LOST = {"assistant_text_lost", "tool_calls_lost", "tool_responses_lost"}
 # Rows that are dropped although Python writes everything, with the reason, which docs/templates.md explains.
 KNOWN = {
-    ("file:ort_models_gemma-4.jinja", "no_assistant_span"): "the text beside a call stands behind the result of the call",
     ("hfjs:moonshotai/Kimi-K2-Thinking", "tool_calls_lost"): "the id of a call stands in place of its name",
     ("own:ids for names", "tool_calls_lost"): "the id of a call stands in place of its name",
 }

@@ -100,14 +100,14 @@ impl Supervisor<'_> {
         }
         let mut at = 0;
         let mut control = r.control.as_deref();
-        for (k, &Span { start, end, loss }) in r.spans.iter().enumerate() {
+        for (k, &Span { start, end, loss, .. }) in r.spans.iter().enumerate() {
             self.encode_segment(&r.text, at, start, &mut control, out)?;
             let from = out.ids.len();
             self.encode_segment(&r.text, start, end, &mut control, out)?;
             if loss && self.is_supervised(k, r) {
                 self.mark_span(r, k, (from, out.ids.len()), out)?;
             }
-            out.turns.push((from, out.ids.len()));
+            push_turn(r, k, (from, out.ids.len()), &mut out.turns);
             at = end;
         }
         self.encode_segment(&r.text, at, r.text.len(), &mut control, out)
@@ -129,7 +129,7 @@ impl Supervisor<'_> {
             if span.loss && self.is_supervised(k, r) {
                 self.mark_span(r, k, (from, to), out)?;
             }
-            out.turns.push((from, to));
+            push_turn(r, k, (from, to), &mut out.turns);
         }
         Ok(true)
     }
@@ -228,7 +228,8 @@ impl Supervisor<'_> {
 
     /// Whether the loss policy includes turn `k`.
     fn is_supervised(&self, k: usize, r: &Rendered) -> bool {
-        self.loss_on == LossOn::All || k + 1 == r.spans.len()
+        let last = || r.spans[k + 1..].iter().all(|s| s.continues);
+        self.loss_on == LossOn::All || last()
     }
 
     /// Applies the rules for the first token, the mask token and the end of the sample.
@@ -295,6 +296,15 @@ impl Supervisor<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// Appends the tokens of span `k` to the ranges of turns, or to the last of them if they continue
+/// its turn.
+fn push_turn(r: &Rendered, k: usize, tokens: (usize, usize), turns: &mut Vec<(usize, usize)>) {
+    match turns.last_mut() {
+        Some(turn) if r.spans.get(k).is_some_and(|s| s.continues) => turn.1 = tokens.1,
+        _ => turns.push(tokens),
     }
 }
 

@@ -27,6 +27,10 @@ pub struct Message<'a> {
     /// The name of the tool or of the speaker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Results of the tool calls of this message, where they are not messages of their own, as a
+    /// JSON list.
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "with_integers")]
+    pub tool_responses: Option<Value>,
     /// The thoughts that precede the content of an assistant message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
@@ -64,9 +68,15 @@ impl<'a> Message<'a> {
         [&mut self.reasoning_content, &mut self.reasoning, &mut self.thinking].into_iter().flatten()
     }
 
-    /// Whether it has tool calls or thoughts, which templates write around the content.
+    /// Whether it has tool calls, results of these or thoughts, which templates write around the
+    /// content.
     pub(crate) fn has_extras(&self) -> bool {
-        self.tool_calls.is_some() || self.thoughts().is_some()
+        self.tool_calls.is_some() || self.thoughts().is_some() || self.tool_responses.is_some()
+    }
+
+    /// Whether it has a role and a content only.
+    pub(crate) fn is_plain(&self) -> bool {
+        !self.has_extras() && self.name.is_none() && self.tool_call_id.is_none()
     }
 }
 
@@ -129,6 +139,10 @@ pub(crate) fn fingerprint(c: &Conversation) -> u128 {
         }
         if let Some(calls) = &m.tool_calls {
             h.update(calls.to_string());
+        }
+        if let Some(results) = &m.tool_responses {
+            h.update([0xFE]);
+            h.update(results.to_string());
         }
         if m.no_loss && m.is_assistant() {
             h.update([0xFF]);

@@ -52,6 +52,9 @@ pub(crate) enum DropReason {
     AssistantTextLost,
     /// The name or an argument of a tool call does not occur in the rendered turn.
     ToolCallsLost,
+    /// The results of calls that a message holds itself (`tool_responses`) do not occur in the
+    /// rendered text.
+    ToolResponsesLost,
     /// The position of an assistant turn in the rendered text cannot be determined.
     NoAssistantSpan,
     /// The thoughts of an assistant turn, which are to carry no loss, cannot be located.
@@ -72,7 +75,7 @@ pub(crate) enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of the stages that drop rows.
-    pub(crate) const ALL: [DropReason; 29] = [
+    pub(crate) const ALL: [DropReason; 30] = [
         DropReason::BadJson,
         DropReason::LineTooLong,
         DropReason::BadUtf8,
@@ -94,6 +97,7 @@ impl DropReason {
         DropReason::TemplateRefused,
         DropReason::AssistantTextLost,
         DropReason::ToolCallsLost,
+        DropReason::ToolResponsesLost,
         DropReason::NoAssistantSpan,
         DropReason::ThoughtsNotFound,
         DropReason::TooLong,
@@ -131,6 +135,9 @@ impl DropReason {
             DropReason::RejectedAnswer => "label: false marks an answer that nobody should learn",
             DropReason::ToolCallsLost => {
                 "the template does not write the name or an argument of a call; --template names one that does"
+            }
+            DropReason::ToolResponsesLost => {
+                "the template does not write tool_responses; results can be messages of the role tool"
             }
             DropReason::NoAssistantSpan => {
                 "the assistant's turn cannot be located in what the template writes"
@@ -182,6 +189,7 @@ impl DropReason {
             DropReason::TemplateRefused => "template_refused",
             DropReason::AssistantTextLost => "assistant_text_lost",
             DropReason::ToolCallsLost => "tool_calls_lost",
+            DropReason::ToolResponsesLost => "tool_responses_lost",
             DropReason::NoAssistantSpan => "no_assistant_span",
             DropReason::ThoughtsNotFound => "thoughts_not_found",
             DropReason::TooLong => "too_long",

@@ -7,7 +7,7 @@
 use crate::parse::conversation::{Message, canonical_role};
 use crate::parse::drop_reason::DropReason;
 use crate::parse::loss_flags::take_no_loss;
-use crate::parse::tool_calls::{function_call, parse_tool_calls};
+use crate::parse::tool_calls::{function_call, parse_tool_calls, parse_tool_responses};
 use serde_json::{Map, Value};
 
 /// The message in a JSON object.
@@ -26,6 +26,7 @@ pub(crate) fn parse_message(v: Value) -> Result<Message<'static>, DropReason> {
         }
         tool_calls = Some(call);
     }
+    let tool_responses = parse_tool_responses(m.remove("tool_responses").unwrap_or_default())?;
     let mut thoughts = take_thoughts(&mut m)?;
     let mut content = match m.remove("content").or_else(|| m.remove("value")) {
         Some(Value::String(s)) => s,
@@ -55,6 +56,7 @@ pub(crate) fn parse_message(v: Value) -> Result<Message<'static>, DropReason> {
         role: role.into(),
         content: content.into(),
         tool_calls,
+        tool_responses,
         tool_call_id: text("tool_call_id"),
         name: text("name"),
         reasoning_content: thoughts,

@@ -35,6 +35,16 @@ pub(crate) fn function_call(v: Value) -> Result<Option<Value>, DropReason> {
     }
 }
 
+/// The results that a message holds itself; None if it has none. Any list is read as it is.
+pub(crate) fn parse_tool_responses(v: Value) -> Result<Option<Value>, DropReason> {
+    match from_text(v)? {
+        Value::Null => Ok(None),
+        Value::Array(list) => Ok((!list.is_empty()).then_some(Value::Array(list))),
+        result @ Value::Object(_) => Ok(Some(json!([result]))),
+        _ => Err(DropReason::BadToolCalls),
+    }
+}
+
 /// The name and the arguments of a call, whether or not they are below `function`.
 pub(crate) fn name_and_arguments(call: &Value) -> (Option<&str>, Option<&Value>) {
     let inner = call.get("function").filter(|f| f.is_object()).unwrap_or(call);

@@ -145,7 +145,8 @@ impl ControlTokens {
         let mut scan = TextScan::default();
         for m in messages {
             self.scan(&m.content, &mut scan);
-            m.tool_calls.iter().for_each(|v| self.scan_json(v, &mut scan));
+            let values = m.tool_calls.iter().chain(&m.tool_responses);
+            values.for_each(|v| self.scan_json(v, &mut scan));
             m.thoughts().iter().for_each(|t| self.scan(t, &mut scan));
             for text in [&m.name, &m.tool_call_id].into_iter().flatten() {
                 self.scan(text, &mut scan);
@@ -160,7 +161,8 @@ impl ControlTokens {
         let mut escaped = messages.to_vec();
         for m in &mut escaped {
             m.content = self.escape(&m.content).into();
-            m.tool_calls.iter_mut().for_each(|v| self.escape_json(v));
+            let values = m.tool_calls.iter_mut().chain(&mut m.tool_responses);
+            values.for_each(|v| self.escape_json(v));
             m.thoughts_mut().for_each(|t| *t = self.escape(t));
             for text in [&mut m.name, &mut m.tool_call_id].into_iter().flatten() {
                 *text = self.escape(text);

@@ -11,6 +11,7 @@ pub(crate) mod closing;
 pub(crate) mod control;
 pub(crate) mod forms;
 pub(crate) mod guarded_filters;
+pub(crate) mod interrupted_turns;
 pub(crate) mod jinja;
 pub(crate) mod jinja_check;
 pub(crate) mod jinja_comparison;

@@ -40,7 +40,7 @@ impl OtherRoles<'_> {
                 Some((at, len, _)) if rest[..at].chars().all(is_space) => at + len,
                 _ => 0,
             };
-            out.push(Span { start: p.start, end: p.end + after, loss: true });
+            out.push(Span { start: p.start, end: p.end + after, loss: true, continues: false });
         }
         Ok(out)
     }

@@ -9,6 +9,7 @@ use crate::parse::drop_reason::DropReason;
 use crate::parse::json_value::{held_integer, parse_json};
 use crate::parse::tool_calls::name_and_arguments;
 use crate::template::alignment::ContentMatch;
+use crate::template::chat::{ChatTemplate, Inputs};
 use crate::template::python_text::{is_space, python_str};
 use minijinja::value::{Serde, Value as TemplateValue};
 use serde_json::Value;
@@ -96,6 +97,26 @@ pub(crate) fn content_match(turn: &str, content: &str) -> ContentMatch {
     }
 }
 
+/// Whether the template leaves out results that messages hold themselves: `text`, which it wrote,
+/// does not have all their values, or is the same without one of them.
+pub(crate) fn responses_lost(
+    template: &ChatTemplate,
+    messages: &[Message],
+    inputs: Inputs,
+    text: &str,
+) -> bool {
+    let mut holders = messages.iter().enumerate().filter(|(_, m)| m.tool_responses.is_some());
+    holders.any(|(k, m)| {
+        let results = m.tool_responses.iter().filter_map(Value::as_array).flatten();
+        let values = results.filter_map(|r| r.get("response").or_else(|| r.get("content")));
+        let mut trial = messages.to_vec();
+        trial[k].tool_responses = None;
+        let without = template.render_with(&trial, inputs, false, false);
+        let searchable = Searchable::new(text);
+        without.is_ok_and(|t| t == text) || !values.into_iter().all(|v| searchable.has_values(v))
+    })
+}
+
 /// Why a turn with tool calls or thoughts that cannot be located is dropped. `deletes_thoughts`
 /// says whether the template writes other thoughts in their place, for short ones occur anywhere.
 pub(crate) fn lost_or_unlocated(
@@ -106,6 +127,9 @@ pub(crate) fn lost_or_unlocated(
     let text = Searchable::new(text);
     if m.tool_calls.as_ref().is_some_and(|calls| !text.has_calls(calls)) {
         return DropReason::ToolCallsLost;
+    }
+    if !text.has_text(&m.content) {
+        return DropReason::AssistantTextLost;
     }
     match m.thoughts().is_some_and(|t| !text.has_text(t) || deletes_thoughts()) {
         true => DropReason::AssistantTextLost,

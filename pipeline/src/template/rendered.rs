@@ -8,7 +8,7 @@ use crate::template::skeleton::{ControlPosition, Piece, Skeleton};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// The byte range of an assistant turn in the rendered text.
+/// The byte range of an assistant turn, or of a piece of one, in the rendered text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Span {
     /// First byte.
@@ -17,6 +17,8 @@ pub(crate) struct Span {
     pub end: usize,
     /// Whether the turn may carry loss.
     pub loss: bool,
+    /// Whether the span before is a piece of the same turn, with results of calls between them.
+    pub continues: bool,
 }
 
 /// A rendered conversation.
@@ -24,7 +26,7 @@ pub(crate) struct Span {
 pub(crate) struct Rendered {
     /// The text, byte-equal to the output of the template.
     pub text: String,
-    /// The assistant turns, in order and without overlap.
+    /// The assistant turns and pieces of turns, in order and without overlap.
     pub spans: Vec<Span>,
     /// Set where message content contains strings that spell a control token: the control tokens
     /// that the template wrote, in order. All other such strings in the text are ordinary text.
@@ -97,6 +99,7 @@ impl Rendered {
                             start: start - margins.before,
                             end: self.text.len() + margins.after,
                             loss: !messages[*k].no_loss,
+                            continues: false,
                         });
                     }
                 }

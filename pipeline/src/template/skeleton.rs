@@ -44,12 +44,10 @@ pub(crate) struct TurnMargins {
 pub(crate) type PiecePosition = (usize, usize);
 
 /// An assistant turn with tool calls or thoughts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct TurnExtent {
-    /// Where the turn begins.
-    pub start: PiecePosition,
-    /// Where it ends.
-    pub end: PiecePosition,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Extent<Position> {
+    /// Where the turn begins and ends, piece by piece. There are results of calls between pieces.
+    pub pieces: Vec<(Position, Position)>,
     /// Whether the template wrote the name and the arguments of every call.
     pub calls_written: bool,
     /// Whether the template wrote the thoughts.
@@ -72,7 +70,7 @@ pub(crate) struct Skeleton {
     /// The margins of assistant messages with a slot, by message index.
     pub turn_margins: Vec<Option<TurnMargins>>,
     /// The whole turns of assistant messages with tool calls or thoughts, by message index.
-    pub turn_extents: HashMap<usize, TurnExtent>,
+    pub turn_extents: HashMap<usize, Extent<PiecePosition>>,
     used: AtomicBool,
     verified: OnceLock<bool>,
     encoded: OnceLock<Option<EncodedSkeleton>>,
@@ -103,6 +101,28 @@ impl Skeleton {
             Piece::Literal(l) => Some((s.pieces.len() - 1, l.len())),
             Piece::Slot(_) => None,
         }
+    }
+
+    /// The bytes of turn `k`, which has tool calls or thoughts, in `text`; `piece_starts` as in
+    /// [`SkeletonAlignment`](crate::template::alignment::SkeletonAlignment).
+    pub(crate) fn extent(
+        &self,
+        k: usize,
+        piece_starts: &[usize],
+        text: &str,
+    ) -> Option<Extent<usize>> {
+        let turn = self.turn_extents.get(&k)?;
+        let place = |(piece, offset): PiecePosition| {
+            let next = piece_starts.get(piece + 1).copied().unwrap_or(text.len());
+            Some((piece_starts.get(piece)? + offset).min(next))
+        };
+        let placed = turn.pieces.iter().map(|p| {
+            let (start, end) = (place(p.0)?, place(p.1)?);
+            text.get(start..end).map(|_| (start, end))
+        });
+        let pieces = placed.collect::<Option<Vec<_>>>()?;
+        let &Extent { calls_written, thoughts_written, .. } = turn;
+        Some(Extent { pieces, calls_written, thoughts_written })
     }
 
     /// Cuts a render with placeholders into literals and slots. None if a content occurs twice.

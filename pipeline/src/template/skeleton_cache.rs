@@ -14,7 +14,7 @@ use crate::template::presence::Searchable;
 use crate::template::python_text::is_space;
 use crate::template::rendered::Rendered;
 use crate::template::skeleton::{
-    ControlPosition, Piece, Skeleton, TurnExtent, TurnMargins, content_placeholder,
+    ControlPosition, Extent, Piece, PiecePosition, Skeleton, TurnMargins, content_placeholder,
 };
 use crate::template::turn_edges::TurnEdges;
 use std::cell::OnceCell;
@@ -52,6 +52,11 @@ impl PrefixBudget {
         self.rendered += messages;
         self.rendered <= self.limit
     }
+}
+
+/// Whether a text contains the calls of a message.
+fn calls_in(m: &Message, text: &str) -> bool {
+    m.tool_calls.as_ref().is_none_or(|calls| Searchable::new(text).has_calls(calls))
 }
 
 /// The skeletons of one template; one cache per worker.
@@ -105,10 +110,7 @@ impl<'a> SkeletonCache<'a> {
 
     /// The skeleton for this order of roles; None if the template refuses it or repeats a content.
     pub(crate) fn get(&mut self, messages: &[Message], inputs: Inputs) -> Option<Arc<Skeleton>> {
-        let cacheable = inputs.is_none()
-            && messages
-                .iter()
-                .all(|m| !m.has_extras() && m.name.is_none() && m.tool_call_id.is_none());
+        let cacheable = inputs.is_none() && messages.iter().all(Message::is_plain);
         if !cacheable {
             return self.build(messages, inputs).map(Arc::new);
         }
@@ -206,7 +208,7 @@ impl<'a> SkeletonCache<'a> {
         trial: &[Message],
         inputs: Inputs,
         text: &str,
-    ) -> HashMap<usize, TurnExtent> {
+    ) -> HashMap<usize, Extent<PiecePosition>> {
         let edges = self.edges(trial, inputs, text);
         let mut budget = PrefixBudget::new(trial.len());
         let marked = OnceCell::new();
@@ -214,39 +216,54 @@ impl<'a> SkeletonCache<'a> {
         for (k, m) in trial.iter().enumerate() {
             let slot = (!m.content.is_empty()).then(|| content_placeholder(k));
             let content = slot.and_then(|s| Some((text.find(&s)?, s.len())));
-            let whole = |&(start, end): &(usize, usize)| {
-                content.is_none_or(|(at, len)| (start..=end).contains(&at) && at + len <= end)
+            let whole = |pieces: &Vec<(usize, usize)>| {
+                let has = |&(start, end): &(usize, usize)| {
+                    content.is_none_or(|(at, len)| (start..=end).contains(&at) && at + len <= end)
+                };
+                let start = pieces[0].0;
+                // The token behind the turn before may be the first of this one.
+                let shared = || {
+                    let token =
+                        text.get(start..floor).and_then(|t| Some((t, self.control.first(t)?)));
+                    token.is_some_and(|(t, (at, len, _))| at == 0 && len == t.len())
+                };
+                pieces.iter().any(has) && (start >= floor || shared())
             };
             let mut found = None;
             if m.is_assistant() && m.has_extras() && budget.take(k) {
-                found = edges.of(k, floor).filter(whole);
-                if found.is_none() && budget.take(k) {
-                    let turns = marked.get_or_init(|| MarkedTurns::new(&edges));
-                    found = turns.as_ref().and_then(|t| t.of(k)).filter(whole);
-                    found = found.filter(|turn| turn.0 >= floor);
+                // Results inside the message interrupt its turn.
+                if m.tool_responses.is_none() {
+                    found = edges.of(k, floor).map(|turn| vec![turn]).filter(whole);
+                }
+                if found.is_none() && budget.take(4 * k) {
+                    let turns = marked.get_or_init(|| MarkedTurns::new(&edges)).as_ref();
+                    if m.tool_responses.is_none() {
+                        found = turns.and_then(|t| Some(vec![t.of(k)?])).filter(whole);
+                    }
+                    found = found.or_else(|| turns.and_then(|t| t.pieces(k)).filter(whole));
                 }
             }
-            if let Some((start, end)) = found {
-                let thoughts_written = m
-                    .thoughts()
-                    .is_none_or(|thoughts| Searchable::new(&text[start..end]).has_text(thoughts));
-                let end = self.first_end_of_turn(m, text, start, end);
-                let written = |from: usize| {
-                    let turn = Searchable::new(&text[from..end]);
-                    m.tool_calls.as_ref().is_none_or(|calls| turn.has_calls(calls))
+            if let Some(mut pieces) = found {
+                let written = |pieces: &[(usize, usize)]| -> String {
+                    pieces.iter().map(|p| &text[p.0..p.1]).collect::<Vec<_>>().join("\n")
                 };
-                // Without thoughts the turn begins with its content, unless calls precede it.
-                let behind = content.map(|(at, _)| at).filter(|_| m.thoughts().is_none());
-                let first = behind.filter(|&at| written(at)).unwrap_or(start);
-                if let (Some(from), Some(to)) =
-                    (Skeleton::position_in(text, first), Skeleton::position_in(text, end))
-                {
-                    let calls_written = written(first);
-                    let extent =
-                        TurnExtent { start: from, end: to, calls_written, thoughts_written };
-                    out.insert(k, extent);
+                let thoughts_written =
+                    m.thoughts().is_none_or(|t| Searchable::new(&written(&pieces)).has_text(t));
+                if let &[(start, end)] = &*pieces {
+                    let end = self.first_end_of_turn(m, text, start, end);
+                    // Without thoughts the turn begins with its content, unless calls precede it.
+                    let behind = content.map(|(at, _)| at).filter(|_| m.thoughts().is_none());
+                    let first = behind.filter(|&at| calls_in(m, &text[at..end])).unwrap_or(start);
+                    pieces = vec![(first, end)];
                 }
-                floor = floor.max(end);
+                let placed = pieces.iter().map(|p| {
+                    Some((Skeleton::position_in(text, p.0)?, Skeleton::position_in(text, p.1)?))
+                });
+                if let Some(placed) = placed.collect() {
+                    let calls_written = calls_in(m, &written(&pieces));
+                    out.insert(k, Extent { pieces: placed, calls_written, thoughts_written });
+                }
+                floor = floor.max(pieces.last().map_or(0, |p| p.1));
             }
             floor = floor.max(content.map_or(0, |(at, len)| at + len));
         }

@@ -19,10 +19,10 @@ use crate::template::alignment::{ContentMatch, align, empty_think_block, match_i
 use crate::template::chat::{ChatTemplate, Inputs};
 use crate::template::control::{ControlTokens, TextScan};
 use crate::template::other_roles::OtherRoles;
-use crate::template::presence::{content_match, lost_or_unlocated};
+use crate::template::presence::{content_match, lost_or_unlocated, responses_lost};
 use crate::template::python_text::is_space;
 use crate::template::rendered::{Rendered, Span};
-use crate::template::skeleton::{Piece, PiecePosition, Skeleton};
+use crate::template::skeleton::{Extent, Piece, Skeleton};
 use crate::template::skeleton_cache::{PrefixBudget, SkeletonCache};
 use crate::template::thoughts::{FieldThoughts, deletes_thoughts, mask_marked_thoughts};
 use crate::template::turn_edges::TurnEdges;
@@ -220,6 +220,9 @@ impl<'a> SpanFinder<'a> {
             .template
             .render_with(messages, inputs, false, false)
             .map_err(|_| DropReason::TemplateRefused)?;
+        if responses_lost(self.template, messages, inputs, &text) {
+            return Err(DropReason::ToolResponsesLost);
+        }
         let mut out = Rendered { text, ..Default::default() };
         let skeleton = self.skeletons.get(messages, inputs);
         let aligned =
@@ -234,15 +237,15 @@ impl<'a> SpanFinder<'a> {
         let thoughts = (self.mask_thinking && messages.iter().any(|m| m.thoughts().is_some()))
             .then(|| FieldThoughts::locate(self.template, messages, inputs, &out.text));
         let mut budget = PrefixBudget::new(messages.len());
+        // Where the content of the assistant message before ends.
+        let mut answered = usize::MAX;
         for (k, m) in messages.iter().enumerate().filter(|(_, m)| m.is_assistant()) {
             let aligned_content =
                 aligned.as_ref().and_then(|(s, _)| position_of[k].map(|p| (*s, p)));
-            let (span, matches) = match aligned_content {
+            let (pieces, matches) = match aligned_content {
                 _ if m.has_extras() => {
                     let turn = match &aligned {
-                        Some((s, alignment)) => {
-                            self.extent(s, &alignment.piece_starts, k, &out.text)
-                        }
+                        Some((s, alignment)) => s.extent(k, &alignment.piece_starts, &out.text),
                         None if budget.take(k) => {
                             let (template, control, text) =
                                 (self.template, self.control, &out.text);
@@ -252,7 +255,7 @@ impl<'a> SpanFinder<'a> {
                         }
                         None => None,
                     };
-                    let Some((start, end, calls_written, thoughts_written)) = turn else {
+                    let Some(Extent { mut pieces, calls_written, thoughts_written }) = turn else {
                         let deleted = || deletes_thoughts(self.template, messages, inputs, k);
                         match lost_or_unlocated(m, &out.text, deleted) {
                             DropReason::AssistantTextLost if self.policy(m) != LostText::Drop => {
@@ -269,27 +272,28 @@ impl<'a> SpanFinder<'a> {
                         _ if !thoughts_written => ContentMatch::Differs,
                         Some(p) => p.matches,
                         None if m.content.is_empty() => ContentMatch::Exact,
-                        None => content_match(&out.text[start..end], &m.content),
+                        None => content_match(&out.text[pieces[0].0..pieces[0].1], &m.content),
                     };
                     let before = aligned_content
-                        .filter(|(_, p)| p.start == start)
+                        .filter(|(_, p)| p.start == pieces[0].0)
                         .and_then(|(s, _)| s.turn_margins.get(k).copied().flatten())
                         .map_or(0, |margins| margins.before);
-                    ((start - before, end), matches)
+                    pieces[0].0 -= before;
+                    (pieces, matches)
                 }
                 Some((s, p)) => {
                     let margins = s.turn_margins.get(k).copied().flatten().unwrap_or_default();
                     let start = p.start - margins.before;
                     let closing = self.skeletons.closing();
                     let opened = closing.opened_by_prompt(self.template, inputs, &out.text, start);
-                    ((start + opened, p.end + margins.after), p.matches)
+                    (vec![(start + opened, p.end + margins.after)], p.matches)
                 }
                 None if m.content.is_empty() => continue,
                 None if !budget.take(k) => {
                     return Err(DropReason::NoAssistantSpan);
                 }
                 None => match self.locate_by_prefix(messages, inputs, k, &out.text) {
-                    Some(located) => located,
+                    Some((span, matches)) => (vec![span], matches),
                     None if aligned.is_some() && self.policy(m) != LostText::Drop => {
                         // The template writes nothing of this turn.
                         out.rewritten_turns += 1;
@@ -316,17 +320,29 @@ impl<'a> SpanFinder<'a> {
             }
             if let Some(thoughts) = thoughts.as_ref().filter(|_| loss && m.thoughts().is_some()) {
                 let content = position_of[k].map(|p| p.start);
-                out.masked.extend(thoughts.of(k, span, content, self.control, &out.text)?);
-            }
-            if self.uses_generation {
-                // The template's own blocks are the spans. The located turn only says whether its
-                // text was changed.
-                let from = out.spans.partition_point(|g| g.end <= span.0);
-                for g in out.spans[from..].iter_mut().take_while(|g| g.start < span.1) {
-                    g.loss &= loss;
+                for &piece in &pieces {
+                    out.masked.extend(thoughts.of(k, piece, content, self.control, &out.text)?);
                 }
-            } else {
-                out.spans.push(Span { start: span.0, end: span.1, loss });
+            }
+            // The text of an answer that goes on in the same turn has no end of its own.
+            if !self.uses_generation
+                && let Some(before) = out.spans.last_mut()
+                && (answered..before.end).contains(&pieces[0].0)
+            {
+                before.end = pieces[0].0;
+            }
+            answered = position_of[k].map_or(usize::MAX, |p| p.end);
+            for (n, &(start, end)) in pieces.iter().enumerate() {
+                if self.uses_generation {
+                    // The template's own blocks are the spans. The located turn only says whether
+                    // its text was changed.
+                    let from = out.spans.partition_point(|g| g.end <= start);
+                    for g in out.spans[from..].iter_mut().take_while(|g| g.start < end) {
+                        g.loss &= loss;
+                    }
+                } else {
+                    out.spans.push(Span { start, end, loss, continues: n > 0 });
+                }
             }
         }
         if self.roles != TrainedRoles::default() {
@@ -369,7 +385,7 @@ impl<'a> SpanFinder<'a> {
                         .any(|(t, _)| text[from..at].trim_end().ends_with(t.as_str()));
                     let added =
                         if closed { 0 } else { self.skeletons.end_of_turn(&text[at..], false) };
-                    out.push(Span { start: from, end: at + added, loss: true });
+                    out.push(Span { start: from, end: at + added, loss: true, continues: false });
                 }
                 _ => {}
             }
@@ -407,26 +423,6 @@ impl<'a> SpanFinder<'a> {
             (false, _) => end + self.skeletons.end_of_turn(tail, false),
         };
         Some(((start, start + end), matches))
-    }
-
-    /// The bytes of turn `k`, which has tool calls or thoughts, and whether the template wrote the
-    /// calls and the thoughts; `piece_starts` as in
-    /// [`SkeletonAlignment`](crate::template::alignment::SkeletonAlignment).
-    fn extent(
-        &self,
-        s: &Skeleton,
-        piece_starts: &[usize],
-        k: usize,
-        text: &str,
-    ) -> Option<(usize, usize, bool, bool)> {
-        let turn = s.turn_extents.get(&k)?;
-        let place = |(piece, offset): PiecePosition| {
-            let next = piece_starts.get(piece + 1).copied().unwrap_or(text.len());
-            Some((piece_starts.get(piece)? + offset).min(next))
-        };
-        let (start, end) = (place(turn.start)?, place(turn.end)?);
-        let usable = start <= end && text.get(start..end).is_some();
-        usable.then_some((start, end, turn.calls_written, turn.thoughts_written))
     }
 
     /// The ids of the tokens with which the template ends an assistant turn.

@@ -12,6 +12,7 @@ use crate::template::control::ControlTokens;
 use crate::template::placeholder::{CONTENT_END, CONTENT_START};
 use crate::template::presence::Searchable;
 use crate::template::python_text::is_space;
+use crate::template::skeleton::Extent;
 
 /// Locates turns in one text.
 pub(crate) struct TurnEdges<'a> {
@@ -24,7 +25,7 @@ pub(crate) struct TurnEdges<'a> {
     pub text: &'a str,
 }
 
-fn common_prefix(a: &str, b: &str) -> usize {
+pub(super) fn common_prefix(a: &str, b: &str) -> usize {
     let mut n = a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y).count();
     while !a.is_char_boundary(n) {
         n -= 1;
@@ -203,14 +204,17 @@ impl TurnEdges<'_> {
         Some(start + closed(self.control, rest, n))
     }
 
-    /// The byte range of turn `k` in a text without placeholders, and whether its calls and its
-    /// thoughts are in it.
-    pub(crate) fn extent(&self, k: usize) -> Option<(usize, usize, bool, bool)> {
+    /// Turn `k` in a text without placeholders. A message that holds results of calls is not
+    /// located in it.
+    pub(crate) fn extent(&self, k: usize) -> Option<Extent<usize>> {
+        let m = self.messages.get(k).filter(|m| m.tool_responses.is_none())?;
         let (start, end) = self.of(k, 0)?;
-        let m = &self.messages[k];
         // What the content says does not show that a call was written.
         let turn = Searchable::new(&self.text[start..end].replacen(&*m.content, " ", 1));
-        let calls = m.tool_calls.as_ref().is_none_or(|calls| turn.has_calls(calls));
-        Some((start, end, calls, m.thoughts().is_none_or(|t| turn.has_text(t))))
+        Some(Extent {
+            pieces: vec![(start, end)],
+            calls_written: m.tool_calls.as_ref().is_none_or(|calls| turn.has_calls(calls)),
+            thoughts_written: m.thoughts().is_none_or(|t| turn.has_text(t)),
+        })
     }
 }

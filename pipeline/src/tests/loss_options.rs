@@ -87,7 +87,7 @@ fn documents_of(
     (manifest, out)
 }
 
-fn only(template: &str, row: Value, configure: impl Fn(Prepare) -> Prepare) -> String {
+pub(super) fn only(template: &str, row: Value, configure: impl Fn(Prepare) -> Prepare) -> String {
     let (manifest, documents) = documents(template, &[row], configure);
     match documents.as_slice() {
         [one] => one.clone(),

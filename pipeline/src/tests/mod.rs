@@ -8,6 +8,7 @@ mod frame;
 mod fuzz;
 mod goldens;
 mod in_context;
+mod interrupted_turns;
 mod loss_options;
 mod marked_turns;
 mod parity;
