@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use dlm_test_support::repository;
-use dlm_tests::sample::{files, text};
+use dlm_tests::sample::{files, plain, text};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 
 fn rows(path: &Path) -> Result<Vec<String>> {
@@ -73,5 +73,42 @@ fn another_seed_gives_other_rows_and_held_out_records_stay_out() -> Result<()> {
         held_out.iter().filter(|c| c.task == "to-json").all(|c| !pairs.contains(&pair(&c.output))),
         "a held-out pair is in the training rows"
     );
+    Ok(())
+}
+
+#[test]
+fn the_plain_form_has_the_same_tasks_and_keeps_its_held_out_records_out() -> Result<()> {
+    let (train, held_out) = plain::conversations(42, 3000, 300);
+    let prompt = |c: &text::Conversation| {
+        c.input.iter().map(|t| t.content.clone()).collect::<Vec<_>>().join("\n")
+    };
+    let seen: HashSet<String> = train.iter().map(prompt).collect();
+    ensure!(
+        held_out.iter().all(|c| !seen.contains(&prompt(c))),
+        "a prompt is in the training rows"
+    );
+    let pair = |json: &str| json.split(", ").take(2).collect::<Vec<_>>().join(",");
+    let pairs: HashSet<String> =
+        train.iter().filter(|c| c.task == "to-json").map(|c| pair(&c.output)).collect();
+    ensure!(pairs.len() > 300);
+    for c in &held_out {
+        let last = c.input.last().context("a prompt without a turn")?;
+        ensure!(last.role == "user");
+        match c.task {
+            // Every value of a JSON answer stands in its prompt, as `key: value`.
+            "to-json" => {
+                ensure!(!pairs.contains(&pair(&c.output)), "a held-out pair is in training");
+                let record: serde_json::Map<String, serde_json::Value> =
+                    serde_json::from_str(&c.output)?;
+                for (key, value) in &record {
+                    let value = value.as_str().map_or_else(|| value.to_string(), str::to_string);
+                    ensure!(last.content.contains(&format!("{key}: {value}")), "{c:?}");
+                }
+            }
+            "to-list" | "two-turns" => ensure!(c.output.lines().count() >= 4, "{c:?}"),
+            "sentence" | "lookup" => ensure!(c.output.ends_with('.'), "{c:?}"),
+            other => anyhow::bail!("unknown task {other}"),
+        }
+    }
     Ok(())
 }

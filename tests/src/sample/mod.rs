@@ -5,6 +5,7 @@
 //! (conversations) → [`tokenizer`] (trained on them) → [`files`].
 
 pub mod files;
+pub mod plain;
 pub mod rng;
 pub mod text;
 pub mod tokenizer;

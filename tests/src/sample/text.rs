@@ -34,13 +34,13 @@ pub struct Conversation {
 
 /// A field's value; numbers have no quotes in JSON.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Value {
+pub(super) enum Value {
     Word(String),
     Number(usize),
 }
 
 impl Value {
-    fn plain(&self) -> String {
+    pub(super) fn plain(&self) -> String {
         match self {
             Value::Word(w) => w.clone(),
             Value::Number(n) => n.to_string(),
@@ -57,9 +57,9 @@ impl Value {
 
 /// A record: its kind and its fields in the order of the JSON.
 #[derive(Clone, Debug)]
-struct Record {
-    kind: &'static str,
-    fields: Vec<(&'static str, Value)>,
+pub(super) struct Record {
+    pub(super) kind: &'static str,
+    pub(super) fields: Vec<(&'static str, Value)>,
 }
 
 fn word(rng: &mut Rng, list: &[&str]) -> Value {
@@ -124,7 +124,7 @@ impl Record {
         fnv1a(pair.as_bytes()) >> 32 & 0xFFFF < 0xFFFF / 10
     }
 
-    fn get(&self, key: &str) -> String {
+    pub(super) fn get(&self, key: &str) -> String {
         self.fields.iter().find(|(k, _)| *k == key).map(|(_, v)| v.plain()).unwrap_or_default()
     }
 
@@ -179,7 +179,7 @@ impl Record {
     }
 }
 
-fn user(content: String) -> Turn {
+pub(super) fn user(content: String) -> Turn {
     Turn { role: "user", content }
 }
 
@@ -228,6 +228,16 @@ pub fn conversations(
     seed: u64,
     train: usize,
     held_out: usize,
+) -> (Vec<Conversation>, Vec<Conversation>) {
+    draw(seed, train, held_out, ask)
+}
+
+/// As [`conversations`], with the wording that `ask` gives to a record.
+pub(super) fn draw(
+    seed: u64,
+    train: usize,
+    held_out: usize,
+    ask: fn(&mut Rng, &Record) -> Conversation,
 ) -> (Vec<Conversation>, Vec<Conversation>) {
     let mut rng = Rng::new(seed);
     let (mut seen, mut kept) = (Vec::with_capacity(train), Vec::with_capacity(held_out));
