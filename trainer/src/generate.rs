@@ -6,25 +6,18 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::compute::{ComputeDtype, ComputePlan, EngineChoice, device};
 use crate::decode::folder::ModelFolder;
 use crate::decode::prompt::PromptCodec;
-use crate::decode::{ArOptions, BlockOptions, Engine};
+use crate::decode::{Engine, Event, Request, Sampling, StopStrings, Told, decode_list};
 use crate::error::{Error, Result};
 use crate::io::load_model;
 
+pub use crate::decode::FinishReason;
 pub use crate::decode::completion::Completion;
 pub use crate::decode::generate_options::{DecodeMode, GenerateOptions};
 pub use crate::decode::prompt::Prompt;
-
-/// Tokens per block where the model folder does not say.
-const BLOCK_SIZE: usize = 32;
-/// Longest block: a pass over it attends from each of its tokens to each.
-const MOST_BLOCK_SIZE: usize = 1 << 16;
-/// Tokens per sub-block, where that divides the block.
-const SUB_BLOCK_SIZE: usize = 8;
 
 /// Where a model is loaded to.
 ///
@@ -90,47 +83,73 @@ impl Model {
         ModelFiles::open(model.as_ref())?.load(options)
     }
 
+    /// The files and the engine, for programs that decode step by step.
+    #[allow(dead_code, reason = "for programs that decode step by step")]
+    pub(crate) fn into_parts(self) -> (ModelFiles, Engine) {
+        (self.files, self.engine)
+    }
+
     /// The device that the model is on: `cpu`, `cuda:N` or `wgpu`.
     pub fn device(&self) -> &str {
         &self.device
     }
 
-    /// Completes prompts; the completions are in the order of the prompts.
+    /// Completes prompts; the completions are in the order of the prompts. Up to
+    /// `options.batch_size` of them are decoded together; when one ends, the next one begins.
     ///
     /// # Errors
     /// [`Error::Usage`] for options and prompts that cannot be used: text without a tokenizer or
     /// chat template, no tokens at all, ids outside the vocabulary, the mask token inside a prompt,
-    /// block mode for a model without a mask token. [`Error::Numeric`] for non-finite logits,
-    /// [`Error::Device`] where keys and values do not fit into memory.
+    /// block mode for a model without a mask token, stop strings without a tokenizer.
+    /// [`Error::Numeric`] for non-finite logits, [`Error::Device`] where keys and values do not fit
+    /// into memory.
     pub fn generate(
         &mut self,
         prompts: &[Prompt],
         options: &GenerateOptions,
     ) -> Result<Vec<Completion>> {
-        let decoding = self.files.decoding(options)?;
         let prompts = self.files.encode(prompts, options)?;
-        let mut completions = Vec::with_capacity(prompts.len());
-        for batch in prompts.chunks(options.batch_size) {
-            let started = Instant::now();
-            let sequences = match &decoding {
-                Decoding::Block(options) => self.engine.block(batch, options)?,
-                Decoding::Ar(options) => self.engine.autoregressive(batch, options)?,
-            };
-            let seconds = started.elapsed().as_secs_f64();
-            for (prompt, sequence) in batch.iter().zip(sequences) {
-                let ids = sequence.generated().to_vec();
-                completions.push(Completion {
-                    prompt_ids: prompt.clone(),
-                    text: self.files.text_of(&ids)?,
-                    ids,
-                    decided: sequence.decided,
-                    stopped: sequence.stopped,
-                    passes: sequence.passes,
-                    seconds,
-                });
+        let mut completions: Vec<Option<Completion>> = prompts.iter().map(|_| None).collect();
+        self.generate_each(prompts, options, |at, progress| {
+            if let Progress::Done(completion) = progress {
+                completions[at] = Some(*completion);
             }
-        }
-        Ok(completions)
+            Ok(true)
+        })?;
+        Ok(completions.into_iter().flatten().collect())
+    }
+
+    /// Completes prompts given as ids, and hands over tokens and completions as soon as they are
+    /// there, with the place of the prompt. Stops early where `take` returns false.
+    pub(crate) fn generate_each(
+        &mut self,
+        prompts: Vec<Vec<i64>>,
+        options: &GenerateOptions,
+        mut take: impl FnMut(usize, Progress) -> Result<bool>,
+    ) -> Result<()> {
+        let request = self.files.request(options)?;
+        let sampling = |at: usize| {
+            request.sampling.map(|how| Sampling { seed: how.seed.wrapping_add(at as u64), ..how })
+        };
+        let of_prompt = |(at, prompt): (usize, Vec<i64>)| Request {
+            prompt,
+            sampling: sampling(at),
+            ..request.clone()
+        };
+        let requests = prompts.into_iter().enumerate().map(of_prompt).collect();
+        let files = &self.files;
+        decode_list(&mut self.engine, options.batch_size, requests, |told| {
+            let Told { at, seconds, event } = told;
+            match event {
+                Event::Tokens { ids, .. } => take(at, Progress::Tokens(ids)),
+                Event::Finished { sequence, .. } => {
+                    let text = files.text_of(sequence.generated())?;
+                    let seed = sampling(at).map(|how| how.seed);
+                    let completion = Completion::new(sequence, text, seed, seconds);
+                    take(at, Progress::Done(Box::new(completion)))
+                }
+            }
+        })
     }
 
     /// Reasons to expect poor completions, as sentences: another block size than the model was
@@ -143,11 +162,12 @@ impl Model {
     }
 }
 
-/// Options of one of the two ways to decode.
-#[derive(Debug, serde::Serialize)]
-pub(crate) enum Decoding {
-    Block(BlockOptions),
-    Ar(ArOptions),
+/// What becomes of a prompt.
+pub(crate) enum Progress {
+    /// The next tokens of its completion; they do not change any more.
+    Tokens(Vec<i64>),
+    /// The whole completion.
+    Done(Box<Completion>),
 }
 
 /// The small files of a model folder: enough to check a call before the weights are read.
@@ -217,70 +237,39 @@ impl ModelFiles {
         self.codec.as_ref().map(|codec| codec.decode(ids)).transpose()
     }
 
-    /// The options of the requested mode, with what the folder says where nothing was requested.
-    pub(crate) fn decoding(&self, options: &GenerateOptions) -> Result<Decoding> {
+    /// A request without its prompt: the options of the requested mode, with what the folder says
+    /// where nothing was requested.
+    pub(crate) fn request(&self, options: &GenerateOptions) -> Result<Request> {
         if options.batch_size == 0 {
             return Err(Error::Usage(
                 "a batch of 0 prompts (--batch-size): expected 1 or more".into(),
             ));
         }
-        let max_new_tokens = options.max_new_tokens;
-        let mask_id = options.mask_token_id.or(self.folder.mask_id);
-        let stop_ids =
-            options.stop_token_ids.clone().unwrap_or_else(|| self.folder.stop_ids.clone());
-        let rows = self.folder.config.vocab_size;
-        let outside = |id: &&i64| !usize::try_from(**id).is_ok_and(|id| id < rows);
-        let named = mask_id.iter().map(|id| ("mask", id));
-        let named = named.chain(stop_ids.iter().map(|id| ("stop", id)));
-        if let Some((kind, id)) = named.into_iter().find(|(_, id)| outside(id)) {
-            return Err(Error::Usage(format!(
-                "the {kind} token id is {id}, but {} has {rows} token ids (0 to {}); give another one (--{kind}-token-id)",
-                self.name,
-                rows - 1
-            )));
+        let mut request = self.folder.request(&self.name, options)?;
+        if options.stop.iter().any(String::is_empty) {
+            return Err(Error::Usage("an empty stop string (--stop): expected text".into()));
         }
-        if options.mode == DecodeMode::Ar {
-            return Ok(Decoding::Ar(ArOptions { max_new_tokens, stop_ids, mask_id }));
+        if !options.stop.is_empty() {
+            let codec = self.codec()?;
+            let mut strings = Vec::new();
+            for text in &options.stop {
+                match codec.control_token(text) {
+                    Some(id) => request.stop_ids.push(id),
+                    None => strings.push(text.clone()),
+                }
+            }
+            request.stop = Some(StopStrings { codec: codec.clone(), strings });
         }
-        let mask_id = mask_id.ok_or_else(|| {
-            Error::Usage(format!(
-                "{} names no mask token (mask_token_id in dlm_config.json or config.json), so that it was not converted; use autoregressive mode (--mode ar), or give the id (--mask-token-id)",
-                self.name
-            ))
-        })?;
-        if !(0.0..=1.0).contains(&options.threshold) {
-            return Err(Error::Usage(format!(
-                "threshold {}: expected a probability, 0 to 1",
-                options.threshold
-            )));
-        }
-        let block_size = self.block_size(options);
-        if !(1..=MOST_BLOCK_SIZE).contains(&block_size) {
-            return Err(Error::Usage(format!(
-                "blocks of {block_size} tokens (--block-size): expected 1 to {MOST_BLOCK_SIZE}"
-            )));
-        }
-        Ok(Decoding::Block(BlockOptions {
-            block_size,
-            sub_block_size: self.sub_block_size(options),
-            threshold: options.threshold,
-            max_new_tokens,
-            mask_id,
-            stop_ids,
-            sub_block_cache: options.sub_block_cache,
-        }))
+        Ok(request)
     }
 
     pub(crate) fn block_size(&self, options: &GenerateOptions) -> usize {
-        options.block_size.or(self.folder.block_size).unwrap_or(BLOCK_SIZE)
+        self.folder.block_size_of(options)
     }
 
     /// Tokens per sub-block in block mode.
     pub(crate) fn sub_block_size(&self, options: &GenerateOptions) -> usize {
-        let block_size = self.block_size(options);
-        let usual =
-            if block_size.is_multiple_of(SUB_BLOCK_SIZE) { SUB_BLOCK_SIZE } else { block_size };
-        options.sub_block_size.unwrap_or(usual)
+        self.folder.sub_block_size_of(options)
     }
 
     /// See [`Model::warnings`]; the prompts are encoded.
@@ -320,6 +309,7 @@ impl ModelFiles {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decode::RowMode;
 
     const SHAPES: &str = include_str!("../../configs/model/sample.json");
 
@@ -365,20 +355,23 @@ mod tests {
             ("dlm_config.json", record),
             ("generation_config.json", r#"{"eos_token_id": [5, 6]}"#),
         ]);
-        let block = |options: &GenerateOptions| match files.decoding(options).unwrap() {
-            Decoding::Block(block) => block,
-            Decoding::Ar(_) => panic!("block mode is the default"),
+        let block = |options: &GenerateOptions| {
+            let request = files.request(options).unwrap();
+            match request.mode {
+                RowMode::Block(block) => (block, request.mask_id, request.stop_ids),
+                RowMode::Ar => panic!("block mode is the default"),
+            }
         };
-        let usual = block(&options());
-        assert_eq!((usual.block_size, usual.sub_block_size, usual.mask_id), (12, 12, 7));
-        assert_eq!(usual.stop_ids, [5, 6]);
-        let other = block(&GenerateOptions {
+        let (usual, mask_id, stop_ids) = block(&options());
+        assert_eq!((usual.block_size, usual.sub_block_size, mask_id), (12, 12, Some(7)));
+        assert_eq!(stop_ids, [5, 6]);
+        let (other, _, stop_ids) = block(&GenerateOptions {
             block_size: Some(16),
             stop_token_ids: Some(Vec::new()),
             ..options()
         });
         assert_eq!((other.block_size, other.sub_block_size), (16, 8));
-        assert!(other.stop_ids.is_empty());
+        assert!(stop_ids.is_empty());
     }
 
     #[test]
@@ -418,7 +411,7 @@ mod tests {
     fn options_that_cannot_be_used_are_wrong_calls() {
         let (_dir, files) = folder(&[("dlm_config.json", r#"{"mask_token_id": 7}"#)]);
         let (_other, plain) = folder(&[]);
-        let code = |files: &ModelFiles, options| files.decoding(&options).unwrap_err().exit_code();
+        let code = |files: &ModelFiles, options| files.request(&options).unwrap_err().exit_code();
         assert_eq!(code(&files, GenerateOptions { threshold: 1.5, ..options() }), 2);
         assert_eq!(code(&files, GenerateOptions { batch_size: 0, ..options() }), 2);
         assert_eq!(code(&plain, options()), 2);
