@@ -5,11 +5,12 @@
 
 use crate::template::more_filters;
 use crate::template::python_guards::{
-    fits, is_container, is_namespace, nested, own, pay, type_error, walk,
+    fits, is_container, is_namespace, nested, own, type_error, walk,
 };
 use crate::template::python_methods::python_method;
 use crate::template::python_operators::{chain, concatenate, equal};
 use crate::template::python_text::text;
+use crate::template::python_views::parts;
 use minijinja::filters;
 use minijinja::value::{Rest, ValueOrKwargs};
 use minijinja::{Environment, Error, State, Value};
@@ -25,18 +26,15 @@ const TEXT_FILTERS: [(&str, fn() -> Value); 7] = [
     ("forceescape", || Value::from_function(more_filters::force_escape)),
 ];
 /// Filters that compare the values of a list with each other.
-const COMPARING_FILTERS: [(&str, fn() -> Value); 5] = [
-    ("min", || Value::from_function(filters::min)),
-    ("max", || Value::from_function(filters::max)),
-    ("sort", || Value::from_function(filters::sort)),
+const COMPARING_FILTERS: [(&str, fn() -> Value); 2] = [
     ("unique", || Value::from_function(more_filters::unique)),
     ("sum", || Value::from_function(filters::sum)),
 ];
 /// Filters whose result holds lists.
-const NESTING_FILTERS: [(&str, fn() -> Value); 3] = [
-    ("batch", || Value::from_function(filters::batch)),
-    ("slice", || Value::from_function(filters::slice)),
-    ("groupby", || Value::from_function(filters::groupby)),
+const NESTING_FILTERS: [(&str, Option<&str>, fn() -> Value); 3] = [
+    ("batch", Some("do_batch"), || Value::from_function(filters::batch)),
+    ("slice", Some("sync_do_slice"), || Value::from_function(filters::slice)),
+    ("groupby", None, || Value::from_function(filters::groupby)),
 ];
 
 /// Adds the guards, and filters and tests of minijinja behind them.
@@ -79,7 +77,7 @@ pub(crate) fn add_guards(env: &mut Environment) {
             state.consume_fuel((found.items + found.bytes / 64).saturating_mul(rounds))
         });
     }
-    for (name, filter) in NESTING_FILTERS {
+    for (name, generator_name, filter) in NESTING_FILTERS {
         let filter = filter();
         env.add_filter(name, move |state: &mut State, args: Rest<ValueOrKwargs>| {
             let args = args.into_values();
@@ -89,21 +87,16 @@ pub(crate) fn add_guards(env: &mut Environment) {
                 state.consume_fuel((found.items / 4 + found.bytes / 64).saturating_mul(rounds))?;
             }
             let made = filter.call(state, &args)?;
-            nested(state, own(state, made)?)
+            parts(state, made, generator_name)
         });
     }
     env.add_filter("replace", |state: &mut State, v: &Value, args: Rest<ValueOrKwargs>| {
-        let text = Value::from(text(state, v)?);
-        python_method(state, &text, "replace", &args.into_values())
-    });
-    let reverse = Value::from_function(filters::reverse);
-    env.add_filter("reverse", move |state: &mut State, args: Rest<ValueOrKwargs>| {
-        let args = args.into_values();
-        if let Some(v) = args.first().filter(|v| is_container(v)) {
-            pay(state, v.len().unwrap_or(0))?;
+        let of = Value::from(text(state, v)?);
+        let mut args = args.into_values();
+        for v in args.iter_mut().take(2).filter(|v| v.as_str().is_none() && !v.is_kwargs()) {
+            *v = Value::from(text(state, v)?);
         }
-        let made = reverse.call(state, &args)?;
-        own(state, made)
+        python_method(state, &of, "replace", &args)
     });
     guard(env, "join", Value::from_function(filters::join), |state, args| {
         let mut bytes = 0u64;

@@ -14,10 +14,12 @@ use crate::template::limits::{COMPILE_STACK, FUEL, TIME_FORMAT_BYTES};
 use crate::template::more_filters::add_more_filters;
 use crate::template::python_attributes::add_attributes;
 use crate::template::python_filters::add_filters;
-use crate::template::python_guards::{is_container, is_namespace, walk};
+use crate::template::python_guards::{is_container, walk};
 use crate::template::python_methods::python_method;
 use crate::template::python_operators::add_operators;
+use crate::template::python_sort::add_order;
 use crate::template::python_text::{has_float, python_str, text};
+use crate::template::python_views::add_views;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
@@ -58,13 +60,13 @@ fn compile(source: &str, now: jiff::civil::DateTime) -> Result<Environment<'stat
     add_attributes(&mut env);
     add_more_filters(&mut env);
     add_guards(&mut env);
+    add_views(&mut env);
+    add_order(&mut env);
     env.set_formatter(|out, state, v| {
         budget::note(state);
         match v.kind() {
             ValueKind::Number if has_float(v) => out.write_str(&python_str(v)).map_err(Error::from),
-            ValueKind::Seq | ValueKind::Map
-                if matches!(state.auto_escape(), AutoEscape::None) && !is_namespace(v) =>
-            {
+            _ if is_container(v) && matches!(state.auto_escape(), AutoEscape::None) => {
                 out.write_str(&text(state, v)?).map_err(Error::from)
             }
             _ => {

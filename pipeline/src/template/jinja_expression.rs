@@ -6,9 +6,9 @@
 //! and slices get a guard (`python_guards.rs`), as do `~`, `*` and the comparison of two values. An
 //! expression that this parser does not know is refused, because it would be without guards.
 
-use crate::template::jinja_check::{is_constant, is_count, string_end};
+use crate::template::jinja_check::{is_constant, string_end};
 use crate::template::jinja_comparison::{COMPARISONS, Compared, compared};
-use crate::template::python_attributes::is_method_name;
+use crate::template::jinja_lookup::{attribute, indexed, is_looked_up};
 
 /// Nesting at which an expression is refused, so that the stack cannot overflow.
 const MAX_DEPTH: usize = 100;
@@ -20,7 +20,8 @@ const MAX_DEPTH: usize = 100;
 pub(crate) fn rewrite_expression(source: &str) -> Result<String, String> {
     let plain = |c: char| c.is_alphanumeric() || matches!(c, '_' | '.' | '|' | ' ' | '\n');
     let mut names = source.split('.').skip(1).map(|part| Parser::name_in(part.trim_start()));
-    if source.chars().all(plain) && !source.contains(" in ") && !names.any(is_method_name) {
+    let known = !source.contains(" in ") && !source.contains("self");
+    if source.chars().all(plain) && known && !names.any(is_looked_up) {
         return Ok(source.to_string());
     }
     let lead = source.len() - source.trim_start().len();
@@ -281,7 +282,7 @@ impl<'a> Parser<'a> {
             '+' => {
                 self.take("+", &mut String::new());
                 self.space();
-                out = self.unary(false)?;
+                out = format!("(({})|__pos)", self.unary(false)?);
             }
             _ => out.push_str(&self.primary()?),
         }
@@ -330,6 +331,8 @@ impl<'a> Parser<'a> {
             }
             _ => match Self::name_in(rest) {
                 "" | "if" | "else" | "and" | "or" | "not" | "in" | "is" => return None,
+                // The blocks of a template.
+                "self" if !rest[4..].trim_start().starts_with('.') => return None,
                 name => {
                     out.push_str(name);
                     self.at += name.len();
@@ -372,9 +375,8 @@ impl<'a> Parser<'a> {
                     self.at += end;
                     let next = self.peek();
                     let assigned = next.starts_with('=') && !next.starts_with("==");
-                    if is_method_name(&rest[..end]) && !next.starts_with('(') && !assigned {
-                        let (of, name) = out.rsplit_once('.')?;
-                        *out = format!("__attribute({of}, '{}')", name.trim());
+                    if !next.starts_with('(') && !assigned {
+                        attribute(out, &rest[..end])?;
                     }
                 }
                 Some('[') => {
@@ -384,14 +386,7 @@ impl<'a> Parser<'a> {
                     let inside = self.list(&["]"])?;
                     let slice = self.slice;
                     self.take_if("]", &mut String::new()).then_some(())?;
-                    if slice {
-                        let value = std::mem::take(out);
-                        *out = format!("({}[{inside}]|__own)", value.trim_start());
-                    } else if is_constant(&inside) || is_count(&inside) {
-                        out.push_str(&format!("[{inside}]"));
-                    } else {
-                        out.push_str(&format!("[({inside})|__key]"));
-                    }
+                    indexed(out, &inside, slice);
                 }
                 Some('(') => {
                     self.brackets("(", ")", out)?;

@@ -5,7 +5,7 @@
 //! operand as Python does, and operators with other rules than Python's are calls of functions that
 //! follow Python (`jinja_expression.rs`). Text, strings, comments and `{% raw %}` keep their bytes.
 
-use crate::template::jinja_check::{TagCheck, check_source, is_constant};
+use crate::template::jinja_check::{TagCheck, check_source, is_constant, string_end};
 use crate::template::jinja_expression::rewrite_expression;
 use crate::template::placeholder::{GENERATION_END, GENERATION_START};
 
@@ -50,7 +50,12 @@ pub(crate) fn rewrite(template: &str) -> Result<String, String> {
         }
     }
     out.push_str(rest);
-    Ok(out)
+    // minijinja has a list where jinja2 has a tuple.
+    let mut macros = template.split("macro ").skip(1).filter_map(|m| m.split('(').next());
+    match macros.find(|m| out.contains(&format!(" {}.arguments", m.trim()))) {
+        Some(name) => Err(format!("the arguments of a macro as a value: {name}.arguments")),
+        None => Ok(out),
+    }
 }
 
 /// The length of the tag `{% endraw %}` at the start of a text.
@@ -220,12 +225,16 @@ fn with_parameters(tag: &Tag, word: &str, operand: &str) -> Result<String, Strin
         }
         _ => ("", rewrite_expression(operand)?),
     };
-    let mut guards = String::new();
+    let (mut guards, mut names) = (String::new(), Vec::<&str>::new());
     let mut rest = list;
     while !rest.trim().is_empty() {
         let end = position_outside(rest, ",").unwrap_or(rest.len());
         let parameter = &rest[..end];
         let name = parameter[..position_outside(parameter, "=").unwrap_or(end)].trim();
+        if let Some(other) = names.iter().find(|n| mentions(&parameter[name.len()..], n)) {
+            return Err(format!("a default that names the parameter {other}: {}", tag.source));
+        }
+        names.push(name);
         if !name.is_empty() {
             guards.push_str(&format!("{{% set {name} = {name}|__set %}}"));
         }
@@ -239,6 +248,23 @@ fn with_parameters(tag: &Tag, word: &str, operand: &str) -> Result<String, Strin
             format!("{} {word} {head} %}}{}{}", tag.start, &guards[..last], tag.end)
         }
     })
+}
+
+/// Whether an expression has a name outside its strings.
+fn mentions(mut text: &str, name: &str) -> bool {
+    let word = |c: char| c.is_alphanumeric() || c == '_';
+    while let Some(c) = text.chars().next() {
+        let end = match c {
+            '"' | '\'' => string_end(text).unwrap_or(text.len()),
+            c if word(c) => text.find(|c| !word(c)).unwrap_or(text.len()),
+            c => c.len_utf8(),
+        };
+        if &text[..end] == name {
+            return true;
+        }
+        text = &text[end..];
+    }
+    false
 }
 
 /// The operand `x in y if z` of a for tag, with `y` piped through `__iter`, which refuses values
@@ -317,8 +343,9 @@ mod tests {
             ("{% set a, b = c, [d] %}", "{% set a, b = ((c, ([d]|__box))|__box)|__set %}"),
             ("{{ [a, {'k': b}] }}", "{{ ([a, ({'k': b}|__box)]|__box) }}"),
             ("{{ (a, b) == (c) }}", "{{ ((((a, b)|__box))|__eq((c))) }}"),
-            ("{{ a.b == 'x' and a[-1:] }}", "{{ a.b == 'x' and (a[(-1):]|__own) }}"),
-            ("{{ a[b] ~ c ~ 'd' }}", "{{ ((a[(b)|__key])|__cat(c, 'd')) }}"),
+            ("{{ a.b == 'x' and a[-1:] }}", "{{ a.b == 'x' and ((a|__of)[(-1):]|__own) }}"),
+            ("{{ a[b] ~ c ~ 'd' }}", "{{ ((__item(a, b))|__cat(c, 'd')) }}"),
+            ("{{ a['b'] ~ a['items'] }}", "{{ ((a['b'])|__cat(__item(a, 'items'))) }}"),
             ("{{ m[loop.index0 - 1] * 2 }}", "{{ ((m[loop.index0 - 1] * 2)|__own) }}"),
             ("{{ a == b != c }}", "{{ ((a)|__chain('==', b, '!=', c)) }}"),
             ("{%- with a = b, c = 1 -%}", "{%- with a = (b)|__set, c = 1 -%}"),
@@ -328,7 +355,7 @@ mod tests {
             ),
             ("{% call(x) f(y) %}", "{% call (x) f(y) %}{% set x = x|__set %}"),
             ("{% filter upper %}", "{% filter upper %}"),
-            ("{% if(a[-1:]) %}", "{% if ((a[(-1):]|__own)) %}"),
+            ("{% if(a[-1:]) %}", "{% if (((a|__of)[(-1):]|__own)) %}"),
         ] {
             assert_eq!(rewrite(from).as_deref(), Ok(to), "{from}");
         }

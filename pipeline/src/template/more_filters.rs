@@ -4,6 +4,7 @@
 //! `unique(case_sensitive)`, `escape`, `forceescape`, `xmlattr`, `pprint` of values that take one
 //! line, and `dict`.
 
+use crate::template::python_objects::generator;
 use crate::template::python_text::python_str;
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Value};
@@ -76,7 +77,7 @@ pub(crate) fn unique(v: &Value, given: Rest<Value>, kwargs: Kwargs) -> Result<Va
             out.push(item);
         }
     }
-    Ok(Value::from(out))
+    generator("sync_do_unique", &Value::from(out))
 }
 
 fn escape(text: &str) -> String {

@@ -6,8 +6,9 @@
 //! the same, and renders of conversations with such a text are refused.
 
 use crate::template::placeholder::METHOD_MARK;
-use crate::template::python_guards::is_namespace;
+use crate::template::python_guards::{is_container, is_namespace, walk};
 use crate::template::python_methods::python_method;
+use crate::template::python_objects::ADDRESS;
 use minijinja::value::{Object, ObjectRepr, ValueKind};
 use minijinja::{Environment, Error, State, Value};
 use std::fmt;
@@ -103,8 +104,10 @@ pub(crate) fn is_method_name(name: &str) -> bool {
 /// Adds the function and the filter that look up attributes.
 pub(crate) fn add_attributes(env: &mut Environment) {
     env.add_function("__attribute", |of: &Value, name: &str| -> Result<Value, Error> {
-        method(of, name).map_or_else(|| of.get_attr(name), Ok)
+        let known = method(of, name).or_else(|| number_attribute(of, name));
+        known.map_or_else(|| of.get_attr(name), Ok)
     });
+    env.add_function("__item", item);
     env.add_filter("attr", |of: &Value, name: &str| -> Result<Value, Error> {
         match method(of, name) {
             Some(method) => Ok(method),
@@ -117,11 +120,48 @@ pub(crate) fn add_attributes(env: &mut Environment) {
 
 /// Whether a source, rewritten for minijinja, may use methods without calling them.
 pub(crate) fn may_print_methods(source: &str) -> bool {
-    source.contains("__attribute(") || source.contains("attr")
+    let printing =
+        ["__attribute(", "__item(", "attr", "map", "select", "reject", "unique", "batch"];
+    let others = ["slice", "items", "reverse", "range", "joiner", "cycler", "dict", "lipsum"];
+    let functions = ["raise_exception", "strftime_now", "namespace"];
+    [&printing[..], &others, &functions].concat().iter().any(|name| source.contains(name))
 }
 
-/// The address of printed methods without its last digit, for which a mark stands.
-const ADDRESS: &str = "0x7f000000000";
+/// Attributes of numbers.
+const NUMBER: [&str; 4] = ["real", "imag", "numerator", "denominator"];
+
+/// Whether numbers have an attribute of that name, which is no method.
+pub(crate) fn is_number_attribute(name: &str) -> bool {
+    NUMBER.contains(&name)
+}
+
+/// An attribute of a number.
+fn number_attribute(of: &Value, name: &str) -> Option<Value> {
+    let value = match of.kind() {
+        ValueKind::Bool => Value::from(i64::from(of.is_true())),
+        ValueKind::Number => of.clone(),
+        _ => return None,
+    };
+    match (name, value.is_integer()) {
+        ("real", _) | ("numerator", true) => Some(value),
+        ("imag", true) => Some(Value::from(0)),
+        ("imag", false) => Some(Value::from(0.0)),
+        ("denominator", true) => Some(Value::from(1)),
+        _ => None,
+    }
+}
+
+/// `of[key]`: an item, or else a method of that name.
+fn item(state: &State, of: &Value, key: &Value) -> Result<Value, Error> {
+    if is_container(key) {
+        walk(state, key)?;
+    }
+    let found = of.get_item(key)?;
+    match key.as_str().filter(|_| found.is_undefined()) {
+        Some(name) => Ok(method(of, name).unwrap_or(found)),
+        None => Ok(found),
+    }
+}
 
 fn method(of: &Value, name: &str) -> Option<Value> {
     let (kind, names) = match of.kind() {

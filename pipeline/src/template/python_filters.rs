@@ -4,16 +4,16 @@
 //! so that a template fails here as it fails there.
 
 use crate::template::python_arguments::Arguments;
+use crate::template::python_counters::add_counters;
 use crate::template::python_guards::{
     fits, is_container, is_namespace, nested, own, pay, type_error, walk,
 };
 use crate::template::python_methods::pairs;
+use crate::template::python_objects::{generator, is_engine_object};
 use crate::template::python_operators::{defined, printf};
 use crate::template::python_text::{indent, is_space, python_str, split_lines, text, tojson};
-use minijinja::value::{Kwargs, Object, Rest, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, State, Value};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use minijinja::value::{Kwargs, Rest, ValueKind};
+use minijinja::{Environment, Error, State, Value};
 
 /// Adds everything to an environment.
 pub(crate) fn add_filters(env: &mut Environment) {
@@ -34,14 +34,24 @@ pub(crate) fn add_filters(env: &mut Environment) {
     env.add_filter("float", float);
     env.add_filter("items", |state: &State, v: &Value| -> Result<Value, Error> {
         match v.kind() {
-            ValueKind::Undefined => Ok(Value::from(Vec::<Value>::new())),
-            ValueKind::Map => nested(state, pairs(v)?.into_iter().collect()),
+            ValueKind::Undefined => generator("do_items", &Value::from(Vec::<Value>::new())),
+            ValueKind::Map => {
+                generator("do_items", &nested(state, pairs(v)?.into_iter().collect())?)
+            }
             _ => Err(type_error("Can only get item pairs from a mapping.".to_string())),
         }
     });
     env.add_filter("dictsort", dictsort);
-    env.add_filter("format", |state: &State, v: &Value, values: Rest<Value>| {
-        printf(state, &text(state, defined(v)?)?, values.to_vec())
+    env.add_filter("format", |state: &State, v: &Value, values: Rest<Value>, kwargs: Kwargs| {
+        let names: Vec<&str> = kwargs.args().collect();
+        let named = names.iter().map(|name| Ok((*name, kwargs.get::<Value>(name)?)));
+        let named: Vec<(&str, Value)> = named.collect::<Result<_, Error>>()?;
+        let values = match (named.is_empty(), values.is_empty()) {
+            (true, _) => values.to_vec(),
+            (false, true) => vec![Value::from_pairs(named)],
+            _ => return Err(type_error("can't handle positional and keyword arguments".into())),
+        };
+        printf(state, &text(state, defined(v)?)?, values)
     });
     env.add_filter("wordcount", |state: &State, v: &Value| -> Result<usize, Error> {
         let text = text_or_empty(state, v)?;
@@ -80,26 +90,17 @@ pub(crate) fn add_filters(env: &mut Environment) {
             v.kind(),
             ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Undefined
         ) && !is_namespace(v)
+            && !is_engine_object(v)
     });
-    env.add_test("mapping", |v: &Value| -> bool { v.kind() == ValueKind::Map && !is_namespace(v) });
+    env.add_test("mapping", |v: &Value| -> bool {
+        v.kind() == ValueKind::Map && !is_namespace(v) && !is_engine_object(v)
+    });
     env.add_test("callable", |v: &Value| -> bool {
         v.as_object().is_some_and(|o| o.repr() == minijinja::value::ObjectRepr::Plain)
             || v.is_undefined()
+            || is_engine_object(v)
     });
-    env.add_function("cycler", |state: &State, items: Rest<Value>| -> Result<Value, Error> {
-        nested(state, Value::from(items.to_vec()))?;
-        match items.is_empty() {
-            true => Err(type_error("at least one item has to be provided".to_string())),
-            false => {
-                Ok(Value::from_object(Cycler { items: items.to_vec(), at: AtomicUsize::new(0) }))
-            }
-        }
-    });
-    env.add_function("joiner", |state: &State, separator: Option<Value>| {
-        let separator = separator.unwrap_or_else(|| Value::from(", "));
-        nested(state, Value::from(vec![separator.clone()]))?;
-        Ok::<_, Error>(Value::from_object(Joiner { separator, used: AtomicUsize::new(0) }))
-    });
+    add_counters(env);
 }
 
 fn is_iterable(v: &Value) -> bool {
@@ -340,6 +341,9 @@ fn striptags(state: &State, v: &Value) -> Result<String, Error> {
     let text = text(state, v)?;
     fits(state, text.len().saturating_mul(8))?;
     let text = without(&without(&text, "<!--", "-->"), "<", ">");
+    if text.contains('&') {
+        return Err(type_error("striptags of text with entities (&amp;) is not supported".into()));
+    }
     Ok(text.split(is_space).filter(|w| !w.is_empty()).collect::<Vec<_>>().join(" "))
 }
 
@@ -381,61 +385,4 @@ fn urlencode(state: &State, v: &Value) -> Result<String, Error> {
         out.push(format!("{}={}", part(0)?, part(1)?));
     }
     Ok(out.join("&"))
-}
-
-/// jinja2's `cycler`.
-#[derive(Debug)]
-struct Cycler {
-    items: Vec<Value>,
-    at: AtomicUsize,
-}
-
-impl Object for Cycler {
-    fn repr(self: &Arc<Self>) -> minijinja::value::ObjectRepr {
-        minijinja::value::ObjectRepr::Plain
-    }
-
-    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        let current = self.items[self.at.load(Ordering::Relaxed) % self.items.len()].clone();
-        (key.as_str() == Some("current")).then_some(current)
-    }
-
-    fn call_method(
-        self: &Arc<Self>,
-        _: &mut State,
-        name: &str,
-        _: &[Value],
-    ) -> Result<Value, Error> {
-        match name {
-            "next" => {
-                let at = self.at.fetch_add(1, Ordering::Relaxed);
-                Ok(self.items[at % self.items.len()].clone())
-            }
-            "reset" => {
-                self.at.store(0, Ordering::Relaxed);
-                Ok(Value::from(()))
-            }
-            _ => Err(Error::from(ErrorKind::UnknownMethod)),
-        }
-    }
-}
-
-/// jinja2's `joiner`: nothing on the first call, then the separator.
-#[derive(Debug)]
-struct Joiner {
-    separator: Value,
-    used: AtomicUsize,
-}
-
-impl Object for Joiner {
-    fn repr(self: &Arc<Self>) -> minijinja::value::ObjectRepr {
-        minijinja::value::ObjectRepr::Plain
-    }
-
-    fn call(self: &Arc<Self>, _: &mut State, _: &[Value]) -> Result<Value, Error> {
-        Ok(match self.used.fetch_add(1, Ordering::Relaxed) {
-            0 => Value::from(""),
-            _ => self.separator.clone(),
-        })
-    }
 }

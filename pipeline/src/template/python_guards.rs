@@ -9,6 +9,7 @@
 
 use crate::template::budget;
 use crate::template::limits::{TEXT_BYTES, VALUE_DEPTH, VALUE_ITEMS};
+use crate::template::python_objects::{is_view, unread};
 use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
@@ -109,6 +110,11 @@ fn visit(state: &State, v: &Value, depth: usize, found: &mut Found) -> Result<()
         ));
     }
     match kind {
+        _ if let Some(values) = unread(v) => {
+            for x in values {
+                visit(state, x, depth + 1, found)?;
+            }
+        }
         ValueKind::Seq | ValueKind::Iterable => {
             found.views |= depth > 0 && kind == ValueKind::Iterable;
             for x in v.try_iter()? {
@@ -148,7 +154,7 @@ pub(crate) fn nested(state: &State, v: Value) -> Result<Value, Error> {
 /// A list without views of other lists in it.
 fn flat(state: &State, v: Value) -> Result<Value, Error> {
     // a group owns its list, although it gives it out as a view
-    if !matches!(v.kind(), ValueKind::Seq | ValueKind::Iterable) || is_group(&v) {
+    if !matches!(v.kind(), ValueKind::Seq | ValueKind::Iterable) || is_group(&v) || is_view(&v) {
         return Ok(v);
     }
     let items = v.try_iter()?.map(|x| flat(state, x)).collect::<Result<Vec<_>, _>>()?;
@@ -158,7 +164,7 @@ fn flat(state: &State, v: Value) -> Result<Value, Error> {
 
 /// A list in the place of a view of other lists (a slice, a sum, a repetition).
 pub(crate) fn own(state: &State, v: Value) -> Result<Value, Error> {
-    if v.kind() != ValueKind::Iterable {
+    if v.kind() != ValueKind::Iterable || is_view(&v) {
         return Ok(v);
     }
     if v.len().is_some_and(|n| n as u64 > VALUE_ITEMS) {

@@ -4,9 +4,10 @@
 //! value are refused, as in the sandbox of transformers.
 
 use crate::template::python_arguments::Arguments;
+use crate::template::python_format::str_format;
 use crate::template::python_guards::{fits, is_container, pay, type_error, walk};
-use crate::template::python_operators::formatted_fits;
-use crate::template::python_text::{is_space, python_str, split_lines};
+use crate::template::python_objects::dict_view;
+use crate::template::python_text::{is_decimal, is_space, is_superscript, python_str, split_lines};
 use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
@@ -135,7 +136,8 @@ fn push_title(c: char, out: &mut String) {
 
 /// A text between filling characters; `left` and `right` are the shares of the width.
 fn padded(state: &State, s: &str, a: &Arguments, side: char) -> Result<String, Error> {
-    let width = usize::try_from(a.number(0, "width", 0)?).unwrap_or(0);
+    let given = a.get(0, "width")?.ok_or_else(|| Error::from(ErrorKind::MissingArgument))?;
+    let width = usize::try_from(i64::try_from(given)?).unwrap_or(0);
     fits(state, width.saturating_mul(4))?;
     let fill = a.text(1, "fillchar")?.unwrap_or_else(|| " ".to_string());
     if fill.chars().count() != 1 {
@@ -158,6 +160,10 @@ fn string_method(
 ) -> Result<Option<Value>, Error> {
     // A list of the parts of a text takes more memory than the text.
     let parts = |n: usize| fits(state, n.saturating_mul(40).saturating_add(s.len()));
+    let by_name = ["split", "rsplit", "splitlines", "expandtabs", "format", "replace"];
+    if args.last().is_some_and(Value::is_kwargs) && !by_name.contains(&name) {
+        return Err(type_error(format!("str.{name}() takes no keyword arguments")));
+    }
     let a = |most: usize| Arguments::of(args, most);
     let all = |f: &dyn Fn(char) -> bool| Value::from(!s.is_empty() && s.chars().all(f));
     Ok(Some(match name {
@@ -175,6 +181,9 @@ fn string_method(
             let separator = a.text(0, "sep")?;
             if separator.as_deref() == Some("") {
                 return Err(type_error("empty separator".into()));
+            }
+            if a.get(1, "maxsplit")?.is_some_and(|v| v.is_none()) {
+                return Err(type_error("maxsplit must be a number, not none".into()));
             }
             let most = a.number(1, "maxsplit", -1)?;
             parts(match &separator {
@@ -305,10 +314,7 @@ fn string_method(
             }
             Value::from(out)
         }
-        "format" => {
-            formatted_fits(state, s, s.matches('{').count(), args)?;
-            return Ok(None);
-        }
+        "format" => Value::from(str_format(state, s, args)?),
         "title" => a(0).map(|_| Value::from(recased(s, false)))?,
         "swapcase" => a(0).map(|_| Value::from(recased(s, true)))?,
         "casefold" => {
@@ -334,19 +340,6 @@ fn string_method(
         }
         _ => return Ok(None),
     }))
-}
-
-/// Digits of the world's scripts stand in blocks of ten whose value `to_digit` does not know.
-fn is_decimal(c: char) -> bool {
-    const ZEROS: [u32; 22] = [
-        0x30, 0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66,
-        0xe50, 0xed0, 0xf20, 0x1040, 0x17e0, 0x1810, 0xa620, 0xff10, 0x1d7ce,
-    ];
-    ZEROS.iter().any(|z| (*z..z + 10).contains(&(c as u32)))
-}
-
-fn is_superscript(c: char) -> bool {
-    matches!(c, '\u{b2}' | '\u{b3}' | '\u{b9}' | '\u{2070}' | '\u{2074}'..='\u{2079}' | '\u{2080}'..='\u{2089}' | '\u{2460}'..='\u{2468}')
 }
 
 fn list_method(
@@ -402,7 +395,16 @@ fn dict_method(
     Ok(Some(match name {
         "items" if args.is_empty() => {
             pay(state, value.len().unwrap_or(0))?;
-            pairs(value)?.into_iter().collect()
+            dict_view("dict_items", pairs(value)?)
+        }
+        "keys" if args.is_empty() => {
+            pay(state, value.len().unwrap_or(0))?;
+            dict_view("dict_keys", value.try_iter()?.collect())
+        }
+        "values" if args.is_empty() => {
+            pay(state, value.len().unwrap_or(0))?;
+            let values = value.try_iter()?.map(|k| value.get_item(&k));
+            dict_view("dict_values", values.collect::<Result<_, _>>()?)
         }
         "copy" if args.is_empty() => {
             pay(state, value.len().unwrap_or(0))?;

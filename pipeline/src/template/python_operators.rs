@@ -5,6 +5,7 @@
 
 use crate::template::budget;
 use crate::template::python_guards::{fits, is_container, pay, type_error, walk};
+use crate::template::python_objects::is_generator;
 use crate::template::python_text::{has_float, python_repr, python_str, text};
 use minijinja::formatting::{FormatStyle, format};
 use minijinja::value::{Rest, ValueKind};
@@ -20,6 +21,22 @@ pub(crate) fn add_operators(env: &mut Environment) {
     env.add_function("__gt", |s: &State, a: &Value, b: &Value| Ok(order(s, ">", a, b)?.is_gt()));
     env.add_function("__ge", |s: &State, a: &Value, b: &Value| Ok(order(s, ">=", a, b)?.is_ge()));
     env.add_test("in", contains);
+    for (name, left) in [("even", 0.0), ("odd", 1.0)] {
+        env.add_test(name, move |state: &State, v: &Value| -> Result<bool, Error> {
+            let rest = remainder(state, v, &Value::from(2))?;
+            Ok(f64::try_from(rest)? == left)
+        });
+    }
+    env.add_test("divisibleby", |state: &State, v: &Value, by: &Value| -> Result<bool, Error> {
+        Ok(f64::try_from(remainder(state, v, by)?)? == 0.0)
+    });
+    env.add_filter("__pos", |v: Value| -> Result<Value, Error> {
+        match v.kind() {
+            ValueKind::Bool => Ok(Value::from(i64::from(v.is_true()))),
+            ValueKind::Number => Ok(v),
+            _ => Err(type_error(format!("bad operand type for unary +: '{}'", type_name(&v)))),
+        }
+    });
     for (names, wanted) in [
         (["lt", "lessthan", "<"], [true, false, false]),
         (["le", "le", "<="], [true, true, false]),
@@ -63,7 +80,12 @@ fn is_number(v: &Value) -> bool {
 }
 
 /// The order of two values, if Python has one for them.
-fn order(state: &State, operator: &str, a: &Value, b: &Value) -> Result<Ordering, Error> {
+pub(crate) fn order(
+    state: &State,
+    operator: &str,
+    a: &Value,
+    b: &Value,
+) -> Result<Ordering, Error> {
     let (a, b) = (defined(a)?, defined(b)?);
     let refused = || {
         type_error(format!(
@@ -110,6 +132,9 @@ pub(crate) fn concatenate(state: &State, first: &Value, more: Rest<Value>) -> Re
 
 /// Whether two values are equal; walking through lists and maps is paid for.
 pub(crate) fn equal(state: &State, a: &Value, b: &Value) -> Result<bool, Error> {
+    if is_generator(a) || is_generator(b) {
+        return Err(type_error("a generator is compared".into()));
+    }
     if is_container(a) && is_container(b) && !is_same(a, b) {
         budget::note(state);
         walk(state, a)?;
@@ -161,6 +186,11 @@ fn remainder(state: &State, a: &Value, b: &Value) -> Result<Value, Error> {
             type_name(b)
         )));
     }
+    let number = |v: &Value| match v.kind() {
+        ValueKind::Bool => Value::from(i64::from(v.is_true())),
+        _ => v.clone(),
+    };
+    let (a, b) = (&number(a), &number(b));
     match (i128::try_from(a.clone()), i128::try_from(b.clone())) {
         (Ok(_), Ok(0)) => Err(type_error("integer modulo by zero".to_string())),
         (Ok(x), Ok(y)) if a.is_integer() && b.is_integer() => {
@@ -197,6 +227,13 @@ pub(crate) fn printf(state: &State, text: &str, mut values: Vec<Value>) -> Resul
     let mut text = text.to_string();
     for (v, &(at, kind)) in values.iter_mut().zip(&kinds).filter(|_| !named) {
         let container = matches!(v.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map);
+        let float = has_float(v).then(|| f64::try_from(v.clone())).transpose()?;
+        if matches!(kind, 'i' | 'u') {
+            text.replace_range(at..at + 1, "d");
+        }
+        if let ('d' | 'i' | 'u', Some(f)) = (kind, float.filter(|f| f.abs() < 1e18)) {
+            *v = Value::from(f.trunc() as i64);
+        }
         if matches!(kind, 'r' | 'a') {
             *v = Value::from(python_repr(v));
             text.replace_range(at..at + 1, "s");
@@ -283,6 +320,9 @@ fn contains(state: &State, a: &Value, b: &Value) -> Result<bool, Error> {
             ))),
         },
         ValueKind::Undefined => Ok(false),
+        ValueKind::Map if matches!(a.kind(), ValueKind::Seq | ValueKind::Map) && !a.is_tuple() => {
+            Err(type_error(format!("unhashable type: '{}'", type_name(a))))
+        }
         ValueKind::Map => Ok(b.try_iter()?.any(|k| k == *a)),
         ValueKind::Seq | ValueKind::Iterable => Ok(b.try_iter()?.any(|x| x == *a)),
         _ => Err(type_error(format!("argument of type '{}' is not iterable", type_name(b)))),

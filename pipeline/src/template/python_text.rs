@@ -4,7 +4,9 @@
 //! docs/templates.md lists the known limits.
 
 use crate::template::limits::VALUE_DEPTH;
+use crate::template::placeholder::METHOD_MARK;
 use crate::template::python_guards::{fits, is_container, is_group, room, too_long, walk};
+use crate::template::python_objects::{ADDRESS, is_no_json, viewed};
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
@@ -98,7 +100,7 @@ impl JsonStyle {
             ValueKind::Number if v.is_integer() => out.push_str(&v.to_string()),
             ValueKind::Number => out.push_str(&float_repr(f64::try_from(v.clone())?)),
             ValueKind::String => self.write_string(v.as_str().unwrap_or(""), out),
-            ValueKind::Seq | ValueKind::Iterable => {
+            ValueKind::Seq | ValueKind::Iterable if !is_no_json(v) => {
                 out.push('[');
                 let mut empty = true;
                 for x in v.try_iter()? {
@@ -277,6 +279,37 @@ pub(crate) fn python_str(v: &Value) -> String {
     }
 }
 
+/// The text of values that are neither data nor have a text of their own in minijinja: objects of
+/// the engine, generators, views, ranges.
+fn object_text(v: &Value) -> Option<String> {
+    let object = v.as_object()?;
+    let name = object.type_name();
+    let attribute = |name: &str| python_str(&v.get_attr(name).unwrap_or_default());
+    if let Some((name, values)) = viewed(v) {
+        return Some(format!("{name}({})", python_str(&Value::from(values.to_vec()))));
+    }
+    if is_no_json(v) {
+        return Some(v.to_string());
+    }
+    if name.ends_with("::Loop") {
+        return Some(format!("<LoopContext {}/{}>", attribute("index"), attribute("length")));
+    }
+    if name.ends_with("::Macro") {
+        let name = v.get_attr("name").unwrap_or_default();
+        return Some(format!("<Macro {}>", python_repr(&name)));
+    }
+    if name.contains("Namespace") {
+        let keys = v.try_iter().into_iter().flatten();
+        let pairs = keys.map(|k| {
+            let item = v.get_item(&k).unwrap_or_default();
+            (k, item)
+        });
+        return Some(format!("<Namespace {}>", python_str(&Value::from_pairs(pairs))));
+    }
+    let plain = v.kind() == ValueKind::Plain && !name.ends_with("::Method");
+    plain.then(|| format!("<{name} object at {ADDRESS}{METHOD_MARK}>"))
+}
+
 /// Python's `repr(value)`.
 pub(crate) fn python_repr(v: &Value) -> String {
     let mut out = String::new();
@@ -294,6 +327,9 @@ fn is_printable(c: char) -> bool {
 }
 
 fn repr(v: &Value, depth: usize, out: &mut String) {
+    if let Some(text) = object_text(v) {
+        return out.push_str(&text);
+    }
     match v.kind() {
         _ if depth > VALUE_DEPTH => out.push_str("..."),
         ValueKind::Number if !v.is_integer() => match f64::try_from(v.clone()) {
@@ -373,4 +409,18 @@ fn float_repr(f: f64) -> String {
     } else {
         format!("{digits}e{}{:02}", if exponent < 0 { "-" } else { "+" }, exponent.abs())
     }
+}
+
+/// Digits of the world's scripts stand in blocks of ten whose value `to_digit` does not know.
+pub(crate) fn is_decimal(c: char) -> bool {
+    const ZEROS: [u32; 22] = [
+        0x30, 0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66,
+        0xe50, 0xed0, 0xf20, 0x1040, 0x17e0, 0x1810, 0xa620, 0xff10, 0x1d7ce,
+    ];
+    ZEROS.iter().any(|z| (*z..z + 10).contains(&(c as u32)))
+}
+
+/// Whether `c` is a digit that stands above or below a line, or in a circle.
+pub(crate) fn is_superscript(c: char) -> bool {
+    matches!(c, '\u{b2}' | '\u{b3}' | '\u{b9}' | '\u{2070}' | '\u{2074}'..='\u{2079}' | '\u{2080}'..='\u{2089}' | '\u{2460}'..='\u{2468}')
 }

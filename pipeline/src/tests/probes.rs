@@ -8,7 +8,7 @@ use crate::config::policies::default_now;
 use crate::parse::conversation::Message;
 use crate::parse::json_value::{WithIntegers, parse_json};
 use crate::template::chat::{ChatTemplate, ContextSize};
-use dlm_test_support::shared;
+use dlm_test_support::{fixtures, shared};
 use minijinja::value::{Serde, Value};
 use serde_json::{Value as Json, json};
 
@@ -104,4 +104,27 @@ fn probes_equal_python() {
     }
     println!("{same} equal or refused by both");
     assert!(wrong.is_empty() && same > 100, "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// The probes of `tests/python/template_probes.py`. A text with an address in memory is one that no
+/// conversation may have, whatever stands around the address.
+#[test]
+fn own_probes_equal_python() {
+    let probes = std::fs::read_to_string(fixtures().join("template_probes.json")).unwrap();
+    let probes = parse_json(&probes).unwrap();
+    let now = jiff::civil::datetime(2025, 7, 10, 12, 5, 9, 0);
+    let (mut same, mut refused, mut wrong) = (0, 0, Vec::new());
+    for probe in probes["probes"].as_array().unwrap() {
+        let source = probe["template"].as_str().unwrap();
+        let got = render(source, &probes["context"], now);
+        let want = probe["text"].as_str().filter(|_| probe["refused"] != true);
+        let address = |text: Option<&str>| text.is_some_and(|t| t.contains(" at 0x"));
+        refused += u32::from(probe["refused"] == true);
+        match got.as_deref() == want || address(got.as_deref()) && address(want) {
+            true => same += 1,
+            false => wrong.push(format!("{source}\n  Python {want:?}\n  ours   {got:?}")),
+        }
+    }
+    println!("{same} as they should be, {refused} of them refused here");
+    assert!(wrong.is_empty() && same > 500, "{} differ:\n{}", wrong.len(), wrong.join("\n"));
 }
