@@ -13,7 +13,7 @@
 #   after in both objectives; answers to TASKS (JSON lines with answers, such as GSM8K's test.jsonl; LIMIT=200 of them) beside the source's.
 #   With a .jsonl as DATA and no TASKS the last 200 conversations of the file are kept out of training and are the tasks.
 # Every step is skipped once it has succeeded; a training or evaluation that was cut off goes on where it stopped.
-# LR, ROWS (rows of 512 tokens a step), THRESHOLDS change what their names say.
+# LR, ROWS (rows of 512 tokens a step), THRESHOLDS and SUBS (sub-block sizes of narrow) change what their names say.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 usage="usage: scripts/proof_smollm2.sh narrow|general MODEL OUT [TOKENS] [BIN] [DEVICE]"
@@ -65,8 +65,7 @@ trained() { grep -h '^done:' "$out/log/$1.log" | tail -1; }
 
 narrow() {
     local size=${BD:-16} val=${VAL:-128} test=${TEST:-256} threshold sub
-    local subs=4,8,$size
-    [ "$size" -le 8 ] && subs=$size
+    local subs=${SUBS:-4,8,$size}
     once tasks "$bin/make-tasks" plain "$out/tasks" 42 8000 512
     once data "$bin/dlm-prep" --input "$out/tasks/train.jsonl" --tokenizer "$model" --out "$out/data" --seq-len 512 --bd-size "$size" \
         --eval-fraction 0.01 --overwrite
