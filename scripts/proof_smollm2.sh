@@ -4,7 +4,7 @@
 #   scripts/proof_smollm2.sh general MODEL OUT [TOKENS] [BIN] [DEVICE]    with DATA= and TASKS=
 # MODEL   a Hugging Face folder (or ORG/NAME of the hub): SmolLM2-135M-Instruct, or any other model that dlm-train reads
 # OUT     receives data, models, evaluations and NARROW.txt or GENERAL.txt
-# TOKENS  budget of the conversion in source tokens (default 280000). Called again with more, the training goes on from where it was
+# TOKENS  budget of the conversion in source tokens (default 340000). Called again with more, the training goes on from where it was
 # BIN     has dlm-prep, dlm-train and make-tasks (default target/release); DEVICE is cpu (default) or cuda
 #
 # narrow: the tasks of datasets/sample in plain words. AR fine-tuning (AR_TOKENS=30000), then block_diffusion; settings are chosen on one set
@@ -13,11 +13,11 @@
 #   after in both objectives; answers to TASKS (JSON lines with answers, such as GSM8K's test.jsonl; LIMIT=200 of them) beside the source's.
 #   With a .jsonl as DATA and no TASKS the last 200 conversations of the file are kept out of training and are the tasks.
 # Every step is skipped once it has succeeded; a training or evaluation that was cut off goes on where it stopped.
-# LR, ROWS (rows of 512 tokens a step), THRESHOLDS change what their names say.
+# LR, ROWS (rows of 512 tokens a step), THRESHOLDS and SUBS (sub-block sizes of narrow) change what their names say.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 usage="usage: scripts/proof_smollm2.sh narrow|general MODEL OUT [TOKENS] [BIN] [DEVICE]"
-part=${1:?$usage} model=${2:?$usage} out=${3:?$usage} tokens=${4:-280000} bin=${5:-$here/target/release} device=${6:-cpu}
+part=${1:?$usage} model=${2:?$usage} out=${3:?$usage} tokens=${4:-340000} bin=${5:-$here/target/release} device=${6:-cpu}
 thresholds=${THRESHOLDS:-0.5,0.7,0.8,0.9,0.95,0.99}
 batch=${BATCH:-16}
 mkdir -p "$out/log"
@@ -65,14 +65,13 @@ trained() { grep -h '^done:' "$out/log/$1.log" | tail -1; }
 
 narrow() {
     local size=${BD:-16} val=${VAL:-128} test=${TEST:-256} threshold sub
-    local subs=8,$size
-    [ "$size" -le 8 ] && subs=$size
+    local subs=${SUBS:-4,8,$size}
     once tasks "$bin/make-tasks" plain "$out/tasks" 42 8000 512
     once data "$bin/dlm-prep" --input "$out/tasks/train.jsonl" --tokenizer "$model" --out "$out/data" --seq-len 512 --bd-size "$size" \
         --eval-fraction 0.01 --overwrite
     train ar ar "$model" data "${AR_TOKENS:-30000}" conversion.objective=sft optim.lr=2e-4 optim.decay_ratio=0.4 optim.warmup_ratio=0.05 \
         train.batch_rows=1 train.eval_every=20 train.eval_rows=4 export.dtype=fp32
-    train "diffusion-$tokens" diffusion "$out/ar" data "$tokens" optim.lr="${LR:-3e-4}" optim.decay_ratio=0.5 optim.warmup_ratio=0.01 \
+    train "diffusion-$tokens" diffusion "$out/ar" data "$tokens" optim.lr="${LR:-3e-4}" optim.decay_ratio=0.7 optim.warmup_ratio=0.01 \
         train.batch_rows="${ROWS:-1}" train.eval_every=25 train.eval_rows=4 train.save_every=100 export.dtype=fp32
     judge before "$model" none "$out/tasks/val.jsonl" --mode ar --limit 32 --max-new-tokens 96
     judge "val-$tokens" "$out/diffusion" "$out/ar" "$out/tasks/val.jsonl" --mode block --limit "$val" --threshold "$thresholds" \
