@@ -1,6 +1,7 @@
 //! Tests across several rooms of this crate, on the models and reference tensors of tests/fixtures.
 
 mod decode_reference;
+mod held_out;
 mod layouts;
 mod optim_reference;
 mod packed_ternary;
