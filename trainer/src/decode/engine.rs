@@ -10,7 +10,7 @@ use burn::tensor::DType;
 
 use crate::compute::tensor_io::download;
 use crate::compute::{ComputeDtype, ComputePlan, DeviceKind, memory};
-use crate::decode::cached::{KvCache, Order, Pass, Span, placed};
+use crate::decode::cached::{CacheId, KvCache, Order, Pass, Span, placed};
 use crate::decode::{Decided, Passes};
 use crate::error::{Error, Result};
 use crate::kernels::cast::{cast_to, to_f32};
@@ -18,15 +18,12 @@ use crate::kernels::{linear, rms_norm};
 use crate::model::{Decoder, ParamKind, Weights};
 use crate::native::{Native, NativeOptions};
 
-/// Most prompt tokens of one prefill pass; bounds the memory of its attention scores.
-const PREFILL_TOKENS: usize = 512;
-
 /// Initial capacity of the cache in tokens per row. It doubles when it is full, so that a large
 /// limit on new tokens costs nothing until the text is that long.
 const INITIAL_POSITIONS: usize = 512;
 
 /// The most probable token at one position.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Prediction {
     /// Token id.
     pub token: i64,
@@ -51,7 +48,8 @@ pub(crate) struct Engine {
 /// What computes the passes.
 enum Backend {
     Burn(Box<BurnBackend>),
-    Native(Native),
+    /// The engine, and the cache that it has made room for.
+    Native(Native, Option<CacheId>),
 }
 
 /// Weights in the compute dtype, with what decoding keeps between passes.
@@ -82,7 +80,7 @@ impl Engine {
             let options = NativeOptions::decoding(compute.dtype);
             let mut native = Native::open(compute.cuda_index(), &decoder, options)?;
             native.set_weights(&weights)?;
-            return Ok(Engine { decoder, compute, backend: Backend::Native(native) });
+            return Ok(Engine { decoder, compute, backend: Backend::Native(native, None) });
         }
         let ternary = decoder.cfg.quantization.is_some()
             && decoder.quant_lambda >= 1.0
@@ -120,14 +118,10 @@ impl Engine {
     #[cfg(test)]
     pub(crate) fn without_tiles(mut self) -> Result<Self> {
         self.compute = self.compute.with_attention(crate::compute::AttentionChoice::Dense)?;
-        self.forget_pass();
-        Ok(self)
-    }
-
-    fn forget_pass(&mut self) {
         if let Backend::Burn(burn) = &mut self.backend {
             burn.last = None;
         }
+        Ok(self)
     }
 
     /// Runs `ids` `[B·S]`, S tokens in each of the B `spans`.
@@ -144,24 +138,27 @@ impl Engine {
             let positions = cache.next_size(needed);
             self.check_room(cache.rows(), positions)?;
             cache.grow(positions);
-            self.forget_pass();
-            if let (Backend::Native(native), true) = (&mut self.backend, cache.is_open) {
+            if let Backend::Native(native, Some(open)) = &mut self.backend
+                && *open == cache.id()
+            {
                 native.open_cache(cache.rows(), positions, true)?;
             }
         }
         let burn = match &mut self.backend {
             Backend::Burn(burn) => burn,
-            Backend::Native(native) => {
-                if !cache.is_open {
+            Backend::Native(native, open) => {
+                if *open != Some(cache.id()) {
+                    cache.open_once()?;
+                    *open = None;
                     native.open_cache(cache.rows(), cache.positions(), false)?;
-                    cache.is_open = true;
+                    *open = Some(cache.id());
                 }
                 native.run_cached(ids, placed(spans, len, order, cache))?;
                 return Ok(Hidden::Native);
             }
         };
         let pass = match burn.last.take() {
-            Some(last) if last.is(spans, len, order) => last,
+            Some(last) if last.is(spans, len, order, cache) => last,
             _ => Pass::new(&self.decoder, spans.to_vec(), len, order, cache, &self.compute)?,
         };
         let ids = Tensor::<1, Int>::from_data(
@@ -173,10 +170,8 @@ impl Engine {
         Ok(Hidden::Burn(hidden))
     }
 
-    /// A new, empty cache for rows of at most `longest` tokens. Drops the last pass, which belongs
-    /// to the previous cache.
-    pub(super) fn new_cache(&mut self, rows: usize, longest: usize) -> KvCache {
-        self.forget_pass();
+    /// A new, empty cache for rows of at most `longest` tokens.
+    pub(super) fn new_cache(&self, rows: usize, longest: usize) -> KvCache {
         KvCache::new(rows, longest.min(INITIAL_POSITIONS), longest)
     }
 
@@ -201,7 +196,7 @@ impl Engine {
     /// Predicts the next token at the rows `at` of `hidden`; the token `never` is not predicted.
     pub(super) fn predict(
         &mut self,
-        hidden: Hidden,
+        hidden: &Hidden,
         at: &[usize],
         never: Option<i64>,
     ) -> Result<Vec<Prediction>> {
@@ -209,13 +204,13 @@ impl Engine {
             return Ok(Vec::new());
         }
         let predictions = match (&mut self.backend, hidden) {
-            (Backend::Native(native), Hidden::Native) => native
+            (Backend::Native(native, _), Hidden::Native) => native
                 .predict(at, never)?
                 .into_iter()
                 .map(|(token, probability)| Prediction { token, probability })
                 .collect(),
             (Backend::Burn(burn), Hidden::Burn(hidden)) => {
-                burn.predict(&self.decoder, &self.compute, hidden, at, never)?
+                burn.predict(&self.decoder, &self.compute, hidden.clone(), at, never)?
             }
             _ => unreachable!("a pass and its prediction are of one backend"),
         };
@@ -225,62 +220,34 @@ impl Engine {
         Ok(predictions)
     }
 
-    /// Runs the first `len` tokens of `ids` into row `row` of `cache`. A token sees the tokens
-    /// before it and those of its own block of `block` tokens (1: causal). Returns the prediction
-    /// of the token after them.
-    pub(super) fn prefill(
-        &mut self,
-        ids: &[i64],
-        len: usize,
-        block: usize,
-        cache: &mut KvCache,
-        row: usize,
-        never: Option<i64>,
-    ) -> Result<Prediction> {
-        let chunk = PREFILL_TOKENS.next_multiple_of(block);
-        let mut prediction = Prediction { token: 0, probability: 0.0 };
-        for start in (0..len).step_by(chunk) {
-            let end = len.min(start + chunk);
-            let new = ids.get(start..end).unwrap_or_default();
-            let hidden =
-                self.pass(new, &[Span { row, start, visible: end }], Order::Blocks(block), cache)?;
-            if end == len {
-                let predictions = self.predict(hidden, &[end - start - 1], never)?;
-                prediction = *predictions.first().unwrap_or(&prediction);
-            }
-        }
-        Ok(prediction)
-    }
-
-    /// Refuses prompts that cannot be decoded: empty ones, and those with ids outside the
+    /// Refuses a prompt that cannot be decoded: an empty one, and one with ids outside the
     /// vocabulary or with the mask token.
-    pub(super) fn check(&self, prompts: &[Vec<i64>], mask: Option<i64>) -> Result<()> {
+    pub(super) fn check(&self, prompt: &[i64], mask: Option<i64>) -> Result<()> {
         let vocab = self.decoder.cfg.vocab_size;
         let in_vocabulary = |id: i64| usize::try_from(id).is_ok_and(|id| id < vocab);
+        let wrong = |what: String| Err(Error::Usage(what));
         if let Some(mask) = mask.filter(|mask| !in_vocabulary(*mask)) {
-            return Err(Error::Usage(format!(
+            return wrong(format!(
                 "the mask token id is {mask}, but the model has {vocab} token ids (0 to {})",
                 vocab - 1
-            )));
+            ));
         }
-        for (i, prompt) in prompts.iter().enumerate() {
-            if prompt.is_empty() {
-                return Err(Error::Usage(format!(
-                    "prompt {i} has no tokens; decoding needs at least one to start from"
-                )));
-            }
-            if let Some((at, id)) = prompt.iter().enumerate().find(|(_, id)| !in_vocabulary(**id)) {
-                return Err(Error::Usage(format!(
-                    "prompt {i}, token {at} is id {id}, but the model has {vocab} token ids (0 to {})",
-                    vocab - 1
-                )));
-            }
-            if let Some(at) = prompt.iter().position(|id| Some(*id) == mask) {
-                return Err(Error::Usage(format!(
-                    "prompt {i}, token {at} is the mask token ({}); a prompt must be plain text",
-                    prompt[at]
-                )));
-            }
+        if prompt.is_empty() {
+            return wrong(
+                "the prompt has no tokens; decoding needs at least one to start from".into(),
+            );
+        }
+        if let Some((at, id)) = prompt.iter().enumerate().find(|(_, id)| !in_vocabulary(**id)) {
+            return wrong(format!(
+                "token {at} of the prompt is id {id}, but the model has {vocab} token ids (0 to {})",
+                vocab - 1
+            ));
+        }
+        if let Some(at) = prompt.iter().position(|id| Some(*id) == mask) {
+            return wrong(format!(
+                "token {at} of the prompt is the mask token ({}); a prompt must be plain text",
+                prompt[at]
+            ));
         }
         Ok(())
     }
