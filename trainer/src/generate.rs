@@ -274,6 +274,9 @@ impl ModelFiles {
             sub_block_size: self.sub_block_size(options),
             threshold: options.threshold,
             sub_block_cache: options.sub_block_cache,
+            fuse_prefill: options.fuse_prefill,
+            fuse_commit: options.fuse_commit,
+            blocks_in_flight: options.blocks_in_flight,
         });
         Ok(Request { prompt: Vec::new(), mode, max_new_tokens, stop_ids, mask_id })
     }

@@ -13,6 +13,7 @@
 use super::block::{BlockOptions, BlockRow};
 use super::cached::{KvCache, Order, Span};
 use super::engine::{Engine, Prediction};
+use super::multi_block::MultiBlockRow;
 use super::row::{PREFILL_TOKENS, PassKind, Row, RowPass, RowText};
 use super::{Decided, DecodedSequence, ar::ArRow};
 use crate::error::{Error, Result};
@@ -109,6 +110,7 @@ impl Continuous {
                     "sub-blocks of {small} tokens do not divide blocks of {size}"
                 )));
             }
+            options.check_flight()?;
             if request.mask_id.is_none() {
                 return Err(Error::Usage("decoding in blocks needs a mask token".into()));
             }
@@ -138,9 +140,10 @@ impl Continuous {
         let Request { prompt, mode, max_new_tokens, stop_ids, mask_id } = request;
         let text = RowText::new(prompt, stop_ids);
         let row: Box<dyn Row> = match (mode, mask_id) {
-            (RowMode::Block(options), Some(mask)) => {
-                Box::new(BlockRow::new(text, options, mask, max_new_tokens))
-            }
+            (RowMode::Block(options), Some(mask)) => match options.blocks_in_flight {
+                0 | 1 => Box::new(BlockRow::new(text, options, mask, max_new_tokens)),
+                _ => Box::new(MultiBlockRow::new(text, options, mask, max_new_tokens)),
+            },
             _ => Box::new(ArRow::new(text, max_new_tokens, mask_id)),
         };
         let id = RowId(self.next_id);

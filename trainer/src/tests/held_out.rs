@@ -5,7 +5,7 @@
 use crate::attention::{KeyRange, Tile};
 use crate::compute::tensor_io::download;
 use crate::compute::{Attention, ComputePlan, StreamShape, device};
-use crate::decode::{BlockOptions, Engine};
+use crate::decode::{BlockOptions, Engine, Request, RowMode};
 use crate::diffusion::layout::{Stream, StreamRole, Token};
 use crate::diffusion::scored::scored;
 use crate::diffusion::{
@@ -22,6 +22,7 @@ use dlm_test_support::fixtures;
 use proptest::prelude::*;
 use std::sync::atomic::AtomicBool;
 
+use super::decode_reference::decode;
 use super::layouts::{MASK, arb_row, decoder, pad_to_same};
 
 const OPTIONS: PassOptions = PassOptions { activation_checkpointing: false, loss_chunk: 7 };
@@ -38,7 +39,7 @@ fn peaky() -> (Decoder, Weights) {
 }
 
 /// The most probable token of a row of logits and its probability, by a loop.
-fn judged(logits: &[f32], mask: i32) -> MostProbable {
+pub(super) fn judged(logits: &[f32], mask: i32) -> MostProbable {
     let mut token = usize::from(mask == 0);
     for (i, logit) in logits.iter().enumerate() {
         if i as i32 != mask && *logit > logits[token] {
@@ -51,7 +52,7 @@ fn judged(logits: &[f32], mask: i32) -> MostProbable {
 }
 
 /// Logits of every position of a stream under dense attention, a row of the vocabulary each.
-fn all_logits(d: &Decoder, w: &Weights, batch: &Batch) -> Vec<Vec<f32>> {
+pub(super) fn all_logits(d: &Decoder, w: &Weights, batch: &Batch) -> Vec<Vec<f32>> {
     let dense =
         ComputePlan { attention: Attention::Dense, ..ComputePlan::new(device::cpu(), None) };
     let inputs = DeviceBatch::upload(d, batch, &dense).unwrap();
@@ -121,7 +122,7 @@ fn slow_acceptance(
 }
 
 /// A batch for dense attention, which reads no tiles.
-fn dense_batch(tokens: Vec<Token>) -> Batch {
+pub(super) fn dense_batch(tokens: Vec<Token>) -> Batch {
     let n = tokens.len();
     let tiles = vec![Tile::new(0, n, KeyRange::new(0, 0), KeyRange::new(0, n))];
     Batch::flat(&[Stream { tokens, tiles, targets: Vec::new() }], 1, false)
@@ -152,11 +153,9 @@ fn slow_decode(
         completions += 1;
         tokens += (at - first) as u64;
         let mut text = ids[..first].to_vec();
-        if first >= size {
+        if first >= size && first % size == 0 {
             passes += 1;
-            if first % size == 0 {
-                text.push(ids[first]);
-            }
+            text.push(ids[first]);
         }
         while text.len() < at {
             let block = text.len() / size * size;
@@ -304,20 +303,23 @@ fn a_simulated_decode_of_the_models_own_completions_takes_the_passes_that_decodi
     for seed in 0..24i64 {
         let prompt: Vec<i64> =
             (0..3 + seed % 19).map(|i| (seed * 31 + i * 7 + i * i) % (vocab - 2)).collect();
-        let options = |stop_ids: Vec<i64>| BlockOptions {
-            block_size: size,
-            sub_block_size: size,
-            threshold: THRESHOLD,
-            max_new_tokens: 24,
-            mask_id: mask,
-            stop_ids,
-            sub_block_cache: false,
+        let mut complete = |stop_ids: Vec<i64>| {
+            let options = Request {
+                prompt: Vec::new(),
+                mode: RowMode::Block(BlockOptions {
+                    fuse_prefill: true,
+                    ..BlockOptions::published(size, size, THRESHOLD)
+                }),
+                max_new_tokens: 24,
+                mask_id: Some(mask),
+                stop_ids,
+            };
+            decode(&mut engine, std::slice::from_ref(&prompt), &options).unwrap().remove(0)
         };
         // any token that the model writes can be its stop token
-        let free = engine.block(std::slice::from_ref(&prompt), &options(vec![])).unwrap().remove(0);
+        let free = complete(vec![]);
         let stop = free.generated()[(seed as usize * 5) % free.generated().len()];
-        let done =
-            engine.block(std::slice::from_ref(&prompt), &options(vec![stop])).unwrap().remove(0);
+        let done = complete(vec![stop]);
         if !done.stopped {
             continue;
         }

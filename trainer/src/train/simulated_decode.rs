@@ -168,7 +168,8 @@ fn sub_blocks(
             next = end;
             counts.completions += 1;
             counts.tokens += end - first;
-            counts.passes += usize::from(first >= size);
+            // within a block, the prefill runs together with that block's first pass
+            counts.passes += usize::from(first >= size && first % size == 0);
             for block in first / size..=(end - 1) / size {
                 // a prefill or a commit has decided the first token of a block behind others
                 let begin = block * size;
