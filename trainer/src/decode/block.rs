@@ -113,6 +113,8 @@ pub(super) struct BlockRow {
     /// The current block is full, and the next one stands behind it with its foreseen first token,
     /// to be run together with the commit.
     is_ahead: bool,
+    /// Passes that were saved by running two as one.
+    saved: usize,
     done: bool,
 }
 
@@ -139,6 +141,7 @@ impl BlockRow {
             is_fused: false,
             foreseen: None,
             is_ahead: false,
+            saved: 0,
             done: false,
         };
         // Where the prompt ends with a whole block, the prefill predicts the first token of the
@@ -234,6 +237,7 @@ impl BlockRow {
         self.begin_block();
         if was_ahead && !self.done && foreseen == Some(next.token) {
             self.is_cached = true;
+            self.saved += 1;
             let judged = pass.judged.get(1..).unwrap_or_default().to_vec();
             self.accept(&RowPass { judged, ..pass.clone() }, rest);
         }
@@ -324,6 +328,21 @@ impl Row for BlockRow {
         Some(self.pass(PassKind::Block, start, size, masked))
     }
 
+    fn drawn_in(&self, pass: &RowPass, offset: usize) -> usize {
+        let number = self.text.passes.total() + self.saved + 1;
+        let size = self.options.block_size;
+        // the token behind the last block of a pass, for the commit that may follow
+        let is_foreseen = offset + 1 == pass.len;
+        number
+            + match pass.kind {
+                PassKind::Prefill if !self.is_fused => 0,
+                PassKind::Prefill => 1 + usize::from(is_foreseen),
+                PassKind::Commit if offset < size => 0,
+                PassKind::Commit => 1 + usize::from(is_foreseen),
+                PassKind::Block | PassKind::Small => usize::from(is_foreseen),
+            }
+    }
+
     fn take(&mut self, pass: &RowPass, predictions: &[Prediction]) {
         match pass.kind {
             PassKind::Prefill => {
@@ -334,6 +353,7 @@ impl Row for BlockRow {
                 self.text.passes.prefill += 1;
                 if self.is_fused {
                     self.is_cached = true;
+                    self.saved += 1;
                     return self.accept(pass, predictions);
                 }
                 if let Some(next) = predictions.first() {

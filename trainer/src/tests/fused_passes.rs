@@ -1,5 +1,6 @@
 //! Passes that run together: the tokens of the reference's decodes from fewer passes.
 
+use crate::decode::sampling::Sampling;
 use crate::decode::{BlockOptions, RowMode};
 use dlm_test_support::fixtures;
 
@@ -89,4 +90,33 @@ fn limits_are_kept_with_fused_passes() {
             assert!(fused.passes.total() <= published.passes.total());
         }
     }
+}
+
+/// Drawn tokens too: a token is drawn by the number of the pass in which decoding pass by pass
+/// would draw it.
+#[test]
+fn fused_passes_draw_the_same_tokens() {
+    let dir = fixtures();
+    let file: File = read(dir.join("decode_qwen2_peaky.json"));
+    let mut engine = engine(&dir.join("qwen2_peaky"));
+    let mut saved = 0;
+    for (i, case) in file.cases.iter().enumerate().step_by(3) {
+        let found = [false, true].map(|fuse| {
+            let mut request = options(case, file.mask_id);
+            let RowMode::Block(block) = request.mode else { unreachable!() };
+            request.mode = RowMode::Block(BlockOptions {
+                fuse_prefill: fuse,
+                fuse_commit: fuse,
+                threshold: 0.3,
+                ..block
+            });
+            let (temperature, seed) = ([0.3, 0.7, 1.0][i / 3 % 3], i as u64);
+            request.sampling = Some(Sampling { temperature, top_p: 0.95, top_k: 0, seed });
+            decode(&mut engine, std::slice::from_ref(&case.prompt), &request).unwrap().remove(0)
+        });
+        assert_eq!(found[0].ids, found[1].ids, "case {i}");
+        assert_ne!(found[0].ids, case.expected, "case {i}: nothing was drawn");
+        saved += found[0].passes.total() - found[1].passes.total();
+    }
+    assert!(saved > 10, "{saved}");
 }

@@ -5,7 +5,7 @@
 use crate::attention::{KeyRange, Tile};
 use crate::compute::tensor_io::download;
 use crate::compute::{Attention, ComputePlan, StreamShape, device};
-use crate::decode::{BlockOptions, Engine, Request, RowMode};
+use crate::decode::{BlockOptions, Engine, FinishReason, Request, RowMode};
 use crate::diffusion::layout::{Stream, StreamRole, Token};
 use crate::diffusion::scored::scored;
 use crate::diffusion::{
@@ -313,6 +313,8 @@ fn a_simulated_decode_of_the_models_own_completions_takes_the_passes_that_decodi
                 max_new_tokens: 24,
                 mask_id: Some(mask),
                 stop_ids,
+                sampling: None,
+                stop: None,
             };
             decode(&mut engine, std::slice::from_ref(&prompt), &options).unwrap().remove(0)
         };
@@ -320,7 +322,7 @@ fn a_simulated_decode_of_the_models_own_completions_takes_the_passes_that_decodi
         let free = complete(vec![]);
         let stop = free.generated()[(seed as usize * 5) % free.generated().len()];
         let done = complete(vec![stop]);
-        if !done.stopped {
+        if done.finish_reason != FinishReason::StopToken {
             continue;
         }
         let ids: Vec<i32> = done.ids.iter().map(|id| *id as i32).collect();

@@ -9,3 +9,5 @@ mod multi_block;
 mod optim_reference;
 mod packed_ternary;
 mod quantisers;
+mod sampled;
+mod text_stream;

@@ -2,7 +2,7 @@
 
 use crate::compute::{ComputePlan, device};
 use crate::decode::multi_block::OPENING_SHARE;
-use crate::decode::{BlockOptions, Engine, Request, RowMode};
+use crate::decode::{BlockOptions, Engine, FinishReason, Request, RowMode};
 use crate::diffusion::layout::{StreamRole, Token};
 use crate::io::load_model::{LoadOptions, LoadedModel, load_model};
 use crate::kernels::most_probable::MostProbable;
@@ -147,6 +147,8 @@ fn request(i: usize, blocks_in_flight: usize) -> (Request, BlockOptions) {
         max_new_tokens: [2 * size, 3 * size, 37, 5 * size, 1, 0][(i + i / 5) % 6].min(60),
         mask_id: Some(MASK),
         stop_ids: vec![],
+        sampling: None,
+        stop: None,
     };
     (request, options)
 }
@@ -174,7 +176,8 @@ fn several_blocks_in_flight_give_what_whole_sequences_give() {
                     );
                     let out_of_order = passes.windows(2).any(|two| two[1] < two[0]);
                     several += usize::from(out_of_order);
-                    stopped += usize::from(with_stop && found.stopped);
+                    stopped +=
+                        usize::from(with_stop && (found.finish_reason == FinishReason::StopToken));
                     // any token that the model writes can be its stop token
                     let generated = found.generated();
                     if generated.is_empty() {
