@@ -210,7 +210,11 @@ impl BlockRow {
             && !(behind..end).any(|at| self.is_masked(at));
         let judged = masked.iter().map(|at| at - 1).chain(foresees.then_some(end - 1));
         let judged = judged.map(|at| at - start).collect();
-        RowPass { kind, start, len, visible: end.max(self.start + size), order, judged }
+        let tail = match kind {
+            PassKind::Prefill => size,
+            _ => 0,
+        };
+        RowPass { kind, start, len, visible: end.max(self.start + size), order, judged, tail }
     }
 
     /// Puts the next block with its foreseen first token behind the full current one.
@@ -351,7 +355,7 @@ impl Row for BlockRow {
                     return;
                 }
                 self.text.passes.prefill += 1;
-                if self.is_fused {
+                if pass.start + pass.len > self.cached {
                     self.is_cached = true;
                     self.saved += 1;
                     return self.accept(pass, predictions);

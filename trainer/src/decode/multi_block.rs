@@ -185,7 +185,8 @@ impl Row for MultiBlockRow {
             let predicts = whole == self.text.prompt;
             let mut pass = RowPass::prefill(self.cached, whole, size, predicts);
             if is_opened && pass.start + pass.len == whole {
-                pass.len += self.end - whole;
+                pass.tail = self.end - whole;
+                pass.len += pass.tail;
                 pass.visible = self.end;
                 pass.judged = judged(pass.start);
             }
@@ -200,7 +201,15 @@ impl Row for MultiBlockRow {
             Some(active) if active > start => (PassKind::Commit, judged(start)),
             Some(_) => (PassKind::Block, judged(start)),
         };
-        Some(RowPass { kind, start, len, visible: self.end, order: Order::Blocks(size), judged })
+        Some(RowPass {
+            kind,
+            start,
+            len,
+            visible: self.end,
+            order: Order::Blocks(size),
+            judged,
+            tail: 0,
+        })
     }
 
     fn take(&mut self, pass: &RowPass, predictions: &[Prediction]) {

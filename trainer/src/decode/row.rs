@@ -7,8 +7,12 @@ use super::sampling::Sampling;
 use super::{Decided, DecodedSequence, FinishReason, Passes};
 
 /// Most prompt tokens of one prefill pass, unless a block is longer: bounds the memory of its
-/// attention scores, and how long other rows wait for it.
+/// attention scores.
 pub(super) const PREFILL_TOKENS: usize = 512;
+
+/// Most prompt tokens of a step in which other rows are decoded, unless a block is longer: bounds
+/// how long they wait. A pass of few tokens costs more per token.
+pub(super) const PREFILL_TOKENS_BESIDE: usize = 128;
 
 /// What a pass is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +40,9 @@ pub(super) struct RowPass {
     pub order: Order,
     /// Offsets in the pass whose logits are wanted.
     pub judged: Vec<usize>,
+    /// Tokens at the end that must not be left to a pass of their own: an open block that runs
+    /// together with prompt tokens.
+    pub tail: usize,
 }
 
 impl RowPass {
@@ -48,7 +55,26 @@ impl RowPass {
             false => Vec::new(),
         };
         let (visible, order) = (start + len, Order::Blocks(block));
-        RowPass { kind: PassKind::Prefill, start, len, visible, order, judged }
+        RowPass { kind: PassKind::Prefill, start, len, visible, order, judged, tail: 0 }
+    }
+
+    /// The same pass over the first `most` tokens of it, and over whole blocks. The last block of
+    /// the prompt stays with an open block behind it, so that passes are counted alike whatever
+    /// other rows there are.
+    pub(super) fn shortened(mut self, most: usize) -> Self {
+        let block = match self.order {
+            Order::Blocks(block) => block.max(1),
+            Order::Full => return self,
+        };
+        let len = most.next_multiple_of(block);
+        let kept = if self.tail > 0 { self.tail + block } else { 0 };
+        if len >= self.len || self.len <= kept {
+            return self;
+        }
+        self.len = len.min(self.len - kept);
+        self.visible = self.visible.min(self.start + self.len);
+        self.judged.retain(|offset| *offset < self.len);
+        self
     }
 }
 
@@ -121,7 +147,8 @@ pub(super) trait Row: Send {
         self.text().passes.total() + 1
     }
 
-    /// Takes what `pass`, the last answer of [`Row::next_pass`], predicted at its judged offsets.
+    /// Takes what `pass`, the last answer of [`Row::next_pass`], predicted at its judged offsets. A
+    /// pass over prompt tokens may have been shortened.
     fn take(&mut self, pass: &RowPass, predictions: &[Prediction]);
 
     /// Completion tokens from the first on that will not change any more. Some of them may lie

@@ -230,6 +230,44 @@ fn stop_strings_cut_a_row_and_change_nothing_before() {
     assert!(cut > 20, "{cut}");
 }
 
+/// A row gets a token in every step while long prompts arrive beside it, and these get theirs
+/// after as many steps as their prompts have chunks.
+#[test]
+fn a_long_prompt_does_not_stop_the_others() {
+    let mut engine = engine("llama_tiny");
+    let request = |prompt: usize, max_new_tokens| Request {
+        prompt: vec![5; prompt],
+        mode: RowMode::Ar,
+        max_new_tokens,
+        stop_ids: Vec::new(),
+        mask_id: None,
+        sampling: None,
+        stop: None,
+    };
+    let mut rows = Continuous::new(4, 1200);
+    let short = rows.add(&engine, request(3, 100)).unwrap();
+    rows.step(&mut engine).unwrap();
+    let long = rows.add(&engine, request(700, 2)).unwrap();
+    let medium = rows.add(&engine, request(40, 2)).unwrap();
+    let told = |events: &[Event], id: RowId| {
+        events.iter().any(|event| matches!(event, Event::Tokens { row, .. } if *row == id))
+    };
+    for step in 1..=8 {
+        let events = rows.step(&mut engine).unwrap();
+        assert!(told(&events, short), "step {step}");
+        // 5 chunks of 128 tokens, the rest of 60, and beside that the other prompt of 40
+        assert_eq!(told(&events, long), step == 6 || step == 7, "step {step}");
+        assert_eq!(told(&events, medium), step == 6 || step == 7, "step {step}");
+    }
+    assert_eq!(rows.free_slots(), 3);
+    assert!(rows.add(&engine, request(1199, 2)).unwrap_err().to_string().contains("1201"));
+    for _ in 0..3 {
+        rows.add(&engine, request(3, 2)).unwrap();
+    }
+    let error = rows.add(&engine, request(3, 2)).unwrap_err();
+    assert!(error.to_string().contains("all 4 rows are taken"), "{error}");
+}
+
 /// With blocks of one token the token behind each block is known when the block begins, so that
 /// decoding is autoregressive.
 #[test]
