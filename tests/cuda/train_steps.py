@@ -37,6 +37,28 @@ def run(command, what):
         sys.exit(f"{what}: exit {done.returncode}\n{done.stdout[-1500:]}{done.stderr[-3000:]}")
 
 
+def evaluations_agree(exact, rounded, cuda):
+    """Whether the evaluation after the last step counts what the CPU's does: the same tokens, and right ones
+    that differ by no more than rounding may turn."""
+    if "eval_acceptance" not in exact:
+        return "eval_acceptance" not in cuda
+    counts = [(r["eval_acceptance"]["hidden"], r["eval_decode"]["tokens"], r["eval_decode"]["completions"])
+              for r in (exact, cuda)]  # fmt: skip
+    right = [r["eval_acceptance"]["right"] for r in (exact, rounded, cuda)]
+    passes = [r["eval_decode"]["passes"] for r in (exact, rounded, cuda)]
+    allowed = 3 * abs(right[0] - right[1]) + max(2, counts[0][0] // 50)
+    allowed_passes = 3 * abs(passes[0] - passes[1]) + max(2, passes[0] // 20)
+    print(
+        f"evaluation: {right[2]} of {counts[1][0]} hidden tokens right, CPU {right[0]} of {counts[0][0]} (allowed +-{allowed}); "
+        f"{counts[1][1]} tokens in {passes[2]} passes, CPU {counts[0][1]} in {passes[0]} (allowed +-{allowed_passes})"
+    )
+    return (
+        counts[0] == counts[1]
+        and abs(right[0] - right[2]) <= allowed
+        and abs(passes[0] - passes[2]) <= allowed_passes
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--train", required=True, type=pathlib.Path)
@@ -77,7 +99,7 @@ def main():
                 *before, a.train, "--data", out / "data", "--resume", "never", "--overwrite",
                 "model=sample", "conversion=sample_diffusion", "source.init=random",
                 "source.path=null", f"source.config={out}/config.json", "train.batch_rows=4",
-                f"train.max_steps={a.steps}", "train.log_every=1", "train.eval_every=0",
+                f"train.max_steps={a.steps}", "train.log_every=1", f"train.eval_every={a.steps}", "train.eval_rows=4",
                 "train.save_every=0", "optim.lr=3e-3", f"output.dir={out}/{name}", *a.keys, *arguments,
             ],
             f"training: {name}",
@@ -105,6 +127,7 @@ def main():
             f"the CPU in fp32 by at most {worst:.1e} in 20 steps (allowed {allowed:.1e}), on average by "
             f"{mean:.1e} in {a.steps} steps (allowed {mean_allowed:.1e})"
         )
+    failed |= not evaluations_agree(exact[-1], rounded[-1], cuda[-1])
     sys.exit(1 if failed else 0)
 
 

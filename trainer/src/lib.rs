@@ -51,6 +51,7 @@ pub use generate::{
     Completion, DecodeMode, FinishReason, GenerateOptions, Model, ModelOptions, Prompt,
 };
 pub use parity::{ParityOptions, ParityReport, ToleranceOptions, Tolerances};
+pub use report::held_out::{Acceptance, SimulatedDecode};
 pub use validate::{DatasetOptions, DatasetReport, Reference, ValidationReport, validate};
 
 /// The program `dlm-train`: runs the command line of this process.

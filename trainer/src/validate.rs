@@ -16,15 +16,19 @@ use crate::io::load_model::{self, LoadOptions, LoadedModel, load_model};
 use crate::model::ModelConfig;
 use crate::native::{self, Native, NativeOptions};
 use crate::parity::{self, ParityOptions, ParityReport};
+use crate::report::held_out::{Acceptance, SimulatedDecode};
 use crate::train::checked_dataset::CheckedDataset;
 use crate::train::data::{self, BatchPlan};
-use crate::train::evaluate::{burn_loss, evaluate};
+use crate::train::evaluate::{Evaluation, Scorer, evaluate};
 use crate::train::prepare_model;
 
 /// Smallest share of a block that is hidden, as in training.
 const NOISE_EPS: f64 = 1e-3;
 /// Positions whose logits exist at one time.
 const LOSS_CHUNK: usize = 1024;
+
+/// One row in so many is decoded.
+const DECODED_SHARE: usize = 4;
 
 /// What a model is validated against.
 ///
@@ -149,6 +153,10 @@ pub struct DatasetReport {
     pub block_diffusion_loss: Option<f64>,
     /// Loss of causal next-token prediction.
     pub causal_loss: Option<f64>,
+    /// Hidden tokens that were predicted right.
+    pub acceptance: Option<Acceptance>,
+    /// Tokens per forward pass of a simulated decode of the first rows, one row in four.
+    pub decode: Option<SimulatedDecode>,
 }
 
 fn split_name<S: Serializer>(split: &Split, serializer: S) -> std::result::Result<S::Ok, S::Error> {
@@ -210,15 +218,18 @@ fn losses(model: &Path, options: &DatasetOptions) -> Result<DatasetReport> {
         native.set_weights(&loaded.weights)?;
         engine = Some(native);
     }
-    let mut loss = |objective| {
+    let mut found = |objective| {
         let engine = engine.as_mut();
         evaluate_objective(&loaded, engine, &data, split, rows, objective, options, &compute)
     };
+    let blocks = found(Objective::BlockDiffusion(Layout::Saving))?;
     Ok(DatasetReport {
         split,
         rows,
-        block_diffusion_loss: loss(Objective::BlockDiffusion(Layout::Saving))?,
-        causal_loss: loss(Objective::Sft)?,
+        block_diffusion_loss: blocks.loss,
+        causal_loss: found(Objective::Sft)?.loss,
+        acceptance: blocks.acceptance,
+        decode: blocks.decode,
     })
 }
 
@@ -277,7 +288,7 @@ fn evaluate_objective(
     objective: Objective,
     options: &DatasetOptions,
     compute: &ComputePlan,
-) -> Result<Option<f64>> {
+) -> Result<Evaluation> {
     let manifest = data.manifest();
     let micro_batch_rows = options.micro_batch_rows.clamp(1, rows.max(1));
     let plan = BatchPlan {
@@ -296,11 +307,11 @@ fn evaluate_objective(
         vocab_size: model.decoder.cfg.vocab_size,
     };
     let pass = PassOptions { activation_checkpointing: false, loss_chunk: LOSS_CHUNK };
-    match engine {
-        Some(native) => evaluate(data, split, &plan, rows, |batch| native.loss_sum(batch)),
+    let scorer = match engine {
+        Some(native) => Scorer::Native(native),
         None => {
-            let loss_sum = burn_loss(&model.decoder, &model.weights, &pass, compute);
-            evaluate(data, split, &plan, rows, loss_sum)
+            Scorer::Burn { decoder: &model.decoder, weights: &model.weights, pass: &pass, compute }
         }
-    }
+    };
+    evaluate(data, split, &plan, (rows, rows.div_ceil(DECODED_SHARE)), scorer)
 }

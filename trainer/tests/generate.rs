@@ -52,6 +52,8 @@ fn agrees_with_the_reference(model: &str) -> usize {
         }
         let stop = case["stop_token"].as_i64().map_or("none".into(), |id| id.to_string());
         options.extend(["--stop-token-id".to_string(), stop]);
+        // pass by pass, as the published code decodes
+        options.extend(["--fuse-prefill", "false"].map(String::from));
         if case["use_block_cache"] == json!(true) {
             options.push("--sub-block-cache".into());
         }
@@ -263,9 +265,11 @@ fn refusals() {
         (&["--ids", "1"][..], "names no mask token"),
         (&["--prompt", "hello"], "no tokenizer.json"),
         (&["--ids", "1,x", "--mode", "ar"], "not a token id"),
-        (&["--ids", "1,320", "--mode", "ar"], "token 1 is id 320"),
+        (&["--ids", "1,320", "--mode", "ar"], "token 1 of the prompt is id 320"),
         (&["--ids", "", "--mode", "ar"], "no tokens"),
         (&["--ids", "1", "--mode", "ar", "--threshold", "0.5"], "--threshold has no meaning"),
+        (&["--ids", "1", "--mode", "ar", "--blocks-in-flight", "2"], "has no meaning"),
+        (&["--ids", "1", "--mask-token-id", "319", "--blocks-in-flight", "0"], "1 or more"),
         (&["--ids", "1", "--mask-token-id", "319", "--threshold", "1.5"], "0 to 1"),
         (&["--ids", "1", "--mask-token-id", "319", "--sub-block-size", "5"], "do not divide"),
         (&["--ids", "1", "--mask-token-id", "1000"], "mask token id is 1000"),

@@ -102,6 +102,58 @@ fn a_run_is_drawn_whole_although_its_last_line_is_cut() {
 }
 
 #[test]
+fn what_evaluations_say_beside_the_loss_is_drawn() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    let record = |step: u64, rest: &str| {
+        format!(
+            "{{\"step\":{step},\"tokens\":{step}000,\"loss\":2.0,\"counted\":200,\"sure\":50{rest}}}\n"
+        )
+    };
+    let evaluated = |right: u64, passes: u64| {
+        let position = format!("[[{right},40],[0,0],[0,40]]");
+        let share = "[[0,0],[0,0],[0,0],[0,0],[30,40],[0,0],[0,0],[0,0],[0,0],[0,0],[0,40]]";
+        format!(
+            ",\"eval_loss\":1.5,\"eval_acceptance\":{{\"share\":{},\"right\":{right},\"hidden\":80,\"by_position\":{position},\"by_hidden_share\":{share}}},\"eval_decode\":{{\"tokens_per_forward\":{},\"tokens\":60,\"passes\":{passes},\"completions\":2,\"threshold\":0.9,\"sub_block_size\":8}}",
+            right as f64 / 80.0,
+            60.0 / passes as f64
+        )
+    };
+    std::fs::create_dir_all(&run).unwrap();
+    let lines = [
+        record(1, ""),
+        record(2, &evaluated(10, 60)),
+        record(3, ""),
+        // run again after a resume: the later record counts
+        record(4, &evaluated(39, 7)),
+        record(4, &evaluated(20, 24)),
+    ];
+    std::fs::write(run.join("metrics.jsonl"), lines.concat()).unwrap();
+    dlm_train(&["plot", run.to_str().unwrap()]).ok().unwrap();
+    let html = std::fs::read_to_string(run.join("report.html")).unwrap();
+    check_page(&html.replace("</body></html>", "</body>"));
+    for text in [
+        "<b>25.0 % of 80</b><span>acceptance, last",
+        "<b>2.50</b><span>tokens per forward at 0.9, last",
+        "run: 25.00 %, 20 of 80 at 4",
+        "run: 2.50, 60 tokens in 24 passes at 4",
+        "step 4: 50.0 %, 20 of 40 at 0",
+        "step 2: 25.0 %, 10 of 40 at 0",
+        "step 4: 0.0 %, 0 of 40 at 2",
+        "step 4: 75.0 %, 30 of 40 at 35",
+        "Right token above 0.9",
+    ] {
+        assert!(html.contains(text), "no {text:?} in the page");
+    }
+    for absent in ["39 of", "in 7 passes", "0 of 0"] {
+        assert!(!html.contains(absent), "{absent:?} in the page");
+    }
+    if let Some(keep) = std::env::var_os("DLM_KEEP_PLOT") {
+        std::fs::copy(run.join("report.html"), Path::new(&keep).join("held_out.html")).unwrap();
+    }
+}
+
+#[test]
 fn several_runs_share_the_charts() {
     let dir = tempfile::tempdir().unwrap();
     let (a, b, page) = (dir.path().join("a"), dir.path().join("b"), dir.path().join("both.html"));

@@ -115,6 +115,18 @@ fn counts_are_those_of_generate_and_a_killed_evaluation_goes_on() {
         }
     }
 
+    let flights = ["--threshold", "0.3", "--blocks-in-flight", "1,2", "--mode", "block", "--json"];
+    let flights = report(&mut eval(dir, &flights));
+    assert_eq!(flights["runs"].as_array().unwrap().len(), 3, "{flights}");
+    for (name, flight) in [("block 0.3/8", "1"), ("block 0.3/8 x2", "2")] {
+        let run = run_of(&flights, name);
+        let counts = ["right", "tokens", "passes"].map(|key| run[key].as_u64().unwrap());
+        let by_hand = ["--threshold", "0.3", "--blocks-in-flight", flight];
+        let (right, tokens, passes) = by_generate(dir, "out", &by_hand);
+        assert_eq!(counts, [right, tokens, passes], "{name}");
+        assert_eq!(run["blocks_in_flight"].to_string(), flight);
+    }
+
     // kept answers: those of the first tasks are not made again, a line cut by a kill is
     let kept = [&sweep[..], &["--out", "kept"]].concat();
     report(&mut eval(dir, &[&kept[..], &["--limit", "5"]].concat()));

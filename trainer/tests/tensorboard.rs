@@ -78,15 +78,23 @@ fn expected(run: &Path) -> BTreeMap<String, BTreeMap<u64, f32>> {
     let mut out: BTreeMap<String, BTreeMap<u64, f32>> = BTreeMap::new();
     for line in std::fs::read_to_string(run.join("metrics.jsonl")).unwrap().lines() {
         let v: Value = serde_json::from_str(line).unwrap();
+        let sure = v["sure"].as_f64().unwrap() / v["counted"].as_f64().unwrap();
+        out.entry("train/sure".into())
+            .or_default()
+            .insert(v["step"].as_u64().unwrap(), sure as f32);
         for (tag, key) in [
-            ("train/loss", "loss"),
-            ("train/lr", "lr"),
-            ("train/grad_norm", "grad_norm"),
-            ("train/tokens_per_second", "tok_s"),
-            ("train/tokens", "tokens"),
-            ("eval/loss", "eval_loss"),
+            ("train/loss", "/loss"),
+            ("train/lr", "/lr"),
+            ("train/grad_norm", "/grad_norm"),
+            ("train/tokens_per_second", "/tok_s"),
+            ("train/tokens", "/tokens"),
+            ("eval/loss", "/eval_loss"),
+            ("eval/acceptance", "/eval_acceptance/share"),
+            ("eval/hidden_tokens", "/eval_acceptance/hidden"),
+            ("eval/tokens_per_forward", "/eval_decode/tokens_per_forward"),
+            ("eval/decoded_tokens", "/eval_decode/tokens"),
         ] {
-            if let Some(x) = v[key].as_f64() {
+            if let Some(x) = v.pointer(key).and_then(Value::as_f64) {
                 out.entry(tag.into()).or_default().insert(v["step"].as_u64().unwrap(), x as f32);
             }
         }
@@ -173,7 +181,9 @@ fn event_files_say_what_metrics_say_also_after_a_kill() {
     );
     let expected = expected(&run);
     assert_eq!(expected["train/loss"].len() as u64, STEPS);
-    assert_eq!(expected["eval/loss"].len() as u64, STEPS / 5);
+    for tag in ["eval/loss", "eval/acceptance", "eval/tokens_per_forward"] {
+        assert_eq!(expected[tag].len() as u64, STEPS / 5, "{tag}");
+    }
     let mut found: BTreeMap<String, BTreeMap<u64, f32>> = BTreeMap::new();
     for (step, tag, value) in first.into_iter().filter(|s| s.0 < resumed_at).chain(second) {
         let twice = found.entry(tag.clone()).or_default().insert(step, value);

@@ -11,6 +11,9 @@ use crate::error::{Error, Result};
 use crate::graphs::PassKey;
 use crate::program::launch;
 
+/// Most bytes of logits of a prediction; training leaves them this much room.
+const LOGITS_BYTES: usize = 128 << 20;
+
 impl Engine {
     /// A cache of `positions` tokens for each of `rows` rows, in place of the one before. What rows
     /// hold of the cache before is kept where `keep` is set and the number of rows is the same.
@@ -139,7 +142,7 @@ impl Engine {
         m.device.enter()?;
         let (n, e, stride) = (at.len(), m.shape.hidden_size, m.shape.padded_vocab());
         // rows at a time, so that the logits of many predictions need little memory
-        let chunk = (m.options.logits_bytes / (4 * stride)).clamp(1, n.max(1));
+        let chunk = (m.options.logits_bytes.min(LOGITS_BYTES) / (4 * stride)).clamp(1, n.max(1));
         let row = e * m.element();
         let bytes = 2 * (n * row).next_multiple_of(256) + 12 * n + 1024 + 4 * chunk * stride;
         let start = self.predictions.room(&m.device, bytes, "predictions")?;

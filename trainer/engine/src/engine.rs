@@ -29,7 +29,7 @@ pub struct Engine {
     dirty: bool,
     /// Keys and values, in decoding.
     pub(crate) cache: Option<Cache>,
-    /// Hidden states of the last decoding pass and their number.
+    /// Hidden states of the last pass that predictions are read from, and their number.
     pub(crate) hidden: Option<(u64, usize)>,
     pub(crate) predictions: Arena,
     pub(crate) graphs: Graphs,
@@ -164,6 +164,8 @@ impl Engine {
             return Ok(());
         }
         self.model.device.enter()?;
+        // the memory of an earlier pass's hidden states is used again
+        self.hidden = None;
         let mut places = self.prepare(&packed, true)?;
         places.losses = self.room_for_losses(packed.targets_len)?;
         self.dirty = true;
@@ -173,12 +175,13 @@ impl Engine {
         m.backward(&packed, &places)
     }
 
-    /// Sum of the cross-entropies of a batch.
+    /// Sum of the cross-entropies of a batch. [`Engine::predict`] reads the tokens of this pass.
     ///
     /// # Errors
     /// As for [`Engine::pass`].
     pub fn loss_sum(&mut self, batch: &Batch) -> Result<f64> {
         let packed = Packed::new(batch, self.model.shape.vocab_size)?;
+        self.hidden = None;
         if packed.targets_len == 0 {
             return Ok(0.0);
         }
@@ -192,6 +195,7 @@ impl Engine {
         m.loss(&packed, &places, None)?;
         let mut losses = vec![0f32; packed.targets_len];
         m.device.download(places.losses, &mut losses)?;
+        self.hidden = Some((places.input(m.shape.num_hidden_layers), packed.tokens));
         Ok(losses.into_iter().map(f64::from).sum())
     }
 
@@ -204,18 +208,19 @@ impl Engine {
         let targets = vec![0; all.len()];
         let batch = Batch { predicted_at: all, targets, ..batch.clone() };
         let packed = Packed::new(&batch, self.model.shape.vocab_size)?;
+        self.hidden = None;
         self.model.device.enter()?;
         let places = self.prepare(&packed, false)?;
         self.model.forward(&packed, &places, |_| None)?;
         self.model.read_logits(&packed, &places)
     }
 
-    /// Waits for the passes since [`Engine::clear_gradients`]: the sum of their cross-entropies and
-    /// the L2 norm of all gradients.
+    /// Waits for the passes since [`Engine::clear_gradients`]: the cross-entropies of their targets
+    /// in order, and the L2 norm of all gradients.
     ///
     /// # Errors
     /// When a kernel failed.
-    pub fn finish(&mut self) -> Result<(f64, f64)> {
+    pub fn finish(&mut self) -> Result<(Vec<f32>, f64)> {
         self.model.device.enter()?;
         let grid = self.model.grids.sum_squares();
         // the sum of squares goes behind the losses, so that one copy reads both; then the parts
@@ -229,7 +234,7 @@ impl Engine {
         let mut losses = vec![0f32; count + 1];
         m.device.download(at - 4 * count as u64, &mut losses)?;
         let squares = losses.pop().unwrap_or(0.0);
-        Ok((losses.into_iter().map(f64::from).sum(), f64::from(squares).sqrt()))
+        Ok((losses, f64::from(squares).sqrt()))
     }
 
     /// One AdamW update of every parameter by the gradients.

@@ -217,14 +217,14 @@ impl<'a> Bench<'a> {
                 for batch in &batches {
                     native.pass(batch, scale)?;
                 }
-                let (sum, norm) = native.finish()?;
+                let (losses, norm) = native.finish()?;
                 let passes_done = Instant::now();
                 let (decay, clip) = (self.optim.weight_decay, (1.0 / norm).min(1.0));
                 let updates = number as u64 + 1;
                 // as in training, the update runs while the next step is prepared; waiting for
                 // that step's passes waits for it too
                 native.update(AdamwStep::new(&self.optim, decay, 1.0, clip, updates))?;
-                (passes_done, sum)
+                (passes_done, losses.sum)
             }
             TrainingState::Burn(model, optimizer) => {
                 let wait = || {

@@ -56,6 +56,17 @@ pub(super) struct GenerateArgs {
     /// large batches, approximate.
     #[arg(long)]
     pub sub_block_cache: bool,
+    /// Whether the first pass over a block that the prompt begins runs together with the prompt's
+    /// last whole blocks; the same tokens [default: true].
+    #[arg(long, value_name = "true|false")]
+    pub fuse_prefill: Option<bool>,
+    /// Run the first pass over a block together with the commit of the block before it where its
+    /// first token was foreseen: fewer and wider passes, the same tokens.
+    #[arg(long)]
+    pub fuse_commit: bool,
+    /// Blocks that are decoded at a time: fewer and wider passes, approximate [default: 1].
+    #[arg(long, value_name = "N")]
+    pub blocks_in_flight: Option<usize>,
     /// Length limit of a completion in tokens [default: 256].
     #[arg(long, value_name = "N")]
     pub max_new_tokens: Option<usize>,
@@ -169,6 +180,9 @@ fn options(args: &GenerateArgs) -> Result<GenerateOptions> {
         ("--block-size", args.block_size.is_some()),
         ("--sub-block-size", args.sub_block_size.is_some()),
         ("--sub-block-cache", args.sub_block_cache),
+        ("--fuse-prefill", args.fuse_prefill.is_some()),
+        ("--fuse-commit", args.fuse_commit),
+        ("--blocks-in-flight", args.blocks_in_flight.is_some()),
     ];
     let typed = block_only.iter().find(|(_, typed)| *typed);
     if let (DecodeMode::Ar, Some((flag, _))) = (mode, typed) {
@@ -193,6 +207,9 @@ fn options(args: &GenerateArgs) -> Result<GenerateOptions> {
         block_size: args.block_size,
         sub_block_size: args.sub_block_size,
         sub_block_cache: args.sub_block_cache,
+        fuse_prefill: args.fuse_prefill.unwrap_or(usual.fuse_prefill),
+        fuse_commit: args.fuse_commit,
+        blocks_in_flight: args.blocks_in_flight.unwrap_or(usual.blocks_in_flight),
         max_new_tokens: args.max_new_tokens.unwrap_or(usual.max_new_tokens),
         batch_size: args.batch_size.unwrap_or(usual.batch_size),
         mask_token_id: args.mask_token_id,

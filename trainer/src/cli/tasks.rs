@@ -43,6 +43,18 @@ pub(super) struct TaskArgs {
     /// large batches, approximate.
     #[arg(long, conflicts_with = "data")]
     pub sub_block_cache: bool,
+    /// Whether the first pass over a block that the prompt begins runs together with the prompt's
+    /// last whole blocks; the same tokens [default: true].
+    #[arg(long, value_name = "true|false", conflicts_with = "data")]
+    pub fuse_prefill: Option<bool>,
+    /// Run the first pass over a block together with the commit of the block before it where its
+    /// first token was foreseen: fewer and wider passes, the same tokens.
+    #[arg(long, conflicts_with = "data")]
+    pub fuse_commit: bool,
+    /// Blocks that are decoded at a time, several numbers separated by commas; each is combined
+    /// with each threshold and sub-block size. More than one is approximate [default: 1].
+    #[arg(long, value_name = "N", value_delimiter = ',', conflicts_with = "data")]
+    pub blocks_in_flight: Vec<usize>,
     /// Tokens per block [default: the model folder's bd_size, else 32].
     #[arg(long, value_name = "N", conflicts_with = "data")]
     pub block_size: Option<usize>,
@@ -84,6 +96,9 @@ pub(super) fn run(
         ("--threshold", !args.threshold.is_empty()),
         ("--sub-block-size", !args.sub_block_size.is_empty()),
         ("--sub-block-cache", args.sub_block_cache),
+        ("--fuse-prefill", args.fuse_prefill.is_some()),
+        ("--fuse-commit", args.fuse_commit),
+        ("--blocks-in-flight", !args.blocks_in_flight.is_empty()),
         ("--block-size", args.block_size.is_some()),
     ];
     if let (true, Some((flag, _))) = (only_ar, of_blocks.iter().find(|(_, typed)| *typed)) {
@@ -102,11 +117,17 @@ pub(super) fn run(
         modes: args.mode.clone(),
         thresholds,
         sub_block_sizes: args.sub_block_size.clone(),
+        blocks_in_flight: match args.blocks_in_flight.as_slice() {
+            [] => vec![usual.blocks_in_flight],
+            several => several.to_vec(),
+        },
         decoding: GenerateOptions {
             raw: args.raw,
             template_kwargs: template_kwargs(args.template_kwargs.as_deref())?,
             block_size: args.block_size,
             sub_block_cache: args.sub_block_cache,
+            fuse_prefill: args.fuse_prefill.unwrap_or(usual.fuse_prefill),
+            fuse_commit: args.fuse_commit,
             max_new_tokens: args.max_new_tokens.unwrap_or(usual.max_new_tokens),
             batch_size: args.batch_size.unwrap_or(usual.batch_size),
             stop_token_ids: stop_token_ids(&args.stop_token_id)?,

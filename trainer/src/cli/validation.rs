@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::parity::ParityReport;
 use crate::report::console;
+use crate::report::held_out::in_words;
 use crate::validate::{DatasetReport, ValidationReport};
 
 /// Prints a report to stdout.
@@ -44,10 +45,11 @@ fn losses(report: &DatasetReport) -> String {
     let show =
         |loss: Option<f64>| loss.map_or("no counted tokens".into(), |l| format!("{l:.4} nats"));
     format!(
-        "{} rows of {}: block diffusion {}, causal {}",
+        "{} rows of {}: block diffusion {}, causal {}{}",
         report.rows,
         report.split.name(),
         show(report.block_diffusion_loss),
-        show(report.causal_loss)
+        show(report.causal_loss),
+        in_words(report.acceptance.as_ref(), report.decode.as_ref()),
     )
 }

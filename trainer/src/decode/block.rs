@@ -12,11 +12,22 @@
 //!    token is above the threshold is fixed, and at least the most probable one of them.
 //! 3. The full block is run once more (the commit): its keys and values join the cache, and its
 //!    last logits predict the first token of the next block.
+//!
+//! Two passes can be saved without changing a token, since a token sees its own block and what
+//! stands before it and no more. `fuse_prefill`: the first pass over a block that the prompt begins
+//! runs together with the prompt's last whole blocks. `fuse_commit`: the first pass over a block
+//! runs together with the commit of the block before it, for the first token that an earlier pass
+//! foresaw; where the commit predicts another one, the next block's part of that pass is forgotten.
+//! Several blocks at a time: `multi_block.rs`.
 
 use super::cached::Order;
 use super::engine::Prediction;
 use super::row::{PassKind, Row, RowPass, RowText};
 use super::{Decided, DecodedSequence};
+use crate::error::{Error, Result};
+
+/// Most tokens of the blocks in flight: a pass attends from each of them to each.
+const MOST_FLIGHT: usize = 1 << 16;
 
 /// Settings of block decoding.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
@@ -30,6 +41,54 @@ pub(crate) struct BlockOptions {
     /// Run only the sub-block once keys and values of the whole block are known from an earlier
     /// pass: faster in large batches, approximate.
     pub sub_block_cache: bool,
+    /// Run the first pass over a block that the prompt begins together with the prompt's last
+    /// whole blocks; the same tokens.
+    pub fuse_prefill: bool,
+    /// Run the first pass over a block together with the commit of the block before it where its
+    /// first token was foreseen; the same tokens.
+    pub fuse_commit: bool,
+    /// Most blocks that are decoded at a time; more than one is approximate.
+    pub blocks_in_flight: usize,
+}
+
+impl BlockOptions {
+    /// Decoding as the published code does it, pass by pass.
+    #[cfg(test)]
+    pub(crate) fn published(block_size: usize, sub_block_size: usize, threshold: f64) -> Self {
+        BlockOptions {
+            block_size,
+            sub_block_size,
+            threshold,
+            sub_block_cache: false,
+            fuse_prefill: false,
+            fuse_commit: false,
+            blocks_in_flight: 1,
+        }
+    }
+
+    /// Refuses options that several blocks in flight do not have.
+    ///
+    /// # Errors
+    /// [`Error::Usage`].
+    pub(super) fn check_flight(&self) -> Result<()> {
+        let most = MOST_FLIGHT / self.block_size.max(1);
+        let wrong = |what: String| Err(Error::Usage(what));
+        match self.blocks_in_flight {
+            0 => wrong("0 blocks in flight (--blocks-in-flight): expected 1 or more".into()),
+            n if n > most.max(1) => wrong(format!(
+                "{n} blocks of {} tokens in flight (--blocks-in-flight): expected at most {}",
+                self.block_size,
+                most.max(1)
+            )),
+            n if n > 1 && self.sub_block_cache => wrong(format!(
+                "--sub-block-cache has no meaning with {n} blocks in flight: every pass runs all of them; leave one of the two out"
+            )),
+            n if n > 1 && self.fuse_commit => wrong(format!(
+                "--fuse-commit has no meaning with {n} blocks in flight, whose commits run together with other blocks anyway; leave one of the two out"
+            )),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// One prompt and the tokens generated for it so far.
@@ -47,6 +106,15 @@ pub(super) struct BlockRow {
     blocks_left: usize,
     /// Whether the cache holds keys and values of the whole current block.
     is_cached: bool,
+    /// The first block was opened before the prompt's last whole blocks were run.
+    is_fused: bool,
+    /// What the last pass predicted behind the current block.
+    foreseen: Option<i64>,
+    /// The current block is full, and the next one stands behind it with its foreseen first token,
+    /// to be run together with the commit.
+    is_ahead: bool,
+    /// Passes that were saved by running two as one.
+    saved: usize,
     done: bool,
 }
 
@@ -70,9 +138,16 @@ impl BlockRow {
             open: 0,
             blocks_left: max_new_tokens.div_ceil(options.block_size),
             is_cached: false,
+            is_fused: false,
+            foreseen: None,
+            is_ahead: false,
+            saved: 0,
             done: false,
         };
-        if row.whole() == 0 {
+        // Where the prompt ends with a whole block, the prefill predicts the first token of the
+        // next one, which has to be known before that block is run.
+        row.is_fused = options.fuse_prefill && row.whole() < row.text.prompt && row.blocks_left > 0;
+        if row.whole() == 0 || row.is_fused {
             row.begin_block();
         }
         row
@@ -93,6 +168,7 @@ impl BlockRow {
 
     /// Opens the next block, or ends the row when no block is left or a stop token was generated.
     fn begin_block(&mut self) {
+        let whole = self.whole();
         let text = &mut self.text;
         if self.blocks_left == 0 || text.generated().iter().any(|id| text.stops(*id)) {
             self.done = true;
@@ -100,10 +176,75 @@ impl BlockRow {
         }
         self.blocks_left -= 1;
         self.open = text.ids.len();
-        self.start = self.cached;
+        self.start = whole.max(self.cached);
         text.ids.resize(self.start + self.options.block_size, self.mask_id);
         text.decided.resize(text.ids.len() - text.prompt, Decided::default());
         self.is_cached = false;
+        self.foreseen = None;
+    }
+
+    /// Start of the current block's sub-block and its open positions; nothing for a full block.
+    fn masked(&self) -> Option<(usize, Vec<usize>)> {
+        let (size, small) = (self.options.block_size, self.options.sub_block_size);
+        let first = (self.open..self.start + size).find(|at| self.is_masked(*at))?;
+        let sub = self.start + (first - self.start) / small * small;
+        Some((sub, (sub..sub + small).filter(|at| self.is_masked(*at)).collect()))
+    }
+
+    /// A pass over `len` tokens from `start` on that judges the tokens at `masked`, and the one
+    /// behind the last block of the pass if that block may be full then. No position of the pass
+    /// comes before its first token, but a block's first token is never masked: it belongs to the
+    /// prompt, or the last commit or prefill predicted it.
+    fn pass(&self, kind: PassKind, start: usize, len: usize, masked: Vec<usize>) -> RowPass {
+        let size = self.options.block_size;
+        let order = match start + len > self.start + size || start < self.start {
+            true => Order::Blocks(size),
+            false => Order::Full,
+        };
+        let (end, behind) = (start + len, masked.last().map_or(start, |last| last + 1));
+        let blocks_left = self.blocks_left - usize::from(self.is_ahead);
+        let foresees = self.options.fuse_commit
+            && size > 1
+            && blocks_left > 0
+            && end.is_multiple_of(size)
+            && !(behind..end).any(|at| self.is_masked(at));
+        let judged = masked.iter().map(|at| at - 1).chain(foresees.then_some(end - 1));
+        let judged = judged.map(|at| at - start).collect();
+        let tail = match kind {
+            PassKind::Prefill => size,
+            _ => 0,
+        };
+        RowPass { kind, start, len, visible: end.max(self.start + size), order, judged, tail }
+    }
+
+    /// Puts the next block with its foreseen first token behind the full current one.
+    fn look_ahead(&mut self) {
+        let (Some(foreseen), true) = (self.foreseen.take(), self.blocks_left > 0) else { return };
+        let end = self.start + self.options.block_size;
+        let text = &mut self.text;
+        text.ids.push(foreseen);
+        text.ids.resize(end + self.options.block_size, self.mask_id);
+        text.decided.resize(text.ids.len() - text.prompt, Decided::default());
+        self.is_ahead = true;
+    }
+
+    /// Takes a commit: the cached block is followed by the first token of the next one, and where
+    /// that one was foreseen by what the pass predicted for its block.
+    fn commit(&mut self, pass: &RowPass, predictions: &[Prediction]) {
+        self.cached = self.start + self.options.block_size;
+        let was_ahead = std::mem::take(&mut self.is_ahead);
+        let foreseen = self.text.ids.get(self.cached).copied();
+        self.text.ids.truncate(self.cached);
+        self.text.decided.truncate(self.cached - self.text.prompt);
+        let Some((next, rest)) = predictions.split_first() else { return };
+        self.text.set(self.cached, *next);
+        self.begin_block();
+        if was_ahead && !self.done && foreseen == Some(next.token) {
+            self.is_cached = true;
+            self.saved += 1;
+            let judged = pass.judged.get(1..).unwrap_or_default().to_vec();
+            self.accept(&RowPass { judged, ..pass.clone() }, rest);
+        }
     }
 
     fn is_masked(&self, position: usize) -> bool {
@@ -113,24 +254,36 @@ impl BlockRow {
     /// Fixes the predictions above the threshold, and at least the most probable one. Ends the row
     /// when a stop token has no masked position before it in its block.
     fn accept(&mut self, pass: &RowPass, predictions: &[Prediction]) {
-        // the first of equally probable ones
-        let best = predictions.iter().enumerate().fold(
-            None,
-            |best: Option<(usize, f32)>, (i, prediction)| match best {
-                Some((_, most)) if prediction.probability <= most => best,
-                _ => Some((i, prediction.probability)),
-            },
-        );
+        let behind = pass.judged.iter().position(|judged| judged + 1 == pass.len);
+        self.foreseen = behind.and_then(|i| predictions.get(i)).map(|one| one.token);
+        let predictions = predictions.get(..behind.unwrap_or(predictions.len()));
+        let predictions = predictions.unwrap_or_default();
+        let best = most_probable(predictions);
         for (i, (judged, prediction)) in pass.judged.iter().zip(predictions).enumerate() {
             let is_sure = f64::from(prediction.probability) > self.options.threshold;
-            if is_sure || best.is_some_and(|(most, _)| most == i) {
+            if is_sure || best == Some(i) {
                 self.text.set(pass.start + judged + 1, *prediction);
             }
         }
         let decoded = self.text.ids.get(self.open..).unwrap_or_default();
         let end = decoded.iter().find(|id| **id == self.mask_id || self.text.stops(**id));
         self.done = end.is_some_and(|id| self.text.stops(*id));
+        if end.is_none() {
+            self.look_ahead();
+        }
     }
+}
+
+/// Index of the most probable prediction, the first of equally probable ones.
+pub(super) fn most_probable(predictions: &[Prediction]) -> Option<usize> {
+    let best =
+        predictions.iter().enumerate().fold(None, |best: Option<(usize, f32)>, (i, prediction)| {
+            match best {
+                Some((_, most)) if prediction.probability <= most => best,
+                _ => Some((i, prediction.probability)),
+            }
+        });
+    best.map(|(i, _)| i)
 }
 
 impl Row for BlockRow {
@@ -147,54 +300,82 @@ impl Row for BlockRow {
         let whole = self.whole();
         if self.cached < whole {
             let predicts = whole == self.text.prompt;
-            return Some(RowPass::prefill(self.cached, whole, size, predicts));
+            let pass = RowPass::prefill(self.cached, whole, size, predicts);
+            if !self.is_fused || pass.start + pass.len < whole {
+                return Some(pass);
+            }
+            let (_, masked) = self.masked().unwrap_or_default();
+            return Some(self.pass(PassKind::Prefill, pass.start, pass.len + size, masked));
         }
         if self.done {
             return None;
         }
-        let (start, visible, order) = (self.start, self.start + size, Order::Full);
-        let pass =
-            |kind, start, len, judged| Some(RowPass { kind, start, len, visible, order, judged });
-        let Some(first) = (self.open..visible).find(|at| self.is_masked(*at)) else {
-            return pass(PassKind::Commit, start, size, vec![size - 1]);
+        let start = self.start;
+        let Some((sub, masked)) = self.masked() else {
+            let mut commit = self.pass(PassKind::Commit, start, size, Vec::new());
+            if self.is_ahead {
+                // the next block's first token stands, the rest of the sub-block behind it is open
+                let first = start + size + 1;
+                let sub = start + size + 1 / small * small;
+                let masked = (first..sub + small).collect();
+                commit = self.pass(PassKind::Commit, start, 2 * size, masked);
+            }
+            commit.judged.retain(|offset| offset + 1 != size);
+            commit.judged.insert(0, size - 1);
+            return Some(commit);
         };
-        let sub = start + (first - start) / small * small;
-        let masked = (sub..sub + small).filter(|at| self.is_masked(*at));
         // The first token of a sub-block is predicted by the position before the sub-block, which a
-        // pass over the sub-block alone does not run. The first token of a block is never masked:
-        // it belongs to the prompt, or the last commit or prefill predicted it.
+        // pass over the sub-block alone does not run.
         if self.options.sub_block_cache && self.is_cached && !self.is_masked(sub) {
-            return pass(PassKind::Small, sub, small, masked.map(|at| at - 1 - sub).collect());
+            return Some(self.pass(PassKind::Small, sub, small, masked));
         }
-        pass(PassKind::Block, start, size, masked.map(|at| at - 1 - start).collect())
+        Some(self.pass(PassKind::Block, start, size, masked))
+    }
+
+    fn drawn_in(&self, pass: &RowPass, offset: usize) -> usize {
+        let number = self.text.passes.total() + self.saved + 1;
+        let size = self.options.block_size;
+        // the token behind the last block of a pass, for the commit that may follow
+        let is_foreseen = offset + 1 == pass.len;
+        number
+            + match pass.kind {
+                PassKind::Prefill if !self.is_fused => 0,
+                PassKind::Prefill => 1 + usize::from(is_foreseen),
+                PassKind::Commit if offset < size => 0,
+                PassKind::Commit => 1 + usize::from(is_foreseen),
+                PassKind::Block | PassKind::Small => usize::from(is_foreseen),
+            }
     }
 
     fn take(&mut self, pass: &RowPass, predictions: &[Prediction]) {
         match pass.kind {
             PassKind::Prefill => {
-                self.cached = pass.start + pass.len;
+                self.cached = (pass.start + pass.len).min(self.whole());
                 if self.cached < self.whole() {
                     return;
                 }
                 self.text.passes.prefill += 1;
-            }
-            PassKind::Block => self.text.passes.block += 1,
-            PassKind::Small => self.text.passes.small += 1,
-            PassKind::Commit => {
-                self.cached = pass.start + pass.len;
-                self.text.passes.commit += 1;
-            }
-        }
-        match pass.kind {
-            PassKind::Block | PassKind::Small => {
-                self.is_cached = true;
-                self.accept(pass, predictions);
-            }
-            PassKind::Prefill | PassKind::Commit => {
+                if pass.start + pass.len > self.cached {
+                    self.is_cached = true;
+                    self.saved += 1;
+                    return self.accept(pass, predictions);
+                }
                 if let Some(next) = predictions.first() {
                     self.text.set(self.text.ids.len(), *next);
                 }
                 self.begin_block();
+            }
+            PassKind::Commit => {
+                self.text.passes.commit += 1;
+                self.commit(pass, predictions);
+            }
+            PassKind::Block | PassKind::Small => {
+                match pass.kind {
+                    PassKind::Small => self.text.passes.small += 1,
+                    _ => self.text.passes.block += 1,
+                }
+                self.is_cached = true;
+                self.accept(pass, predictions);
             }
         }
     }
@@ -202,7 +383,12 @@ impl Row for BlockRow {
     fn settled(&self) -> usize {
         let generated = self.text.generated();
         let settled = generated.iter().position(|id| *id == self.mask_id);
-        settled.unwrap_or(generated.len()).min(self.limit())
+        let settled = settled.unwrap_or(generated.len()).min(self.limit());
+        match self.is_ahead {
+            // the foreseen token may still change
+            true => settled.min(self.start + self.options.block_size - self.text.prompt),
+            false => settled,
+        }
     }
 
     fn finish(mut self: Box<Self>) -> DecodedSequence {

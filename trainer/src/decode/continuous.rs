@@ -14,6 +14,7 @@
 use super::block::{BlockOptions, BlockRow};
 use super::cached::{KvCache, Order, Span};
 use super::engine::{Engine, Hidden, Prediction, not_finite};
+use super::multi_block::MultiBlockRow;
 use super::row::{PREFILL_TOKENS, PREFILL_TOKENS_BESIDE, PassKind, Row, RowPass, RowText};
 use super::sampling::Sampling;
 use super::text_stream::{StopStrings, TextStream};
@@ -121,6 +122,7 @@ impl Continuous {
                     "sub-blocks of {small} tokens do not divide blocks of {size}"
                 )));
             }
+            options.check_flight()?;
             if request.mask_id.is_none() {
                 return Err(Error::Usage("decoding in blocks needs a mask token".into()));
             }
@@ -151,9 +153,10 @@ impl Continuous {
         let watch = stop.map(|stop| TextStream::new(stop.codec, stop.strings));
         let text = RowText::new(prompt, stop_ids, sampling);
         let row: Box<dyn Row> = match (mode, mask_id) {
-            (RowMode::Block(options), Some(mask)) => {
-                Box::new(BlockRow::new(text, options, mask, max_new_tokens))
-            }
+            (RowMode::Block(options), Some(mask)) => match options.blocks_in_flight {
+                0 | 1 => Box::new(BlockRow::new(text, options, mask, max_new_tokens)),
+                _ => Box::new(MultiBlockRow::new(text, options, mask, max_new_tokens)),
+            },
             _ => Box::new(ArRow::new(text, max_new_tokens, mask_id)),
         };
         let id = RowId(self.next_id);
@@ -236,8 +239,9 @@ impl Continuous {
             ids.extend(text.ids.iter().skip(pass.start).take(len));
             spans.push(Span { row: *at, start: pass.start, visible: pass.visible });
             judged.extend(pass.judged.iter().map(|offset| {
-                let (position, pass) = (pass.start + offset + 1, text.passes.total() + 1);
-                let draw = text.sampling.map(|how| (how, how.uniform(position, pass)));
+                let position = pass.start + offset + 1;
+                let number = live.row.drawn_in(pass, *offset);
+                let draw = text.sampling.map(|how| (how, how.uniform(position, number)));
                 Judged { at: i * len + offset, never, draw }
             }));
         }

@@ -146,6 +146,9 @@ impl ModelFolder {
             sub_block_size: self.sub_block_size_of(options),
             threshold,
             sub_block_cache: options.sub_block_cache,
+            fuse_prefill: options.fuse_prefill,
+            fuse_commit: options.fuse_commit,
+            blocks_in_flight: options.blocks_in_flight,
         });
         Ok(Request { mode, ..request })
     }

@@ -40,6 +40,16 @@ pub struct GenerateOptions {
     /// Block mode: run single sub-blocks where keys and values of the rest of the block are known.
     /// Faster in large batches, approximate. Default: false.
     pub sub_block_cache: bool,
+    /// Block mode: run the first pass over a block that the prompt begins together with the
+    /// prompt's last whole blocks, one pass fewer for the same tokens. Default: true.
+    pub fuse_prefill: bool,
+    /// Block mode: run the first pass over a block together with the commit of the block before
+    /// it, where its first token was foreseen; fewer passes, of twice the width, for the same
+    /// tokens. Default: false.
+    pub fuse_commit: bool,
+    /// Block mode: most blocks that are decoded at a time. More than one takes fewer passes, and
+    /// is approximate. Default: 1.
+    pub blocks_in_flight: usize,
     /// Length limit of a completion in tokens. Default: 256.
     pub max_new_tokens: usize,
     /// Prompts decoded together; each gets the tokens it would get alone. Default: 1.
@@ -75,6 +85,9 @@ impl Default for GenerateOptions {
             block_size: None,
             sub_block_size: None,
             sub_block_cache: false,
+            fuse_prefill: true,
+            fuse_commit: false,
+            blocks_in_flight: 1,
             max_new_tokens: 256,
             batch_size: 1,
             mask_token_id: None,

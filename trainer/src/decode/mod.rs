@@ -5,9 +5,10 @@
 //! `folder.rs` reads a model folder, `prompt.rs` turns text into ids, `cached.rs` is the forward
 //! pass behind a cache of keys and values, `engine.rs` runs one pass and predicts tokens, `row.rs`
 //! is a prompt that is being completed, `block.rs` (Fast-dLLM v2's `batch_sample`,
-//! arXiv:2509.26328) and `ar.rs` (causal decoding) are its two kinds, `continuous.rs` runs rows of
-//! both together, `list.rs` a list of requests; `sampling.rs` draws tokens, `text_stream.rs` is the
-//! text as it becomes final. Rows are independent: each gets the tokens it would get alone.
+//! arXiv:2509.26328), `multi_block.rs` (several blocks at a time) and `ar.rs` (causal decoding) are
+//! its kinds, `continuous.rs` runs rows of all of them together, `list.rs` a list of requests;
+//! `sampling.rs` draws tokens, `text_stream.rs` is the text as it becomes final. Rows are
+//! independent: each gets the tokens it would get alone.
 
 mod ar;
 mod block;
@@ -18,6 +19,7 @@ mod engine;
 pub(crate) mod folder;
 pub(crate) mod generate_options;
 mod list;
+pub(crate) mod multi_block;
 pub(crate) mod prompt;
 mod row;
 pub(crate) mod sampling;

@@ -40,6 +40,9 @@ pub(super) struct RowPass {
     pub order: Order,
     /// Offsets in the pass whose logits are wanted.
     pub judged: Vec<usize>,
+    /// Tokens at the end that must not be left to a pass of their own: an open block that runs
+    /// together with prompt tokens.
+    pub tail: usize,
 }
 
 impl RowPass {
@@ -52,16 +55,23 @@ impl RowPass {
             false => Vec::new(),
         };
         let (visible, order) = (start + len, Order::Blocks(block));
-        RowPass { kind: PassKind::Prefill, start, len, visible, order, judged }
+        RowPass { kind: PassKind::Prefill, start, len, visible, order, judged, tail: 0 }
     }
 
-    /// The same pass over the first `most` tokens of it, and over whole blocks.
+    /// The same pass over the first `most` tokens of it, and over whole blocks. The last block of
+    /// the prompt stays with an open block behind it, so that passes are counted alike whatever
+    /// other rows there are.
     pub(super) fn shortened(mut self, most: usize) -> Self {
         let block = match self.order {
             Order::Blocks(block) => block.max(1),
             Order::Full => return self,
         };
-        self.len = self.len.min(most.next_multiple_of(block));
+        let len = most.next_multiple_of(block);
+        let kept = if self.tail > 0 { self.tail + block } else { 0 };
+        if len >= self.len || self.len <= kept {
+            return self;
+        }
+        self.len = len.min(self.len - kept);
         self.visible = self.visible.min(self.start + self.len);
         self.judged.retain(|offset| *offset < self.len);
         self
@@ -130,6 +140,12 @@ pub(super) trait Row: Send {
 
     /// The pass that the row needs next; `None` if it is finished.
     fn next_pass(&self) -> Option<RowPass>;
+
+    /// The forward pass, counted from 1, in which decoding pass by pass would predict behind
+    /// `offset` of `pass`, the last answer of [`Row::next_pass`]: tokens are drawn by its number.
+    fn drawn_in(&self, _pass: &RowPass, _offset: usize) -> usize {
+        self.text().passes.total() + 1
+    }
 
     /// Takes what `pass`, the last answer of [`Row::next_pass`], predicted at its judged offsets. A
     /// pass over prompt tokens may have been shortened.

@@ -2,16 +2,18 @@
 //!
 //! `spec` says what is trained; `layout` makes token streams of a row and its mask, `batch` joins
 //! the streams of several rows, `device_batch` copies a batch to the device, `objective` computes
-//! the loss and its gradient.
+//! the loss and its gradient, `scored` the loss and what is predicted.
 
 pub(crate) mod batch;
 pub(crate) mod device_batch;
 pub(crate) mod layout;
 pub(crate) mod objective;
+pub(crate) mod scored;
 pub(crate) mod spec;
 
 pub(crate) use batch::{Batch, build_batch, count_targets};
 pub(crate) use device_batch::DeviceBatch;
-pub(crate) use objective::PassOptions;
+pub(crate) use objective::{Losses, PassOptions};
+pub(crate) use scored::Scored;
 pub use spec::Layout;
 pub(crate) use spec::{DocumentMask, IGNORE, Objective, ObjectiveSpec, PackedRow};

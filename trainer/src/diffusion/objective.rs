@@ -29,6 +29,30 @@ pub(crate) struct PassOptions {
     pub loss_chunk: usize,
 }
 
+/// Probability of the right token above which a target counts as sure: decoding at this threshold
+/// would fix it.
+const SURE: f64 = 0.9;
+
+/// What a forward pass says about its targets.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Losses {
+    /// Sum of the cross-entropies, nats.
+    pub sum: f64,
+    /// Targets whose right token has a probability above 0.9.
+    pub sure: usize,
+}
+
+impl Losses {
+    /// Of the cross-entropy of each target.
+    pub(crate) fn of(losses: &[f32]) -> Self {
+        let bound = -SURE.ln();
+        Losses {
+            sum: losses.iter().copied().map(f64::from).sum(),
+            sure: losses.iter().filter(|loss| f64::from(**loss) < bound).count(),
+        }
+    }
+}
+
 /// Sum of the cross-entropies, without gradients.
 pub(crate) fn loss_sum(
     decoder: &Decoder,
@@ -52,7 +76,8 @@ pub(crate) fn loss_sum(
     Ok(total)
 }
 
-fn scalar(t: Tensor<1>) -> Result<f64> {
+/// A tensor of one number, read back.
+pub(super) fn scalar(t: Tensor<1>) -> Result<f64> {
     let v: f32 = t
         .try_into_scalar::<f32>()
         .map_err(|e| Error::Device(format!("reading the loss back failed: {e}")))?;
@@ -70,7 +95,7 @@ pub(crate) fn loss_and_gradients(
     into: &mut Gradients,
 ) -> Result<f64> {
     static NEVER: AtomicBool = AtomicBool::new(false);
-    interruptible(decoder, w, inputs, opts, scale, into, &NEVER)
+    Ok(interruptible(decoder, w, inputs, opts, scale, into, &NEVER)?.sum)
 }
 
 /// [`loss_and_gradients`], given up between two layers with [`Error::Interrupted`] once `stop` is
@@ -83,13 +108,13 @@ pub(crate) fn interruptible(
     scale: f64,
     into: &mut Gradients,
     stop: &AtomicBool,
-) -> Result<f64> {
+) -> Result<Losses> {
     let go_on = || match stop.load(Ordering::Relaxed) {
         true => Err(Error::Interrupted("within a micro-batch".into())),
         false => Ok(()),
     };
     if inputs.at.is_empty() {
-        return Ok(0.0);
+        return Ok(Losses::default());
     }
     let device = inputs.ids.device();
     let layers = decoder.params.layers.len();
@@ -177,12 +202,12 @@ pub(crate) fn interruptible(
     total(losses)
 }
 
-/// The sum of losses, in double precision, read back once.
-fn total(losses: Vec<Tensor<1>>) -> Result<f64> {
+/// The losses of all targets, read back once.
+fn total(losses: Vec<Tensor<1>>) -> Result<Losses> {
     let failed = |e: String| Error::Device(format!("reading the losses back failed: {e}"));
     let data = Tensor::cat(losses, 0).try_into_data().map_err(|e| failed(format!("{e:?}")))?;
     let values = data.try_to_vec::<f32>().map_err(|e| failed(format!("{e:?}")))?;
-    Ok(values.into_iter().map(f64::from).sum())
+    Ok(Losses::of(&values))
 }
 
 /// fp32 logits of every stream position, `[rows · len, vocab_size]`; for parity checks.

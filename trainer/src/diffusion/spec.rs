@@ -59,7 +59,7 @@ impl ObjectiveSpec {
     }
 
     /// The documents of a row and its padding as (document id, start, length); padding has id -1.
-    pub(super) fn documents(&self, row: &PackedRow) -> Vec<(i32, usize, usize)> {
+    pub(crate) fn documents(&self, row: &PackedRow) -> Vec<(i32, usize, usize)> {
         let len = row.input_ids.len();
         match self.document_mask {
             DocumentMask::None => vec![(0, 0, len)],

@@ -23,6 +23,7 @@ pub(crate) mod cube;
 pub(crate) mod flex;
 pub(crate) mod gate;
 pub(crate) mod linear;
+pub(crate) mod most_probable;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
 pub(crate) mod simd;

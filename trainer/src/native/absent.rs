@@ -2,7 +2,7 @@
 
 use super::{KernelMs, NativeOptions};
 use crate::attention::Tile;
-use crate::diffusion::Batch;
+use crate::diffusion::{Batch, Losses, Scored};
 use crate::error::{Error, Result};
 use crate::kernels::AdamwStep;
 use crate::model::{Decoder, Gradients, ModelConfig, Weights};
@@ -65,11 +65,15 @@ impl Native {
         match *self {}
     }
 
-    pub(crate) fn finish(&mut self) -> Result<(f64, f64)> {
+    pub(crate) fn finish(&mut self) -> Result<(Losses, f64)> {
         match *self {}
     }
 
     pub(crate) fn loss_sum(&mut self, _batch: &Batch) -> Result<f64> {
+        match *self {}
+    }
+
+    pub(crate) fn scored(&mut self, _batch: &Batch, _never: i64) -> Result<Scored> {
         match *self {}
     }
 

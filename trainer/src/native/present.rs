@@ -10,8 +10,9 @@ use super::{KernelMs, NativeOptions};
 use crate::attention;
 use crate::compute::ComputeDtype;
 use crate::compute::tensor_io::download;
-use crate::diffusion::Batch;
+use crate::diffusion::{Batch, Losses, Scored};
 use crate::error::{Error, Result};
+use crate::kernels::most_probable::MostProbable;
 use crate::kernels::{Activation, AdamwStep};
 use crate::model::{Decoder, Gradients, ModelConfig, Params, Weights};
 use crate::optim::State;
@@ -120,14 +121,30 @@ impl Native {
         self.engine.pass(&convert(batch), scale as f32).map_err(device_error)
     }
 
-    /// Waits for the passes: the sum of their cross-entropies and the gradients' L2 norm.
-    pub(crate) fn finish(&mut self) -> Result<(f64, f64)> {
-        self.engine.finish().map_err(device_error)
+    /// Waits for the passes: their losses and the gradients' L2 norm.
+    pub(crate) fn finish(&mut self) -> Result<(Losses, f64)> {
+        let (losses, norm) = self.engine.finish().map_err(device_error)?;
+        Ok((Losses::of(&losses), norm))
     }
 
     /// Sum of the cross-entropies, without gradients.
     pub(crate) fn loss_sum(&mut self, batch: &Batch) -> Result<f64> {
         self.engine.loss_sum(&convert(batch)).map_err(device_error)
+    }
+
+    /// The same, and the most probable token for each target; `never` is not predicted.
+    pub(crate) fn scored(&mut self, batch: &Batch, never: i64) -> Result<Scored> {
+        let batch = convert(batch);
+        let loss_sum = self.engine.loss_sum(&batch).map_err(device_error)?;
+        let never = i32::try_from(never).ok();
+        let best = match batch.predicted_at.is_empty() {
+            true => Vec::new(),
+            false => self.engine.predict(&batch.predicted_at, never).map_err(device_error)?,
+        };
+        let best = best
+            .into_iter()
+            .map(|(token, probability)| MostProbable { token: i64::from(token), probability });
+        Ok(Scored { loss_sum, best: best.collect() })
     }
 
     /// Room for `positions` keys and values in each of `rows` rows; with `keep` what they held.

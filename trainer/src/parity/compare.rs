@@ -323,8 +323,8 @@ impl Computed {
             Computed::Native { native, .. } => {
                 native.clear_gradients()?;
                 native.pass(batch, scale)?;
-                let (sum, _) = native.finish()?;
-                Ok((sum, native.gradients()?))
+                let (losses, _) = native.finish()?;
+                Ok((losses.sum, native.gradients()?))
             }
         }
     }

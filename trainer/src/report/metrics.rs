@@ -14,6 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::error::{Error, Result};
 use crate::report::console::message;
+use crate::report::held_out::in_words;
 use crate::report::step_record::StepRecord;
 use crate::report::tensorboard::EventFile;
 use dlm_datasets::fs;
@@ -101,7 +102,10 @@ impl Reporter {
         }
         if print {
             let mfu = r.mfu.map_or(String::new(), |m| format!(" mfu {:.1}%", m * 100.0));
-            let eval = r.eval_loss.map_or(String::new(), |l| format!(" eval {l:.4}"));
+            let eval = r.eval_loss.map_or(String::new(), |l| {
+                let words = in_words(r.eval_acceptance.as_ref(), r.eval_decode.as_ref());
+                format!(" eval {l:.4}{words}")
+            });
             let skipped = if r.skipped { " SKIPPED (spike)" } else { "" };
             self.message(&format!(
                 "step {} tokens {} ({:.1}%) loss {:.4} lr {:.2e} gnorm {:.3} tok/s {:.0}{mfu} mem {} MiB wait {:.1}%{eval}{skipped}",

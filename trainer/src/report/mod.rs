@@ -1,6 +1,7 @@
 //! What a run reports: messages, metrics as JSON lines, TensorBoard event files, plots.
 
 pub(crate) mod console;
+pub(crate) mod held_out;
 pub(crate) mod metrics;
 pub(crate) mod plot;
 pub(crate) mod step_record;

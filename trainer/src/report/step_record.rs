@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::report::held_out::{Acceptance, SimulatedDecode};
+
 /// What one step measured.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct StepRecord {
@@ -19,6 +21,9 @@ pub(crate) struct StepRecord {
     pub clip: f64,
     /// Counted targets.
     pub counted: usize,
+    /// Counted targets whose right token had a probability above 0.9.
+    #[serde(default)]
+    pub sure: usize,
     /// Tokens the decoder ran on.
     pub processed: usize,
     /// Source tokens per second.
@@ -38,4 +43,10 @@ pub(crate) struct StepRecord {
     /// Evaluation loss, where this step was followed by an evaluation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_loss: Option<f64>,
+    /// Hidden tokens that the evaluation's passes predicted right.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_acceptance: Option<Acceptance>,
+    /// Tokens per forward pass on held-out completions, in a simulated decode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_decode: Option<SimulatedDecode>,
 }

@@ -61,7 +61,18 @@ impl EventFile {
             ("train/tokens_per_second", r.tok_s),
             ("train/tokens", r.tokens as f64),
         ];
+        if r.counted > 0 {
+            scalars.push(("train/sure", r.sure as f64 / r.counted as f64));
+        }
         scalars.extend(r.eval_loss.map(|l| ("eval/loss", l)));
+        if let Some(a) = &r.eval_acceptance {
+            scalars.push(("eval/acceptance", a.share));
+            scalars.push(("eval/hidden_tokens", a.hidden as f64));
+        }
+        if let Some(d) = &r.eval_decode {
+            scalars.push(("eval/tokens_per_forward", d.tokens_per_forward));
+            scalars.push(("eval/decoded_tokens", d.tokens as f64));
+        }
         let mut summary = Vec::new();
         for (tag, value) in scalars {
             let mut v = Vec::new();

@@ -24,6 +24,8 @@ pub(crate) struct TaskOptions {
     pub thresholds: Vec<f64>,
     /// Sub-block sizes of block mode; empty: the usual one.
     pub sub_block_sizes: Vec<usize>,
+    /// Blocks in flight of block mode; each is combined with each of the others.
+    pub blocks_in_flight: Vec<usize>,
     /// Everything else about decoding.
     pub decoding: GenerateOptions,
     pub place: ModelOptions,

@@ -82,7 +82,10 @@ fn series(runs: &[RunReport]) -> Vec<(String, Vec<&RunReport>)> {
         let name = match (run.of, run.sub_block_size) {
             (Whose::Source, _) => "source, ar".to_string(),
             (Whose::Model, None) => "ar".to_string(),
-            (Whose::Model, Some(size)) => format!("block, sub-blocks of {size}"),
+            (Whose::Model, Some(size)) => match run.blocks_in_flight {
+                Some(n) if n > 1 => format!("block, sub-blocks of {size}, {n} blocks in flight"),
+                _ => format!("block, sub-blocks of {size}"),
+            },
         };
         match series.iter_mut().find(|(known, _)| *known == name) {
             Some((_, runs)) => runs.push(run),

@@ -35,6 +35,10 @@ pub(super) struct RunReport {
     pub(super) threshold: Option<f64>,
     pub(super) sub_block_size: Option<usize>,
     pub(super) sub_block_cache: bool,
+    /// Of block mode, as the two behind it.
+    pub(super) blocks_in_flight: Option<usize>,
+    pub(super) fuse_prefill: bool,
+    pub(super) fuse_commit: bool,
     pub(super) right: usize,
     /// `right` over the number of tasks.
     pub(super) exact_match: f64,
@@ -111,6 +115,9 @@ impl RunReport {
             threshold: is_block.then_some(run.options.threshold),
             sub_block_size: run.sub_block_size,
             sub_block_cache: is_block && run.options.sub_block_cache,
+            blocks_in_flight: is_block.then_some(run.options.blocks_in_flight),
+            fuse_prefill: is_block && run.options.fuse_prefill,
+            fuse_commit: is_block && run.options.fuse_commit,
             right,
             exact_match: right as f64 / judged.len().max(1) as f64,
             interval: interval(right, judged.len()),

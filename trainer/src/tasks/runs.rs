@@ -2,7 +2,7 @@
 //!
 //! In: the options of the call and what the model can do. Out: [`Run`]s: the source in
 //! autoregressive mode, which is the baseline, then the model in each mode, block mode once for
-//! each threshold and sub-block size.
+//! each threshold, sub-block size and number of blocks in flight.
 
 use std::path::{Path, PathBuf};
 
@@ -26,7 +26,8 @@ pub(super) enum Whose {
 /// One setting.
 #[derive(Debug, Clone)]
 pub(super) struct Run {
-    /// Short name, for people: `source ar`, `ar`, `block 0.95/8`.
+    /// Short name, for people: `source ar`, `ar`, `block 0.95/8`, with two
+    /// blocks in flight `block 0.95/8 x2`.
     pub(super) name: String,
     pub(super) whose: Whose,
     pub(super) options: GenerateOptions,
@@ -59,16 +60,23 @@ pub(super) fn list(whose: Whose, files: &ModelFiles, options: &TaskOptions) -> V
         runs.push(ar("ar"));
     }
     if modes.contains(&DecodeMode::Block) {
-        for &sub_block_size in &sub_block_sizes {
+        let flights = options.blocks_in_flight.iter();
+        let sizes = flights.flat_map(|n| sub_block_sizes.iter().map(move |size| (*n, *size)));
+        for (blocks_in_flight, sub_block_size) in sizes {
             for &threshold in &options.thresholds {
                 let options = GenerateOptions {
                     mode: DecodeMode::Block,
                     threshold,
                     sub_block_size,
+                    blocks_in_flight,
                     ..options.decoding.clone()
                 };
                 let size = files.sub_block_size(&options);
-                let name = format!("block {threshold}/{size}");
+                let flight = match blocks_in_flight {
+                    1 => String::new(),
+                    n => format!(" x{n}"),
+                };
+                let name = format!("block {threshold}/{size}{flight}");
                 runs.push(Run { name, whose, options, sub_block_size: Some(size) });
             }
         }

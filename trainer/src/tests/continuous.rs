@@ -63,11 +63,15 @@ impl Random {
             _ => {
                 let (block_size, sub_block_size) =
                     self.of(&[(32, 8), (32, 8), (32, 32), (16, 8), (8, 8), (12, 4), (1, 1)]);
+                let threshold = self.of(&[0.3, 0.5, 0.9, 1.0]);
+                let blocks_in_flight = self.of(&[1, 1, 2, 3]);
+                let is_one = blocks_in_flight == 1;
                 RowMode::Block(BlockOptions {
-                    block_size,
-                    sub_block_size,
-                    threshold: self.of(&[0.3, 0.5, 0.9, 1.0]),
-                    sub_block_cache: self.below(2) == 0,
+                    sub_block_cache: is_one && self.below(2) == 0,
+                    fuse_prefill: self.below(2) == 0,
+                    fuse_commit: is_one && self.below(2) == 0,
+                    blocks_in_flight,
+                    ..BlockOptions::published(block_size, sub_block_size, threshold)
                 })
             }
         };
@@ -341,8 +345,7 @@ fn blocks_of_one_token_are_autoregressive() {
         sampling: None,
         stop: None,
     };
-    let one =
-        BlockOptions { block_size: 1, sub_block_size: 1, threshold: 0.9, sub_block_cache: false };
+    let one = BlockOptions::published(1, 1, 0.9);
     let block = Request { mode: RowMode::Block(one), max_new_tokens: 29, ..ar.clone() };
     assert_eq!(alone(&mut engine, &block).ids, alone(&mut engine, &ar).ids);
 }

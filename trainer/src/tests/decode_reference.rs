@@ -19,31 +19,31 @@ use dlm_test_support::fixtures;
 use serde::Deserialize;
 
 #[derive(Deserialize)]
-struct File {
-    mask_id: i64,
-    cases: Vec<Case>,
+pub(super) struct File {
+    pub mask_id: i64,
+    pub cases: Vec<Case>,
 }
 
 #[derive(Deserialize)]
-struct Case {
-    prompt: Vec<i64>,
-    max_new_tokens: usize,
-    block_size: usize,
+pub(super) struct Case {
+    pub prompt: Vec<i64>,
+    pub max_new_tokens: usize,
+    pub block_size: usize,
     small_block_size: usize,
     threshold: f64,
-    use_block_cache: bool,
+    pub use_block_cache: bool,
     stop_token: Option<i64>,
-    expected: Vec<i64>,
-    passes: Counts,
+    pub expected: Vec<i64>,
+    pub passes: Counts,
 }
 
 #[derive(Deserialize, Debug, PartialEq)]
-struct Counts {
-    prefill: usize,
-    block: usize,
-    small: usize,
-    commit: usize,
-    total: usize,
+pub(super) struct Counts {
+    pub prefill: usize,
+    pub block: usize,
+    pub small: usize,
+    pub commit: usize,
+    pub total: usize,
 }
 
 #[derive(Deserialize)]
@@ -70,7 +70,7 @@ struct BatchRow {
     expected_single: Vec<i64>,
 }
 
-fn engine(dir: &Path) -> Engine {
+pub(super) fn engine(dir: &Path) -> Engine {
     engine_on(dir, ComputePlan::new(device::cpu(), None))
 }
 
@@ -80,17 +80,15 @@ fn engine_on(dir: &Path, compute: ComputePlan) -> Engine {
     Engine::new(decoder, weights, compute).unwrap()
 }
 
-fn read<T: for<'a> Deserialize<'a>>(path: PathBuf) -> T {
+pub(super) fn read<T: for<'a> Deserialize<'a>>(path: PathBuf) -> T {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
 /// A request without its prompt.
-fn options(case: &Case, mask_id: i64) -> Request {
+pub(super) fn options(case: &Case, mask_id: i64) -> Request {
     let block = BlockOptions {
-        block_size: case.block_size,
-        sub_block_size: case.small_block_size,
-        threshold: case.threshold,
         sub_block_cache: case.use_block_cache,
+        ..BlockOptions::published(case.block_size, case.small_block_size, case.threshold)
     };
     Request {
         prompt: Vec::new(),
@@ -104,7 +102,7 @@ fn options(case: &Case, mask_id: i64) -> Request {
 }
 
 /// Decodes prompts together.
-fn decode(
+pub(super) fn decode(
     engine: &mut Engine,
     prompts: &[Vec<i64>],
     options: &Request,
@@ -213,12 +211,7 @@ fn check_batches(dir: &Path, mut engine: Engine) {
     let file: BatchFile = read(dir.join("decode_batch_qwen2_peaky.json"));
     for (i, case) in file.cases.iter().enumerate() {
         let prompts: Vec<_> = case.rows.iter().map(|row| row.prompt.clone()).collect();
-        let block = BlockOptions {
-            block_size: file.block_size,
-            sub_block_size: case.small_block_size,
-            threshold: case.threshold,
-            sub_block_cache: false,
-        };
+        let block = BlockOptions::published(file.block_size, case.small_block_size, case.threshold);
         let options = Request {
             prompt: Vec::new(),
             mode: RowMode::Block(block),
@@ -366,8 +359,7 @@ fn ternary_weights_once() {
 fn refusals() {
     let dir = fixtures();
     let mut engine = engine(&dir.join("qwen2_tiny"));
-    let block =
-        BlockOptions { block_size: 32, sub_block_size: 8, threshold: 0.9, sub_block_cache: false };
+    let block = BlockOptions::published(32, 8, 0.9);
     let good = Request {
         prompt: Vec::new(),
         mode: RowMode::Block(block),

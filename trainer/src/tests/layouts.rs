@@ -13,9 +13,9 @@ use proptest::prelude::*;
 use std::sync::atomic::AtomicBool;
 
 const VOCAB: usize = 40;
-const MASK: i32 = 39;
+pub(super) const MASK: i32 = 39;
 
-fn decoder(arch: &str, quantised: bool) -> (Decoder, Weights) {
+pub(super) fn decoder(arch: &str, quantised: bool) -> (Decoder, Weights) {
     let mut raw = serde_json::json!({
         "architectures": [arch], "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "rope_theta": 1e4, "rms_norm_eps": 1e-6,
@@ -34,7 +34,7 @@ fn decoder(arch: &str, quantised: bool) -> (Decoder, Weights) {
 
 /// A packed row of documents of whole blocks, with runs of labels that start and stop anywhere,
 /// block borders included.
-fn arb_row(bd: usize) -> impl Strategy<Value = PackedRow> {
+pub(super) fn arb_row(bd: usize) -> impl Strategy<Value = PackedRow> {
     let document = (1usize..4).prop_flat_map(move |blocks| {
         let n = blocks * bd;
         (
@@ -61,7 +61,7 @@ fn arb_row(bd: usize) -> impl Strategy<Value = PackedRow> {
     })
 }
 
-fn pad_to_same(rows: &mut [PackedRow]) {
+pub(super) fn pad_to_same(rows: &mut [PackedRow]) {
     let len = rows.iter().map(|r| r.input_ids.len()).max().unwrap_or(0);
     for r in rows {
         r.input_ids.resize(len, 0);

@@ -2,7 +2,10 @@
 
 mod continuous;
 mod decode_reference;
+mod fused_passes;
+mod held_out;
 mod layouts;
+mod multi_block;
 mod optim_reference;
 mod packed_ternary;
 mod quantisers;

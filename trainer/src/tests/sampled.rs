@@ -142,12 +142,7 @@ fn drawn_tokens_are_those_of_whole_passes_by_the_book() {
             let case = format!("{model}, prompt of {length}, {how:?}");
             let ar = decode(&mut engine, request.clone());
             assert_eq!(ar.ids, slow.ar(&prompt, 12, &how), "{case}");
-            let options = BlockOptions {
-                block_size: 32,
-                sub_block_size: 8,
-                threshold: 0.6,
-                sub_block_cache: false,
-            };
+            let options = BlockOptions::published(32, 8, 0.6);
             let mode = RowMode::Block(options);
             let block = decode(&mut engine, Request { mode, max_new_tokens: 32, ..request });
             assert_eq!(block.ids, slow.block(&prompt, 1, &options, &how), "{case}");

@@ -1,39 +1,92 @@
-//! The evaluation loss: rows of a split under masks that are the same in every evaluation.
+//! Evaluation on held-out rows under masks that are the same in every evaluation: the loss, whether
+//! hidden tokens are predicted right, and how many tokens a pass of decoding would fix.
 //!
-//! In: weights, the first rows of a split. Out: mean cross-entropy over counted targets, nats.
+//! In: what predicts, the first rows of a split. Out: [`Evaluation`].
 
 use dlm_datasets::{Split, mask};
 
 use crate::compute::ComputePlan;
-use crate::diffusion::{Batch, DeviceBatch, PassOptions, build_batch, count_targets, objective};
+use crate::diffusion::scored::scored;
+use crate::diffusion::{
+    Batch, DeviceBatch, Objective, PassOptions, Scored, build_batch, count_targets, objective,
+};
 use crate::error::Result;
 use crate::model::{Decoder, Weights};
+use crate::native::Native;
+use crate::report::held_out::{Acceptance, SimulatedDecode};
+use crate::train::acceptance::Tally;
 use crate::train::checked_dataset::CheckedDataset;
 use crate::train::data::BatchPlan;
+use crate::train::simulated_decode::simulate;
 
-/// Sum of the cross-entropies of a batch by Burn.
-pub(crate) fn burn_loss<'a>(
-    decoder: &'a Decoder,
-    weights: &'a Weights,
-    pass: &'a PassOptions,
-    compute: &'a ComputePlan,
-) -> impl FnMut(&Batch) -> Result<f64> + 'a {
-    move |batch| {
-        let inputs = DeviceBatch::upload(decoder, batch, compute)?;
-        objective::loss_sum(decoder, weights, &inputs, pass)
+/// Rows that an evaluation in training decodes: one in 16, at most 32, since a decode takes many
+/// passes.
+pub(crate) fn rows_to_decode(rows: usize) -> usize {
+    rows.div_ceil(16).min(32)
+}
+
+/// What an evaluation found.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Evaluation {
+    /// Mean cross-entropy over counted targets, nats; nothing where no target is counted.
+    pub loss: Option<f64>,
+    /// Nothing for the causal objective, which hides no token.
+    pub acceptance: Option<Acceptance>,
+    /// Nothing for the causal objective, and where the decoded rows hold no completion.
+    pub decode: Option<SimulatedDecode>,
+}
+
+/// What computes the passes of an evaluation.
+pub(crate) enum Scorer<'a> {
+    /// Burn, on any device.
+    Burn {
+        decoder: &'a Decoder,
+        weights: &'a Weights,
+        pass: &'a PassOptions,
+        compute: &'a ComputePlan,
+    },
+    Native(&'a mut Native),
+}
+
+impl Scorer<'_> {
+    /// Sum of the cross-entropies of a batch.
+    pub(crate) fn loss_sum(&mut self, batch: &Batch) -> Result<f64> {
+        match self {
+            Scorer::Burn { decoder, weights, pass, compute } => {
+                let inputs = DeviceBatch::upload(decoder, batch, compute)?;
+                objective::loss_sum(decoder, weights, &inputs, pass)
+            }
+            Scorer::Native(native) => native.loss_sum(batch),
+        }
+    }
+
+    /// The same, and what is predicted for each target; the token `never` is not predicted.
+    fn scored(&mut self, batch: &Batch, never: i64) -> Result<Scored> {
+        match self {
+            Scorer::Burn { decoder, weights, pass, compute } => {
+                let inputs = DeviceBatch::upload(decoder, batch, compute)?;
+                scored(decoder, weights, &inputs, pass, never)
+            }
+            Scorer::Native(native) => native.scored(batch, never),
+        }
     }
 }
 
-/// Mean loss over the first `rows` rows of a split under fixed masks; `None` where no target is
-/// counted. `loss_sum` is the sum of the cross-entropies of a batch.
+/// Evaluates the first `rows` rows of a split under fixed masks, and decodes the first `decoded` of
+/// them.
 pub(crate) fn evaluate(
     data: &CheckedDataset,
     split: Split,
     plan: &BatchPlan,
-    rows: usize,
-    mut loss_sum: impl FnMut(&Batch) -> Result<f64>,
-) -> Result<Option<f64>> {
+    (rows, decoded): (usize, usize),
+    mut scorer: Scorer<'_>,
+) -> Result<Evaluation> {
     let (mut sum, mut counted) = (0.0, 0usize);
+    let (spec, never) = (&plan.spec, i64::from(plan.spec.mask_token_id));
+    let hides = plan.objective != Objective::Sft;
+    let mut tally = Tally::new(spec.bd_size);
+    let mut to_decode = Vec::new();
+    let decoded = if hides { decoded } else { 0 };
     for first in (0..rows).step_by(plan.micro_batch_rows.max(1)) {
         let (mut packed, mut masks) = (Vec::new(), Vec::new());
         let taken: Vec<usize> = (first..(first + plan.micro_batch_rows).min(rows)).collect();
@@ -44,16 +97,31 @@ pub(crate) fn evaluate(
                 mask::EVAL_EPOCH,
                 i as u64,
                 row.input_ids.len(),
-                plan.spec.bd_size,
+                spec.bd_size,
                 plan.noise_eps,
             );
-            counted += count_targets(&row, &plan.spec, plan.objective, Some(&mask));
+            counted += count_targets(&row, spec, plan.objective, Some(&mask));
             packed.push(row);
             masks.push(mask);
         }
         data.check_files(split, &taken)?;
-        let batch = build_batch(plan.objective, &packed, &masks, &plan.spec, plan.shape);
-        sum += loss_sum(&batch)?;
+        let batch = build_batch(plan.objective, &packed, &masks, spec, plan.shape);
+        if hides {
+            let scored = scorer.scored(&batch, never)?;
+            sum += scored.loss_sum;
+            tally.add(&batch, &scored.best, spec);
+        } else {
+            sum += scorer.loss_sum(&batch)?;
+        }
+        to_decode.extend(packed.into_iter().take(decoded - decoded.min(to_decode.len())));
     }
-    Ok((counted > 0).then(|| sum / counted as f64))
+    let at_a_time = plan.micro_batch_rows.div_ceil(2);
+    let decode = simulate(&to_decode, at_a_time, spec, plan.shape, |batch| {
+        Ok(scorer.scored(batch, never)?.best)
+    })?;
+    Ok(Evaluation {
+        loss: (counted > 0).then(|| sum / counted as f64),
+        acceptance: tally.finish(),
+        decode,
+    })
 }

@@ -4,8 +4,10 @@
 //! `checked_dataset`),
 //! `trainer` sets a run up, `resume` continues it from a checkpoint, `run` is the loop, `step` one
 //! optimizer step (with `micro_batch`, `out_of_memory` and `spike_guard`), `evaluate` the held-out
-//! loss, `flops` the work counted for MFU, `export_run` the exported folder.
+//! loss with `acceptance` and `simulated_decode`, `flops` the work counted for MFU, `export_run`
+//! the exported folder.
 
+pub(crate) mod acceptance;
 pub(crate) mod checked_dataset;
 pub(crate) mod data;
 pub(crate) mod evaluate;
@@ -18,6 +20,7 @@ pub(crate) mod output_folder;
 pub(crate) mod prepare_model;
 mod resume;
 pub(crate) mod run;
+pub(crate) mod simulated_decode;
 mod spike_guard;
 mod step;
 mod stop_signal;

@@ -13,7 +13,7 @@ use dlm_datasets::{Split, fs};
 
 use crate::compute::ComputeDevice;
 use crate::config::{Config, ExportWhich};
-use crate::diffusion::{Batch, Objective};
+use crate::diffusion::Objective;
 use crate::error::{Error, Result};
 use crate::io::checkpoint::{self, BestStep, RunState, Snapshot};
 use crate::io::checkpoint_store::CheckpointStore;
@@ -21,7 +21,7 @@ use crate::io::source;
 use crate::report::metrics::{Reporter, RunProgress};
 use crate::report::step_record::StepRecord;
 use crate::train::data::{self, BatchPlan, Prefetch};
-use crate::train::evaluate::{burn_loss, evaluate};
+use crate::train::evaluate::{Scorer, evaluate, rows_to_decode};
 use crate::train::export_run;
 use crate::train::output_folder::{self, Purpose};
 use crate::train::stop_signal;
@@ -230,16 +230,19 @@ impl Trainer<'_> {
             return Ok(false);
         }
         let rows = self.data.rows(Split::Eval).min(self.cfg.train.eval_rows);
-        record.eval_loss = match &mut self.native {
-            Some(native) => {
-                let loss_sum = |batch: &Batch| native.loss_sum(batch);
-                evaluate(&self.data, Split::Eval, &self.plan, rows, loss_sum)
-            }
-            None => {
-                let loss_sum = burn_loss(&self.decoder, &self.weights, &self.pass, &self.compute);
-                evaluate(&self.data, Split::Eval, &self.plan, rows, loss_sum)
-            }
-        }?;
+        let scorer = match &mut self.native {
+            Some(native) => Scorer::Native(native),
+            None => Scorer::Burn {
+                decoder: &self.decoder,
+                weights: &self.weights,
+                pass: &self.pass,
+                compute: &self.compute,
+            },
+        };
+        let rows_taken = (rows, rows_to_decode(rows));
+        let found = evaluate(&self.data, Split::Eval, &self.plan, rows_taken, scorer)?;
+        (record.eval_loss, record.eval_acceptance, record.eval_decode) =
+            (found.loss, found.acceptance, found.decode);
         let Some(loss) = record.eval_loss else {
             return match self.cfg.train.early_stop_patience.is_some()
                 || self.cfg.export.which == ExportWhich::Best

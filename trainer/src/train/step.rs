@@ -9,7 +9,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crate::diffusion::{DeviceBatch, objective};
+use crate::diffusion::{DeviceBatch, Losses, objective};
 use crate::error::{Error, Result};
 use crate::kernels::AdamwStep;
 use crate::model::Gradients;
@@ -17,7 +17,7 @@ use crate::optim::{clip, schedule};
 use crate::report::metrics::resident_mib;
 use crate::report::step_record::StepRecord;
 use crate::train::data::{self, StepBatch};
-use crate::train::evaluate::burn_loss;
+use crate::train::evaluate::Scorer;
 use crate::train::trainer::Trainer;
 use crate::train::{flops, out_of_memory, spike_guard};
 
@@ -27,8 +27,8 @@ struct PassResult {
     /// Global gradient norm. Reading it waits for the backward passes, so that a lack of memory in
     /// them is noticed here.
     norm: f64,
-    /// Sum of cross-entropies over counted targets.
-    loss_sum: f64,
+    /// Over counted targets.
+    losses: Losses,
     /// Useful floating-point operations.
     flops: f64,
     /// Tokens the decoder ran on.
@@ -41,7 +41,7 @@ impl PassResult {
         PassResult {
             gradients: Gradients::new(parameters),
             norm: 0.0,
-            loss_sum: 0.0,
+            losses: Losses::default(),
             flops: 0.0,
             processed: 0,
         }
@@ -63,8 +63,8 @@ impl Trainer<'_> {
             n => ((self.state.step + 1) as f64 / n as f64).min(1.0),
         };
         let (batch, result) = self.passes_that_fit(batch, message)?;
-        let PassResult { gradients, norm, loss_sum, flops, processed } = result;
-        let loss = if batch.counted > 0 { loss_sum / batch.counted as f64 } else { 0.0 };
+        let PassResult { gradients, norm, losses, flops, processed } = result;
+        let loss = if batch.counted > 0 { losses.sum / batch.counted as f64 } else { 0.0 };
         if !loss.is_finite() || !norm.is_finite() {
             return Err(self.non_finite(&batch, loss, norm));
         }
@@ -107,6 +107,7 @@ impl Trainer<'_> {
             grad_norm: norm,
             clip,
             counted: batch.counted,
+            sure: losses.sure,
             processed,
             tok_s: batch.tokens as f64 / seconds,
             seconds,
@@ -114,7 +115,7 @@ impl Trainer<'_> {
             mfu: self.compute.peak_flops.map(|peak| flops / seconds / peak),
             rss_mib: resident_mib(),
             skipped,
-            eval_loss: None,
+            ..StepRecord::default()
         })
     }
 
@@ -190,7 +191,7 @@ impl Trainer<'_> {
             result.flops += flops::useful(&self.decoder, micro_batch);
             result.processed += micro_batch.processed;
         }
-        (result.loss_sum, result.norm) = native.finish()?;
+        (result.losses, result.norm) = native.finish()?;
         Ok(result)
     }
 
@@ -209,7 +210,7 @@ impl Trainer<'_> {
                 return Err(Error::Interrupted("between two micro-batches".into()));
             }
             let inputs = DeviceBatch::upload(&self.decoder, micro_batch, &self.compute)?;
-            result.loss_sum += objective::interruptible(
+            let losses = objective::interruptible(
                 &self.decoder,
                 &self.weights,
                 &inputs,
@@ -218,6 +219,8 @@ impl Trainer<'_> {
                 &mut result.gradients,
                 &self.stop,
             )?;
+            result.losses.sum += losses.sum;
+            result.losses.sure += losses.sure;
             result.flops += flops::useful(&self.decoder, micro_batch);
             result.processed += micro_batch.processed;
         }
@@ -265,12 +268,15 @@ impl Trainer<'_> {
         (plan.batch_rows, plan.micro_batch_rows) = (1, 1);
         let step = data::build_step(&self.data, &plan, self.state.cursor + i)?;
         let batches = step.micro_batches.iter().filter(|batch| !batch.targets.is_empty());
-        match &mut self.native {
-            Some(native) => batches.map(|batch| native.loss_sum(batch)).sum(),
-            None => {
-                let loss = burn_loss(&self.decoder, &self.weights, &self.pass, &self.compute);
-                batches.map(loss).sum()
-            }
-        }
+        let mut scorer = match &mut self.native {
+            Some(native) => Scorer::Native(native),
+            None => Scorer::Burn {
+                decoder: &self.decoder,
+                weights: &self.weights,
+                pass: &self.pass,
+                compute: &self.compute,
+            },
+        };
+        batches.map(|batch| scorer.loss_sum(batch)).sum()
     }
 }

@@ -1,10 +1,12 @@
 //! Plots of a run's metrics as one self-contained HTML file (`dlm-train plot RUN…`).
 //!
-//! In: `metrics.jsonl` of one or several runs. Out: a summary, then loss, learning rate, gradient
-//! norm, source tokens per second, data wait and memory over steps or tokens, as inline SVG that
+//! In: `metrics.jsonl` of one or several runs. Out: a summary, then loss, what tells whether a
+//! conversion works (`held_out.rs`), learning rate, gradient norm, source tokens per second, data
+//! wait and memory over steps or tokens, as inline SVG that
 //! follows the reader's light or dark mode. Lines that are no step record (a last line cut off by a
 //! crash) are skipped and counted.
 
+mod held_out;
 mod options;
 mod page;
 mod panels;

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use dlm_datasets::html::{self, escape};
 
+use super::held_out;
 use super::options::PlotAxis;
 use super::panels::{PANELS, panel};
 use super::run_data::RunData;
@@ -34,8 +35,11 @@ pub(super) fn page(runs: &[RunData], axis: PlotAxis) -> String {
         1 => " One line held no step record and was skipped.".to_string(),
         n => format!(" {n} lines held no step record and were skipped."),
     };
-    let charts =
-        PANELS.iter().enumerate().map(|(i, p)| panel(i, p, runs, axis)).collect::<String>();
+    let mut charts: Vec<String> =
+        PANELS.iter().enumerate().map(|(i, p)| panel(i, p, runs, axis)).collect();
+    // beside the loss and the share of sure tokens, which come first
+    charts.insert(2, held_out::charts(runs, axis));
+    let charts = charts.concat();
     let over = match axis {
         PlotAxis::Step => "optimizer steps",
         PlotAxis::Tokens => "source tokens",

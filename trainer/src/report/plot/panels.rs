@@ -22,11 +22,19 @@ pub(super) struct Panel {
     label: fn(f64) -> String,
 }
 
-pub(super) const PANELS: [Panel; 6] = [
+pub(super) const PANELS: [Panel; 7] = [
     Panel {
         title: "Loss, nats per target",
         value: |s| s.loss,
         zero: false,
+        log: false,
+        smoothed: true,
+        label: short,
+    },
+    Panel {
+        title: "Right token above 0.9, % of hidden tokens",
+        value: |s| 100.0 * s.sure,
+        zero: true,
         log: false,
         smoothed: true,
         label: short,

@@ -7,6 +7,7 @@ use dlm_datasets::chart::Point;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::report::held_out::{Acceptance, SimulatedDecode};
 
 /// The plotted values of one step; absent ones are NaN. Units as in `StepRecord`.
 #[derive(Clone, Copy, Debug)]
@@ -23,12 +24,24 @@ pub(super) struct Step {
     pub(super) seconds: f64,
     pub(super) wait: f64,
     pub(super) mem: f64,
+    /// Share of the counted targets whose right token had a probability above 0.9.
+    pub(super) sure: f64,
+}
+
+/// What an evaluation found beside the loss.
+pub(super) struct HeldOut {
+    pub(super) step: f64,
+    pub(super) tokens: f64,
+    pub(super) acceptance: Option<Acceptance>,
+    pub(super) decode: Option<SimulatedDecode>,
 }
 
 /// The step records of one run.
 pub(super) struct RunData {
     pub(super) name: String,
     pub(super) steps: Vec<Step>,
+    /// In the order of their steps.
+    pub(super) held_out: Vec<HeldOut>,
     /// Lines that are no step record.
     pub(super) skipped_lines: usize,
 }
@@ -38,13 +51,16 @@ pub(super) fn read(path: &Path) -> Result<RunData> {
     let file = if path.is_dir() { path.join("metrics.jsonl") } else { path.to_path_buf() };
     let bytes =
         std::fs::read(&file).map_err(|e| Error::io(&file, "reading the run's metrics", e))?;
-    let (mut steps, mut skipped_lines) = (BTreeMap::new(), 0);
+    let (mut steps, mut held_out, mut skipped_lines) = (BTreeMap::new(), BTreeMap::new(), 0);
     for line in bytes.split(|b| *b == b'\n').filter(|l| !l.trim_ascii().is_empty()) {
-        match serde_json::from_slice::<Value>(line).ok().and_then(|v| step_of(&v)) {
-            // a step that occurs twice was run again after a resume: the later record counts
-            Some(s) => drop(steps.insert(s.step as u64, s)),
-            None => skipped_lines += 1,
-        }
+        let value = serde_json::from_slice::<Value>(line).unwrap_or_default();
+        let Some(s) = step_of(&value) else {
+            skipped_lines += 1;
+            continue;
+        };
+        // a step that occurs twice was run again after a resume: the later record counts
+        held_out.insert(s.step as u64, held_out_of(&value, &s));
+        steps.insert(s.step as u64, s);
     }
     if steps.is_empty() {
         return Err(Error::format(
@@ -59,7 +75,9 @@ pub(super) fn read(path: &Path) -> Result<RunData> {
         .parent()
         .and_then(Path::file_name)
         .map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
-    Ok(RunData { name, steps: steps.into_values().collect(), skipped_lines })
+    let (steps, held_out) = (steps.into_values(), held_out.into_values());
+    let held_out = held_out.filter(|h| h.acceptance.is_some() || h.decode.is_some());
+    Ok(RunData { name, steps: steps.collect(), held_out: held_out.collect(), skipped_lines })
 }
 
 /// The step of a record; `None` for JSON that is no step record.
@@ -81,7 +99,18 @@ fn step_of(v: &Value) -> Option<Step> {
         seconds: number("seconds"),
         wait: number("data_wait"),
         mem: number("rss_mib"),
+        sure: number("sure") / number("counted"),
     })
+}
+
+fn held_out_of(v: &Value, step: &Step) -> HeldOut {
+    let part = |key: &str| v.get(key).cloned().unwrap_or_default();
+    HeldOut {
+        step: step.step,
+        tokens: step.tokens,
+        acceptance: serde_json::from_value(part("eval_acceptance")).ok(),
+        decode: serde_json::from_value(part("eval_decode")).ok(),
+    }
 }
 
 /// The loss of a step, NaN where its update was skipped.

@@ -2,7 +2,7 @@
 
 use dlm_datasets::chart::short;
 
-use super::run_data::{RunData, Step, exponential_sums, loss_unless_skipped};
+use super::run_data::{HeldOut, RunData, Step, exponential_sums, loss_unless_skipped};
 
 /// The summary of a run: labels and values.
 pub(super) fn summary(r: &RunData) -> Vec<(&'static str, String)> {
@@ -26,6 +26,14 @@ pub(super) fn summary(r: &RunData) -> Vec<(&'static str, String)> {
         s => format!("{:.1} h", s / 3600.0),
     };
     let mem = all(|s| s.mem).into_iter().filter(|v| *v > 0.0).fold(f64::NAN, f64::max);
+    let last_of = |f: fn(&HeldOut) -> Option<String>| {
+        r.held_out.iter().rev().find_map(f).unwrap_or_else(|| "–".into())
+    };
+    let acceptance = last_of(|h| {
+        let a = h.acceptance.as_ref()?;
+        Some(format!("{:.1} % of {}", 100.0 * a.share, short(a.hidden as f64)))
+    });
+    let per_forward = last_of(|h| Some(format!("{:.2}", h.decode.as_ref()?.tokens_per_forward)));
     vec![
         ("steps", last.map_or(String::new(), |s| format!("{}", s.step))),
         ("source tokens", short(last.map_or(f64::NAN, |s| s.tokens))),
@@ -33,6 +41,8 @@ pub(super) fn summary(r: &RunData) -> Vec<(&'static str, String)> {
         ("loss, smoothed", fixed(recent)),
         ("eval loss, last", fixed(evals.last().copied().unwrap_or(f64::NAN))),
         ("eval loss, best", fixed(evals.iter().copied().fold(f64::NAN, f64::min))),
+        ("acceptance, last", acceptance),
+        ("tokens per forward at 0.9, last", per_forward),
         ("source tok/s, median", short(tok_s)),
         ("hours per 1 B tokens", short(1e9 / tok_s / 3600.0)),
         ("time in steps", time),

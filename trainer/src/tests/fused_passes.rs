@@ -1,0 +1,122 @@
+//! Passes that run together: the tokens of the reference's decodes from fewer passes.
+
+use crate::decode::sampling::Sampling;
+use crate::decode::{BlockOptions, RowMode};
+use dlm_test_support::fixtures;
+
+use super::decode_reference::{Case, File, decode, engine, options, read};
+
+const MODELS: [&str; 5] = ["qwen2_tiny", "qwen2_peaky", "llama_tiny", "qwen3_tiny", "bitnet_tiny"];
+
+/// Passes of each case that fusing saves, with tokens compared.
+fn saved(fuse_prefill: bool, fuse_commit: bool, mut check: impl FnMut(&Case, [usize; 4])) {
+    let mut compared = 0;
+    for model in MODELS {
+        let dir = fixtures();
+        let file: File = read(dir.join(format!("decode_{model}.json")));
+        let engines = [engine(&dir.join(model)), engine(&dir.join(model)).without_tiles().unwrap()];
+        for mut engine in engines {
+            for (i, case) in file.cases.iter().enumerate() {
+                let mut request = options(case, file.mask_id);
+                let RowMode::Block(block) = request.mode else { unreachable!() };
+                request.mode = RowMode::Block(BlockOptions { fuse_prefill, fuse_commit, ..block });
+                let prompt = std::slice::from_ref(&case.prompt);
+                let done = decode(&mut engine, prompt, &request).unwrap().remove(0);
+                assert_eq!(done.ids, case.expected, "{model}, case {i}");
+                let (was, is) = (&case.passes, done.passes);
+                check(
+                    case,
+                    [
+                        was.prefill - is.prefill,
+                        was.block - is.block,
+                        was.small - is.small,
+                        was.commit - is.commit,
+                    ],
+                );
+                assert!(done.decided.iter().all(|d| (1..=is.total()).contains(&d.pass)));
+                compared += 1;
+            }
+        }
+    }
+    assert_eq!(compared, 2 * 198);
+}
+
+#[test]
+fn a_first_pass_that_prefills_too_saves_one_pass_and_changes_no_token() {
+    let mut fused = 0;
+    saved(true, false, |case, saved| {
+        let size = case.block_size;
+        let is_fused = case.prompt.len() > size && case.prompt.len() % size != 0;
+        assert_eq!(saved, [0, usize::from(is_fused), 0, 0], "prompt of {}", case.prompt.len());
+        fused += usize::from(is_fused);
+    });
+    assert!(fused > 100, "{fused}");
+}
+
+#[test]
+fn a_commit_that_begins_the_next_block_saves_passes_and_changes_no_token() {
+    let (mut total, mut commits) = (0, 0);
+    saved(false, true, |case, [prefill, block, small, commit]| {
+        assert_eq!((prefill, small, commit), (0, 0, 0));
+        assert!(block <= case.passes.commit);
+        total += block;
+        commits += case.passes.commit;
+    });
+    assert!(total > commits / 10 && total < commits, "{total} passes saved of {commits} commits");
+    saved(true, true, |_, _| ());
+}
+
+/// A token that the commit does not confirm is forgotten: a limit of one block leaves nothing to
+/// foresee, and completions are never longer than those of the published passes.
+#[test]
+fn limits_are_kept_with_fused_passes() {
+    let dir = fixtures();
+    let file: File = read(dir.join("decode_qwen2_peaky.json"));
+    let mut engine = engine(&dir.join("qwen2_peaky"));
+    let case = &file.cases[0];
+    for limit in [0, 1, 20, 31, 32, 33, 50, 64] {
+        for len in [case.prompt.len(), 32, 64, 5] {
+            let prompt: Vec<i64> = case.prompt.iter().cycle().take(len).copied().collect();
+            let mut found = [false, true].map(|fuse| {
+                let mut request = options(case, file.mask_id);
+                let RowMode::Block(block) = request.mode else { unreachable!() };
+                request.mode =
+                    RowMode::Block(BlockOptions { fuse_prefill: fuse, fuse_commit: fuse, ..block });
+                request.max_new_tokens = limit;
+                decode(&mut engine, std::slice::from_ref(&prompt), &request).unwrap().remove(0)
+            });
+            let [published, fused] = &mut found;
+            assert_eq!(published.ids, fused.ids, "limit {limit}, prompt of {len}");
+            assert!(fused.passes.total() <= published.passes.total());
+        }
+    }
+}
+
+/// Drawn tokens too: a token is drawn by the number of the pass in which decoding pass by pass
+/// would draw it.
+#[test]
+fn fused_passes_draw_the_same_tokens() {
+    let dir = fixtures();
+    let file: File = read(dir.join("decode_qwen2_peaky.json"));
+    let mut engine = engine(&dir.join("qwen2_peaky"));
+    let mut saved = 0;
+    for (i, case) in file.cases.iter().enumerate().step_by(3) {
+        let found = [false, true].map(|fuse| {
+            let mut request = options(case, file.mask_id);
+            let RowMode::Block(block) = request.mode else { unreachable!() };
+            request.mode = RowMode::Block(BlockOptions {
+                fuse_prefill: fuse,
+                fuse_commit: fuse,
+                threshold: 0.3,
+                ..block
+            });
+            let (temperature, seed) = ([0.3, 0.7, 1.0][i / 3 % 3], i as u64);
+            request.sampling = Some(Sampling { temperature, top_p: 0.95, top_k: 0, seed });
+            decode(&mut engine, std::slice::from_ref(&case.prompt), &request).unwrap().remove(0)
+        });
+        assert_eq!(found[0].ids, found[1].ids, "case {i}");
+        assert_ne!(found[0].ids, case.expected, "case {i}: nothing was drawn");
+        saved += found[0].passes.total() - found[1].passes.total();
+    }
+    assert!(saved > 10, "{saved}");
+}
