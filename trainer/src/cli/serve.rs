@@ -160,7 +160,6 @@ pub(super) fn run(args: &ServeArgs) -> Result<bool> {
         slots: args.slots,
         positions,
         decoding,
-        temperature: args.temperature,
         limits,
         key,
         is_loopback,
@@ -214,6 +213,7 @@ fn decoding(args: &ServeArgs) -> Result<GenerateOptions> {
         max_new_tokens: args.max_new_tokens,
         mask_token_id: args.mask_token_id,
         stop_token_ids: stop_token_ids(&args.stop_token_id)?,
+        temperature: args.temperature,
         ..usual
     })
 }

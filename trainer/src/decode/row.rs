@@ -3,7 +3,8 @@
 
 use super::cached::Order;
 use super::engine::Prediction;
-use super::{Decided, DecodedSequence, Passes};
+use super::sampling::Sampling;
+use super::{Decided, DecodedSequence, FinishReason, Passes};
 
 /// Most prompt tokens of one prefill pass, unless a block is longer: bounds the memory of its
 /// attention scores, and how long other rows wait for it.
@@ -61,12 +62,14 @@ pub(super) struct RowText {
     pub decided: Vec<Decided>,
     pub passes: Passes,
     pub stop_ids: Vec<i64>,
+    /// `None` takes the most probable tokens.
+    pub sampling: Option<Sampling>,
 }
 
 impl RowText {
-    pub(super) fn new(prompt: Vec<i64>, stop_ids: Vec<i64>) -> Self {
-        let passes = Passes::default();
-        RowText { prompt: prompt.len(), ids: prompt, decided: Vec::new(), passes, stop_ids }
+    pub(super) fn new(prompt: Vec<i64>, stop_ids: Vec<i64>, sampling: Option<Sampling>) -> Self {
+        let (passes, decided) = (Passes::default(), Vec::new());
+        RowText { prompt: prompt.len(), ids: prompt, decided, passes, stop_ids, sampling }
     }
 
     pub(super) fn generated(&self) -> &[i64] {
@@ -95,8 +98,10 @@ impl RowText {
 
     /// The sequence, cut after the first stop token of the completion.
     pub(super) fn finish(self) -> DecodedSequence {
-        let RowText { ids, prompt, decided, passes, stop_ids } = self;
-        DecodedSequence { ids, prompt, decided, stopped: false, passes }.cut(&stop_ids)
+        let RowText { ids, prompt, decided, passes, stop_ids, .. } = self;
+        let finish_reason = FinishReason::Length;
+        DecodedSequence { ids, prompt, decided, finish_reason, text_end: None, passes }
+            .cut(&stop_ids)
     }
 }
 

@@ -14,6 +14,8 @@ use crate::generate::{DecodeMode, Prompt};
 /// text.
 const MOST_STOPS: usize = 16;
 const LONGEST_STOP: usize = 1024;
+/// Most stop tokens of a request; each token of an answer is compared with all of them.
+const MOST_STOP_IDS: usize = 128;
 /// Most choices of a prompt.
 const MOST_CHOICES: usize = 128;
 /// Variables of a chat template that are fields of the request themselves.
@@ -103,10 +105,7 @@ impl Call {
             },
             stop: stops(&mut fields)?,
             stop_token_ids: fields
-                .take("stop_token_ids", "a list of token ids", |value| match value.as_array() {
-                    Some(none) if none.is_empty() => Some(Vec::new()),
-                    _ => ids(value),
-                })?
+                .take("stop_token_ids", "a list of at most 128 token ids", stop_token_ids)?
                 .unwrap_or_default(),
             ignore_eos: fields.take_bool("ignore_eos")?.unwrap_or(false),
             logprobs: logprobs(&mut fields, endpoint)?,
@@ -177,6 +176,11 @@ fn completion_prompts(fields: &mut Fields) -> Result<Vec<Prompt>, Refusal> {
 
 fn ids(value: &Value) -> Option<Vec<i64>> {
     value.as_array().filter(|ids| !ids.is_empty())?.iter().map(Value::as_i64).collect()
+}
+
+fn stop_token_ids(value: &Value) -> Option<Vec<i64>> {
+    let list = value.as_array().filter(|list| list.len() <= MOST_STOP_IDS)?;
+    list.iter().map(Value::as_i64).collect()
 }
 
 fn template_kwargs(fields: &mut Fields) -> Result<Map<String, Value>, Refusal> {

@@ -21,8 +21,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep};
 
-use super::Server;
 use super::refusal::Refusal;
+use super::server::Server;
 
 /// Bytes of a header, and of an answer that was not sent yet, that a connection holds.
 const BUFFER: usize = 64 << 10;

@@ -21,13 +21,13 @@ use hyper::body::{Body as _, Bytes};
 use serde_json::json;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::Server;
 use super::answer::{Choice, Usage};
 use super::call::Endpoint;
 use super::outbox::{Outbox, Part};
 use super::prepare::{Prepared, prepare};
 use super::refusal::Refusal;
 use super::schedule::{Command, Job};
+use super::server::Server;
 use super::stream::EventStream;
 use super::ticket::Ticket;
 
@@ -43,12 +43,12 @@ pub(super) fn router(server: Arc<Server>) -> Router {
         .route("/v1/models", get(models))
         .route("/v1/models/{*name}", get(model))
         .route("/metrics", get(metrics))
-        .route_layer(from_fn_with_state(server.clone(), needs_key));
+        .route_layer(from_fn_with_state(server.clone(), needs_key))
+        .route_layer(from_fn_with_state(server.clone(), names_this_host));
     guarded
         .route("/health", get(health))
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
-        .layer(from_fn_with_state(server.clone(), names_this_host))
         .with_state(server)
 }
 
@@ -118,7 +118,7 @@ async fn wrong_method() -> Refusal {
 }
 
 async fn health(State(server): State<Arc<Server>>) -> Response {
-    let failure = server.metrics.failure();
+    let failure = server.metrics.failure(server.settings.limits.request);
     let (status, body) = match (server.is_stopping(), failure) {
         (true, _) => (StatusCode::SERVICE_UNAVAILABLE, json!({"status": "stopping"})),
         (false, Some(reason)) => {
@@ -200,6 +200,14 @@ async fn read_body(server: &Server, headers: &HeaderMap, body: Body) -> Result<B
             format!(
                 "the body's type is {kind:?}; expected the header Content-Type: application/json"
             ),
+        ));
+    }
+    let coding = headers.get(header::CONTENT_ENCODING).map(|coding| coding.as_bytes());
+    if coding.is_some_and(|coding| coding != b"identity") {
+        return Err(Refusal::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            "the body is compressed (Content-Encoding); send it as it is",
         ));
     }
     let limits = &server.settings.limits;
@@ -339,15 +347,7 @@ fn enqueue(server: &Server, prepared: &Prepared, ticket: &Ticket) -> Result<(), 
         return Err(Refusal::stopping());
     }
     let settings = &server.settings;
-    let (most, count) = (settings.slots + settings.limits.queue, prepared.rows.len());
-    if count > most {
-        return Err(Refusal::field(
-            "n",
-            format!(
-                "the request asks for {count} choices (prompts times n), but this server holds at most {most}"
-            ),
-        ));
-    }
+    let (most, count) = (settings.most_rows(), prepared.rows.len());
     let Some(places) = server.places.take(count, most) else {
         let taken = server.places.taken();
         let turns = taken.div_ceil(settings.slots) as f64;

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Upper bounds of the histograms in seconds.
 const BOUNDS: [f64; 14] =
@@ -69,6 +69,8 @@ struct State {
     live: usize,
     connections: usize,
     failures: u64,
+    /// When the step began that the model is at.
+    step: Option<Instant>,
     /// Why the model failed last, until it works again.
     failure: Option<String>,
 }
@@ -123,14 +125,30 @@ impl Metrics {
         state.failure = Some(why);
     }
 
-    /// A step of the model went well.
-    pub(super) fn works(&self) {
-        self.state().failure = None;
+    /// A step of the model begins.
+    pub(super) fn step_begins(&self) {
+        self.state().step = Some(Instant::now());
     }
 
-    /// Why the model failed last, if it has not worked since.
-    pub(super) fn failure(&self) -> Option<String> {
-        self.state().failure.clone()
+    /// A step of the model has ended, well or not.
+    pub(super) fn step_ends(&self, works: bool) {
+        let mut state = self.state();
+        state.step = None;
+        if works {
+            state.failure = None;
+        }
+    }
+
+    /// Why the model failed last, if it has not worked since; also that it has been at one step for
+    /// longer than `patience`.
+    pub(super) fn failure(&self, patience: Duration) -> Option<String> {
+        let state = self.state();
+        let stuck = |step: Instant| {
+            let time = step.elapsed();
+            let seconds = time.as_secs();
+            (time > patience).then(|| format!("the model has been at one step for {seconds} s"))
+        };
+        state.failure.clone().or_else(|| state.step.and_then(stuck))
     }
 
     /// Mean seconds of a request, 1 before the first.

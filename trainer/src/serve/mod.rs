@@ -16,78 +16,32 @@ mod outbox;
 mod prepare;
 mod refusal;
 mod schedule;
+mod server;
 mod stream;
 #[cfg(test)]
 mod tests;
 mod text;
 mod ticket;
 
-use std::hash::{BuildHasher, RandomState};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Receiver;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use crate::error::{Error, Result};
-use crate::generate::{GenerateOptions, ModelFiles, ModelOptions};
+use crate::generate::{ModelFiles, ModelOptions};
 use crate::report::console;
-use metrics::Metrics;
-use options::{ApiKey, Limits};
+use crate::train::stop_signal::is_ignored;
 use refusal::Refusal;
-use schedule::{Command, ModelRows, Places, Rows};
+use schedule::{Command, ModelRows, Rows};
+use server::Server;
+pub(crate) use server::Settings;
 
 /// How long after the grace the last answers may take to be sent.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-
-/// What a server is started with.
-#[derive(Debug, Clone)]
-pub(crate) struct Settings {
-    /// The name under which the model is served.
-    pub name: String,
-    /// Rows that are decoded together.
-    pub slots: usize,
-    /// Positions of a row, prompt and answer together.
-    pub positions: usize,
-    /// What a request gets that does not say.
-    pub decoding: GenerateOptions,
-    /// The temperature of a request that names neither it nor `top_p` nor `top_k`.
-    pub temperature: f64,
-    pub limits: Limits,
-    pub key: Option<ApiKey>,
-    /// Whether only this machine can reach the server.
-    pub is_loopback: bool,
-}
-
-/// What the tasks of all requests share.
-struct Server {
-    settings: Settings,
-    files: ModelFiles,
-    commands: Sender<Command>,
-    places: Places,
-    metrics: Arc<Metrics>,
-    stop: watch::Sender<bool>,
-    /// Seconds since 1970.
-    started: u64,
-}
-
-impl Server {
-    fn is_stopping(&self) -> bool {
-        *self.stop.borrow()
-    }
-}
-
-/// A number that nobody can guess.
-fn random() -> u64 {
-    RandomState::new().hash_one(0)
-}
-
-/// Seconds since 1970.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
-}
 
 /// Loads the model, listens at `address` and serves until a signal. The address is printed on
 /// stdout when the server is ready.
@@ -162,34 +116,25 @@ fn failed(error: std::io::Error) -> Error {
     Error::Device(format!("serving failed: {error}"))
 }
 
-/// A message for each SIGTERM and SIGINT.
+/// A message for each SIGTERM, SIGINT and SIGHUP. A signal that this process was started to ignore,
+/// as SIGHUP under nohup, stays ignored.
 fn signals() -> Result<mpsc::Receiver<()>> {
     let (sender, receiver) = mpsc::channel(8);
-    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+    for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
+        if is_ignored(kind.as_raw_value()) {
+            continue;
+        }
         let (mut signals, sender) = (signal(kind).map_err(failed)?, sender.clone());
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
+                // one that finds no room says nothing new
                 let _ = sender.try_send(());
             }
         });
     }
+    // held, so that a receiver without senders does not look like a signal
+    tokio::spawn(async move { sender.closed().await });
     Ok(receiver)
-}
-
-impl Server {
-    fn new(files: ModelFiles, settings: Settings) -> (Arc<Self>, Receiver<Command>) {
-        let (commands, receiver) = crossbeam_channel::unbounded();
-        let server = Server {
-            settings,
-            files,
-            commands,
-            places: Places::default(),
-            metrics: Arc::default(),
-            stop: watch::Sender::new(false),
-            started: now(),
-        };
-        (Arc::new(server), receiver)
-    }
 }
 
 /// Starts the thread that owns the model, and waits until it has loaded it: what runs on a GPU does
@@ -199,6 +144,7 @@ fn model_thread<R: Rows>(
     commands: Receiver<Command>,
     load: impl FnOnce(&Server) -> Result<R> + Send + 'static,
 ) -> Result<std::thread::JoinHandle<()>> {
+    let codec = server.files.codec()?.clone();
     let (is_loaded, loaded) = crossbeam_channel::bounded(1);
     let run = move || {
         let rows = match load(&server) {
@@ -206,14 +152,10 @@ fn model_thread<R: Rows>(
             Err(error) => return drop(is_loaded.send(Err(error))),
         };
         drop(is_loaded.send(Ok(())));
-        let (metrics, codec) = (server.metrics.clone(), server.files.codec().ok().cloned());
+        let metrics = server.metrics.clone();
         // the server holds the sender of the commands, whose end ends this thread
         drop(server);
-        let decode = |ids: &[i64]| match &codec {
-            Some(codec) => codec.decode(ids),
-            None => Ok(String::new()),
-        };
-        let run = || schedule::run(rows, &commands, &decode, &metrics);
+        let run = || schedule::run(rows, &commands, codec, &metrics);
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err() {
             metrics.fails("the model's thread has ended; the server must be started again".into());
         }

@@ -8,7 +8,7 @@ use super::answer::Head;
 use super::call::{Call, Drawing, Endpoint};
 use super::fields::Fields;
 use super::refusal::Refusal;
-use super::{Server, random};
+use super::server::{Server, now, random};
 use crate::decode::{Request, RowMode};
 use crate::error::Error;
 use crate::generate::{DecodeMode, GenerateOptions, Prompt};
@@ -54,8 +54,19 @@ pub(super) fn prepare(
             )
         });
     }
+    let (count, most) = (call.prompts.len().saturating_mul(call.n), settings.most_rows());
+    if count > most {
+        return Err(Refusal::field(
+            if call.n > 1 { "n" } else { "prompt" },
+            format!(
+                "the request asks for {count} choices (prompts times n), but this server holds at most {most}"
+            ),
+        ));
+    }
     let options = options(server, &call)?;
     let base = server.files.request(&options).map_err(|error| refusal(&error, "mode"))?;
+    // the schedule looks for them itself, because it also cuts the text
+    let (stop, base) = (base.stop.clone(), Request { stop: None, ..base });
     let param = if endpoint == Endpoint::Chat { "messages" } else { "prompt" };
     let encoded = server.files.encode(&call.prompts, &options);
     let encoded = encoded.map_err(|error| refusal(&error, param))?;
@@ -68,10 +79,12 @@ pub(super) fn prepare(
             true => Some(echo(server, &call.prompts[i])?),
             false => None,
         };
-        for choice in 0..call.n {
+        for _ in 0..call.n {
             let mut request = Request { prompt: prompt.clone(), ..base.clone() };
             request.max_new_tokens = row_limit(&request.mode, prompt.len(), max_tokens);
-            draw(&mut request, server, &call.drawing, choice)?;
+            if let Some(sampling) = &mut request.sampling {
+                sampling.seed = sampling.seed.wrapping_add(rows.len() as u64);
+            }
             rows.push(PreparedRow { request, max_tokens, echo: echo.clone() });
         }
     }
@@ -79,12 +92,13 @@ pub(super) fn prepare(
     let head = Head {
         endpoint,
         id: format!("{kind}-{:016x}{:016x}", random(), random()),
-        created: super::now(),
+        created: now(),
         model: settings.name.clone(),
         logprobs: call.logprobs,
     };
     let (stream, include_usage) = (call.stream, call.include_usage);
-    Ok(Prepared { head, rows, stops: call.stop, prompt_tokens, stream, include_usage })
+    let stops = stop.map(|stop| stop.strings).unwrap_or_default();
+    Ok(Prepared { head, rows, stops, prompt_tokens, stream, include_usage })
 }
 
 /// What a failure of encoding means for the client; a failure of the server is also logged.
@@ -114,12 +128,20 @@ fn options(server: &Server, call: &Call) -> Result<GenerateOptions, Refusal> {
             "the model was not converted, so that it has no block mode; use \"ar\"",
         ));
     }
+    let Drawing { temperature, top_p, top_k, .. } = call.drawing;
+    let names_more = top_p.is_some_and(|share| share < 1.0) || top_k.is_some();
+    let usual = if names_more { 1.0 } else { defaults.temperature };
     let mut options = GenerateOptions {
         mode,
         raw: call.endpoint == Endpoint::Completions,
         template_kwargs: defaults.template_kwargs.clone(),
         threshold: call.threshold.unwrap_or(defaults.threshold),
         sub_block_size: call.sub_block_size.or(defaults.sub_block_size),
+        stop: call.stop.clone(),
+        temperature: temperature.unwrap_or(usual),
+        top_p: top_p.unwrap_or(1.0),
+        top_k: top_k.unwrap_or(0),
+        seed: seed_of(&call.drawing),
         ..defaults.clone()
     };
     options.template_kwargs.extend(call.template_kwargs.clone());
@@ -186,17 +208,7 @@ fn echo(server: &Server, prompt: &Prompt) -> Result<String, Refusal> {
     codec.decode(ids).map_err(|error| refusal(&error, "prompt"))
 }
 
-/// Sets how the tokens of a choice are drawn.
-fn draw(
-    _request: &mut Request,
-    server: &Server,
-    drawing: &Drawing,
-    _choice: usize,
-) -> Result<(), Refusal> {
-    let names_more = drawing.top_p.is_some_and(|p| p < 1.0) || drawing.top_k.is_some();
-    let usual = if names_more { 1.0 } else { server.settings.temperature };
-    match drawing.temperature.unwrap_or(usual) > 0.0 {
-        true => Err(Refusal::unsupported("temperature", "only temperature 0 is supported")),
-        false => Ok(()),
-    }
+/// The random numbers of a request that names no seed.
+fn seed_of(drawing: &Drawing) -> u64 {
+    drawing.seed.map_or_else(random, |seed| seed as u64)
 }

@@ -16,9 +16,10 @@ use crossbeam_channel::{Receiver, TryRecvError};
 use super::metrics::{Metrics, Stage};
 use super::outbox::{Outbox, Part, Reason, TokenText};
 use super::refusal::Refusal;
-use super::text::{Decode, RowText};
+use super::text::RowText;
 use crate::decode::continuous::{Continuous, RowId};
-use crate::decode::{Decided, Engine, Event, Request};
+use crate::decode::prompt::PromptCodec;
+use crate::decode::{Decided, Engine, Event, FinishReason, Request};
 use crate::error::{Error, Result};
 use crate::report::console;
 
@@ -160,7 +161,7 @@ struct Schedule<'a, R: Rows> {
     rows: R,
     queue: VecDeque<Job>,
     live: HashMap<RowId, Live>,
-    decode: Decode<'a>,
+    codec: Arc<PromptCodec>,
     metrics: &'a Metrics,
 }
 
@@ -168,11 +169,11 @@ struct Schedule<'a, R: Rows> {
 pub(super) fn run(
     rows: impl Rows,
     commands: &Receiver<Command>,
-    decode: Decode<'_>,
+    codec: Arc<PromptCodec>,
     metrics: &Metrics,
 ) {
     let (queue, live) = (VecDeque::new(), HashMap::new());
-    let mut schedule = Schedule { rows, queue, live, decode, metrics };
+    let mut schedule = Schedule { rows, queue, live, codec, metrics };
     loop {
         let is_idle = schedule.queue.is_empty() && schedule.live.is_empty();
         let next = match is_idle {
@@ -231,7 +232,8 @@ impl<R: Rows> Schedule<'_, R> {
             match self.rows.add(request) {
                 Ok(id) => {
                     self.metrics.seconds(Stage::Queue, job.came.elapsed());
-                    let text = RowText::new(std::mem::take(&mut job.stops));
+                    let stops = std::mem::take(&mut job.stops);
+                    let text = RowText::new(&self.codec, stops, job.logprobs);
                     self.live.insert(id, Live { job, text, tokens: 0, passes: 0 });
                 }
                 Err(error) => {
@@ -256,7 +258,9 @@ impl<R: Rows> Schedule<'_, R> {
             return;
         }
         let started = Instant::now();
+        self.metrics.step_begins();
         let stepped = std::panic::catch_unwind(AssertUnwindSafe(|| self.rows.step()));
+        self.metrics.step_ends(matches!(stepped, Ok(Ok(_))));
         self.metrics.seconds(Stage::Step, started.elapsed());
         let events = match stepped {
             Ok(Ok(events)) => events,
@@ -287,14 +291,16 @@ impl<R: Rows> Schedule<'_, R> {
                     }
                 }
                 Event::Finished { row, sequence } => {
-                    let reason = if sequence.stopped { Reason::Stop } else { Reason::Length };
+                    let reason = match sequence.finish_reason {
+                        FinishReason::Length => Reason::Length,
+                        _ => Reason::Stop,
+                    };
                     if let Some(live) = self.live.remove(&row) {
-                        live.end(reason, self.decode, self.metrics);
+                        live.end(reason, self.metrics);
                     }
                 }
             }
         }
-        self.metrics.works();
         self.count();
     }
 
@@ -305,13 +311,13 @@ impl<R: Rows> Schedule<'_, R> {
             self.metrics.seconds(Stage::FirstToken, live.job.came.elapsed());
         }
         let before = live.tokens;
-        let told = live.tell(ids, decided, self.decode);
+        let told = live.tell(ids, decided);
         self.metrics.tokens(live.tokens - before);
         match told {
             Ok(None) => false,
             Ok(Some(reason)) => {
                 if let Some(live) = self.live.remove(&row) {
-                    live.end(reason, self.decode, self.metrics);
+                    live.end(reason, self.metrics);
                 }
                 true
             }
@@ -345,12 +351,7 @@ impl<R: Rows> Schedule<'_, R> {
 
 impl Live {
     /// Tells tokens up to the one that ends the row, if one does.
-    fn tell(
-        &mut self,
-        ids: &[i64],
-        decided: &[Decided],
-        decode: Decode<'_>,
-    ) -> Result<Option<Reason>> {
+    fn tell(&mut self, ids: &[i64], decided: &[Decided]) -> Result<Option<Reason>> {
         let (mut text, mut tokens, mut ended) = (String::new(), Vec::new(), None);
         for (id, decided) in ids.iter().zip(decided) {
             self.tokens += 1;
@@ -359,7 +360,7 @@ impl Live {
                 ended = Some(Reason::Stop);
                 break;
             }
-            let piece = self.text.push(*id, decided.probability.ln(), decode)?;
+            let piece = self.text.push(*id, decided.probability.ln())?;
             text.push_str(&piece.text);
             tokens.extend(piece.tokens);
             if piece.stopped {
@@ -375,18 +376,20 @@ impl Live {
         Ok(ended)
     }
 
-    fn give(&self, text: String, mut tokens: Vec<TokenText>) {
-        if !self.job.logprobs {
-            tokens.clear();
-        }
+    fn give(&self, text: String, tokens: Vec<TokenText>) {
         if !text.is_empty() || !tokens.is_empty() {
             self.job.outbox.push(Part::Text { choice: self.job.choice, text, tokens });
         }
     }
 
-    fn end(mut self, reason: Reason, decode: Decode<'_>, metrics: &Metrics) {
-        match self.text.finish(decode) {
-            Ok(piece) => self.give(piece.text, piece.tokens),
+    fn end(mut self, mut reason: Reason, metrics: &Metrics) {
+        match self.text.finish() {
+            Ok(piece) => {
+                if piece.stopped {
+                    reason = Reason::Stop;
+                }
+                self.give(piece.text, piece.tokens);
+            }
             Err(error) => {
                 console::message(format_args!("dlm-train: {error}"));
                 return self.fail(Refusal::failed("the tokenizer could not decode the answer"));

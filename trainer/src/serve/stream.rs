@@ -25,6 +25,7 @@ const QUIET: Duration = Duration::from_secs(15);
 #[derive(Debug, Clone, Default)]
 struct Progress {
     began: bool,
+    /// Characters of the tokens so far, which may come later than the text.
     characters: usize,
     echo: Option<String>,
 }
@@ -109,11 +110,10 @@ impl EventStream {
             progress.began = true;
             let echo = progress.echo.take().unwrap_or_default();
             write(Chunk { text: Some(&echo), ..chunk });
-            progress.characters += echo.chars().count();
-            chunk = Chunk { is_first: false, offset: progress.characters, ..chunk };
+            chunk.is_first = false;
         }
         write(Chunk { text: text.as_deref(), tokens: &tokens, reason, ..chunk });
-        progress.characters += text.map_or(0, |text| text.chars().count());
+        progress.characters += tokens.iter().map(|token| token.text.chars().count()).sum::<usize>();
         if self.open == 0 {
             if self.include_usage {
                 events.push_str(&format!("data: {}\n\n", self.head.usage(self.usage)));

@@ -20,6 +20,6 @@ mod resume;
 pub(crate) mod run;
 mod spike_guard;
 mod step;
-mod stop_signal;
+pub(crate) mod stop_signal;
 mod trainer;
 mod turn_opening;

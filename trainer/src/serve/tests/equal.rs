@@ -41,6 +41,11 @@ fn requests() -> Vec<(&'static str, Value)> {
                 body["threshold"] = json!([0.05, 0.3, 0.9][i % 9 / 3]);
                 body["sub_block_size"] = json!([4, 8][i % 2]);
             }
+            if i % 4 == 1 {
+                body["temperature"] = json!(0.9);
+                body["top_p"] = json!([0.8, 1.0][i % 8 / 4]);
+                body["seed"] = json!(i);
+            }
             if i % 5 == 0 {
                 body["stop"] = json!([["e", "zz"], ["a", "\n"]][i % 2]);
             }
@@ -115,5 +120,32 @@ fn an_answer_is_what_the_library_decodes() {
             assert_eq!(reply["choices"][0]["text"], json!(codec.decode(&generated).unwrap()));
             assert_eq!(reply["usage"]["completion_tokens"], json!(generated.len()), "{text}");
         }
+    }
+}
+
+/// Choices of one request have seeds of their own, which follow each other, and a seed fixes an
+/// answer.
+#[test]
+fn a_seed_fixes_the_answer_and_every_choice_has_its_own() {
+    let server = server(3);
+    let texts = |seed: i64, n: u64, more: Value| {
+        let body = json!({"prompt": "the map of", "max_tokens": 24, "n": n, "seed": seed});
+        let body = super::support::with(body, more);
+        let reply = ask(server.address, COMPLETIONS, &body).json();
+        let choices = reply["choices"].as_array().unwrap_or_else(|| panic!("{reply}"));
+        choices.iter().map(|c| c["text"].as_str().unwrap().to_string()).collect::<Vec<_>>()
+    };
+    for mode in ["ar", "block"] {
+        let warm = |seed, n| texts(seed, n, json!({"mode": mode, "temperature": 1.5}));
+        let three = warm(7, 3);
+        assert_eq!(three, [warm(7, 1), warm(8, 1), warm(9, 1)].concat(), "{mode}");
+        assert!(three[0] != three[1] && three[1] != three[2], "{three:?}");
+        assert_eq!(warm(7, 3), three);
+        // top_p without a temperature draws at temperature 1; without both nothing is drawn
+        let drawn = texts(7, 1, json!({"mode": mode, "top_p": 0.99}));
+        assert_eq!(drawn, texts(7, 1, json!({"mode": mode, "top_p": 0.99, "temperature": 1})));
+        let greedy = texts(7, 2, json!({"mode": mode}));
+        assert_eq!(greedy[0], greedy[1]);
+        assert_eq!(greedy[..1], texts(8, 1, json!({"mode": mode, "temperature": 0, "top_p": 0.5})));
     }
 }

@@ -37,6 +37,9 @@ fn wrong_addresses_methods_and_types_are_named() {
     let kind = "content-type: application/json; charset=utf-8\r\n";
     let request = format!("POST {CHAT} {host}{kind}content-length: 2\r\n\r\n{{}}");
     assert_eq!(status(&request), (400, "invalid_value".into()));
+    let coded = format!("{kind}content-encoding: gzip\r\n");
+    let request = format!("POST {CHAT} {host}{coded}content-length: 2\r\n\r\n{{}}");
+    assert_eq!(status(&request), (415, "unsupported_media_type".into()));
     let models = Client::new(server.address).get("/v1/models").json();
     assert_eq!(models["data"][0]["id"], "tiny");
     assert_eq!(Client::new(server.address).get("/v1/models/tiny").json(), models["data"][0]);
@@ -90,6 +93,10 @@ fn a_loopback_server_without_a_key_answers_to_its_own_names_only() {
     ] {
         assert_eq!(status(other), 403, "{other}");
     }
+    // as a checker of health without a host name
+    let mut client = Client::new(server.address);
+    client.send(b"GET /health HTTP/1.0\r\n\r\n");
+    assert!(client.line().contains(" 200 "));
 }
 
 #[test]
@@ -111,6 +118,11 @@ fn a_body_that_is_too_long_is_refused_with_and_without_its_length() {
         client.send(b"0\r\n\r\n");
         assert_eq!(client.reply().status, 413);
     }
+    let mut client = Client::new(server.address);
+    let long = "x".repeat(70_000);
+    client.send(format!("GET /health HTTP/1.1\r\nhost: localhost\r\nx: {long}\r\n\r\n").as_bytes());
+    let first = client.line();
+    assert!(first.contains(" 431 "), "{first}");
     // one who asks for leave first is told before it sends anything
     let mut client = Client::new(server.address);
     client.send(format!("POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9000000000\r\nexpect: 100-continue\r\n\r\n").as_bytes());
@@ -178,6 +190,9 @@ fn a_full_queue_answers_429_and_takes_more_when_it_is_not_full() {
     // what never fits is not a matter of waiting
     let never = ask(server.address, CHAT, &with(chat("x"), json!({"n": 5})));
     assert_eq!((never.status, never.json()["error"]["param"].as_str()), (400, Some("n")));
+    let many = json!({"prompt": vec!["x"; 5]});
+    let never = ask(server.address, COMPLETIONS, &many);
+    assert_eq!((never.status, never.json()["error"]["param"].as_str()), (400, Some("prompt")));
     server.hold(false);
     for client in &mut waiting {
         assert_eq!(client.reply().status, 200);
@@ -260,4 +275,17 @@ fn a_failure_of_the_model_is_told_and_forgotten_when_it_works_again() {
         assert_eq!(Client::new(server.address).get("/health").status, 200);
     }
     assert_eq!(server.metric("dlm_model_failures_total"), 2.0);
+}
+
+#[test]
+fn a_step_that_does_not_end_is_told_by_health() {
+    let server = Running::start(limited(Limits { request: SOON, ..Limits::default() }));
+    server.controls.hangs.store(true, Ordering::Release);
+    assert_eq!(ask(server.address, CHAT, &chat("one")).status, 504);
+    let health = || Client::new(server.address).get("/health");
+    wait_until(|| health().status == 503);
+    assert!(health().text().contains("at one step for"));
+    server.controls.hangs.store(false, Ordering::Release);
+    wait_until(|| health().status == 200);
+    assert_eq!(ask(server.address, CHAT, &chat("two")).status, 200);
 }

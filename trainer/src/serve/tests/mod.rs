@@ -5,4 +5,4 @@ mod equal;
 mod fields;
 mod limits;
 mod stops;
-mod support;
+pub(super) mod support;

@@ -14,7 +14,7 @@ use super::super::options::Limits;
 use super::super::schedule::Rows;
 use super::super::{Server, Settings, run};
 use crate::decode::continuous::RowId;
-use crate::decode::{Decided, DecodedSequence, Event, Passes, Request};
+use crate::decode::{Decided, DecodedSequence, Event, FinishReason, Passes, Request};
 use crate::error::{Error, Result};
 use crate::generate::{GenerateOptions, ModelFiles};
 
@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) struct Controls {
     /// Rows get no tokens while this is set.
     pub holds: AtomicBool,
+    /// A step does not end while this is set.
+    pub hangs: AtomicBool,
     /// The next step fails with this.
     pub fails: Mutex<Option<Failure>>,
     /// Rows that the stand-in holds.
@@ -75,6 +77,9 @@ impl Rows for StandIn {
     }
 
     fn step(&mut self) -> Result<Vec<Event>> {
+        while self.controls.hangs.load(Ordering::Acquire) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let failure = self.controls.fails.lock().unwrap().take();
         match failure {
             Some(Failure::Error) => return Err(Error::Numeric("logits hold NaN".into())),
@@ -98,7 +103,14 @@ impl Rows for StandIn {
                 let prompt = request.prompt.len();
                 let passes = Passes { block: until, ..Passes::default() };
                 let (ids, decided) = (request.prompt.clone(), Vec::new());
-                let sequence = DecodedSequence { ids, prompt, decided, stopped: false, passes };
+                let sequence = DecodedSequence {
+                    ids,
+                    prompt,
+                    decided,
+                    finish_reason: FinishReason::Length,
+                    text_end: None,
+                    passes,
+                };
                 events.push(Event::Finished { row: *id, sequence });
             }
         }
@@ -129,7 +141,7 @@ impl StandIn {
 }
 
 /// A folder with the sample's tokenizer and the shapes of a tiny model; no weights.
-pub(super) fn folder() -> (tempfile::TempDir, ModelFiles) {
+pub(in crate::serve) fn folder() -> (tempfile::TempDir, ModelFiles) {
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets/sample/tokenizer");
     let dir = tempfile::tempdir().unwrap();
     for file in std::fs::read_dir(sample).unwrap() {
@@ -159,7 +171,6 @@ pub(super) fn settings() -> Settings {
         slots: 4,
         positions: 512,
         decoding: GenerateOptions { max_new_tokens: 16, ..GenerateOptions::default() },
-        temperature: 0.0,
         limits: Limits::default(),
         key: None,
         is_loopback: true,
@@ -197,7 +208,10 @@ impl Running {
         let (signals, receiver) = tokio::sync::mpsc::channel(4);
         let (ready, is_ready) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
-            let ready = move |_| Ok(ready.send(()).unwrap());
+            let ready = move |_| {
+                ready.send(()).unwrap();
+                Ok(())
+            };
             run(files, listener, settings, load, || Ok(receiver), ready)
         });
         is_ready.recv_timeout(PATIENCE).expect("the server is up");
@@ -235,6 +249,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         if let Some(thread) = self.thread.take() {
             self.hold(false);
+            self.controls.hangs.store(false, Ordering::Release);
             let _ = self.signals.try_send(());
             let _ = self.signals.try_send(());
             drop(thread.join());
