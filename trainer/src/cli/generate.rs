@@ -74,10 +74,10 @@ pub(super) struct GenerateArgs {
     pub stop: Vec<String>,
     /// Draw tokens from the distribution of the logits divided by this; 0 takes the most likely
     /// ones [default: 0].
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub temperature: Option<f64>,
     /// Draw from the most likely tokens that have this probability together [default: 1].
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f64>,
     /// Draw from this many most likely tokens; 0: from all [default: 0].
     #[arg(long, value_name = "K")]

@@ -7,13 +7,14 @@
 //! such that the row itself has written.
 //!
 //! A step runs every row that is being decoded once, together with all others whose pass is as
-//! wide; then prompt tokens of rows that are still to begin, at most [`PREFILL_TOKENS`] of them, so
-//! that a long prompt delays the other rows by one pass of that width and no more.
+//! wide; then prompt tokens of rows that are still to begin, oldest first: at most
+//! [`PREFILL_TOKENS_BESIDE`], so that a long prompt does not make the other rows wait for long, or
+//! [`PREFILL_TOKENS`] if no row is being decoded.
 
 use super::block::{BlockOptions, BlockRow};
 use super::cached::{KvCache, Order, Span};
 use super::engine::{Engine, Hidden, Prediction, not_finite};
-use super::row::{PREFILL_TOKENS, PassKind, Row, RowPass, RowText};
+use super::row::{PREFILL_TOKENS, PREFILL_TOKENS_BESIDE, PassKind, Row, RowPass, RowText};
 use super::sampling::Sampling;
 use super::text_stream::{StopStrings, TextStream};
 use super::{Decided, DecodedSequence, ar::ArRow};
@@ -198,6 +199,7 @@ impl Continuous {
                 None => {}
             }
         }
+        let mut budget = if passes.is_empty() { PREFILL_TOKENS } else { PREFILL_TOKENS_BESIDE };
         // as wide as each other: in one pass
         while let Some((_, first)) = passes.first() {
             let (len, order) = (first.len, first.order);
@@ -207,8 +209,8 @@ impl Continuous {
             passes = rest;
         }
         prefill.sort_by_key(|(id, _, _)| *id);
-        let mut budget = PREFILL_TOKENS;
         for (i, (_, at, pass)) in prefill.into_iter().enumerate() {
+            let pass = pass.shortened(if i == 0 { budget } else { PREFILL_TOKENS });
             if i > 0 && pass.len > budget {
                 break;
             }

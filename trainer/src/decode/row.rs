@@ -7,8 +7,12 @@ use super::sampling::Sampling;
 use super::{Decided, DecodedSequence, FinishReason, Passes};
 
 /// Most prompt tokens of one prefill pass, unless a block is longer: bounds the memory of its
-/// attention scores, and how long other rows wait for it.
+/// attention scores.
 pub(super) const PREFILL_TOKENS: usize = 512;
+
+/// Most prompt tokens of a step in which other rows are decoded, unless a block is longer: bounds
+/// how long they wait. A pass of few tokens costs more per token.
+pub(super) const PREFILL_TOKENS_BESIDE: usize = 128;
 
 /// What a pass is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +53,18 @@ impl RowPass {
         };
         let (visible, order) = (start + len, Order::Blocks(block));
         RowPass { kind: PassKind::Prefill, start, len, visible, order, judged }
+    }
+
+    /// The same pass over the first `most` tokens of it, and over whole blocks.
+    pub(super) fn shortened(mut self, most: usize) -> Self {
+        let block = match self.order {
+            Order::Blocks(block) => block.max(1),
+            Order::Full => return self,
+        };
+        self.len = self.len.min(most.next_multiple_of(block));
+        self.visible = self.visible.min(self.start + self.len);
+        self.judged.retain(|offset| *offset < self.len);
+        self
     }
 }
 
@@ -115,7 +131,8 @@ pub(super) trait Row: Send {
     /// The pass that the row needs next; `None` if it is finished.
     fn next_pass(&self) -> Option<RowPass>;
 
-    /// Takes what `pass`, the last answer of [`Row::next_pass`], predicted at its judged offsets.
+    /// Takes what `pass`, the last answer of [`Row::next_pass`], predicted at its judged offsets. A
+    /// pass over prompt tokens may have been shortened.
     fn take(&mut self, pass: &RowPass, predictions: &[Prediction]);
 
     /// Completion tokens from the first on that will not change any more. Some of them may lie

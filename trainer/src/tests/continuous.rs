@@ -15,7 +15,7 @@ use crate::decode::{
     Sampling, StopStrings, decode_list,
 };
 use crate::io::load_model::{LoadOptions, LoadedModel, load_model};
-use crate::tests::text_stream::sample;
+use crate::tests::text_stream::{sample, sentence_piece};
 
 const MASK: i64 = 319;
 
@@ -224,6 +224,107 @@ fn stop_strings_cut_a_row_and_change_nothing_before() {
         assert!(found.passes.total() <= free.passes.total(), "case {case}");
     }
     assert!(cut > 20, "{cut}");
+}
+
+/// A stop string that only the end of the row makes sure of is found: its last token is a byte,
+/// which another byte could undo.
+#[test]
+fn a_stop_string_at_the_limit_is_found() {
+    let mut engine = engine("llama_tiny");
+    let codec = sentence_piece();
+    let mut late = 0;
+    for max_new_tokens in 1..40 {
+        let request = Request {
+            prompt: vec![9, 4, 30],
+            mode: RowMode::Ar,
+            max_new_tokens,
+            stop_ids: Vec::new(),
+            mask_id: None,
+            sampling: Some(Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, seed: 3 }),
+            stop: None,
+        };
+        let free = alone(&mut engine, &request);
+        let text = codec.decode(free.generated()).unwrap();
+        let Some(last) = text.chars().last().map(String::from) else { continue };
+        let stop = Some(StopStrings { codec: codec.clone(), strings: vec![last.clone()] });
+        let found = alone(&mut engine, &Request { stop, ..request });
+        assert_eq!(found.finish_reason, FinishReason::StopString, "{last:?} in {text:?}");
+        late += usize::from(found.ids == free.ids);
+        let own = codec.decode(found.generated()).unwrap();
+        assert_eq!(found.text_end, own.find(&last), "{last:?} in {text:?}");
+    }
+    assert!(late > 3, "{late}");
+}
+
+/// A pass that was prepared for one cache is not used with another one of the same rows and
+/// positions.
+#[test]
+fn caches_of_different_size_follow_each_other() {
+    let mut random = Random::new(21);
+    let requests: Vec<Request> = (0..2)
+        .map(|_| Request {
+            prompt: (0..9).map(|_| random.below(300) as i64).collect(),
+            mode: RowMode::Block(BlockOptions {
+                block_size: 32,
+                sub_block_size: 8,
+                threshold: 0.9,
+                sub_block_cache: false,
+            }),
+            max_new_tokens: 32,
+            stop_ids: Vec::new(),
+            mask_id: Some(MASK),
+            sampling: None,
+            stop: None,
+        })
+        .collect();
+    let mut used = engine("qwen2_peaky");
+    let events = |engine: &mut Engine, longest: usize, steps: usize| {
+        let mut rows = Continuous::new(2, longest);
+        for request in &requests {
+            rows.add(engine, request.clone()).unwrap();
+        }
+        (0..steps).map(|_| rows.step(engine).unwrap()).collect::<Vec<_>>()
+    };
+    events(&mut used, 64, 1);
+    assert_eq!(events(&mut used, 96, 40), events(&mut engine("qwen2_peaky"), 96, 40));
+}
+
+/// A row gets a token in every step while long prompts arrive beside it, and these get theirs
+/// after as many steps as their prompts have chunks.
+#[test]
+fn a_long_prompt_does_not_stop_the_others() {
+    let mut engine = engine("llama_tiny");
+    let request = |prompt: usize, max_new_tokens| Request {
+        prompt: vec![5; prompt],
+        mode: RowMode::Ar,
+        max_new_tokens,
+        stop_ids: Vec::new(),
+        mask_id: None,
+        sampling: None,
+        stop: None,
+    };
+    let mut rows = Continuous::new(4, 1200);
+    let short = rows.add(&engine, request(3, 100)).unwrap();
+    rows.step(&mut engine).unwrap();
+    let long = rows.add(&engine, request(700, 2)).unwrap();
+    let medium = rows.add(&engine, request(40, 2)).unwrap();
+    let told = |events: &[Event], id: RowId| {
+        events.iter().any(|event| matches!(event, Event::Tokens { row, .. } if *row == id))
+    };
+    for step in 1..=8 {
+        let events = rows.step(&mut engine).unwrap();
+        assert!(told(&events, short), "step {step}");
+        // 5 chunks of 128 tokens, the rest of 60, and beside that the other prompt of 40
+        assert_eq!(told(&events, long), step == 6 || step == 7, "step {step}");
+        assert_eq!(told(&events, medium), step == 6 || step == 7, "step {step}");
+    }
+    assert_eq!(rows.free_slots(), 3);
+    assert!(rows.add(&engine, request(1199, 2)).unwrap_err().to_string().contains("1201"));
+    for _ in 0..3 {
+        rows.add(&engine, request(3, 2)).unwrap();
+    }
+    let error = rows.add(&engine, request(3, 2)).unwrap_err();
+    assert!(error.to_string().contains("all 4 rows are taken"), "{error}");
 }
 
 /// With blocks of one token the token behind each block is known when the block begins, so that
