@@ -155,3 +155,24 @@ fn trained_tokenizers_give_the_ids_and_labels_of_the_whole_text() -> Result<()> 
     ensure!(equal == 12, "{said}");
     Ok(())
 }
+
+/// `dlm-train serve` with the PyPI package openai, with lm-eval where it is installed, and with
+/// memory that does not grow over 320 requests.
+#[test]
+fn a_server_answers_the_clients_that_people_use() -> Result<()> {
+    let Some(python) = python::with(&["openai"]) else {
+        return Ok(());
+    };
+    let dir = tempfile::tempdir()?;
+    let data = samples::pack(dir.path(), "data", &["--max-rows", "200", "--seq-len", "128"])?;
+    let out = dir.path().join("model");
+    let out = out.to_str().context("path")?;
+    let budget = ["conversion.total_tokens=4000", "train.batch_rows=4"];
+    samples::train(&data, out, &budget)?.ok()?;
+    let train = build()?.join(format!("dlm-train{}", std::env::consts::EXE_SUFFIX));
+    let arguments = [train.to_str().context("path")?, out, "--requests", "320"];
+    let said = script(&python, "check_serve.py", &arguments)?.ok()?.json()?;
+    ensure!(said["openai"]["questions"] == 32 && said["exit_code"] == 0, "{said}");
+    ensure!(said["memory"]["requests"] == 320, "{said}");
+    Ok(())
+}

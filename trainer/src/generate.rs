@@ -190,10 +190,20 @@ impl ModelFiles {
 
     /// Reads the weights.
     pub(crate) fn load(self, options: &ModelOptions) -> Result<Model> {
+        let (engine, device) = self.engine(options)?;
+        Ok(Model { files: self, engine, device })
+    }
+
+    /// The weights on a device, and its name.
+    pub(crate) fn engine(&self, options: &ModelOptions) -> Result<(Engine, String)> {
         let compute = ComputePlan::new(device::choose(&options.device)?, options.dtype);
         let device = compute.device.name.clone();
-        let engine = self.folder.load(compute, options.engine)?;
-        Ok(Model { files: self, engine, device })
+        Ok((self.folder.load(compute, options.engine)?, device))
+    }
+
+    /// Positions that the model has.
+    pub(crate) fn positions(&self) -> usize {
+        self.folder.config.max_position_embeddings
     }
 
     /// Token ids of prompts.

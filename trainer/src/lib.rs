@@ -13,7 +13,8 @@
 //! (settings) → `compute` (device, dtype, attention) → `report` (metrics and plots) → `kernels` →
 //! `attention` → `model` (the decoder and its weights) → `diffusion` (the objective) → `optim` →
 //! `native` (the CUDA engine) → `io` (sources, checkpoints, export) → `decode` → `train` (the loop)
-//! → `parity`, `bench` → the calls above → `tasks` (answers to tasks) → `launch` → `cli`.
+//! → `parity`, `bench` → the calls above → `tasks` (answers to tasks) → `serve` (HTTP) → `launch`
+//! → `cli`.
 
 mod attention;
 mod bench;
@@ -33,6 +34,7 @@ mod native;
 mod optim;
 mod parity;
 mod report;
+mod serve;
 mod tasks;
 mod train;
 mod validate;

@@ -50,6 +50,7 @@ const ROOMS: [(&str, &[&[&str]]); 4] = [
             &["main"],
             &["cli"],
             &["launch"],
+            &["serve"],
             &["tasks"],
             &["conversion", "validate", "generate"],
             &["bench", "parity"],

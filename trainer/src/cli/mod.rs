@@ -11,6 +11,7 @@ mod parity;
 mod passes;
 mod plot;
 mod printer;
+mod serve;
 mod tasks;
 mod train;
 mod validation;
@@ -42,6 +43,8 @@ struct DlmTrain {
 enum Command {
     /// Complete prompts, in diffusion blocks or one token at a time.
     Generate(generate::GenerateArgs),
+    /// Serve a model over HTTP, as OpenAI's completions and chat completions.
+    Serve(serve::ServeArgs),
     /// Evaluate a model: its loss on a packed dataset, or its answers to tasks.
     Eval(eval::EvalArgs),
     /// Write a Hugging Face folder from a checkpoint of a run.
@@ -71,6 +74,7 @@ pub(crate) fn main() -> ExitCode {
     let result = match &arguments.command {
         None => train::run(&arguments.train),
         Some(Command::Generate(args)) => generate::run(args),
+        Some(Command::Serve(args)) => serve::run(args),
         Some(Command::Eval(args)) => eval::run(args),
         Some(Command::Export(args)) => export::run(args),
         Some(Command::Parity(args)) => parity::run(args),

@@ -23,6 +23,6 @@ pub(crate) mod run;
 pub(crate) mod simulated_decode;
 mod spike_guard;
 mod step;
-mod stop_signal;
+pub(crate) mod stop_signal;
 mod trainer;
 mod turn_opening;

@@ -26,7 +26,8 @@ pub(super) fn flag() -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-fn is_ignored(signal: i32) -> bool {
+/// Whether this process was started to ignore a signal.
+pub(crate) fn is_ignored(signal: i32) -> bool {
     // SAFETY: sigaction is a plain C struct for which all zeros are valid; with a null new action
     // the call only writes the current one into it.
     unsafe {
