@@ -8,6 +8,7 @@
 use crate::template::jinja_check::{TagCheck, check_source, is_constant, string_end};
 use crate::template::jinja_expression::rewrite_expression;
 use crate::template::placeholder::{GENERATION_END, GENERATION_START};
+use std::collections::HashSet;
 
 /// Context variable; if true, `{% generation %}` blocks are enclosed in [`GENERATION_START`] and
 /// [`GENERATION_END`].
@@ -51,11 +52,16 @@ pub(crate) fn rewrite(template: &str) -> Result<String, String> {
     }
     out.push_str(rest);
     // minijinja has a list where jinja2 has a tuple.
-    let mut macros = template.split("macro ").skip(1).filter_map(|m| m.split('(').next());
-    match macros.find(|m| out.contains(&format!(" {}.arguments", m.trim()))) {
-        Some(name) => Err(format!("the arguments of a macro as a value: {name}.arguments")),
-        None => Ok(out),
+    if out.contains(".arguments") {
+        let heads = template.split("macro ").skip(1).filter_map(|m| m.split('(').next());
+        let macros: HashSet<&str> = heads.map(str::trim).collect();
+        let word = |c: char| !(c.is_alphanumeric() || matches!(c, '_' | '.'));
+        let mut owners = out.split(".arguments").filter_map(|o| o.rsplit(word).next());
+        if let Some(name) = owners.find(|name| macros.contains(name)) {
+            return Err(format!("the arguments of a macro as a value: {name}.arguments"));
+        }
     }
+    Ok(out)
 }
 
 /// The length of the tag `{% endraw %}` at the start of a text.
