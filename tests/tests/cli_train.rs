@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use dlm_test_support::{capture, command, repository, run};
+use dlm_test_support::{Run, capture, command, repository, run};
 use dlm_tests::samples;
 use serde_json::Value;
 
@@ -162,6 +162,59 @@ fn a_tiny_run_exports_a_folder_that_generates() -> Result<()> {
             !answer["completion_ids"].as_array().context("ids")?.contains(mask),
             "the mask token was generated: {answer}"
         );
+        texts_agree(&out, mode)?;
+    }
+    Ok(())
+}
+
+/// Whole text and text that is printed as it becomes final, prompts alone and in a batch, texts
+/// with and without a stop string.
+fn texts_agree(model: &str, mode: &str) -> Result<()> {
+    let prompts = ["Write as JSON:\nitem=lamp", "q", "Write as text:\npet=Ginger; kind=mouse"];
+    let generate = |prompts: &[&str], more: &[&str]| -> Result<Run> {
+        let mut arguments = vec!["generate", "--model", model, "--mode", mode];
+        arguments.extend(["--max-new-tokens", "32", "--temperature", "1"]);
+        arguments.extend(prompts.iter().flat_map(|prompt| ["--prompt", *prompt]));
+        arguments.extend(more);
+        run("dlm-train", &repository(), &arguments)?.ok()
+    };
+    let batch =
+        generate(&prompts, &["--json", "--batch-size", "2", "--seed", "5"])?.json_lines()?;
+    ensure!(batch.len() == 3, "{batch:?}");
+    let mut texts = String::new();
+    for (i, (prompt, whole)) in prompts.iter().zip(&batch).enumerate() {
+        let seed = (5 + i).to_string();
+        let alone = generate(&[prompt], &["--json", "--seed", &seed])?.json()?;
+        for key in ["completion_ids", "token_logprobs", "text", "finish_reason", "seed"] {
+            ensure!(alone[key] == whole[key], "{mode}, prompt {i}, {key}: {alone} and {whole}");
+        }
+        let text = whole["text"].as_str().context("text")?;
+        texts.push_str(&format!("{text}\n"));
+        // a piece of the text itself ends it
+        let stop: String = text.chars().skip(2).take(2).collect();
+        if stop.is_empty() || stop.starts_with('-') {
+            continue;
+        }
+        let cut = generate(&[prompt], &["--json", "--seed", &seed, "--stop", &stop])?.json()?;
+        ensure!(cut["finish_reason"] == "stop_string", "{mode}, {stop:?} in {text:?}: {cut}");
+        ensure!(cut["text"].as_str() == text.split(&stop).next(), "{stop:?} in {text:?}: {cut}");
+    }
+    let whole = ["--batch-size", "2", "--seed", "5"];
+    for more in [whole.to_vec(), [whole.as_slice(), &["--stream"]].concat()] {
+        let printed = generate(&prompts, &more)?;
+        ensure!(printed.stdout == texts, "{mode}, {more:?}: {:?}, {texts:?}", printed.stdout);
+    }
+    for (wrong, words) in [
+        (["--temperature", "-1"].as_slice(), "temperature -1"),
+        (&["--top-p", "0.9"], "--temperature"),
+        (&["--temperature", "1", "--top-p", "2"], "top-p 2"),
+        (&["--stop", ""], "empty stop string"),
+        (&["--stream", "--json"], "cannot be used with"),
+    ] {
+        let arguments =
+            [["generate", "--model", model, "--prompt", "q"].as_slice(), wrong].concat();
+        let refused = run("dlm-train", &repository(), &arguments)?.expect(2)?;
+        ensure!(refused.stderr.contains(words), "{wrong:?}: {}", refused.stderr);
     }
     Ok(())
 }

@@ -97,6 +97,8 @@ pub(crate) struct Continuous {
     longest: usize,
     cache: Option<KvCache>,
     next_id: u64,
+    /// Most prompt tokens of a step in which rows are decoded.
+    prefill_beside: usize,
 }
 
 impl Continuous {
@@ -104,7 +106,14 @@ impl Continuous {
     /// rows grow.
     pub(crate) fn new(slots: usize, longest: usize) -> Self {
         let slots = (0..slots.max(1)).map(|_| None).collect();
-        Continuous { slots, longest, cache: None, next_id: 0 }
+        let prefill_beside = PREFILL_TOKENS_BESIDE;
+        Continuous { slots, longest, cache: None, next_id: 0, prefill_beside }
+    }
+
+    /// The same for rows that nobody waits for: prompts take full passes, which cost less per
+    /// token, and begin as soon as they can.
+    pub(super) fn without_hurry(self) -> Self {
+        Continuous { prefill_beside: PREFILL_TOKENS, ..self }
     }
 
     /// Refuses a request that cannot be decoded.
@@ -202,7 +211,7 @@ impl Continuous {
                 None => {}
             }
         }
-        let mut budget = if passes.is_empty() { PREFILL_TOKENS } else { PREFILL_TOKENS_BESIDE };
+        let mut budget = if passes.is_empty() { PREFILL_TOKENS } else { self.prefill_beside };
         // as wide as each other: in one pass
         while let Some((_, first)) = passes.first() {
             let (len, order) = (first.len, first.order);

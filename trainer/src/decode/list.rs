@@ -32,7 +32,7 @@ pub(crate) fn decode_list(
     mut tell: impl FnMut(Told) -> Result<bool>,
 ) -> Result<()> {
     let longest = requests.iter().map(Request::positions).max().unwrap_or(0);
-    let mut rows = Continuous::new(slots.min(requests.len()), longest);
+    let mut rows = Continuous::new(slots.min(requests.len()), longest).without_hurry();
     for (at, request) in requests.iter().enumerate() {
         rows.check(engine, request).map_err(|error| match error {
             Error::Usage(what) => Error::Usage(format!("prompt {at}: {what}")),
