@@ -70,7 +70,7 @@ pub(super) struct ServeArgs {
     /// Seconds that a client may refuse to take bytes of its answer.
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
     pub write_seconds: f64,
-    /// Seconds that live requests have after SIGTERM or SIGINT; a second signal ends them at once.
+    /// Seconds that live requests have after SIGTERM or SIGINT; a second signal ends them.
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
     pub grace: f64,
     /// Temperature of a request that names neither temperature nor top_p nor top_k; 0 takes the

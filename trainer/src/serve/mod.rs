@@ -40,8 +40,8 @@ use schedule::{Command, ModelRows, Rows};
 use server::Server;
 pub(crate) use server::Settings;
 
-/// How long after the grace the last answers may take to be sent.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long after the grace the step under way and the refusals that follow it may take.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Loads the model, listens at `address` and serves until a signal. The address is printed on
 /// stdout when the server is ready.
@@ -171,7 +171,7 @@ fn model_thread<R: Rows>(
 }
 
 /// Serves until a signal and then for as long as the live requests take, at most the grace. A
-/// second signal ends it at once. Returns whether every request was answered.
+/// second signal ends the grace. Returns whether every request was answered.
 async fn until_stopped(
     server: Arc<Server>,
     listener: TcpListener,
@@ -190,7 +190,7 @@ async fn until_stopped(
     }
     let grace = server.settings.limits.grace;
     console::message(format_args!(
-        "stopping: live requests have {} s; a second signal ends them at once",
+        "stopping: live requests have {} s; a second signal ends them",
         grace.as_secs_f64()
     ));
     server.stop.send_replace(true);
