@@ -44,12 +44,13 @@ fn differences(report: &ParityReport) -> String {
 fn losses(report: &DatasetReport) -> String {
     let show =
         |loss: Option<f64>| loss.map_or("no counted tokens".into(), |l| format!("{l:.4} nats"));
+    let words = in_words(report.acceptance.as_ref(), report.decode.as_ref());
+    let comma = if words.is_empty() { "" } else { "," };
     format!(
-        "{} rows of {}: block diffusion {}, causal {}{}",
+        "{} rows of {}: block diffusion {}, causal {}{comma}{words}",
         report.rows,
         report.split.name(),
         show(report.block_diffusion_loss),
-        show(report.causal_loss),
-        in_words(report.acceptance.as_ref(), report.decode.as_ref()),
+        show(report.causal_loss)
     )
 }

@@ -14,6 +14,7 @@ use crate::decode::cached::{CacheId, KvCache, Order, Pass, Span, placed};
 use crate::decode::{Decided, Passes};
 use crate::error::{Error, Result};
 use crate::kernels::cast::{cast_to, to_f32};
+use crate::kernels::most_probable::{MostProbable, most_probable};
 use crate::kernels::{linear, rms_norm};
 use crate::model::{Decoder, ParamKind, Weights};
 use crate::native::{Native, NativeOptions};
@@ -303,26 +304,10 @@ impl BurnBackend {
         at: &[usize],
         never: Option<i64>,
     ) -> Result<Vec<Prediction>> {
-        let mut logits = self.logits(decoder, compute, hidden, at);
-        let [count, vocab] = logits.dims();
-        if let Some(id) = never.and_then(|id| usize::try_from(id).ok()).filter(|id| *id < vocab) {
-            let dtype = (&compute.device.device, logits.dtype());
-            let floor = Tensor::full([count, 1], -1e30, dtype);
-            logits = logits.slice_assign([0..count, id..id + 1], floor);
-        }
-        let (best, token) = logits.clone().max_dim_with_indices(1);
-        let probability = (logits - best).exp().sum_dim(1).recip();
-        let read = |error: String| {
-            Error::Device(format!("reading the decoded tokens back failed: {error}"))
-        };
-        let tokens = token.try_into_data().map_err(|error| read(error.to_string()))?;
-        let probabilities = probability.try_into_data().map_err(|error| read(error.to_string()))?;
-        let predictions: Vec<Prediction> = tokens
-            .iter::<i64>()
-            .zip(probabilities.iter::<f32>())
-            .map(|(token, probability)| Prediction { token, probability })
-            .collect();
-        Ok(predictions)
+        let logits = self.logits(decoder, compute, hidden, at);
+        let best = most_probable(logits, never)?.into_iter();
+        let prediction = |MostProbable { token, probability }| Prediction { token, probability };
+        Ok(best.map(prediction).collect())
     }
 }
 

@@ -268,12 +268,7 @@ fn caches_of_different_size_follow_each_other() {
     let requests: Vec<Request> = (0..2)
         .map(|_| Request {
             prompt: (0..9).map(|_| random.below(300) as i64).collect(),
-            mode: RowMode::Block(BlockOptions {
-                block_size: 32,
-                sub_block_size: 8,
-                threshold: 0.9,
-                sub_block_cache: false,
-            }),
+            mode: RowMode::Block(BlockOptions::published(32, 8, 0.9)),
             max_new_tokens: 32,
             stop_ids: Vec::new(),
             mask_id: Some(MASK),

@@ -1,7 +1,8 @@
 //! Passes that run together: the tokens of the reference's decodes from fewer passes.
 
+use crate::decode::continuous::Continuous;
 use crate::decode::sampling::Sampling;
-use crate::decode::{BlockOptions, RowMode};
+use crate::decode::{BlockOptions, Event, Request, RowMode};
 use dlm_test_support::fixtures;
 
 use super::decode_reference::{Case, File, decode, engine, options, read};
@@ -119,4 +120,59 @@ fn fused_passes_draw_the_same_tokens() {
         saved += found[0].passes.total() - found[1].passes.total();
     }
     assert!(saved > 10, "{saved}");
+}
+
+/// A prompt that is cut into passes of 128 tokens because other rows are decoded beside it takes
+/// the passes that it takes alone.
+#[test]
+fn a_fused_prompt_takes_the_same_passes_beside_others() {
+    let mut engine = engine(&fixtures().join("llama_tiny"));
+    let prompt = |len: usize| (0..len as i64).map(|i| (i * 31 + 7) % 300).collect();
+    let other = one_after_another(vec![5, 6, 7], 200);
+    for size in [16, 32] {
+        for blocks_in_flight in [1, 2] {
+            let mode = RowMode::Block(BlockOptions {
+                fuse_prefill: true,
+                blocks_in_flight,
+                ..BlockOptions::published(size, 8, 0.5)
+            });
+            for len in [33, 127, 129, 150, 161, 300, 513, 530, 545] {
+                let request = Request { mode, ..one_after_another(prompt(len), 33) };
+                let prompts = std::slice::from_ref(&request.prompt);
+                let alone = decode(&mut engine, prompts, &request).unwrap().remove(0);
+                let mut rows = Continuous::new(2, 700);
+                rows.add(&engine, other.clone()).unwrap();
+                rows.step(&mut engine).unwrap();
+                let id = rows.add(&engine, request).unwrap();
+                let beside = loop {
+                    let events = rows.step(&mut engine).unwrap();
+                    let finished = events.into_iter().find_map(|event| match event {
+                        Event::Finished { row, sequence } if row == id => Some(sequence),
+                        _ => None,
+                    });
+                    if let Some(sequence) = finished {
+                        break sequence;
+                    }
+                };
+                assert_eq!(
+                    (&alone.ids, alone.passes),
+                    (&beside.ids, beside.passes),
+                    "prompt of {len}, blocks of {size}"
+                );
+                assert_eq!(alone.passes.prefill, 1);
+            }
+        }
+    }
+}
+
+fn one_after_another(prompt: Vec<i64>, max_new_tokens: usize) -> Request {
+    Request {
+        prompt,
+        mode: RowMode::Ar,
+        max_new_tokens,
+        mask_id: Some(319),
+        stop_ids: vec![],
+        sampling: None,
+        stop: None,
+    }
 }
