@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::compute::{ComputeDtype, ComputePlan, EngineChoice, device};
+use crate::compute::{ComputeDtype, ComputePlan, EngineChoice, WeightFormat, device};
 use crate::decode::folder::ModelFolder;
 use crate::decode::prompt::PromptCodec;
 use crate::decode::{ArOptions, BlockOptions, Engine};
@@ -42,11 +42,19 @@ pub struct ModelOptions {
     pub dtype: Option<ComputeDtype>,
     /// What computes. Default: the native engine where it can be used.
     pub engine: EngineChoice,
+    /// Format of the weights on the CPU, where activations are fp32. Default: the smallest that
+    /// holds them exactly.
+    pub weights: WeightFormat,
 }
 
 impl Default for ModelOptions {
     fn default() -> Self {
-        ModelOptions { device: "auto".into(), dtype: None, engine: EngineChoice::Auto }
+        ModelOptions {
+            device: "auto".into(),
+            dtype: None,
+            engine: EngineChoice::Auto,
+            weights: WeightFormat::Auto,
+        }
     }
 }
 
@@ -172,7 +180,7 @@ impl ModelFiles {
     pub(crate) fn load(self, options: &ModelOptions) -> Result<Model> {
         let compute = ComputePlan::new(device::choose(&options.device)?, options.dtype);
         let device = compute.device.name.clone();
-        let engine = self.folder.load(compute, options.engine)?;
+        let engine = self.folder.load(compute, options.engine, options.weights)?;
         Ok(Model { files: self, engine, device })
     }
 

@@ -11,7 +11,7 @@ use clap::{ArgGroup, Args};
 use serde_json::{Map, Value, json};
 
 use super::passes;
-use crate::compute::{ComputeDtype, EngineChoice};
+use crate::compute::{ComputeDtype, EngineChoice, WeightFormat};
 use crate::decode::prompt::{self, PromptCodec};
 use crate::error::{Error, Result};
 use crate::generate::{Completion, DecodeMode, GenerateOptions, ModelFiles, ModelOptions, Prompt};
@@ -73,6 +73,9 @@ pub(super) struct GenerateArgs {
     /// Dtype of activations and matrix products [default: bf16 on CUDA, fp32 elsewhere].
     #[arg(long, value_enum)]
     pub dtype: Option<ComputeDtype>,
+    /// Format of the weights on the CPU [default: auto].
+    #[arg(long, value_enum)]
+    pub weights: Option<WeightFormat>,
     /// What computes [default: auto].
     #[arg(long, value_enum)]
     pub engine: Option<EngineChoice>,
@@ -116,6 +119,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<bool> {
     if let Some(engine) = args.engine {
         place.engine = engine;
     }
+    place.weights = args.weights.unwrap_or_default();
     if let Some(device) = &args.device {
         place.device = device.clone();
     }

@@ -30,7 +30,7 @@ pub(crate) struct KvCache {
     rows: usize,
     positions: usize,
     limit: usize,
-    /// The native engine has made room for it.
+    /// The backend that holds keys and values itself has made room for it.
     pub(super) is_open: bool,
 }
 

@@ -9,8 +9,9 @@ use burn::prelude::*;
 use burn::tensor::DType;
 
 use crate::compute::tensor_io::download;
-use crate::compute::{ComputeDtype, ComputePlan, DeviceKind, memory};
+use crate::compute::{ComputeDtype, ComputePlan, DeviceKind, EngineChoice, WeightFormat, memory};
 use crate::decode::cached::{KvCache, Order, Pass, Span, placed};
+use crate::decode::cpu::{self, CpuModel};
 use crate::decode::{Decided, Passes};
 use crate::error::{Error, Result};
 use crate::kernels::cast::{cast_to, to_f32};
@@ -51,6 +52,7 @@ pub(crate) struct Engine {
 /// What computes the passes.
 enum Backend {
     Burn(Box<BurnBackend>),
+    Cpu(Box<CpuModel>),
     Native(Native),
 }
 
@@ -66,14 +68,56 @@ struct BurnBackend {
 /// Hidden states of a pass before the final norm, `[B·S, hidden_size]`.
 pub(super) enum Hidden {
     Burn(Tensor<2>),
-    /// On the native engine, until its next pass.
-    Native,
+    /// With the backend that computed them, until its next pass.
+    Kept,
 }
 
 impl Engine {
-    /// An engine for a model. Its matrices are converted to the plan's dtype once, after those of a
-    /// model with BitLinear have been made ternary; norms stay in fp32.
+    /// An engine for a model: on a GPU, or on the CPU without Burn where that can be
+    /// ([`Engine::without_burn`]). On the CPU in fp32, weights are held in `format`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a format that cannot be used here.
     pub(crate) fn new(
+        decoder: Decoder,
+        weights: Weights,
+        compute: ComputePlan,
+        engine: EngineChoice,
+        format: WeightFormat,
+    ) -> Result<Self> {
+        match Self::without_burn(&decoder, &compute, engine) {
+            Ok(()) => {
+                let model = Box::new(CpuModel::new(&decoder, weights, format)?);
+                Ok(Engine { decoder, compute, backend: Backend::Cpu(model) })
+            }
+            Err(reason) if format != WeightFormat::Auto => Err(Error::Usage(format!(
+                "weights in {format} (--weights) are for decoding on the CPU without Burn, which is not possible here: {reason}; leave --weights out"
+            ))),
+            Err(_) => Self::with_tensors(decoder, weights, compute),
+        }
+    }
+
+    /// Whether the CPU decodes a model without Burn, or why not.
+    fn without_burn(
+        decoder: &Decoder,
+        compute: &ComputePlan,
+        engine: EngineChoice,
+    ) -> std::result::Result<(), String> {
+        if compute.native || compute.device.kind != DeviceKind::Cpu {
+            return Err(format!("the model is decoded on {}", compute.device.name));
+        }
+        if compute.dtype != ComputeDtype::Fp32 {
+            return Err(format!("activations are {} (--dtype)", compute.dtype));
+        }
+        if engine == EngineChoice::Burn {
+            return Err("Burn was asked for (--engine burn)".into());
+        }
+        cpu::unsupported(decoder).map_or(Ok(()), Err)
+    }
+
+    /// An engine on Burn's tensors or a GPU. Matrices are converted to the plan's dtype once, after
+    /// those of a model with BitLinear have been made ternary; norms stay in fp32.
+    pub(crate) fn with_tensors(
         mut decoder: Decoder,
         weights: Weights,
         compute: ComputePlan,
@@ -145,19 +189,33 @@ impl Engine {
             self.check_room(cache.rows(), positions)?;
             cache.grow(positions);
             self.forget_pass();
-            if let (Backend::Native(native), true) = (&mut self.backend, cache.is_open) {
-                native.open_cache(cache.rows(), positions, true)?;
+            match &mut self.backend {
+                Backend::Native(native) if cache.is_open => {
+                    native.open_cache(cache.rows(), positions, true)?;
+                }
+                Backend::Cpu(model) if cache.is_open => {
+                    model.open_cache(cache.rows(), positions, true);
+                }
+                _ => {}
             }
         }
         let burn = match &mut self.backend {
             Backend::Burn(burn) => burn,
+            Backend::Cpu(model) => {
+                if !cache.is_open {
+                    model.open_cache(cache.rows(), cache.positions(), false);
+                    cache.is_open = true;
+                }
+                model.pass(ids, spans, order);
+                return Ok(Hidden::Kept);
+            }
             Backend::Native(native) => {
                 if !cache.is_open {
                     native.open_cache(cache.rows(), cache.positions(), false)?;
                     cache.is_open = true;
                 }
                 native.run_cached(ids, placed(spans, len, order, cache))?;
-                return Ok(Hidden::Native);
+                return Ok(Hidden::Kept);
             }
         };
         let pass = match burn.last.take() {
@@ -209,8 +267,13 @@ impl Engine {
             return Ok(Vec::new());
         }
         let predictions = match (&mut self.backend, hidden) {
-            (Backend::Native(native), Hidden::Native) => native
+            (Backend::Native(native), Hidden::Kept) => native
                 .predict(at, never)?
+                .into_iter()
+                .map(|(token, probability)| Prediction { token, probability })
+                .collect(),
+            (Backend::Cpu(model), Hidden::Kept) => model
+                .predict(at, never)
                 .into_iter()
                 .map(|(token, probability)| Prediction { token, probability })
                 .collect(),

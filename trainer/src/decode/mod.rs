@@ -3,7 +3,7 @@
 //!
 //! In: prompts as token ids. Out: [`DecodedSequence`]s with the forward passes they took.
 //! `folder.rs` reads a model folder, `prompt.rs` turns text into ids, `cached.rs` is the forward
-//! pass behind a cache of keys and values, `engine.rs` runs one pass and predicts tokens,
+//! pass behind a cache of keys and values, `cpu/` is the same on the CPU without Burn, `engine.rs` runs one pass and predicts tokens,
 //! `block.rs` is Fast-dLLM v2's `batch_sample` (arXiv:2509.26328), `ar.rs` is greedy causal
 //! decoding in the same engine. Rows of a batch are independent: each gets the tokens it would get
 //! alone.
@@ -12,6 +12,7 @@ mod ar;
 mod block;
 pub(crate) mod cached;
 pub(crate) mod completion;
+mod cpu;
 mod engine;
 pub(crate) mod folder;
 pub(crate) mod generate_options;

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::compute::{ComputeDtype, ComputePlan, device};
+use crate::compute::{ComputeDtype, ComputePlan, EngineChoice, WeightFormat, device};
 use crate::decode::cached::{KvCache, Order, Pass, Span};
 use crate::decode::{ArOptions, BlockOptions, Engine};
 use crate::io::load_model::{HostModel, LoadOptions, LoadedModel, load_model};
@@ -73,9 +73,18 @@ fn engine(dir: &Path) -> Engine {
 }
 
 fn engine_on(dir: &Path, compute: ComputePlan) -> Engine {
+    engine_by(dir, compute, EngineChoice::Auto)
+}
+
+fn engine_by(dir: &Path, compute: ComputePlan, choice: EngineChoice) -> Engine {
     let LoadedModel { decoder, weights } =
         load_model(dir, LoadOptions::default(), &compute.device.device).unwrap();
-    Engine::new(decoder, weights, compute).unwrap()
+    Engine::new(decoder, weights, compute, choice, WeightFormat::Auto).unwrap()
+}
+
+/// On Burn, where the usual engine does without.
+fn on_burn(dir: &Path) -> Engine {
+    engine_by(dir, ComputePlan::new(device::cpu(), None), EngineChoice::Burn)
 }
 
 fn read<T: for<'a> Deserialize<'a>>(path: PathBuf) -> T {
@@ -98,8 +107,9 @@ fn check(model: &str) {
     let dir = fixtures();
     let file: File = read(dir.join(format!("decode_{model}.json")));
     compare(model, engine(&dir.join(model)), &file);
+    compare(model, on_burn(&dir.join(model)), &file);
     // The form of attention that other devices run.
-    compare(model, engine(&dir.join(model)).without_tiles().unwrap(), &file);
+    compare(model, on_burn(&dir.join(model)).without_tiles().unwrap(), &file);
 }
 
 fn compare(model: &str, mut engine: Engine, file: &File) {
@@ -165,7 +175,8 @@ fn bitnet_tiny() {
 fn batches() {
     let dir = fixtures();
     check_batches(&dir, engine(&dir.join("qwen2_peaky")));
-    check_batches(&dir, engine(&dir.join("qwen2_peaky")).without_tiles().unwrap());
+    check_batches(&dir, on_burn(&dir.join("qwen2_peaky")));
+    check_batches(&dir, on_burn(&dir.join("qwen2_peaky")).without_tiles().unwrap());
 }
 
 /// The native engine in fp32 decodes what the CPU decodes, on a card or on the stand-in driver:
