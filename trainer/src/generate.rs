@@ -6,12 +6,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::compute::{ComputeDtype, ComputePlan, EngineChoice, WeightFormat, device};
 use crate::decode::folder::ModelFolder;
 use crate::decode::prompt::PromptCodec;
-use crate::decode::{ArOptions, BlockOptions, Engine};
+use crate::decode::{BlockOptions, Engine, Event, Request, RowMode, Told, decode_list};
 use crate::error::{Error, Result};
 use crate::io::load_model;
 
@@ -98,12 +97,19 @@ impl Model {
         ModelFiles::open(model.as_ref())?.load(options)
     }
 
+    /// The files and the engine, for programs that decode step by step.
+    #[allow(dead_code, reason = "for programs that decode step by step")]
+    pub(crate) fn into_parts(self) -> (ModelFiles, Engine) {
+        (self.files, self.engine)
+    }
+
     /// The device that the model is on: `cpu`, `cuda:N` or `wgpu`.
     pub fn device(&self) -> &str {
         &self.device
     }
 
-    /// Completes prompts; the completions are in the order of the prompts.
+    /// Completes prompts; the completions are in the order of the prompts. Up to
+    /// `options.batch_size` of them are decoded together; when one ends, the next one begins.
     ///
     /// # Errors
     /// [`Error::Usage`] for options and prompts that cannot be used: text without a tokenizer or
@@ -115,30 +121,38 @@ impl Model {
         prompts: &[Prompt],
         options: &GenerateOptions,
     ) -> Result<Vec<Completion>> {
-        let decoding = self.files.decoding(options)?;
         let prompts = self.files.encode(prompts, options)?;
-        let mut completions = Vec::with_capacity(prompts.len());
-        for batch in prompts.chunks(options.batch_size) {
-            let started = Instant::now();
-            let sequences = match &decoding {
-                Decoding::Block(options) => self.engine.block(batch, options)?,
-                Decoding::Ar(options) => self.engine.autoregressive(batch, options)?,
+        let mut completions: Vec<Option<Completion>> = prompts.iter().map(|_| None).collect();
+        self.generate_each(prompts, options, |at, completion| {
+            completions[at] = Some(completion);
+            Ok(true)
+        })?;
+        Ok(completions.into_iter().flatten().collect())
+    }
+
+    /// Completes prompts given as ids, and hands over each completion as soon as it is there, with
+    /// the place of its prompt. Stops early where `take` returns false.
+    pub(crate) fn generate_each(
+        &mut self,
+        prompts: Vec<Vec<i64>>,
+        options: &GenerateOptions,
+        mut take: impl FnMut(usize, Completion) -> Result<bool>,
+    ) -> Result<()> {
+        let request = self.files.request(options)?;
+        let requests =
+            prompts.into_iter().map(|prompt| Request { prompt, ..request.clone() }).collect();
+        let files = &self.files;
+        decode_list(&mut self.engine, options.batch_size, requests, |told| {
+            let Told { at, seconds, event: Event::Finished { sequence, .. } } = told else {
+                return Ok(true);
             };
-            let seconds = started.elapsed().as_secs_f64();
-            for (prompt, sequence) in batch.iter().zip(sequences) {
-                let ids = sequence.generated().to_vec();
-                completions.push(Completion {
-                    prompt_ids: prompt.clone(),
-                    text: self.files.text_of(&ids)?,
-                    ids,
-                    decided: sequence.decided,
-                    stopped: sequence.stopped,
-                    passes: sequence.passes,
-                    seconds,
-                });
-            }
-        }
-        Ok(completions)
+            let ids = sequence.generated().to_vec();
+            let mut prompt_ids = sequence.ids;
+            prompt_ids.truncate(sequence.prompt);
+            let text = files.text_of(&ids)?;
+            let (decided, stopped, passes) = (sequence.decided, sequence.stopped, sequence.passes);
+            take(at, Completion { prompt_ids, ids, decided, text, stopped, passes, seconds })
+        })
     }
 
     /// Reasons to expect poor completions, as sentences: another block size than the model was
@@ -149,13 +163,6 @@ impl Model {
     pub fn warnings(&self, prompts: &[Prompt], options: &GenerateOptions) -> Result<Vec<String>> {
         Ok(self.files.warnings(&self.files.encode(prompts, options)?, options))
     }
-}
-
-/// Options of one of the two ways to decode.
-#[derive(Debug, serde::Serialize)]
-pub(crate) enum Decoding {
-    Block(BlockOptions),
-    Ar(ArOptions),
 }
 
 /// The small files of a model folder: enough to check a call before the weights are read.
@@ -225,8 +232,9 @@ impl ModelFiles {
         self.codec.as_ref().map(|codec| codec.decode(ids)).transpose()
     }
 
-    /// The options of the requested mode, with what the folder says where nothing was requested.
-    pub(crate) fn decoding(&self, options: &GenerateOptions) -> Result<Decoding> {
+    /// A request without its prompt: the options of the requested mode, with what the folder says
+    /// where nothing was requested.
+    pub(crate) fn request(&self, options: &GenerateOptions) -> Result<Request> {
         if options.batch_size == 0 {
             return Err(Error::Usage(
                 "a batch of 0 prompts (--batch-size): expected 1 or more".into(),
@@ -248,14 +256,15 @@ impl ModelFiles {
             )));
         }
         if options.mode == DecodeMode::Ar {
-            return Ok(Decoding::Ar(ArOptions { max_new_tokens, stop_ids, mask_id }));
+            let (prompt, mode) = (Vec::new(), RowMode::Ar);
+            return Ok(Request { prompt, mode, max_new_tokens, stop_ids, mask_id });
         }
-        let mask_id = mask_id.ok_or_else(|| {
-            Error::Usage(format!(
+        if mask_id.is_none() {
+            return Err(Error::Usage(format!(
                 "{} names no mask token (mask_token_id in dlm_config.json or config.json), so that it was not converted; use autoregressive mode (--mode ar), or give the id (--mask-token-id)",
                 self.name
-            ))
-        })?;
+            )));
+        }
         if !(0.0..=1.0).contains(&options.threshold) {
             return Err(Error::Usage(format!(
                 "threshold {}: expected a probability, 0 to 1",
@@ -268,15 +277,13 @@ impl ModelFiles {
                 "blocks of {block_size} tokens (--block-size): expected 1 to {MOST_BLOCK_SIZE}"
             )));
         }
-        Ok(Decoding::Block(BlockOptions {
+        let mode = RowMode::Block(BlockOptions {
             block_size,
             sub_block_size: self.sub_block_size(options),
             threshold: options.threshold,
-            max_new_tokens,
-            mask_id,
-            stop_ids,
             sub_block_cache: options.sub_block_cache,
-        }))
+        });
+        Ok(Request { prompt: Vec::new(), mode, max_new_tokens, stop_ids, mask_id })
     }
 
     pub(crate) fn block_size(&self, options: &GenerateOptions) -> usize {
@@ -373,20 +380,23 @@ mod tests {
             ("dlm_config.json", record),
             ("generation_config.json", r#"{"eos_token_id": [5, 6]}"#),
         ]);
-        let block = |options: &GenerateOptions| match files.decoding(options).unwrap() {
-            Decoding::Block(block) => block,
-            Decoding::Ar(_) => panic!("block mode is the default"),
+        let block = |options: &GenerateOptions| {
+            let request = files.request(options).unwrap();
+            match request.mode {
+                RowMode::Block(block) => (block, request.mask_id, request.stop_ids),
+                RowMode::Ar => panic!("block mode is the default"),
+            }
         };
-        let usual = block(&options());
-        assert_eq!((usual.block_size, usual.sub_block_size, usual.mask_id), (12, 12, 7));
-        assert_eq!(usual.stop_ids, [5, 6]);
-        let other = block(&GenerateOptions {
+        let (usual, mask_id, stop_ids) = block(&options());
+        assert_eq!((usual.block_size, usual.sub_block_size, mask_id), (12, 12, Some(7)));
+        assert_eq!(stop_ids, [5, 6]);
+        let (other, _, stop_ids) = block(&GenerateOptions {
             block_size: Some(16),
             stop_token_ids: Some(Vec::new()),
             ..options()
         });
         assert_eq!((other.block_size, other.sub_block_size), (16, 8));
-        assert!(other.stop_ids.is_empty());
+        assert!(stop_ids.is_empty());
     }
 
     #[test]
@@ -426,7 +436,7 @@ mod tests {
     fn options_that_cannot_be_used_are_wrong_calls() {
         let (_dir, files) = folder(&[("dlm_config.json", r#"{"mask_token_id": 7}"#)]);
         let (_other, plain) = folder(&[]);
-        let code = |files: &ModelFiles, options| files.decoding(&options).unwrap_err().exit_code();
+        let code = |files: &ModelFiles, options| files.request(&options).unwrap_err().exit_code();
         assert_eq!(code(&files, GenerateOptions { threshold: 1.5, ..options() }), 2);
         assert_eq!(code(&files, GenerateOptions { batch_size: 0, ..options() }), 2);
         assert_eq!(code(&plain, options()), 2);

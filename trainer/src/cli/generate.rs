@@ -3,6 +3,7 @@
 //! In: a model and prompts (text, conversations or ids). Out, on stdout: the text, or with `--json`
 //! one object per prompt; on stderr: forward passes, tokens per forward pass and tokens per second.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -105,7 +106,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<bool> {
     let options = options(args)?;
     let files = ModelFiles::open(&args.model)?;
     let prompts = files.encode(&prompts, &options)?;
-    files.decoding(&options)?;
+    files.request(&options)?;
     let codec = files.codec().ok().cloned();
     let block_size = match options.mode {
         DecodeMode::Block => files.block_size(&options),
@@ -131,26 +132,32 @@ pub(super) fn run(args: &GenerateArgs) -> Result<bool> {
         started.elapsed().as_secs_f64()
     ));
     let count = prompts.len();
-    let prompts: Vec<Prompt> = prompts.into_iter().map(Prompt::Ids).collect();
     let mut totals = Totals::default();
-    // batch by batch, so that completions appear as soon as they are there
-    for batch in prompts.chunks(options.batch_size) {
-        let completions = model.generate(batch, &options)?;
-        totals.seconds += completions.first().map_or(0.0, |completion| completion.seconds);
-        for completion in &completions {
+    let mut printed = 0;
+    // those that are there before their turn
+    let mut early: BTreeMap<usize, Completion> = BTreeMap::new();
+    let started = Instant::now();
+    let mut is_read = true;
+    model.generate_each(prompts, &options, |at, completion| {
+        early.insert(at, completion);
+        while let Some(completion) = early.remove(&printed) {
+            printed += 1;
             totals.tokens += completion.ids.len();
             totals.passes += completion.passes.total();
-            if args.show_passes {
-                let shown = passes_of(completion, &codec, block_size)?;
-                if console::result(shown)? == Reader::Gone {
-                    return Ok(true);
-                }
-            }
-            if console::result(line(completion, options.mode, args.json))? == Reader::Gone {
-                return Ok(true);
+            let shown = match args.show_passes {
+                true => Some(passes_of(&completion, &codec, block_size)?),
+                false => None,
+            };
+            for text in shown.into_iter().chain([line(&completion, options.mode, args.json)]) {
+                is_read &= console::result(text)? != Reader::Gone;
             }
         }
+        Ok(is_read)
+    })?;
+    if !is_read {
+        return Ok(true);
     }
+    totals.seconds = started.elapsed().as_secs_f64();
     let Totals { tokens, passes, seconds } = totals;
     console::message(format_args!(
         "{count} prompts: {tokens} tokens, {passes} forward passes counted per prompt, {:.2} tokens per forward, {seconds:.2} s, {:.1} tokens/s",

@@ -1,6 +1,6 @@
-//! Block-diffusion decoding, greedy: Fast-dLLM v2's `batch_sample` (arXiv:2509.26328).
+//! Block-diffusion decoding: Fast-dLLM v2's `batch_sample` (arXiv:2509.26328).
 //!
-//! In: prompts as token ids. Out: [`DecodedSequence`]s.
+//! In: a prompt as token ids. Out: its passes, one after another.
 //!
 //! The sequence is divided into blocks of `block_size` tokens from position 0, and every whole
 //! block of the prompt is prefilled. A block is decoded as follows:
@@ -9,22 +9,17 @@
 //!    predicted); every other position holds the mask token.
 //! 2. Its sub-blocks are filled from left to right. A pass runs the whole block after the cache;
 //!    the logits at position j - 1 predict token j. Every masked position of the sub-block whose
-//!    most probable token is above the threshold is fixed, and at least the most probable one of
-//!    them.
+//!    token is above the threshold is fixed, and at least the most probable one of them.
 //! 3. The full block is run once more (the commit): its keys and values join the cache, and its
 //!    last logits predict the first token of the next block.
-//!
-//! Each row of a batch is at its own block. A pass runs only the rows that need one of its kind, so
-//! that no row waits for another.
 
-use crate::decode::cached::{KvCache, Order, Span};
-use crate::error::{Error, Result};
+use super::cached::Order;
+use super::engine::Prediction;
+use super::row::{PassKind, Row, RowPass, RowText};
+use super::{Decided, DecodedSequence};
 
-use super::engine::{Engine, Prediction};
-use super::{Decided, DecodedSequence, Passes};
-
-/// Options of block decoding.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+/// Settings of block decoding.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub(crate) struct BlockOptions {
     /// Tokens per block; should be what the model was trained with.
     pub block_size: usize,
@@ -32,34 +27,19 @@ pub(crate) struct BlockOptions {
     pub sub_block_size: usize,
     /// Probability above which a token is fixed.
     pub threshold: f64,
-    /// Length limit in tokens, counted in whole blocks as in the published code, so that a
-    /// completion may be up to a block longer or shorter. A limit that is no multiple of the block
-    /// size is rounded up, and the completion is cut to it.
-    pub max_new_tokens: usize,
-    /// Id of the mask token; never produced.
-    pub mask_id: i64,
-    /// Ids that end a completion; without any it runs to its limit.
-    pub stop_ids: Vec<i64>,
     /// Run only the sub-block once keys and values of the whole block are known from an earlier
     /// pass: faster in large batches, approximate.
     pub sub_block_cache: bool,
 }
 
-/// The pass that a row needs next; `sub` is the start of the sub-block within the block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum NextPass {
-    Block { sub: usize },
-    SubBlock { sub: usize },
-    Commit,
-}
-
 /// One prompt and the tokens generated for it so far.
-struct Row {
-    ids: Vec<i64>,
-    /// Number of prompt tokens.
-    prompt: usize,
-    /// For each token behind the prompt, how it was decided.
-    decided: Vec<Decided>,
+pub(super) struct BlockRow {
+    text: RowText,
+    options: BlockOptions,
+    mask_id: i64,
+    max_new_tokens: usize,
+    /// Positions whose keys and values are cached for good: whole blocks.
+    cached: usize,
     /// First position of the current block.
     start: usize,
     /// First position of the current block that is to be decoded.
@@ -68,48 +48,71 @@ struct Row {
     /// Whether the cache holds keys and values of the whole current block.
     is_cached: bool,
     done: bool,
-    passes: Passes,
 }
 
-impl Row {
+impl BlockRow {
+    /// A row whose text holds the prompt. `max_new_tokens` is counted in whole blocks as in the
+    /// published code, so that a completion may be up to a block longer or shorter; a limit that is
+    /// no multiple of the block size is rounded up, and the completion is cut to it.
+    pub(super) fn new(
+        text: RowText,
+        options: BlockOptions,
+        mask_id: i64,
+        max_new_tokens: usize,
+    ) -> Self {
+        let mut row = BlockRow {
+            text,
+            options,
+            mask_id,
+            max_new_tokens,
+            cached: 0,
+            start: 0,
+            open: 0,
+            blocks_left: max_new_tokens.div_ceil(options.block_size),
+            is_cached: false,
+            done: false,
+        };
+        if row.whole() == 0 {
+            row.begin_block();
+        }
+        row
+    }
+
+    /// Prompt tokens in whole blocks.
+    fn whole(&self) -> usize {
+        self.text.prompt / self.options.block_size * self.options.block_size
+    }
+
+    /// Most tokens of the completion: without bound where whole blocks are counted.
+    fn limit(&self) -> usize {
+        match self.max_new_tokens.is_multiple_of(self.options.block_size) {
+            true => usize::MAX,
+            false => self.max_new_tokens,
+        }
+    }
+
     /// Opens the next block, or ends the row when no block is left or a stop token was generated.
-    fn begin_block(&mut self, options: &BlockOptions) {
-        let generated = self.ids.get(self.prompt..).unwrap_or_default();
-        if self.blocks_left == 0 || generated.iter().any(|id| options.stop_ids.contains(id)) {
+    fn begin_block(&mut self) {
+        let text = &mut self.text;
+        if self.blocks_left == 0 || text.generated().iter().any(|id| text.stops(*id)) {
             self.done = true;
             return;
         }
         self.blocks_left -= 1;
-        self.open = self.ids.len();
-        self.start = self.open / options.block_size * options.block_size;
-        self.ids.resize(self.start + options.block_size, options.mask_id);
-        self.decided.resize(self.ids.len() - self.prompt, Decided::default());
+        self.open = text.ids.len();
+        self.start = self.cached;
+        text.ids.resize(self.start + self.options.block_size, self.mask_id);
+        text.decided.resize(text.ids.len() - text.prompt, Decided::default());
         self.is_cached = false;
     }
 
-    fn next_pass(&self, options: &BlockOptions) -> NextPass {
-        let is_masked = |position: &usize| self.ids.get(*position) == Some(&options.mask_id);
-        let Some(first) = (self.open..self.ids.len()).find(is_masked) else {
-            return NextPass::Commit;
-        };
-        let sub = (first - self.start) / options.sub_block_size * options.sub_block_size;
-        // The first token of a sub-block is predicted by the position before the sub-block, which a
-        // pass over the sub-block alone does not run.
-        match options.sub_block_cache && self.is_cached && !is_masked(&(self.start + sub)) {
-            true => NextPass::SubBlock { sub },
-            false => NextPass::Block { sub },
-        }
-    }
-
-    /// Masked positions of the sub-block at `sub`, counted from the start of the block.
-    fn masked(&self, sub: usize, options: &BlockOptions) -> Vec<usize> {
-        let positions = sub..sub + options.sub_block_size;
-        positions.filter(|at| self.ids.get(self.start + at) == Some(&options.mask_id)).collect()
+    fn is_masked(&self, position: usize) -> bool {
+        self.text.ids.get(position) == Some(&self.mask_id)
     }
 
     /// Fixes the predictions above the threshold, and at least the most probable one. Ends the row
     /// when a stop token has no masked position before it in its block.
-    fn accept(&mut self, positions: &[usize], predictions: &[Prediction], options: &BlockOptions) {
+    fn accept(&mut self, pass: &RowPass, predictions: &[Prediction]) {
         // the first of equally probable ones
         let best = predictions.iter().enumerate().fold(
             None,
@@ -118,181 +121,94 @@ impl Row {
                 _ => Some((i, prediction.probability)),
             },
         );
-        for (i, (position, prediction)) in positions.iter().zip(predictions).enumerate() {
-            let is_sure = f64::from(prediction.probability) > options.threshold;
-            if (is_sure || best.is_some_and(|(most, _)| most == i))
-                && let Some(id) = self.ids.get_mut(self.start + position)
-            {
-                *id = prediction.token;
-                let decided = self.decided.get_mut(self.start + position - self.prompt);
-                if let Some(decided) = decided {
-                    *decided = prediction.in_pass(self.passes);
-                }
+        for (i, (judged, prediction)) in pass.judged.iter().zip(predictions).enumerate() {
+            let is_sure = f64::from(prediction.probability) > self.options.threshold;
+            if is_sure || best.is_some_and(|(most, _)| most == i) {
+                self.text.set(pass.start + judged + 1, *prediction);
             }
         }
-        let decoded = self.ids.get(self.open..).unwrap_or_default();
-        let end =
-            decoded.iter().find(|id| **id == options.mask_id || options.stop_ids.contains(id));
-        self.done = end.is_some_and(|id| options.stop_ids.contains(id));
-    }
-
-    /// Adds the first token of the next block.
-    fn push(&mut self, next: Prediction) {
-        self.ids.push(next.token);
-        self.decided.push(next.in_pass(self.passes));
-    }
-
-    /// The finished sequence. Blocks that reach past a limit inside a block are cut to it.
-    fn finish(mut self, options: &BlockOptions) -> DecodedSequence {
-        if !options.max_new_tokens.is_multiple_of(options.block_size) {
-            self.ids.truncate(self.prompt.saturating_add(options.max_new_tokens));
-            self.decided.truncate(options.max_new_tokens);
-        }
-        let Row { ids, prompt, decided, passes, .. } = self;
-        DecodedSequence { ids, prompt, decided, stopped: false, passes }.cut(&options.stop_ids)
+        let decoded = self.text.ids.get(self.open..).unwrap_or_default();
+        let end = decoded.iter().find(|id| **id == self.mask_id || self.text.stops(**id));
+        self.done = end.is_some_and(|id| self.text.stops(*id));
     }
 }
 
-impl Engine {
-    /// Decodes `prompts` together in diffusion blocks; each gets the tokens it would get alone.
-    pub(crate) fn block(
-        &mut self,
-        prompts: &[Vec<i64>],
-        options: &BlockOptions,
-    ) -> Result<Vec<DecodedSequence>> {
-        self.check(prompts, Some(options.mask_id))?;
-        let (size, small) = (options.block_size, options.sub_block_size);
-        if size == 0 || small == 0 || !size.is_multiple_of(small) {
-            return Err(Error::Usage(format!(
-                "sub-blocks of {small} tokens do not divide blocks of {size}"
-            )));
-        }
-        let limit = options.max_new_tokens.div_ceil(size).saturating_mul(size);
-        let longest = prompts
-            .iter()
-            .map(|prompt| (prompt.len() / size * size).saturating_add(limit))
-            .max()
-            .unwrap_or(0);
-        let mut cache = self.new_cache(prompts.len(), longest);
-        let mut rows = Vec::with_capacity(prompts.len());
-        for (at, prompt) in prompts.iter().enumerate() {
-            rows.push(self.open_row(at, prompt, &mut cache, options)?);
-        }
-        loop {
-            let next: Vec<(usize, NextPass)> = rows
-                .iter()
-                .enumerate()
-                .filter(|(_, row)| !row.done)
-                .map(|(at, row)| (at, row.next_pass(options)))
-                .collect();
-            if next.is_empty() {
-                break;
-            }
-            let (small, block): (Vec<_>, Vec<_>) =
-                next.into_iter().partition(|(_, pass)| matches!(pass, NextPass::SubBlock { .. }));
-            self.decode_pass(&mut rows, &block, size, &mut cache, options)?;
-            self.decode_pass(&mut rows, &small, options.sub_block_size, &mut cache, options)?;
-        }
-        Ok(rows.into_iter().map(|row| row.finish(options)).collect())
+impl Row for BlockRow {
+    fn text(&self) -> &RowText {
+        &self.text
     }
 
-    /// Prefills the whole blocks of a prompt into row `at` of the cache and opens the block after
-    /// them.
-    fn open_row(
-        &mut self,
-        at: usize,
-        prompt: &[i64],
-        cache: &mut KvCache,
-        options: &BlockOptions,
-    ) -> Result<Row> {
-        let size = options.block_size;
-        let mut row = Row {
-            ids: prompt.to_vec(),
-            prompt: prompt.len(),
-            decided: Vec::new(),
-            start: 0,
-            open: 0,
-            blocks_left: options.max_new_tokens.div_ceil(size),
-            is_cached: false,
-            done: false,
-            passes: Passes::default(),
+    fn never(&self) -> Option<i64> {
+        Some(self.mask_id)
+    }
+
+    fn next_pass(&self) -> Option<RowPass> {
+        let (size, small) = (self.options.block_size, self.options.sub_block_size);
+        let whole = self.whole();
+        if self.cached < whole {
+            let predicts = whole == self.text.prompt;
+            return Some(RowPass::prefill(self.cached, whole, size, predicts));
+        }
+        if self.done {
+            return None;
+        }
+        let (start, visible, order) = (self.start, self.start + size, Order::Full);
+        let pass =
+            |kind, start, len, judged| Some(RowPass { kind, start, len, visible, order, judged });
+        let Some(first) = (self.open..visible).find(|at| self.is_masked(*at)) else {
+            return pass(PassKind::Commit, start, size, vec![size - 1]);
         };
-        let whole = prompt.len() / size * size;
-        if whole > 0 {
-            let next = self.prefill(prompt, whole, size, cache, at, Some(options.mask_id))?;
-            row.passes.prefill += 1;
-            if whole == prompt.len() {
-                row.push(next);
-            }
+        let sub = start + (first - start) / small * small;
+        let masked = (sub..sub + small).filter(|at| self.is_masked(*at));
+        // The first token of a sub-block is predicted by the position before the sub-block, which a
+        // pass over the sub-block alone does not run. The first token of a block is never masked:
+        // it belongs to the prompt, or the last commit or prefill predicted it.
+        if self.options.sub_block_cache && self.is_cached && !self.is_masked(sub) {
+            return pass(PassKind::Small, sub, small, masked.map(|at| at - 1 - sub).collect());
         }
-        row.begin_block(options);
-        Ok(row)
+        pass(PassKind::Block, start, size, masked.map(|at| at - 1 - start).collect())
     }
 
-    /// Runs `len` tokens of each row in `passes`: whole blocks, or sub-blocks over the keys and
-    /// values of their blocks.
-    fn decode_pass(
-        &mut self,
-        rows: &mut [Row],
-        passes: &[(usize, NextPass)],
-        len: usize,
-        cache: &mut KvCache,
-        options: &BlockOptions,
-    ) -> Result<()> {
-        if passes.is_empty() {
-            return Ok(());
-        }
-        let (mut ids, mut spans, mut predicting) = (Vec::new(), Vec::new(), Vec::new());
-        for (i, &(at, pass)) in passes.iter().enumerate() {
-            let row = &rows[at];
-            let first = match pass {
-                NextPass::SubBlock { sub } => sub,
-                NextPass::Block { .. } | NextPass::Commit => 0,
-            };
-            ids.extend(row.ids.iter().skip(row.start + first).take(len));
-            let visible = row.start + options.block_size;
-            spans.push(Span { row: at, start: row.start + first, visible });
-            match pass {
-                // No position of the pass comes before its first token, but that token is never
-                // masked: it belongs to the prompt, or the last commit or prefill predicted it, or
-                // `next_pass` has chosen the whole block.
-                NextPass::Block { sub } | NextPass::SubBlock { sub } => {
-                    predicting.extend(
-                        row.masked(sub, options)
-                            .iter()
-                            .map(|position| i * len + (position - first).saturating_sub(1)),
-                    );
+    fn take(&mut self, pass: &RowPass, predictions: &[Prediction]) {
+        match pass.kind {
+            PassKind::Prefill => {
+                self.cached = pass.start + pass.len;
+                if self.cached < self.whole() {
+                    return;
                 }
-                NextPass::Commit => predicting.push(i * len + len - 1),
+                self.text.passes.prefill += 1;
+            }
+            PassKind::Block => self.text.passes.block += 1,
+            PassKind::Small => self.text.passes.small += 1,
+            PassKind::Commit => {
+                self.cached = pass.start + pass.len;
+                self.text.passes.commit += 1;
             }
         }
-        let hidden = self.pass(&ids, &spans, Order::Full, cache)?;
-        let predictions = self.predict(hidden, &predicting, Some(options.mask_id))?;
-        let mut predictions = predictions.as_slice();
-        for &(at, pass) in passes {
-            let row = &mut rows[at];
-            match pass {
-                NextPass::Block { sub } | NextPass::SubBlock { sub } => {
-                    let positions = row.masked(sub, options);
-                    let (own, rest) = predictions.split_at(positions.len().min(predictions.len()));
-                    predictions = rest;
-                    match pass {
-                        NextPass::SubBlock { .. } => row.passes.small += 1,
-                        _ => row.passes.block += 1,
-                    }
-                    row.is_cached = true;
-                    row.accept(&positions, own, options);
+        match pass.kind {
+            PassKind::Block | PassKind::Small => {
+                self.is_cached = true;
+                self.accept(pass, predictions);
+            }
+            PassKind::Prefill | PassKind::Commit => {
+                if let Some(next) = predictions.first() {
+                    self.text.set(self.text.ids.len(), *next);
                 }
-                NextPass::Commit => {
-                    row.passes.commit += 1;
-                    if let Some((next, rest)) = predictions.split_first() {
-                        row.push(*next);
-                        predictions = rest;
-                    }
-                    row.begin_block(options);
-                }
+                self.begin_block();
             }
         }
-        Ok(())
+    }
+
+    fn settled(&self) -> usize {
+        let generated = self.text.generated();
+        let settled = generated.iter().position(|id| *id == self.mask_id);
+        settled.unwrap_or(generated.len()).min(self.limit())
+    }
+
+    fn finish(mut self: Box<Self>) -> DecodedSequence {
+        let limit = self.limit();
+        self.text.ids.truncate(self.text.prompt.saturating_add(limit));
+        self.text.decided.truncate(limit);
+        self.text.finish()
     }
 }

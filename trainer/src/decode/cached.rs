@@ -11,6 +11,7 @@
 //! S new tokens a row, K key/value heads, G query heads per key/value head, D head_dim.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::prelude::*;
 use burn::tensor::DType;
@@ -18,7 +19,8 @@ use burn::tensor::activation::softmax;
 
 use crate::attention::{KeyRange, Tile, TilePlan, tiles};
 use crate::compute::{Attention, ComputePlan};
-use crate::error::Result;
+use crate::decode::cpu::cache::PanelCache;
+use crate::error::{Error, Result};
 use crate::model::decoder::{AttentionPlan, Context, Decoder};
 use crate::model::params::Weights;
 
@@ -30,15 +32,50 @@ pub(crate) struct KvCache {
     rows: usize,
     positions: usize,
     limit: usize,
-    /// The backend that holds keys and values itself has made room for it.
-    pub(super) is_open: bool,
+    id: CacheId,
+    /// The native engine has made room for it.
+    was_opened: bool,
+    /// Keys and values on the CPU without Burn; `layers` is empty then.
+    pub(super) panels: PanelCache,
 }
+
+/// Names a cache: one id is given once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct CacheId(u64);
+
+static NEXT_CACHE: AtomicU64 = AtomicU64::new(0);
 
 impl KvCache {
     /// A cache for `rows` rows. `positions` is the initial capacity of a row in tokens; it grows up
     /// to `limit`.
     pub(crate) fn new(rows: usize, positions: usize, limit: usize) -> Self {
-        KvCache { layers: Vec::new(), rows, positions, limit, is_open: false }
+        let id = CacheId(NEXT_CACHE.fetch_add(1, Ordering::Relaxed));
+        KvCache {
+            layers: Vec::new(),
+            rows,
+            positions,
+            limit,
+            id,
+            was_opened: false,
+            panels: PanelCache::default(),
+        }
+    }
+
+    pub(super) fn id(&self) -> CacheId {
+        self.id
+    }
+
+    /// The native engine, which holds one cache, makes room for this one.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if it did so before: what it held is lost.
+    pub(super) fn open_once(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.was_opened, true) {
+            return Err(Error::Device(
+                "the native engine holds the keys and values of one set of rows at a time, and another one has taken its place".into(),
+            ));
+        }
+        Ok(())
     }
 
     /// The capacity to grow to when a row needs `needed` tokens: twice the present one, up to the
@@ -56,8 +93,7 @@ impl KvCache {
         self.positions
     }
 
-    /// Grows to a capacity of `positions` tokens per row and keeps what is cached. A [`Pass`] made
-    /// for the old capacity must not be used again.
+    /// Grows to a capacity of `positions` tokens per row and keeps what is cached.
     pub(crate) fn grow(&mut self, positions: usize) {
         let more = positions.saturating_sub(self.positions);
         if more == 0 {
@@ -110,6 +146,8 @@ pub(crate) struct Pass {
     spans: Vec<Span>,
     order: Order,
     context: Context,
+    /// Rows of the cache and positions of each.
+    cache: (usize, usize),
 }
 
 impl Pass {
@@ -140,12 +178,15 @@ impl Pass {
             AttentionPlan::Dense(hidden(&spans, len, order, device))
         };
         let context = Context { batch: spans.len(), len, cos, sin, mask, dtype };
-        Ok(Pass { spans, order, context })
+        Ok(Pass { spans, order, context, cache: (cache.rows, cache.positions) })
     }
 
-    /// Whether this pass is over the same positions.
-    pub(crate) fn is(&self, spans: &[Span], len: usize, order: Order) -> bool {
-        self.spans == spans && self.context.len == len && self.order == order
+    /// Whether this pass is over the same positions of a cache of the same size.
+    pub(crate) fn is(&self, spans: &[Span], len: usize, order: Order, cache: &KvCache) -> bool {
+        self.spans == spans
+            && self.context.len == len
+            && self.order == order
+            && self.cache == (cache.rows, cache.positions)
     }
 }
 

@@ -28,7 +28,8 @@ pub struct Completion {
     pub stopped: bool,
     /// Forward passes that this prompt took part in.
     pub passes: Passes,
-    /// Seconds of decoding the batch that this prompt was in.
+    /// Seconds from the first pass of this prompt to its last; prompts that were decoded together
+    /// share them.
     pub seconds: f64,
 }
 

@@ -10,7 +10,7 @@ use burn::tensor::DType;
 
 use crate::compute::tensor_io::download;
 use crate::compute::{ComputeDtype, ComputePlan, DeviceKind, EngineChoice, WeightFormat, memory};
-use crate::decode::cached::{KvCache, Order, Pass, Span, placed};
+use crate::decode::cached::{CacheId, KvCache, Order, Pass, Span, placed};
 use crate::decode::cpu::{self, CpuModel};
 use crate::decode::{Decided, Passes};
 use crate::error::{Error, Result};
@@ -19,15 +19,12 @@ use crate::kernels::{linear, rms_norm};
 use crate::model::{Decoder, ParamKind, Weights};
 use crate::native::{Native, NativeOptions};
 
-/// Most prompt tokens of one prefill pass; bounds the memory of its attention scores.
-const PREFILL_TOKENS: usize = 512;
-
 /// Initial capacity of the cache in tokens per row. It doubles when it is full, so that a large
 /// limit on new tokens costs nothing until the text is that long.
 const INITIAL_POSITIONS: usize = 512;
 
 /// The most probable token at one position.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Prediction {
     /// Token id.
     pub token: i64,
@@ -53,7 +50,8 @@ pub(crate) struct Engine {
 enum Backend {
     Burn(Box<BurnBackend>),
     Cpu(Box<CpuModel>),
-    Native(Native),
+    /// The engine, and the cache that it has made room for.
+    Native(Native, Option<CacheId>),
 }
 
 /// Weights in the compute dtype, with what decoding keeps between passes.
@@ -68,17 +66,25 @@ struct BurnBackend {
 /// Hidden states of a pass before the final norm, `[B·S, hidden_size]`.
 pub(super) enum Hidden {
     Burn(Tensor<2>),
-    /// With the backend that computed them, until its next pass.
-    Kept,
+    /// On the native engine, until its next pass.
+    Native,
+    /// On the CPU without Burn, until the next pass.
+    Cpu,
 }
 
 impl Engine {
-    /// An engine for a model: on a GPU, or on the CPU without Burn where that can be
-    /// ([`Engine::without_burn`]). On the CPU in fp32, weights are held in `format`.
+    /// As [`Engine::open`], with the usual choices.
+    #[cfg(test)]
+    pub(crate) fn new(decoder: Decoder, weights: Weights, compute: ComputePlan) -> Result<Self> {
+        Self::open(decoder, weights, compute, EngineChoice::Auto, WeightFormat::Auto)
+    }
+
+    /// An engine for a model: on a GPU, or on the CPU without Burn where that can be, with weights
+    /// in `format`, or on Burn's tensors.
     ///
     /// # Errors
     /// [`Error::Usage`] for a format that cannot be used here.
-    pub(crate) fn new(
+    pub(crate) fn open(
         decoder: Decoder,
         weights: Weights,
         compute: ComputePlan,
@@ -117,16 +123,12 @@ impl Engine {
 
     /// An engine on Burn's tensors or a GPU. Matrices are converted to the plan's dtype once, after
     /// those of a model with BitLinear have been made ternary; norms stay in fp32.
-    pub(crate) fn with_tensors(
-        mut decoder: Decoder,
-        weights: Weights,
-        compute: ComputePlan,
-    ) -> Result<Self> {
+    fn with_tensors(mut decoder: Decoder, weights: Weights, compute: ComputePlan) -> Result<Self> {
         if compute.native {
             let options = NativeOptions::decoding(compute.dtype);
             let mut native = Native::open(compute.cuda_index(), &decoder, options)?;
             native.set_weights(&weights)?;
-            return Ok(Engine { decoder, compute, backend: Backend::Native(native) });
+            return Ok(Engine { decoder, compute, backend: Backend::Native(native, None) });
         }
         let ternary = decoder.cfg.quantization.is_some()
             && decoder.quant_lambda >= 1.0
@@ -164,14 +166,10 @@ impl Engine {
     #[cfg(test)]
     pub(crate) fn without_tiles(mut self) -> Result<Self> {
         self.compute = self.compute.with_attention(crate::compute::AttentionChoice::Dense)?;
-        self.forget_pass();
-        Ok(self)
-    }
-
-    fn forget_pass(&mut self) {
         if let Backend::Burn(burn) = &mut self.backend {
             burn.last = None;
         }
+        Ok(self)
     }
 
     /// Runs `ids` `[B·S]`, S tokens in each of the B `spans`.
@@ -188,38 +186,31 @@ impl Engine {
             let positions = cache.next_size(needed);
             self.check_room(cache.rows(), positions)?;
             cache.grow(positions);
-            self.forget_pass();
-            match &mut self.backend {
-                Backend::Native(native) if cache.is_open => {
-                    native.open_cache(cache.rows(), positions, true)?;
-                }
-                Backend::Cpu(model) if cache.is_open => {
-                    model.open_cache(cache.rows(), positions, true);
-                }
-                _ => {}
+            if let Backend::Native(native, Some(open)) = &mut self.backend
+                && *open == cache.id()
+            {
+                native.open_cache(cache.rows(), positions, true)?;
             }
         }
         let burn = match &mut self.backend {
             Backend::Burn(burn) => burn,
             Backend::Cpu(model) => {
-                if !cache.is_open {
-                    model.open_cache(cache.rows(), cache.positions(), false);
-                    cache.is_open = true;
-                }
-                model.pass(ids, spans, order);
-                return Ok(Hidden::Kept);
+                model.pass(ids, spans, order, cache);
+                return Ok(Hidden::Cpu);
             }
-            Backend::Native(native) => {
-                if !cache.is_open {
+            Backend::Native(native, open) => {
+                if *open != Some(cache.id()) {
+                    cache.open_once()?;
+                    *open = None;
                     native.open_cache(cache.rows(), cache.positions(), false)?;
-                    cache.is_open = true;
+                    *open = Some(cache.id());
                 }
                 native.run_cached(ids, placed(spans, len, order, cache))?;
-                return Ok(Hidden::Kept);
+                return Ok(Hidden::Native);
             }
         };
         let pass = match burn.last.take() {
-            Some(last) if last.is(spans, len, order) => last,
+            Some(last) if last.is(spans, len, order, cache) => last,
             _ => Pass::new(&self.decoder, spans.to_vec(), len, order, cache, &self.compute)?,
         };
         let ids = Tensor::<1, Int>::from_data(
@@ -231,10 +222,8 @@ impl Engine {
         Ok(Hidden::Burn(hidden))
     }
 
-    /// A new, empty cache for rows of at most `longest` tokens. Drops the last pass, which belongs
-    /// to the previous cache.
-    pub(super) fn new_cache(&mut self, rows: usize, longest: usize) -> KvCache {
-        self.forget_pass();
+    /// A new, empty cache for rows of at most `longest` tokens.
+    pub(super) fn new_cache(&self, rows: usize, longest: usize) -> KvCache {
         KvCache::new(rows, longest.min(INITIAL_POSITIONS), longest)
     }
 
@@ -256,10 +245,15 @@ impl Engine {
         )))
     }
 
+    /// Tokens in the vocabulary.
+    pub(super) fn vocab_size(&self) -> usize {
+        self.decoder.cfg.vocab_size
+    }
+
     /// Predicts the next token at the rows `at` of `hidden`; the token `never` is not predicted.
     pub(super) fn predict(
         &mut self,
-        hidden: Hidden,
+        hidden: &Hidden,
         at: &[usize],
         never: Option<i64>,
     ) -> Result<Vec<Prediction>> {
@@ -267,18 +261,18 @@ impl Engine {
             return Ok(Vec::new());
         }
         let predictions = match (&mut self.backend, hidden) {
-            (Backend::Native(native), Hidden::Kept) => native
+            (Backend::Native(native, _), Hidden::Native) => native
                 .predict(at, never)?
                 .into_iter()
                 .map(|(token, probability)| Prediction { token, probability })
                 .collect(),
-            (Backend::Cpu(model), Hidden::Kept) => model
+            (Backend::Cpu(model), Hidden::Cpu) => model
                 .predict(at, never)
                 .into_iter()
                 .map(|(token, probability)| Prediction { token, probability })
                 .collect(),
             (Backend::Burn(burn), Hidden::Burn(hidden)) => {
-                burn.predict(&self.decoder, &self.compute, hidden, at, never)?
+                burn.predict(&self.decoder, &self.compute, hidden.clone(), at, never)?
             }
             _ => unreachable!("a pass and its prediction are of one backend"),
         };
@@ -288,62 +282,34 @@ impl Engine {
         Ok(predictions)
     }
 
-    /// Runs the first `len` tokens of `ids` into row `row` of `cache`. A token sees the tokens
-    /// before it and those of its own block of `block` tokens (1: causal). Returns the prediction
-    /// of the token after them.
-    pub(super) fn prefill(
-        &mut self,
-        ids: &[i64],
-        len: usize,
-        block: usize,
-        cache: &mut KvCache,
-        row: usize,
-        never: Option<i64>,
-    ) -> Result<Prediction> {
-        let chunk = PREFILL_TOKENS.next_multiple_of(block);
-        let mut prediction = Prediction { token: 0, probability: 0.0 };
-        for start in (0..len).step_by(chunk) {
-            let end = len.min(start + chunk);
-            let new = ids.get(start..end).unwrap_or_default();
-            let hidden =
-                self.pass(new, &[Span { row, start, visible: end }], Order::Blocks(block), cache)?;
-            if end == len {
-                let predictions = self.predict(hidden, &[end - start - 1], never)?;
-                prediction = *predictions.first().unwrap_or(&prediction);
-            }
-        }
-        Ok(prediction)
-    }
-
-    /// Refuses prompts that cannot be decoded: empty ones, and those with ids outside the
+    /// Refuses a prompt that cannot be decoded: an empty one, and one with ids outside the
     /// vocabulary or with the mask token.
-    pub(super) fn check(&self, prompts: &[Vec<i64>], mask: Option<i64>) -> Result<()> {
+    pub(super) fn check(&self, prompt: &[i64], mask: Option<i64>) -> Result<()> {
         let vocab = self.decoder.cfg.vocab_size;
         let in_vocabulary = |id: i64| usize::try_from(id).is_ok_and(|id| id < vocab);
+        let wrong = |what: String| Err(Error::Usage(what));
         if let Some(mask) = mask.filter(|mask| !in_vocabulary(*mask)) {
-            return Err(Error::Usage(format!(
+            return wrong(format!(
                 "the mask token id is {mask}, but the model has {vocab} token ids (0 to {})",
                 vocab - 1
-            )));
+            ));
         }
-        for (i, prompt) in prompts.iter().enumerate() {
-            if prompt.is_empty() {
-                return Err(Error::Usage(format!(
-                    "prompt {i} has no tokens; decoding needs at least one to start from"
-                )));
-            }
-            if let Some((at, id)) = prompt.iter().enumerate().find(|(_, id)| !in_vocabulary(**id)) {
-                return Err(Error::Usage(format!(
-                    "prompt {i}, token {at} is id {id}, but the model has {vocab} token ids (0 to {})",
-                    vocab - 1
-                )));
-            }
-            if let Some(at) = prompt.iter().position(|id| Some(*id) == mask) {
-                return Err(Error::Usage(format!(
-                    "prompt {i}, token {at} is the mask token ({}); a prompt must be plain text",
-                    prompt[at]
-                )));
-            }
+        if prompt.is_empty() {
+            return wrong(
+                "the prompt has no tokens; decoding needs at least one to start from".into(),
+            );
+        }
+        if let Some((at, id)) = prompt.iter().enumerate().find(|(_, id)| !in_vocabulary(**id)) {
+            return wrong(format!(
+                "token {at} of the prompt is id {id}, but the model has {vocab} token ids (0 to {})",
+                vocab - 1
+            ));
+        }
+        if let Some(at) = prompt.iter().position(|id| Some(*id) == mask) {
+            return wrong(format!(
+                "token {at} of the prompt is the mask token ({}); a prompt must be plain text",
+                prompt[at]
+            ));
         }
         Ok(())
     }

@@ -91,6 +91,6 @@ impl ModelFolder {
         };
         let LoadedModel { decoder, weights } =
             load_model(&self.dir, LoadOptions::default(), &compute.device.device)?;
-        Engine::new(decoder, weights, compute, engine, format)
+        Engine::open(decoder, weights, compute, engine, format)
     }
 }

@@ -3,24 +3,29 @@
 //!
 //! In: prompts as token ids. Out: [`DecodedSequence`]s with the forward passes they took.
 //! `folder.rs` reads a model folder, `prompt.rs` turns text into ids, `cached.rs` is the forward
-//! pass behind a cache of keys and values, `cpu/` is the same on the CPU without Burn, `engine.rs` runs one pass and predicts tokens,
-//! `block.rs` is Fast-dLLM v2's `batch_sample` (arXiv:2509.26328), `ar.rs` is greedy causal
-//! decoding in the same engine. Rows of a batch are independent: each gets the tokens it would get
-//! alone.
+//! pass behind a cache of keys and values, `cpu/` the same without Burn, `engine.rs` runs one pass and predicts tokens, `row.rs`
+//! is a prompt that is being completed, `block.rs` (Fast-dLLM v2's `batch_sample`,
+//! arXiv:2509.26328) and `ar.rs` (causal decoding) are its two kinds, `continuous.rs` runs rows of
+//! both together. Rows are independent: each gets the tokens it would get alone.
 
 mod ar;
 mod block;
 pub(crate) mod cached;
 pub(crate) mod completion;
+pub(crate) mod continuous;
+pub(crate) mod cost;
 mod cpu;
 mod engine;
 pub(crate) mod folder;
 pub(crate) mod generate_options;
+mod list;
 pub(crate) mod prompt;
+mod row;
 
-pub(crate) use ar::ArOptions;
 pub(crate) use block::BlockOptions;
+pub(crate) use continuous::{Event, Request, RowMode};
 pub(crate) use engine::Engine;
+pub(crate) use list::{Told, decode_list};
 
 /// Forward passes of one row by kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]

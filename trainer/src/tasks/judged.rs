@@ -20,13 +20,13 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    pub(super) fn new(completion: &Completion, batch: usize) -> Self {
+    pub(super) fn new(completion: &Completion, seconds: f64) -> Self {
         Answer {
             completion_ids: completion.ids.clone(),
             text: String::new(),
             passes: completion.passes.total(),
             stopped: completion.stopped,
-            seconds: completion.seconds / batch.max(1) as f64,
+            seconds,
         }
     }
 }

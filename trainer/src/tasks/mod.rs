@@ -24,7 +24,7 @@ use serde_json::json;
 use crate::compute::{ComputePlan, device};
 use crate::decode::generate_options::GenerateOptions;
 use crate::error::Result;
-use crate::generate::{Decoding, ModelFiles, Prompt};
+use crate::generate::{ModelFiles, Prompt};
 use crate::io::source::content_hash;
 use crate::report::console::message;
 
@@ -138,7 +138,7 @@ impl Set {
         // answers are compared as text
         files.codec()?;
         for run in &runs {
-            files.decoding(&run.options)?;
+            files.request(&run.options)?;
         }
         let mut said: Vec<String> = Vec::new();
         for warning in runs.iter().flat_map(|run| files.warnings(&prompts, &run.options)) {
@@ -165,7 +165,7 @@ impl Set {
         };
         let mut keys: Vec<Vec<String>> = Vec::with_capacity(runs.len());
         for run in &runs {
-            let decoding: Decoding = files.decoding(&run.options)?;
+            let decoding = files.request(&run.options)?;
             let setting = json!({"model": identity, "place": place, "decoding": decoding});
             keys.push(prompts.iter().map(|ids| answers::key(&setting, ids)).collect());
         }
@@ -206,9 +206,11 @@ impl Set {
                 for ((run, keys), missing) in runs.iter().zip(&keys).zip(&missing) {
                     let Some(batch) = missing.get(round) else { continue };
                     let ids = batch.iter().map(|&at| Prompt::Ids(prompts[at].clone()));
+                    let started = Instant::now();
                     let completions = model.generate(&ids.collect::<Vec<_>>(), &run.options)?;
+                    let seconds = started.elapsed().as_secs_f64() / batch.len() as f64;
                     for (&at, completion) in batch.iter().zip(&completions) {
-                        store.keep(&keys[at], Answer::new(completion, batch.len()))?;
+                        store.keep(&keys[at], Answer::new(completion, seconds))?;
                     }
                     progress.after(batch.len());
                 }

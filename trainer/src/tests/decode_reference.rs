@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::compute::{ComputeDtype, ComputePlan, EngineChoice, WeightFormat, device};
 use crate::decode::cached::{KvCache, Order, Pass, Span};
-use crate::decode::{ArOptions, BlockOptions, Engine};
+use crate::decode::{BlockOptions, DecodedSequence, Engine, Event, Request, RowMode, decode_list};
 use crate::io::load_model::{HostModel, LoadOptions, LoadedModel, load_model};
 use crate::kernels::linear::ternary_weight;
 use crate::model::config::Quantization;
@@ -79,7 +79,7 @@ fn engine_on(dir: &Path, compute: ComputePlan) -> Engine {
 fn engine_by(dir: &Path, compute: ComputePlan, choice: EngineChoice) -> Engine {
     let LoadedModel { decoder, weights } =
         load_model(dir, LoadOptions::default(), &compute.device.device).unwrap();
-    Engine::new(decoder, weights, compute, choice, WeightFormat::Auto).unwrap()
+    Engine::open(decoder, weights, compute, choice, WeightFormat::Auto).unwrap()
 }
 
 /// On Burn, where the usual engine does without.
@@ -91,16 +91,39 @@ fn read<T: for<'a> Deserialize<'a>>(path: PathBuf) -> T {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-fn options(case: &Case, mask_id: i64) -> BlockOptions {
-    BlockOptions {
+/// A request without its prompt.
+fn options(case: &Case, mask_id: i64) -> Request {
+    let block = BlockOptions {
         block_size: case.block_size,
         sub_block_size: case.small_block_size,
         threshold: case.threshold,
-        max_new_tokens: case.max_new_tokens,
-        mask_id,
-        stop_ids: case.stop_token.into_iter().collect(),
         sub_block_cache: case.use_block_cache,
+    };
+    Request {
+        prompt: Vec::new(),
+        mode: RowMode::Block(block),
+        max_new_tokens: case.max_new_tokens,
+        mask_id: Some(mask_id),
+        stop_ids: case.stop_token.into_iter().collect(),
     }
+}
+
+/// Decodes prompts together.
+fn decode(
+    engine: &mut Engine,
+    prompts: &[Vec<i64>],
+    options: &Request,
+) -> crate::error::Result<Vec<DecodedSequence>> {
+    let requests: Vec<Request> =
+        prompts.iter().map(|ids| Request { prompt: ids.clone(), ..options.clone() }).collect();
+    let mut done: Vec<Option<DecodedSequence>> = prompts.iter().map(|_| None).collect();
+    decode_list(engine, prompts.len(), requests, |told| {
+        if let Event::Finished { sequence, .. } = told.event {
+            done[told.at] = Some(sequence);
+        }
+        Ok(true)
+    })?;
+    Ok(done.into_iter().map(Option::unwrap).collect())
 }
 
 fn check(model: &str) {
@@ -115,10 +138,8 @@ fn check(model: &str) {
 fn compare(model: &str, mut engine: Engine, file: &File) {
     let mut wrong = Vec::new();
     for (i, case) in file.cases.iter().enumerate() {
-        let done = engine
-            .block(std::slice::from_ref(&case.prompt), &options(case, file.mask_id))
-            .unwrap()
-            .remove(0);
+        let prompt = std::slice::from_ref(&case.prompt);
+        let done = decode(&mut engine, prompt, &options(case, file.mask_id)).unwrap().remove(0);
         let p = done.passes;
         let counts = Counts {
             prefill: p.prefill,
@@ -199,19 +220,23 @@ fn check_batches(dir: &Path, mut engine: Engine) {
     let file: BatchFile = read(dir.join("decode_batch_qwen2_peaky.json"));
     for (i, case) in file.cases.iter().enumerate() {
         let prompts: Vec<_> = case.rows.iter().map(|row| row.prompt.clone()).collect();
-        let options = BlockOptions {
+        let block = BlockOptions {
             block_size: file.block_size,
             sub_block_size: case.small_block_size,
             threshold: case.threshold,
-            max_new_tokens: case.max_new_tokens,
-            mask_id: file.mask_id,
-            stop_ids: case.stop_token.into_iter().collect(),
             sub_block_cache: false,
         };
-        let done = engine.block(&prompts, &options).unwrap();
+        let options = Request {
+            prompt: Vec::new(),
+            mode: RowMode::Block(block),
+            max_new_tokens: case.max_new_tokens,
+            mask_id: Some(file.mask_id),
+            stop_ids: case.stop_token.into_iter().collect(),
+        };
+        let done = decode(&mut engine, &prompts, &options).unwrap();
         // The reference's batch decodes more blocks of short prompts than they request.
-        let longer = BlockOptions { max_new_tokens: 160, ..options.clone() };
-        let longer = engine.block(&prompts, &longer).unwrap();
+        let longer = Request { max_new_tokens: 160, ..options.clone() };
+        let longer = decode(&mut engine, &prompts, &longer).unwrap();
         for (row, ((done, longer), want)) in done.iter().zip(&longer).zip(&case.rows).enumerate() {
             for reference in [&want.expected, &want.expected_single] {
                 assert!(
@@ -221,7 +246,7 @@ fn check_batches(dir: &Path, mut engine: Engine) {
                 );
             }
             assert!(longer.ids.starts_with(&done.ids), "case {i} row {row}");
-            let ends = options.block_size * (want.prompt.len() / options.block_size + 2) + 1;
+            let ends = file.block_size * (want.prompt.len() / file.block_size + 2) + 1;
             assert!(
                 done.ids.len() == ends || done.stopped,
                 "case {i} row {row}: {} tokens",
@@ -250,7 +275,7 @@ fn sub_block_cache_in_a_batch() {
     };
     let cases: Vec<&Case> = file.cases.iter().filter(cached).collect();
     let prompts: Vec<_> = cases.iter().map(|case| case.prompt.clone()).collect();
-    let done = engine.block(&prompts, &options(cases[0], file.mask_id)).unwrap();
+    let done = decode(&mut engine, &prompts, &options(cases[0], file.mask_id)).unwrap();
     for (i, (done, case)) in done.iter().zip(&cases).enumerate() {
         assert_eq!(done.ids, case.expected, "row {i}");
         assert_eq!(done.passes.total(), case.passes.total, "row {i}");
@@ -267,22 +292,23 @@ fn autoregressive_equals_full_passes() {
         let prompts: Vec<Vec<i64>> = [3usize, 40, 17]
             .map(|len| (0..len as i64).map(|i| (i * 37 + 11) % 300).collect())
             .to_vec();
-        let step = |stop_ids: Vec<i64>, max_new_tokens| ArOptions {
+        let step = |stop_ids: Vec<i64>, max_new_tokens| Request {
+            prompt: Vec::new(),
+            mode: RowMode::Ar,
             max_new_tokens,
             stop_ids,
             mask_id: Some(319),
         };
-        let done = engine.autoregressive(&prompts, &step(vec![], 70)).unwrap();
+        let done = decode(&mut engine, &prompts, &step(vec![], 70)).unwrap();
         for (prompt, done) in prompts.iter().zip(&done) {
             let mut ids = prompt.clone();
             for _ in 0..70 {
-                ids = engine.autoregressive(&[ids], &step(vec![], 1)).unwrap().remove(0).ids;
+                ids = decode(&mut engine, &[ids], &step(vec![], 1)).unwrap().remove(0).ids;
             }
             assert_eq!(done.ids, ids, "{model}, prompt of {}", prompt.len());
             assert_eq!((done.passes.prefill, done.passes.block), (1, 69));
             let stop = done.generated()[40];
-            let cut = engine
-                .autoregressive(std::slice::from_ref(prompt), &step(vec![stop], 70))
+            let cut = decode(&mut engine, std::slice::from_ref(prompt), &step(vec![stop], 70))
                 .unwrap()
                 .remove(0);
             let first = done.generated().iter().position(|id| *id == stop).unwrap();
@@ -340,34 +366,33 @@ fn ternary_weights_once() {
 fn refusals() {
     let dir = fixtures();
     let mut engine = engine(&dir.join("qwen2_tiny"));
-    let good = BlockOptions {
-        block_size: 32,
-        sub_block_size: 8,
-        threshold: 0.9,
+    let block =
+        BlockOptions { block_size: 32, sub_block_size: 8, threshold: 0.9, sub_block_cache: false };
+    let good = Request {
+        prompt: Vec::new(),
+        mode: RowMode::Block(block),
         max_new_tokens: 32,
-        mask_id: 319,
+        mask_id: Some(319),
         stop_ids: vec![],
-        sub_block_cache: false,
     };
-    let mut refused = |prompt: Vec<i64>, options: &BlockOptions| {
-        engine.block(&[prompt], options).unwrap_err().to_string()
+    let mut refused = |prompt: Vec<i64>, options: &Request| {
+        decode(&mut engine, &[vec![1], prompt], options).unwrap_err().to_string()
     };
-    assert!(refused(vec![], &good).contains("no tokens"));
-    assert!(refused(vec![1, 320], &good).contains("token 1 is id 320"));
+    assert!(refused(vec![], &good).contains("prompt 1: the prompt has no tokens"));
+    assert!(refused(vec![1, 320], &good).contains("token 1 of the prompt is id 320"));
     assert!(refused(vec![-1], &good).contains("id -1"));
     assert!(refused(vec![1, 2, 319], &good).contains("mask token"));
     assert!(
-        refused(vec![1], &BlockOptions { mask_id: 320, ..good.clone() })
+        refused(vec![1], &Request { mask_id: Some(320), ..good.clone() })
             .contains("mask token id is 320")
     );
     assert!(
-        refused(vec![1], &BlockOptions { sub_block_size: 7, ..good.clone() })
-            .contains("do not divide")
+        refused(vec![1], &Request { mask_id: None, ..good.clone() }).contains("needs a mask token")
     );
-    assert!(
-        refused(vec![1], &BlockOptions { sub_block_size: 0, ..good.clone() })
-            .contains("do not divide")
-    );
+    for sub_block_size in [7, 0] {
+        let mode = RowMode::Block(BlockOptions { sub_block_size, ..block });
+        assert!(refused(vec![1], &Request { mode, ..good.clone() }).contains("do not divide"));
+    }
 }
 
 /// A limit that is not a multiple of the block size is kept to the token.
@@ -380,7 +405,8 @@ fn odd_limits() {
     let mut options = options(case, file.mask_id);
     for limit in [0, 1, 20, 33, 50] {
         options.max_new_tokens = limit;
-        let done = engine.block(std::slice::from_ref(&case.prompt), &options).unwrap().remove(0);
+        let done =
+            decode(&mut engine, std::slice::from_ref(&case.prompt), &options).unwrap().remove(0);
         assert_eq!(done.ids, case.expected[..case.prompt.len() + limit], "limit {limit}");
     }
 }

@@ -6,12 +6,11 @@
 use std::sync::Mutex;
 
 use crate::decode::cached::{Order, Span};
-use crate::kernels::panels::{PANEL, Row, product};
+use crate::kernels::panels::{PANEL, Row, groups, product};
 use crate::kernels::team::Team;
 use crate::model::ModelConfig;
 
 use super::cache::LayerCache;
-use super::groups;
 use super::pointwise::{self, Rotary};
 use super::weights::Layer;
 

@@ -4,62 +4,36 @@
 //! Of each layer, row and key/value head: keys as panels of 32 positions whose inputs are the
 //! head's dimensions, values as panels of 32 dimensions whose inputs are positions.
 
-use crate::kernels::panels::{Floats, PANEL, Panel};
+use crate::kernels::panels::{Floats, PANEL, Panel, groups};
 use crate::model::ModelConfig;
 
-use super::groups;
-
-/// Keys and values of all layers.
-pub(super) struct Cache {
+/// Keys and values of all layers; empty before the first pass.
+#[derive(Debug, Default)]
+pub(crate) struct PanelCache {
     layers: Vec<LayerCache>,
-    heads: usize,
-    /// Head dimensions in groups.
-    dims: usize,
     rows: usize,
-    positions: usize,
 }
 
 /// Keys and values of one layer.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct LayerCache {
     keys: Vec<Floats>,
     values: Vec<Floats>,
     heads: usize,
+    /// Head dimensions in groups.
     dims: usize,
     positions: usize,
 }
 
-impl Cache {
-    /// A cache without rows.
-    pub(super) fn new(c: &ModelConfig) -> Self {
-        let layers = (0..c.num_hidden_layers).map(|_| LayerCache::default()).collect();
-        let (heads, dims) = (c.num_key_value_heads, groups(c.head_dim));
-        Cache { layers, heads, dims, rows: 0, positions: 0 }
-    }
-
-    /// Makes room for `rows` rows of `positions` tokens; all is zero, or what was there is kept.
-    pub(super) fn open(&mut self, rows: usize, positions: usize, keep: bool) {
+impl PanelCache {
+    /// Makes room for `rows` rows of `positions` tokens and keeps what is there.
+    pub(super) fn fit(&mut self, c: &ModelConfig, rows: usize, positions: usize) {
         let positions = positions.next_multiple_of(PANEL);
-        let kept = if keep { rows.min(self.rows) * self.heads } else { 0 };
-        let (old, new) = (self.positions, positions);
-        // lines of the panels of one row and head, in runs of as many positions
-        let line = 2 * PANEL * self.dims;
+        self.layers.resize_with(c.num_hidden_layers, LayerCache::default);
         for layer in &mut self.layers {
-            let grow = |lines: &mut Vec<Floats>, runs: usize| {
-                let run = line / PANEL / runs;
-                let mut grown = vec![Floats::default(); rows * self.heads * runs * run * new];
-                for i in 0..kept * runs {
-                    let count = run * old.min(new);
-                    grown[i * run * new..][..count]
-                        .copy_from_slice(&lines[i * run * old..][..count]);
-                }
-                *lines = grown;
-            };
-            grow(&mut layer.keys, 1);
-            grow(&mut layer.values, self.dims);
-            (layer.heads, layer.dims, layer.positions) = (self.heads, self.dims, new);
+            layer.fit(c, self.rows.min(rows), rows, positions);
         }
-        (self.rows, self.positions) = (rows, positions);
+        self.rows = rows;
     }
 
     pub(super) fn layer(&mut self, i: usize) -> &mut LayerCache {
@@ -68,6 +42,26 @@ impl Cache {
 }
 
 impl LayerCache {
+    fn fit(&mut self, c: &ModelConfig, kept: usize, rows: usize, positions: usize) {
+        let (heads, dims) = (c.num_key_value_heads, groups(c.head_dim));
+        if self.keys.len() == rows * heads * 2 * dims * positions && self.positions == positions {
+            return;
+        }
+        // Of each row and head: keys in one run over all positions, values in one for each group of
+        // dimensions.
+        for (lines, runs) in [(&mut self.keys, 1), (&mut self.values, dims)] {
+            let run = 2 * dims / runs;
+            let mut grown = vec![Floats::default(); rows * heads * runs * run * positions];
+            let count = run * self.positions.min(positions);
+            for i in 0..kept * heads * runs {
+                grown[i * run * positions..][..count]
+                    .copy_from_slice(&lines[i * run * self.positions..][..count]);
+            }
+            *lines = grown;
+        }
+        (self.heads, self.dims, self.positions) = (heads, dims, positions);
+    }
+
     fn lines(&self) -> usize {
         2 * self.dims * self.positions
     }

@@ -1,12 +1,12 @@
 //! The output head at chosen positions: the most probable token and its probability in one pass
 //! over the vocabulary, or the logits.
 
-use crate::kernels::panels::{PANEL, Row, product};
+use crate::kernels::panels::{PANEL, Row, groups, product};
 use crate::kernels::simd::{exp, widest};
 use crate::kernels::team::Team;
 
+use super::CpuModel;
 use super::pointwise::{gather, rms_norm, scatter};
-use super::{CpuModel, groups};
 
 /// Panels of a task. It is fixed, and tasks are joined in order, so that sums do not depend on the
 /// number of threads.
@@ -61,10 +61,9 @@ impl CpuModel {
         (0..count).map(joined).collect()
     }
 
-    /// The logits at the rows `at` of the last pass, `[at, vocab_size]`; that of the token `never`
-    /// is -1e30.
+    /// The logits at the rows `at` of the last pass, `[at, vocab_size]`.
     #[cfg_attr(not(test), expect(dead_code, reason = "sampling needs it"))]
-    pub(in crate::decode) fn logits(&mut self, at: &[usize], never: Option<i64>) -> Vec<f32> {
+    pub(in crate::decode) fn logits(&mut self, at: &[usize]) -> Vec<f32> {
         let normed = self.normed(at);
         let (count, vocab) = (at.len(), self.vocab_size);
         let mut by_panel = vec![[0f32; PANEL]; self.head.matrix.panels() * count];
@@ -72,7 +71,7 @@ impl CpuModel {
             team.for_chunks(&mut by_panel, PANELS * count, |_, task, out| {
                 for (i, out) in out.chunks_mut(count.max(1)).enumerate() {
                     let with = |row: usize, logits: &Row| out[row] = *logits;
-                    self.logits_of(task * PANELS + i, &normed, count, never, with);
+                    self.logits_of(task * PANELS + i, &normed, count, None, with);
                 }
             });
         });

@@ -2,14 +2,14 @@
 
 use crate::decode::cached::Span;
 use crate::kernels::gate;
-use crate::kernels::panels::{PANEL, Row, product};
+use crate::kernels::panels::{PANEL, Row, groups, product};
 use crate::kernels::team::Team;
 
+use super::Buffers;
 use super::attention::{Attention, Inputs, Task};
 use super::cache::LayerCache;
 use super::pointwise::{self, Rotary, rms_norm, round_to_int8};
 use super::weights::{Layer, Linear};
-use super::{Buffers, groups};
 
 /// Rows whose results are kept beside each other before they are added or gated.
 const TOGETHER: usize = 8;

@@ -10,7 +10,7 @@
 //! per key/value head, D head_dim. Activations `[n / PANEL, T, PANEL]`, padded with zeros.
 
 mod attention;
-mod cache;
+pub(super) mod cache;
 mod head;
 mod layer;
 mod pointwise;
@@ -19,14 +19,13 @@ mod tests;
 mod weights;
 
 use crate::compute::WeightFormat;
-use crate::decode::cached::{Order, Span};
+use crate::decode::cached::{KvCache, Order, Span};
 use crate::error::Result;
-use crate::kernels::panels::PANEL;
+use crate::kernels::panels::{PANEL, groups};
 use crate::kernels::team::Team;
-use crate::model::{Decoder, Weights};
+use crate::model::{Decoder, ModelConfig, Weights};
 
 use attention::Attention;
-use cache::Cache;
 use pointwise::Rotary;
 use weights::{Embeddings, Layer, Linear};
 
@@ -44,7 +43,7 @@ pub(super) struct CpuModel {
     head: Linear,
     attention: Attention,
     rotary: Rotary,
-    cache: Cache,
+    config: ModelConfig,
     buffers: Buffers,
 }
 
@@ -69,11 +68,6 @@ struct Buffers {
     positions: Vec<usize>,
 }
 
-/// Groups that hold `n` values of a row.
-fn groups(n: usize) -> usize {
-    n.div_ceil(PANEL)
-}
-
 impl CpuModel {
     /// Packs a model's weights; they are dropped one by one.
     ///
@@ -93,20 +87,16 @@ impl CpuModel {
             head: packed.head,
             attention: Attention::new(c),
             rotary: Rotary::new(c),
-            cache: Cache::new(c),
+            config: c.clone(),
             buffers: Buffers::default(),
         })
     }
 
-    /// Makes room for keys and values of `rows` rows of `positions` tokens, and keeps those that
-    /// are there where `keep` is true.
-    pub(super) fn open_cache(&mut self, rows: usize, positions: usize, keep: bool) {
-        self.cache.open(rows, positions, keep);
-    }
-
     /// Runs `ids` `[B·S]`, S tokens in each of the B `spans`; their keys and values go into the
     /// cache.
-    pub(super) fn pass(&mut self, ids: &[i64], spans: &[Span], order: Order) {
+    pub(super) fn pass(&mut self, ids: &[i64], spans: &[Span], order: Order, cache: &mut KvCache) {
+        let (rows, positions) = (cache.rows(), cache.positions());
+        cache.panels.fit(&self.config, rows, positions);
         let (rows, len) = (ids.len(), ids.len() / spans.len().max(1));
         let b = &mut self.buffers;
         b.rows = rows;
@@ -128,7 +118,7 @@ impl CpuModel {
                     len,
                     tasks: &tasks,
                 };
-                pass.run(layer, self.cache.layer(i), &mut self.buffers);
+                pass.run(layer, cache.panels.layer(i), &mut self.buffers);
             }
         });
     }

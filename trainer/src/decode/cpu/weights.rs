@@ -6,11 +6,9 @@ use crate::compute::tensor_io::download;
 use crate::error::Result;
 use crate::kernels::Activation;
 use crate::kernels::linear::ternary_weight;
-use crate::kernels::panels::{Matrix, PANEL};
+use crate::kernels::panels::{Matrix, PANEL, groups};
 use crate::model::params::{LayerIndex, LinearIndex, ParamIndex};
 use crate::model::{Decoder, Weights};
-
-use super::groups;
 
 /// `x Wᵀ + b`, with `x` rounded to int8 before where the map is BitLinear.
 pub(super) struct Linear {

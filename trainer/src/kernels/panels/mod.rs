@@ -19,5 +19,10 @@ pub(crate) use product::product;
 /// Outputs of a panel, and inputs of a group.
 pub(crate) const PANEL: usize = 32;
 
+/// Groups or panels that hold `n` values.
+pub(crate) fn groups(n: usize) -> usize {
+    n.div_ceil(PANEL)
+}
+
 /// Values of one row in one group.
 pub(crate) type Row = [f32; PANEL];

@@ -1,0 +1,277 @@
+//! Rows that are decoded together and come and go one by one.
+//!
+//! In: [`Request`]s, at any time. Out: [`Event`]s, after each step. A row takes a slot of the cache
+//! when it is added and leaves it when it ends or is removed; the next row uses the slot again.
+//! Rows of both modes and of any length and options share the passes of a step, and each gets the
+//! tokens it would get alone: a pass shows a row nothing but its own positions, and of those only
+//! such that the row itself has written.
+//!
+//! A step runs every row that is being decoded once, together with all others whose pass is as
+//! wide; then prompt tokens of rows that are still to begin, at most [`PREFILL_TOKENS`] of them, so
+//! that a long prompt delays the other rows by one pass of that width and no more.
+
+use super::block::{BlockOptions, BlockRow};
+use super::cached::{KvCache, Order, Span};
+use super::engine::{Engine, Prediction};
+use super::row::{PREFILL_TOKENS, PassKind, Row, RowPass, RowText};
+use super::{Decided, DecodedSequence, ar::ArRow};
+use crate::error::{Error, Result};
+
+/// How the tokens of a row are decided.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub(crate) enum RowMode {
+    /// In diffusion blocks.
+    Block(BlockOptions),
+    /// One token after another.
+    Ar,
+}
+
+/// One prompt with its own options.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub(crate) struct Request {
+    /// Token ids; at least one.
+    #[serde(skip)]
+    pub prompt: Vec<i64>,
+    pub mode: RowMode,
+    /// Length limit of the completion in tokens; block mode counts whole blocks.
+    pub max_new_tokens: usize,
+    /// Ids that end the completion; without any it runs to its limit.
+    pub stop_ids: Vec<i64>,
+    /// Id of the mask token, which is never produced; block mode needs it.
+    pub mask_id: Option<i64>,
+}
+
+impl Request {
+    /// Positions of the cache that the row may come to need.
+    pub(crate) fn positions(&self) -> usize {
+        let (prompt, new) = (self.prompt.len(), self.max_new_tokens);
+        match &self.mode {
+            RowMode::Ar => prompt.saturating_add(new),
+            RowMode::Block(BlockOptions { block_size, .. }) => {
+                let size = (*block_size).max(1);
+                (prompt / size * size).saturating_add(new.div_ceil(size).saturating_mul(size))
+            }
+        }
+    }
+}
+
+/// Names a row for as long as its [`Continuous`] exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct RowId(pub u64);
+
+/// What a step did for a row.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Event {
+    /// Tokens that will not change any more: the next ones of the completion, each exactly once.
+    Tokens { row: RowId, ids: Vec<i64>, decided: Vec<Decided> },
+    /// The row has ended and left its slot. All of its tokens were told before.
+    Finished { row: RowId, sequence: DecodedSequence },
+}
+
+/// A row in its slot.
+struct Live {
+    id: RowId,
+    row: Box<dyn Row>,
+    /// Completion tokens that were told.
+    told: usize,
+}
+
+/// Rows in the slots of one cache. Belongs to one engine; after an error of [`Continuous::step`]
+/// its rows are of no use any more.
+pub(crate) struct Continuous {
+    slots: Vec<Option<Live>>,
+    /// Most positions of a row.
+    longest: usize,
+    cache: Option<KvCache>,
+    next_id: u64,
+}
+
+impl Continuous {
+    /// Room for `slots` rows of at most `longest` positions, prompt included. Memory is taken as
+    /// rows grow.
+    pub(crate) fn new(slots: usize, longest: usize) -> Self {
+        let slots = (0..slots.max(1)).map(|_| None).collect();
+        Continuous { slots, longest, cache: None, next_id: 0 }
+    }
+
+    /// Refuses a request that cannot be decoded.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for an empty prompt, ids outside the vocabulary, the mask token in the
+    /// prompt, block mode without a mask token or with sub-blocks that do not divide a block, and
+    /// for a request that needs more positions than a row has.
+    pub(crate) fn check(&self, engine: &Engine, request: &Request) -> Result<()> {
+        engine.check(&request.prompt, request.mask_id)?;
+        if let RowMode::Block(options) = &request.mode {
+            let (size, small) = (options.block_size, options.sub_block_size);
+            if size == 0 || small == 0 || !size.is_multiple_of(small) {
+                return Err(Error::Usage(format!(
+                    "sub-blocks of {small} tokens do not divide blocks of {size}"
+                )));
+            }
+            if request.mask_id.is_none() {
+                return Err(Error::Usage("decoding in blocks needs a mask token".into()));
+            }
+        }
+        if request.positions() > self.longest {
+            return Err(Error::Usage(format!(
+                "the prompt has {} tokens and up to {} follow, {} positions in all, but a row has {}; shorten the prompt or lower the limit of new tokens",
+                request.prompt.len(),
+                request.max_new_tokens,
+                request.positions(),
+                self.longest
+            )));
+        }
+        Ok(())
+    }
+
+    /// Puts a request into a free slot. Its first pass is run by the next steps.
+    ///
+    /// # Errors
+    /// Those of [`Continuous::check`]; [`Error::Usage`] if no slot is free.
+    pub(crate) fn add(&mut self, engine: &Engine, request: Request) -> Result<RowId> {
+        self.check(engine, &request)?;
+        let slots = self.slots.len();
+        let Some(slot) = self.slots.iter_mut().find(|slot| slot.is_none()) else {
+            return Err(Error::Usage(format!("all {slots} rows are taken; wait until one ends")));
+        };
+        let Request { prompt, mode, max_new_tokens, stop_ids, mask_id } = request;
+        let text = RowText::new(prompt, stop_ids);
+        let row: Box<dyn Row> = match (mode, mask_id) {
+            (RowMode::Block(options), Some(mask)) => {
+                Box::new(BlockRow::new(text, options, mask, max_new_tokens))
+            }
+            _ => Box::new(ArRow::new(text, max_new_tokens, mask_id)),
+        };
+        let id = RowId(self.next_id);
+        self.next_id += 1;
+        *slot = Some(Live { id, row, told: 0 });
+        Ok(id)
+    }
+
+    /// Takes a row out of its slot; no more events tell of it. Does nothing for a row that ended.
+    #[allow(dead_code, reason = "for programs whose callers go away")]
+    pub(crate) fn remove(&mut self, id: RowId) {
+        for slot in &mut self.slots {
+            if slot.as_ref().is_some_and(|live| live.id == id) {
+                *slot = None;
+            }
+        }
+    }
+
+    /// Slots without a row.
+    pub(crate) fn free_slots(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.is_none()).count()
+    }
+
+    /// Whether no row is left to decode.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slots.iter().all(Option::is_none)
+    }
+
+    /// Runs one pass of every row that is being decoded, and prompt tokens of rows that are still
+    /// to begin. Events come in the order of the slots, those of a row in their own order.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the cache does not fit into memory, [`Error::Numeric`] for logits
+    /// that are not finite.
+    pub(crate) fn step(&mut self, engine: &mut Engine) -> Result<Vec<Event>> {
+        let mut passes: Vec<(usize, RowPass)> = Vec::new();
+        let mut prefill: Vec<(RowId, usize, RowPass)> = Vec::new();
+        for (at, slot) in self.slots.iter().enumerate() {
+            let Some(live) = slot else { continue };
+            match live.row.next_pass() {
+                Some(pass) if pass.kind == PassKind::Prefill => prefill.push((live.id, at, pass)),
+                Some(pass) => passes.push((at, pass)),
+                None => {}
+            }
+        }
+        // as wide as each other: in one pass
+        while let Some((_, first)) = passes.first() {
+            let (len, order) = (first.len, first.order);
+            let (group, rest): (Vec<_>, Vec<_>) =
+                passes.into_iter().partition(|(_, pass)| pass.len == len && pass.order == order);
+            self.run(engine, &group)?;
+            passes = rest;
+        }
+        prefill.sort_by_key(|(id, _, _)| *id);
+        let mut budget = PREFILL_TOKENS;
+        for (i, (_, at, pass)) in prefill.into_iter().enumerate() {
+            if i > 0 && pass.len > budget {
+                break;
+            }
+            budget = budget.saturating_sub(pass.len);
+            self.run(engine, &[(at, pass)])?;
+        }
+        Ok(self.slots.iter_mut().flat_map(events).collect())
+    }
+
+    /// Runs rows whose passes have one width and order.
+    fn run(&mut self, engine: &mut Engine, passes: &[(usize, RowPass)]) -> Result<()> {
+        let Some((_, RowPass { len, order, .. })) = passes.first() else { return Ok(()) };
+        let (len, order): (usize, Order) = (*len, *order);
+        let (mut ids, mut spans) = (Vec::new(), Vec::new());
+        // what is judged: row of the hidden states and the token that is not predicted there
+        let mut judged: Vec<(usize, Option<i64>)> = Vec::new();
+        for (i, (at, pass)) in passes.iter().enumerate() {
+            let Some(Some(live)) = self.slots.get(*at) else { continue };
+            ids.extend(live.row.text().ids.iter().skip(pass.start).take(len));
+            spans.push(Span { row: *at, start: pass.start, visible: pass.visible });
+            let never = live.row.never();
+            judged.extend(pass.judged.iter().map(|offset| (i * len + offset, never)));
+        }
+        let (slots, longest) = (self.slots.len(), self.longest);
+        let cache = self.cache.get_or_insert_with(|| engine.new_cache(slots, longest));
+        let hidden = engine.pass(&ids, &spans, order, cache)?;
+        let mut predictions = vec![Prediction::default(); judged.len()];
+        let mut open: Vec<usize> = (0..judged.len()).collect();
+        while let Some(&first) = open.first() {
+            let never = judged[first].1;
+            let (own, rest): (Vec<usize>, Vec<usize>) =
+                open.into_iter().partition(|&i| judged[i].1 == never);
+            let at: Vec<usize> = own.iter().map(|&i| judged[i].0).collect();
+            for (i, prediction) in own.into_iter().zip(engine.predict(&hidden, &at, never)?) {
+                predictions[i] = prediction;
+            }
+            open = rest;
+        }
+        let mut predictions = predictions.as_slice();
+        for (at, pass) in passes {
+            let (own, rest) = predictions.split_at(pass.judged.len().min(predictions.len()));
+            predictions = rest;
+            if let Some(Some(live)) = self.slots.get_mut(*at) {
+                live.row.take(pass, own);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What there is to tell of a slot. A row that has ended leaves it.
+fn events(slot: &mut Option<Live>) -> Vec<Event> {
+    let mut events = Vec::new();
+    let Some(mut live) = slot.take() else { return events };
+    let id = live.id;
+    let mut tell = |ids: &[i64], decided: &[Decided], told: usize, until: usize| {
+        if told < until {
+            events.push(Event::Tokens {
+                row: id,
+                ids: ids[told..until].to_vec(),
+                decided: decided[told..until].to_vec(),
+            });
+        }
+    };
+    if live.row.next_pass().is_none() {
+        let sequence = live.row.finish();
+        let until = sequence.generated().len();
+        tell(sequence.generated(), &sequence.decided, live.told, until);
+        events.push(Event::Finished { row: id, sequence });
+        return events;
+    }
+    let settled = live.row.settled();
+    let text = live.row.text();
+    tell(text.generated(), &text.decided, live.told, settled);
+    live.told = settled;
+    *slot = Some(live);
+    events
+}

@@ -1,0 +1,122 @@
+//! One prompt while it is decoded: what it needs of the next forward pass and what it makes of the
+//! predictions. `block.rs` and `ar.rs` are the two kinds; `continuous.rs` runs rows of both.
+
+use super::cached::Order;
+use super::engine::Prediction;
+use super::{Decided, DecodedSequence, Passes};
+
+/// Most prompt tokens of one prefill pass, unless a block is longer: bounds the memory of its
+/// attention scores, and how long other rows wait for it.
+pub(super) const PREFILL_TOKENS: usize = 512;
+
+/// What a pass is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PassKind {
+    /// Over prompt tokens.
+    Prefill,
+    /// Over a block that is being decoded, or over one token in autoregressive mode.
+    Block,
+    /// Over a sub-block, with the keys and values of the rest of its block as they are cached.
+    Small,
+    /// Over a finished block.
+    Commit,
+}
+
+/// The tokens of one row in a forward pass. The logits at an offset predict the token behind it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct RowPass {
+    pub kind: PassKind,
+    /// Position of the first token of the pass in the row.
+    pub start: usize,
+    /// Tokens of the pass.
+    pub len: usize,
+    /// They see positions below this, as far as `order` permits.
+    pub visible: usize,
+    pub order: Order,
+    /// Offsets in the pass whose logits are wanted.
+    pub judged: Vec<usize>,
+}
+
+impl RowPass {
+    /// The pass over prompt tokens from `start` on, at most to `end`, in blocks of `block` tokens
+    /// (1: causal). The token behind `end` is predicted if `predicts` says so.
+    pub(super) fn prefill(start: usize, end: usize, block: usize, predicts: bool) -> Self {
+        let len = (end - start).min(PREFILL_TOKENS.next_multiple_of(block));
+        let judged = match predicts && start + len == end {
+            true => vec![len - 1],
+            false => Vec::new(),
+        };
+        let (visible, order) = (start + len, Order::Blocks(block));
+        RowPass { kind: PassKind::Prefill, start, len, visible, order, judged }
+    }
+}
+
+/// Tokens of a row and how they came about.
+pub(super) struct RowText {
+    /// Prompt and completion; the mask token where nothing is decided yet.
+    pub ids: Vec<i64>,
+    /// Number of prompt tokens.
+    pub prompt: usize,
+    /// For each token behind the prompt, how it was decided.
+    pub decided: Vec<Decided>,
+    pub passes: Passes,
+    pub stop_ids: Vec<i64>,
+}
+
+impl RowText {
+    pub(super) fn new(prompt: Vec<i64>, stop_ids: Vec<i64>) -> Self {
+        let passes = Passes::default();
+        RowText { prompt: prompt.len(), ids: prompt, decided: Vec::new(), passes, stop_ids }
+    }
+
+    pub(super) fn generated(&self) -> &[i64] {
+        self.ids.get(self.prompt..).unwrap_or_default()
+    }
+
+    pub(super) fn stops(&self, id: i64) -> bool {
+        self.stop_ids.contains(&id)
+    }
+
+    /// Decides the token at `position`, which is one that exists or the one behind the last.
+    pub(super) fn set(&mut self, position: usize, prediction: Prediction) {
+        let decided = prediction.in_pass(self.passes);
+        let at = position.saturating_sub(self.prompt);
+        match (self.ids.get_mut(position), self.decided.get_mut(at)) {
+            (Some(id), Some(how)) => {
+                *id = prediction.token;
+                *how = decided;
+            }
+            _ => {
+                self.ids.push(prediction.token);
+                self.decided.push(decided);
+            }
+        }
+    }
+
+    /// The sequence, cut after the first stop token of the completion.
+    pub(super) fn finish(self) -> DecodedSequence {
+        let RowText { ids, prompt, decided, passes, stop_ids } = self;
+        DecodedSequence { ids, prompt, decided, stopped: false, passes }.cut(&stop_ids)
+    }
+}
+
+/// A prompt that is being completed.
+pub(super) trait Row: Send {
+    fn text(&self) -> &RowText;
+
+    /// A token that is never predicted.
+    fn never(&self) -> Option<i64>;
+
+    /// The pass that the row needs next; `None` if it is finished.
+    fn next_pass(&self) -> Option<RowPass>;
+
+    /// Takes what `pass`, the last answer of [`Row::next_pass`], predicted at its judged offsets.
+    fn take(&mut self, pass: &RowPass, predictions: &[Prediction]);
+
+    /// Completion tokens from the first on that will not change any more. Some of them may lie
+    /// behind the end at which the completion is cut.
+    fn settled(&self) -> usize;
+
+    /// The finished row as a sequence.
+    fn finish(self: Box<Self>) -> DecodedSequence;
+}

@@ -1,0 +1,211 @@
+//! Rows that come and go at random: each gets exactly what it gets alone.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use dlm_datasets::rng;
+use dlm_test_support::fixtures;
+
+use crate::compute::{ComputeDtype, ComputePlan, device};
+use crate::decode::continuous::{Continuous, RowId};
+use crate::decode::{
+    BlockOptions, Decided, DecodedSequence, Engine, Event, Request, RowMode, decode_list,
+};
+use crate::io::load_model::{LoadOptions, LoadedModel, load_model};
+
+const MASK: i64 = 319;
+
+fn engine_on(dir: &Path, compute: ComputePlan) -> Engine {
+    let LoadedModel { decoder, weights } =
+        load_model(dir, LoadOptions::default(), &compute.device.device).unwrap();
+    Engine::new(decoder, weights, compute).unwrap()
+}
+
+fn engine(model: &str) -> Engine {
+    engine_on(&fixtures().join(model), ComputePlan::new(device::cpu(), None))
+}
+
+/// Random numbers: one function of seed and count.
+struct Random {
+    key: u64,
+    drawn: u64,
+}
+
+impl Random {
+    fn new(seed: u64) -> Self {
+        Random { key: rng::key(&[seed]), drawn: 0 }
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        self.drawn += 1;
+        (rng::uniform(self.key, self.drawn) * n as f64) as usize
+    }
+
+    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len())]
+    }
+
+    /// A request of any mode, mostly with a short prompt, sometimes with one of several chunks.
+    fn request(&mut self, most_new: usize) -> Request {
+        let len = match self.below(6) {
+            0 => 1 + self.below(1100),
+            1 => 32 * (1 + self.below(3)),
+            _ => 1 + self.below(90),
+        };
+        let prompt = (0..len).map(|_| self.below(300) as i64).collect();
+        let mode = match self.below(3) {
+            0 => RowMode::Ar,
+            _ => {
+                let (block_size, sub_block_size) =
+                    self.of(&[(32, 8), (32, 8), (32, 32), (16, 8), (8, 8), (12, 4), (1, 1)]);
+                RowMode::Block(BlockOptions {
+                    block_size,
+                    sub_block_size,
+                    threshold: self.of(&[0.3, 0.5, 0.9, 1.0]),
+                    sub_block_cache: self.below(2) == 0,
+                })
+            }
+        };
+        let stop_ids = (0..self.of(&[0, 0, 2, 12])).map(|_| self.below(320) as i64);
+        let stop_ids: Vec<i64> = stop_ids.filter(|id| *id != MASK).collect();
+        // `None` and another id than the mask token's lead to several predictions in one pass
+        let mask_id = match &mode {
+            RowMode::Ar => self.of(&[None, Some(MASK)]),
+            RowMode::Block(_) => Some(MASK),
+        };
+        Request { prompt, mode, max_new_tokens: self.below(most_new), stop_ids, mask_id }
+    }
+}
+
+fn alone(engine: &mut Engine, request: &Request) -> DecodedSequence {
+    let mut found = None;
+    decode_list(engine, 1, vec![request.clone()], |told| {
+        if let Event::Finished { sequence, .. } = told.event {
+            found = Some(sequence);
+        }
+        Ok(true)
+    })
+    .unwrap();
+    found.unwrap()
+}
+
+/// What was told of a row so far.
+#[derive(Default)]
+struct Told {
+    ids: Vec<i64>,
+    decided: Vec<Decided>,
+    sequence: Option<DecodedSequence>,
+    is_removed: bool,
+}
+
+/// Whether two completions have the same tokens from the same passes, and probabilities that
+/// differ by no more than `tolerance`.
+fn is_same(one: &DecodedSequence, other: &DecodedSequence, tolerance: f32) -> bool {
+    let near = |(one, other): (&Decided, &Decided)| {
+        one.pass == other.pass && (one.probability - other.probability).abs() <= tolerance
+    };
+    one.decided.iter().zip(&other.decided).all(near)
+        && DecodedSequence { decided: other.decided.clone(), ..one.clone() } == *other
+}
+
+/// Adds, removes and steps at random until `count` requests have come and gone; every row must
+/// have been told what it is told alone.
+fn come_and_go(
+    engine: &mut Engine,
+    (seed, tolerance): (u64, f32),
+    slots: usize,
+    count: usize,
+    most_new: usize,
+) {
+    let mut random = Random::new(seed);
+    let mut rows = Continuous::new(slots, 1300);
+    let mut asked: Vec<(RowId, Request)> = Vec::new();
+    let mut told: HashMap<RowId, Told> = HashMap::new();
+    while asked.len() < count || !rows.is_empty() {
+        while rows.free_slots() > 0 && asked.len() < count && random.below(2) == 0 {
+            let request = random.request(most_new);
+            let id = rows.add(engine, request.clone()).unwrap();
+            told.insert(id, Told::default());
+            asked.push((id, request));
+        }
+        if random.below(40) == 0 && !asked.is_empty() {
+            let id = asked[random.below(asked.len())].0;
+            rows.remove(id);
+            let told = told.get_mut(&id).unwrap();
+            told.is_removed = told.sequence.is_none();
+        }
+        for event in rows.step(engine).unwrap() {
+            let (Event::Tokens { row, .. } | Event::Finished { row, .. }) = &event;
+            let told = told.get_mut(row).unwrap();
+            assert!(!told.is_removed && told.sequence.is_none(), "{row:?} was told of too late");
+            match event {
+                Event::Tokens { ids, decided, .. } => {
+                    assert!(!ids.is_empty() && ids.len() == decided.len());
+                    told.ids.extend(ids);
+                    told.decided.extend(decided);
+                }
+                Event::Finished { sequence, .. } => told.sequence = Some(sequence),
+            }
+        }
+    }
+    let mut removed = 0;
+    for (id, request) in &asked {
+        let told = &told[id];
+        let alone = alone(engine, request);
+        let case = || format!("seed {seed}, {id:?}: {:?}, {request:?}", request.prompt.len());
+        if told.is_removed {
+            removed += 1;
+            assert!(alone.generated().starts_with(&told.ids), "{}", case());
+            continue;
+        }
+        let sequence = told.sequence.as_ref().unwrap();
+        assert_eq!(told.ids, sequence.generated(), "{}", case());
+        assert_eq!(told.decided, sequence.decided, "{}", case());
+        assert!(is_same(sequence, &alone, tolerance), "{}: {sequence:?}, {alone:?}", case());
+    }
+    assert!(removed < count / 2, "{removed} of {count} rows were removed");
+}
+
+/// Both modes, several block sizes, prompts of one to several chunks, caches that grow, slots that
+/// are used again, rows that are removed in the middle: tokens, probabilities and passes are those
+/// of each row alone.
+#[test]
+fn rows_that_come_and_go_get_what_they_get_alone() {
+    for (model, seed) in [("qwen2_peaky", 1), ("llama_tiny", 2), ("bitnet_tiny", 3)] {
+        come_and_go(&mut engine(model), (seed, 0.0), 3, 24, 70);
+    }
+    come_and_go(&mut engine("qwen3_tiny"), (4, 0.0), 6, 24, 40);
+    // a masked product is as wide as the longest row, which changes the order of its sums
+    let mut masked = engine("qwen2_peaky").without_tiles().unwrap();
+    come_and_go(&mut masked, (5, 1e-4), 3, 16, 50);
+}
+
+/// With blocks of one token the token behind each block is known when the block begins, so that
+/// decoding is autoregressive.
+#[test]
+fn blocks_of_one_token_are_autoregressive() {
+    let mut engine = engine("qwen2_peaky");
+    let ar = Request {
+        prompt: vec![5, 6, 7, 8, 9],
+        mode: RowMode::Ar,
+        max_new_tokens: 30,
+        stop_ids: Vec::new(),
+        mask_id: Some(MASK),
+    };
+    let one =
+        BlockOptions { block_size: 1, sub_block_size: 1, threshold: 0.9, sub_block_cache: false };
+    let block = Request { mode: RowMode::Block(one), max_new_tokens: 29, ..ar.clone() };
+    assert_eq!(alone(&mut engine, &block).ids, alone(&mut engine, &ar).ids);
+}
+
+/// The same on the native engine, on a card or on the stand-in driver: `tests/cuda/run --exec` in
+/// front of the test.
+#[test]
+fn rows_that_come_and_go_on_the_native_engine() {
+    let compute = match device::choose("cuda") {
+        Ok(device) => ComputePlan::new(device, Some(ComputeDtype::Fp32)).on_native_engine(),
+        Err(error) => return dlm_test_support::skip(&format!("native engine: {error}")),
+    };
+    let mut engine = engine_on(&fixtures().join("qwen2_peaky"), compute);
+    come_and_go(&mut engine, (6, 1e-4), 3, 6, 20);
+}
