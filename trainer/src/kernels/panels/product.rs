@@ -24,13 +24,17 @@ trait Groups<S: Vectors> {
 impl<S: Vectors> Group<S> for &[Floats; 2 * PANEL] {
     #[inline(always)]
     fn weights(self, s: S, input: usize) -> (S::V, S::V) {
-        (s.load(&self[2 * input].0), s.load(&self[2 * input + 1].0))
+        let [low, high] = [&self[2 * input], &self[2 * input + 1]];
+        s.fetch_ahead(low);
+        s.fetch_ahead(high);
+        (s.load(&low.0), s.load(&high.0))
     }
 }
 
 impl<S: Vectors> Group<S> for &[Words; PANEL] {
     #[inline(always)]
     fn weights(self, s: S, input: usize) -> (S::V, S::V) {
+        s.fetch_ahead(&self[input]);
         s.bf16(&self[input].0)
     }
 }
@@ -39,6 +43,9 @@ impl<S: Vectors> Group<S> for &[Words; PANEL] {
 impl<S: Vectors> Group<S> for (&[Bytes; PANEL / 2], S::V, S::V) {
     #[inline(always)]
     fn weights(self, s: S, input: usize) -> (S::V, S::V) {
+        if input.is_multiple_of(2) {
+            s.fetch_ahead(&self.0[input / 2]);
+        }
         let [low, high] = &self.0[input / 2].0[input % 2];
         (s.mul(s.int8(low), self.1), s.mul(s.int8(high), self.2))
     }

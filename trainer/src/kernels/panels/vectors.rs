@@ -8,6 +8,10 @@
 /// Values in a vector.
 pub(super) const LANES: usize = 16;
 
+/// Bytes between a line that is read and the one that is asked for meanwhile: more than a page
+/// holds what the processor itself asks for, but not beyond the page.
+const AHEAD: usize = 4096;
+
 /// Operations on [`LANES`] fp32 values.
 pub(super) trait Vectors: Copy {
     /// Sixteen values.
@@ -24,6 +28,9 @@ pub(super) trait Vectors: Copy {
     /// `sum + a · b`, rounded once where the machine can.
     fn add_product(self, sum: Self::V, a: Self::V, b: Self::V) -> Self::V;
     fn store(self, values: Self::V, out: &mut [f32; LANES]);
+    /// Asks for the cache line that lies [`AHEAD`] bytes behind `line`, whether or not there is
+    /// memory: what a product reads next.
+    fn fetch_ahead<T>(self, line: &T);
 }
 
 /// Every machine.
@@ -70,6 +77,9 @@ impl Vectors for Plain {
     fn store(self, values: Self::V, out: &mut [f32; LANES]) {
         *out = values;
     }
+
+    #[inline(always)]
+    fn fetch_ahead<T>(self, _: &T) {}
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -79,7 +89,15 @@ pub(super) use x86::{Avx2, Avx512};
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{LANES, Vectors};
+    use super::{AHEAD, LANES, Vectors};
+
+    #[inline(always)]
+    fn fetch_ahead<T>(line: &T) {
+        // An address that is only asked for may be outside of any buffer.
+        let ahead = std::ptr::from_ref(line).cast::<i8>().wrapping_add(AHEAD);
+        // SAFETY: SSE, which every x86-64 has; the instruction does not fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead) };
+    }
 
     /// A machine with AVX-512 (F, VL, DQ, BW).
     #[derive(Clone, Copy)]
@@ -147,6 +165,11 @@ mod x86 {
         fn store(self, values: __m512, out: &mut [f32; LANES]) {
             // SAFETY: as in `load`.
             unsafe { _mm512_storeu_ps(out.as_mut_ptr(), values) }
+        }
+
+        #[inline(always)]
+        fn fetch_ahead<T>(self, line: &T) {
+            fetch_ahead(line);
         }
     }
 
@@ -223,6 +246,11 @@ mod x86 {
                 _mm256_storeu_ps(low.as_mut_ptr(), values.0);
                 _mm256_storeu_ps(high.as_mut_ptr(), values.1);
             }
+        }
+
+        #[inline(always)]
+        fn fetch_ahead<T>(self, line: &T) {
+            fetch_ahead(line);
         }
     }
 }
