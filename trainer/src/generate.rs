@@ -10,20 +10,14 @@ use std::sync::Arc;
 use crate::compute::{ComputeDtype, ComputePlan, EngineChoice, WeightFormat, device};
 use crate::decode::folder::ModelFolder;
 use crate::decode::prompt::PromptCodec;
-use crate::decode::{BlockOptions, Engine, Event, Request, RowMode, Told, decode_list};
+use crate::decode::{Engine, Event, Request, Sampling, StopStrings, Told, decode_list};
 use crate::error::{Error, Result};
 use crate::io::load_model;
 
+pub use crate::decode::FinishReason;
 pub use crate::decode::completion::Completion;
 pub use crate::decode::generate_options::{DecodeMode, GenerateOptions};
 pub use crate::decode::prompt::Prompt;
-
-/// Tokens per block where the model folder does not say.
-const BLOCK_SIZE: usize = 32;
-/// Longest block: a pass over it attends from each of its tokens to each.
-const MOST_BLOCK_SIZE: usize = 1 << 16;
-/// Tokens per sub-block, where that divides the block.
-const SUB_BLOCK_SIZE: usize = 8;
 
 /// Where a model is loaded to.
 ///
@@ -114,8 +108,9 @@ impl Model {
     /// # Errors
     /// [`Error::Usage`] for options and prompts that cannot be used: text without a tokenizer or
     /// chat template, no tokens at all, ids outside the vocabulary, the mask token inside a prompt,
-    /// block mode for a model without a mask token. [`Error::Numeric`] for non-finite logits,
-    /// [`Error::Device`] where keys and values do not fit into memory.
+    /// block mode for a model without a mask token, stop strings without a tokenizer.
+    /// [`Error::Numeric`] for non-finite logits, [`Error::Device`] where keys and values do not fit
+    /// into memory.
     pub fn generate(
         &mut self,
         prompts: &[Prompt],
@@ -123,35 +118,45 @@ impl Model {
     ) -> Result<Vec<Completion>> {
         let prompts = self.files.encode(prompts, options)?;
         let mut completions: Vec<Option<Completion>> = prompts.iter().map(|_| None).collect();
-        self.generate_each(prompts, options, |at, completion| {
-            completions[at] = Some(completion);
+        self.generate_each(prompts, options, |at, progress| {
+            if let Progress::Done(completion) = progress {
+                completions[at] = Some(*completion);
+            }
             Ok(true)
         })?;
         Ok(completions.into_iter().flatten().collect())
     }
 
-    /// Completes prompts given as ids, and hands over each completion as soon as it is there, with
-    /// the place of its prompt. Stops early where `take` returns false.
+    /// Completes prompts given as ids, and hands over tokens and completions as soon as they are
+    /// there, with the place of the prompt. Stops early where `take` returns false.
     pub(crate) fn generate_each(
         &mut self,
         prompts: Vec<Vec<i64>>,
         options: &GenerateOptions,
-        mut take: impl FnMut(usize, Completion) -> Result<bool>,
+        mut take: impl FnMut(usize, Progress) -> Result<bool>,
     ) -> Result<()> {
         let request = self.files.request(options)?;
-        let requests =
-            prompts.into_iter().map(|prompt| Request { prompt, ..request.clone() }).collect();
+        let sampling = |at: usize| {
+            request.sampling.map(|how| Sampling { seed: how.seed.wrapping_add(at as u64), ..how })
+        };
+        let of_prompt = |(at, prompt): (usize, Vec<i64>)| Request {
+            prompt,
+            sampling: sampling(at),
+            ..request.clone()
+        };
+        let requests = prompts.into_iter().enumerate().map(of_prompt).collect();
         let files = &self.files;
         decode_list(&mut self.engine, options.batch_size, requests, |told| {
-            let Told { at, seconds, event: Event::Finished { sequence, .. } } = told else {
-                return Ok(true);
-            };
-            let ids = sequence.generated().to_vec();
-            let mut prompt_ids = sequence.ids;
-            prompt_ids.truncate(sequence.prompt);
-            let text = files.text_of(&ids)?;
-            let (decided, stopped, passes) = (sequence.decided, sequence.stopped, sequence.passes);
-            take(at, Completion { prompt_ids, ids, decided, text, stopped, passes, seconds })
+            let Told { at, seconds, event } = told;
+            match event {
+                Event::Tokens { ids, .. } => take(at, Progress::Tokens(ids)),
+                Event::Finished { sequence, .. } => {
+                    let text = files.text_of(sequence.generated())?;
+                    let seed = sampling(at).map(|how| how.seed);
+                    let completion = Completion::new(sequence, text, seed, seconds);
+                    take(at, Progress::Done(Box::new(completion)))
+                }
+            }
         })
     }
 
@@ -163,6 +168,14 @@ impl Model {
     pub fn warnings(&self, prompts: &[Prompt], options: &GenerateOptions) -> Result<Vec<String>> {
         Ok(self.files.warnings(&self.files.encode(prompts, options)?, options))
     }
+}
+
+/// What becomes of a prompt.
+pub(crate) enum Progress {
+    /// The next tokens of its completion; they do not change any more.
+    Tokens(Vec<i64>),
+    /// The whole completion.
+    Done(Box<Completion>),
 }
 
 /// The small files of a model folder: enough to check a call before the weights are read.
@@ -240,62 +253,31 @@ impl ModelFiles {
                 "a batch of 0 prompts (--batch-size): expected 1 or more".into(),
             ));
         }
-        let max_new_tokens = options.max_new_tokens;
-        let mask_id = options.mask_token_id.or(self.folder.mask_id);
-        let stop_ids =
-            options.stop_token_ids.clone().unwrap_or_else(|| self.folder.stop_ids.clone());
-        let rows = self.folder.config.vocab_size;
-        let outside = |id: &&i64| !usize::try_from(**id).is_ok_and(|id| id < rows);
-        let named = mask_id.iter().map(|id| ("mask", id));
-        let named = named.chain(stop_ids.iter().map(|id| ("stop", id)));
-        if let Some((kind, id)) = named.into_iter().find(|(_, id)| outside(id)) {
-            return Err(Error::Usage(format!(
-                "the {kind} token id is {id}, but {} has {rows} token ids (0 to {}); give another one (--{kind}-token-id)",
-                self.name,
-                rows - 1
-            )));
+        let mut request = self.folder.request(&self.name, options)?;
+        if options.stop.iter().any(String::is_empty) {
+            return Err(Error::Usage("an empty stop string (--stop): expected text".into()));
         }
-        if options.mode == DecodeMode::Ar {
-            let (prompt, mode) = (Vec::new(), RowMode::Ar);
-            return Ok(Request { prompt, mode, max_new_tokens, stop_ids, mask_id });
+        if !options.stop.is_empty() {
+            let codec = self.codec()?;
+            let mut strings = Vec::new();
+            for text in &options.stop {
+                match codec.control_token(text) {
+                    Some(id) => request.stop_ids.push(id),
+                    None => strings.push(text.clone()),
+                }
+            }
+            request.stop = Some(StopStrings { codec: codec.clone(), strings });
         }
-        if mask_id.is_none() {
-            return Err(Error::Usage(format!(
-                "{} names no mask token (mask_token_id in dlm_config.json or config.json), so that it was not converted; use autoregressive mode (--mode ar), or give the id (--mask-token-id)",
-                self.name
-            )));
-        }
-        if !(0.0..=1.0).contains(&options.threshold) {
-            return Err(Error::Usage(format!(
-                "threshold {}: expected a probability, 0 to 1",
-                options.threshold
-            )));
-        }
-        let block_size = self.block_size(options);
-        if !(1..=MOST_BLOCK_SIZE).contains(&block_size) {
-            return Err(Error::Usage(format!(
-                "blocks of {block_size} tokens (--block-size): expected 1 to {MOST_BLOCK_SIZE}"
-            )));
-        }
-        let mode = RowMode::Block(BlockOptions {
-            block_size,
-            sub_block_size: self.sub_block_size(options),
-            threshold: options.threshold,
-            sub_block_cache: options.sub_block_cache,
-        });
-        Ok(Request { prompt: Vec::new(), mode, max_new_tokens, stop_ids, mask_id })
+        Ok(request)
     }
 
     pub(crate) fn block_size(&self, options: &GenerateOptions) -> usize {
-        options.block_size.or(self.folder.block_size).unwrap_or(BLOCK_SIZE)
+        self.folder.block_size_of(options)
     }
 
     /// Tokens per sub-block in block mode.
     pub(crate) fn sub_block_size(&self, options: &GenerateOptions) -> usize {
-        let block_size = self.block_size(options);
-        let usual =
-            if block_size.is_multiple_of(SUB_BLOCK_SIZE) { SUB_BLOCK_SIZE } else { block_size };
-        options.sub_block_size.unwrap_or(usual)
+        self.folder.sub_block_size_of(options)
     }
 
     /// See [`Model::warnings`]; the prompts are encoded.
@@ -335,6 +317,7 @@ impl ModelFiles {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decode::RowMode;
 
     const SHAPES: &str = include_str!("../../configs/model/sample.json");
 

@@ -47,7 +47,9 @@ pub use diffusion::Layout;
 pub use dlm_datasets::Split;
 pub use dlm_prep::Message;
 pub use error::{Error, Result};
-pub use generate::{Completion, DecodeMode, GenerateOptions, Model, ModelOptions, Prompt};
+pub use generate::{
+    Completion, DecodeMode, FinishReason, GenerateOptions, Model, ModelOptions, Prompt,
+};
 pub use parity::{ParityOptions, ParityReport, ToleranceOptions, Tolerances};
 pub use validate::{DatasetOptions, DatasetReport, Reference, ValidationReport, validate};
 

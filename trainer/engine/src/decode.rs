@@ -82,50 +82,97 @@ impl Engine {
     /// # Errors
     /// [`Error::Unsupported`] for tokens that the last pass did not have, or what the driver says.
     pub fn predict(&mut self, at: &[i32], never: Option<i32>) -> Result<Vec<(i32, f32)>> {
+        let (n, picked) = (at.len(), self.pick_states(at)?);
+        let m = &self.model;
+        for first in (0..n).step_by(picked.chunk) {
+            let rows = picked.chunk.min(n - first);
+            m.fp32_logits(picked.states(first), picked.logits, rows)?;
+            launch!(
+                m.program,
+                "best_token",
+                m.grids.best_token(rows),
+                picked.logits,
+                never.unwrap_or(-1),
+                picked.best + 4 * first as u64,
+                picked.best + 4 * (n + first) as u64
+            )?;
+        }
+        let mut found = vec![0i32; 2 * n];
+        if n > 0 {
+            m.device.download(picked.best, &mut found)?;
+        }
+        let (tokens, probabilities) = found.split_at(n);
+        let number = |bits: &i32| f32::from_bits(*bits as u32);
+        Ok(tokens.iter().copied().zip(probabilities.iter().map(number)).collect())
+    }
+
+    /// Logits in fp32 after each of the tokens `at` of the last pass, on the host:
+    /// `[at.len(), vocab_size]`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for tokens that the last pass did not have, or what the driver says.
+    pub fn cached_logits(&mut self, at: &[i32]) -> Result<Vec<f32>> {
+        let (n, picked) = (at.len(), self.pick_states(at)?);
+        let m = &self.model;
+        let (vocab, stride) = (m.shape.vocab_size, m.shape.padded_vocab());
+        let mut all = Vec::with_capacity(n * vocab);
+        for first in (0..n).step_by(picked.chunk) {
+            let rows = picked.chunk.min(n - first);
+            m.fp32_logits(picked.states(first), picked.logits, rows)?;
+            let mut part = vec![0f32; rows * stride];
+            m.device.download(picked.logits, &mut part)?;
+            all.extend(part.chunks(stride).flat_map(|row| row.iter().copied().take(vocab)));
+        }
+        Ok(all)
+    }
+
+    /// Hidden states after the tokens `at` of the last pass, behind the final norm, with room for
+    /// what is computed from them.
+    fn pick_states(&mut self, at: &[i32]) -> Result<Picked> {
         let Some((hidden, tokens)) = self.hidden else {
             return Err(Error::Unsupported("a prediction without a pass".into()));
         };
         if at.iter().any(|at| *at < 0 || *at as usize >= tokens) {
             return Err(Error::Unsupported("a prediction outside the last pass".into()));
         }
-        if at.is_empty() {
-            return Ok(Vec::new());
-        }
         let m = &self.model;
         m.device.enter()?;
         let (n, e, stride) = (at.len(), m.shape.hidden_size, m.shape.padded_vocab());
         // rows at a time, so that the logits of many predictions need little memory
-        let chunk = (m.options.logits_bytes / (4 * stride)).clamp(1, n);
+        let chunk = (m.options.logits_bytes / (4 * stride)).clamp(1, n.max(1));
         let row = e * m.element();
         let bytes = 2 * (n * row).next_multiple_of(256) + 12 * n + 1024 + 4 * chunk * stride;
         let start = self.predictions.room(&m.device, bytes, "predictions")?;
         let mut c = Cursor::new(start);
         let (indices, rstd) = (c.fp32(n, 1), c.fp32(n, 1));
-        // tokens, then probabilities
         let best = c.take(8 * n);
-        let (picked, normed) = (c.take(n * row), c.take(n * row));
+        let (gathered, normed) = (c.take(n * row), c.take(n * row));
         let logits = c.fp32(chunk, stride);
-        m.device.upload(indices, at)?;
-        launch!(m.program, "gather_rows", m.grids.vectors(n * e), hidden, indices, picked, n)?;
-        m.norm(picked, m.layout.final_norm, normed, rstd, n)?;
-        for first in (0..n).step_by(chunk) {
-            let rows = chunk.min(n - first);
-            let states = normed + (first * row) as u64;
-            m.fp32_logits(states, logits, rows)?;
-            launch!(
-                m.program,
-                "best_token",
-                m.grids.best_token(rows),
-                logits,
-                never.unwrap_or(-1),
-                best + 4 * first as u64,
-                best + 4 * (n + first) as u64
-            )?;
+        if n > 0 {
+            m.device.upload(indices, at)?;
+            let grid = m.grids.vectors(n * e);
+            launch!(m.program, "gather_rows", grid, hidden, indices, gathered, n)?;
+            m.norm(gathered, m.layout.final_norm, normed, rstd, n)?;
         }
-        let mut found = vec![0i32; 2 * n];
-        m.device.download(best, &mut found)?;
-        let (tokens, probabilities) = found.split_at(n);
-        let number = |bits: &i32| f32::from_bits(*bits as u32);
-        Ok(tokens.iter().copied().zip(probabilities.iter().map(number)).collect())
+        Ok(Picked { normed, row, best, logits, chunk })
+    }
+}
+
+/// Addresses of what is computed from the states of chosen tokens.
+struct Picked {
+    /// Normalised states, `row` bytes each.
+    normed: u64,
+    row: usize,
+    /// Tokens, then probabilities.
+    best: u64,
+    /// Logits of `chunk` states at a time, fp32.
+    logits: u64,
+    chunk: usize,
+}
+
+impl Picked {
+    /// The states from the one at `first` on.
+    fn states(&self, first: usize) -> u64 {
+        self.normed + (first * self.row) as u64
     }
 }

@@ -3,20 +3,18 @@
 //! In: a model and prompts (text, conversations or ids). Out, on stdout: the text, or with `--json`
 //! one object per prompt; on stderr: forward passes, tokens per forward pass and tokens per second.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{ArgGroup, Args};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-use super::passes;
+use super::printer::{Form, Printer};
 use crate::compute::{ComputeDtype, EngineChoice, WeightFormat};
-use crate::decode::prompt::{self, PromptCodec};
+use crate::decode::prompt;
 use crate::error::{Error, Result};
-use crate::generate::{Completion, DecodeMode, GenerateOptions, ModelFiles, ModelOptions, Prompt};
-use crate::report::console::{self, Reader};
+use crate::generate::{DecodeMode, GenerateOptions, ModelFiles, ModelOptions, Prompt};
+use crate::report::console;
 
 /// Arguments of `dlm-train generate` as typed.
 #[derive(Args, Debug)]
@@ -71,6 +69,22 @@ pub(super) struct GenerateArgs {
     /// folder's].
     #[arg(long, value_name = "ID|none")]
     pub stop_token_id: Vec<String>,
+    /// Text that ends a completion, which is cut before it; may be given more than once.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub stop: Vec<String>,
+    /// Draw tokens from the distribution of the logits divided by this; 0 takes the most likely
+    /// ones [default: 0].
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    pub temperature: Option<f64>,
+    /// Draw from the most likely tokens that have this probability together [default: 1].
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub top_p: Option<f64>,
+    /// Draw from this many most likely tokens; 0: from all [default: 0].
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Seed of the first prompt's random numbers; the next prompt has the next seed [default: 0].
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
     /// Dtype of activations and matrix products [default: bf16 on CUDA, fp32 elsewhere].
     #[arg(long, value_enum)]
     pub dtype: Option<ComputeDtype>,
@@ -86,18 +100,13 @@ pub(super) struct GenerateArgs {
     /// Print one JSON object per prompt.
     #[arg(long)]
     pub json: bool,
+    /// Print text as soon as it is final [default: on a terminal, for one prompt].
+    #[arg(long, conflicts_with_all = ["json", "show_passes"])]
+    pub stream: bool,
     /// Print the text after each forward pass before the text itself: what the pass decided in
     /// brackets, and a ░ for each hidden position of a begun block.
     #[arg(long, conflicts_with = "json")]
     pub show_passes: bool,
-}
-
-/// Sums over all completions.
-#[derive(Default)]
-struct Totals {
-    tokens: usize,
-    passes: usize,
-    seconds: f64,
 }
 
 /// Completes and prints. The call is checked before the weights are read.
@@ -106,7 +115,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<bool> {
     let options = options(args)?;
     let files = ModelFiles::open(&args.model)?;
     let prompts = files.encode(&prompts, &options)?;
-    files.request(&options)?;
+    let stops = files.request(&options)?.stop.map(|stop| stop.strings).unwrap_or_default();
     let codec = files.codec().ok().cloned();
     let block_size = match options.mode {
         DecodeMode::Block => files.block_size(&options),
@@ -132,33 +141,21 @@ pub(super) fn run(args: &GenerateArgs) -> Result<bool> {
         started.elapsed().as_secs_f64()
     ));
     let count = prompts.len();
-    let mut totals = Totals::default();
-    let mut printed = 0;
-    // those that are there before their turn
-    let mut early: BTreeMap<usize, Completion> = BTreeMap::new();
+    let form = match (args.json, args.show_passes, args.stream) {
+        (true, ..) => Form::Json,
+        (_, true, _) => Form::Passes { block_size },
+        (.., true) => Form::Stream,
+        _ if count == 1 && console::is_terminal() => Form::Stream,
+        _ => Form::Whole,
+    };
+    let mut printer = Printer::new(form, options.mode, codec, stops, console::text::<String>);
     let started = Instant::now();
-    let mut is_read = true;
-    model.generate_each(prompts, &options, |at, completion| {
-        early.insert(at, completion);
-        while let Some(completion) = early.remove(&printed) {
-            printed += 1;
-            totals.tokens += completion.ids.len();
-            totals.passes += completion.passes.total();
-            let shown = match args.show_passes {
-                true => Some(passes_of(&completion, &codec, block_size)?),
-                false => None,
-            };
-            for text in shown.into_iter().chain([line(&completion, options.mode, args.json)]) {
-                is_read &= console::result(text)? != Reader::Gone;
-            }
-        }
-        Ok(is_read)
-    })?;
-    if !is_read {
+    model.generate_each(prompts, &options, |at, progress| printer.take(at, progress))?;
+    if printer.has_no_reader() {
         return Ok(true);
     }
-    totals.seconds = started.elapsed().as_secs_f64();
-    let Totals { tokens, passes, seconds } = totals;
+    let (tokens, passes) = printer.totals();
+    let seconds = started.elapsed().as_secs_f64();
     console::message(format_args!(
         "{count} prompts: {tokens} tokens, {passes} forward passes counted per prompt, {:.2} tokens per forward, {seconds:.2} s, {:.1} tokens/s",
         tokens as f64 / passes.max(1) as f64,
@@ -181,6 +178,17 @@ fn options(args: &GenerateArgs) -> Result<GenerateOptions> {
     if let (DecodeMode::Ar, Some((flag, _))) = (mode, typed) {
         return Err(Error::Usage(format!("{flag} has no meaning with --mode ar")));
     }
+    let drawing = [
+        ("--top-p", args.top_p.is_some()),
+        ("--top-k", args.top_k.is_some()),
+        ("--seed", args.seed.is_some()),
+    ];
+    let typed = drawing.iter().find(|(_, typed)| *typed);
+    if let (Some((flag, _)), false) = (typed, args.temperature.is_some_and(|t| t != 0.0)) {
+        return Err(Error::Usage(format!(
+            "{flag} has no meaning at temperature 0, which takes the most likely tokens; give --temperature, for example 1"
+        )));
+    }
     Ok(GenerateOptions {
         mode,
         raw: args.raw,
@@ -193,6 +201,11 @@ fn options(args: &GenerateArgs) -> Result<GenerateOptions> {
         batch_size: args.batch_size.unwrap_or(usual.batch_size),
         mask_token_id: args.mask_token_id,
         stop_token_ids: stop_token_ids(&args.stop_token_id)?,
+        stop: args.stop.clone(),
+        temperature: args.temperature.unwrap_or(usual.temperature),
+        top_p: args.top_p.unwrap_or(usual.top_p),
+        top_k: args.top_k.unwrap_or(usual.top_k),
+        seed: args.seed.unwrap_or(usual.seed),
     })
 }
 
@@ -238,50 +251,5 @@ pub(super) fn stop_token_ids(typed: &[String]) -> Result<Option<Vec<i64>>> {
             };
             ids.iter().map(parse).collect::<Result<_>>().map(Some)
         }
-    }
-}
-
-/// The text of a completion after each of its passes.
-fn passes_of(
-    completion: &Completion,
-    codec: &Option<Arc<PromptCodec>>,
-    block_size: usize,
-) -> Result<String> {
-    let pieces = match codec {
-        Some(codec) => passes::pieces(&completion.ids, |ids| codec.decode(ids))?,
-        None => completion.ids.iter().map(|id| format!("{id} ")).collect(),
-    };
-    let (decided, prompt) = (&completion.decided, completion.prompt_ids.len());
-    let colours = console::has_colours();
-    Ok(passes::lines(&pieces, decided, prompt, block_size, colours).join("\n"))
-}
-
-/// A completion as it is printed: an object, the text, or the ids where there is no text.
-fn line(completion: &Completion, mode: DecodeMode, as_json: bool) -> String {
-    let Completion { prompt_ids, ids, text, stopped, passes, seconds, .. } = completion;
-    if as_json {
-        let object = json!({
-            "prompt_ids": prompt_ids,
-            "completion_ids": ids,
-            "token_passes": completion.decided.iter().map(|d| d.pass).collect::<Vec<_>>(),
-            "token_logprobs": completion.decided.iter().map(|d| d.probability.ln()).collect::<Vec<_>>(),
-            "text": text,
-            "stopped": stopped,
-            "passes": {
-                "prefill": passes.prefill,
-                "block": passes.block,
-                "small": passes.small,
-                "commit": passes.commit,
-                "total": passes.total(),
-            },
-            "tokens_per_forward": completion.tokens_per_forward(),
-            "seconds": seconds,
-            "mode": if mode == DecodeMode::Block { "block" } else { "ar" },
-        });
-        return object.to_string();
-    }
-    match text {
-        Some(text) => text.clone(),
-        None => ids.iter().map(i64::to_string).collect::<Vec<_>>().join(","),
     }
 }

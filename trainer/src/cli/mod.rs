@@ -10,6 +10,7 @@ mod generate;
 mod parity;
 mod passes;
 mod plot;
+mod printer;
 mod tasks;
 mod train;
 mod validation;

@@ -1,6 +1,6 @@
 //! The completion of a prompt, as it is handed to the caller.
 
-use super::{Decided, Passes};
+use super::{Decided, DecodedSequence, FinishReason, Passes};
 
 /// The completion of one prompt.
 ///
@@ -18,14 +18,21 @@ use super::{Decided, Passes};
 pub struct Completion {
     /// Token ids of the prompt.
     pub prompt_ids: Vec<i64>,
-    /// Generated token ids; cut after the first stop token.
+    /// Generated token ids; cut after the first stop token, and after the token that completes a
+    /// stop string.
     pub ids: Vec<i64>,
     /// For each of `ids`, the forward pass that decided it and its probability there.
     pub decided: Vec<Decided>,
-    /// Text of `ids` without control tokens; `None` where the model folder has no usable tokenizer.
+    /// Text of `ids` without control tokens, up to a stop string; `None` where the model folder has
+    /// no usable tokenizer.
     pub text: Option<String>,
-    /// Whether a stop token ended the completion.
+    /// Whether a stop token or a stop string ended the completion.
     pub stopped: bool,
+    /// What ended the completion.
+    pub finish_reason: FinishReason,
+    /// Seed of its random numbers; `None` at temperature 0. With it the prompt gets the same tokens
+    /// alone.
+    pub seed: Option<u64>,
     /// Forward passes that this prompt took part in.
     pub passes: Passes,
     /// Seconds from the first pass of this prompt to its last; prompts that were decoded together
@@ -34,6 +41,34 @@ pub struct Completion {
 }
 
 impl Completion {
+    /// The completion of a decoded sequence with the text of its tokens.
+    pub(crate) fn new(
+        sequence: DecodedSequence,
+        text: Option<String>,
+        seed: Option<u64>,
+        seconds: f64,
+    ) -> Self {
+        let DecodedSequence { ids: mut prompt_ids, prompt, decided, passes, .. } = sequence;
+        let (finish_reason, text_end) = (sequence.finish_reason, sequence.text_end);
+        let ids = prompt_ids.split_off(prompt);
+        let cut = |text: String| match text_end.and_then(|end| text.get(..end)) {
+            Some(before) => before.to_string(),
+            None => text,
+        };
+        let stopped = finish_reason != FinishReason::Length;
+        Completion {
+            prompt_ids,
+            ids,
+            decided,
+            text: text.map(cut),
+            stopped,
+            finish_reason,
+            seed,
+            passes,
+            seconds,
+        }
+    }
+
     /// Generated tokens per forward pass; passes over the prompt count, its tokens do not.
     pub fn tokens_per_forward(&self) -> f64 {
         self.ids.len() as f64 / self.passes.total().max(1) as f64

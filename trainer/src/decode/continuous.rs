@@ -7,15 +7,21 @@
 //! such that the row itself has written.
 //!
 //! A step runs every row that is being decoded once, together with all others whose pass is as
-//! wide; then prompt tokens of rows that are still to begin, at most [`PREFILL_TOKENS`] of them, so
-//! that a long prompt delays the other rows by one pass of that width and no more.
+//! wide; then prompt tokens of rows that are still to begin, oldest first: at most
+//! [`PREFILL_TOKENS_BESIDE`], so that a long prompt does not make the other rows wait for long, or
+//! [`PREFILL_TOKENS`] if no row is being decoded.
 
 use super::block::{BlockOptions, BlockRow};
 use super::cached::{KvCache, Order, Span};
-use super::engine::{Engine, Prediction};
-use super::row::{PREFILL_TOKENS, PassKind, Row, RowPass, RowText};
+use super::engine::{Engine, Hidden, Prediction, not_finite};
+use super::row::{PREFILL_TOKENS, PREFILL_TOKENS_BESIDE, PassKind, Row, RowPass, RowText};
+use super::sampling::Sampling;
+use super::text_stream::{StopStrings, TextStream};
 use super::{Decided, DecodedSequence, ar::ArRow};
 use crate::error::{Error, Result};
+
+/// Positions whose logits are copied to the host at a time, to draw tokens from them.
+const LOGITS_ROWS: usize = 16;
 
 /// How the tokens of a row are decided.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
@@ -27,7 +33,7 @@ pub(crate) enum RowMode {
 }
 
 /// One prompt with its own options.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, serde::Serialize)]
 pub(crate) struct Request {
     /// Token ids; at least one.
     #[serde(skip)]
@@ -39,6 +45,10 @@ pub(crate) struct Request {
     pub stop_ids: Vec<i64>,
     /// Id of the mask token, which is never produced; block mode needs it.
     pub mask_id: Option<i64>,
+    /// How tokens are drawn; `None` takes the most probable ones.
+    pub sampling: Option<Sampling>,
+    /// Strings that end the completion.
+    pub stop: Option<StopStrings>,
 }
 
 impl Request {
@@ -74,6 +84,8 @@ struct Live {
     row: Box<dyn Row>,
     /// Completion tokens that were told.
     told: usize,
+    /// Looks for stop strings in them.
+    watch: Option<TextStream>,
 }
 
 /// Rows in the slots of one cache. Belongs to one engine; after an error of [`Continuous::step`]
@@ -135,8 +147,9 @@ impl Continuous {
         let Some(slot) = self.slots.iter_mut().find(|slot| slot.is_none()) else {
             return Err(Error::Usage(format!("all {slots} rows are taken; wait until one ends")));
         };
-        let Request { prompt, mode, max_new_tokens, stop_ids, mask_id } = request;
-        let text = RowText::new(prompt, stop_ids);
+        let Request { prompt, mode, max_new_tokens, stop_ids, mask_id, sampling, stop } = request;
+        let watch = stop.map(|stop| TextStream::new(stop.codec, stop.strings));
+        let text = RowText::new(prompt, stop_ids, sampling);
         let row: Box<dyn Row> = match (mode, mask_id) {
             (RowMode::Block(options), Some(mask)) => {
                 Box::new(BlockRow::new(text, options, mask, max_new_tokens))
@@ -145,7 +158,7 @@ impl Continuous {
         };
         let id = RowId(self.next_id);
         self.next_id += 1;
-        *slot = Some(Live { id, row, told: 0 });
+        *slot = Some(Live { id, row, told: 0, watch });
         Ok(id)
     }
 
@@ -186,6 +199,7 @@ impl Continuous {
                 None => {}
             }
         }
+        let mut budget = if passes.is_empty() { PREFILL_TOKENS } else { PREFILL_TOKENS_BESIDE };
         // as wide as each other: in one pass
         while let Some((_, first)) = passes.first() {
             let (len, order) = (first.len, first.order);
@@ -195,15 +209,19 @@ impl Continuous {
             passes = rest;
         }
         prefill.sort_by_key(|(id, _, _)| *id);
-        let mut budget = PREFILL_TOKENS;
         for (i, (_, at, pass)) in prefill.into_iter().enumerate() {
+            let pass = pass.shortened(if i == 0 { budget } else { PREFILL_TOKENS });
             if i > 0 && pass.len > budget {
                 break;
             }
             budget = budget.saturating_sub(pass.len);
             self.run(engine, &[(at, pass)])?;
         }
-        Ok(self.slots.iter_mut().flat_map(events).collect())
+        let mut events = Vec::new();
+        for slot in &mut self.slots {
+            tell(slot, &mut events)?;
+        }
+        Ok(events)
     }
 
     /// Runs rows whose passes have one width and order.
@@ -211,30 +229,22 @@ impl Continuous {
         let Some((_, RowPass { len, order, .. })) = passes.first() else { return Ok(()) };
         let (len, order): (usize, Order) = (*len, *order);
         let (mut ids, mut spans) = (Vec::new(), Vec::new());
-        // what is judged: row of the hidden states and the token that is not predicted there
-        let mut judged: Vec<(usize, Option<i64>)> = Vec::new();
+        let mut judged = Vec::new();
         for (i, (at, pass)) in passes.iter().enumerate() {
             let Some(Some(live)) = self.slots.get(*at) else { continue };
-            ids.extend(live.row.text().ids.iter().skip(pass.start).take(len));
+            let (text, never) = (live.row.text(), live.row.never());
+            ids.extend(text.ids.iter().skip(pass.start).take(len));
             spans.push(Span { row: *at, start: pass.start, visible: pass.visible });
-            let never = live.row.never();
-            judged.extend(pass.judged.iter().map(|offset| (i * len + offset, never)));
+            judged.extend(pass.judged.iter().map(|offset| {
+                let (position, pass) = (pass.start + offset + 1, text.passes.total() + 1);
+                let draw = text.sampling.map(|how| (how, how.uniform(position, pass)));
+                Judged { at: i * len + offset, never, draw }
+            }));
         }
         let (slots, longest) = (self.slots.len(), self.longest);
         let cache = self.cache.get_or_insert_with(|| engine.new_cache(slots, longest));
         let hidden = engine.pass(&ids, &spans, order, cache)?;
-        let mut predictions = vec![Prediction::default(); judged.len()];
-        let mut open: Vec<usize> = (0..judged.len()).collect();
-        while let Some(&first) = open.first() {
-            let never = judged[first].1;
-            let (own, rest): (Vec<usize>, Vec<usize>) =
-                open.into_iter().partition(|&i| judged[i].1 == never);
-            let at: Vec<usize> = own.iter().map(|&i| judged[i].0).collect();
-            for (i, prediction) in own.into_iter().zip(engine.predict(&hidden, &at, never)?) {
-                predictions[i] = prediction;
-            }
-            open = rest;
-        }
+        let predictions = predict(engine, &hidden, &judged)?;
         let mut predictions = predictions.as_slice();
         for (at, pass) in passes {
             let (own, rest) = predictions.split_at(pass.judged.len().min(predictions.len()));
@@ -247,31 +257,93 @@ impl Continuous {
     }
 }
 
-/// What there is to tell of a slot. A row that has ended leaves it.
-fn events(slot: &mut Option<Live>) -> Vec<Event> {
-    let mut events = Vec::new();
-    let Some(mut live) = slot.take() else { return events };
-    let id = live.id;
-    let mut tell = |ids: &[i64], decided: &[Decided], told: usize, until: usize| {
-        if told < until {
-            events.push(Event::Tokens {
-                row: id,
-                ids: ids[told..until].to_vec(),
-                decided: decided[told..until].to_vec(),
-            });
+/// A position whose token is to be predicted.
+struct Judged {
+    /// Row of the hidden states.
+    at: usize,
+    /// The token that is not predicted.
+    never: Option<i64>,
+    /// How to draw the token, and the random number; `None` takes the most probable one.
+    draw: Option<(Sampling, f64)>,
+}
+
+/// A prediction for each of `judged`.
+fn predict(engine: &mut Engine, hidden: &Hidden, judged: &[Judged]) -> Result<Vec<Prediction>> {
+    let mut predictions = vec![Prediction::default(); judged.len()];
+    let all = 0..judged.len();
+    let (mut greedy, drawn): (Vec<usize>, Vec<usize>) =
+        all.partition(|&i| judged[i].draw.is_none());
+    // one call for all rows that leave out the same token
+    while let Some(&first) = greedy.first() {
+        let never = judged[first].never;
+        let (own, rest): (Vec<usize>, Vec<usize>) =
+            greedy.into_iter().partition(|&i| judged[i].never == never);
+        let at: Vec<usize> = own.iter().map(|&i| judged[i].at).collect();
+        for (i, prediction) in own.into_iter().zip(engine.predict(hidden, &at, never)?) {
+            predictions[i] = prediction;
         }
-    };
-    if live.row.next_pass().is_none() {
-        let sequence = live.row.finish();
-        let until = sequence.generated().len();
-        tell(sequence.generated(), &sequence.decided, live.told, until);
-        events.push(Event::Finished { row: id, sequence });
-        return events;
+        greedy = rest;
     }
-    let settled = live.row.settled();
-    let text = live.row.text();
-    tell(text.generated(), &text.decided, live.told, settled);
-    live.told = settled;
-    *slot = Some(live);
-    events
+    for part in drawn.chunks(LOGITS_ROWS) {
+        let at: Vec<usize> = part.iter().map(|&i| judged[i].at).collect();
+        let logits = engine.logits(hidden, &at)?;
+        for (&i, logits) in part.iter().zip(logits.chunks(engine.vocab_size())) {
+            let Judged { never, draw, .. } = judged[i];
+            let Some((how, uniform)) = draw else { continue };
+            predictions[i] = how.draw(logits, never, uniform).ok_or_else(not_finite)?;
+        }
+    }
+    Ok(predictions)
+}
+
+/// Adds what there is to tell of a slot. A row that has ended leaves it.
+fn tell(slot: &mut Option<Live>, events: &mut Vec<Event>) -> Result<()> {
+    let Some(Live { id, row, told, mut watch }) = slot.take() else { return Ok(()) };
+    let mut ended = match row.next_pass() {
+        Some(_) => Err(row),
+        None => Ok(row.finish()),
+    };
+    let new = match &ended {
+        Err(row) => row.text().generated().get(told..row.settled()),
+        Ok(sequence) => sequence.generated().get(told..),
+    };
+    if let Some(watch) = &mut watch
+        && let Some(tokens) = stopped_after(watch, new.unwrap_or_default(), ended.is_ok())?
+    {
+        let sequence = ended.unwrap_or_else(Row::finish);
+        ended = Ok(sequence.cut_at_string(told + tokens, watch.given()));
+    }
+    let (generated, decided) = match &ended {
+        Err(row) => (row.text().generated(), row.text().decided.as_slice()),
+        Ok(sequence) => (sequence.generated(), sequence.decided.as_slice()),
+    };
+    let until = match &ended {
+        Err(row) => row.settled(),
+        Ok(_) => generated.len(),
+    };
+    if let (Some(ids), Some(decided)) = (generated.get(told..until), decided.get(told..until))
+        && !ids.is_empty()
+    {
+        events.push(Event::Tokens { row: id, ids: ids.to_vec(), decided: decided.to_vec() });
+    }
+    match ended {
+        Ok(sequence) => events.push(Event::Finished { row: id, sequence }),
+        Err(row) => *slot = Some(Live { id, row, told: until, watch }),
+    }
+    Ok(())
+}
+
+/// How many of `new` tokens it takes until a stop string is complete. If the row is at its end, no
+/// token follows them.
+fn stopped_after(watch: &mut TextStream, new: &[i64], is_end: bool) -> Result<Option<usize>> {
+    for (i, id) in new.iter().enumerate() {
+        watch.push(*id)?;
+        if watch.is_stopped() {
+            return Ok(Some(i + 1));
+        }
+    }
+    if is_end {
+        watch.finish()?;
+    }
+    Ok(watch.is_stopped().then_some(new.len()))
 }

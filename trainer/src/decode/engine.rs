@@ -245,11 +245,6 @@ impl Engine {
         )))
     }
 
-    /// Tokens in the vocabulary.
-    pub(super) fn vocab_size(&self) -> usize {
-        self.decoder.cfg.vocab_size
-    }
-
     /// Predicts the next token at the rows `at` of `hidden`; the token `never` is not predicted.
     pub(super) fn predict(
         &mut self,
@@ -277,9 +272,26 @@ impl Engine {
             _ => unreachable!("a pass and its prediction are of one backend"),
         };
         if predictions.iter().any(|prediction| prediction.probability.is_nan()) {
-            return Err(Error::Numeric("the model's logits hold NaN or inf; its weights are damaged or overflow in this precision".into()));
+            return Err(not_finite());
         }
         Ok(predictions)
+    }
+
+    /// Logits in fp32 after the rows `at` of `hidden`: `[at.len(), vocab_size]`, on the host.
+    pub(super) fn logits(&mut self, hidden: &Hidden, at: &[usize]) -> Result<Vec<f32>> {
+        match (&mut self.backend, hidden) {
+            (Backend::Native(native, _), Hidden::Native) => native.cached_logits(at),
+            (Backend::Cpu(model), Hidden::Cpu) => Ok(model.logits(at)),
+            (Backend::Burn(burn), Hidden::Burn(hidden)) => {
+                download(&burn.logits(&self.decoder, &self.compute, hidden.clone(), at))
+            }
+            _ => unreachable!("a pass and its logits are of one backend"),
+        }
+    }
+
+    /// Tokens in the vocabulary.
+    pub(super) fn vocab_size(&self) -> usize {
+        self.decoder.cfg.vocab_size
     }
 
     /// Refuses a prompt that cannot be decoded: an empty one, and one with ids outside the
@@ -315,7 +327,31 @@ impl Engine {
     }
 }
 
+/// The error for logits that are not finite.
+pub(super) fn not_finite() -> Error {
+    Error::Numeric(
+        "the model's logits hold NaN or inf; its weights are damaged or overflow in this precision"
+            .into(),
+    )
+}
+
 impl BurnBackend {
+    /// Logits in fp32 after the rows `at` of `hidden` `[B·S, hidden_size]`.
+    fn logits(
+        &self,
+        decoder: &Decoder,
+        compute: &ComputePlan,
+        hidden: Tensor<2>,
+        at: &[usize],
+    ) -> Tensor<2> {
+        let rows: Vec<i64> = at.iter().map(|&row| row as i64).collect();
+        let rows = TensorData::new(rows, [at.len()]);
+        let rows = Tensor::<1, Int>::from_data(rows, &compute.device.device);
+        let norm = &self.weights[decoder.params.norm];
+        let hidden = rms_norm::composed(hidden.select(0, rows), norm, decoder.cfg.rms_norm_eps);
+        to_f32(linear::linear(hidden, &self.head, None))
+    }
+
     /// The most probable token at the rows `at` of `hidden` `[B·S, hidden_size]`.
     fn predict(
         &self,
@@ -325,15 +361,11 @@ impl BurnBackend {
         at: &[usize],
         never: Option<i64>,
     ) -> Result<Vec<Prediction>> {
-        let device = &compute.device.device;
-        let rows: Vec<i64> = at.iter().map(|&row| row as i64).collect();
-        let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [at.len()]), device);
-        let norm = &self.weights[decoder.params.norm];
-        let hidden = rms_norm::composed(hidden.select(0, rows), norm, decoder.cfg.rms_norm_eps);
-        let mut logits = to_f32(linear::linear(hidden, &self.head, None));
+        let mut logits = self.logits(decoder, compute, hidden, at);
         let [count, vocab] = logits.dims();
         if let Some(id) = never.and_then(|id| usize::try_from(id).ok()).filter(|id| *id < vocab) {
-            let floor = Tensor::full([count, 1], -1e30, (device, logits.dtype()));
+            let dtype = (&compute.device.device, logits.dtype());
+            let floor = Tensor::full([count, 1], -1e30, dtype);
             logits = logits.slice_assign([0..count, id..id + 1], floor);
         }
         let (best, token) = logits.clone().max_dim_with_indices(1);

@@ -18,11 +18,21 @@ use crate::io::tokenizer_ids;
 use crate::model::{ModelConfig, TokenIds};
 use crate::native;
 
-use super::Engine;
+use super::generate_options::{DecodeMode, GenerateOptions};
+use super::{BlockOptions, Engine, Request, RowMode, Sampling};
 
 /// Mask token id of the published Fast-dLLM v2 checkpoints, which have Qwen2.5's tokenizer and do
 /// not state the id in any file.
 const PUBLISHED_MASK_ID: i64 = 151_665;
+
+/// Tokens per block where the model folder does not say.
+const BLOCK_SIZE: usize = 32;
+
+/// Longest block: a pass over it attends from each of its tokens to each.
+const MOST_BLOCK_SIZE: usize = 1 << 16;
+
+/// Tokens per sub-block, where that divides the block.
+const SUB_BLOCK_SIZE: usize = 8;
 
 /// The JSON files of a model folder; the weights are not read yet.
 #[derive(Debug, Clone)]
@@ -93,4 +103,82 @@ impl ModelFolder {
             load_model(&self.dir, LoadOptions::default(), &compute.device.device)?;
         Engine::open(decoder, weights, compute, engine, format)
     }
+    /// A request without its prompt: the options of the requested mode, with what the folder says
+    /// where nothing was requested. `name` is how the user named the model.
+    pub(crate) fn request(&self, name: &str, options: &GenerateOptions) -> Result<Request> {
+        let wrong = |what: String| Err(Error::Usage(what));
+        let mask_id = options.mask_token_id.or(self.mask_id);
+        let stop_ids = options.stop_token_ids.clone().unwrap_or_else(|| self.stop_ids.clone());
+        let rows = self.config.vocab_size;
+        let outside = |id: &&i64| !usize::try_from(**id).is_ok_and(|id| id < rows);
+        let named = mask_id.iter().map(|id| ("mask", id));
+        let named = named.chain(stop_ids.iter().map(|id| ("stop", id)));
+        if let Some((kind, id)) = named.into_iter().find(|(_, id)| outside(id)) {
+            return wrong(format!(
+                "the {kind} token id is {id}, but {name} has {rows} token ids (0 to {}); give another one (--{kind}-token-id)",
+                rows - 1
+            ));
+        }
+        let request = Request {
+            prompt: Vec::new(),
+            mode: RowMode::Ar,
+            max_new_tokens: options.max_new_tokens,
+            stop_ids,
+            mask_id,
+            sampling: sampling(options)?,
+            stop: None,
+        };
+        if options.mode == DecodeMode::Ar {
+            return Ok(request);
+        }
+        if mask_id.is_none() {
+            return wrong(format!(
+                "{name} names no mask token (mask_token_id in dlm_config.json or config.json), so that it was not converted; use autoregressive mode (--mode ar), or give the id (--mask-token-id)"
+            ));
+        }
+        let threshold = options.threshold;
+        if !(0.0..=1.0).contains(&threshold) {
+            return wrong(format!("threshold {threshold}: expected a probability, 0 to 1"));
+        }
+        let block_size = self.block_size_of(options);
+        if !(1..=MOST_BLOCK_SIZE).contains(&block_size) {
+            return wrong(format!(
+                "blocks of {block_size} tokens (--block-size): expected 1 to {MOST_BLOCK_SIZE}"
+            ));
+        }
+        let mode = RowMode::Block(BlockOptions {
+            block_size,
+            sub_block_size: self.sub_block_size_of(options),
+            threshold,
+            sub_block_cache: options.sub_block_cache,
+        });
+        Ok(Request { mode, ..request })
+    }
+
+    /// Tokens per block in block mode.
+    pub(crate) fn block_size_of(&self, options: &GenerateOptions) -> usize {
+        options.block_size.or(self.block_size).unwrap_or(BLOCK_SIZE)
+    }
+
+    /// Tokens per sub-block in block mode.
+    pub(crate) fn sub_block_size_of(&self, options: &GenerateOptions) -> usize {
+        let block_size = self.block_size_of(options);
+        let usual =
+            if block_size.is_multiple_of(SUB_BLOCK_SIZE) { SUB_BLOCK_SIZE } else { block_size };
+        options.sub_block_size.unwrap_or(usual)
+    }
+}
+
+/// How tokens are drawn; `None` at temperature 0.
+fn sampling(options: &GenerateOptions) -> Result<Option<Sampling>> {
+    let GenerateOptions { temperature, top_p, top_k, seed, .. } = *options;
+    if !(temperature >= 0.0 && temperature.is_finite()) {
+        return Err(Error::Usage(format!(
+            "temperature {temperature}: expected a number from 0 (the most likely tokens) on, usually at most 2"
+        )));
+    }
+    if !(0.0..=1.0).contains(&top_p) {
+        return Err(Error::Usage(format!("top-p {top_p}: expected a probability, 0 to 1")));
+    }
+    Ok((temperature > 0.0).then_some(Sampling { temperature, top_p, top_k, seed }))
 }

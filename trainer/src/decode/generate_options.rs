@@ -49,6 +49,20 @@ pub struct GenerateOptions {
     /// Ids that end a completion; an empty list lets it run to its limit. Default: the model
     /// folder's, and the end of text of its tokenizer.
     pub stop_token_ids: Option<Vec<i64>>,
+    /// Strings that end a completion; its text ends before the first of them. One that spells a
+    /// control token is a stop token. Default: none.
+    pub stop: Vec<String>,
+    /// Tokens are drawn from the distribution of the logits divided by this; 0 takes the most
+    /// likely ones. Default: 0.
+    pub temperature: f64,
+    /// Above temperature 0: draw from the most likely tokens that have this probability together, 0
+    /// to 1. Default: 1, from all.
+    pub top_p: f64,
+    /// Above temperature 0: draw from this many most likely tokens. Default: 0, from all.
+    pub top_k: usize,
+    /// Above temperature 0: seed of the first prompt's random numbers; that of the next prompt is
+    /// one higher, and so on. A prompt's tokens do not depend on others. Default: 0.
+    pub seed: u64,
 }
 
 impl Default for GenerateOptions {
@@ -65,6 +79,11 @@ impl Default for GenerateOptions {
             batch_size: 1,
             mask_token_id: None,
             stop_token_ids: None,
+            stop: Vec::new(),
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            seed: 0,
         }
     }
 }

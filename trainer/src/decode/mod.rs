@@ -6,7 +6,8 @@
 //! pass behind a cache of keys and values, `cpu/` the same without Burn, `engine.rs` runs one pass and predicts tokens, `row.rs`
 //! is a prompt that is being completed, `block.rs` (Fast-dLLM v2's `batch_sample`,
 //! arXiv:2509.26328) and `ar.rs` (causal decoding) are its two kinds, `continuous.rs` runs rows of
-//! both together. Rows are independent: each gets the tokens it would get alone.
+//! both together, `list.rs` a list of requests; `sampling.rs` draws tokens, `text_stream.rs` is the
+//! text as it becomes final. Rows are independent: each gets the tokens it would get alone.
 
 mod ar;
 mod block;
@@ -21,11 +22,15 @@ pub(crate) mod generate_options;
 mod list;
 pub(crate) mod prompt;
 mod row;
+pub(crate) mod sampling;
+pub(crate) mod text_stream;
 
 pub(crate) use block::BlockOptions;
 pub(crate) use continuous::{Event, Request, RowMode};
 pub(crate) use engine::Engine;
 pub(crate) use list::{Told, decode_list};
+pub(crate) use sampling::Sampling;
+pub(crate) use text_stream::{StopStrings, TextStream};
 
 /// Forward passes of one row by kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
@@ -56,6 +61,20 @@ pub struct Decided {
     pub probability: f32,
 }
 
+/// Why a completion ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum FinishReason {
+    /// A stop token was generated; it is the last token.
+    StopToken,
+    /// A stop string is complete in the text; the text ends before it.
+    StopString,
+    /// The limit of new tokens.
+    #[default]
+    Length,
+}
+
 /// A prompt with its completion, as token ids.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct DecodedSequence {
@@ -65,8 +84,10 @@ pub(crate) struct DecodedSequence {
     pub prompt: usize,
     /// For each token of the completion, how it was decided.
     pub decided: Vec<Decided>,
-    /// Whether a stop token ended the completion.
-    pub stopped: bool,
+    /// Why the completion ended.
+    pub finish_reason: FinishReason,
+    /// Bytes of the completion's text before the stop string that ended it.
+    pub text_end: Option<usize>,
     /// Forward passes that the row took part in.
     pub passes: Passes,
 }
@@ -82,8 +103,18 @@ impl DecodedSequence {
         if let Some(at) = self.generated().iter().position(|id| stop_ids.contains(id)) {
             self.ids.truncate(self.prompt + at + 1);
             self.decided.truncate(at + 1);
-            self.stopped = true;
+            self.finish_reason = FinishReason::StopToken;
         }
+        self
+    }
+
+    /// Cuts after the first `tokens` of the completion, the last of which completes a stop string
+    /// that begins at byte `text_end` of the text.
+    fn cut_at_string(mut self, tokens: usize, text_end: usize) -> Self {
+        self.ids.truncate(self.prompt + tokens);
+        self.decided.truncate(tokens);
+        self.finish_reason = FinishReason::StopString;
+        self.text_end = Some(text_end);
         self
     }
 }

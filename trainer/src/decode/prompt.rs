@@ -6,6 +6,7 @@
 //! prompt, unless `--raw` is given.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use dlm_prep::{ChatContext, ChatFormat, Message, parse_chat};
 use serde::Deserialize;
@@ -120,6 +121,7 @@ pub(crate) fn of_value(line: Value) -> std::result::Result<Prompt, String> {
 /// Encodes prompts and decodes completions with the tokenizer of a model folder.
 pub(crate) struct PromptCodec {
     format: ChatFormat,
+    probes: OnceLock<Vec<i64>>,
 }
 
 impl PromptCodec {
@@ -133,7 +135,7 @@ impl PromptCodec {
                 source::missing_tokenizer(dir)
             )));
         }
-        Ok(PromptCodec { format: ChatFormat::load(dir)? })
+        Ok(PromptCodec { format: ChatFormat::load(dir)?, probes: OnceLock::new() })
     }
 
     /// Token ids of a prompt; `variables` are given to the chat template.
@@ -165,6 +167,28 @@ impl PromptCodec {
     /// Whether the chat template mentions a variable.
     pub(crate) fn reads(&self, variable: &str) -> bool {
         self.format.reads(variable)
+    }
+
+    /// Tokens that show which text another token may still change when they follow it: a letter,
+    /// and the bytes of a character that has no token of its own.
+    pub(crate) fn probes(&self) -> &[i64] {
+        self.probes.get_or_init(|| {
+            let encode = |text: &str| self.format.encode_text(text).unwrap_or_default();
+            let mut probes: Vec<i64> =
+                ["a", "\u{10fffd}"].into_iter().flat_map(encode).map(i64::from).collect();
+            probes.sort_unstable();
+            probes.dedup();
+            probes
+        })
+    }
+
+    /// The control token that a string spells.
+    pub(crate) fn control_token(&self, text: &str) -> Option<i64> {
+        let ids = self.format.encode_text(text).ok()?;
+        let [id] = ids.as_slice() else { return None };
+        let id = i64::from(*id);
+        // twice, since some tokenizers take a space from the first token
+        self.decode(&[id, id]).ok()?.is_empty().then_some(id)
     }
 
     /// Text of a completion, without control tokens.

@@ -3,11 +3,16 @@
 
 use super::cached::Order;
 use super::engine::Prediction;
-use super::{Decided, DecodedSequence, Passes};
+use super::sampling::Sampling;
+use super::{Decided, DecodedSequence, FinishReason, Passes};
 
 /// Most prompt tokens of one prefill pass, unless a block is longer: bounds the memory of its
-/// attention scores, and how long other rows wait for it.
+/// attention scores.
 pub(super) const PREFILL_TOKENS: usize = 512;
+
+/// Most prompt tokens of a step in which other rows are decoded, unless a block is longer: bounds
+/// how long they wait. A pass of few tokens costs more per token.
+pub(super) const PREFILL_TOKENS_BESIDE: usize = 128;
 
 /// What a pass is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +54,18 @@ impl RowPass {
         let (visible, order) = (start + len, Order::Blocks(block));
         RowPass { kind: PassKind::Prefill, start, len, visible, order, judged }
     }
+
+    /// The same pass over the first `most` tokens of it, and over whole blocks.
+    pub(super) fn shortened(mut self, most: usize) -> Self {
+        let block = match self.order {
+            Order::Blocks(block) => block.max(1),
+            Order::Full => return self,
+        };
+        self.len = self.len.min(most.next_multiple_of(block));
+        self.visible = self.visible.min(self.start + self.len);
+        self.judged.retain(|offset| *offset < self.len);
+        self
+    }
 }
 
 /// Tokens of a row and how they came about.
@@ -61,12 +78,14 @@ pub(super) struct RowText {
     pub decided: Vec<Decided>,
     pub passes: Passes,
     pub stop_ids: Vec<i64>,
+    /// `None` takes the most probable tokens.
+    pub sampling: Option<Sampling>,
 }
 
 impl RowText {
-    pub(super) fn new(prompt: Vec<i64>, stop_ids: Vec<i64>) -> Self {
-        let passes = Passes::default();
-        RowText { prompt: prompt.len(), ids: prompt, decided: Vec::new(), passes, stop_ids }
+    pub(super) fn new(prompt: Vec<i64>, stop_ids: Vec<i64>, sampling: Option<Sampling>) -> Self {
+        let (passes, decided) = (Passes::default(), Vec::new());
+        RowText { prompt: prompt.len(), ids: prompt, decided, passes, stop_ids, sampling }
     }
 
     pub(super) fn generated(&self) -> &[i64] {
@@ -95,8 +114,10 @@ impl RowText {
 
     /// The sequence, cut after the first stop token of the completion.
     pub(super) fn finish(self) -> DecodedSequence {
-        let RowText { ids, prompt, decided, passes, stop_ids } = self;
-        DecodedSequence { ids, prompt, decided, stopped: false, passes }.cut(&stop_ids)
+        let RowText { ids, prompt, decided, passes, stop_ids, .. } = self;
+        let finish_reason = FinishReason::Length;
+        DecodedSequence { ids, prompt, decided, finish_reason, text_end: None, passes }
+            .cut(&stop_ids)
     }
 }
 
@@ -110,7 +131,8 @@ pub(super) trait Row: Send {
     /// The pass that the row needs next; `None` if it is finished.
     fn next_pass(&self) -> Option<RowPass>;
 
-    /// Takes what `pass`, the last answer of [`Row::next_pass`], predicted at its judged offsets.
+    /// Takes what `pass`, the last answer of [`Row::next_pass`], predicted at its judged offsets. A
+    /// pass over prompt tokens may have been shortened.
     fn take(&mut self, pass: &RowPass, predictions: &[Prediction]);
 
     /// Completion tokens from the first on that will not change any more. Some of them may lie

@@ -93,6 +93,10 @@ impl Native {
         match *self {}
     }
 
+    pub(crate) fn cached_logits(&mut self, _at: &[usize]) -> Result<Vec<f32>> {
+        match *self {}
+    }
+
     pub(crate) fn logits(&mut self, _batch: &Batch) -> Result<Vec<f32>> {
         match *self {}
     }

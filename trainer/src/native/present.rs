@@ -159,6 +159,12 @@ impl Native {
         Ok(best.into_iter().map(|(token, p)| (i64::from(token), p)).collect())
     }
 
+    /// Logits after the tokens `at` of the last pass, `[at.len(), vocab_size]`.
+    pub(crate) fn cached_logits(&mut self, at: &[usize]) -> Result<Vec<f32>> {
+        let at: Vec<i32> = at.iter().map(|row| *row as i32).collect();
+        self.engine.cached_logits(&at).map_err(device_error)
+    }
+
     /// Logits of every stream position, `[rows · len, vocab_size]`.
     pub(crate) fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>> {
         self.engine.logits(&convert(batch)).map_err(device_error)

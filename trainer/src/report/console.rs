@@ -26,13 +26,18 @@ pub(crate) fn result(line: impl Display) -> Result<Reader> {
 }
 
 /// Writes results to stdout as they are.
-pub(crate) fn text(text: impl Display) -> Result<Reader> {
+pub(crate) fn text<T: Display>(text: T) -> Result<Reader> {
     write_to(&mut io::stdout().lock(), text)
 }
 
 /// Whether colours can be seen on stdout, and are wanted (`NO_COLOR` is not set).
 pub(crate) fn has_colours() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+/// Whether stdout is a terminal.
+pub(crate) fn is_terminal() -> bool {
+    io::stdout().is_terminal()
 }
 
 /// Writes what clap answers to a call: help and version to stdout, what is wrong to stderr. Returns

@@ -2,16 +2,20 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use dlm_datasets::rng;
 use dlm_test_support::fixtures;
 
 use crate::compute::{ComputeDtype, ComputePlan, device};
 use crate::decode::continuous::{Continuous, RowId};
+use crate::decode::prompt::PromptCodec;
 use crate::decode::{
-    BlockOptions, Decided, DecodedSequence, Engine, Event, Request, RowMode, decode_list,
+    BlockOptions, Decided, DecodedSequence, Engine, Event, FinishReason, Request, RowMode,
+    Sampling, StopStrings, decode_list,
 };
 use crate::io::load_model::{LoadOptions, LoadedModel, load_model};
+use crate::tests::text_stream::sample;
 
 const MASK: i64 = 319;
 
@@ -29,11 +33,12 @@ fn engine(model: &str) -> Engine {
 struct Random {
     key: u64,
     drawn: u64,
+    codec: Arc<PromptCodec>,
 }
 
 impl Random {
     fn new(seed: u64) -> Self {
-        Random { key: rng::key(&[seed]), drawn: 0 }
+        Random { key: rng::key(&[seed]), drawn: 0, codec: sample() }
     }
 
     fn below(&mut self, n: usize) -> usize {
@@ -73,7 +78,18 @@ impl Random {
             RowMode::Ar => self.of(&[None, Some(MASK)]),
             RowMode::Block(_) => Some(MASK),
         };
-        Request { prompt, mode, max_new_tokens: self.below(most_new), stop_ids, mask_id }
+        let sampling = (self.below(2) == 0).then(|| Sampling {
+            temperature: self.of(&[0.3, 0.8, 1.0, 1.5]),
+            top_p: self.of(&[0.5, 0.9, 1.0]),
+            top_k: self.of(&[0, 5]),
+            seed: self.below(1000) as u64,
+        });
+        let stop = (self.below(2) == 0).then(|| StopStrings {
+            codec: self.codec.clone(),
+            strings: vec!["e".into(), ": ".into()],
+        });
+        let max_new_tokens = self.below(most_new);
+        Request { prompt, mode, max_new_tokens, stop_ids, mask_id, sampling, stop }
     }
 }
 
@@ -180,6 +196,74 @@ fn rows_that_come_and_go_get_what_they_get_alone() {
     come_and_go(&mut masked, (5, 1e-4), 3, 16, 50);
 }
 
+/// A row with stop strings is the row without them, cut behind the first token with which one of
+/// them is in the text.
+#[test]
+fn stop_strings_cut_a_row_and_change_nothing_before() {
+    let mut engine = engine("qwen2_peaky");
+    let mut random = Random::new(7);
+    let mut cut = 0;
+    for case in 0..60 {
+        let request = Request { stop: None, ..random.request(70) };
+        let free = alone(&mut engine, &request);
+        let text_of = |tokens: usize| random.codec.decode(&free.generated()[..tokens]).unwrap();
+        let strings: Vec<String> = vec!["e".into(), "i".into(), ": ".into()];
+        let start = |text: &str| strings.iter().filter_map(|stop| text.find(stop)).min();
+        let stop = StopStrings { codec: random.codec.clone(), strings: strings.clone() };
+        let found = alone(&mut engine, &Request { stop: Some(stop), ..request.clone() });
+        let first = (1..=free.generated().len()).find(|end| start(&text_of(*end)).is_some());
+        let Some(first) = first else {
+            assert_eq!(found, free, "case {case}");
+            continue;
+        };
+        cut += 1;
+        assert_eq!(found.finish_reason, FinishReason::StopString, "case {case}");
+        assert_eq!(found.generated(), &free.generated()[..first], "case {case}");
+        assert_eq!(found.decided, free.decided[..first], "case {case}");
+        assert_eq!(found.text_end, start(&text_of(first)), "case {case}");
+        assert!(found.passes.total() <= free.passes.total(), "case {case}");
+    }
+    assert!(cut > 20, "{cut}");
+}
+
+/// A row gets a token in every step while long prompts arrive beside it, and these get theirs
+/// after as many steps as their prompts have chunks.
+#[test]
+fn a_long_prompt_does_not_stop_the_others() {
+    let mut engine = engine("llama_tiny");
+    let request = |prompt: usize, max_new_tokens| Request {
+        prompt: vec![5; prompt],
+        mode: RowMode::Ar,
+        max_new_tokens,
+        stop_ids: Vec::new(),
+        mask_id: None,
+        sampling: None,
+        stop: None,
+    };
+    let mut rows = Continuous::new(4, 1200);
+    let short = rows.add(&engine, request(3, 100)).unwrap();
+    rows.step(&mut engine).unwrap();
+    let long = rows.add(&engine, request(700, 2)).unwrap();
+    let medium = rows.add(&engine, request(40, 2)).unwrap();
+    let told = |events: &[Event], id: RowId| {
+        events.iter().any(|event| matches!(event, Event::Tokens { row, .. } if *row == id))
+    };
+    for step in 1..=8 {
+        let events = rows.step(&mut engine).unwrap();
+        assert!(told(&events, short), "step {step}");
+        // 5 chunks of 128 tokens, the rest of 60, and beside that the other prompt of 40
+        assert_eq!(told(&events, long), step == 6 || step == 7, "step {step}");
+        assert_eq!(told(&events, medium), step == 6 || step == 7, "step {step}");
+    }
+    assert_eq!(rows.free_slots(), 3);
+    assert!(rows.add(&engine, request(1199, 2)).unwrap_err().to_string().contains("1201"));
+    for _ in 0..3 {
+        rows.add(&engine, request(3, 2)).unwrap();
+    }
+    let error = rows.add(&engine, request(3, 2)).unwrap_err();
+    assert!(error.to_string().contains("all 4 rows are taken"), "{error}");
+}
+
 /// With blocks of one token the token behind each block is known when the block begins, so that
 /// decoding is autoregressive.
 #[test]
@@ -191,6 +275,8 @@ fn blocks_of_one_token_are_autoregressive() {
         max_new_tokens: 30,
         stop_ids: Vec::new(),
         mask_id: Some(MASK),
+        sampling: None,
+        stop: None,
     };
     let one =
         BlockOptions { block_size: 1, sub_block_size: 1, threshold: 0.9, sub_block_cache: false };

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use crate::compute::{ComputeDtype, ComputePlan, EngineChoice, WeightFormat, device};
 use crate::decode::cached::{KvCache, Order, Pass, Span};
-use crate::decode::{BlockOptions, DecodedSequence, Engine, Event, Request, RowMode, decode_list};
+use crate::decode::{
+    BlockOptions, DecodedSequence, Engine, Event, FinishReason, Request, RowMode, decode_list,
+};
 use crate::io::load_model::{HostModel, LoadOptions, LoadedModel, load_model};
 use crate::kernels::linear::ternary_weight;
 use crate::model::config::Quantization;
@@ -105,6 +107,8 @@ fn options(case: &Case, mask_id: i64) -> Request {
         max_new_tokens: case.max_new_tokens,
         mask_id: Some(mask_id),
         stop_ids: case.stop_token.into_iter().collect(),
+        sampling: None,
+        stop: None,
     }
 }
 
@@ -232,6 +236,8 @@ fn check_batches(dir: &Path, mut engine: Engine) {
             max_new_tokens: case.max_new_tokens,
             mask_id: Some(file.mask_id),
             stop_ids: case.stop_token.into_iter().collect(),
+            sampling: None,
+            stop: None,
         };
         let done = decode(&mut engine, &prompts, &options).unwrap();
         // The reference's batch decodes more blocks of short prompts than they request.
@@ -248,7 +254,7 @@ fn check_batches(dir: &Path, mut engine: Engine) {
             assert!(longer.ids.starts_with(&done.ids), "case {i} row {row}");
             let ends = file.block_size * (want.prompt.len() / file.block_size + 2) + 1;
             assert!(
-                done.ids.len() == ends || done.stopped,
+                done.ids.len() == ends || done.finish_reason == FinishReason::StopToken,
                 "case {i} row {row}: {} tokens",
                 done.ids.len()
             );
@@ -298,6 +304,8 @@ fn autoregressive_equals_full_passes() {
             max_new_tokens,
             stop_ids,
             mask_id: Some(319),
+            sampling: None,
+            stop: None,
         };
         let done = decode(&mut engine, &prompts, &step(vec![], 70)).unwrap();
         for (prompt, done) in prompts.iter().zip(&done) {
@@ -312,7 +320,10 @@ fn autoregressive_equals_full_passes() {
                 .unwrap()
                 .remove(0);
             let first = done.generated().iter().position(|id| *id == stop).unwrap();
-            assert_eq!((cut.generated(), cut.stopped), (&done.generated()[..=first], true));
+            assert_eq!(
+                (cut.generated(), cut.finish_reason),
+                (&done.generated()[..=first], FinishReason::StopToken)
+            );
         }
     }
 }
@@ -374,6 +385,8 @@ fn refusals() {
         max_new_tokens: 32,
         mask_id: Some(319),
         stop_ids: vec![],
+        sampling: None,
+        stop: None,
     };
     let mut refused = |prompt: Vec<i64>, options: &Request| {
         decode(&mut engine, &[vec![1], prompt], options).unwrap_err().to_string()

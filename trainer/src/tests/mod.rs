@@ -6,3 +6,5 @@ mod layouts;
 mod optim_reference;
 mod packed_ternary;
 mod quantisers;
+mod sampled;
+mod text_stream;

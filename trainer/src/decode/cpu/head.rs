@@ -62,7 +62,6 @@ impl CpuModel {
     }
 
     /// The logits at the rows `at` of the last pass, `[at, vocab_size]`.
-    #[cfg_attr(not(test), expect(dead_code, reason = "sampling needs it"))]
     pub(in crate::decode) fn logits(&mut self, at: &[usize]) -> Vec<f32> {
         let normed = self.normed(at);
         let (count, vocab) = (at.len(), self.vocab_size);
