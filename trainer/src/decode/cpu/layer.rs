@@ -5,7 +5,6 @@ use crate::kernels::gate;
 use crate::kernels::panels::{PANEL, Row, groups, product};
 use crate::kernels::team::Team;
 
-use super::Buffers;
 use super::attention::{Attention, Inputs, Task};
 use super::cache::LayerCache;
 use super::pointwise::{self, Rotary, rms_norm, round_to_int8};
@@ -15,6 +14,27 @@ use super::weights::{Layer, Linear};
 const TOGETHER: usize = 8;
 /// Tasks of a product for each thread: enough to even out what other programs take.
 const TASKS: usize = 6;
+
+/// Activations of a pass, used again by the next.
+#[derive(Default)]
+pub(super) struct Buffers {
+    /// T of the present pass.
+    pub rows: usize,
+    /// Hidden states.
+    pub x: Vec<f32>,
+    /// Hidden states after a norm.
+    pub normed: Vec<f32>,
+    /// Queries, keys and values.
+    pub qkv: Vec<f32>,
+    /// Attention's results by task.
+    pub attended: Vec<f32>,
+    /// Attention's results by token.
+    pub mixed: Vec<f32>,
+    /// Inside the MLP.
+    pub gated: Vec<f32>,
+    /// Positions of the tokens.
+    pub positions: Vec<usize>,
+}
 
 /// What all layers of a pass share.
 pub(super) struct Pass<'a> {

@@ -26,6 +26,7 @@ use crate::kernels::team::Team;
 use crate::model::{Decoder, ModelConfig, Weights};
 
 use attention::Attention;
+use layer::Buffers;
 use pointwise::Rotary;
 use weights::{Embeddings, Layer, Linear};
 
@@ -45,27 +46,6 @@ pub(super) struct CpuModel {
     rotary: Rotary,
     config: ModelConfig,
     buffers: Buffers,
-}
-
-/// Activations of a pass, used again by the next.
-#[derive(Default)]
-struct Buffers {
-    /// T of the present pass.
-    rows: usize,
-    /// Hidden states.
-    x: Vec<f32>,
-    /// Hidden states after a norm.
-    normed: Vec<f32>,
-    /// Queries, keys and values.
-    qkv: Vec<f32>,
-    /// Attention's results by task.
-    attended: Vec<f32>,
-    /// Attention's results by token.
-    mixed: Vec<f32>,
-    /// Inside the MLP.
-    gated: Vec<f32>,
-    /// Positions of the tokens.
-    positions: Vec<usize>,
 }
 
 impl CpuModel {

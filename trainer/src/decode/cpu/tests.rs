@@ -1,4 +1,4 @@
-//! The forward pass without Burn held against Burn's on models of every family.
+//! The forward pass without Burn compared with Burn's on models of every family.
 
 use serde_json::{Value, json};
 

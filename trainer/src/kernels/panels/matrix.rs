@@ -188,8 +188,8 @@ impl Packing<'_> {
     }
 
     /// Codes and factors: `code · factor` is the weight, with factor = the largest size among
-    /// [`SCALED`] inputs / 127. With `ternary`, the size of each output's weights that are not zero,
-    /// codes are -1, 0 and 1 and exact.
+    /// [`SCALED`] inputs / 127. With `ternary`, the size of each output's weights that are not
+    /// zero, codes are -1, 0 and 1 and exact.
     fn int8(&self, panels: usize, groups: usize, ternary: Option<&[f32]>) -> Values {
         let blocks = groups.div_ceil(2);
         let mut codes = vec![Bytes::default(); panels * groups * PANEL / 2];

@@ -1,4 +1,4 @@
-//! Products by panels held against a plain form in f64.
+//! Products by panels compared with a plain form in f64.
 
 use super::product::{Job, SETS, run_with};
 use super::*;
