@@ -15,7 +15,7 @@ use crate::decode::{
     Sampling, StopStrings, decode_list,
 };
 use crate::io::load_model::{LoadOptions, LoadedModel, load_model};
-use crate::tests::text_stream::sample;
+use crate::tests::text_stream::{sample, sentence_piece};
 
 const MASK: i64 = 319;
 
@@ -224,6 +224,69 @@ fn stop_strings_cut_a_row_and_change_nothing_before() {
         assert!(found.passes.total() <= free.passes.total(), "case {case}");
     }
     assert!(cut > 20, "{cut}");
+}
+
+/// A stop string that only the end of the row makes sure of is found: its last token is a byte,
+/// which another byte could undo.
+#[test]
+fn a_stop_string_at_the_limit_is_found() {
+    let mut engine = engine("llama_tiny");
+    let codec = sentence_piece();
+    let mut late = 0;
+    for max_new_tokens in 1..40 {
+        let request = Request {
+            prompt: vec![9, 4, 30],
+            mode: RowMode::Ar,
+            max_new_tokens,
+            stop_ids: Vec::new(),
+            mask_id: None,
+            sampling: Some(Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, seed: 3 }),
+            stop: None,
+        };
+        let free = alone(&mut engine, &request);
+        let text = codec.decode(free.generated()).unwrap();
+        let Some(last) = text.chars().last().map(String::from) else { continue };
+        let stop = Some(StopStrings { codec: codec.clone(), strings: vec![last.clone()] });
+        let found = alone(&mut engine, &Request { stop, ..request });
+        assert_eq!(found.finish_reason, FinishReason::StopString, "{last:?} in {text:?}");
+        late += usize::from(found.ids == free.ids);
+        let own = codec.decode(found.generated()).unwrap();
+        assert_eq!(found.text_end, own.find(&last), "{last:?} in {text:?}");
+    }
+    assert!(late > 3, "{late}");
+}
+
+/// A pass that was prepared for one cache is not used with another one of the same rows and
+/// positions.
+#[test]
+fn caches_of_different_size_follow_each_other() {
+    let mut random = Random::new(21);
+    let requests: Vec<Request> = (0..2)
+        .map(|_| Request {
+            prompt: (0..9).map(|_| random.below(300) as i64).collect(),
+            mode: RowMode::Block(BlockOptions {
+                block_size: 32,
+                sub_block_size: 8,
+                threshold: 0.9,
+                sub_block_cache: false,
+            }),
+            max_new_tokens: 32,
+            stop_ids: Vec::new(),
+            mask_id: Some(MASK),
+            sampling: None,
+            stop: None,
+        })
+        .collect();
+    let mut used = engine("qwen2_peaky");
+    let events = |engine: &mut Engine, longest: usize, steps: usize| {
+        let mut rows = Continuous::new(2, longest);
+        for request in &requests {
+            rows.add(engine, request.clone()).unwrap();
+        }
+        (0..steps).map(|_| rows.step(engine).unwrap()).collect::<Vec<_>>()
+    };
+    events(&mut used, 64, 1);
+    assert_eq!(events(&mut used, 96, 40), events(&mut engine("qwen2_peaky"), 96, 40));
 }
 
 /// A row gets a token in every step while long prompts arrive beside it, and these get theirs

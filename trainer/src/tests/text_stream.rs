@@ -45,7 +45,7 @@ fn made(model: Value, normalizer: Value, pre: Value, decoder: Value) -> Arc<Prom
 }
 
 /// As SentencePiece models with byte tokens are converted: spaces as ▁, one before the text.
-fn sentence_piece() -> Arc<PromptCodec> {
+pub(super) fn sentence_piece() -> Arc<PromptCodec> {
     let mut tokens: Vec<String> = ["<s>", "<unk>"].map(String::from).to_vec();
     tokens.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
     tokens.extend("▁abcdefghijklmnopqrstuvwxyzéïПривет漢字。".chars().map(String::from));
@@ -150,13 +150,15 @@ fn ids(tokenizer: &Tokenizer, seed: u64) -> Vec<i64> {
     };
     let mut ids = Vec::new();
     for _ in 0..1 + below(12) {
-        match below(3) {
-            0 => {
+        match below(7) {
+            // control tokens, in a row
+            0 => ids.extend(vec![0; below(30)]),
+            1 | 2 => {
                 let text = TEXTS[below(TEXTS.len())];
                 let text: String = text.chars().skip(below(8)).take(1 + below(30)).collect();
                 ids.extend(tokenizer.codec.encode_raw(&Prompt::Text(text)).unwrap());
             }
-            1 => ids.extend((0..below(9)).map(|_| below(tokenizer.ids) as i64)),
+            3 | 4 => ids.extend((0..below(9)).map(|_| below(tokenizer.ids) as i64)),
             // tokens cut out of text: parts of characters
             _ => {
                 let text = Prompt::Text(TEXTS[below(TEXTS.len())].into());
