@@ -230,11 +230,17 @@ fn models_that_mix_kinds_of_maps_are_left_to_burn() {
     let (decoder, host, params) = model(config);
     assert!(super::unsupported(&decoder).unwrap().contains("BitLinear"));
     let compute = || ComputePlan::new(device::cpu(), None);
-    let engine = |format| {
+    let open = |decoder: &Decoder, choice, format| {
         let weights = upload(&host, &params);
-        crate::decode::Engine::open(decoder.clone(), weights, compute(), EngineChoice::Auto, format)
+        crate::decode::Engine::open(decoder.clone(), weights, compute(), choice, format)
     };
+    let engine = |format| open(&decoder, EngineChoice::Auto, format);
     assert!(engine(WeightFormat::Auto).is_ok());
     let error = engine(WeightFormat::Int8).err().unwrap();
     assert!(error.to_string().contains("some are BitLinear and some are not"), "{error}");
+    let mut plain = decoder.clone();
+    plain.cfg.quantization = None;
+    assert!(open(&plain, EngineChoice::Auto, WeightFormat::Int8).is_ok());
+    let error = open(&plain, EngineChoice::Burn, WeightFormat::Int8).err().unwrap();
+    assert!(error.to_string().contains("--engine burn"), "{error}");
 }
