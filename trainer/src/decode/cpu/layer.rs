@@ -10,10 +10,11 @@ use super::cache::LayerCache;
 use super::pointwise::{self, Rotary, rms_norm, round_to_int8};
 use super::weights::{Layer, Linear};
 
-/// Rows whose results are kept beside each other before they are added or gated.
+/// Rows that go through all panels of a task together: their inputs stay in the first cache, the
+/// weights of the task in the second.
 const TOGETHER: usize = 8;
 /// Tasks of a product for each thread: enough to even out what other programs take.
-const TASKS: usize = 6;
+const TASKS: usize = 12;
 
 /// Activations of a pass, used again by the next.
 #[derive(Default)]
@@ -114,10 +115,10 @@ impl Pass<'_> {
         let chunk = self.chunk(panels, rows);
         self.team.for_chunks(out, chunk, |_, task, out| {
             let first = task * (chunk / (rows * PANEL));
-            for (p, out) in as_rows(out).chunks_exact_mut(rows).enumerate() {
-                product(map.matrix.panel(first + p), x, rows, 0, out);
+            for_blocks(as_rows(out), rows, |p, row, out| {
+                product(map.matrix.panel(first + p), x, rows, row, out);
                 add_bias(map, first + p, out);
-            }
+            });
         });
     }
 
@@ -130,17 +131,14 @@ impl Pass<'_> {
         let chunk = self.chunk(map.matrix.panels(), rows);
         self.team.for_chunks(sum, chunk, |_, task, sum| {
             let first = task * (chunk / (rows * PANEL));
-            for (p, sum) in as_rows(sum).chunks_exact_mut(rows).enumerate() {
-                for (block, sum) in sum.chunks_mut(TOGETHER).enumerate() {
-                    let mut new = [[0f32; PANEL]; TOGETHER];
-                    let new = &mut new[..sum.len()];
-                    product(map.matrix.panel(first + p), x, rows, block * TOGETHER, new);
-                    add_bias(map, first + p, new);
-                    for (sum, new) in sum.as_flattened_mut().iter_mut().zip(new.as_flattened()) {
-                        *sum += new;
-                    }
-                }
-            }
+            for_blocks(as_rows(sum), rows, |p, row, sum| {
+                let mut new = [[0f32; PANEL]; TOGETHER];
+                let new = &mut new[..sum.len()];
+                product(map.matrix.panel(first + p), x, rows, row, new);
+                add_bias(map, first + p, new);
+                let each = sum.as_flattened_mut().iter_mut().zip(new.as_flattened());
+                each.for_each(|(sum, new)| *sum += new);
+            });
         });
     }
 
@@ -155,24 +153,32 @@ impl Pass<'_> {
         let chunk = self.chunk(panels, rows);
         self.team.for_chunks(out, chunk, |_, task, out| {
             let first = task * (chunk / (rows * PANEL));
-            for (p, out) in as_rows(out).chunks_exact_mut(rows).enumerate() {
-                for (block, out) in out.chunks_mut(TOGETHER).enumerate() {
-                    let mut both = [[[0f32; PANEL]; TOGETHER]; 2];
-                    let [gate, up] = both.each_mut().map(|new| &mut new[..out.len()]);
-                    for (half, new) in [&mut *gate, &mut *up].into_iter().enumerate() {
-                        let panel = 2 * (first + p) + half;
-                        product(map.matrix.panel(panel), x, rows, block * TOGETHER, new);
-                        add_bias(map, panel, new);
-                    }
-                    gate::slice(
-                        out.as_flattened_mut(),
-                        gate.as_flattened(),
-                        up.as_flattened(),
-                        layer.activation,
-                    );
+            for_blocks(as_rows(out), rows, |p, row, out| {
+                let mut both = [[[0f32; PANEL]; TOGETHER]; 2];
+                let [gate, up] = both.each_mut().map(|new| &mut new[..out.len()]);
+                for (half, new) in [&mut *gate, &mut *up].into_iter().enumerate() {
+                    let panel = 2 * (first + p) + half;
+                    product(map.matrix.panel(panel), x, rows, row, new);
+                    add_bias(map, panel, new);
                 }
-            }
+                gate::slice(
+                    out.as_flattened_mut(),
+                    gate.as_flattened(),
+                    up.as_flattened(),
+                    layer.activation,
+                );
+            });
         });
+    }
+}
+
+/// Calls `block(panel, first row, rows)` for all panels of a task and at most [`TOGETHER`] of their
+/// `rows` rows at a time; the same rows of all panels come after each other.
+fn for_blocks(out: &mut [Row], rows: usize, mut block: impl FnMut(usize, usize, &mut [Row])) {
+    for first in (0..rows).step_by(TOGETHER) {
+        for (panel, out) in out.chunks_exact_mut(rows).enumerate() {
+            block(panel, first, &mut out[first..rows.min(first + TOGETHER)]);
+        }
     }
 }
 

@@ -10,7 +10,7 @@ pub(super) const LANES: usize = 16;
 
 /// Bytes between a line that is read and the one that is asked for meanwhile: more than a page
 /// holds what the processor itself asks for, but not beyond the page.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 8192;
 
 /// Operations on [`LANES`] fp32 values.
 pub(super) trait Vectors: Copy {
