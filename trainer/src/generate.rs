@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::compute::{ComputeDtype, ComputePlan, EngineChoice, device};
+use crate::compute::{ComputeDtype, ComputePlan, EngineChoice, WeightFormat, device};
 use crate::decode::folder::ModelFolder;
 use crate::decode::prompt::PromptCodec;
 use crate::decode::{Engine, Event, Request, Sampling, StopStrings, Told, decode_list};
@@ -35,11 +35,19 @@ pub struct ModelOptions {
     pub dtype: Option<ComputeDtype>,
     /// What computes. Default: the native engine where it can be used.
     pub engine: EngineChoice,
+    /// Format of the weights on the CPU, where activations are fp32. Default: the smallest that
+    /// holds them exactly.
+    pub weights: WeightFormat,
 }
 
 impl Default for ModelOptions {
     fn default() -> Self {
-        ModelOptions { device: "auto".into(), dtype: None, engine: EngineChoice::Auto }
+        ModelOptions {
+            device: "auto".into(),
+            dtype: None,
+            engine: EngineChoice::Auto,
+            weights: WeightFormat::Auto,
+        }
     }
 }
 
@@ -198,7 +206,7 @@ impl ModelFiles {
     pub(crate) fn engine(&self, options: &ModelOptions) -> Result<(Engine, String)> {
         let compute = ComputePlan::new(device::choose(&options.device)?, options.dtype);
         let device = compute.device.name.clone();
-        Ok((self.folder.load(compute, options.engine)?, device))
+        Ok((self.folder.load(compute, options.engine, options.weights)?, device))
     }
 
     /// Positions that the model has.

@@ -41,7 +41,7 @@ mod validate;
 
 use std::process::ExitCode;
 
-pub use compute::{AttentionChoice, ComputeDtype, EngineChoice};
+pub use compute::{AttentionChoice, ComputeDtype, EngineChoice, WeightFormat};
 pub use config::ConfigError;
 pub use conversion::{Conversion, Converted, Resume, convert};
 pub use decode::{Decided, Passes};

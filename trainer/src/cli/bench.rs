@@ -1,10 +1,13 @@
 //! `dlm-train bench train`: training throughput at true shapes with random weights and synthetic
-//! packed rows.
+//! packed rows; `dlm-train bench decode`: times of decoding passes.
 
-use clap::{Args, Subcommand};
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, Subcommand};
 
 use crate::bench::{self, BenchLayout, TrainBenchOptions, TrainBenchReport};
-use crate::compute::{AttentionChoice, ComputeDtype, EngineChoice};
+use crate::bench::{DecodeBenchOptions, DecodeBenchReport, Measured};
+use crate::compute::{AttentionChoice, ComputeDtype, EngineChoice, WeightFormat};
 use crate::error::{Error, Result};
 use crate::report::console;
 
@@ -13,6 +16,44 @@ use crate::report::console;
 pub(super) enum BenchCommand {
     /// Optimizer steps.
     Train(TrainBench),
+    /// Forward passes of decoding, by the number of their tokens.
+    Decode(DecodeBench),
+}
+
+/// Arguments of `bench decode` as typed.
+#[derive(Args, Debug)]
+#[command(group(ArgGroup::new("measured").required(true).args(["model", "preset"])))]
+pub(super) struct DecodeBench {
+    /// Model: a Hugging Face folder, hf://ORG/NAME[@REV], or ORG/NAME.
+    #[arg(long)]
+    pub model: Option<PathBuf>,
+    /// Model shapes with random weights, as for bench train.
+    #[arg(long)]
+    pub preset: Option<String>,
+    /// New tokens of a pass, separated by commas.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1usize, 8, 16, 32])]
+    pub tokens: Vec<usize>,
+    /// Tokens before them.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub context: usize,
+    /// Passes of each kind.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub rounds: usize,
+    /// Format of the weights on the CPU [default: auto].
+    #[arg(long, value_enum)]
+    pub weights: Option<WeightFormat>,
+    /// Dtype of activations and matrix products [default: bf16 on CUDA, fp32 elsewhere].
+    #[arg(long, value_enum)]
+    pub dtype: Option<ComputeDtype>,
+    /// What computes [default: auto].
+    #[arg(long, value_enum)]
+    pub engine: Option<EngineChoice>,
+    /// auto, cpu, cuda[:N] or wgpu [default: auto].
+    #[arg(long)]
+    pub device: Option<String>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `bench train` as typed.
@@ -80,15 +121,73 @@ pub(super) struct TrainBench {
 
 /// Measures and prints.
 pub(super) fn run(command: &BenchCommand) -> Result<bool> {
-    let BenchCommand::Train(args) = command;
-    let report = bench::measure(&options(args))?;
-    let line = match args.json {
-        true => serde_json::to_string(&report)
-            .map_err(|e| Error::format("stdout", format!("the report is no JSON: {e}")))?,
-        false => summary(&report),
+    let line = match command {
+        BenchCommand::Train(args) => {
+            let report = bench::measure(&options(args))?;
+            if args.json { json(&report)? } else { summary(&report) }
+        }
+        BenchCommand::Decode(args) => {
+            let report = bench::measure_decoding(&decode_options(args)?)?;
+            if args.json { json(&report)? } else { decode_summary(&report) }
+        }
     };
     console::result(line)?;
     Ok(true)
+}
+
+fn json(report: &impl serde::Serialize) -> Result<String> {
+    serde_json::to_string(report)
+        .map_err(|e| Error::format("stdout", format!("the report is no JSON: {e}")))
+}
+
+fn decode_options(args: &DecodeBench) -> Result<DecodeBenchOptions> {
+    const MOST: usize = 1 << 16;
+    let sizes = args.tokens.iter().chain([&args.rounds]);
+    if sizes.clone().any(|n| !(1..=MOST).contains(n)) || args.context > MOST {
+        return Err(Error::Usage(format!(
+            "--tokens {:?} --context {} --rounds {}: expected at least 1 token and 1 round, and at most {MOST} of each",
+            args.tokens, args.context, args.rounds
+        )));
+    }
+    let measured = match (&args.model, &args.preset) {
+        (Some(model), _) => Measured::Model(model.clone()),
+        (None, preset) => Measured::Preset(preset.clone().unwrap_or_default()),
+    };
+    Ok(DecodeBenchOptions {
+        measured,
+        tokens: args.tokens.clone(),
+        context: args.context,
+        rounds: args.rounds,
+        device: args.device.clone().unwrap_or_else(|| "auto".into()),
+        dtype: args.dtype,
+        engine: args.engine.unwrap_or_default(),
+        weights: args.weights.unwrap_or_default(),
+    })
+}
+
+fn decode_summary(report: &DecodeBenchReport) -> String {
+    let DecodeBenchReport { device, dtype, weights, threads, context, passes, prefill } = report;
+    let one = passes.first().map_or(f64::NAN, |cost| cost.ms_least);
+    let mut lines = vec![format!(
+        "{dtype} on {device}, weights {weights}, {threads} threads, {context} tokens before"
+    )];
+    for cost in passes {
+        lines.push(format!(
+            "pass over {:>4} tokens: {:>8.2} ms (median {:.2}), {:.2} of the first",
+            cost.tokens,
+            cost.ms_least,
+            cost.ms_median,
+            cost.ms_least / one
+        ));
+    }
+    lines.extend(prefill.iter().map(|cost| {
+        let rate = cost.tokens as f64 / cost.ms_least * 1e3;
+        format!(
+            "prefill of {:>3} tokens: {:>8.2} ms, {rate:.0} tokens/s",
+            cost.tokens, cost.ms_least
+        )
+    }));
+    lines.join("\n")
 }
 
 fn options(args: &TrainBench) -> TrainBenchOptions {

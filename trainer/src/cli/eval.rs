@@ -87,6 +87,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<bool> {
             device: args.device.clone().unwrap_or(usual.device),
             dtype: args.dtype,
             engine: args.engine.unwrap_or(usual.engine),
+            weights: args.with_tasks.weights.unwrap_or_default(),
         };
         let file = args.tasks.clone().unwrap_or_default();
         return tasks::run(&args.with_tasks, args.model.clone(), file, place, args.json);

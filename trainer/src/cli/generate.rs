@@ -10,7 +10,7 @@ use clap::{ArgGroup, Args};
 use serde_json::{Map, Value};
 
 use super::printer::{Form, Printer};
-use crate::compute::{ComputeDtype, EngineChoice};
+use crate::compute::{ComputeDtype, EngineChoice, WeightFormat};
 use crate::decode::prompt;
 use crate::error::{Error, Result};
 use crate::generate::{DecodeMode, GenerateOptions, ModelFiles, ModelOptions, Prompt};
@@ -99,6 +99,9 @@ pub(super) struct GenerateArgs {
     /// Dtype of activations and matrix products [default: bf16 on CUDA, fp32 elsewhere].
     #[arg(long, value_enum)]
     pub dtype: Option<ComputeDtype>,
+    /// Format of the weights on the CPU [default: auto].
+    #[arg(long, value_enum)]
+    pub weights: Option<WeightFormat>,
     /// What computes [default: auto].
     #[arg(long, value_enum)]
     pub engine: Option<EngineChoice>,
@@ -137,6 +140,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<bool> {
     if let Some(engine) = args.engine {
         place.engine = engine;
     }
+    place.weights = args.weights.unwrap_or_default();
     if let Some(device) = &args.device {
         place.device = device.clone();
     }

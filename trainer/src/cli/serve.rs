@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::generate::{stop_token_ids, template_kwargs};
-use crate::compute::{ComputeDtype, EngineChoice};
+use crate::compute::{ComputeDtype, EngineChoice, WeightFormat};
 use crate::error::{Error, Result};
 use crate::generate::{DecodeMode, GenerateOptions, ModelFiles, ModelOptions};
 use crate::report::console;
@@ -106,6 +106,9 @@ pub(super) struct ServeArgs {
     /// Dtype of activations and matrix products [default: bf16 on CUDA, fp32 elsewhere].
     #[arg(long, value_enum)]
     pub dtype: Option<ComputeDtype>,
+    /// Format of the weights on the CPU [default: auto].
+    #[arg(long, value_enum)]
+    pub weights: Option<WeightFormat>,
     /// What computes [default: auto].
     #[arg(long, value_enum)]
     pub engine: Option<EngineChoice>,
@@ -149,6 +152,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<bool> {
         console::message(format_args!("warning: {warning}"));
     }
     let mut place = ModelOptions { dtype: args.dtype, ..ModelOptions::default() };
+    place.weights = args.weights.unwrap_or_default();
     if let Some(engine) = args.engine {
         place.engine = engine;
     }

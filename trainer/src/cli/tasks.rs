@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::generate::{stop_token_ids, template_kwargs};
+use crate::compute::WeightFormat;
 use crate::decode::generate_options::{DecodeMode, GenerateOptions};
 use crate::error::{Error, Result};
 use crate::generate::ModelOptions;
@@ -74,6 +75,9 @@ pub(super) struct TaskArgs {
     /// folder's].
     #[arg(long, value_name = "ID|none", conflicts_with = "data")]
     pub stop_token_id: Vec<String>,
+    /// Format of the weights on the CPU [default: auto].
+    #[arg(long, value_enum, conflicts_with = "data")]
+    pub weights: Option<WeightFormat>,
     /// Folder for the completions, results.json and report.html; called again with it, a killed
     /// evaluation goes on.
     #[arg(long, value_name = "DIR", conflicts_with = "data")]

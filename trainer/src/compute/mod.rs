@@ -10,6 +10,6 @@ mod plan;
 pub(crate) mod tensor_io;
 
 pub(crate) use device::{ComputeDevice, DeviceKind};
-pub use dtype::ComputeDtype;
+pub use dtype::{ComputeDtype, WeightFormat};
 pub(crate) use plan::{Attention, ComputePlan, StreamShape};
 pub use plan::{AttentionChoice, EngineChoice};

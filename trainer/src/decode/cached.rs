@@ -19,6 +19,7 @@ use burn::tensor::activation::softmax;
 
 use crate::attention::{KeyRange, Tile, TilePlan, tiles};
 use crate::compute::{Attention, ComputePlan};
+use crate::decode::cpu::cache::PanelCache;
 use crate::error::{Error, Result};
 use crate::model::decoder::{AttentionPlan, Context, Decoder};
 use crate::model::params::Weights;
@@ -34,6 +35,8 @@ pub(crate) struct KvCache {
     id: CacheId,
     /// The native engine has made room for it.
     was_opened: bool,
+    /// Keys and values on the CPU without Burn; `layers` is empty then.
+    pub(super) panels: PanelCache,
 }
 
 /// Names a cache: one id is given once.
@@ -47,7 +50,15 @@ impl KvCache {
     /// to `limit`.
     pub(crate) fn new(rows: usize, positions: usize, limit: usize) -> Self {
         let id = CacheId(NEXT_CACHE.fetch_add(1, Ordering::Relaxed));
-        KvCache { layers: Vec::new(), rows, positions, limit, id, was_opened: false }
+        KvCache {
+            layers: Vec::new(),
+            rows,
+            positions,
+            limit,
+            id,
+            was_opened: false,
+            panels: PanelCache::default(),
+        }
     }
 
     pub(super) fn id(&self) -> CacheId {

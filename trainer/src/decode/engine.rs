@@ -9,8 +9,9 @@ use burn::prelude::*;
 use burn::tensor::DType;
 
 use crate::compute::tensor_io::download;
-use crate::compute::{ComputeDtype, ComputePlan, DeviceKind, memory};
+use crate::compute::{ComputeDtype, ComputePlan, DeviceKind, EngineChoice, WeightFormat, memory};
 use crate::decode::cached::{CacheId, KvCache, Order, Pass, Span, placed};
+use crate::decode::cpu::{self, CpuModel};
 use crate::decode::{Decided, Passes};
 use crate::error::{Error, Result};
 use crate::kernels::cast::{cast_to, to_f32};
@@ -49,6 +50,7 @@ pub(crate) struct Engine {
 /// What computes the passes.
 enum Backend {
     Burn(Box<BurnBackend>),
+    Cpu(Box<CpuModel>),
     /// The engine, and the cache that it has made room for.
     Native(Native, Option<CacheId>),
 }
@@ -67,16 +69,62 @@ pub(super) enum Hidden {
     Burn(Tensor<2>),
     /// On the native engine, until its next pass.
     Native,
+    /// On the CPU without Burn, until the next pass.
+    Cpu,
 }
 
 impl Engine {
-    /// An engine for a model. Its matrices are converted to the plan's dtype once, after those of a
-    /// model with BitLinear have been made ternary; norms stay in fp32.
-    pub(crate) fn new(
-        mut decoder: Decoder,
+    /// As [`Engine::open`], with the usual choices.
+    #[cfg(test)]
+    pub(crate) fn new(decoder: Decoder, weights: Weights, compute: ComputePlan) -> Result<Self> {
+        Self::open(decoder, weights, compute, EngineChoice::Auto, WeightFormat::Auto)
+    }
+
+    /// An engine for a model: on a GPU, or on the CPU without Burn where that can be, with weights
+    /// in `format`, or on Burn's tensors.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a format that cannot be used here.
+    pub(crate) fn open(
+        decoder: Decoder,
         weights: Weights,
         compute: ComputePlan,
+        engine: EngineChoice,
+        format: WeightFormat,
     ) -> Result<Self> {
+        match Self::without_burn(&decoder, &compute, engine) {
+            Ok(()) => {
+                let model = Box::new(CpuModel::new(&decoder, weights, format)?);
+                Ok(Engine { decoder, compute, backend: Backend::Cpu(model) })
+            }
+            Err(reason) if format != WeightFormat::Auto => Err(Error::Usage(format!(
+                "weights in {format} (--weights) are for decoding on the CPU without Burn, which is not possible here: {reason}; leave --weights out"
+            ))),
+            Err(_) => Self::with_tensors(decoder, weights, compute),
+        }
+    }
+
+    /// Whether the CPU decodes a model without Burn, or why not.
+    fn without_burn(
+        decoder: &Decoder,
+        compute: &ComputePlan,
+        engine: EngineChoice,
+    ) -> std::result::Result<(), String> {
+        if compute.native || compute.device.kind != DeviceKind::Cpu {
+            return Err(format!("the model is decoded on {}", compute.device.name));
+        }
+        if compute.dtype != ComputeDtype::Fp32 {
+            return Err(format!("activations are {} (--dtype)", compute.dtype));
+        }
+        if engine == EngineChoice::Burn {
+            return Err("Burn was asked for (--engine burn)".into());
+        }
+        cpu::unsupported(decoder).map_or(Ok(()), Err)
+    }
+
+    /// An engine on Burn's tensors or a GPU. Matrices are converted to the plan's dtype once, after
+    /// those of a model with BitLinear have been made ternary; norms stay in fp32.
+    fn with_tensors(mut decoder: Decoder, weights: Weights, compute: ComputePlan) -> Result<Self> {
         if compute.native {
             let options = NativeOptions::decoding(compute.dtype);
             let mut native = Native::open(compute.cuda_index(), &decoder, options)?;
@@ -147,6 +195,10 @@ impl Engine {
         }
         let burn = match &mut self.backend {
             Backend::Burn(burn) => burn,
+            Backend::Cpu(model) => {
+                model.pass(ids, spans, order, cache);
+                return Ok(Hidden::Cpu);
+            }
             Backend::Native(native, open) => {
                 if *open != Some(cache.id()) {
                     cache.open_once()?;
@@ -210,6 +262,11 @@ impl Engine {
                 .into_iter()
                 .map(|(token, probability)| Prediction { token, probability })
                 .collect(),
+            (Backend::Cpu(model), Hidden::Cpu) => model
+                .predict(at, never)
+                .into_iter()
+                .map(|(token, probability)| Prediction { token, probability })
+                .collect(),
             (Backend::Burn(burn), Hidden::Burn(hidden)) => {
                 burn.predict(&self.decoder, &self.compute, hidden.clone(), at, never)?
             }
@@ -225,6 +282,7 @@ impl Engine {
     pub(super) fn logits(&mut self, hidden: &Hidden, at: &[usize]) -> Result<Vec<f32>> {
         match (&mut self.backend, hidden) {
             (Backend::Native(native, _), Hidden::Native) => native.cached_logits(at),
+            (Backend::Cpu(model), Hidden::Cpu) => Ok(model.logits(at)),
             (Backend::Burn(burn), Hidden::Burn(hidden)) => {
                 download(&burn.logits(&self.decoder, &self.compute, hidden.clone(), at))
             }

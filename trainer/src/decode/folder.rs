@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::compute::{ComputePlan, EngineChoice};
+use crate::compute::{ComputePlan, EngineChoice, WeightFormat};
 use crate::error::{Error, Result};
 use crate::io::conversion_record::ConversionRecord;
 use crate::io::json;
@@ -89,14 +89,19 @@ impl ModelFolder {
     }
 
     /// Loads the weights onto the device of a plan.
-    pub(crate) fn load(&self, compute: ComputePlan, engine: EngineChoice) -> Result<Engine> {
+    pub(crate) fn load(
+        &self,
+        compute: ComputePlan,
+        engine: EngineChoice,
+        format: WeightFormat,
+    ) -> Result<Engine> {
         let compute = match native::is_chosen(engine, &compute, &self.config, None)? {
             true => compute.on_native_engine(),
             false => compute,
         };
         let LoadedModel { decoder, weights } =
             load_model(&self.dir, LoadOptions::default(), &compute.device.device)?;
-        Engine::new(decoder, weights, compute)
+        Engine::open(decoder, weights, compute, engine, format)
     }
     /// A request without its prompt: the options of the requested mode, with what the folder says
     /// where nothing was requested. `name` is how the user named the model.

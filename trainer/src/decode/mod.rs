@@ -3,11 +3,12 @@
 //!
 //! In: prompts as token ids. Out: [`DecodedSequence`]s with the forward passes they took.
 //! `folder.rs` reads a model folder, `prompt.rs` turns text into ids, `cached.rs` is the forward
-//! pass behind a cache of keys and values, `engine.rs` runs one pass and predicts tokens, `row.rs`
-//! is a prompt that is being completed, `block.rs` (Fast-dLLM v2's `batch_sample`,
-//! arXiv:2509.26328), `multi_block.rs` (several blocks at a time) and `ar.rs` (causal decoding) are
-//! its kinds, `continuous.rs` runs rows of all of them together, `list.rs` a list of requests;
-//! `sampling.rs` draws tokens, `text_stream.rs` is the text as it becomes final. Rows are
+//! pass behind a cache of keys and values, `cpu/` the same without Burn, `engine.rs` runs one pass
+//! and predicts tokens, `row.rs` is a prompt that is being completed, `block.rs` (Fast-dLLM v2's
+//! `batch_sample`, arXiv:2509.26328), `multi_block.rs` (several blocks at a time) and `ar.rs`
+//! (causal decoding) are its kinds, `continuous.rs` runs rows of all of them together, `list.rs` a
+//! list of requests; `sampling.rs` draws tokens, `text_stream.rs` is the text as it becomes final,
+//! `cost.rs` measures passes. Rows are
 //! independent: each gets the tokens it would get alone.
 
 mod ar;
@@ -15,6 +16,8 @@ mod block;
 pub(crate) mod cached;
 pub(crate) mod completion;
 pub(crate) mod continuous;
+pub(crate) mod cost;
+mod cpu;
 mod engine;
 pub(crate) mod folder;
 pub(crate) mod generate_options;

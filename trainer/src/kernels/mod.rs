@@ -9,6 +9,9 @@
 //! | [`rms_norm`], [`rope`], [`gate`] | activations | activations; with gradients of their own |
 //! | [`linear`] | activations, weight `[O, I]` | products, also with BitLinear quantisation |
 //!
+//! For decoding on the CPU, outside Burn: [`panels`], products of few rows, and [`team`], threads
+//! for short phases.
+//!
 //! One folder per operation: `mod.rs` declares the operation (a trait over Burn's backends), the
 //! function to call and, where callers need it, the composed form, which is made of Burn's own
 //! operations; `cpu.rs` implements it for the CPU backend, `gpu.rs` as a CubeCL kernel (CUDA, and
@@ -24,9 +27,11 @@ pub(crate) mod flex;
 pub(crate) mod gate;
 pub(crate) mod linear;
 pub(crate) mod most_probable;
+pub(crate) mod panels;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
 pub(crate) mod simd;
+pub(crate) mod team;
 #[cfg(test)]
 pub(crate) mod test_support;
 

@@ -68,6 +68,7 @@ pub(crate) fn evaluate(options: &TaskOptions) -> Result<TaskReport> {
     let place = json!({
         "device": compute.device.name,
         "dtype": compute.dtype.to_string(),
+        "weights": options.place.weights.to_string(),
         "batch_size": options.decoding.batch_size,
     });
     let source_name = source.as_ref().map(|(_, path)| path.display().to_string());

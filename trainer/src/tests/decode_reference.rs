@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::compute::{ComputeDtype, ComputePlan, device};
+use crate::compute::{ComputeDtype, ComputePlan, EngineChoice, WeightFormat, device};
 use crate::decode::cached::{KvCache, Order, Pass, Span};
 use crate::decode::{
     BlockOptions, DecodedSequence, Engine, Event, FinishReason, Request, RowMode, decode_list,
@@ -75,9 +75,18 @@ pub(super) fn engine(dir: &Path) -> Engine {
 }
 
 fn engine_on(dir: &Path, compute: ComputePlan) -> Engine {
+    engine_by(dir, compute, EngineChoice::Auto)
+}
+
+fn engine_by(dir: &Path, compute: ComputePlan, choice: EngineChoice) -> Engine {
     let LoadedModel { decoder, weights } =
         load_model(dir, LoadOptions::default(), &compute.device.device).unwrap();
-    Engine::new(decoder, weights, compute).unwrap()
+    Engine::open(decoder, weights, compute, choice, WeightFormat::Auto).unwrap()
+}
+
+/// On Burn, where the usual engine does without.
+fn on_burn(dir: &Path) -> Engine {
+    engine_by(dir, ComputePlan::new(device::cpu(), None), EngineChoice::Burn)
 }
 
 pub(super) fn read<T: for<'a> Deserialize<'a>>(path: PathBuf) -> T {
@@ -123,8 +132,9 @@ fn check(model: &str) {
     let dir = fixtures();
     let file: File = read(dir.join(format!("decode_{model}.json")));
     compare(model, engine(&dir.join(model)), &file);
+    compare(model, on_burn(&dir.join(model)), &file);
     // The form of attention that other devices run.
-    compare(model, engine(&dir.join(model)).without_tiles().unwrap(), &file);
+    compare(model, on_burn(&dir.join(model)).without_tiles().unwrap(), &file);
 }
 
 fn compare(model: &str, mut engine: Engine, file: &File) {
@@ -188,7 +198,8 @@ fn bitnet_tiny() {
 fn batches() {
     let dir = fixtures();
     check_batches(&dir, engine(&dir.join("qwen2_peaky")));
-    check_batches(&dir, engine(&dir.join("qwen2_peaky")).without_tiles().unwrap());
+    check_batches(&dir, on_burn(&dir.join("qwen2_peaky")));
+    check_batches(&dir, on_burn(&dir.join("qwen2_peaky")).without_tiles().unwrap());
 }
 
 /// The native engine in fp32 decodes what the CPU decodes, on a card or on the stand-in driver:

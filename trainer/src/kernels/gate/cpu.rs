@@ -42,7 +42,7 @@ impl GateOp for Flex {
 
 widest! {
     /// `out = act(gate) · up`.
-    fn forward_slice(out: &mut [f32], gate: &[f32], up: &[f32], activation: Activation) {
+    pub(crate) fn forward_slice(out: &mut [f32], gate: &[f32], up: &[f32], activation: Activation) {
         let each = out.iter_mut().zip(gate.iter().zip(up));
         match activation {
             Activation::Silu => each.for_each(|(o, (g, u))| *o = g * sigmoid(*g) * u),

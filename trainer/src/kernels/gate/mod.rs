@@ -2,6 +2,8 @@
 
 mod cpu;
 
+pub(crate) use cpu::forward_slice as slice;
+
 use burn::backend::autodiff::{
     NodeId,
     checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
