@@ -9,7 +9,7 @@
 #
 # narrow: the tasks of datasets/sample in plain words. AR fine-tuning (AR_TOKENS=30000), then block_diffusion; settings are chosen on one set
 #   of held-out prompts (VAL=128), and reported on another (TEST=256). BD=16 is the block size, BATCH=16 prompts are decoded together.
-# general: conversations in DATA (a file or folder that dlm-prep reads; default ../shared/assets/conversations): held-out loss before and
+# general: conversations in DATA (a file or folder that dlm-prep reads): held-out loss before and
 #   after in both objectives; answers to TASKS (JSON lines with answers, such as GSM8K's test.jsonl; LIMIT=200 of them) beside the source's.
 #   With a .jsonl as DATA and no TASKS the last 200 conversations of the file are kept out of training and are the tasks.
 # Every step is skipped once it has succeeded; a training or evaluation that was cut off goes on where it stopped.
@@ -23,7 +23,8 @@ batch=${BATCH:-16}
 mkdir -p "$out/log"
 out=$(cd "$out" && pwd) bin=$(cd "$bin" && pwd)
 [ -d "$model" ] && model=$(cd "$model" && pwd)
-data=${DATA:-$here/../shared/assets/conversations} tasks=${TASKS:-}
+data=${DATA:-} tasks=${TASKS:-}
+[ "$part" = general ] && [ -z "$data" ] && { echo "general: set DATA to conversations that dlm-prep reads (a file or folder)" >&2; exit 2; }
 [ -e "$data" ] && data=$(realpath "$data")
 [ -n "$tasks" ] && tasks=$(realpath "$tasks")
 cd "$here"
