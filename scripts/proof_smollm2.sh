@@ -9,7 +9,7 @@
 #
 # narrow: the tasks of datasets/sample in plain words. AR fine-tuning (AR_TOKENS=30000), then block_diffusion; settings are chosen on one set
 #   of held-out prompts (VAL=128), and reported on another (TEST=256). BD=16 is the block size, BATCH=16 prompts are decoded together.
-# general: conversations in DATA (a file or folder that dlm-prep reads; default ../shared/assets/conversations): held-out loss before and
+# general: conversations in DATA (a file or folder that dlm-prep reads; default assets/conversations of $DLM_SHARED): held-out loss before and
 #   after in both objectives; answers to TASKS (JSON lines with answers, such as GSM8K's test.jsonl; LIMIT=200 of them) beside the source's.
 #   With a .jsonl as DATA and no TASKS the last 200 conversations of the file are kept out of training and are the tasks.
 # Every step is skipped once it has succeeded; a training or evaluation that was cut off goes on where it stopped.
@@ -23,7 +23,7 @@ batch=${BATCH:-16}
 mkdir -p "$out/log"
 out=$(cd "$out" && pwd) bin=$(cd "$bin" && pwd)
 [ -d "$model" ] && model=$(cd "$model" && pwd)
-data=${DATA:-$here/../shared/assets/conversations} tasks=${TASKS:-}
+data=${DATA:-${DLM_SHARED:+$DLM_SHARED/assets/conversations}} tasks=${TASKS:-}
 [ -e "$data" ] && data=$(realpath "$data")
 [ -n "$tasks" ] && tasks=$(realpath "$tasks")
 cd "$here"
@@ -91,6 +91,7 @@ narrow() {
 }
 
 general() {
+    : "${data:?general needs DATA=FILE or FOLDER of conversations}"
     local size=${BD:-32} rows=${ROWS:-1} inputs=$data
     case $device in cuda*) rows=${ROWS:-32} ;; esac
     if [ -z "$tasks" ] && [ "${data##*.}" = jsonl ]; then
