@@ -91,12 +91,6 @@ impl Model {
         ModelFiles::open(model.as_ref())?.load(options)
     }
 
-    /// The files and the engine, for programs that decode step by step.
-    #[allow(dead_code, reason = "for programs that decode step by step")]
-    pub(crate) fn into_parts(self) -> (ModelFiles, Engine) {
-        (self.files, self.engine)
-    }
-
     /// The device that the model is on: `cpu`, `cuda:N` or `wgpu`.
     pub fn device(&self) -> &str {
         &self.device

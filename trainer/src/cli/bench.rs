@@ -5,10 +5,12 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Subcommand};
 
+use super::place::PlaceArgs;
 use crate::bench::{self, BenchLayout, TrainBenchOptions, TrainBenchReport};
 use crate::bench::{DecodeBenchOptions, DecodeBenchReport, Measured};
-use crate::compute::{AttentionChoice, ComputeDtype, EngineChoice, WeightFormat};
+use crate::compute::{AttentionChoice, ComputeDtype, EngineChoice};
 use crate::error::{Error, Result};
+use crate::generate::ModelOptions;
 use crate::report::console;
 
 /// What to measure.
@@ -39,18 +41,8 @@ pub(super) struct DecodeBench {
     /// Passes of each kind.
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub rounds: usize,
-    /// Format of the weights on the CPU [default: auto].
-    #[arg(long, value_enum)]
-    pub weights: Option<WeightFormat>,
-    /// Dtype of activations and matrix products [default: bf16 on CUDA, fp32 elsewhere].
-    #[arg(long, value_enum)]
-    pub dtype: Option<ComputeDtype>,
-    /// What computes [default: auto].
-    #[arg(long, value_enum)]
-    pub engine: Option<EngineChoice>,
-    /// auto, cpu, cuda[:N] or wgpu [default: auto].
-    #[arg(long)]
-    pub device: Option<String>,
+    #[command(flatten)]
+    pub place: PlaceArgs,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
@@ -153,15 +145,16 @@ fn decode_options(args: &DecodeBench) -> Result<DecodeBenchOptions> {
         (Some(model), _) => Measured::Model(model.clone()),
         (None, preset) => Measured::Preset(preset.clone().unwrap_or_default()),
     };
+    let ModelOptions { device, dtype, engine, weights } = args.place.options();
     Ok(DecodeBenchOptions {
         measured,
         tokens: args.tokens.clone(),
         context: args.context,
         rounds: args.rounds,
-        device: args.device.clone().unwrap_or_else(|| "auto".into()),
-        dtype: args.dtype,
-        engine: args.engine.unwrap_or_default(),
-        weights: args.weights.unwrap_or_default(),
+        device,
+        dtype,
+        engine,
+        weights,
     })
 }
 

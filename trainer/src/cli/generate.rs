@@ -9,11 +9,11 @@ use std::time::Instant;
 use clap::{ArgGroup, Args};
 use serde_json::{Map, Value};
 
+use super::place::PlaceArgs;
 use super::printer::{Form, Printer};
-use crate::compute::{ComputeDtype, EngineChoice, WeightFormat};
 use crate::decode::prompt;
 use crate::error::{Error, Result};
-use crate::generate::{DecodeMode, GenerateOptions, ModelFiles, ModelOptions, Prompt};
+use crate::generate::{DecodeMode, GenerateOptions, ModelFiles, Prompt};
 use crate::report::console;
 
 /// Arguments of `dlm-train generate` as typed.
@@ -96,18 +96,8 @@ pub(super) struct GenerateArgs {
     /// Seed of the first prompt's random numbers; the next prompt has the next seed [default: 0].
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// Dtype of activations and matrix products [default: bf16 on CUDA, fp32 elsewhere].
-    #[arg(long, value_enum)]
-    pub dtype: Option<ComputeDtype>,
-    /// Format of the weights on the CPU [default: auto].
-    #[arg(long, value_enum)]
-    pub weights: Option<WeightFormat>,
-    /// What computes [default: auto].
-    #[arg(long, value_enum)]
-    pub engine: Option<EngineChoice>,
-    /// auto, cpu, cuda[:N] or wgpu [default: auto].
-    #[arg(long)]
-    pub device: Option<String>,
+    #[command(flatten)]
+    pub place: PlaceArgs,
     /// Print one JSON object per prompt.
     #[arg(long)]
     pub json: bool,
@@ -136,15 +126,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<bool> {
         console::message(format_args!("warning: {warning}"));
     }
     let started = Instant::now();
-    let mut place = ModelOptions { dtype: args.dtype, ..ModelOptions::default() };
-    if let Some(engine) = args.engine {
-        place.engine = engine;
-    }
-    place.weights = args.weights.unwrap_or_default();
-    if let Some(device) = &args.device {
-        place.device = device.clone();
-    }
-    let mut model = files.load(&place)?;
+    let mut model = files.load(&args.place.options())?;
     console::message(format_args!(
         "loaded {} on {} in {:.1} s",
         args.model.display(),

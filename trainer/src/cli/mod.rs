@@ -9,6 +9,7 @@ mod export;
 mod generate;
 mod parity;
 mod passes;
+mod place;
 mod plot;
 mod printer;
 mod serve;

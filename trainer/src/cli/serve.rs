@@ -11,9 +11,9 @@ use std::time::Duration;
 use clap::Args;
 
 use super::generate::{stop_token_ids, template_kwargs};
-use crate::compute::{ComputeDtype, EngineChoice, WeightFormat};
+use super::place::PlaceArgs;
 use crate::error::{Error, Result};
-use crate::generate::{DecodeMode, GenerateOptions, ModelFiles, ModelOptions};
+use crate::generate::{DecodeMode, GenerateOptions, ModelFiles};
 use crate::report::console;
 use crate::serve::options::{ApiKey, Limits};
 use crate::serve::{Settings, serve};
@@ -103,18 +103,8 @@ pub(super) struct ServeArgs {
     /// folder's].
     #[arg(long, value_name = "ID|none")]
     pub stop_token_id: Vec<String>,
-    /// Dtype of activations and matrix products [default: bf16 on CUDA, fp32 elsewhere].
-    #[arg(long, value_enum)]
-    pub dtype: Option<ComputeDtype>,
-    /// Format of the weights on the CPU [default: auto].
-    #[arg(long, value_enum)]
-    pub weights: Option<WeightFormat>,
-    /// What computes [default: auto].
-    #[arg(long, value_enum)]
-    pub engine: Option<EngineChoice>,
-    /// auto, cpu, cuda[:N] or wgpu [default: auto].
-    #[arg(long)]
-    pub device: Option<String>,
+    #[command(flatten)]
+    pub place: PlaceArgs,
 }
 
 /// Serves until a signal. The call is checked before the weights are read.
@@ -151,14 +141,6 @@ pub(super) fn run(args: &ServeArgs) -> Result<bool> {
     for warning in files.warnings(&[], &decoding) {
         console::message(format_args!("warning: {warning}"));
     }
-    let mut place = ModelOptions { dtype: args.dtype, ..ModelOptions::default() };
-    place.weights = args.weights.unwrap_or_default();
-    if let Some(engine) = args.engine {
-        place.engine = engine;
-    }
-    if let Some(device) = &args.device {
-        place.device = device.clone();
-    }
     let settings = Settings {
         name: args.served_name.clone().unwrap_or_else(|| name_of(args)),
         slots: args.slots,
@@ -168,7 +150,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<bool> {
         key,
         is_loopback,
     };
-    serve(files, &place, address, settings)?;
+    serve(files, &args.place.options(), address, settings)?;
     Ok(true)
 }
 

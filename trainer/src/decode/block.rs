@@ -66,6 +66,19 @@ impl BlockOptions {
         }
     }
 
+    /// As many of `tokens` tokens as fill whole blocks.
+    pub(super) fn in_whole_blocks(&self, tokens: usize) -> usize {
+        tokens / self.block_size * self.block_size
+    }
+
+    /// Most tokens of a completion: without bound where whole blocks are counted.
+    pub(super) fn limit(&self, max_new_tokens: usize) -> usize {
+        match max_new_tokens.is_multiple_of(self.block_size) {
+            true => usize::MAX,
+            false => max_new_tokens,
+        }
+    }
+
     /// Refuses options that several blocks in flight do not have.
     ///
     /// # Errors
@@ -155,15 +168,7 @@ impl BlockRow {
 
     /// Prompt tokens in whole blocks.
     fn whole(&self) -> usize {
-        self.text.prompt / self.options.block_size * self.options.block_size
-    }
-
-    /// Most tokens of the completion: without bound where whole blocks are counted.
-    fn limit(&self) -> usize {
-        match self.max_new_tokens.is_multiple_of(self.options.block_size) {
-            true => usize::MAX,
-            false => self.max_new_tokens,
-        }
+        self.options.in_whole_blocks(self.text.prompt)
     }
 
     /// Opens the next block, or ends the row when no block is left or a stop token was generated.
@@ -383,7 +388,8 @@ impl Row for BlockRow {
     fn settled(&self) -> usize {
         let generated = self.text.generated();
         let settled = generated.iter().position(|id| *id == self.mask_id);
-        let settled = settled.unwrap_or(generated.len()).min(self.limit());
+        let settled =
+            settled.unwrap_or(generated.len()).min(self.options.limit(self.max_new_tokens));
         match self.is_ahead {
             // the foreseen token may still change
             true => settled.min(self.start + self.options.block_size - self.text.prompt),
@@ -392,9 +398,8 @@ impl Row for BlockRow {
     }
 
     fn finish(mut self: Box<Self>) -> DecodedSequence {
-        let limit = self.limit();
-        self.text.ids.truncate(self.text.prompt.saturating_add(limit));
-        self.text.decided.truncate(limit);
+        let limit = self.options.limit(self.max_new_tokens);
+        self.text.truncate(limit);
         self.text.finish()
     }
 }

@@ -175,7 +175,6 @@ impl Continuous {
     }
 
     /// Takes a row out of its slot; no more events tell of it. Does nothing for a row that ended.
-    #[allow(dead_code, reason = "for programs whose callers go away")]
     pub(crate) fn remove(&mut self, id: RowId) {
         for slot in &mut self.slots {
             if slot.as_ref().is_some_and(|live| live.id == id) {

@@ -73,15 +73,7 @@ impl MultiBlockRow {
 
     /// Prompt tokens in whole blocks.
     fn whole(&self) -> usize {
-        self.text.prompt / self.options.block_size * self.options.block_size
-    }
-
-    /// Most tokens of the completion: without bound where whole blocks are counted.
-    fn limit(&self) -> usize {
-        match self.max_new_tokens.is_multiple_of(self.options.block_size) {
-            true => usize::MAX,
-            false => self.max_new_tokens,
-        }
+        self.options.in_whole_blocks(self.text.prompt)
     }
 
     fn is_masked(&self, position: usize) -> bool {
@@ -242,13 +234,12 @@ impl Row for MultiBlockRow {
     fn settled(&self) -> usize {
         let generated = self.text.generated();
         let settled = generated.iter().position(|id| *id == self.mask_id);
-        settled.unwrap_or(generated.len()).min(self.limit())
+        settled.unwrap_or(generated.len()).min(self.options.limit(self.max_new_tokens))
     }
 
     fn finish(mut self: Box<Self>) -> DecodedSequence {
-        let limit = self.limit();
-        self.text.ids.truncate(self.text.prompt.saturating_add(limit));
-        self.text.decided.truncate(limit);
+        let limit = self.options.limit(self.max_new_tokens);
+        self.text.truncate(limit);
         self.text.finish()
     }
 }

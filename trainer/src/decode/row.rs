@@ -122,6 +122,12 @@ impl RowText {
         }
     }
 
+    /// Cuts the completion to `tokens` tokens.
+    pub(super) fn truncate(&mut self, tokens: usize) {
+        self.ids.truncate(self.prompt.saturating_add(tokens));
+        self.decided.truncate(tokens);
+    }
+
     /// The sequence, cut after the first stop token of the completion.
     pub(super) fn finish(self) -> DecodedSequence {
         let RowText { ids, prompt, decided, passes, stop_ids, .. } = self;
