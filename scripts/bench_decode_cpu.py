@@ -3,11 +3,16 @@
 
     python scripts/bench_decode_cpu.py target/release/dlm-train MODEL [--baseline DLM_TRAIN]
         [--threads 1,2] [--rounds 3] [--new 64]
+        [--converted DIR --tasks FILE.jsonl [--limit 8] [--thresholds 0.9] [--sub-blocks 8,16]]
 
 Needs gguf, llama-cpp-python (built for this machine), numpy and safetensors; torch and transformers for its rows, else they are
 skipped. All programs take turns within a round, and each decodes the same prompts (random ids) one after the other to the same
 number of tokens. For each row: decoded tokens per second and prompt tokens per second (medians and best of all prompts and
 rounds), and CPU milliseconds per decoded token, which other programs on the machine change less than they change wall time.
+
+With --converted, a second table: the answers to real prompts, whole, one after the other: the converted model in block mode and
+MODEL in ar mode until the answer ends; the other programs decode MODEL from the same prompts for as many tokens as MODEL's own
+answers have. Tokens per second count the prompts' passes too.
 """
 import argparse
 import json
@@ -27,7 +32,15 @@ p.add_argument("--threads", default="1,2")
 p.add_argument("--rounds", type=int, default=3)
 p.add_argument("--new", type=int, default=64)
 p.add_argument("--prompt-tokens", type=int, default=64)
+p.add_argument("--converted", help="MODEL after its conversion to block diffusion")
+p.add_argument("--tasks", help="JSONL of messages or prompts with expected answers, as for dlm-train eval --tasks")
+p.add_argument("--limit", type=int, default=8, help="tasks that are answered")
+p.add_argument("--thresholds", default="0.9")
+p.add_argument("--sub-blocks", default="8,16")
+p.add_argument("--max-answer", type=int, default=128, help="longest answer, tokens")
 a = p.parse_args()
+if bool(a.converted) != bool(a.tasks):
+    p.error("--converted and --tasks belong together")
 work = pathlib.Path(tempfile.mkdtemp())
 prompts = [[(i * 7919 + k * 104729 + 13) % 40000 + 100 for i in range(a.prompt_tokens)] for k in range(2)]
 (work / "prompts.jsonl").write_text("".join(json.dumps({"ids": ids}) + "\n" for ids in prompts))
@@ -64,7 +77,7 @@ def peer(command, threads):
     return rows, 1e3 * sum(r["decode_cpu_s"] for r in rows) / max(1, sum(r["decode_tokens"] for r in rows))
 
 
-programs = {}
+programs, peers = {}, {}
 for weights in ("fp32", "bf16", "int8"):
     programs[f"dlm-train, ar, weights {weights}"] = lambda t, w=weights: dlm(a.dlm_train, t, "--weights", w)
 if a.baseline:
@@ -75,11 +88,68 @@ for kind in ("f16", "bf16", "q8_0"):
     if made.returncode:
         print(f"llama.cpp {kind} is left out: {made.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
         continue
-    peer_script = [sys.executable, str(HERE / "peers/decode_llama_cpp.py"), str(gguf), str(work / "prompts.jsonl")]
-    programs[f"llama.cpp, ar, {kind}"] = lambda t, c=peer_script: peer([*c, str(t), str(a.new)], t)
-hf = [sys.executable, str(HERE / "peers/decode_hf_cpu.py"), a.model, str(work / "prompts.jsonl")]
+    llama = [sys.executable, str(HERE / "peers/decode_llama_cpp.py"), str(gguf)]
+    peers[f"llama.cpp, ar, {kind}"] = lambda prompts, t, c=llama: [*c, str(prompts), str(t), str(a.new)]
+hf = [sys.executable, str(HERE / "peers/decode_hf_cpu.py"), a.model]
 for dtype in ("float32", "bfloat16"):
-    programs[f"transformers, ar, {dtype}"] = lambda t, d=dtype: peer([*hf, str(t), str(a.new), d], t)
+    peers[f"transformers, ar, {dtype}"] = lambda prompts, t, d=dtype: [*hf, str(prompts), str(t), str(a.new), d]
+for name, command in peers.items():
+    programs[name] = lambda t, c=command: peer(c(work / "prompts.jsonl", t), t)
+
+def answers(threads, model, *more):
+    """Whole answers to the tasks by dlm-train: completions, CPU seconds of the program."""
+    out, cpu = run([a.dlm_train, "generate", "--model", model, "--input", str(work / "tasks.jsonl"), "--device", "cpu",
+                    "--batch-size", "1", "--max-new-tokens", str(a.max_answer), "--json", *more], threads)
+    return None if out is None else ([json.loads(line) for line in out.splitlines()], cpu)
+
+
+def table_of_answers(threads):
+    lines = [json.loads(line) for line in open(a.tasks)][: a.limit]
+    (work / "tasks.jsonl").write_text("".join(json.dumps({k: v for k, v in line.items() if k in ("messages", "prompt", "tools")}) + "\n"
+                                              for line in lines))
+    expected = [line.get("expected") or line.get("answer") for line in lines]
+    own = answers(threads, a.model, "--mode", "ar")
+    if own is None:
+        sys.exit("dlm-train does not decode the tasks")
+    (work / "answers.jsonl").write_text("".join(json.dumps({"ids": c["prompt_ids"], "new": len(c["completion_ids"])}) + "\n" for c in own[0]))
+    rows = {}
+    for weights in ("fp32", "bf16", "int8"):
+        rows[f"dlm-train, ar, {weights}"] = lambda w=weights: answers(threads, a.model, "--mode", "ar", "--weights", w)
+        for threshold in a.thresholds.split(","):
+            for size in a.sub_blocks.split(","):
+                more = ["--mode", "block", "--threshold", threshold, "--sub-block-size", size, "--weights", weights]
+                rows[f"dlm-train, block {threshold}/{size}, {weights}"] = lambda m=more: answers(threads, a.converted, *m)
+    for name, command in peers.items():
+        def answer(c=command):
+            out, _ = run(c(work / "answers.jsonl", threads), threads)
+            return None if out is None else ([json.loads(line) for line in out.splitlines() if line.startswith("{")], None)
+        rows[name] = answer
+    found = {name: [] for name in rows}
+    for _ in range(a.rounds):
+        for name, row in rows.items():
+            found[name].append(row())
+    print(f"\n{threads} thread(s), {len(lines)} tasks of {a.tasks}, whole answers, {a.rounds} rounds\n")
+    print("| program | tokens/s of all answers, best (median) | times the first row (medians) | tokens per forward | right |")
+    print("|---|---|---|---|---|")
+    base = None
+    for name, rounds in found.items():
+        rounds = [r for r in rounds if r and r[0]]
+        if not rounds:
+            print(f"| {name} | not run | | | |")
+            continue
+        ours = "seconds" in rounds[0][0][0]
+        if ours:
+            rates = [sum(len(c["completion_ids"]) for c in r) / sum(c["seconds"] for c in r) for r, _ in rounds]
+            first = rounds[0][0]
+            forward = sum(len(c["completion_ids"]) for c in first) / sum(c["passes"]["total"] for c in first)
+            texts = [(c["text"] or "").split("<|im_end|>")[0].strip() for c in first]
+            right = f"{sum(t == e for t, e in zip(texts, expected))} of {len(lines)}"
+        else:
+            rates = [sum(len(c["ids"]) for c in r) / sum(c["prefill_s"] + c["decode_s"] for c in r) for r, _ in rounds]
+            forward, right = 1.0, ""
+        base = base or statistics.median(rates)
+        print(f"| {name} | {max(rates):.1f} ({statistics.median(rates):.1f}) | {statistics.median(rates) / base:.2f} | {forward:.2f} | {right} |", flush=True)
+
 
 for threads in map(int, a.threads.split(",")):
     found = {name: ([], []) for name in programs}
@@ -104,3 +174,5 @@ for threads in map(int, a.threads.split(",")):
         total = sum(min(len(r["ids"]), len(f["ids"])) for r, f in zip(rows, first))
         print(f"| {name} | {max(decode):.1f} ({statistics.median(decode):.1f}) | {min(cpu):.1f} ({statistics.median(cpu):.1f}) | "
               f"{max(prefill):.0f} ({statistics.median(prefill):.0f}) | {same} of {total} |", flush=True)
+    if a.converted:
+        table_of_answers(threads)

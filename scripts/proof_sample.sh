@@ -40,14 +40,6 @@ judge() { # NAME MODEL SOURCE TASKS ARGUMENTS…
     once "$name" "$bin/dlm-train" eval --model "$out/$model" --source "$out/$source" --tasks "$out/tasks/$tasks.jsonl" --device "$device" \
         --batch-size 16 --max-new-tokens 96 --out "$out/$name" "$@"
 }
-# An exported AR model says for which block size its data was packed; without that line it can be converted with any.
-plain() { # NAME
-    mkdir -p "$out/$1-plain"
-    ln -f "$out/$1"/*.* "$out/$1-plain/"
-    for file in config.json dlm_config.json; do
-        sed '/"bd_size"/d' "$out/$1/$file" >"$out/$1-plain/new" && mv "$out/$1-plain/new" "$out/$1-plain/$file"
-    done
-}
 # The runs of an evaluation, one a line: name, right answers, tokens per forward pass, tokens per second.
 runs() {
     sed 's/{"name"/\n&/g' "$out/$1/results.json" |
@@ -81,9 +73,8 @@ done
 
 # 2. One change at a time, from the first seed's AR model.
 first=${seeds%% *}
-plain "ar-$first"
-convert bd16 data16 "ar-$first-plain"
-convert bd8 data8 "ar-$first-plain"
+convert bd16 data16 "ar-$first"
+convert bd8 data8 "ar-$first"
 convert one-view data32 "ar-$first" conversion.complementary=false
 convert response-grid data-response "ar-$first"
 convert eos-padding data-eos "ar-$first"

@@ -100,14 +100,11 @@ general() {
     fi
     once data "$bin/dlm-prep" --input "$inputs" --tokenizer "$model" --out "$out/data" --seq-len 512 --bd-size "$size" --eval-fraction 0.01 \
         --over-long turns --overwrite
-    # The source with a row for the mask token and nothing learned, so that both losses can be measured on it.
-    train before before "$model" data 1 conversion.objective=sft optim.lr=1e-12 train.batch_rows=1 train.eval_every=0 export.dtype=fp32
     train "diffusion-$tokens" diffusion "$model" data "$tokens" optim.lr="${LR:-1e-4}" optim.decay_ratio=0.5 train.batch_rows="$rows" \
         train.eval_every=100 train.eval_rows=8 train.save_every=100 export.dtype=fp32
-    for of in before diffusion; do
-        name=loss-$of; [ $of = diffusion ] && name=loss-$tokens
-        once "$name" "$bin/dlm-train" eval --model "$out/$of" --data "$out/data" --device "$device" --rows "${EVAL_ROWS:-64}"
-    done
+    loss() { once "$1" "$bin/dlm-train" eval --model "$2" --data "$out/data" --device "$device" --rows "${EVAL_ROWS:-64}"; }
+    loss loss-before "$model"
+    loss "loss-$tokens" "$out/diffusion"
     if [ -n "$tasks" ]; then
         judge "tasks-$tokens" "$out/diffusion" "$model" "$tasks" --limit "${LIMIT:-200}" --threshold "$thresholds" --sub-block-size 8,"$size" \
             --max-new-tokens "${NEW_TOKENS:-256}"

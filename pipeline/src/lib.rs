@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Rooms, from the top; imports point downwards only: cli, dataset (finished datasets), prepare,
-//! pack, run, label, template, tokenize, parse, input, config, progress, panics, error.
+//! pack, run, label, template, tokenize, parse, input, config, progress, panics, manual, error.
 //! docs/format.md describes the output.
 
 mod cli;
@@ -18,6 +18,7 @@ mod dataset;
 mod error;
 mod input;
 mod label;
+mod manual;
 mod pack;
 mod panics;
 mod parse;
@@ -56,6 +57,12 @@ pub mod hub {
     pub use crate::input::hub::model::{ResolvedModel, resolve_model};
     pub use crate::input::hub::model_files::ModelPart;
     pub use crate::input::hub::name::HubName;
+}
+
+/// Shell completions and manual pages; for the programs of this workspace.
+#[doc(hidden)]
+pub mod program_manual {
+    pub use crate::manual::{CompletionsArgs, ManArgs, completions, write_man_pages, wrote};
 }
 
 #[cfg(test)]

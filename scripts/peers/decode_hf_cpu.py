@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Greedy decoding by transformers on the CPU from token ids, with a key/value cache: one JSON line per prompt.
+"""Greedy decoding by transformers on the CPU from token ids, with a key/value cache: one JSON line per prompt. A line may
+say its own number of tokens, "new".
 
     python decode_hf_cpu.py MODEL PROMPTS.jsonl THREADS NEW_TOKENS float32|bfloat16
 """
@@ -22,12 +23,13 @@ def clocks():
 with torch.inference_mode():
     model(torch.tensor([[1, 2, 3]]))
     for line in open(prompts):
-        ids = json.loads(line)["ids"]
+        line = json.loads(line)
+        ids, count = line["ids"], line.get("new", new)
         start = clocks()
         step = model(torch.tensor([ids]), use_cache=True, logits_to_keep=1)
         out = [int(step.logits[0, -1].argmax())]
         middle = clocks()
-        while len(out) < new:
+        while len(out) < count:
             step = model(torch.tensor([[out[-1]]]), past_key_values=step.past_key_values, use_cache=True)
             out.append(int(step.logits[0, -1].argmax()))
         end = clocks()

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Greedy decoding with llama.cpp (PyPI llama-cpp-python) from token ids: one JSON line per prompt.
+"""Greedy decoding with llama.cpp (PyPI llama-cpp-python) from token ids: one JSON line per prompt. A line may
+say its own number of tokens, "new".
 
     python decode_llama_cpp.py MODEL.gguf PROMPTS.jsonl THREADS NEW_TOKENS
 
@@ -26,13 +27,14 @@ def main():
 
     llm.eval([1, 2, 3])
     for line in open(prompts):
-        ids = json.loads(line)["ids"]
+        line = json.loads(line)
+        ids, count = line["ids"], line.get("new", new)
         llm.reset()
         started, cpu = time.perf_counter(), time.process_time()
         llm.eval(ids)
         out = [best()]
         middle, cpu_middle = time.perf_counter(), time.process_time()
-        while len(out) < new:
+        while len(out) < count:
             llm.eval([out[-1]])
             out.append(best())
         ended, cpu_ended = time.perf_counter(), time.process_time()

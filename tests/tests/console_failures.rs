@@ -59,6 +59,8 @@ fn calls() -> Vec<Call> {
         call("dlm-prep", "--help", ""),
         call("dlm-prep", "--version", ""),
         call("dlm-prep", "--no-such-option", ""),
+        call("dlm-prep", "completions zsh", ""),
+        call("dlm-prep", "man out", "dlm-prep.1"),
         call("dlm-prep", &format!("{prep} --out out"), "manifest.json"),
         call("dlm-prep", &format!("{prep} --out out --json"), "manifest.json"),
         call("dlm-prep", &format!("{prep} --dry-run"), ""),
@@ -73,6 +75,9 @@ fn calls() -> Vec<Call> {
         call("dlm-train", "--help", ""),
         call("dlm-train", "--version", ""),
         call("dlm-train", "--no-such-option", ""),
+        call("dlm-train", "completions fish", ""),
+        call("dlm-train", "man out", "dlm-train-generate.1"),
+        call("dlm-train", &format!("serve --model {tiny} --port no"), ""),
         call("dlm-train", &format!("{train} --print-config"), ""),
         call("dlm-train", train, "dlm_config.json"),
         call(

@@ -294,6 +294,12 @@ impl ModelFiles {
                 "block size {block_size}, but the model was trained with blocks of {trained}; expect worse text"
             ));
         }
+        if options.mode == DecodeMode::Block && self.folder.is_causal {
+            warnings.push(format!(
+                "{} was trained with objective=sft last, which does not teach to fill blocks; expect wrong text in block mode: use autoregressive mode (--mode ar), or convert it",
+                self.name
+            ));
+        }
         if options.stop_token_ids.is_none() && self.folder.stop_ids.is_empty() {
             warnings.push(format!(
                 "{} names no end of text (eos_token_id in generation_config.json or config.json, eos_token of the tokenizer): every completion runs to its limit of {} tokens; give the id with --stop-token-id, or say none",

@@ -12,10 +12,11 @@ use serde::{Serialize, Serializer};
 use crate::compute::{ComputeDtype, ComputePlan, EngineChoice, device};
 use crate::diffusion::{DocumentMask, Layout, Objective, ObjectiveSpec, PassOptions};
 use crate::error::{Error, Result};
-use crate::io::load_model::{self, LoadOptions, LoadedModel, load_model};
+use crate::io::load_model::{self, HostModel, LoadedModel};
 use crate::model::ModelConfig;
 use crate::native::{self, Native, NativeOptions};
 use crate::parity::{self, ParityOptions, ParityReport};
+use crate::report::console::message;
 use crate::report::held_out::{Acceptance, SimulatedDecode};
 use crate::train::checked_dataset::CheckedDataset;
 use crate::train::data::{self, BatchPlan};
@@ -169,7 +170,8 @@ fn split_name<S: Serializer>(split: &Split, serializer: S) -> std::result::Resul
 /// With a case file, the model computes the case's batch, and logits, loss and gradients are
 /// compared with the expected ones ([`ParityReport`]). With a dataset, the folder is read as any
 /// user of it would, its tokenizer, mask token id and block size are checked against the dataset's,
-/// and the losses are computed ([`DatasetReport`]).
+/// and the losses are computed ([`DatasetReport`]). In a model that was not converted the mask token
+/// has the row with which a conversion would start.
 ///
 /// ```no_run
 /// use dlm_train::{DatasetOptions, ParityOptions, validate};
@@ -204,13 +206,21 @@ fn losses(model: &Path, options: &DatasetOptions) -> Result<DatasetReport> {
     let data = data::open(&options.data)?;
     let (split, rows) = rows_to_evaluate(&data, options)?;
     let folder = load_model::resolve(model)?;
-    check_fit(model, &folder, &data, options.allow_long_documents)?;
-    let config = ModelConfig::read(&folder)?;
+    let config = checked_config(model, &folder, &data, options.allow_long_documents)?;
     let compute = match native::is_chosen(options.engine, &compute, &config, None)? {
         true => compute.on_native_engine(),
         false => compute,
     };
-    let loaded = load_model(&folder, LoadOptions::default(), &compute.device.device)?;
+    let mut host = HostModel::new(config);
+    host.read_weights(&folder)?;
+    if host.config.mask_token_id.is_none() {
+        message(format_args!(
+            "{} was not converted: its mask token gets the row with which a conversion would start, the mean of the others",
+            model.display()
+        ));
+    }
+    prepare_model::add_rows(&mut host, &folder, &data);
+    let loaded = host.upload(&compute.device.device);
     let mut engine = None;
     if compute.native {
         let options = NativeOptions::decoding(compute.dtype);
@@ -248,18 +258,20 @@ fn rows_to_evaluate(data: &Dataset, options: &DatasetOptions) -> Result<(Split, 
     }
 }
 
-/// Checks tokenizer, block size and mask token of a model folder against a dataset. A model that
-/// was not converted has no block size or mask token of its own; it then needs a row for the
-/// dataset's mask token.
-fn check_fit(
+/// The configuration of a model folder whose tokenizer, block size and mask token fit a dataset. A
+/// model that was not converted has no block size or mask token of its own.
+fn checked_config(
     model: &Path,
     folder: &Path,
     data: &Dataset,
     allow_long_documents: bool,
-) -> Result<()> {
-    let (config, manifest) = (ModelConfig::read(folder)?, data.manifest());
+) -> Result<ModelConfig> {
+    let mut config = ModelConfig::read(folder)?;
+    prepare_model::read_record(folder, &mut config)?;
+    let manifest = data.manifest();
     let name = model.display().to_string();
-    prepare_model::check_fit(&config, manifest, &name, false)?;
+    let may_grow = prepare_model::has_same_tokenizer(folder, data);
+    prepare_model::check_fit(&config, manifest, &name, may_grow)?;
     if !allow_long_documents {
         prepare_model::check_lengths(&config, data, "add --allow-long-documents")?;
     }
@@ -269,13 +281,7 @@ fn check_fit(
         &data.dir().join("tokenizer/tokenizer.json"),
         &manifest.mask_token,
     )?;
-    if manifest.mask_token_id as usize >= config.vocab_size {
-        return Err(Error::Mismatch(format!(
-            "the dataset's mask id {} has no row in {name} (vocabulary {}); evaluate a converted model, or prepare the data with its tokenizer",
-            manifest.mask_token_id, config.vocab_size
-        )));
-    }
-    Ok(())
+    Ok(config)
 }
 
 #[allow(clippy::too_many_arguments, reason = "a model, what computes it, and what is evaluated")]

@@ -8,13 +8,14 @@ use crate::config::overrides::SettingsOverrides;
 use crate::config::policies::OverLong;
 use crate::config::run_options::{EngineChoice, RenderChoice};
 use crate::config::trained_roles::TrainedRoles;
+use crate::manual::{CompletionsArgs, ManArgs};
 use crate::prepare::builder::Prepare;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
 /// Conversations to packed Arrow rows for block-diffusion training.
 #[derive(Parser, Debug)]
-#[command(name = "dlm-prep", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, after_help = EXIT_CODES)]
+#[command(name = "dlm-prep", version = VERSION, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, after_help = EXIT_CODES)]
 pub(super) struct Cli {
     /// Without a command, a dataset is prepared.
     #[command(subcommand)]
@@ -22,6 +23,9 @@ pub(super) struct Cli {
     #[command(flatten)]
     pub prepare: PrepareArgs,
 }
+
+/// Version, commit and features, for `--version`.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("DLM_BUILD"), ")");
 
 pub(super) const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 the command line or a recipe is wrong, 130 interrupted (run the same command again to resume).";
 
@@ -61,6 +65,10 @@ pub(super) enum Command {
     },
     /// Measure every stage, and the whole against the tokenizer engine alone.
     Bench(BenchArgs),
+    /// Print the script that completes this program's command line in a shell.
+    Completions(CompletionsArgs),
+    /// Write the manual pages.
+    Man(ManArgs),
 }
 
 /// Arguments of a preparation.

@@ -15,7 +15,7 @@ pub(super) fn parse() -> Result<Cli, clap::Error> {
 }
 
 /// The command line with the defaults in its help texts.
-fn command() -> clap::Command {
+pub(super) fn command() -> clap::Command {
     let text = |v: serde_json::Value| match v {
         serde_json::Value::String(s) => s,
         v => v.to_string(),

@@ -10,6 +10,7 @@ mod prepare;
 mod render;
 mod signals;
 
+use crate::manual::{completions, write_man_pages, wrote};
 use args::Command;
 use std::process::ExitCode;
 
@@ -28,6 +29,10 @@ pub fn main() -> ExitCode {
         Some(Command::Merge { dirs, out }) => datasets::merge(dirs, out),
         Some(Command::ExportHf { dir, out }) => datasets::export_hf(dir, out),
         Some(Command::Bench(a)) => bench::run(a),
+        Some(Command::Completions(a)) => console::print(&completions(help::command(), a)),
+        Some(Command::Man(a)) => {
+            write_man_pages(help::command(), a).map(|pages| console::note(&wrote(pages, &a.dir)))
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -20,15 +20,20 @@ pub(crate) mod wf;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use dlm_prep::program_manual::{self, CompletionsArgs, ManArgs};
 
 use crate::compute::mapped_files;
+use crate::error::Result;
 use crate::report::console;
+
+/// Version, commit and features, for `--version`.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("DLM_BUILD"), ")");
 
 #[derive(Parser)]
 #[command(
     name = "dlm-train",
-    version,
+    version = VERSION,
     args_conflicts_with_subcommands = true,
     arg_required_else_help = true,
     about = "Fine-tune an autoregressive model into a block-diffusion model, and use it"
@@ -60,6 +65,10 @@ enum Command {
         #[command(subcommand)]
         command: bench::BenchCommand,
     },
+    /// Print the script that completes this program's command line in a shell.
+    Completions(CompletionsArgs),
+    /// Write the manual pages.
+    Man(ManArgs),
 }
 
 /// Runs `dlm-train` on the arguments of this process.
@@ -81,6 +90,8 @@ pub(crate) fn main() -> ExitCode {
         Some(Command::Parity(args)) => parity::run(args),
         Some(Command::Plot(args)) => plot::run(args),
         Some(Command::Bench { command }) => bench::run(command),
+        Some(Command::Completions(args)) => print_completions(DlmTrain::command(), args),
+        Some(Command::Man(args)) => write_manual(DlmTrain::command(), args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -90,4 +101,14 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+fn print_completions(program: clap::Command, args: &CompletionsArgs) -> Result<bool> {
+    console::text(program_manual::completions(program, args)).map(|_| true)
+}
+
+fn write_manual(program: clap::Command, args: &ManArgs) -> Result<bool> {
+    let pages = program_manual::write_man_pages(program, args)?;
+    console::message(program_manual::wrote(pages, &args.dir));
+    Ok(true)
 }

@@ -14,7 +14,7 @@ use crate::report::console;
 const RUNS: usize = 10;
 
 #[derive(Parser)]
-#[command(name = "wf", version, about = "Train on rented machines through SkyPilot")]
+#[command(name = "wf", version = super::VERSION, about = "Train on rented machines through SkyPilot")]
 struct Wf {
     #[command(subcommand)]
     command: Command,

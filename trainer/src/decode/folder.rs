@@ -47,13 +47,15 @@ pub(crate) struct ModelFolder {
     pub stop_ids: Vec<i64>,
     /// Ids with which the assistant's turn opened in the training data, behind the prompt.
     pub opening_ids: Vec<i64>,
+    /// Whether the last training was causal, which does not teach to fill blocks.
+    pub is_causal: bool,
 }
 
 impl ModelFolder {
     /// Reads the folder's JSON files.
     pub(crate) fn read(dir: &Path) -> Result<Self> {
         let config = ModelConfig::read(dir)?;
-        let ConversionRecord { bd_size, mask_token_id, opening_ids } =
+        let ConversionRecord { bd_size, mask_token_id, opening_ids, is_causal } =
             ConversionRecord::read(dir, &config)?;
         let is_published =
             config.raw.get("model_type").and_then(Value::as_str) == Some("Fast_dLLM_Qwen");
@@ -76,6 +78,7 @@ impl ModelFolder {
             mask_id: mask_token_id.or(is_published.then_some(PUBLISHED_MASK_ID)),
             stop_ids,
             opening_ids,
+            is_causal,
             config,
         })
     }

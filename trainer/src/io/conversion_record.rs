@@ -12,7 +12,8 @@ use crate::model::{ModelConfig, TokenIds};
 /// Largest block.
 const MOST_BLOCK: u64 = 1 << 28;
 
-/// The conversion of a model; empty for one that was not converted.
+/// The conversion of a model; empty for one that was not converted. A model that was trained with
+/// `objective=sft` last has no block size, whatever its data was padded to.
 #[derive(Debug, Default)]
 pub(crate) struct ConversionRecord {
     /// Tokens per diffusion block.
@@ -20,6 +21,8 @@ pub(crate) struct ConversionRecord {
     pub mask_token_id: Option<i64>,
     /// Ids with which the assistant's turn opened in the training data, behind the prompt.
     pub opening_ids: Vec<i64>,
+    /// Whether the last training was causal (`objective=sft`), which does not teach to fill blocks.
+    pub is_causal: bool,
 }
 
 impl ConversionRecord {
@@ -29,7 +32,7 @@ impl ConversionRecord {
         let file: Option<Value> = json::read_if_present(&path, "valid JSON")?;
         let Some(file) = file else {
             let (bd_size, mask_token_id) = (config.bd_size, config.mask_token_id);
-            return Ok(ConversionRecord { bd_size, mask_token_id, opening_ids: Vec::new() });
+            return Ok(ConversionRecord { bd_size, mask_token_id, ..Default::default() });
         };
         if !file.is_object() {
             return Err(Error::format(&path, "not an object of keys and values"));
@@ -48,8 +51,11 @@ impl ConversionRecord {
                 })? as usize)
             }
         };
+        let bd_size = agree(dir, "bd_size", bd_size, config.bd_size)?;
+        let is_causal = file.get("objective").and_then(Value::as_str) == Some("sft");
         let record = ConversionRecord {
-            bd_size: agree(dir, "bd_size", bd_size, config.bd_size)?,
+            bd_size: bd_size.filter(|_| !is_causal),
+            is_causal,
             mask_token_id: agree(dir, "mask_token_id", mask_token_id, config.mask_token_id)?,
             opening_ids,
         };

@@ -18,8 +18,8 @@ use crate::model::{Decoder, ParamKind};
 
 /// Everything in an export besides the tensors.
 pub(crate) struct ExportInfo {
-    /// Tokens per block.
-    pub bd_size: usize,
+    /// Tokens per block; `None` where the training did not teach to fill blocks.
+    pub bd_size: Option<usize>,
     /// Text of the mask token.
     pub mask_token: String,
     pub mask_token_id: i32,
@@ -100,7 +100,10 @@ fn model_config(
     let name = if dtype == Dtype::F32 { "float32" } else { "bfloat16" };
     if let Some(o) = raw.as_object_mut() {
         o.insert("vocab_size".into(), json!(decoder.cfg.vocab_size));
-        o.insert("bd_size".into(), json!(info.bd_size));
+        match info.bd_size {
+            Some(bd_size) => o.insert("bd_size".into(), json!(bd_size)),
+            None => o.remove("bd_size"),
+        };
         o.insert("mask_token_id".into(), json!(info.mask_token_id));
         // transformers 5 writes `dtype`, transformers 4 `torch_dtype`: keep the source's keys
         let key = if o.contains_key("dtype") { "dtype" } else { "torch_dtype" };

@@ -80,6 +80,9 @@ pub(crate) fn export(
         "mask_token": info.mask_token,
         "mask_token_id": info.mask_token_id,
     });
+    if let (None, Some(record)) = (info.bd_size, record.as_object_mut()) {
+        record.remove("bd_size");
+    }
     if let (Some(r), Some(more)) = (record.as_object_mut(), info.record.as_object()) {
         r.extend(more.iter().map(|(k, v)| (k.clone(), v.clone())));
     }

@@ -50,7 +50,7 @@ fn load(dir: &Path) -> (Decoder, Weights) {
 
 fn info() -> ExportInfo {
     ExportInfo {
-        bd_size: 8,
+        bd_size: Some(8),
         mask_token: "|<MASK>|".into(),
         mask_token_id: families::MASK,
         source_eos_token_ids: Vec::new(),

@@ -41,7 +41,7 @@ pub(crate) fn info(model: &TrainedModel) -> ExportInfo {
     let manifest = data.manifest();
     let block_diffusion = cfg.conversion.objective == config::Objective::BlockDiffusion;
     ExportInfo {
-        bd_size: manifest.bd_size,
+        bd_size: block_diffusion.then_some(manifest.bd_size),
         mask_token: manifest.mask_token.clone(),
         mask_token_id: manifest.mask_token_id,
         source_eos_token_ids: decoder.cfg.eos_token_ids.clone(),
@@ -67,9 +67,22 @@ pub(crate) fn info(model: &TrainedModel) -> ExportInfo {
     }
 }
 
+/// Refuse a format that the run's model cannot be written in. Also called before training, so that
+/// a long run does not end with this error.
+pub(crate) fn check_format(cfg: &Config, decoder: &Decoder) -> Result<()> {
+    let causal = cfg.conversion.objective == config::Objective::Sft;
+    if causal && cfg.export.format == config::ExportFormat::FastDllm {
+        return Err(Error::Usage(
+            "export.format=fast-dllm is for models that fill blocks, and conversion.objective=sft does not teach that; use export.format=hf".into(),
+        ));
+    }
+    export::check(decoder, cfg.export.format)
+}
+
 /// Write the Hugging Face folder of a run.
 pub(crate) fn export(model: &TrainedModel, out: &Path) -> Result<()> {
     let TrainedModel { cfg, decoder, state, .. } = *model;
+    check_format(cfg, decoder)?;
     if decoder.cfg.quantization.is_some() && cfg.conversion.lambda_warmup > state.step {
         message(format_args!(
             "warning: BitLinear's quantisation was still being blended in (step {} of conversion.lambda_warmup={}); the exported model is quantised fully",

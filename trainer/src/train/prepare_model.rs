@@ -47,9 +47,7 @@ pub(super) fn prepare(
     let manifest = data.manifest();
     let mut model = HostModel::new(described_model(cfg, source)?);
     if let Some(folder) = &source.folder {
-        let record = ConversionRecord::read(folder, &model.config)?;
-        model.config.mask_token_id = record.mask_token_id;
-        model.config.bd_size = record.bd_size;
+        read_record(folder, &mut model.config)?;
     }
     check_mask_token(data)?;
     let equal = source.folder.as_ref().is_some_and(|folder| has_same_tokenizer(folder, data));
@@ -79,9 +77,10 @@ pub(super) fn prepare(
         // training always quantises full-precision weights online, packed sources included
         model.config.quantization = Some(Quantization::Online);
     }
-    let new_mask_token = model.config.mask_token_id.is_none() && source.folder.is_some();
-    let ids = if equal { manifest.vocab_size } else { 0 };
-    fit_vocabulary(&mut model, manifest.mask_token_id as usize, ids, new_mask_token);
+    match &source.folder {
+        Some(folder) => add_rows(&mut model, folder, data),
+        None => fit_vocabulary(&mut model, manifest.mask_token_id as usize, 0, false),
+    }
     match cfg.conversion.bitlinear {
         BitLinear::Auto => {}
         BitLinear::On => model.config.set_bitlinear(true),
@@ -93,6 +92,23 @@ pub(super) fn prepare(
     } else {
         PreparedModel { decoder: Decoder::new(model.config), weights: None }
     })
+}
+
+/// Takes what the files of a model folder say of its conversion into its configuration.
+pub(crate) fn read_record(folder: &Path, config: &mut ModelConfig) -> Result<()> {
+    let record = ConversionRecord::read(folder, config)?;
+    config.mask_token_id = record.mask_token_id;
+    config.bd_size = record.bd_size;
+    Ok(())
+}
+
+/// Makes sure that every token of the dataset has a row in the model of `folder`; in a model that
+/// was not converted the mask token's row is the mean of the ordinary tokens' rows.
+pub(crate) fn add_rows(model: &mut HostModel, folder: &Path, data: &Dataset) {
+    let manifest = data.manifest();
+    let ids = if has_same_tokenizer(folder, data) { manifest.vocab_size } else { 0 };
+    let is_new = model.config.mask_token_id.is_none();
+    fit_vocabulary(model, manifest.mask_token_id as usize, ids, is_new);
 }
 
 /// What the source, or `source.config`, says of the model.
@@ -159,7 +175,7 @@ pub(crate) fn check_fit(
 
 /// Whether model and dataset both have a tokenizer whose vocabulary can be read; that they agree is
 /// checked by [`check_tokenizer`].
-fn has_same_tokenizer(folder: &Path, data: &Dataset) -> bool {
+pub(crate) fn has_same_tokenizer(folder: &Path, data: &Dataset) -> bool {
     let known = |path: &Path| matches!(vocabulary(path), Ok(Some(_)));
     known(&folder.join("tokenizer.json")) && known(&data.dir().join("tokenizer/tokenizer.json"))
 }

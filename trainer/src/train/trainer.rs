@@ -15,14 +15,13 @@ use crate::diffusion::{DocumentMask, Layout, Objective, ObjectiveSpec, PassOptio
 use crate::error::{Error, Result};
 use crate::io::checkpoint::{Identity, RunState};
 use crate::io::description::check_tokenizer_folder;
-use crate::io::export;
 use crate::io::source::ModelSource;
 use crate::model::{Decoder, Weights};
 use crate::native::{self, Native, NativeOptions};
 use crate::optim::{Optimizer, State};
 use crate::train::checked_dataset::CheckedDataset;
 use crate::train::data::BatchPlan;
-use crate::train::export_run::TrainedModel;
+use crate::train::export_run::{self, TrainedModel};
 use crate::train::identity::identity;
 use crate::train::micro_batch;
 use crate::train::prepare_model::{self, PreparedModel, prepare};
@@ -73,7 +72,7 @@ impl<'a> Trainer<'a> {
         let PreparedModel { decoder, weights } =
             prepare(cfg, &source, &data, &compute.device.device, with_weights)?;
         // refused now rather than after days of training
-        export::check(&decoder, cfg.export.format)?;
+        export_run::check_format(cfg, &decoder)?;
         check_tokenizer_folder(&data.dir().join("tokenizer"))?;
         let objective = objective_of(cfg);
         let plan = BatchPlan {
