@@ -77,7 +77,7 @@ fn calls() -> Vec<Call> {
         call("dlm-train", "--no-such-option", ""),
         call("dlm-train", "completions fish", ""),
         call("dlm-train", "man out", "dlm-train-generate.1"),
-        call("dlm-train", &format!("serve --model {tiny} --port no"), ""),
+        call("dlm-train", &format!("serve --device cpu --model {tiny}"), ""),
         call("dlm-train", &format!("{train} --print-config"), ""),
         call("dlm-train", train, "dlm_config.json"),
         call(
@@ -126,8 +126,12 @@ fn ground() -> tempfile::TempDir {
         run(call.program, call.arguments.iter().map(|a| a.replace(from, to)).collect());
     };
     let mut all = calls();
-    moved(all.remove(18), "output.dir=out", "output.dir=run");
-    let mut prepare = all.remove(3);
+    let mut first = |leaves: &str| {
+        let at = all.iter().position(|call| call.leaves == leaves).unwrap();
+        all.remove(at)
+    };
+    moved(first("dlm_config.json"), "output.dir=out", "output.dir=run");
+    let mut prepare = first("manifest.json");
     *prepare.arguments.last_mut().unwrap() = "packed".into();
     run(prepare.program, prepare.arguments);
     dir

@@ -170,8 +170,8 @@ fn split_name<S: Serializer>(split: &Split, serializer: S) -> std::result::Resul
 /// With a case file, the model computes the case's batch, and logits, loss and gradients are
 /// compared with the expected ones ([`ParityReport`]). With a dataset, the folder is read as any
 /// user of it would, its tokenizer, mask token id and block size are checked against the dataset's,
-/// and the losses are computed ([`DatasetReport`]). In a model that was not converted the mask token
-/// has the row with which a conversion would start.
+/// and the losses are computed ([`DatasetReport`]). In a model that was not converted the mask
+/// token has the row with which a conversion would start.
 ///
 /// ```no_run
 /// use dlm_train::{DatasetOptions, ParityOptions, validate};

@@ -1,7 +1,6 @@
 //! Models trained with `objective=sft` and models that were not converted: they have no block size
 //! of their own, and can be evaluated and converted with any.
 
-#[allow(dead_code, reason = "other test files use the rest")]
 mod families;
 
 use std::path::Path;

@@ -41,6 +41,7 @@ const ROOMS: [(&str, &[&[&str]]); 4] = [
             &["config"],
             &["progress"],
             &["panics"],
+            &["manual"],
             &["error"],
         ],
     ),

@@ -32,6 +32,7 @@ pub fn own_config(arch: &str) -> Value {
 /// padding behind them.
 pub fn dataset(dir: &Path, mask: i32, bd_size: usize) -> PathBuf {
     let tokenizer = dir.join("tokenizer");
+    let vocab_size = VOCAB.max(mask as usize + 1);
     std::fs::create_dir_all(&tokenizer).unwrap();
     let special = |id: i32, text: &str| json!({"id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
     let name = |id: i32| match id {
@@ -40,7 +41,7 @@ pub fn dataset(dir: &Path, mask: i32, bd_size: usize) -> PathBuf {
         _ => format!("w{id}"),
     };
     let vocab: serde_json::Map<String, Value> =
-        (0..VOCAB as i32).map(|id| (name(id), json!(id))).collect();
+        (0..vocab_size as i32).map(|id| (name(id), json!(id))).collect();
     let json = json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [special(EOS.min(mask), &name(EOS.min(mask))), special(EOS.max(mask), &name(EOS.max(mask)))],
         "normalizer": null, "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
@@ -53,7 +54,7 @@ pub fn dataset(dir: &Path, mask: i32, bd_size: usize) -> PathBuf {
         json!({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>", "mask_token": "|<MASK>|"}).to_string(),
     )
     .unwrap();
-    let mut manifest = Manifest::new(SEQ_LEN, bd_size, VOCAB, mask, 0, EOS);
+    let mut manifest = Manifest::new(SEQ_LEN, bd_size, vocab_size, mask, 0, EOS);
     manifest.tokenizer_sha256 = dlm_datasets::hash::sha256_file(&file).unwrap();
     let mut writer = DatasetWriter::create(dir, manifest).unwrap();
     for row in 0..14usize {
