@@ -39,6 +39,7 @@ pub struct Conversion {
     overrides: Vec<String>,
     config_dir: Option<PathBuf>,
     device: Option<String>,
+    devices: Option<usize>,
     resume: Resume,
     overwrite: bool,
     allow_changes: bool,
@@ -137,6 +138,15 @@ impl Conversion {
         self
     }
 
+    /// Trains with this number of workers, each with its own share of a step's rows (data
+    /// parallelism); the default is 1. So far they can only be on the CPU. Losses are those of one
+    /// worker up to the order of sums, and a run may go on with another number.
+    #[must_use]
+    pub fn devices(mut self, devices: usize) -> Self {
+        self.devices = Some(devices);
+        self
+    }
+
     /// What to do with a checkpoint that the output folder already holds; the default is
     /// [`Resume::Auto`].
     #[must_use]
@@ -208,6 +218,7 @@ pub fn convert(
     config.output.dir = out.as_ref().to_path_buf();
     let device = device::choose(conversion.device.as_deref().unwrap_or("auto"))?;
     let options = RunOptions {
+        workers: conversion.devices.unwrap_or(1),
         resume: conversion.resume,
         overwrite: conversion.overwrite,
         allow_changes: conversion.allow_changes,

@@ -20,6 +20,9 @@ pub(super) struct TrainArgs {
     /// auto, cpu, cuda[:N] or wgpu [default: auto].
     #[arg(long)]
     pub device: Option<String>,
+    /// Workers that share the rows of each step; so far on the CPU only [default: 1].
+    #[arg(long, value_name = "N")]
+    pub devices: Option<usize>,
     /// What to do with a checkpoint in output.dir [default: auto].
     #[arg(long, value_enum)]
     pub resume: Option<Resume>,
@@ -62,6 +65,9 @@ fn conversion(args: &TrainArgs) -> Conversion {
     }
     if let Some(device) = &args.device {
         conversion = conversion.device(device);
+    }
+    if let Some(devices) = args.devices {
+        conversion = conversion.devices(devices);
     }
     args.overrides.iter().fold(conversion, Conversion::with_override)
 }

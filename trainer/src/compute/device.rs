@@ -41,6 +41,9 @@ pub(crate) fn choose(spec: &str) -> Result<ComputeDevice> {
         "cpu" => Ok(cpu()),
         "wgpu" => wgpu(),
         "auto" => Ok(automatic()),
+        _ if spec.starts_with("cuda") && spec.contains(',') => Err(Error::Usage(format!(
+            "--device {spec:?}: training on several GPUs does not work yet; give one (--device cuda:0), so that the others are not rented for nothing"
+        ))),
         _ => {
             let index = match spec.strip_prefix("cuda") {
                 Some("") => Some(0),
@@ -172,4 +175,18 @@ fn headers_found() -> bool {
         std::env::var_os("CUDA_PATH").into_iter().map(Into::into).collect();
     roots.extend(["/usr/local/cuda", "/opt/cuda", "/usr"].map(Into::into));
     roots.iter().any(|r| r.join("include/cuda_runtime.h").is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_gpus_are_refused_by_name() {
+        for spec in ["cuda:0,1,2,3", "cuda,cuda:1"] {
+            let said = choose(spec).unwrap_err().to_string();
+            assert!(said.contains("several GPUs") && said.contains("--device cuda:0"), "{said}");
+        }
+        assert!(choose("cuda0").unwrap_err().to_string().contains("expected auto"));
+    }
 }

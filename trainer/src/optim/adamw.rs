@@ -56,32 +56,79 @@ impl Optimizer {
         optim: &Optim,
         params: &Params,
         weights: &mut Weights,
-        grads: Gradients,
+        gradients: Gradients,
         lr_factor: f64,
         clip: f64,
     ) {
+        let factors = UpdateFactors { lr: lr_factor, clip };
+        let updates = self.updates(params, weights, gradients);
+        updates.into_iter().for_each(|update| update.apply(optim, factors));
+    }
+
+    /// Counts one more update, and takes it apart into those of the parameters that have a
+    /// gradient. They may be applied in any order and at the same time.
+    pub(crate) fn updates<'a>(
+        &'a mut self,
+        params: &Params,
+        weights: &'a mut Weights,
+        gradients: Gradients,
+    ) -> Vec<Update<'a>> {
         self.updates += 1;
-        for (i, g) in grads.0.into_iter().enumerate() {
-            let Some(g) = g else { continue };
-            let g = to_f32(g);
-            let decay = match params.specs[i].kind {
-                ParamKind::Norm | ParamKind::Bias => 0.0,
-                ParamKind::Matrix | ParamKind::Embedding => optim.weight_decay,
-            };
-            match &mut self.state[i] {
-                State::Adam(m, v) => {
-                    let step = AdamwStep::new(optim, decay, lr_factor, clip, self.updates);
-                    // moved out, so that the kernel holds the only copy and works in place
-                    let (w, m0, v0) = (take(&mut weights.0[i]), take(m), take(v));
-                    (weights.0[i], *m, *v) = kernels::adamw(w, m0, v0, g, step);
-                }
-                State::Muon(m) => {
-                    let lr = optim.muon_lr * lr_factor;
-                    let (momentum, d) = muon::direction(g * clip, m.clone(), optim.muon_momentum);
-                    *m = momentum;
-                    let w = weights.0[i].clone();
-                    weights.0[i] = (if decay > 0.0 { w * (1.0 - lr * decay) } else { w }) - d * lr;
-                }
+        let number = self.updates;
+        let places = self.state.iter_mut().zip(&mut weights.0).zip(&params.specs);
+        let with_gradients = gradients.0.into_iter().zip(places).enumerate();
+        with_gradients
+            .filter_map(|(parameter, (gradient, ((state, weight), spec)))| {
+                let (kind, gradient) = (spec.kind, gradient?);
+                Some(Update { parameter, kind, number, state, weight, gradient })
+            })
+            .collect()
+    }
+}
+
+/// Factors of an update.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UpdateFactors {
+    /// On the learning rate, from [`super::schedule`].
+    pub lr: f64,
+    /// On all gradients, from [`super::clip`].
+    pub clip: f64,
+}
+
+/// The update of one parameter.
+pub(crate) struct Update<'a> {
+    /// Its place in the parameter table.
+    pub parameter: usize,
+    kind: ParamKind,
+    /// From 1, for Adam's bias correction.
+    number: u64,
+    state: &'a mut State,
+    weight: &'a mut Tensor<2>,
+    gradient: Tensor<2>,
+}
+
+impl Update<'_> {
+    /// Writes the new weight and the new state.
+    pub(crate) fn apply(self, optim: &Optim, factors: UpdateFactors) {
+        let g = to_f32(self.gradient);
+        let decay = match self.kind {
+            ParamKind::Norm | ParamKind::Bias => 0.0,
+            ParamKind::Matrix | ParamKind::Embedding => optim.weight_decay,
+        };
+        match self.state {
+            State::Adam(m, v) => {
+                let step = AdamwStep::new(optim, decay, factors.lr, factors.clip, self.number);
+                // moved out, so that the kernel holds the only copy and works in place
+                let (w, m0, v0) = (take(self.weight), take(m), take(v));
+                (*self.weight, *m, *v) = kernels::adamw(w, m0, v0, g, step);
+            }
+            State::Muon(m) => {
+                let lr = optim.muon_lr * factors.lr;
+                let (momentum, d) =
+                    muon::direction(g * factors.clip, m.clone(), optim.muon_momentum);
+                *m = momentum;
+                let w = self.weight.clone();
+                *self.weight = (if decay > 0.0 { w * (1.0 - lr * decay) } else { w }) - d * lr;
             }
         }
     }

@@ -8,4 +8,4 @@ pub(crate) mod clip;
 pub(crate) mod muon;
 pub(crate) mod schedule;
 
-pub(crate) use adamw::{Optimizer, State};
+pub(crate) use adamw::{Optimizer, State, Update, UpdateFactors};

@@ -77,9 +77,10 @@ pub(super) fn rows(
     decoder: &Decoder,
     objective: Objective,
     seq_len: usize,
+    workers: usize,
 ) -> usize {
     if let Some(rows) = cfg.train.micro_batch_rows {
-        return rows;
+        return for_workers(rows, cfg.train.batch_rows, workers);
     }
     let checkpointing = cfg.train.activation_checkpointing == ActivationCheckpointing::Layer;
     let row = row_bytes(decoder, objective, seq_len, compute.dtype.size(), checkpointing);
@@ -100,7 +101,9 @@ pub(super) fn rows(
             native::memory_need(&decoder.cfg, options, rows * tokens, rows * seq_len)
         })
     } else {
-        rows_for(kind, free, batch, row, decoder.params.numel())
+        // the workers' activations are in memory at the same time
+        let rows = rows_for(kind, free, batch, row * workers, decoder.params.numel());
+        for_workers(rows, batch, workers)
     };
     if free.is_none() {
         message(format_args!(
@@ -110,6 +113,13 @@ pub(super) fn rows(
         ));
     }
     rows
+}
+
+/// The largest divisor of `batch_rows` that is at most `rows` and makes a micro-batch for each
+/// worker; 1 where none does.
+pub(super) fn for_workers(rows: usize, batch_rows: usize, workers: usize) -> usize {
+    let most = rows.min(batch_rows / workers.max(1)).max(1);
+    (1..=most).rev().find(|rows| batch_rows % rows == 0).unwrap_or(1)
 }
 
 /// On a CPU half of the free memory is used, on a GPU most of it.
@@ -147,7 +157,7 @@ fn for_activations(free: usize, parameters: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::{choose, for_activations, native_rows, rows_for};
+    use super::{choose, for_activations, for_workers, native_rows, rows_for};
     use crate::compute::DeviceKind;
 
     #[test]
@@ -167,6 +177,19 @@ mod tests {
         assert_eq!(native_rows(1000, 24, need), 6);
         assert_eq!(native_rows(100, 24, need), 1);
         assert_eq!(native_rows(1 << 40, 250, need), 50);
+    }
+
+    #[test]
+    fn every_worker_has_a_micro_batch() {
+        assert_eq!(for_workers(8, 8, 1), 8);
+        assert_eq!(for_workers(8, 8, 2), 4);
+        assert_eq!(for_workers(2, 8, 2), 2);
+        assert_eq!(for_workers(8, 12, 5), 2);
+        assert_eq!(for_workers(8, 7, 2), 1);
+        for (batch, workers) in (1..40).flat_map(|batch| (1..=batch).map(move |n| (batch, n))) {
+            let rows = for_workers(8, batch, workers);
+            assert!(batch % rows == 0 && batch / rows >= workers, "{batch} {workers} {rows}");
+        }
     }
 
     #[test]

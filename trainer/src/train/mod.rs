@@ -3,7 +3,8 @@
 //! `prepare_model` loads the source and fits it to the dataset, `data` reads batches ahead (with
 //! `checked_dataset`),
 //! `trainer` sets a run up, `resume` continues it from a checkpoint, `run` is the loop, `step` one
-//! optimizer step (with `micro_batch`, `out_of_memory` and `spike_guard`), `evaluate` the held-out
+//! optimizer step (with `micro_batch`, `workers`, `out_of_memory` and
+//! `spike_guard`), `evaluate` the held-out
 //! loss with `acceptance` and `simulated_decode`, `flops` the work counted for MFU, `export_run`
 //! the exported folder.
 
@@ -26,3 +27,4 @@ mod step;
 pub(crate) mod stop_signal;
 mod trainer;
 mod turn_opening;
+mod workers;

@@ -12,6 +12,7 @@ use crate::io::checkpoint_store::CheckpointStore;
 use crate::optim::adamw;
 use crate::report::console::message;
 use crate::train::identity::{BUDGET, SOURCE, SOURCE_HASH};
+use crate::train::micro_batch;
 use crate::train::trainer::{Trainer, budget_used};
 
 /// What to do with a checkpoint that exists already.
@@ -29,6 +30,8 @@ pub enum Resume {
 /// What a run may do with an earlier run in its folder.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RunOptions {
+    /// Workers that share the rows of a step.
+    pub workers: usize,
     pub resume: Resume,
     /// With [`Resume::Never`]: remove an earlier run's checkpoints.
     pub overwrite: bool,
@@ -113,7 +116,11 @@ impl Trainer<'_> {
         self.optimizer.updates = restored.state.updates;
         self.saved_step = Some(restored.state.step);
         self.state = restored.state;
-        self.plan.micro_batch_rows = self.state.micro_batch_rows.max(1);
+        self.plan.micro_batch_rows = micro_batch::for_workers(
+            self.state.micro_batch_rows,
+            self.plan.batch_rows,
+            self.workers.count(),
+        );
         message(format_args!(
             "resumed {}: step {}, {} tokens{}",
             dir.display(),

@@ -67,7 +67,8 @@ pub(crate) fn run(cfg: &Config, device: &ComputeDevice, options: RunOptions) -> 
         pinned.source.path = Some(source.name.clone());
     }
     let cfg = &pinned;
-    let mut trainer = Trainer::new(cfg, device, data, source, recorded_source.is_none())?;
+    let mut trainer =
+        Trainer::new(cfg, (device, options.workers), data, source, recorded_source.is_none())?;
     trainer.start_or_resume(&store, options)?;
     store.tidy()?;
     if options.resume == Resume::Never && options.overwrite {

@@ -6,14 +6,15 @@
 //! gradient is an error that names its rows. A signal ends the step before its next micro-batch. In
 //! all three cases weights, optimizer and state are unchanged.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crate::diffusion::{DeviceBatch, Losses, objective};
+use crate::compute::ComputePlan;
+use crate::diffusion::{Batch, DeviceBatch, Losses, PassOptions, objective};
 use crate::error::{Error, Result};
 use crate::kernels::AdamwStep;
-use crate::model::Gradients;
-use crate::optim::{clip, schedule};
+use crate::model::{Decoder, Gradients, Weights};
+use crate::optim::{UpdateFactors, clip, schedule};
 use crate::report::metrics::resident_mib;
 use crate::report::step_record::StepRecord;
 use crate::train::data::{self, StepBatch};
@@ -45,6 +46,36 @@ impl PassResult {
             flops: 0.0,
             processed: 0,
         }
+    }
+}
+
+/// Passes by Burn; every worker has the same.
+struct BurnPasses<'a> {
+    decoder: &'a Decoder,
+    weights: &'a Weights,
+    compute: &'a ComputePlan,
+    options: &'a PassOptions,
+    /// One over the counted targets of the step.
+    scale: f64,
+    stop: &'a AtomicBool,
+}
+
+impl BurnPasses<'_> {
+    /// Forward and backward pass over one micro-batch.
+    fn pass(&self, micro_batch: &Batch, gradients: &mut Gradients) -> Result<Losses> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted("between two micro-batches".into()));
+        }
+        let inputs = DeviceBatch::upload(self.decoder, micro_batch, self.compute)?;
+        objective::interruptible(
+            self.decoder,
+            self.weights,
+            &inputs,
+            self.options,
+            self.scale,
+            gradients,
+            self.stop,
+        )
     }
 }
 
@@ -163,13 +194,13 @@ impl Trainer<'_> {
                 native.update(AdamwStep::new(optim, optim.weight_decay, lr_factor, clip, t))
             }
             None => {
-                self.optimizer.step(
+                self.workers.update(
+                    &mut self.optimizer,
                     optim,
                     &self.decoder.params,
                     &mut self.weights,
                     gradients,
-                    lr_factor,
-                    clip,
+                    UpdateFactors { lr: lr_factor, clip },
                 );
                 Ok(())
             }
@@ -205,20 +236,29 @@ impl Trainer<'_> {
             return Ok(result);
         }
         let scale = 1.0 / batch.counted as f64;
-        for micro_batch in &batch.micro_batches {
-            if self.stop.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted("between two micro-batches".into()));
+        let workers = self.workers.count();
+        let passes = BurnPasses {
+            decoder: &self.decoder,
+            weights: &self.weights,
+            compute: &self.compute,
+            options: &self.pass,
+            scale,
+            stop: &self.stop,
+        };
+        let of_worker = |rank: usize, gradients: &mut Gradients| -> Result<Vec<Losses>> {
+            let own = batch.micro_batches.iter().skip(rank).step_by(workers);
+            own.map(|micro_batch| passes.pass(micro_batch, gradients)).collect()
+        };
+        let losses = match workers {
+            1 => vec![of_worker(0, &mut result.gradients)?],
+            _ => {
+                let (losses, gradients) = self.workers.run(of_worker)?;
+                result.gradients = gradients;
+                losses
             }
-            let inputs = DeviceBatch::upload(&self.decoder, micro_batch, &self.compute)?;
-            let losses = objective::interruptible(
-                &self.decoder,
-                &self.weights,
-                &inputs,
-                &self.pass,
-                scale,
-                &mut result.gradients,
-                &self.stop,
-            )?;
+        };
+        for (i, micro_batch) in batch.micro_batches.iter().enumerate() {
+            let losses = losses[i % workers][i / workers];
             result.losses.sum += losses.sum;
             result.losses.sure += losses.sure;
             result.flops += flops::useful(&self.decoder, micro_batch);

@@ -25,6 +25,7 @@ use crate::train::export_run::{self, TrainedModel};
 use crate::train::identity::identity;
 use crate::train::micro_batch;
 use crate::train::prepare_model::{self, PreparedModel, prepare};
+use crate::train::workers::Workers;
 
 /// Everything a step needs and changes.
 pub(super) struct Trainer<'a> {
@@ -45,6 +46,7 @@ pub(super) struct Trainer<'a> {
     pub(super) identity: Identity,
     /// Step of the newest checkpoint on disk.
     pub(super) saved_step: Option<u64>,
+    pub(super) workers: Workers,
     /// Set by a signal that asks for a checkpoint and the end of the session.
     pub(super) stop: Arc<AtomicBool>,
 }
@@ -54,7 +56,7 @@ impl<'a> Trainer<'a> {
     /// it both stay empty until a checkpoint supplies them.
     pub(super) fn new(
         cfg: &'a Config,
-        device: &ComputeDevice,
+        (device, workers): (&ComputeDevice, usize),
         data: Arc<CheckedDataset>,
         source: ModelSource,
         with_weights: bool,
@@ -74,6 +76,7 @@ impl<'a> Trainer<'a> {
         // refused now rather than after days of training
         export_run::check_format(cfg, &decoder)?;
         check_tokenizer_folder(&data.dir().join("tokenizer"))?;
+        let workers = Workers::new(workers, device, &decoder.params, cfg.train.batch_rows)?;
         let objective = objective_of(cfg);
         let plan = BatchPlan {
             seed: cfg.train.seed,
@@ -84,6 +87,7 @@ impl<'a> Trainer<'a> {
                 &decoder,
                 objective,
                 manifest.seq_len,
+                workers.count(),
             ),
             objective,
             spec: ObjectiveSpec {
@@ -125,6 +129,7 @@ impl<'a> Trainer<'a> {
             pass,
             identity,
             saved_step: None,
+            workers,
             stop: Arc::default(),
         })
     }
@@ -159,13 +164,18 @@ impl<'a> Trainer<'a> {
     pub(super) fn description(&self) -> String {
         let manifest = self.data.manifest();
         format!(
-            "{} ({:?}, {:.2} M parameters) from {} on {}{}; {} rows of {} (bd_size {}), {} rows a step in micro-batches of {}, {} tokens to go",
+            "{} ({:?}, {:.2} M parameters) from {} on {}{}{}; {} rows of {} (bd_size {}), {} rows a step in micro-batches of {}, {} tokens to go",
             self.cfg.model.name,
             self.decoder.cfg.family,
             self.decoder.params.numel() as f64 / 1e6,
             self.source.name,
             self.compute.device.name,
             if self.compute.native { " (native engine)" } else { "" },
+            if self.workers.count() > 1 {
+                format!(", {} workers", self.workers.count())
+            } else {
+                String::new()
+            },
             self.data.rows(Split::Train),
             manifest.seq_len,
             manifest.bd_size,
