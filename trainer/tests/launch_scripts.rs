@@ -157,6 +157,7 @@ fn nodes_prepare_their_parts_and_the_first_joins_them() {
         let envs = [
             ("ARGUMENTS", "--input 'gs://raw/a b' --tokenizer x/y"),
             ("OUT", "gs://b/p"),
+            ("POLL_SECONDS", "0"),
             ("SKYPILOT_NUM_NODES", nodes),
             ("SKYPILOT_NODE_RANK", node),
         ];
@@ -167,9 +168,12 @@ fn nodes_prepare_their_parts_and_the_first_joins_them() {
     assert_eq!(call("1", "0", ""), (Some(0), format!("{prepare} --out gs://b/p -- ")));
     let part = |node| format!("{prepare} --shard {node}/3 --out gs://b/p.parts/{node} -- ");
     assert_eq!(call("3", "2", ""), (Some(0), part(2)));
-    let merge =
-        "merge gs://b/p.parts/0 gs://b/p.parts/1 gs://b/p.parts/2 --wait 86400 --out gs://b/p -- ";
-    assert_eq!(call("3", "0", ""), (Some(0), format!("{}{merge}", part(0))));
+    // node 1 is late: what is asked twice is whether its part is whole
+    let late = "if [ \"$1 $2\" = 'stats gs://b/p.parts/1' ] && [ ! -e ~/asked ]; then touch ~/asked; exit 1; fi";
+    let whole = |node| format!("stats gs://b/p.parts/{node} -- ");
+    let merge = "merge gs://b/p.parts/0 gs://b/p.parts/1 gs://b/p.parts/2 --out gs://b/p -- ";
+    let expected = [part(0), whole(0), whole(1), whole(1), whole(2), merge.to_string()].concat();
+    assert_eq!(call("3", "0", late), (Some(0), expected));
     assert_eq!(call("3", "0", "exit 5"), (Some(5), part(0)), "a part that failed is not joined");
 }
 
