@@ -13,7 +13,7 @@
 //! (settings) → `compute` (device, dtype, attention) → `report` (metrics and plots) → `kernels` →
 //! `attention` → `model` (the decoder and its weights) → `diffusion` (the objective) → `optim` →
 //! `native` (the CUDA engine) → `io` (sources, checkpoints, export) → `decode` → `train` (the loop)
-//! → `parity`, `bench` → the calls above → `tasks` (answers to tasks) → `serve` (HTTP) → `launch`
+//! → `parity`, `bench` → the calls above and `estimate` (memory and time of a run) → `tasks` (answers to tasks) → `serve` (HTTP) → `launch`
 //! → `cli`.
 
 mod attention;
@@ -25,6 +25,7 @@ mod conversion;
 mod decode;
 mod diffusion;
 mod error;
+mod estimate;
 mod generate;
 mod io;
 mod kernels;

@@ -1,82 +1,108 @@
-//! `wf`: the task that it prints is the template in configs/launch with its values filled in, and
-//! the template's run script does what it says (run here with bash, a stand-in for dlm-train, and a
-//! folder for the bucket).
+//! `wf`: the task that it prints is the file in configs/launch with its values filled in.
 
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output};
 
 use dlm_test_support::{repository, skip};
 use serde_json::Value;
 
-fn wf(dir: &Path, arguments: &[&str]) -> Output {
+/// `wf` in `dir`, which is its home too, without credentials of this machine.
+fn command(dir: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_wf"));
-    command.current_dir(dir).args(arguments).env_remove("GCS_BUCKET").env_remove("HF_TOKEN");
-    command.output().unwrap()
+    command.current_dir(dir).args(arguments).env_clear().env("HOME", dir);
+    command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command
+}
+
+fn wf(dir: &Path, arguments: &[&str]) -> Output {
+    command(dir, arguments).output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A folder with what wf looks for: a packed dataset's manifest and a program to send.
+/// A folder with what wf looks for: a packed dataset's manifest, a program to send, a model, and
+/// Google's credentials.
 fn workplace() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::create_dir_all(dir.path().join("datasets/packed")).unwrap();
-    std::fs::write(dir.path().join("datasets/packed/manifest.json"), "{}").unwrap();
-    std::fs::write(dir.path().join("dlm-train"), "").unwrap();
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write("datasets/packed/manifest.json", "{}");
+    write("dlm-train", "");
+    write("dlm-prep", "");
+    write(".config/gcloud/application_default_credentials.json", "{}");
     std::fs::create_dir_all(dir.path().join("ckpt")).unwrap();
     dir
 }
 
-fn template() -> Value {
-    let path = repository().join("configs/launch/dlm_train.yaml");
+fn template(name: &str) -> Value {
+    let path = repository().join("configs/launch").join(name);
     serde_saphyr::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-fn dry_run(dir: &Path, more: &[&str]) -> (Value, String) {
-    let mut arguments = vec!["dlm", "--dry-run"];
-    arguments.extend(more);
-    let output = wf(dir, &arguments);
+fn read(output: &Output) -> (Value, String) {
     assert!(output.status.success(), "{}", text(&output.stderr));
     let shown = text(&output.stdout);
     let command = shown.lines().last().unwrap().strip_prefix("# ").unwrap().to_string();
     (serde_saphyr::from_str(&shown).unwrap(), command)
 }
 
+fn dry_run(dir: &Path, more: &[&str]) -> (Value, String) {
+    read(&wf(dir, &[&["dlm", "--dry-run"], more].concat()))
+}
+
 #[test]
-fn the_task_keeps_what_the_template_says() {
+fn the_task_keeps_what_the_file_says() {
     let dir = workplace();
     let (task, command) = dry_run(
         dir.path(),
         &["-m", "smollm2_135m", "--bucket", "gs://b/", "--binary", "dlm-train", "--name", "first"],
     );
-    let template = template();
+    let template = template("dlm_train.yaml");
     for key in ["setup", "run", "secrets"] {
         assert_eq!(task[key], template[key], "{key}");
     }
     assert_eq!(task["resources"]["disk_size"], template["resources"]["disk_size"]);
     assert_eq!(task["resources"]["job_recovery"], template["resources"]["job_recovery"]);
     assert_eq!(task["resources"]["accelerators"], "H100:1");
+    assert_eq!(task["resources"]["infra"], "nebius", "the default cloud");
     assert_eq!(task["resources"]["use_spot"], false);
-    assert_eq!(task["name"], "first");
+    assert_eq!(task["name"], "dlm-smollm2-135m-first");
     assert_eq!(task["envs"]["MODEL"], "smollm2_135m");
     assert_eq!(task["envs"]["RUN_NAME"], "first");
-    assert_eq!(task["file_mounts"]["~/outputs"]["source"], "gs://b");
+    assert_eq!(task["envs"]["REMOTE"], "gs://b");
+    assert_eq!(task["envs"]["DATA"], "data");
+    assert_eq!(task["envs"]["BUILD_FEATURES"], "-");
     assert!(task["file_mounts"]["~/data"].as_str().unwrap().ends_with("datasets/packed"));
+    let program = task["file_mounts"]["~/dlm/bin/dlm-train"].as_str().unwrap();
+    assert!(Path::new(program).is_absolute() && program.ends_with("dlm-train"), "{program}");
     assert!(task.get("workdir").is_none(), "a program is sent, so the repository is not");
     assert!(
-        command.starts_with("sky jobs launch --yes --name first ")
-            && command.ends_with("first.yaml"),
+        command.starts_with("sky jobs launch --yes --name dlm-smollm2-135m-first ")
+            && command.ends_with("dlm-smollm2-135m-first.yaml"),
         "{command}"
     );
-    let envs = task["envs"].as_object().unwrap();
-    let script = format!("{}{}", task["run"], task["setup"]);
-    for name in envs.keys() {
-        assert!(
-            script.contains(&format!("${name}")) || script.contains(&format!("${{{name}")),
-            "{name} is set but never read"
-        );
+    assert!(command.contains("--secret DLM_GOOGLE_CREDENTIALS"), "{command}");
+}
+
+/// Every variable of a task is read by its scripts, and every one that they read is set.
+#[test]
+fn variables_of_the_files_are_read() {
+    for file in ["dlm_train.yaml", "dlm_prep.yaml", "smoke.yaml"] {
+        let task = template(file);
+        let scripts = format!("{}{}", task["run"], task["setup"]);
+        for section in ["envs", "secrets"] {
+            for name in task[section].as_object().unwrap().keys() {
+                let read = scripts.contains(&format!("${name}"))
+                    || scripts.contains(&format!("${{{name}"))
+                    || scripts.contains(&format!(" {name}"));
+                assert!(read, "{file}: {name} is set but never read");
+            }
+        }
     }
 }
 
@@ -91,29 +117,29 @@ fn options_reach_the_task() {
             "-s",
             "hf://Qwen/Qwen3-4B@main",
             "--cloud",
-            "nebius",
+            "gcp/us-central1",
             "--spot",
             "--gpu",
             "H200",
             "--detach",
             "--bucket",
             "s3://b",
-            "--binary",
-            "dlm-train",
+            "--image",
+            "ghcr.io/you/dlm:1",
             "conversion=paper_7b",
             "data.dir=gs://d/packed",
             "optim.lr=1e-5",
         ],
     );
-    assert_eq!(task["resources"]["infra"], "nebius");
+    assert_eq!(task["resources"]["infra"], "gcp/us-central1");
     assert_eq!(task["resources"]["use_spot"], true);
     assert_eq!(task["resources"]["accelerators"], "H200:1");
+    assert_eq!(task["resources"]["image_id"], "docker:ghcr.io/you/dlm:1");
+    assert_eq!(task["resources"]["disk_size"], 300, "checkpoints of a model of 4B");
     assert_eq!(task["envs"]["SOURCE_PATH"], "hf://Qwen/Qwen3-4B@main");
     assert_eq!(task["envs"]["HYDRA_OVERRIDES"], "conversion=paper_7b optim.lr=1e-5");
-    assert_eq!(
-        task["file_mounts"]["~/data"],
-        serde_json::json!({"source": "gs://d/packed", "mode": "COPY"})
-    );
+    assert_eq!(task["envs"]["DATA"], "gs://d/packed");
+    assert_eq!(task.get("file_mounts"), None, "the machine reads buckets itself");
     assert!(command.contains(" --detach-run "), "{command}");
     let name = task["name"].as_str().unwrap();
     assert!(
@@ -123,44 +149,69 @@ fn options_reach_the_task() {
     let (task, _) = dry_run(dir.path(), &["-m", "qwen3_4b", "-s", "ckpt"]);
     assert_eq!(task["envs"]["SOURCE_PATH"], "source");
     assert!(task["file_mounts"]["~/source"].as_str().unwrap().ends_with("ckpt"));
-    let (task, _) = dry_run(dir.path(), &["-m", "bitnet_2b", "-s", "gs://c/model"]);
-    assert_eq!(task["file_mounts"]["~/source"]["source"], "gs://c/model");
+    for source in ["gs://c/model", "az://c/model", "s3://c"] {
+        let (task, _) = dry_run(dir.path(), &["-m", "bitnet_2b", "-s", source]);
+        assert_eq!(task["envs"]["SOURCE_PATH"], source);
+    }
+    let (task, _) = dry_run(dir.path(), &["-m", "qwen3_4b", "--cloud", "any"]);
+    assert_eq!(task["resources"].get("infra"), None);
 }
 
 #[test]
 fn refusals() {
     let dir = workplace();
+    let sent = ["-m", "qwen3_4b", "--binary", "dlm-train", "--bucket", "gs://b"];
+    let with = |more: &[&'static str]| [&sent, more].concat();
     for (arguments, words) in [
-        (&["-m", "qwen3_4b", "--scale", "medium", "--dry-run"][..], "dlm-train uses one"),
-        (&["-m", "qwen3_4b", "--scale", "xlarge", "--dry-run"], "rents 8 GPUs"),
-        (&["-m", "qwen3_5b", "--dry-run"], "did you mean `qwen3_4b`?"),
-        (&["-m", "qwen3_4b", "--dry-run", "train.sead=1"], "did you mean `train.seed`?"),
-        (&["-m", "qwen3_4b", "--dry-run", "output.dir=x"], "--bucket and --name"),
-        (&["-m", "qwen3_4b", "--dry-run", "source.path=x"], "use -s"),
-        (&["-m", "qwen3_4b", "--dry-run", "-s", "./nowhere"], "no such folder"),
-        (&["-m", "qwen3_4b", "--dry-run", "--bucket", "b"], "gs://NAME"),
-        (&["-m", "qwen3_4b", "--dry-run", "--name", "a b"], "letters, digits"),
-        (&["-m", "qwen3_4b", "--dry-run", "--binary", "nowhere"], "no such file"),
-        (&["-m", "qwen3_4b", "--binary", "dlm-train"], "no bucket"),
+        (with(&["--scale", "medium"]), "1 would be paid for and idle"),
+        (with(&["--scale", "xlarge", "--gpu", "H200"]), "rents 8 H200"),
+        (with(&["--cloud", "nebuis"]), "nebius, gcp, aws, runpod, lambda, kubernetes"),
+        (vec!["-m", "qwen3_5b", "--dry-run"], "did you mean `qwen3_4b`?"),
+        (with(&["--dry-run", "train.sead=1"]), "did you mean `train.seed`?"),
+        (with(&["--dry-run", "output.dir=x"]), "--bucket and --name"),
+        (with(&["--dry-run", "output.remote=gs://x"]), "--bucket and --name"),
+        (with(&["--dry-run", "source.path=x"]), "use -s"),
+        (with(&["--dry-run", "-s", "./nowhere"]), "no such folder"),
+        (with(&["--dry-run", "-s", "a/b/c"]), "no such folder"),
+        (vec!["-m", "qwen3_4b", "--dry-run", "--bucket", "b"], "gs://NAME"),
+        (with(&["--dry-run", "--name", "a b"]), "letters and digits"),
+        (with(&["--dry-run", "--name", "a---b"]), "letters and digits"),
+        (with(&["--dry-run", "--build-on-machine"]), "three different ways"),
+        (vec!["-m", "qwen3_4b", "--dry-run", "--build-on-machine"], "call wf inside it"),
+        (vec!["-m", "qwen3_4b", "--dry-run", "--binary", "nowhere"], "no such file"),
+        (vec!["-m", "qwen3_4b", "--binary", "dlm-train"], "no bucket"),
+        (with(&["data.dir=nowhere"]), "written by dlm-prep"),
+        (with(&["data.dir=ckpt"]), "no manifest.json"),
+        (with(&["train.micro_batch_rows=64"]), "does not fit H100"),
+        (vec!["-m", "qwen3_4b", "--bucket", "gs://b", "train.engine=burn"], "--features cuda"),
         (
-            &["-m", "qwen3_4b", "--binary", "dlm-train", "--bucket", "gs://b", "data.dir=nowhere"],
-            "written by dlm-prep",
+            vec!["-m", "qwen3_4b", "--bucket", "gs://b", "--gpu", "GH200"],
+            "another kind of processor",
         ),
         (
-            &["-m", "qwen3_4b", "--binary", "dlm-train", "--bucket", "gs://b", "data.dir=ckpt"],
-            "no manifest.json",
+            vec!["-m", "qwen3_4b", "--binary", "dlm-train", "--bucket", "s3://b"],
+            "AWS_ACCESS_KEY_ID",
         ),
-        (&["-m", "bitnet_2b", "--bucket", "gs://b", "train.engine=burn"], "no dlm-train to send"),
+        (vec!["-m", "qwen3_4b", "--binary", "dlm-train", "--bucket", "az://b"], "AZURE_STORAGE"),
     ] {
-        let output = wf(dir.path(), &[&["dlm"], arguments].concat());
+        if words == "another kind of processor" && cfg!(target_arch = "aarch64") {
+            continue;
+        }
+        let output = wf(dir.path(), &[&["dlm"], &arguments[..]].concat());
         let said = text(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
         assert!(said.contains(words), "{arguments:?}: {said}");
     }
+    // what one may want all the same
+    let large = [&["--scale", "large", "--allow-idle", "--dry-run"], &sent[..]].concat();
+    let output = wf(dir.path(), &[&["dlm"], &large[..]].concat());
+    assert!(!text(&output.stderr).contains("would be refused"), "{}", text(&output.stderr));
+    assert_eq!(read(&output).0["resources"]["accelerators"], "H100:4");
 }
 
+/// The command lines that the old launcher's users type, up to the machine.
 #[test]
-fn a_call_with_nothing_else_prints_the_plan_and_what_is_missing() {
+fn a_call_with_nothing_else_prints_the_plan_and_what_is_in_the_way() {
     let empty = tempfile::tempdir().unwrap();
     let call = ["dlm", "-m", "qwen3_4b", "-s", "hf://org/checkpoint"];
     let output = wf(empty.path(), &call);
@@ -171,52 +222,117 @@ fn a_call_with_nothing_else_prints_the_plan_and_what_is_missing() {
     assert!(shown.lines().last().unwrap().starts_with("# sky jobs launch"), "{shown}");
     let missing: Vec<&str> = said.lines().filter(|line| line.starts_with("  - ")).collect();
     assert_eq!(missing.len(), 2, "{said}");
-    assert!(said.contains("nothing was launched; missing:"), "{said}");
+    assert!(said.contains("nothing was launched; in the way:"), "{said}");
     assert!(missing[0].contains("data.dir=datasets/packed: no such folder"), "{said}");
     assert!(missing[1].contains("--bucket gs://NAME or set GCS_BUCKET"), "{said}");
-    // the task of a dry run is whole: data, program, and a bucket to be named at its launch
-    let (task, _) = dry_run(empty.path(), &call[1..]);
-    assert_eq!(task["file_mounts"]["~/outputs"]["source"], "gs://${GCS_BUCKET}");
-    assert!(task["envs"].as_object().unwrap().contains_key("GCS_BUCKET"));
-    assert!(task["file_mounts"]["~/data"].as_str().unwrap().ends_with("datasets/packed"));
-    let program = task["file_mounts"]["~/dlm/dlm-train"].as_str().unwrap();
+    // the estimate comes first, of shapes that need no network
+    assert!(said.contains("those of hf://org/checkpoint are read on the machine"), "{said}");
+    assert!(said.contains("memory: fits H100"), "{said}");
+    let program = task["file_mounts"]["~/dlm/bin/dlm-train"].as_str().unwrap();
     assert!(Path::new(program).is_file(), "the dlm-train beside wf is sent: {program}");
-    assert_eq!(task["envs"]["CARGO_FEATURES"], "");
+    // the task of a dry run is whole, with a bucket to be named at its launch
+    let scale = [&call[..], &["--scale", "large", "--no-detach", "--dry-run"]].concat();
+    let output = wf(empty.path(), &scale);
+    assert!(text(&output.stderr).contains("wf: would be refused: --scale large"));
+    let (task, _) = read(&output);
+    assert_eq!(task["resources"]["accelerators"], "H100:4");
+    assert_eq!(task["envs"]["REMOTE"], "");
+    let mut with_bucket = command(empty.path(), &scale);
+    let (task, _) = read(&with_bucket.env("GCS_BUCKET", "mine").output().unwrap());
+    assert_eq!(task["envs"]["REMOTE"], "gs://mine");
+}
+
+#[test]
+fn prep_shares_the_rows_between_nodes() {
+    let dir = workplace();
+    let prep = |more: &[&str]| wf(dir.path(), &[&["prep", "--dry-run"], more].concat());
+    let output = prep(&[
+        "--out",
+        "gs://b/packed",
+        "--nodes",
+        "4",
+        "--cloud",
+        "aws",
+        "--binary",
+        "dlm-prep",
+        "-n",
+        "r1",
+        "--",
+        "--input",
+        "s3://raw/a b.parquet",
+        "gs://raw/c",
+        "--tokenizer",
+        "Qwen/Qwen3-4B",
+    ]);
+    let (task, command) = read(&output);
+    assert_eq!((&task["num_nodes"], &task["resources"]["infra"]), (&4.into(), &"aws".into()));
+    assert_eq!(task["name"], "prep-packed-r1");
+    assert_eq!(task["envs"]["OUT"], "gs://b/packed");
+    assert_eq!(
+        task["envs"]["ARGUMENTS"],
+        "--input 's3://raw/a b.parquet' gs://raw/c --tokenizer Qwen/Qwen3-4B"
+    );
+    assert_eq!(task["resources"].get("accelerators"), None);
+    assert!(task["file_mounts"]["~/dlm/bin/dlm-prep"].is_string());
+    assert!(command.contains("--secret DLM_GOOGLE_CREDENTIALS"), "{command}");
+    let input = ["--", "--input", "gs://raw/c"];
+    for (more, words) in [
+        (&[&["--out", "packed"], &input[..]].concat()[..], "gs://NAME"),
+        (&[&["--out", "gs://b/p", "--nodes", "0"], &input[..]].concat(), "1 or more"),
+        (&["--out", "gs://b/p", "--", "--tokenizer", "x/y"], "something to prepare"),
+        (&["--out", "gs://b/p", "--", "--input", "gs://r", "--out", "x"], "--out before the --"),
+        (&["--out", "gs://b/p", "--", "--input=gs://r", "--shard=0/2"], "--nodes"),
+    ] {
+        let output = prep(more);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{more:?}: {said}");
+        assert!(said.contains(words), "{more:?}: {said}");
+    }
+    let output = prep(&["--out", "gs://b/p", "--", "--input", "datasets"]);
+    assert!(text(&output.stderr).contains("would be refused: --input datasets is on this machine"));
 }
 
 /// The native engine is in every build; what it does not compute takes a build with CUDA in Burn.
 #[test]
-fn models_that_the_native_engine_does_not_compute_are_built_with_cuda() {
-    let dir = workplace();
+fn a_build_on_the_machine_is_asked_for_by_name() {
+    let repository = repository();
     for (more, features) in [
         (&["-m", "qwen3_4b"][..], ""),
         (&["-m", "bitnet_2b"], ""),
-        (&["-m", "qwen3_4b", "conversion.bitlinear=on"], ""),
-        (&["-m", "qwen3_4b", "optim=muon"], "cuda"),
-        (&["-m", "qwen3_4b", "train.engine=burn"], "cuda"),
+        (&["-m", "qwen3_4b", "optim=muon"], "dlm-train/cuda"),
+        (&["-m", "qwen3_4b", "train.engine=burn"], "dlm-train/cuda"),
     ] {
-        let (task, _) = dry_run(dir.path(), more);
-        assert_eq!(task["envs"]["CARGO_FEATURES"], features, "{more:?}");
-        let is_sent = task["file_mounts"].get("~/dlm/dlm-train").is_some();
-        assert_eq!(is_sent, features.is_empty() || cfg!(feature = "cuda"), "{more:?}");
+        let (task, _) = dry_run(&repository, &[&["--build-on-machine"], more].concat());
+        assert_eq!(task["envs"]["BUILD_FEATURES"], features, "{more:?}");
+        assert_eq!(task["workdir"].as_str().map(Path::new), Some(&*repository), "{more:?}");
+        let (task, _) = dry_run(&repository, more);
+        assert_eq!(task["envs"]["BUILD_FEATURES"], "-", "{more:?}");
+        assert_eq!(task.get("workdir"), None, "{more:?}");
     }
-    // a GPU beside an ARM processor cannot run what was built here
-    let (task, _) = dry_run(dir.path(), &["-m", "qwen3_4b", "--gpu", "GH200"]);
-    let is_sent = task["file_mounts"].get("~/dlm/dlm-train").is_some();
-    assert_eq!(is_sent, cfg!(target_arch = "aarch64"));
 }
 
 #[test]
-fn a_key_for_reports_that_are_not_made_is_said() {
+fn where_weights_and_biases_puts_a_run_is_passed_on() {
     let dir = workplace();
-    let call = |key: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_wf"));
-        command.current_dir(dir.path()).args(["dlm", "--dry-run", "-m", "qwen3_4b"]);
-        text(&command.env("WANDB_API_KEY", key).output().unwrap().stderr)
+    let call = |more: &[&str]| {
+        let mut command =
+            command(dir.path(), &[&["dlm", "--dry-run", "-m", "qwen3_4b"], more].concat());
+        command.env("WANDB_API_KEY", "marked").env("WANDB_PROJECT", "p").env("WANDB_ENTITY", "e");
+        let output = command.output().unwrap();
+        assert!(
+            !text(&output.stdout).contains("marked") && !text(&output.stderr).contains("marked")
+        );
+        read(&output)
     };
-    assert!(call("secret").contains("WANDB_API_KEY is set and not used"));
-    assert!(!call("secret").contains("secret"));
-    assert!(!call("").contains("WANDB_API_KEY"));
+    let (task, command) = call(&[]);
+    assert_eq!(
+        (&task["envs"]["WANDB_PROJECT"], &task["envs"]["WANDB_ENTITY"]),
+        (&"p".into(), &"e".into())
+    );
+    assert!(command.contains("--secret WANDB_API_KEY"), "{command}");
+    let (task, command) = call(&["report.wandb=off"]);
+    assert_eq!(task["envs"]["WANDB_PROJECT"], "");
+    assert!(!command.contains("WANDB_API_KEY"), "{command}");
 }
 
 /// Calls `wf` with a stand-in for `sky` that prints `queue` and notes its other calls.
@@ -232,198 +348,57 @@ fn with_queue(queue: &str, arguments: &[&str]) -> (Output, String) {
     )
     .unwrap();
     Command::new("chmod").arg("+x").arg(&stand_in).status().unwrap();
-    let state = dir.path().join("state/dlm-train");
-    std::fs::create_dir_all(&state).unwrap();
-    std::fs::write(state.join("wf-runs"), "first\n").unwrap();
     let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wf"));
-    command.args(arguments).env("PATH", path).env("XDG_STATE_HOME", dir.path().join("state"));
-    let output = command.output().unwrap();
+    let output = command(dir.path(), arguments).env("PATH", path).output().unwrap();
     (output, std::fs::read_to_string(dir.path().join("calls")).unwrap_or_default())
 }
 
-const JSON: &str = r#"*queue*json*) echo '[{"job_id": 7, "job_name": "other"}, {"job_id": 6, "job_name": "first"}, {"job_id": 5, "job_name": "dlm-a-1"}, {"job_id": 4, "job_name": "dlm-a-1"}]';;"#;
+const JSON: &str = r#"*queue*json*) echo '[{"job_id": 8, "job_name": "other"}, {"job_id": 7, "job_name": "prep-b-first"}, {"job_id": 6, "job_name": "dlm-b-first"}, {"job_id": 5, "job_name": "dlm-a-1"}, {"job_id": 4, "job_name": "dlm-a-1"}]';;"#;
 const TABLE: &str = r#"*queue*json*) echo 'No such option: --output' >&2; exit 2;;
 *queue*) echo 'ID  TASK  NAME     REQUESTED  SUBMITTED  STATUS'
-echo '6   -     first    1x[H100:1]  2 hrs ago  SUCCEEDED'
+echo '8   -     other    1x[H100:1]  2 hrs ago  SUCCEEDED'
+echo '7   -     prep-b-first    1x[H100:1]  2 hrs ago  SUCCEEDED'
+echo '6   -     dlm-b-first    1x[H100:1]  2 hrs ago  SUCCEEDED'
 echo '5   -     dlm-a-1  1x[H100:1]  1 day ago  FAILED';;"#;
 
 #[test]
 fn logs_are_found_through_the_queue() {
-    if !bash() {
+    if Command::new("bash").arg("--version").output().is_err() {
+        skip("no bash to run a stand-in for sky with");
         return;
     }
     for queue in [JSON, TABLE] {
-        for (name, id) in [("first", 6), ("dlm-a-1", 5), ("wf-dlm-train", 6)] {
-            let (output, calls) = with_queue(queue, &["logs", name]);
-            assert!(output.status.success(), "{name}: {}", text(&output.stderr));
-            assert_eq!(calls, format!("jobs logs --no-follow {id}\n"), "{name}");
+        for (name, id) in [
+            (&["dlm-b-first"][..], 6),
+            (&["dlm-a-1"], 5),
+            (&["a-1"], 5),
+            (&["first"], 7),
+            (&["other"], 8),
+            (&["wf-dlm-train"], 6),
+            (&[], 6),
+        ] {
+            let (output, calls) = with_queue(queue, &[&["logs"], name].concat());
+            assert!(output.status.success(), "{name:?}: {}", text(&output.stderr));
+            assert_eq!(calls, format!("jobs logs --no-follow {id}\n"), "{name:?}");
         }
         for command in ["logs", "cancel"] {
             let (output, calls) = with_queue(queue, &[command, "frist"]);
             let said = text(&output.stderr);
             assert_eq!((output.status.code(), calls.as_str()), (Some(2), ""), "{said}");
-            assert!(said.contains("no job called frist") && said.contains("first"), "{said}");
+            assert!(said.contains("no job called frist") && said.contains("dlm-b-first"), "{said}");
         }
-        let (output, calls) = with_queue(queue, &["cancel", "first"]);
+        let (output, calls) = with_queue(queue, &["cancel", "dlm-b-first"]);
         assert!(output.status.success(), "{}", text(&output.stderr));
         assert_eq!(calls, "jobs cancel --yes 6\n");
-        let (_, calls) = with_queue(queue, &["logs", "-f", "first"]);
+        let (_, calls) = with_queue(queue, &["logs", "-f", "dlm-b-first"]);
         assert_eq!(calls, "jobs logs --follow 6\n");
     }
+    let (_, calls) = with_queue(JSON, &["runs", "-n", "3"]);
+    assert_eq!(calls, "jobs queue --limit 3\n");
     let (output, _) = with_queue("*queue*) echo '[]';;", &["logs", "wf-dlm-train"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("the queue is empty"), "{}", text(&output.stderr));
     let (output, _) = with_queue("*queue*) echo broken >&2; exit 3;;", &["logs", "first"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("exit code 3"), "{}", text(&output.stderr));
-}
-
-/// A home folder with a stand-in for dlm-train: each call adds a step to the checkpoint that it
-/// finds, writes an export, and can wait for a signal.
-fn home(trainer: &str) -> tempfile::TempDir {
-    let home = tempfile::tempdir().unwrap();
-    std::fs::create_dir_all(home.path().join("dlm")).unwrap();
-    std::fs::create_dir_all(home.path().join("outputs")).unwrap();
-    let program = home.path().join("dlm/dlm-train");
-    std::fs::write(&program, format!("#!/bin/bash\n{STAND_IN}\n{trainer}\n")).unwrap();
-    Command::new("chmod").arg("+x").arg(&program).status().unwrap();
-    home
-}
-
-const STAND_IN: &str = r#"
-printf '%s\n' "$@" > ~/arguments
-for argument in "$@"; do case $argument in output.dir=*) out=${argument#output.dir=};; esac; done
-last=$(cat "$out/checkpoints/latest" 2>/dev/null || echo step-0)
-save() {
-  step=step-$((${last#step-} + 1))
-  mkdir -p "$out/checkpoints/$step"
-  echo "after $last" > "$out/checkpoints/$step/state.json"
-  printf %s "$step" > "$out/checkpoints/latest"
-}
-"#;
-
-fn script(home: &Path, overrides: &str, source: &str) -> Command {
-    let run = template()["run"].as_str().unwrap().to_string();
-    let mut command = Command::new("bash");
-    command
-        .arg("-c")
-        .arg(run)
-        .env("HOME", home)
-        .env("MODEL", "sample")
-        .env("RUN_NAME", "first")
-        .env("DEVICE", "cpu");
-    command
-        .env("SOURCE_PATH", source)
-        .env("HYDRA_OVERRIDES", overrides)
-        .env("UPLOAD_SECONDS", "0.2");
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-fn bash() -> bool {
-    let there = Command::new("bash").arg("--version").output().is_ok();
-    if !there {
-        skip("no bash to run the script with");
-    }
-    there
-}
-
-#[test]
-fn the_script_trains_copies_and_continues() {
-    if !bash() {
-        return;
-    }
-    let home = home(
-        "save; mkdir -p \"$out/sub\"; echo weights > \"$out/model.safetensors\"; echo x > \"$out/sub/y\"; echo m >> \"$out/metrics.jsonl\"",
-    );
-    let output =
-        script(home.path(), "optim.lr=1e-5 'model.name=a b'", "hf://org/name").output().unwrap();
-    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
-    let arguments = std::fs::read_to_string(home.path().join("arguments")).unwrap();
-    let expected = [
-        "--data",
-        "--device\ncpu",
-        "--resume\nauto",
-        "\nmodel=sample\nsource.path=hf://org/name\noptim.lr=1e-5\nmodel.name=a b\noutput.dir=",
-    ];
-    for part in expected {
-        assert!(arguments.contains(part), "{part:?} in {arguments}");
-    }
-    let remote = home.path().join("outputs/dlm/sample/first");
-    let read = |name: &str| std::fs::read_to_string(remote.join(name)).unwrap_or_default();
-    assert_eq!(
-        (read("checkpoints/latest"), read("model.safetensors"), read("sub/y")),
-        ("step-1".into(), "weights\n".into(), "x\n".into())
-    );
-    // The checkpoint with the lowest evaluation loss is copied too, and back.
-    let checkpoints = home.path().join("run/first/checkpoints");
-    for (step, state) in
-        [("step-000000004", "kept"), ("step-1", "{\n \"best\": {\n  \"step\": 4,\n")]
-    {
-        std::fs::create_dir_all(checkpoints.join(step)).unwrap();
-        std::fs::write(checkpoints.join(step).join("state.json"), state).unwrap();
-    }
-    std::fs::remove_file(remote.join("checkpoints/latest")).unwrap();
-    let stay = std::fs::read_to_string(home.path().join("dlm/dlm-train")).unwrap();
-    std::fs::write(home.path().join("dlm/dlm-train"), "#!/bin/bash\ntrue\n").unwrap();
-    let output = script(home.path(), "", "").output().unwrap();
-    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
-    assert_eq!(read("checkpoints/best"), "step-000000004");
-    assert_eq!(read("checkpoints/step-000000004/state.json"), "kept");
-    std::fs::write(home.path().join("dlm/dlm-train"), stay).unwrap();
-    // Another machine: the local disk is empty.
-    std::fs::remove_dir_all(home.path().join("run")).unwrap();
-    let output = script(home.path(), "", "").output().unwrap();
-    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
-    assert_eq!(read("checkpoints/latest"), "step-2");
-    assert_eq!(read("checkpoints/step-2/state.json"), "after step-1\n");
-    assert!(checkpoints.join("step-000000004/state.json").is_file());
-    assert_eq!(read("metrics.jsonl"), "m\nm\n");
-    assert!(
-        !std::fs::read_to_string(home.path().join("arguments")).unwrap().contains("source.path")
-    );
-}
-
-#[test]
-fn the_script_tells_failure() {
-    if !bash() {
-        return;
-    }
-    for (trainer, code) in [("exit 2", 2), ("save; exit 1", 1), ("save; kill -9 $$", 137)] {
-        let home = home(trainer);
-        let output = script(home.path(), "", "").output().unwrap();
-        assert_eq!(
-            output.status.code(),
-            Some(code),
-            "{trainer}: {}{}",
-            text(&output.stdout),
-            text(&output.stderr)
-        );
-        let latest = std::fs::read_to_string(
-            home.path().join("outputs/dlm/sample/first/checkpoints/latest"),
-        )
-        .ok();
-        assert_eq!(latest.is_some(), trainer.starts_with("save"), "{trainer}");
-    }
-}
-
-#[test]
-fn the_script_hands_a_signal_on_and_copies_what_was_saved() {
-    if !bash() {
-        return;
-    }
-    let home = home("trap 'save; exit 130' TERM; touch ~/ready; while :; do sleep 0.05; done");
-    let mut child = script(home.path(), "", "").spawn().unwrap();
-    let started = Instant::now();
-    while !home.path().join("ready").exists() {
-        assert!(started.elapsed() < Duration::from_secs(60), "the stand-in did not start");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Command::new("kill").arg("-TERM").arg(child.id().to_string()).status().unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130));
-    let latest =
-        std::fs::read_to_string(home.path().join("outputs/dlm/sample/first/checkpoints/latest"))
-            .unwrap();
-    assert_eq!(latest, "step-1");
 }

@@ -53,7 +53,7 @@ const ROOMS: [(&str, &[&[&str]]); 4] = [
             &["launch"],
             &["serve"],
             &["tasks"],
-            &["conversion", "validate", "generate"],
+            &["conversion", "validate", "generate", "estimate"],
             &["bench", "parity"],
             &["train"],
             &["decode"],

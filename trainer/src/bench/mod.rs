@@ -7,7 +7,7 @@
 
 mod decode;
 mod options;
-mod presets;
+pub(crate) mod presets;
 mod rows;
 mod train;
 

@@ -5,12 +5,13 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 
 /// Names that [`config`] accepts.
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 9] = [
     "tiny_llama",
     "tiny_qwen3",
     "demo_5m",
     "smollm2_135m",
     "qwen2.5_0.5b",
+    "qwen2.5_1.5b",
     "qwen3_0.6b",
     "qwen3_4b",
     "bitnet_2b",
@@ -38,13 +39,14 @@ fn shape(
 }
 
 /// The `config.json` of a preset.
-pub(super) fn config(name: &str) -> Result<Value> {
+pub(crate) fn config(name: &str) -> Result<Value> {
     Ok(match name {
         "tiny_llama" => shape("LlamaForCausalLM", 512, 96, 256, 3, 6, 3, 16, 1e5),
         "tiny_qwen3" => shape("Qwen3ForCausalLM", 512, 64, 128, 2, 4, 2, 32, 1e6),
         "demo_5m" => shape("LlamaForCausalLM", 2048, 256, 768, 5, 4, 2, 64, 1e4),
         "smollm2_135m" => shape("LlamaForCausalLM", 49152, 576, 1536, 30, 9, 3, 64, 1e5),
         "qwen2.5_0.5b" => shape("Qwen2ForCausalLM", 151_936, 896, 4864, 24, 14, 2, 64, 1e6),
+        "qwen2.5_1.5b" => shape("Qwen2ForCausalLM", 151_936, 1536, 8960, 28, 12, 2, 128, 1e6),
         "qwen3_0.6b" => shape("Qwen3ForCausalLM", 151_936, 1024, 3072, 28, 16, 8, 128, 1e6),
         "qwen3_4b" => shape("Qwen3ForCausalLM", 151_936, 2560, 9728, 36, 32, 8, 128, 1e6),
         "bitnet_2b" => {
@@ -65,4 +67,9 @@ pub(super) fn config(name: &str) -> Result<Value> {
             )));
         }
     })
+}
+
+/// The preset with the shapes of a choice of configs/model, where there is one.
+pub(crate) fn of_model(model: &str) -> Option<&'static str> {
+    NAMES.into_iter().find(|name| name.replace('.', "_") == model)
 }

@@ -10,6 +10,7 @@ mod generate;
 mod parity;
 mod passes;
 mod place;
+mod plan;
 mod plot;
 mod printer;
 mod serve;
@@ -57,6 +58,8 @@ enum Command {
     Export(export::ExportArgs),
     /// Compare logits, loss and gradients of a model with reference tensors.
     Parity(parity::ParityArgs),
+    /// Say what a run will take, before a machine is rented: memory, time, price, disk.
+    Plan(plan::PlanArgs),
     /// Plot the metrics of runs as one HTML file.
     Plot(plot::PlotArgs),
     /// Measure throughput.
@@ -88,6 +91,7 @@ pub(crate) fn main() -> ExitCode {
         Some(Command::Eval(args)) => eval::run(args),
         Some(Command::Export(args)) => export::run(args),
         Some(Command::Parity(args)) => parity::run(args),
+        Some(Command::Plan(args)) => plan::run(args),
         Some(Command::Plot(args)) => plot::run(args),
         Some(Command::Bench { command }) => bench::run(command),
         Some(Command::Completions(args)) => print_completions(DlmTrain::command(), args),

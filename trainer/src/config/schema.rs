@@ -18,7 +18,7 @@ pub(super) const RENAMED_KEYS: &[(&str, &str)] = &[
 /// Keys that configurations saved by earlier versions do not have: section, key, and the value that
 /// those versions had in effect.
 pub(super) const ADDED_KEYS: &[(&str, &str, &str)] =
-    &[("train", "engine", "auto"), ("export", "which", "last")];
+    &[("train", "engine", "auto"), ("export", "which", "last"), ("report", "wandb", "off")];
 
 /// Values that were renamed: key, old value, new value.
 pub(super) const RENAMED_VALUES: &[(&str, &str, &str)] =
@@ -238,6 +238,15 @@ section! {
     Report {
         /// Write TensorBoard event files to `tensorboard/` in the run's folder.
         tensorboard: bool,
+        /// Weights & Biases: `auto` where WANDB_API_KEY is set or WANDB_MODE is offline, `online`,
+        /// `offline` (files for `wandb sync` in `wandb/` of the run's folder), or `off`.
+        wandb: WandbChoice,
+        /// Project there. null: that of WANDB_PROJECT, else dlm-train.
+        wandb_project: Option<String>,
+        /// User or team there. null: that of WANDB_ENTITY, else the key's own.
+        wandb_entity: Option<String>,
+        /// Name of the run there. null: that of WANDB_NAME, else the last part of output.dir.
+        wandb_name: Option<String>,
     }
 }
 
@@ -354,6 +363,20 @@ choice! {
         Last = "last",
         /// Those with the lowest evaluation loss.
         Best = "best",
+    }
+}
+
+choice! {
+    /// Whether steps are reported to Weights & Biases.
+    WandbChoice {
+        /// Where the environment has a key, or says offline.
+        Auto = "auto",
+        /// Always.
+        Online = "online",
+        /// To files.
+        Offline = "offline",
+        /// Never.
+        Off = "off",
     }
 }
 

@@ -10,11 +10,20 @@ use super::task::shell_words;
 
 /// Runs a command whose output goes to the terminal.
 pub(super) fn run(command: &[String]) -> Result<()> {
+    run_with(command, std::iter::empty())
+}
+
+/// The same, with variables besides those of this process.
+pub(super) fn run_with<'a>(
+    command: &[String],
+    environment: impl Iterator<Item = (&'a str, &'a str)>,
+) -> Result<()> {
     let Some((program, arguments)) = command.split_first() else {
         return Ok(());
     };
     let status = Command::new(program)
         .args(arguments)
+        .envs(environment)
         .status()
         .map_err(|error| not_started(program, error))?;
     if status.success() { Ok(()) } else { Err(failure(command, status)) }

@@ -1,43 +1,40 @@
 //! The plan of `wf dlm`: checked options, before anything is written or rented.
 //!
-//! In: [`LaunchOptions`], the environment (`GCS_BUCKET`, `HF_TOKEN`), the current folder. Out: a
-//! [`LaunchPlan`] with the obstacles that would be refused without `--dry-run`.
+//! In: [`LaunchOptions`], the default bucket, the current folder. Out: a [`LaunchPlan`] with the
+//! obstacles that would be refused without `--dry-run`. The configuration is composed and checked
+//! here, so that a mistyped key is found before a machine is rented.
 
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
-
-use crate::config::{Config, Engine, OptimName};
+use crate::config::{Config, Engine, OptimName, WandbChoice};
 use crate::error::{Error, Result};
 
-/// Size of the machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Scale {
-    /// 1 GPU.
-    Dev,
-    /// 1 GPU.
-    Small,
-    /// 2 GPUs.
-    Medium,
-    /// 4 GPUs.
-    Large,
-    /// 8 GPUs.
-    Xlarge,
+use super::location::{self, Expected, Location, locate};
+use super::program::{self, Programs, Wanted};
+use super::scale::{Machine, Scale, check_name, check_word, infra};
+
+/// How a machine is rented and gets its programs: what `wf dlm`, `wf prep` and `wf smoke` share.
+#[derive(Debug, Clone)]
+pub(crate) struct MachineOptions {
+    /// Cloud, cloud/region[/zone], or any.
+    pub cloud: String,
+    /// Rent a spot machine.
+    pub spot: bool,
+    /// An image that has the programs.
+    pub image: Option<String>,
+    /// Name of the run; `None`: made from the time.
+    pub name: Option<String>,
+    /// The program to be sent to the machine.
+    pub binary: Option<PathBuf>,
+    /// Send the repository and build there.
+    pub build: bool,
+    /// Do not follow the log.
+    pub detach: bool,
+    /// Print the task and the command; launch nothing.
+    pub dry_run: bool,
 }
 
-impl Scale {
-    /// Number of GPUs of the machine.
-    pub(crate) fn gpus(self) -> usize {
-        match self {
-            Scale::Dev | Scale::Small => 1,
-            Scale::Medium => 2,
-            Scale::Large => 4,
-            Scale::Xlarge => 8,
-        }
-    }
-}
-
-/// What to launch, and where.
+/// What `wf dlm` launches, and where.
 #[derive(Debug, Clone)]
 pub(crate) struct LaunchOptions {
     /// Model: a choice of configs/model.
@@ -45,63 +42,39 @@ pub(crate) struct LaunchOptions {
     /// Source of the model: folder, hub name or bucket; `None`: that of the model's configuration.
     pub source: Option<String>,
     pub scale: Scale,
+    /// Rent the GPUs of a scale that dlm-train leaves idle, too.
+    pub allow_idle: bool,
     /// GPU model, by SkyPilot's name.
     pub gpu: String,
-    /// Cloud, or cloud/region[/zone]; `None`: the cheapest that SkyPilot may use.
-    pub cloud: Option<String>,
-    /// Rent a spot machine.
-    pub spot: bool,
     /// Bucket for checkpoints and result, with scheme.
     pub bucket: Option<String>,
-    /// Name of the run; `None`: made from model and time.
-    pub name: Option<String>,
-    /// A dlm-train built with CUDA, to be sent to the machine.
-    pub binary: Option<PathBuf>,
-    /// Do not follow the log.
-    pub detach: bool,
-    /// Print the task and the command; launch nothing.
-    pub dry_run: bool,
+    /// Price of the machine per hour, for the estimate.
+    pub price_per_hour: Option<f64>,
+    pub machine: MachineOptions,
     /// Overrides for dlm-train, `data.dir` included.
     pub overrides: Vec<String>,
-}
-
-/// Where the machine gets the dataset or the source model from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum InputLocation {
-    /// A local folder, sent to the machine.
-    Local(PathBuf),
-    /// A bucket, mounted on the machine.
-    Bucket(String),
-    /// A hub name, which the trainer resolves.
-    Hub(String),
 }
 
 /// A run that can be launched.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct LaunchPlan {
-    /// Name of the job and last part of its folder in the bucket.
-    pub name: String,
+    /// Name of the job: `dlm-MODEL-RUN`.
+    pub job: String,
+    /// Name of the run, the last part of its folder in the bucket.
+    pub run: String,
     /// Model name: part of its folder in the bucket, and MODEL.
     pub model: String,
     /// Source, where it is not that of the model's configuration.
-    pub source: Option<InputLocation>,
+    pub source: Option<Location>,
     /// Packed dataset.
-    pub data: InputLocation,
+    pub data: Location,
     /// Bucket for checkpoints and result, with scheme and without a trailing slash.
     pub bucket: Option<String>,
-    /// GPU model and count, for example `H100:1`.
-    pub accelerators: String,
-    /// Cloud, or cloud/region[/zone].
-    pub infra: Option<String>,
-    /// Rent a spot machine.
-    pub spot: bool,
-    /// Whether Burn must compute on the GPU, which takes a build with the feature `cuda`.
-    pub needs_burn: bool,
-    /// The dlm-train to send; `None`: the repository is sent and built on the machine.
-    pub binary: Option<PathBuf>,
-    /// The repository, where no binary is sent.
-    pub repository: Option<PathBuf>,
-    /// Overrides for dlm-train besides model, source and output.dir.
+    pub machine: Machine,
+    pub programs: Programs,
+    /// Whether steps are reported to Weights & Biases if there is a key.
+    pub wandb: bool,
+    /// Overrides for dlm-train besides model, source, data.dir and output.dir.
     pub overrides: Vec<String>,
     /// Do not follow the log.
     pub detach: bool,
@@ -110,145 +83,158 @@ pub(super) struct LaunchPlan {
 }
 
 impl LaunchPlan {
-    /// Checks the options. `stamp` makes the default name unique, `bucket` is the name of the
-    /// default bucket, `here` the current folder.
+    /// Checks the options; also returns the configuration that the run will have. `stamp` makes the
+    /// default name unique, `bucket` is the name of the default bucket, `here` the current folder.
     pub(super) fn new(
         options: &LaunchOptions,
         stamp: &str,
         bucket: Option<&str>,
         here: &Path,
-    ) -> Result<LaunchPlan> {
-        if options.scale.gpus() > 1 {
-            return Err(Error::Usage(format!(
-                "--scale {} rents {} GPUs, but dlm-train uses one; take --scale small (1 GPU), with --gpu H200 for more memory",
-                format!("{:?}", options.scale).to_lowercase(),
-                options.scale.gpus()
-            )));
-        }
+    ) -> Result<(LaunchPlan, Config)> {
         let mut obstacles = Vec::new();
-        let mut overrides = Vec::new();
-        let mut composed = vec![format!("model={}", options.model)];
-        let mut data = None;
-        for text in &options.overrides {
-            match text.split_once('=') {
-                Some(("data.dir", dir)) => data = Some(dir.to_string()),
-                Some((key @ ("output.dir" | "model" | "source.path"), _)) => {
-                    let instead = match key {
-                        "output.dir" => "--bucket and --name",
-                        "model" => "-m",
-                        _ => "-s",
-                    };
-                    return Err(Error::Usage(format!(
-                        "{text}: wf sets {key} itself; use {instead}"
-                    )));
-                }
-                _ => overrides.push(text.clone()),
-            }
+        if let Some(idle) = options.scale.idle(&options.gpu).filter(|_| !options.allow_idle) {
+            obstacles.push(idle);
         }
+        let (overrides, data) = split_overrides(&options.overrides)?;
+        let mut composed = vec![format!("model={}", options.model)];
         composed.extend(overrides.iter().cloned());
-        let source =
-            options.source.as_deref().map(|source| locate(source, here, true)).transpose()?;
+        let source = options
+            .source
+            .as_deref()
+            .map(|source| locate(source, here, Expected::Model))
+            .transpose()?;
         composed.extend(options.source.iter().map(|source| format!("source.path={source}")));
         let config = Config::load(None, &composed)?;
         let data_text = data.unwrap_or_else(|| config.data.dir.display().to_string());
-        let data = locate(&data_text, here, false).unwrap_or_else(|error| {
-            obstacles.push(error.to_string());
-            InputLocation::Local(here.join(&data_text))
-        });
-        if let InputLocation::Local(dir) = &data
-            && dir.is_dir()
-            && !dir.join("manifest.json").is_file()
-        {
-            obstacles.push(format!(
-                "data.dir={data_text} has no manifest.json; expected a folder written by dlm-prep"
-            ));
-        }
-        let bucket = options
-            .bucket
-            .clone()
-            .or(bucket.filter(|name| !name.is_empty()).map(|name| format!("gs://{name}")));
-        let bucket = bucket.map(|bucket| bucket.trim_end_matches('/').to_string());
-        match &bucket {
-            None => obstacles.push(
+        let data = dataset(&data_text, here, &mut obstacles);
+        let bucket = bucket_of(options.bucket.as_deref(), bucket)?;
+        if bucket.is_none() {
+            obstacles.push(
                 "no bucket: checkpoints and the result would be lost with the machine; give --bucket gs://NAME or set GCS_BUCKET".into(),
-            ),
-            Some(bucket) if !is_bucket(bucket) => return Err(Error::Usage(format!("--bucket {bucket}: {BUCKET}"))),
-            Some(_) => {}
+            );
         }
-        let needs_burn = needs_burn(&config);
-        let fits = !needs_burn || cfg!(feature = "cuda");
-        let (binary, repository) =
-            program(options.binary.clone(), here, fits && runs_on(&options.gpu), &mut obstacles)?;
-        let name = options
-            .name
-            .clone()
-            .unwrap_or_else(|| format!("dlm-{}-{stamp}", options.model.replace('_', "-")));
-        check_name(&name)?;
         check_word("--gpu", &options.gpu, "a GPU by SkyPilot's name, such as H100")?;
-        if let Some(cloud) = &options.cloud {
-            check_word("--cloud", cloud, "a cloud, or cloud/region[/zone]")?;
-        }
-        Ok(LaunchPlan {
-            name,
+        let asked = &options.machine;
+        let wanted = Wanted {
+            names: &["dlm-train"],
+            binary: asked.binary.as_deref(),
+            image: asked.image.is_some(),
+            build: asked.build,
+            needs_burn: needs_burn(&config),
+            gpu: Some(&options.gpu),
+        };
+        let programs = program::find(wanted, here, &mut obstacles)?;
+        let run = asked.name.clone().unwrap_or_else(|| stamp.to_string());
+        check_name("--name", &run)?;
+        let accelerators = Some(format!("{}:{}", options.gpu, options.scale.gpus()));
+        let plan = LaunchPlan {
+            job: job_name("dlm", &options.model, &run),
+            run,
             model: options.model.clone(),
             source,
             data,
             bucket,
-            accelerators: format!("{}:{}", options.gpu, options.scale.gpus()),
-            infra: options.cloud.clone(),
-            spot: options.spot,
-            needs_burn,
-            binary,
-            repository,
+            machine: machine(asked, accelerators, 1)?,
+            programs,
+            wandb: config.report.wandb != WandbChoice::Off,
             overrides,
-            detach: options.detach,
+            detach: asked.detach,
             obstacles,
-        })
+        };
+        Ok((plan, config))
+    }
+
+    /// The folder of the run in the bucket.
+    pub(super) fn remote(&self) -> Option<String> {
+        Some(format!("{}/dlm/{}/{}", self.bucket.as_deref()?, self.model, self.run))
     }
 }
 
-/// Whether a text is a bucket, or a folder in one, that SkyPilot and a shell take as it is: names
-/// as Google and Amazon allow them, folders without `..` or characters that mean something else.
-fn is_bucket(text: &str) -> bool {
-    let rest = ["gs://", "s3://"].iter().find_map(|scheme| text.strip_prefix(scheme));
-    let Some(rest) = rest else { return false };
-    let mut parts = rest.trim_end_matches('/').split('/');
-    let name = parts.next().unwrap_or_default();
-    let edge = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "._-=+@".contains(c);
-    (1..=222).contains(&name.len())
-        && name.chars().all(|c| edge(c) || "._-".contains(c))
-        && name.starts_with(edge)
-        && name.ends_with(edge)
-        && parts.all(|part| !part.trim_matches('.').is_empty() && part.chars().all(plain))
+/// The machine that the options describe.
+pub(super) fn machine(
+    options: &MachineOptions,
+    accelerators: Option<String>,
+    nodes: usize,
+) -> Result<Machine> {
+    if let Some(image) = &options.image {
+        check_word("--image", image, "the name of an image, such as ghcr.io/you/dlm:1")?;
+    }
+    Ok(Machine {
+        accelerators,
+        infra: infra(&options.cloud)?,
+        spot: options.spot,
+        image: options.image.as_ref().map(|image| {
+            let named = image.strip_prefix("docker:").unwrap_or(image);
+            format!("docker:{named}")
+        }),
+        nodes,
+    })
 }
 
-/// The location that `text` names: a bucket, an existing folder, or (with `hub`) a hub name.
-fn locate(text: &str, here: &Path, hub: bool) -> Result<InputLocation> {
-    if is_bucket(text) {
-        return Ok(InputLocation::Bucket(text.trim_end_matches('/').into()));
+/// Name of a job, of its kind, what it works on, and the run; characters that SkyPilot does not
+/// take become one `-`.
+pub(super) fn job_name(kind: &str, what: &str, run: &str) -> String {
+    let mut name = format!("{kind}-");
+    for c in what.chars() {
+        match c.is_ascii_alphanumeric() {
+            true => name.push(c),
+            false if !name.ends_with('-') => name.push('-'),
+            false => {}
+        }
     }
-    if text.starts_with("gs://") || text.starts_with("s3://") {
-        let option = if hub { "--source " } else { "data.dir=" };
-        return Err(Error::Usage(format!("{option}{text}: {BUCKET}")));
+    format!("{}-{run}", name.trim_end_matches('-'))
+}
+
+/// The bucket that was asked for, else the default one.
+pub(super) fn bucket_of(asked: Option<&str>, default: Option<&str>) -> Result<Option<String>> {
+    let default = default.filter(|name| !name.is_empty());
+    match (asked, default) {
+        (Some(asked), _) => location::bucket("--bucket ", asked).map(Some),
+        (None, Some(name)) => {
+            let text =
+                if location::has_scheme(name) { name.into() } else { format!("gs://{name}") };
+            location::bucket("GCS_BUCKET=", &text).map(Some)
+        }
+        (None, None) => Ok(None),
     }
-    let path = here.join(text);
-    if path.is_dir() {
-        return Ok(InputLocation::Local(path));
+}
+
+/// The overrides for dlm-train, and the dataset that they name; keys that `wf` sets itself are
+/// refused.
+fn split_overrides(all: &[String]) -> Result<(Vec<String>, Option<String>)> {
+    let (mut kept, mut data) = (Vec::new(), None);
+    for text in all {
+        match text.split_once('=') {
+            Some(("data.dir", dir)) => data = Some(dir.to_string()),
+            Some((key @ ("output.dir" | "output.remote" | "model" | "source.path"), _)) => {
+                let instead = match key {
+                    "output.dir" | "output.remote" => "--bucket and --name",
+                    "model" => "-m",
+                    _ => "-s",
+                };
+                return Err(Error::Usage(format!("{text}: wf sets {key} itself; use {instead}")));
+            }
+            _ => kept.push(text.clone()),
+        }
     }
-    let named = text.strip_prefix("hf://").unwrap_or(text);
-    let parts: Vec<&str> = named.split('/').collect();
-    let plain = |part: &&str| !part.is_empty() && !part.starts_with(['.', '~']);
-    if hub && parts.len() == 2 && parts.iter().all(plain) {
-        return Ok(InputLocation::Hub(text.into()));
+    Ok((kept, data))
+}
+
+/// The packed dataset; what is wrong with it is an obstacle.
+fn dataset(text: &str, here: &Path, obstacles: &mut Vec<String>) -> Location {
+    let data = locate(text, here, Expected::Dataset).unwrap_or_else(|error| {
+        obstacles.push(error.to_string());
+        Location::Local(here.join(text))
+    });
+    if let Location::Local(dir) = &data
+        && dir.is_dir()
+        && !dir.join("manifest.json").is_file()
+    {
+        obstacles.push(format!(
+            "data.dir={text} has no manifest.json; expected a folder written by dlm-prep"
+        ));
     }
-    let expected = if hub {
-        "a folder, hf://org/name, org/name, gs:// or s3://"
-    } else {
-        "a folder written by dlm-prep, gs:// or s3://"
-    };
-    let option = if hub { "--source " } else { "data.dir=" };
-    Err(Error::Usage(format!("{option}{text}: no such folder here; expected {expected}")))
+    data
 }
 
 /// Whether the native engine cannot compute this run.
@@ -256,64 +242,29 @@ fn needs_burn(config: &Config) -> bool {
     config.optim.name == OptimName::Muon || config.train.engine == Engine::Burn
 }
 
-/// Whether a program built here runs on the rented machine. Those with GH200 and GB200 have ARM
-/// processors.
-fn runs_on(gpu: &str) -> bool {
-    let arm = gpu.starts_with("GH") || gpu.starts_with("GB");
-    let machine = ("linux", if arm { "aarch64" } else { "x86_64" });
-    machine == (std::env::consts::OS, std::env::consts::ARCH) && cfg!(feature = "native")
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The binary to send, or the repository to build on the machine. The dlm-train beside this program
-/// is sent if it `fits`.
-fn program(
-    binary: Option<PathBuf>,
-    here: &Path,
-    fits: bool,
-    obstacles: &mut Vec<String>,
-) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
-    if let Some(path) = binary {
-        return match path.is_file() {
-            true => Ok((Some(path), None)),
-            false => Err(Error::Usage(format!("--binary {}: no such file", path.display()))),
-        };
+    #[test]
+    fn jobs_are_named_after_model_and_run() {
+        assert_eq!(job_name("dlm", "qwen3_4b", "t0"), "dlm-qwen3-4b-t0");
+        assert_eq!(
+            job_name("prep", "nvidia/Llama-Nemotron__X.", "a"),
+            "prep-nvidia-Llama-Nemotron-X-a"
+        );
+        for model in ["qwen3_4b", "a__b", "x."] {
+            check_name("", &job_name("dlm", model, "r1")).unwrap();
+        }
     }
-    let sibling =
-        std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("dlm-train")));
-    if let Some(sibling) = sibling.filter(|path| fits && path.is_file()) {
-        return Ok((Some(sibling), None));
-    }
-    let repository = here
-        .ancestors()
-        .find(|dir| dir.join("trainer/Cargo.toml").is_file() && dir.join("configs").is_dir());
-    if repository.is_none() {
-        obstacles.push("no dlm-train to send: call wf in the repository (it is then built on the machine), or give --binary FILE".into());
-    }
-    Ok((None, repository.map(Into::into)))
-}
 
-/// What a bucket must be.
-const BUCKET: &str = "expected gs://NAME or s3://NAME, or a folder in it: NAME of at most 222 lower-case letters, digits, -, _ and ., a folder of letters, digits and -_.=+@";
-
-/// Accepts words that SkyPilot cannot take for an option or for something else than a name.
-fn check_word(option: &str, word: &str, expected: &str) -> Result<()> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
-    match word.starts_with(|c: char| c.is_ascii_alphanumeric()) && word.chars().all(plain) {
-        true => Ok(()),
-        false => Err(Error::Usage(format!("{option} {word:?}: expected {expected}"))),
-    }
-}
-
-/// Accepts names that SkyPilot takes for a job and that are safe in a path.
-fn check_name(name: &str) -> Result<()> {
-    let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
-    match plain
-        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && name.ends_with(|c: char| c.is_ascii_alphanumeric())
-    {
-        true => Ok(()),
-        false => Err(Error::Usage(format!(
-            "name {name:?}: expected letters, digits, - and _, a letter or digit at both ends"
-        ))),
+    #[test]
+    fn the_default_bucket_may_have_a_scheme() {
+        assert_eq!(bucket_of(None, Some("b")).unwrap().as_deref(), Some("gs://b"));
+        assert_eq!(bucket_of(None, Some("s3://b/x/")).unwrap().as_deref(), Some("s3://b/x"));
+        assert_eq!(bucket_of(Some("az://c"), Some("b")).unwrap().as_deref(), Some("az://c"));
+        assert_eq!(bucket_of(None, Some("")).unwrap(), None);
+        assert!(bucket_of(Some("b"), None).is_err());
+        assert!(bucket_of(None, Some("B ad")).unwrap_err().to_string().contains("GCS_BUCKET="));
     }
 }

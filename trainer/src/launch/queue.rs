@@ -3,10 +3,8 @@
 //! In: the output of `sky jobs queue`. Out: the id of the newest job of a name. `sky jobs logs
 //! --name` knows jobs that run only, and says nothing of a name that was never used.
 
-use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use dlm_datasets::fs;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -14,11 +12,10 @@ use crate::report::console::message;
 
 use super::command::{failure, not_started};
 
-/// Name of the task in `configs/launch/dlm_train.yaml`: stands for the newest run that `wf`
-/// launched, whatever its name.
+/// Name of the old launcher's only job: stands for the newest run of `wf dlm`.
 const LAUNCHER: &str = "wf-dlm-train";
-/// How the names that `wf` makes begin.
-const MADE: &str = "dlm-";
+/// How the names of training runs begin.
+const TRAINING: &str = "dlm-";
 /// Names that are listed in an error.
 const SHOWN: usize = 5;
 
@@ -29,15 +26,26 @@ struct Job {
     name: String,
 }
 
-/// The id of the newest job of a name; a name that no job has is an error.
-pub(super) fn newest(name: &str) -> Result<u64> {
+/// The id of the newest job of a name: a job's, or a run's, which is the end of its job's. Without a
+/// name the newest training run. A name that no job has is an error.
+pub(super) fn newest(name: Option<&str>) -> Result<u64> {
     let jobs = jobs()?;
-    let launched = if name == LAUNCHER { launched() } else { Vec::new() };
-    let matches = |job: &&Job| match name == LAUNCHER {
-        true => job.name == LAUNCHER || job.name.starts_with(MADE) || launched.contains(&job.name),
-        false => job.name == name,
+    let name = name.filter(|name| *name != LAUNCHER);
+    let run = name.map(|name| format!("-{name}"));
+    let matches: Vec<&Job> = match (name, &run) {
+        (Some(name), Some(run)) => {
+            let named: Vec<&Job> = jobs.iter().filter(|job| job.name == name).collect();
+            match named.is_empty() {
+                true => jobs.iter().filter(|job| is_ours(job) && job.name.ends_with(run)).collect(),
+                false => named,
+            }
+        }
+        _ => jobs
+            .iter()
+            .filter(|job| job.name.starts_with(TRAINING) || job.name == LAUNCHER)
+            .collect(),
     };
-    if let Some(job) = jobs.iter().filter(matches).max_by_key(|job| job.id) {
+    if let Some(job) = matches.into_iter().max_by_key(|job| job.id) {
         message(format_args!("wf: job {} ({})", job.id, job.name));
         return Ok(job.id);
     }
@@ -54,7 +62,7 @@ pub(super) fn newest(name: &str) -> Result<u64> {
             format!("it has {} and {} others", names[..SHOWN].join(", "), names.len() - SHOWN)
         }
     };
-    let name = if name == LAUNCHER { "that wf launched".into() } else { format!("called {name}") };
+    let name = name.map_or("of `wf dlm`".into(), |name| format!("called {name}"));
     Err(Error::Usage(format!("no job {name} in SkyPilot's queue; {known}. `wf runs` lists them")))
 }
 
@@ -121,33 +129,9 @@ fn is_header(cells: &[String]) -> bool {
     cells.first().is_some_and(|cell| cell == "ID") && cells.iter().any(|cell| cell == "NAME")
 }
 
-/// The file with the names of the runs that `wf` launched, one per line.
-fn record() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    let state = set("XDG_STATE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(set("HOME")?).join(".local/state")))?;
-    Some(state.join("dlm-train/wf-runs"))
-}
-
-fn launched() -> Vec<String> {
-    let text = record().and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
-    text.lines().map(Into::into).collect()
-}
-
-/// Notes the name of a run that was launched, for `wf logs wf-dlm-train`.
-pub(super) fn note(name: &str) {
-    let mut names = launched();
-    if name.starts_with(MADE) || names.iter().any(|other| other == name) {
-        return;
-    }
-    names.push(name.into());
-    let Some(file) = record() else { return };
-    let written = file.parent().map_or(Ok(()), fs::create_dir);
-    let text = names.join("\n") + "\n";
-    if let Err(error) = written.and_then(|()| fs::write_atomic(&file, text.as_bytes())) {
-        message(format_args!("wf: the names of runs could not be noted: {error}"));
-    }
+/// Whether `wf` gave this job its name.
+fn is_ours(job: &Job) -> bool {
+    [TRAINING, "prep-", "smoke-"].iter().any(|kind| job.name.starts_with(kind))
 }
 
 #[cfg(test)]

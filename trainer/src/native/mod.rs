@@ -86,7 +86,7 @@ pub(crate) fn is_chosen(
 }
 
 /// What of a model the engine does not compute.
-fn unsupported(model: &ModelConfig) -> Option<String> {
+pub(crate) fn unsupported(model: &ModelConfig) -> Option<String> {
     let params = Params::new(model);
     let mixed = params.specs.iter().any(|s| s.kind == ParamKind::Matrix && !s.may_quantize);
     if mixed && (model.quantization.is_some() || !model.not_quantized.is_empty()) {

@@ -17,6 +17,7 @@ use crate::report::console::message;
 use crate::report::held_out::in_words;
 use crate::report::step_record::StepRecord;
 use crate::report::tensorboard::EventFile;
+use crate::report::wandb::Wandb;
 use dlm_datasets::fs;
 
 /// Reports the steps of a session.
@@ -24,6 +25,7 @@ pub(crate) struct Reporter {
     path: PathBuf,
     file: File,
     events: Option<EventFile>,
+    wandb: Option<Wandb>,
     bar: Option<ProgressBar>,
     total_tokens: u64,
     max_steps: Option<u64>,
@@ -79,7 +81,12 @@ impl Reporter {
             bar
         });
         let events = if tensorboard { Some(EventFile::create(dir, last_step)?) } else { None };
-        Ok(Reporter { path, file, events, bar, total_tokens, max_steps })
+        Ok(Reporter { path, file, events, wandb: None, bar, total_tokens, max_steps })
+    }
+
+    /// The reporter, with a process that tells Weights & Biases too.
+    pub(crate) fn with_wandb(self, wandb: Option<Wandb>) -> Self {
+        Reporter { wandb, ..self }
     }
 
     /// Record a step, with `print` on the console too.
@@ -92,6 +99,9 @@ impl Reporter {
             .map_err(|e| Error::io(&self.path, "writing metrics", e))?;
         if let Some(events) = &mut self.events {
             events.step(r)?;
+        }
+        if let Some(wandb) = &mut self.wandb {
+            wandb.watch();
         }
         if let Some(bar) = &self.bar {
             if let Some(steps) = self.max_steps {
@@ -121,6 +131,13 @@ impl Reporter {
             ));
         }
         Ok(())
+    }
+
+    /// The run is finished: waits for what Weights & Biases has not got yet, for a minute at most.
+    pub(crate) fn end(&mut self) {
+        if let Some(mut wandb) = self.wandb.take() {
+            wandb.end(true);
+        }
     }
 
     /// Print a line above the progress bar.

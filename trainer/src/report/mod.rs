@@ -1,4 +1,5 @@
-//! What a run reports: messages, metrics as JSON lines, TensorBoard event files, plots.
+//! What a run reports: messages, metrics as JSON lines, TensorBoard event files, Weights & Biases,
+//! plots.
 
 pub(crate) mod console;
 pub(crate) mod held_out;
@@ -6,3 +7,4 @@ pub(crate) mod metrics;
 pub(crate) mod plot;
 pub(crate) mod step_record;
 pub(crate) mod tensorboard;
+pub(crate) mod wandb;

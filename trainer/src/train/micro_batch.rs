@@ -4,7 +4,7 @@
 //! activations fit into memory; the effective batch never changes. The choice is stored in the
 //! checkpoint, so that a resume on a machine with other memory sums gradients in the same order.
 
-use crate::compute::{ComputePlan, DeviceKind, memory};
+use crate::compute::{ComputeDtype, ComputePlan, DeviceKind, memory};
 use crate::config::{ActivationCheckpointing, Config};
 use crate::diffusion::{Layout, Objective};
 use crate::model::Decoder;
@@ -53,13 +53,15 @@ fn processed_at_most(objective: Objective, seq_len: usize) -> usize {
 /// The largest divisor of `batch_rows`, at most [`GPU_CAP`], for which `need` (fixed bytes, bytes
 /// of activations) leaves a thirtieth of the free memory alone; 1 where none does.
 fn native_rows(free: usize, batch_rows: usize, need: impl Fn(usize) -> (usize, usize)) -> usize {
-    let fits = |rows: &usize| {
-        let (fixed, activations) = need(*rows);
-        // the engine takes an eighth more for activations, so that batches may differ in length
-        fixed.saturating_add(activations / 8 * 9) <= free / 30 * 29
-    };
+    let fits = |rows: &usize| native_fits(free, need(*rows));
     let divisors = (1..=batch_rows.min(GPU_CAP)).rev().filter(|rows| batch_rows % rows == 0);
     divisors.into_iter().find(fits).unwrap_or(1)
+}
+
+/// Whether fixed bytes and bytes of activations leave a thirtieth of the free memory alone. The
+/// engine takes an eighth more for activations, so that batches may differ in length.
+pub(crate) fn native_fits(free: usize, (fixed, activations): (usize, usize)) -> bool {
+    fixed.saturating_add(activations / 8 * 9) <= free / 30 * 29
 }
 
 /// The largest divisor of `batch_rows`, at most `cap`, whose rows fit into `available` bytes; 1
@@ -67,6 +69,56 @@ fn native_rows(free: usize, batch_rows: usize, need: impl Fn(usize) -> (usize, u
 fn choose(batch_rows: usize, row_bytes: usize, available: usize, cap: usize) -> usize {
     let fits = (available / row_bytes.max(1)).clamp(1, cap.max(1));
     (1..=batch_rows.min(fits)).rev().find(|m| batch_rows % m == 0).unwrap_or(1)
+}
+
+/// What decides how many rows fit: the run's settings and the device that it computes on.
+pub(crate) struct Passes<'a> {
+    pub(crate) cfg: &'a Config,
+    pub(crate) decoder: &'a Decoder,
+    pub(crate) objective: Objective,
+    pub(crate) seq_len: usize,
+    pub(crate) dtype: ComputeDtype,
+    /// Whether the native engine computes.
+    pub(crate) native: bool,
+}
+
+impl Passes<'_> {
+    fn checkpointing(&self) -> bool {
+        self.cfg.train.activation_checkpointing == ActivationCheckpointing::Layer
+    }
+
+    /// Bytes that the native engine takes with micro-batches of `rows` rows: fixed, activations.
+    pub(crate) fn native_need(&self, rows: usize) -> (usize, usize) {
+        let options = NativeOptions {
+            activation_checkpointing: self.checkpointing(),
+            loss_chunk: self.cfg.train.loss_chunk,
+            training: true,
+            dtype: self.dtype,
+        };
+        let tokens = processed_at_most(self.objective, self.seq_len);
+        native::memory_need(&self.decoder.cfg, options, rows * tokens, rows * self.seq_len)
+    }
+
+    /// The largest divisor of `train.batch_rows` that fits into `free` bytes of the device, where
+    /// the configuration does not say.
+    pub(crate) fn rows_in(&self, kind: DeviceKind, free: Option<usize>) -> usize {
+        let batch = self.cfg.train.batch_rows.max(1);
+        match self.native {
+            true => native_rows(free.unwrap_or(assumed_bytes(kind)), batch, |rows| {
+                self.native_need(rows)
+            }),
+            false => {
+                let row = row_bytes(
+                    self.decoder,
+                    self.objective,
+                    self.seq_len,
+                    self.dtype.size(),
+                    self.checkpointing(),
+                );
+                rows_for(kind, free, batch, row, self.decoder.params.numel())
+            }
+        }
+    }
 }
 
 /// Rows per forward pass: as configured, else as many as fit into the memory that is free now. On
@@ -82,29 +134,16 @@ pub(super) fn rows(
     if let Some(rows) = cfg.train.micro_batch_rows {
         return for_workers(rows, cfg.train.batch_rows, workers);
     }
-    let checkpointing = cfg.train.activation_checkpointing == ActivationCheckpointing::Layer;
-    let row = row_bytes(decoder, objective, seq_len, compute.dtype.size(), checkpointing);
-    let (kind, batch) = (compute.device.kind, cfg.train.batch_rows.max(1));
+    let kind = compute.device.kind;
     let free = match compute.native {
         true => native::free_memory(compute.cuda_index()),
         false => memory::free_bytes(kind),
     };
-    let rows = if compute.native {
-        let options = NativeOptions {
-            activation_checkpointing: checkpointing,
-            loss_chunk: cfg.train.loss_chunk,
-            training: true,
-            dtype: compute.dtype,
-        };
-        let tokens = processed_at_most(objective, seq_len);
-        native_rows(free.unwrap_or(assumed_bytes(kind)), batch, |rows| {
-            native::memory_need(&decoder.cfg, options, rows * tokens, rows * seq_len)
-        })
-    } else {
-        // the workers' activations are in memory at the same time
-        let rows = rows_for(kind, free, batch, row * workers, decoder.params.numel());
-        for_workers(rows, batch, workers)
-    };
+    let (dtype, native) = (compute.dtype, compute.native);
+    // the workers' activations are in memory at the same time
+    let of_worker = free.map(|free| free / workers);
+    let rows = Passes { cfg, decoder, objective, seq_len, dtype, native }.rows_in(kind, of_worker);
+    let rows = for_workers(rows, cfg.train.batch_rows, workers);
     if free.is_none() {
         message(format_args!(
             "the free memory of {} is not known: micro-batches of {rows} rows, sized for {} GiB; set train.micro_batch_rows for others",

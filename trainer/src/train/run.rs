@@ -20,6 +20,7 @@ use crate::io::checkpoint_store::CheckpointStore;
 use crate::io::source;
 use crate::report::metrics::{Reporter, RunProgress};
 use crate::report::step_record::StepRecord;
+use crate::report::wandb;
 use crate::train::data::{self, BatchPlan, Prefetch};
 use crate::train::evaluate::{Scorer, evaluate, rows_to_decode};
 use crate::train::export_run;
@@ -104,7 +105,8 @@ impl Trainer<'_> {
             max_steps: self.cfg.train.max_steps,
         };
         let mut reporter =
-            Reporter::open(&self.cfg.output.dir, progress, self.cfg.report.tensorboard)?;
+            Reporter::open(&self.cfg.output.dir, progress, self.cfg.report.tensorboard)?
+                .with_wandb(wandb::start(self.cfg, progress.step));
         reporter.message(&self.description());
         let rows = self.data.rows(Split::Train);
         if self.plan.batch_rows > rows {
@@ -165,6 +167,7 @@ impl Trainer<'_> {
             ));
         }
         reporter.message(&self.summary());
+        reporter.end();
         Ok(())
     }
 

@@ -242,7 +242,7 @@ fn engine_choice(engine: config::Engine) -> EngineChoice {
 }
 
 /// The objective of a configuration.
-pub(super) fn objective_of(cfg: &Config) -> Objective {
+pub(crate) fn objective_of(cfg: &Config) -> Objective {
     match (cfg.conversion.objective, cfg.conversion.layout) {
         (config::Objective::Sft, _) => Objective::Sft,
         (config::Objective::BlockDiffusion, config::Layout::Saving) => {

@@ -1,0 +1,411 @@
+//! What a run will take, before a machine is rented: memory, micro-batch, time, price, disk.
+//!
+//! In: the run's configuration, the model's shapes, a GPU. Out: an [`Estimate`]. Memory is counted
+//! as the trainer counts it (`train/micro_batch.rs`); speeds are the last measured ones of runs that
+//! are alike (`measured.rs`), or "not measured"; prices are the caller's.
+
+mod measured;
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::bench::presets;
+use crate::compute::{ComputeDtype, DeviceKind};
+use crate::config::{ActivationCheckpointing, BitLinear, Config, Dtype, Engine, Init, OptimName};
+use crate::error::{Error, Result};
+use crate::model::{Decoder, ModelConfig, json_text};
+use crate::native;
+use crate::train::micro_batch::{Passes, native_fits};
+use crate::train::trainer::objective_of;
+
+use measured::{Measured, Wanted};
+
+/// Tokens of a packed row where no dataset says: dlm-prep's default.
+pub(crate) const SEQ_LEN: usize = 512;
+
+/// GPUs that one run computes on.
+const USED_GPUS: usize = 1;
+
+/// What an idle card has free, GiB, by SkyPilot's name: a little less than its memory.
+const CARDS: [(&str, usize); 2] = [("H100", 78), ("H200", 139)];
+
+/// Bytes that a checkpoint stores for each parameter: fp32 weights and two moments.
+const CHECKPOINT_BYTES: usize = 12;
+
+/// The machine that is asked about.
+#[derive(Debug, Clone)]
+pub(crate) struct Gpus {
+    /// SkyPilot's name.
+    pub name: String,
+    pub count: usize,
+    /// Free memory of each, GiB; `None`: that of [`CARDS`].
+    pub gib: Option<f64>,
+}
+
+impl Gpus {
+    /// `H100` or `H100:4`.
+    pub(crate) fn parse(text: &str) -> Result<Gpus> {
+        let (name, count) = text.split_once(':').unwrap_or((text, "1"));
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        match (count.parse(), !name.is_empty() && name.chars().all(plain)) {
+            (Ok(count), true) if count > 0 => Ok(Gpus { name: name.into(), count, gib: None }),
+            _ => Err(Error::Usage(format!(
+                "--gpu {text}: expected a GPU by SkyPilot's name and how many, such as H100 or H100:4"
+            ))),
+        }
+    }
+
+    fn bytes(&self) -> Option<usize> {
+        let known = CARDS.iter().find(|(name, _)| *name == self.name).map(|(_, gib)| gib << 30);
+        self.gib.map(|gib| (gib * (1u64 << 30) as f64) as usize).or(known)
+    }
+}
+
+/// What a run will take.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Estimate {
+    pub model: String,
+    /// Where the shapes come from.
+    pub shapes: String,
+    pub parameters: usize,
+    pub gpu: String,
+    pub gpus: usize,
+    /// GPUs that the run computes on.
+    pub gpus_used: usize,
+    pub seq_len: usize,
+    pub batch_rows: usize,
+    /// Rows per forward pass.
+    pub micro_batch_rows: Option<usize>,
+    /// Whether one row fits; `None` where that is not known.
+    pub fits: Option<bool>,
+    /// Free memory of a GPU, bytes.
+    pub gpu_bytes: Option<usize>,
+    /// Weights, gradients, moments and libraries, bytes; with the native engine.
+    pub fixed_bytes: Option<usize>,
+    /// Activations of a micro-batch, bytes; with the native engine.
+    pub activation_bytes: Option<usize>,
+    /// `native` or `burn`.
+    pub engine: &'static str,
+    pub total_tokens: u64,
+    /// Source tokens per second, where a run like this one was measured.
+    pub tokens_per_s: Option<f64>,
+    /// What was measured, or why there is no figure.
+    pub measured: String,
+    pub hours: Option<f64>,
+    /// Bytes of one checkpoint.
+    pub checkpoint_bytes: usize,
+    /// Checkpoints that are on the disk at one time, at most.
+    pub checkpoints: usize,
+    /// Bytes of checkpoints, source and exported folder.
+    pub disk_bytes: usize,
+}
+
+/// The model that an estimate is about.
+pub(crate) struct Shapes {
+    pub config: ModelConfig,
+    /// Where they come from, for people.
+    pub from: String,
+}
+
+impl Shapes {
+    /// The shapes of a folder with `config.json`.
+    pub(crate) fn of_folder(folder: &Path, from: &str) -> Result<Shapes> {
+        Ok(Shapes { config: ModelConfig::read(folder)?, from: from.into() })
+    }
+
+    /// Those that need neither network nor disk: of `source.config` for random weights, of the
+    /// built-in models for others; `None` where there are none.
+    pub(crate) fn built_in(cfg: &Config) -> Result<Option<Shapes>> {
+        if cfg.source.init == Init::Random {
+            let text = cfg.source_config()?;
+            let raw = json_text::parse(&text)
+                .map_err(|e| Error::Usage(format!("source.config is not valid JSON: {e}")))?;
+            let config = ModelConfig::from_json(raw)?;
+            return Ok(Some(Shapes { config, from: "source.config".into() }));
+        }
+        let Some(preset) = presets::of_model(&cfg.model.name) else { return Ok(None) };
+        let config = ModelConfig::from_json(presets::config(preset)?)?;
+        Ok(Some(Shapes { config, from: format!("built-in shapes of {}", cfg.model.name) }))
+    }
+}
+
+/// What a run of this configuration takes.
+pub(crate) fn estimate(
+    cfg: &Config,
+    shapes: Shapes,
+    gpus: &Gpus,
+    seq_len: usize,
+) -> Result<Estimate> {
+    let Shapes { mut config, from } = shapes;
+    match cfg.conversion.bitlinear {
+        BitLinear::Auto => {}
+        BitLinear::On => config.set_bitlinear(true),
+        BitLinear::Off => config.set_bitlinear(false),
+    }
+    let decoder = Decoder::new(config);
+    let parameters = decoder.params.numel();
+    let dtype = cfg.train.dtype.map_or(ComputeDtype::Bf16, Into::into);
+    let burn = cfg.optim.name == OptimName::Muon
+        || cfg.train.engine == Engine::Burn
+        || native::unsupported(&decoder.cfg).is_some();
+    let native = !burn && cfg!(feature = "native");
+    let objective = objective_of(cfg);
+    let passes = Passes { cfg, decoder: &decoder, objective, seq_len, dtype, native };
+    let free = gpus.bytes();
+    let rows = cfg
+        .train
+        .micro_batch_rows
+        .or(free.map(|free| passes.rows_in(DeviceKind::Cuda(0), Some(free))));
+    let need = rows.filter(|_| native).map(|rows| passes.native_need(rows));
+    let fits = free.zip(need).map(|(free, need)| native_fits(free, need));
+    let measured = Measured::read()?;
+    // shapes count, not names: the preset whose parameters are as many
+    let preset = presets::of_model(&cfg.model.name).filter(|preset| {
+        let config = presets::config(preset).and_then(ModelConfig::from_json);
+        config.is_ok_and(|config| Decoder::new(config).params.numel() == parameters)
+    });
+    let checkpointing = cfg.train.activation_checkpointing == ActivationCheckpointing::Layer;
+    let run = preset.filter(|_| native && fits != Some(false)).and_then(|preset| {
+        measured.closest(Wanted {
+            preset,
+            gpu: &gpus.name,
+            objective,
+            activation_checkpointing: checkpointing,
+            rows: rows.unwrap_or(1),
+            seq_len,
+            bf16: dtype == ComputeDtype::Bf16,
+        })
+    });
+    let said = match run {
+        Some(run) => format!(
+            "measured on one {} with {} rows a pass ({}, commit {}; {})",
+            measured.card, run.rows, measured.date, measured.commit, measured.conditions
+        ),
+        None => format!(
+            "not measured for this model and these settings on {}; `dlm-train bench train` measures it there",
+            gpus.name
+        ),
+    };
+    let total_tokens = cfg.conversion.total_tokens;
+    let exported = match cfg.export.dtype {
+        Dtype::Bf16 => 2,
+        Dtype::Fp32 => 4,
+    };
+    // the newest, the one with the lowest evaluation loss, and one that is being written
+    let checkpoints = cfg.train.keep_checkpoints + 2;
+    let checkpoint_bytes = CHECKPOINT_BYTES * parameters;
+    Ok(Estimate {
+        model: cfg.model.name.clone(),
+        shapes: from,
+        parameters,
+        gpu: gpus.name.clone(),
+        gpus: gpus.count,
+        gpus_used: gpus.count.min(USED_GPUS),
+        seq_len,
+        batch_rows: cfg.train.batch_rows,
+        micro_batch_rows: rows,
+        fits,
+        gpu_bytes: free,
+        fixed_bytes: need.map(|need| need.0),
+        activation_bytes: need.map(|need| need.1),
+        engine: if native { "native" } else { "burn" },
+        total_tokens,
+        tokens_per_s: run.map(|run| run.tokens_per_s),
+        measured: said,
+        hours: run.map(|run| total_tokens as f64 / run.tokens_per_s / 3600.0),
+        checkpoint_bytes,
+        checkpoints,
+        disk_bytes: checkpoints * checkpoint_bytes + (2 + exported) * parameters,
+    })
+}
+
+/// The estimate that `wf dlm` shows: of a local source's shapes, else of the built-in ones; `None`
+/// where neither is known, or cannot be read (the run itself will say why).
+pub(crate) fn for_launch(cfg: &Config, gpu: &str, gpus: usize) -> Option<Estimate> {
+    let local = cfg.source.path.as_deref().map(Path::new).filter(|path| path.is_dir());
+    let shapes = match local {
+        Some(folder) => Shapes::of_folder(folder, &folder.display().to_string()).ok()?,
+        None => {
+            let mut shapes = Shapes::built_in(cfg).ok()??;
+            let usual = Config::load(None, &[format!("model={}", cfg.model.name)]).ok()?;
+            if let Some(path) = &cfg.source.path
+                && cfg.source.path != usual.source.path
+            {
+                shapes.from += &format!("; those of {path} are read on the machine");
+            }
+            shapes
+        }
+    };
+    let gpus = Gpus { name: gpu.into(), count: gpus, gib: None };
+    estimate(cfg, shapes, &gpus, SEQ_LEN).ok()
+}
+
+impl Estimate {
+    /// The estimate for people, a line for each subject; `price` is that of the machine per hour.
+    pub(crate) fn lines(&self, price: Option<f64>) -> Vec<String> {
+        let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
+        let mut lines = vec![format!(
+            "{}: {:.2} M parameters ({}), rows of {} tokens, {} a step",
+            self.model,
+            self.parameters as f64 / 1e6,
+            self.shapes,
+            self.seq_len,
+            self.batch_rows
+        )];
+        lines.push(match (self.fits, self.micro_batch_rows, self.gpu_bytes) {
+            (Some(fits), Some(rows), Some(free)) => format!(
+                "memory: {} {} ({:.0} GiB free): {:.1} GiB for weights, gradients, optimizer and libraries, {:.1} GiB at most for activations of {rows} rows a pass",
+                if fits { "fits" } else { "does NOT fit" },
+                self.gpu,
+                gib(free),
+                gib(self.fixed_bytes.unwrap_or_default()),
+                gib(self.activation_bytes.unwrap_or_default())
+            ),
+            (None, Some(rows), Some(free)) => format!(
+                "memory: not counted where Burn computes; {rows} rows a pass are expected to fit {} ({:.0} GiB free)",
+                self.gpu,
+                gib(free)
+            ),
+            _ => format!(
+                "memory: that of {} is not known here; --gpu-memory GIB says it",
+                self.gpu
+            ),
+        });
+        lines.push(match self.tokens_per_s {
+            Some(rate) => format!("speed: {rate:.0} source tokens/s, {}", self.measured),
+            None => format!("speed: {}", self.measured),
+        });
+        if let Some(hours) = self.hours {
+            let cost = price.map_or_else(
+                || "; --price-per-hour gives the price".to_string(),
+                |price| format!(", {:.2} at {price} an hour for the machine", hours * price),
+            );
+            lines.push(format!(
+                "time: {hours:.1} hours for {} tokens, without setting up, evaluations and checkpoints{cost}",
+                self.total_tokens
+            ));
+        }
+        if self.gpus > self.gpus_used {
+            lines.push(format!(
+                "GPUs: {} of {} are used; this dlm-train computes on one",
+                self.gpus_used, self.gpus
+            ));
+        }
+        lines.push(format!(
+            "disk: {:.0} GB ({} checkpoints of {:.1} GB at most, source and exported folder), and the dataset",
+            self.disk_bytes as f64 / 1e9,
+            self.checkpoints,
+            self.checkpoint_bytes as f64 / 1e9
+        ));
+        lines
+    }
+
+    /// Why a run would fail, where that is certain.
+    pub(crate) fn obstacle(&self) -> Option<String> {
+        let advice = match self.gpu.as_str() {
+            "H100" => "take --gpu H200, train.activation_checkpointing=layer, or a smaller model",
+            _ => "take train.activation_checkpointing=layer or a smaller model",
+        };
+        (self.fits == Some(false)).then(|| {
+            format!(
+                "{} does not fit {} with {} rows a pass: {advice}",
+                self.model,
+                self.gpu,
+                self.micro_batch_rows.unwrap_or(1)
+            )
+        })
+    }
+
+    /// Disk of a machine for this run, GB: with room for the system and a dataset, in steps of 50.
+    pub(crate) fn disk_gb(&self) -> u64 {
+        let gb = (self.disk_bytes as f64 / 1e9).ceil() as u64 + 40;
+        gb.next_multiple_of(50)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn planned(overrides: &[&str], gpu: &str) -> Estimate {
+        let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
+        let cfg = Config::load(None, &overrides).unwrap();
+        let shapes = Shapes::built_in(&cfg).unwrap().unwrap();
+        estimate(&cfg, shapes, &Gpus::parse(gpu).unwrap(), SEQ_LEN).unwrap()
+    }
+
+    #[test]
+    fn what_ran_on_the_card_is_said_to_fit() {
+        for run in Measured::read().unwrap().runs() {
+            let model = format!("model={}", run.model.replace('.', "_"));
+            let rows = format!("train.micro_batch_rows={}", run.rows);
+            let plan = planned(&[&model, &rows], "H100");
+            // the count is an upper bound; the card had no more than a thirtieth left of its memory
+            let counted = plan.fixed_bytes.unwrap() + plan.activation_bytes.unwrap();
+            assert!(counted as f64 / (1u64 << 30) as f64 > 0.8 * run.gib, "{run:?}: {counted}");
+        }
+        let plan = planned(&["model=qwen3_4b"], "H100");
+        assert_eq!(plan.fits, Some(true), "{plan:?}");
+        assert!(plan.micro_batch_rows.unwrap() >= 4, "{plan:?}");
+        assert_eq!(plan.tokens_per_s, Some(7596.0));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_said() {
+        let plan = planned(&["model=qwen3_4b", "train.micro_batch_rows=64"], "H100");
+        assert_eq!((plan.fits, plan.hours), (Some(false), None));
+        assert!(plan.obstacle().unwrap().contains("--gpu H200"));
+        assert!(plan.lines(None)[1].contains("does NOT fit"));
+    }
+
+    #[test]
+    fn hours_and_price_follow_from_the_measured_rate() {
+        let plan = planned(&["model=smollm2_135m", "conversion.total_tokens=1e9"], "H100:4");
+        let rate = plan.tokens_per_s.unwrap();
+        assert!((plan.hours.unwrap() - 1e9 / rate / 3600.0).abs() < 1e-9);
+        let lines = plan.lines(Some(10.0)).join("\n");
+        assert!(
+            lines.contains(&format!("{:.2} at 10 an hour", plan.hours.unwrap() * 10.0)),
+            "{lines}"
+        );
+        assert!(lines.contains("1 of 4 are used"), "{lines}");
+        assert!(plan.lines(None).join("\n").contains("--price-per-hour"));
+    }
+
+    #[test]
+    fn nothing_is_guessed() {
+        let plan = planned(&["model=smollm2_135m"], "H200");
+        assert_eq!((plan.tokens_per_s, plan.hours), (None, None));
+        assert!(plan.lines(Some(1.0)).join("\n").contains("not measured"));
+        assert_eq!(plan.fits, Some(true));
+        let plan = planned(&["model=smollm2_135m"], "L4");
+        assert_eq!((plan.fits, plan.micro_batch_rows), (None, None));
+        assert!(plan.lines(None)[1].contains("--gpu-memory"));
+        let plan = planned(&["model=qwen3_0_6b", "optim=muon"], "H100");
+        assert_eq!((plan.engine, plan.fits, plan.tokens_per_s), ("burn", None, None));
+        // a model of the same name with other shapes is another model
+        let cfg = Config::load(None, &["model=smollm2_135m".into()]).unwrap();
+        let config = ModelConfig::from_json(presets::config("demo_5m").unwrap()).unwrap();
+        let shapes = Shapes { config, from: "a folder".into() };
+        let plan = estimate(&cfg, shapes, &Gpus::parse("H100").unwrap(), SEQ_LEN).unwrap();
+        assert_eq!(plan.tokens_per_s, None);
+    }
+
+    #[test]
+    fn gpus_are_a_name_and_a_number() {
+        let gpus = Gpus::parse("A100-80GB:8").unwrap();
+        assert_eq!((gpus.name.as_str(), gpus.count), ("A100-80GB", 8));
+        for wrong in ["", "H100:", "H100:0", "H100:x", ":4", "H 100"] {
+            assert!(Gpus::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_disk_holds_the_checkpoints() {
+        let plan = planned(&["model=qwen3_4b"], "H100");
+        assert_eq!(plan.checkpoints, 5);
+        assert!(plan.disk_gb() * 1_000_000_000 > (5 * 12 * plan.parameters) as u64);
+        assert_eq!(plan.disk_gb() % 50, 0);
+    }
+}
