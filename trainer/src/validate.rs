@@ -12,6 +12,7 @@ use serde::{Serialize, Serializer};
 use crate::compute::{ComputeDtype, ComputePlan, EngineChoice, device};
 use crate::diffusion::{DocumentMask, Layout, Objective, ObjectiveSpec, PassOptions};
 use crate::error::{Error, Result};
+use crate::io::conversion_record::ConversionRecord;
 use crate::io::load_model::{self, LoadOptions, LoadedModel, load_model};
 use crate::model::ModelConfig;
 use crate::native::{self, Native, NativeOptions};
@@ -151,7 +152,7 @@ pub struct DatasetReport {
     pub rows: usize,
     /// Loss of denoising blocks under fixed masks, both views of each row.
     pub block_diffusion_loss: Option<f64>,
-    /// Loss of causal next-token prediction.
+    /// Loss of causal next-token prediction; `None` for a model without the token shift.
     pub causal_loss: Option<f64>,
     /// Hidden tokens that were predicted right.
     pub acceptance: Option<Acceptance>,
@@ -210,7 +211,9 @@ fn losses(model: &Path, options: &DatasetOptions) -> Result<DatasetReport> {
         true => compute.on_native_engine(),
         false => compute,
     };
-    let loaded = load_model(&folder, LoadOptions::default(), &compute.device.device)?;
+    let mut loaded = load_model(&folder, LoadOptions::default(), &compute.device.device)?;
+    let token_shift = ConversionRecord::read(&folder, &config)?.token_shift;
+    loaded.decoder.cfg.token_shift = token_shift;
     let mut engine = None;
     if compute.native {
         let options = NativeOptions::decoding(compute.dtype);
@@ -227,7 +230,11 @@ fn losses(model: &Path, options: &DatasetOptions) -> Result<DatasetReport> {
         split,
         rows,
         block_diffusion_loss: blocks.loss,
-        causal_loss: found(Objective::Sft)?.loss,
+        // without the token shift no position predicts the next token
+        causal_loss: match token_shift {
+            Some(false) => None,
+            _ => found(Objective::Sft)?.loss,
+        },
         acceptance: blocks.acceptance,
         decode: blocks.decode,
     })
@@ -301,6 +308,7 @@ fn evaluate_objective(
             mask_token_id: manifest.mask_token_id,
             complementary: true,
             document_mask: DocumentMask::Document,
+            token_shift: model.decoder.cfg.has_token_shift(),
         },
         noise_eps: NOISE_EPS,
         shape: compute.stream_shape,

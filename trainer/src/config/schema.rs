@@ -18,7 +18,12 @@ pub(super) const RENAMED_KEYS: &[(&str, &str)] = &[
 /// Keys that configurations saved by earlier versions do not have: section, key, and the value that
 /// those versions had in effect.
 pub(super) const ADDED_KEYS: &[(&str, &str, &str)] =
-    &[("train", "engine", "auto"), ("export", "which", "last")];
+    &[
+        ("train", "engine", "auto"),
+        ("export", "which", "last"),
+        ("conversion", "token_shift", "null"),
+        ("conversion", "mask_token_id", "null"),
+    ];
 
 /// Values that were renamed: key, old value, new value.
 pub(super) const RENAMED_VALUES: &[(&str, &str, &str)] =
@@ -95,6 +100,11 @@ section! {
         total_tokens: u64,
         /// Tokens per diffusion block. null: the dataset's; any other value must equal it.
         bd_size: Option<usize>,
+        /// Id of the mask token. null: the dataset's; any other value must equal it.
+        mask_token_id: Option<u64>,
+        /// `true`: the logits at position i-1 predict token i (Fast-dLLM v2). `false`: those at
+        /// position i (SDAR). null: as the source was converted, else `true`.
+        token_shift: Option<bool>,
         /// `document` isolates packed conversations from each other and restarts positions in each;
         /// `none` treats a row as one text, as the published code does.
         document_mask: DocumentMask,

@@ -13,23 +13,31 @@ use crate::model::{ModelConfig, TokenIds};
 const MOST_BLOCK: u64 = 1 << 28;
 
 /// The conversion of a model; empty for one that was not converted.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct ConversionRecord {
     /// Tokens per diffusion block.
     pub bd_size: Option<usize>,
     pub mask_token_id: Option<i64>,
+    /// Whether the logits at position i-1 predict token i; `None` where no file says.
+    pub token_shift: Option<bool>,
     /// Ids with which the assistant's turn opened in the training data, behind the prompt.
     pub opening_ids: Vec<i64>,
 }
 
 impl ConversionRecord {
+    /// Whether the logits at position i-1 predict token i, as in every model that says nothing else.
+    pub(crate) fn has_token_shift(&self) -> bool {
+        self.token_shift.unwrap_or(true)
+    }
+
     /// Reads the files of `dir`, whose `config.json` is `config`.
     pub(crate) fn read(dir: &Path, config: &ModelConfig) -> Result<Self> {
         let path = dir.join("dlm_config.json");
         let file: Option<Value> = json::read_if_present(&path, "valid JSON")?;
         let Some(file) = file else {
             let (bd_size, mask_token_id) = (config.bd_size, config.mask_token_id);
-            return Ok(ConversionRecord { bd_size, mask_token_id, opening_ids: Vec::new() });
+            let (token_shift, opening_ids) = (config.token_shift, Vec::new());
+            return Ok(ConversionRecord { bd_size, mask_token_id, token_shift, opening_ids });
         };
         if !file.is_object() {
             return Err(Error::format(&path, "not an object of keys and values"));
@@ -48,9 +56,19 @@ impl ConversionRecord {
                 })? as usize)
             }
         };
+        let token_shift = match file.get("token_shift") {
+            None | Some(Value::Null) => None,
+            Some(Value::Bool(shift)) => Some(*shift),
+            Some(other) => {
+                return Err(here(Error::Model(format!(
+                    "token_shift is {other}; expected true or false"
+                ))));
+            }
+        };
         let record = ConversionRecord {
             bd_size: agree(dir, "bd_size", bd_size, config.bd_size)?,
             mask_token_id: agree(dir, "mask_token_id", mask_token_id, config.mask_token_id)?,
+            token_shift: agree(dir, "token_shift", token_shift, config.token_shift)?,
             opening_ids,
         };
         let token = file.get("mask_token").and_then(Value::as_str);

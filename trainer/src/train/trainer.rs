@@ -68,6 +68,14 @@ impl<'a> Trainer<'a> {
                 manifest.bd_size
             )));
         }
+        let mask_token_id = manifest.mask_token_id;
+        if let Some(id) = cfg.conversion.mask_token_id.filter(|id| *id != mask_token_id as u64) {
+            return Err(Error::Mismatch(format!(
+                "conversion.mask_token_id is {id}, the mask token {:?} of the dataset {} has id {mask_token_id}; prepare it with the tokenizer in which the mask token has id {id}, or leave conversion.mask_token_id null",
+                manifest.mask_token,
+                data.dir().display()
+            )));
+        }
         check_evaluation(cfg, &data)?;
         let compute = compute_plan(cfg, device, &source)?;
         let PreparedModel { decoder, weights } =
@@ -95,6 +103,7 @@ impl<'a> Trainer<'a> {
                     config::DocumentMask::Document => DocumentMask::Document,
                     config::DocumentMask::None => DocumentMask::None,
                 },
+                token_shift: decoder.cfg.has_token_shift(),
             },
             noise_eps: cfg.conversion.noise_eps,
             shape: compute.stream_shape,
