@@ -53,7 +53,8 @@ pub fn dataset(dir: &Path, mask: i32, bd_size: usize) -> PathBuf {
         json!({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>", "mask_token": "|<MASK>|"}).to_string(),
     )
     .unwrap();
-    let mut manifest = Manifest::new(SEQ_LEN, bd_size, VOCAB, mask, 0, EOS);
+    let vocab = VOCAB.max(mask as usize + 1);
+    let mut manifest = Manifest::new(SEQ_LEN, bd_size, vocab, mask, 0, EOS);
     manifest.tokenizer_sha256 = dlm_datasets::hash::sha256_file(&file).unwrap();
     let mut writer = DatasetWriter::create(dir, manifest).unwrap();
     for row in 0..14usize {

@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::compute::{ComputePlan, EngineChoice, WeightFormat};
 use crate::error::{Error, Result};
 use crate::io::conversion_record::ConversionRecord;
+use crate::io::engine_formats::SDAR_MASK_ID;
 use crate::io::json;
 use crate::io::load_model::{LoadOptions, LoadedModel, load_model};
 use crate::io::tokenizer_ids;
@@ -24,9 +25,6 @@ use super::{BlockOptions, Engine, Request, RowMode, Sampling};
 /// Mask token id of the published Fast-dLLM v2 checkpoints, which have Qwen2.5's tokenizer and do
 /// not state the id in any file.
 const PUBLISHED_MASK_ID: i64 = 151_665;
-
-/// Mask token id of the published SDAR checkpoints, which state it in generation code alone.
-pub(crate) const SDAR_MASK_ID: i64 = 151_669;
 
 /// Tokens per block where the model folder does not say.
 const BLOCK_SIZE: usize = 32;
@@ -66,8 +64,13 @@ impl ModelFolder {
         let ConversionRecord { bd_size, mask_token_id, opening_ids, .. } = record;
         let published_mask_id = match config.raw.get("model_type").and_then(Value::as_str) {
             Some("Fast_dLLM_Qwen") => Some(PUBLISHED_MASK_ID),
-            Some(SDAR) => Some(SDAR_MASK_ID),
+            // SDAR's engines have it built in
+            Some(SDAR) => Some(i64::from(SDAR_MASK_ID)),
             _ => None,
+        };
+        let published_block_size = match published_mask_id == Some(i64::from(SDAR_MASK_ID)) {
+            true => Some(SDAR_BLOCK_SIZE),
+            false => None,
         };
         let generation: Option<Value> =
             json::read_if_present(&dir.join("generation_config.json"), "valid JSON")?;
@@ -84,7 +87,7 @@ impl ModelFolder {
         }
         Ok(ModelFolder {
             dir: dir.into(),
-            block_size: bd_size.or((published_mask_id == Some(SDAR_MASK_ID)).then_some(SDAR_BLOCK_SIZE)),
+            block_size: bd_size.or(published_block_size),
             mask_id: mask_token_id.or(published_mask_id),
             token_shift,
             stop_ids,

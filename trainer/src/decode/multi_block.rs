@@ -183,7 +183,8 @@ impl Row for MultiBlockRow {
         let judged = |start: usize| self.open().into_iter().map(|at| at - shift - start).collect();
         if self.cached < whole {
             let predicts = shift == 1 && whole == self.text.prompt;
-            let mut pass = RowPass { shift, ..RowPass::prefill(self.cached, whole, size, predicts) };
+            let mut pass =
+                RowPass { shift, ..RowPass::prefill(self.cached, whole, size, predicts) };
             if is_opened && pass.start + pass.len == whole {
                 pass.tail = self.end - whole;
                 pass.len += pass.tail;

@@ -85,7 +85,10 @@ pub(crate) fn export(model: &TrainedModel, out: &Path) -> Result<()> {
     if let (Some(opening), Some(record)) = (opening, info.record.as_object_mut()) {
         record.insert("assistant_opening_ids".into(), json!(opening));
     }
-    export::export(out, decoder, model.weights, dtype, cfg.export.format, &info)?;
+    let ternary = export::export(out, decoder, model.weights, dtype, cfg.export.format, &info)?;
+    if let Some(ternary) = ternary {
+        message(format_args!("{ternary}"));
+    }
     message(format_args!("exported to {}", out.display()));
     Ok(())
 }

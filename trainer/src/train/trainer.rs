@@ -15,7 +15,7 @@ use crate::diffusion::{DocumentMask, Layout, Objective, ObjectiveSpec, PassOptio
 use crate::error::{Error, Result};
 use crate::io::checkpoint::{Identity, RunState};
 use crate::io::description::check_tokenizer_folder;
-use crate::io::export;
+use crate::io::engine_formats::{Trained, check as check_format};
 use crate::io::source::ModelSource;
 use crate::model::{Decoder, Weights};
 use crate::native::{self, Native, NativeOptions};
@@ -81,7 +81,8 @@ impl<'a> Trainer<'a> {
         let PreparedModel { decoder, weights } =
             prepare(cfg, &source, &data, &compute.device.device, with_weights)?;
         // refused now rather than after days of training
-        export::check(&decoder, cfg.export.format)?;
+        let block_diffusion = cfg.conversion.objective == config::Objective::BlockDiffusion;
+        check_format(&decoder, cfg.export.format, Trained { mask_token_id, block_diffusion })?;
         check_tokenizer_folder(&data.dir().join("tokenizer"))?;
         let objective = objective_of(cfg);
         let plan = BatchPlan {

@@ -88,14 +88,8 @@ def rotations(config, positions):
     kind = rope.get("rope_type", rope.get("type", "default"))
     half = config.head_dim // 2
     frequency = theta ** (-torch.arange(half, dtype=torch.float64, device="cpu") / half)
-    if kind == "llama3":
-        # wavelengths above the old context are stretched, those in between blended
-        old, factor = rope["original_max_position_embeddings"], rope["factor"]
-        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-        smooth = ((old * frequency / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
-        frequency = frequency * (smooth + (1 - smooth) / factor)
-    elif kind != "default":
-        raise ValueError(f"rope type {kind!r} is not implemented; known: default, llama3")
+    if kind != "default":
+        raise ValueError(f"rope type {kind!r} is not implemented; known: default")
     angle = positions[..., None].float() * frequency.to(device=positions.device, dtype=torch.float32)
     return angle.cos(), angle.sin()
 
