@@ -2,10 +2,14 @@
 //! and what is refused before training and before anything is written. Python reads them in
 //! tests/python/check_engine_formats.py.
 
+#![allow(clippy::print_stdout, reason = "what Python compared")]
+
 mod families;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
+use dlm_test_support::{capture, repository};
 use families::{MASK, VOCAB};
 use serde_json::{Value, json};
 
@@ -106,6 +110,102 @@ fn fast_dllm_folders_have_the_published_keys() {
         export(dir.path(), &out, &hf, "hf").ok().unwrap();
         assert!(!path(&hf).join("modeling.py").exists(), "{arch}: a file of another format");
     }
+}
+
+/// `dlm-train generate` with a model and options of its own, and the same as arguments of the
+/// modeling file's `generate`: completions for prompts of several lengths.
+fn completions(model: &Path, cases: &Path, block: usize) {
+    let mut listed = Vec::new();
+    let options = [(64, 0.9, None), (20, 0.5, Some(block)), (7, 0.3, None), (33, 1.0, None)];
+    for (i, (new, threshold, small)) in options.into_iter().enumerate() {
+        let (limit, sure) = (new.to_string(), threshold.to_string());
+        let name = model.to_str().unwrap();
+        let mut call = vec!["generate", "--model", name, "--json", "--device", "cpu"];
+        call.extend(["--max-new-tokens", &limit, "--threshold", &sure, "--stop-token-id", "245"]);
+        let sub = small.map(|size| size.to_string());
+        call.extend(sub.iter().flat_map(|size| ["--sub-block-size", size]));
+        let named = json!({
+            "max_new_tokens": new, "threshold": threshold, "small_block_size": small, "stop_token": 245,
+        });
+        let lengths = [1, 3, block, block + 1, 2 * block, 2 * block + 3].into_iter();
+        let prompts = lengths.map(|len| {
+            let ids: Vec<_> = (0..len).map(|j| (i * 29 + j * 37 + j * j) % 300).collect();
+            json!({"ids": ids}).to_string() + "\n"
+        });
+        let file = cases.with_extension("jsonl");
+        std::fs::write(&file, prompts.collect::<String>()).unwrap();
+        call.extend(["--input", file.to_str().unwrap()]);
+        let done = families::dlm_train(&call).ok().unwrap().json_lines().unwrap();
+        assert_eq!(done.len(), 6);
+        listed.extend(done.iter().map(|one| {
+            json!({
+                "options": named, "prompt_ids": one["prompt_ids"], "completion_ids": one["completion_ids"],
+            })
+        }));
+    }
+    std::fs::write(cases, json!({"cases": listed}).to_string()).unwrap();
+}
+
+/// Runs a check in Python, which prints what it compared.
+fn python(interpreter: &Path, home: &Path, script: &str, arguments: &[&str]) -> String {
+    let mut command = Command::new(interpreter);
+    command.arg(repository().join("tests/python").join(script)).args(arguments);
+    // modeling files are copied into a cache before they are imported
+    let run = capture(command.env("HF_HOME", home).env("HF_HUB_OFFLINE", "1")).unwrap();
+    println!("{}", run.stdout.trim());
+    run.ok().unwrap().stdout
+}
+
+/// The folders load in transformers 4 and 5 with the modeling file that we wrote, and decode to the
+/// same tokens as here; SGLang's and LMDeploy's tables take the sdar folder.
+#[test]
+fn python_decodes_the_same_tokens() {
+    let packages = ["torch", "transformers", "safetensors"];
+    let interpreters: Vec<(&str, PathBuf)> = ["DLM_PYTHON", "DLM_PYTHON_TRANSFORMERS4"]
+        .into_iter()
+        .filter_map(|name| Some((name, dlm_test_support::python::named(name, &packages)?)))
+        .collect();
+    if interpreters.is_empty() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let text = |name: &str| path(name).to_str().unwrap().to_string();
+    let data = families::dataset(&path("data"), MASK, 8);
+    let peaky = format!("source.path={}", families::fixtures().join("qwen2_peaky").display());
+    let arguments = [peaky.as_str(), "export.format=fast-dllm", "optim.lr=1e-6"];
+    families::train(&data, &path("fast"), &arguments).ok().unwrap();
+    export(dir.path(), "fast", "fast-plain", "hf").ok().unwrap();
+    let llama = random(dir.path(), "Llama", VOCAB);
+    train(&data, &path("llama"), &llama, &["export.format=fast-dllm"]).ok().unwrap();
+    export(dir.path(), "llama", "llama-plain", "hf").ok().unwrap();
+    let data = families::dataset(&path("data4"), SDAR_MASK, 4);
+    let qwen3 = random(dir.path(), "Qwen3", 151_936);
+    let more = ["conversion=sdar", "train.micro_batch_rows=2", "train.eval_every=0"];
+    train(&data, &path("sdar"), &qwen3, &more).ok().unwrap();
+    export(dir.path(), "sdar", "sdar-plain", "hf").ok().unwrap();
+    for (folder, block) in [("fast", 8), ("llama", 8), ("sdar", 4)] {
+        completions(&path(folder), &path(&format!("{folder}.json")), block);
+    }
+    for (name, interpreter) in &interpreters {
+        for folder in ["fast", "llama", "sdar"] {
+            let (cases, plain) =
+                (text(&format!("{folder}.json")), text(&format!("{folder}-plain")));
+            let arguments = [&text(folder), &cases, "--plain", &plain];
+            let said = python(interpreter, &path(name), "check_engine_formats.py", &arguments);
+            let version = if *name == "DLM_PYTHON" { "" } else { "transformers 4." };
+            assert!(said.contains(version), "{name} is another version: {said}");
+        }
+    }
+    let mut arguments = vec![text("sdar")];
+    match std::env::var("DLM_ENGINE_PACKAGES") {
+        Ok(packages) => arguments.extend(["--packages".to_string(), packages]),
+        Err(_) => drop(dlm_test_support::skip(
+            "the sources of sglang and lmdeploy (DLM_ENGINE_PACKAGES); tables as published are used",
+        )),
+    }
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    python(&interpreters[0].1, &path("home"), "check_sdar_folder.py", &arguments);
 }
 
 /// The same for sdar; the key `token_shift` is in both files, and a folder trained further keeps it.

@@ -153,7 +153,11 @@ pub(crate) fn config_keys(
     for of_llama in ["mlp_bias", "pretraining_tp"] {
         config.remove(of_llama);
     }
+    // LMDeploy reads both without a default
+    config.insert("attention_bias".into(), json!(false));
+    config.insert("sliding_window".into(), Value::Null);
     if format == ExportFormat::FastDllm {
+        // Qwen2's biases are no choice
         config.remove("attention_bias");
         // spelt as in the published code
         config.insert("conplemenrary_mask".into(), json!(true));

@@ -70,6 +70,10 @@ class Fast_dLLM_QwenConfig(BlockDiffusionConfig):
 
     model_type = "Fast_dLLM_Qwen"
 
+    # transformers 5 makes an __init__ of its own for a class without one
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+
 
 class SDARConfig(BlockDiffusionConfig):
     """Qwen3's layers, trained without the token shift (SDAR)."""
