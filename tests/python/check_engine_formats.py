@@ -1,13 +1,12 @@
 """Loads folders of `export.format=fast-dllm` and `export.format=sdar` in transformers with their own modeling file and decodes with it.
 
-    python check_engine_formats.py FOLDER CASES.json [--plain FOLDER_OF_THE_SAME_WEIGHTS]
+    python check_engine_formats.py FOLDER...
 
-CASES.json: `{"cases": [{"options", "prompt_ids", "completion_ids"}]}` as `dlm-train generate --json` printed them; the completions must be equal. With
---plain, the logits of the forward pass must be those of transformers' own architecture under a block-causal mask. Runs on transformers 4.46 and newer and
-on 5.x, each in a process of its own; without einops, flash-attn and a GPU. Prints one line.
+Beside each FOLDER: FOLDER.json, `{"cases": [{"options", "prompt_ids", "completion_ids"}]}` as `dlm-train generate --json` printed them; the completions must be
+equal. FOLDER-plain, where it is there, has the same weights for transformers' own architecture, whose logits under a block-causal mask must be those of the
+forward pass. Runs on transformers 4.46 and newer and on 5.x; without einops, flash-attn and a GPU. Prints a line for each folder.
 """
 
-import argparse
 import json
 import pathlib
 import sys
@@ -17,19 +16,12 @@ import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("cases", type=pathlib.Path)
-    parser.add_argument("--plain", type=pathlib.Path)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    raw = json.loads((args.folder / "config.json").read_text())
-    config = AutoConfig.from_pretrained(args.folder, trust_remote_code=True)
+def check(folder):
+    raw = json.loads((folder / "config.json").read_text())
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     for key in ("bd_size", "mask_token_id", "pad_token_id", "eos_token_id", "hidden_size", "num_key_value_heads", "head_dim"):
         assert getattr(config, key) == raw[key], f"{key}: {getattr(config, key)}, config.json says {raw[key]}"
-    model, report = AutoModelForCausalLM.from_pretrained(args.folder, trust_remote_code=True, output_loading_info=True)
+    model, report = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
     assert type(model).__name__ == raw["architectures"][0], type(model)
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         assert not report.get(what), f"{what}: {report[what]}"
@@ -40,22 +32,22 @@ def main():
     length, bd = 37, config.bd_size
     ids = torch.arange(length)[None] * 37 % 300
     logits = model(ids).logits
-    hidden = AutoModel.from_pretrained(args.folder, trust_remote_code=True).float()(ids).last_hidden_state
+    hidden = AutoModel.from_pretrained(folder, trust_remote_code=True).float()(ids).last_hidden_state
     assert torch.equal(model.lm_head(hidden), logits), "AutoModel differs"
     # padding behind a row changes nothing in front of it
     padded = torch.cat([ids, torch.zeros(1, 5, dtype=ids.dtype)], 1)
     seen = model(padded, attention_mask=(torch.arange(length + 5) < length).long()[None]).logits[:, :length]
     assert torch.allclose(seen, logits, atol=1e-4), "padding is seen"
     compared = "-"
-    if args.plain:
-        plain = AutoModelForCausalLM.from_pretrained(args.plain, attn_implementation="eager").float().eval()
+    if pathlib.Path(f"{folder}-plain").is_dir():
+        plain = AutoModelForCausalLM.from_pretrained(f"{folder}-plain", attn_implementation="eager").float().eval()
         block = torch.arange(length) // bd
         mask = torch.where(block[None] <= block[:, None], 0.0, torch.finfo(torch.float32).min)[None, None]
         wanted = plain(ids, attention_mask=mask).logits
         difference = (wanted - logits).abs().max().item()
         assert difference < 2e-4, f"logits differ by {difference}"
         compared = f"{difference:.1e}"
-    cases = json.loads(args.cases.read_text())["cases"]
+    cases = json.loads(pathlib.Path(f"{folder}.json").read_text())["cases"]
     for i, case in enumerate(cases):
         found = model.generate(torch.tensor([case["prompt_ids"]]), **case["options"])[0].tolist()
         wanted = case["prompt_ids"] + case["completion_ids"]
@@ -81,4 +73,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    for name in sys.argv[1:]:
+        check(pathlib.Path(name))
