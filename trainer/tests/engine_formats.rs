@@ -1,5 +1,5 @@
-//! Folders for inference engines by the real binary: what they hold, that our own loader reads them,
-//! and what is refused before training and before anything is written. Python reads them in
+//! Folders for inference engines by the real binary: what they hold, that our own loader reads
+//! them, and what is refused before training and before anything is written. Python reads them in
 //! tests/python/check_engine_formats.py.
 
 #![allow(clippy::print_stdout, reason = "what Python compared")]
@@ -205,7 +205,8 @@ fn python_decodes_the_same_tokens() {
     python(&interpreters[0].1, &path("home"), "check_sdar_folder.py", &arguments);
 }
 
-/// The same for sdar; the key `token_shift` is in both files, and a folder trained further keeps it.
+/// The same for sdar; the key `token_shift` is in both files, and a folder trained further keeps
+/// it.
 #[test]
 fn sdar_folders_have_the_published_keys() {
     let dir = tempfile::tempdir().unwrap();

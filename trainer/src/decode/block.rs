@@ -13,9 +13,9 @@
 //! 3. The full block is run once more (the commit): its keys and values join the cache, and its
 //!    last logits predict the first token of the next block.
 //!
-//! Without the token shift (`token_shift` false: SDAR and `conversion.token_shift=false`) the logits
-//! at position j predict token j: prefill and commit predict nothing, a block begins with masks
-//! alone, and there is a commit only where another block follows.
+//! Without the token shift (`token_shift` false: SDAR and `conversion.token_shift=false`) the
+//! logits at position j predict token j: prefill and commit predict nothing, a block begins with
+//! masks alone, and there is a commit only where another block follows.
 //!
 //! Two passes can be saved without changing a token, since a token sees its own block and what
 //! stands before it and no more. `fuse_prefill`: the first pass over a block that the prompt begins
@@ -60,9 +60,9 @@ pub(super) struct BlockRow {
 
 impl BlockRow {
     /// A row whose text holds the prompt. With the token shift `max_new_tokens` is counted in whole
-    /// blocks as in the published code, so that a completion may be up to a block longer or shorter;
-    /// a limit that is no multiple of the block size is rounded up, and the completion is cut to it.
-    /// Without it a completion has exactly that many tokens, unless it stops.
+    /// blocks as in the published code, so that a completion may be up to a block longer or
+    /// shorter; a limit that is no multiple of the block size is rounded up, and the completion is
+    /// cut to it. Without it a completion has exactly that many tokens, unless it stops.
     pub(super) fn new(
         text: RowText,
         options: BlockOptions,

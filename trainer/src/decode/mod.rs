@@ -5,11 +5,11 @@
 //! `folder.rs` reads a model folder, `prompt.rs` turns text into ids, `cached.rs` is the forward
 //! pass behind a cache of keys and values, `cpu/` the same without Burn, `engine.rs` runs one pass
 //! and predicts tokens, `row.rs` is a prompt that is being completed, `block.rs` (Fast-dLLM v2's
-//! `batch_sample`, arXiv:2509.26328; settings in `block_options.rs`), `multi_block.rs` (several blocks at a time) and `ar.rs`
-//! (causal decoding) are its kinds, `continuous.rs` runs rows of all of them together, `list.rs` a
-//! list of requests; `sampling.rs` draws tokens, `text_stream.rs` is the text as it becomes final,
-//! `cost.rs` measures passes. Rows are
-//! independent: each gets the tokens it would get alone.
+//! `batch_sample`, arXiv:2509.26328; settings in `block_options.rs`), `multi_block.rs` (several
+//! blocks at a time) and `ar.rs` (causal decoding) are its kinds, `continuous.rs` runs rows of all
+//! of them together, `list.rs` a list of requests; `sampling.rs` draws tokens, `text_stream.rs` is
+//! the text as it becomes final, `cost.rs` measures passes. Rows are independent: each gets the
+//! tokens it would get alone.
 
 mod ar;
 mod block;

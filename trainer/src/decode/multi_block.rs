@@ -15,8 +15,8 @@
 //!    [`OPENING_SHARE`] of the last one is fixed; none behind a stop token. Blocks behind a stop
 //!    token are dropped.
 //!
-//! Without the token shift (`block.rs`) no block has a first token to be fixed by force, and the row
-//! ends with its last block: nothing is behind it to predict.
+//! Without the token shift (`block.rs`) no block has a first token to be fixed by force, and the
+//! row ends with its last block: nothing is behind it to predict.
 //!
 //! Approximate, because a later block is filled while the blocks before it are not: the model was
 //! trained on blocks behind full ones.

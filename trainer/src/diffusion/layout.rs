@@ -124,8 +124,8 @@ pub(crate) fn reference(row: &PackedRow, hidden: &[bool], spec: &ObjectiveSpec) 
 ///
 /// A view's noised block is needed when one of its positions predicts a counted token. If nothing
 /// in it is hidden in that view, its hidden states are those of the clean block, and the logits are
-/// read there (with the token shift alone: without it a block predicts what it hides). A clean block is needed when a later noised block is kept or its own logits are
-/// read.
+/// read there (with the token shift alone: without it a block predicts what it hides). A clean
+/// block is needed when a later noised block is kept or its own logits are read.
 pub(crate) fn saving(row: &PackedRow, hidden: &[bool], spec: &ObjectiveSpec) -> Stream {
     let (bd, shift) = (spec.bd_size, spec.shift());
     let mut s = Stream::default();

@@ -25,7 +25,8 @@ pub(crate) struct ConversionRecord {
 }
 
 impl ConversionRecord {
-    /// Whether the logits at position i-1 predict token i, as in every model that says nothing else.
+    /// Whether the logits at position i-1 predict token i, as in every model that says nothing
+    /// else.
     pub(crate) fn has_token_shift(&self) -> bool {
         self.token_shift.unwrap_or(true)
     }

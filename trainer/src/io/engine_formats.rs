@@ -20,8 +20,8 @@ use crate::model::{Decoder, ModelConfig, SDAR, ternary};
 /// Mask token id that SDAR's engines have built in.
 pub(crate) const SDAR_MASK_ID: i32 = 151_669;
 
-/// The model in Python, for transformers: our own implementation of the forward pass and of decoding
-/// in blocks, the same file in every folder.
+/// The model in Python, for transformers: our own implementation of the forward pass and of
+/// decoding in blocks, the same file in every folder.
 const MODELING: &str = include_str!("python/modeling_block_diffusion.py");
 
 /// Its name in a folder: where the published folders have theirs.
@@ -114,8 +114,8 @@ fn odd_layers(cfg: &ModelConfig) -> String {
     if odd.is_empty() { String::new() } else { format!(" with {}", odd.join(" and ")) }
 }
 
-/// Bring the keys of a `config.json` into the form that a format's readers know. Keys that they would
-/// fill in otherwise than our loader does are written out.
+/// Bring the keys of a `config.json` into the form that a format's readers know. Keys that they
+/// would fill in otherwise than our loader does are written out.
 pub(crate) fn config_keys(
     config: &mut Map<String, Value>,
     decoder: &Decoder,
@@ -178,7 +178,8 @@ fn own_keys(config: &mut Map<String, Value>, cfg: &ModelConfig) {
     config.remove("conplemenrary_mask");
 }
 
-/// Tensors of a format that the model does not have: the biases of Qwen2's q, k and v, which are zero.
+/// Tensors of a format that the model does not have: the biases of Qwen2's q, k and v, which are
+/// zero.
 pub(crate) fn added_tensors(
     decoder: &Decoder,
     dtype: Dtype,

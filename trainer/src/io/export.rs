@@ -5,8 +5,8 @@
 //! `tokenizer.json`, `tokenizer_config.json`, `generation_config.json`, and at the end
 //! `dlm_config.json`: a folder without it is not a whole export. Weights are stored in `dtype`
 //! (fp32 or bf16); with `packed-ternary` BitLinear's weights are `u8 [out/4, in]`, each with a
-//! `weight_scale` f32 `[1]`, as transformers reads BitNet checkpoints. `fast-dllm` and `sdar` have the
-//! config of those architectures and a modeling file (`engine_formats.rs`).
+//! `weight_scale` f32 `[1]`, as transformers reads BitNet checkpoints. `fast-dllm` and `sdar` have
+//! the config of those architectures and a modeling file (`engine_formats.rs`).
 
 use std::path::Path;
 
