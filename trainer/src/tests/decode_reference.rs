@@ -225,8 +225,11 @@ fn native_engine() {
         Err(error) => return dlm_test_support::skip(&format!("native engine: {error}")),
     };
     let dir = fixtures();
-    for model in ["qwen2_tiny", "qwen2_peaky", "llama_tiny", "qwen3_tiny", "bitnet_tiny"] {
-        let file: File = read(dir.join(format!("decode_{model}.json")));
+    let models = ["qwen2_tiny", "qwen2_peaky", "llama_tiny", "qwen3_tiny", "bitnet_tiny"];
+    let files = models.map(|model| (model, format!("decode_{model}.json")));
+    let shiftless = ("qwen3_tiny", "decode_noshift_qwen3_tiny.json".to_string());
+    for (model, file) in files.into_iter().chain([shiftless]) {
+        let file: File = read(dir.join(file));
         compare(model, engine_on(&dir.join(model), compute.clone()), &file);
     }
     check_batches(&dir, engine_on(&dir.join("qwen2_peaky"), compute));
