@@ -235,6 +235,11 @@ impl ModelFiles {
         options.mask_token_id.or(self.folder.mask_id).is_some()
     }
 
+    /// Whether the model predicts the next token, without which there is no autoregressive mode.
+    pub(crate) fn has_token_shift(&self) -> bool {
+        self.folder.token_shift
+    }
+
     /// The tokenizer, or why it cannot be used.
     pub(crate) fn codec(&self) -> Result<&Arc<PromptCodec>> {
         if let Some(codec) = &self.codec {

@@ -152,7 +152,7 @@ pub struct DatasetReport {
     pub rows: usize,
     /// Loss of denoising blocks under fixed masks, both views of each row.
     pub block_diffusion_loss: Option<f64>,
-    /// Loss of causal next-token prediction.
+    /// Loss of causal next-token prediction; `None` for a model without the token shift.
     pub causal_loss: Option<f64>,
     /// Hidden tokens that were predicted right.
     pub acceptance: Option<Acceptance>,
@@ -233,11 +233,16 @@ fn losses(model: &Path, options: &DatasetOptions) -> Result<DatasetReport> {
         evaluate_objective(&loaded, engine, &data, split, rows, objective, options, &compute)
     };
     let blocks = found(Objective::BlockDiffusion(Layout::Saving))?;
+    let has_token_shift = loaded.decoder.cfg.has_token_shift();
     Ok(DatasetReport {
         split,
         rows,
         block_diffusion_loss: blocks.loss,
-        causal_loss: found(Objective::Sft)?.loss,
+        // without the token shift no position predicts the next token
+        causal_loss: match has_token_shift {
+            true => found(Objective::Sft)?.loss,
+            false => None,
+        },
         acceptance: blocks.acceptance,
         decode: blocks.decode,
     })
@@ -307,6 +312,7 @@ fn evaluate_objective(
             mask_token_id: manifest.mask_token_id,
             complementary: true,
             document_mask: DocumentMask::Document,
+            token_shift: model.decoder.cfg.has_token_shift(),
         },
         noise_eps: NOISE_EPS,
         shape: compute.stream_shape,

@@ -49,6 +49,9 @@ fn cases(dir: &Path) -> Vec<Case> {
             "--mask-token-id".into(),
             case["mask_id"].to_string(),
         ];
+        if case["token_shift"] == false {
+            more.extend(["--token-shift".into(), "false".into()]);
+        }
         let chaotic = name.contains("online");
         if chaotic {
             more.push("--bitlinear".into());

@@ -179,3 +179,30 @@ fn a_wrong_call_is_refused_before_the_weights_are_read() {
     std::fs::remove_file(dir.path().join("out/tokenizer.json")).unwrap();
     refused(&mut serve(dir.path(), &[]), 2, &["no tokenizer.json"]);
 }
+
+/// A model without the token shift answers with the tokens of `generate`, exactly as many as were
+/// asked for, and refuses autoregressive mode by name.
+#[test]
+fn a_model_without_the_token_shift() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    model(dir);
+    let record = dir.join("out/dlm_config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&record).unwrap()).unwrap();
+    config["token_shift"] = json!(false);
+    std::fs::write(&record, config.to_string()).unwrap();
+    let server = Server::start(&mut serve(dir, &[]));
+    let body = |reply: String| -> Value {
+        serde_json::from_str(reply.split_once("\r\n\r\n").unwrap().1).unwrap()
+    };
+    let mut generate = on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
+    generate.current_dir(dir).args(["generate", "--model", "out", "--prompt", "the map", "--json"]);
+    generate.args(["--device", "cpu", "--max-new-tokens", "21", "--stop-token-id", "none"]);
+    let wanted: Value = serde_json::from_slice(&ok(&mut generate).stdout).unwrap();
+    let reply = body(answer(server.send(&question(21, json!({})), "")));
+    assert_eq!(reply["choices"][0]["message"]["content"], wanted["text"], "{reply}");
+    assert_eq!(reply["usage"]["completion_tokens"], 21, "{reply}");
+    let refused = body(answer(server.send(&question(21, json!({"mode": "ar"})), "")));
+    let said = refused["error"]["message"].as_str().unwrap();
+    assert!(said.contains("without the token shift"), "{refused}");
+}

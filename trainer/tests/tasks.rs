@@ -176,3 +176,30 @@ fn counts_are_those_of_generate_and_a_killed_evaluation_goes_on() {
     let mut neither = on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
     refused(neither.args(["eval", "--model", "out"]), 2, &["--data", "--tasks"]);
 }
+
+/// A model without the token shift has no autoregressive mode: it is asked in block mode alone, and
+/// is no baseline.
+#[test]
+fn a_model_without_the_token_shift_answers_in_block_mode_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    models(dir);
+    fs::rename(dir.join("out"), dir.join("shifted")).unwrap();
+    let mut convert = on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
+    convert.current_dir(dir).args(["--data", "data", "--device", "cpu", "source.path=ar"]);
+    convert.args(["output.dir=out", "conversion.total_tokens=3000"]);
+    let said = String::from_utf8(ok(convert.arg("conversion.token_shift=false")).stderr).unwrap();
+    assert!(said.contains("ar predicts each token from the position before it"), "{said}");
+    let found = report(&mut eval(dir, &["--threshold", "0.9", "--json"]));
+    let names: Vec<&str> =
+        found["runs"].as_array().unwrap().iter().map(|run| run["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["source ar", "block 0.9/8"]);
+    let run = run_of(&found, "block 0.9/8");
+    let counts = ["right", "tokens", "passes"].map(|key| run[key].as_u64().unwrap());
+    let (right, tokens, passes) = by_generate(dir, "out", &["--threshold", "0.9"]);
+    assert_eq!(counts, [right, tokens, passes]);
+    refused(&mut eval(dir, &["--mode", "ar"]), 2, &["without the token shift"]);
+    let output = ok(&mut eval(dir, &["--threshold", "0.9", "--source", "out", "--limit", "2"]));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("has no baseline") && said.contains("--source MODEL"), "{said}");
+}

@@ -9,8 +9,12 @@ use std::process::{Command, Stdio};
 /// An interpreter that can import all of `packages`; prints `SKIP` and returns `None` where there
 /// is none.
 pub fn with(packages: &[&str]) -> Option<PathBuf> {
-    let python =
-        std::env::var_os("DLM_PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from);
+    named("DLM_PYTHON", packages)
+}
+
+/// The same for the interpreter that the variable `named` names, of which a check may need several.
+pub fn named(variable: &str, packages: &[&str]) -> Option<PathBuf> {
+    let python = std::env::var_os(variable).map_or_else(|| PathBuf::from("python3"), PathBuf::from);
     let code = format!("import {}", packages.join(", "));
     let status = Command::new(&python)
         .args(["-c", &code])
@@ -22,7 +26,7 @@ pub fn with(packages: &[&str]) -> Option<PathBuf> {
         Ok(s) if s.success() => Some(python),
         _ => {
             crate::skip(&format!(
-                "{} cannot import {}; set DLM_PYTHON",
+                "{} cannot import {}; set {variable}",
                 python.display(),
                 packages.join(", ")
             ));

@@ -196,6 +196,7 @@ impl<'a> Bench<'a> {
             mask_token_id: decoder.cfg.vocab_size as i32 - 1,
             complementary: true,
             document_mask: DocumentMask::Document,
+            token_shift: true,
         };
         let pass = PassOptions {
             activation_checkpointing: options.activation_checkpointing,

@@ -53,8 +53,10 @@ pub(crate) enum WhichName {
 pub(crate) enum FormatName {
     /// The source's architecture.
     Hf,
-    /// The published Fast-dLLM v2 architecture.
+    /// The published Fast-dLLM v2 architecture: Qwen2's layers, and Llama's with biases of zero.
     FastDllm,
+    /// The published SDAR architecture: Qwen3's layers, trained without the token shift.
+    Sdar,
     /// The source's architecture with BitLinear weights packed, two bits each.
     PackedTernary,
 }
@@ -64,6 +66,7 @@ impl From<FormatName> for ExportFormat {
         match name {
             FormatName::Hf => ExportFormat::Hf,
             FormatName::FastDllm => ExportFormat::FastDllm,
+            FormatName::Sdar => ExportFormat::Sdar,
             FormatName::PackedTernary => ExportFormat::PackedTernary,
         }
     }

@@ -35,6 +35,10 @@ pub(super) struct ParityArgs {
     /// Id of the mask token [default: that of config.json, else the last id of the vocabulary].
     #[arg(long)]
     pub mask_token_id: Option<i32>,
+    /// Whether the logits at position i-1 predict token i, for cases with a mask; false: those at
+    /// position i [default: as the model folder says, else true].
+    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
+    pub token_shift: Option<bool>,
     /// Stream layout, for cases with a mask [default: saving].
     #[arg(long, value_enum)]
     pub layout: Option<LayoutName>,
@@ -118,6 +122,7 @@ fn options(args: &ParityArgs) -> ParityOptions {
         grads: args.grads.clone(),
         bd_size: args.bd_size.unwrap_or(usual.bd_size),
         mask_token_id: args.mask_token_id,
+        token_shift: args.token_shift,
         layout: args.layout.map_or(usual.layout, Layout::from),
         device: args.device.clone().unwrap_or(usual.device),
         dtype: args.dtype.unwrap_or(usual.dtype),

@@ -22,6 +22,7 @@ pub(super) const BUILT_IN: &[(&str, &str)] = built_in![
     "conversion/paper_7b.yaml",
     "conversion/sample_ar.yaml",
     "conversion/sample_diffusion.yaml",
+    "conversion/sdar.yaml",
     "conversion/smoke.yaml",
     "data/packed.yaml",
     "launch/dlm_prep.yaml",

@@ -49,7 +49,10 @@ impl Config {
             .map_err(|problem| ConfigError::Yaml { origin: origin.into(), problem })?;
         for (section, key, usual) in ADDED_KEYS {
             if let Some(entries) = value.get_mut(section).and_then(|v| v.as_object_mut()) {
-                entries.entry(*key).or_insert_with(|| (*usual).into());
+                entries.entry(*key).or_insert_with(|| match *usual {
+                    "null" => serde_json::Value::Null,
+                    usual => usual.into(),
+                });
             }
         }
         let origin: Rc<str> = origin.into();

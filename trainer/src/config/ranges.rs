@@ -3,7 +3,7 @@
 //! In: a [`Config`] of the right types. Out: nothing, or the first value that is out of range.
 
 use super::error::ConfigError;
-use super::schema::{Config, ExportWhich, Init, Schedule};
+use super::schema::{Config, ExportWhich, Init, Objective, Schedule};
 
 /// Most rows of a step: their row numbers and masks are in memory at the same time.
 const MOST_BATCH_ROWS: usize = 1 << 20;
@@ -48,6 +48,12 @@ impl Config {
                 "1 or more, or null for the dataset's",
             )?;
         }
+        ensure(
+            "conversion.token_shift",
+            conversion.token_shift.unwrap_or(true),
+            conversion.objective != Objective::Sft || conversion.token_shift != Some(false),
+            "true or null with conversion.objective=sft, which predicts the next token",
+        )?;
         let eps = conversion.noise_eps;
         ensure("conversion.noise_eps", eps, (0.0..1.0).contains(&eps), "at least 0 and below 1")?;
         for (key, rate) in

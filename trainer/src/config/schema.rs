@@ -17,8 +17,13 @@ pub(super) const RENAMED_KEYS: &[(&str, &str)] = &[
 
 /// Keys that configurations saved by earlier versions do not have: section, key, and the value that
 /// those versions had in effect.
-pub(super) const ADDED_KEYS: &[(&str, &str, &str)] =
-    &[("train", "engine", "auto"), ("export", "which", "last"), ("report", "wandb", "off")];
+pub(super) const ADDED_KEYS: &[(&str, &str, &str)] = &[
+    ("train", "engine", "auto"),
+    ("export", "which", "last"),
+    ("report", "wandb", "off"),
+    ("conversion", "token_shift", "null"),
+    ("conversion", "mask_token_id", "null"),
+];
 
 /// Values that were renamed: key, old value, new value.
 pub(super) const RENAMED_VALUES: &[(&str, &str, &str)] =
@@ -95,6 +100,11 @@ section! {
         total_tokens: u64,
         /// Tokens per diffusion block. null: the dataset's; any other value must equal it.
         bd_size: Option<usize>,
+        /// Id of the mask token. null: the dataset's; any other value must equal it.
+        mask_token_id: Option<u64>,
+        /// `true`: the logits at position i-1 predict token i (Fast-dLLM v2). `false`: those at
+        /// position i (SDAR). null: as the source was converted, else `true`.
+        token_shift: Option<bool>,
         /// `document` isolates packed conversations from each other and restarts positions in each;
         /// `none` treats a row as one text, as the published code does.
         document_mask: DocumentMask,
@@ -221,9 +231,10 @@ section! {
 section! {
     /// Format of the exported folder.
     Export {
-        /// `hf` keeps the source's architecture; `fast-dllm` writes the config of the published
-        /// Fast_dLLM_Qwen models (qwen2 sources only); `packed-ternary` is `hf` with BitLinear's
-        /// weights in two bits each (models with BitLinear only).
+        /// `hf` keeps the source's architecture; `fast-dllm` is a Fast_dLLM_Qwen folder (Qwen2, and
+        /// Llama with biases of zero), `sdar` an SDAR folder (Qwen3, trained without the token
+        /// shift, mask id 151669), both with a modeling file; `packed-ternary` is `hf` with
+        /// BitLinear's weights in two bits each (models with BitLinear only).
         format: ExportFormat,
         /// Dtype of the stored weights.
         dtype: Dtype,
@@ -387,6 +398,8 @@ choice! {
         Hf = "hf",
         /// The published Fast-dLLM v2 architecture.
         FastDllm = "fast-dllm",
+        /// The published SDAR architecture.
+        Sdar = "sdar",
         /// As `hf`, with BitLinear's ternary weights packed four to a byte.
         PackedTernary = "packed-ternary",
     }

@@ -13,96 +13,23 @@
 //! 3. The full block is run once more (the commit): its keys and values join the cache, and its
 //!    last logits predict the first token of the next block.
 //!
+//! Without the token shift (`token_shift` false: SDAR and `conversion.token_shift=false`) the
+//! logits at position j predict token j: prefill and commit predict nothing, a block begins with
+//! masks alone, and there is a commit only where another block follows.
+//!
 //! Two passes can be saved without changing a token, since a token sees its own block and what
 //! stands before it and no more. `fuse_prefill`: the first pass over a block that the prompt begins
 //! runs together with the prompt's last whole blocks. `fuse_commit`: the first pass over a block
 //! runs together with the commit of the block before it, for the first token that an earlier pass
 //! foresaw; where the commit predicts another one, the next block's part of that pass is forgotten.
+//! Without the token shift both are always possible, since the passes in front predict nothing.
 //! Several blocks at a time: `multi_block.rs`.
 
+use super::block_options::BlockOptions;
 use super::cached::Order;
 use super::engine::Prediction;
 use super::row::{PassKind, Row, RowPass, RowText};
 use super::{Decided, DecodedSequence};
-use crate::error::{Error, Result};
-
-/// Most tokens of the blocks in flight: a pass attends from each of them to each.
-const MOST_FLIGHT: usize = 1 << 16;
-
-/// Settings of block decoding.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
-pub(crate) struct BlockOptions {
-    /// Tokens per block; should be what the model was trained with.
-    pub block_size: usize,
-    /// Tokens per sub-block; divides `block_size`.
-    pub sub_block_size: usize,
-    /// Probability above which a token is fixed.
-    pub threshold: f64,
-    /// Run only the sub-block once keys and values of the whole block are known from an earlier
-    /// pass: faster in large batches, approximate.
-    pub sub_block_cache: bool,
-    /// Run the first pass over a block that the prompt begins together with the prompt's last
-    /// whole blocks; the same tokens.
-    pub fuse_prefill: bool,
-    /// Run the first pass over a block together with the commit of the block before it where its
-    /// first token was foreseen; the same tokens.
-    pub fuse_commit: bool,
-    /// Most blocks that are decoded at a time; more than one is approximate.
-    pub blocks_in_flight: usize,
-}
-
-impl BlockOptions {
-    /// Decoding as the published code does it, pass by pass.
-    #[cfg(test)]
-    pub(crate) fn published(block_size: usize, sub_block_size: usize, threshold: f64) -> Self {
-        BlockOptions {
-            block_size,
-            sub_block_size,
-            threshold,
-            sub_block_cache: false,
-            fuse_prefill: false,
-            fuse_commit: false,
-            blocks_in_flight: 1,
-        }
-    }
-
-    /// As many of `tokens` tokens as fill whole blocks.
-    pub(super) fn in_whole_blocks(&self, tokens: usize) -> usize {
-        tokens / self.block_size * self.block_size
-    }
-
-    /// Most tokens of a completion: without bound where whole blocks are counted.
-    pub(super) fn limit(&self, max_new_tokens: usize) -> usize {
-        match max_new_tokens.is_multiple_of(self.block_size) {
-            true => usize::MAX,
-            false => max_new_tokens,
-        }
-    }
-
-    /// Refuses options that several blocks in flight do not have.
-    ///
-    /// # Errors
-    /// [`Error::Usage`].
-    pub(super) fn check_flight(&self) -> Result<()> {
-        let most = MOST_FLIGHT / self.block_size.max(1);
-        let wrong = |what: String| Err(Error::Usage(what));
-        match self.blocks_in_flight {
-            0 => wrong("0 blocks in flight (--blocks-in-flight): expected 1 or more".into()),
-            n if n > most.max(1) => wrong(format!(
-                "{n} blocks of {} tokens in flight (--blocks-in-flight): expected at most {}",
-                self.block_size,
-                most.max(1)
-            )),
-            n if n > 1 && self.sub_block_cache => wrong(format!(
-                "--sub-block-cache has no meaning with {n} blocks in flight: every pass runs all of them; leave one of the two out"
-            )),
-            n if n > 1 && self.fuse_commit => wrong(format!(
-                "--fuse-commit has no meaning with {n} blocks in flight, whose commits run together with other blocks anyway; leave one of the two out"
-            )),
-            _ => Ok(()),
-        }
-    }
-}
 
 /// One prompt and the tokens generated for it so far.
 pub(super) struct BlockRow {
@@ -132,15 +59,17 @@ pub(super) struct BlockRow {
 }
 
 impl BlockRow {
-    /// A row whose text holds the prompt. `max_new_tokens` is counted in whole blocks as in the
-    /// published code, so that a completion may be up to a block longer or shorter; a limit that is
-    /// no multiple of the block size is rounded up, and the completion is cut to it.
+    /// A row whose text holds the prompt. With the token shift `max_new_tokens` is counted in whole
+    /// blocks as in the published code, so that a completion may be up to a block longer or
+    /// shorter; a limit that is no multiple of the block size is rounded up, and the completion is
+    /// cut to it. Without it a completion has exactly that many tokens, unless it stops.
     pub(super) fn new(
         text: RowText,
         options: BlockOptions,
         mask_id: i64,
         max_new_tokens: usize,
     ) -> Self {
+        let blocks_left = options.blocks(text.prompt, max_new_tokens);
         let mut row = BlockRow {
             text,
             options,
@@ -149,7 +78,7 @@ impl BlockRow {
             cached: 0,
             start: 0,
             open: 0,
-            blocks_left: max_new_tokens.div_ceil(options.block_size),
+            blocks_left,
             is_cached: false,
             is_fused: false,
             foreseen: None,
@@ -159,7 +88,8 @@ impl BlockRow {
         };
         // Where the prompt ends with a whole block, the prefill predicts the first token of the
         // next one, which has to be known before that block is run.
-        row.is_fused = options.fuse_prefill && row.whole() < row.text.prompt && row.blocks_left > 0;
+        let is_known = row.whole() < row.text.prompt || !options.token_shift;
+        row.is_fused = options.fuse_prefill && is_known && row.blocks_left > 0;
         if row.whole() == 0 || row.is_fused {
             row.begin_block();
         }
@@ -196,12 +126,12 @@ impl BlockRow {
         Some((sub, (sub..sub + small).filter(|at| self.is_masked(*at)).collect()))
     }
 
-    /// A pass over `len` tokens from `start` on that judges the tokens at `masked`, and the one
-    /// behind the last block of the pass if that block may be full then. No position of the pass
-    /// comes before its first token, but a block's first token is never masked: it belongs to the
-    /// prompt, or the last commit or prefill predicted it.
+    /// A pass over `len` tokens from `start` on that judges the tokens at `masked`, and with the
+    /// token shift the one behind the last block of the pass if that block may be full then. No
+    /// position of the pass comes before its first token, but with the token shift a block's first
+    /// token is never masked: it belongs to the prompt, or the last commit or prefill predicted it.
     fn pass(&self, kind: PassKind, start: usize, len: usize, masked: Vec<usize>) -> RowPass {
-        let size = self.options.block_size;
+        let (size, shift) = (self.options.block_size, self.options.shift());
         let order = match start + len > self.start + size || start < self.start {
             true => Order::Blocks(size),
             false => Order::Full,
@@ -209,25 +139,35 @@ impl BlockRow {
         let (end, behind) = (start + len, masked.last().map_or(start, |last| last + 1));
         let blocks_left = self.blocks_left - usize::from(self.is_ahead);
         let foresees = self.options.fuse_commit
+            && shift == 1
             && size > 1
             && blocks_left > 0
             && end.is_multiple_of(size)
             && !(behind..end).any(|at| self.is_masked(at));
-        let judged = masked.iter().map(|at| at - 1).chain(foresees.then_some(end - 1));
+        let judged = masked.iter().map(|at| at - shift).chain(foresees.then_some(end - 1));
         let judged = judged.map(|at| at - start).collect();
         let tail = match kind {
             PassKind::Prefill => size,
             _ => 0,
         };
-        RowPass { kind, start, len, visible: end.max(self.start + size), order, judged, tail }
+        let visible = end.max(self.start + size);
+        RowPass { kind, start, len, visible, order, judged, shift, tail }
     }
 
-    /// Puts the next block with its foreseen first token behind the full current one.
+    /// Puts the next block behind the full current one, with the token shift where its first token
+    /// was foreseen.
     fn look_ahead(&mut self) {
-        let (Some(foreseen), true) = (self.foreseen.take(), self.blocks_left > 0) else { return };
+        let foreseen = self.foreseen.take();
+        let is_possible = match self.options.token_shift {
+            true => foreseen.is_some(),
+            false => self.options.fuse_commit,
+        };
+        if !is_possible || self.blocks_left == 0 {
+            return;
+        }
         let end = self.start + self.options.block_size;
         let text = &mut self.text;
-        text.ids.push(foreseen);
+        text.ids.extend(foreseen);
         text.ids.resize(end + self.options.block_size, self.mask_id);
         text.decided.resize(text.ids.len() - text.prompt, Decided::default());
         self.is_ahead = true;
@@ -241,14 +181,19 @@ impl BlockRow {
         let foreseen = self.text.ids.get(self.cached).copied();
         self.text.ids.truncate(self.cached);
         self.text.decided.truncate(self.cached - self.text.prompt);
-        let Some((next, rest)) = predictions.split_first() else { return };
-        self.text.set(self.cached, *next);
+        let (mut judged, mut rest) = (pass.judged.as_slice(), predictions);
+        let mut is_right = true;
+        if self.options.token_shift {
+            let Some((next, behind)) = predictions.split_first() else { return };
+            (judged, rest) = (judged.get(1..).unwrap_or_default(), behind);
+            self.text.set(self.cached, *next);
+            is_right = foreseen == Some(next.token);
+        }
         self.begin_block();
-        if was_ahead && !self.done && foreseen == Some(next.token) {
+        if was_ahead && !self.done && is_right {
             self.is_cached = true;
             self.saved += 1;
-            let judged = pass.judged.get(1..).unwrap_or_default().to_vec();
-            self.accept(&RowPass { judged, ..pass.clone() }, rest);
+            self.accept(&RowPass { judged: judged.to_vec(), ..pass.clone() }, rest);
         }
     }
 
@@ -259,7 +204,10 @@ impl BlockRow {
     /// Fixes the predictions above the threshold, and at least the most probable one. Ends the row
     /// when a stop token has no masked position before it in its block.
     fn accept(&mut self, pass: &RowPass, predictions: &[Prediction]) {
-        let behind = pass.judged.iter().position(|judged| judged + 1 == pass.len);
+        let behind = match pass.shift {
+            0 => None,
+            _ => pass.judged.iter().position(|judged| judged + 1 == pass.len),
+        };
         self.foreseen = behind.and_then(|i| predictions.get(i)).map(|one| one.token);
         let predictions = predictions.get(..behind.unwrap_or(predictions.len()));
         let predictions = predictions.unwrap_or_default();
@@ -267,12 +215,16 @@ impl BlockRow {
         for (i, (judged, prediction)) in pass.judged.iter().zip(predictions).enumerate() {
             let is_sure = f64::from(prediction.probability) > self.options.threshold;
             if is_sure || best == Some(i) {
-                self.text.set(pass.start + judged + 1, *prediction);
+                self.text.set(pass.start + judged + pass.shift, *prediction);
             }
         }
         let decoded = self.text.ids.get(self.open..).unwrap_or_default();
         let end = decoded.iter().find(|id| **id == self.mask_id || self.text.stops(**id));
-        self.done = end.is_some_and(|id| self.text.stops(*id));
+        self.done = match end {
+            Some(id) => self.text.stops(*id),
+            // a commit would predict nothing, and no block is left to see it
+            None => !self.options.token_shift && self.blocks_left == 0,
+        };
         if end.is_none() {
             self.look_ahead();
         }
@@ -304,7 +256,7 @@ impl Row for BlockRow {
         let (size, small) = (self.options.block_size, self.options.sub_block_size);
         let whole = self.whole();
         if self.cached < whole {
-            let predicts = whole == self.text.prompt;
+            let predicts = self.options.token_shift && whole == self.text.prompt;
             let pass = RowPass::prefill(self.cached, whole, size, predicts);
             if !self.is_fused || pass.start + pass.len < whole {
                 return Some(pass);
@@ -316,22 +268,31 @@ impl Row for BlockRow {
             return None;
         }
         let start = self.start;
+        let shift = self.options.shift();
         let Some((sub, masked)) = self.masked() else {
             let mut commit = self.pass(PassKind::Commit, start, size, Vec::new());
             if self.is_ahead {
-                // the next block's first token stands, the rest of the sub-block behind it is open
-                let first = start + size + 1;
-                let sub = start + size + 1 / small * small;
+                // with the token shift the next block's first token stands; the rest of the
+                // sub-block behind it is open
+                let first = start + size + shift;
+                let sub = start + size + shift / small * small;
                 let masked = (first..sub + small).collect();
                 commit = self.pass(PassKind::Commit, start, 2 * size, masked);
             }
-            commit.judged.retain(|offset| offset + 1 != size);
-            commit.judged.insert(0, size - 1);
+            if shift == 1 {
+                commit.judged.retain(|offset| offset + 1 != size);
+                commit.judged.insert(0, size - 1);
+            }
             return Some(commit);
         };
-        // The first token of a sub-block is predicted by the position before the sub-block, which a
-        // pass over the sub-block alone does not run.
-        if self.options.sub_block_cache && self.is_cached && !self.is_masked(sub) {
+        // With the token shift the first token of a sub-block is predicted by the position before
+        // the sub-block, which a pass over the sub-block alone does not run. Without it the first
+        // pass over a sub-block runs the whole block too, for keys and values of what was fixed.
+        let is_begun = match self.options.token_shift {
+            true => !self.is_masked(sub),
+            false => masked.len() < small,
+        };
+        if self.options.sub_block_cache && self.is_cached && is_begun {
             return Some(self.pass(PassKind::Small, sub, small, masked));
         }
         Some(self.pass(PassKind::Block, start, size, masked))
@@ -341,7 +302,7 @@ impl Row for BlockRow {
         let number = self.text.passes.total() + self.saved + 1;
         let size = self.options.block_size;
         // the token behind the last block of a pass, for the commit that may follow
-        let is_foreseen = offset + 1 == pass.len;
+        let is_foreseen = self.options.token_shift && offset + 1 == pass.len;
         number
             + match pass.kind {
                 PassKind::Prefill if !self.is_fused => 0,
@@ -390,7 +351,7 @@ impl Row for BlockRow {
         let settled = generated.iter().position(|id| *id == self.mask_id);
         let settled =
             settled.unwrap_or(generated.len()).min(self.options.limit(self.max_new_tokens));
-        match self.is_ahead {
+        match self.is_ahead && self.options.token_shift {
             // the foreseen token may still change
             true => settled.min(self.start + self.options.block_size - self.text.prompt),
             false => settled,

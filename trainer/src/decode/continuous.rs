@@ -11,7 +11,8 @@
 //! [`PREFILL_TOKENS_BESIDE`], so that a long prompt does not make the other rows wait for long, or
 //! [`PREFILL_TOKENS`] if no row is being decoded.
 
-use super::block::{BlockOptions, BlockRow};
+use super::block::BlockRow;
+use super::block_options::BlockOptions;
 use super::cached::{KvCache, Order, Span};
 use super::engine::{Engine, Hidden, Prediction, not_finite};
 use super::multi_block::MultiBlockRow;
@@ -58,10 +59,7 @@ impl Request {
         let (prompt, new) = (self.prompt.len(), self.max_new_tokens);
         match &self.mode {
             RowMode::Ar => prompt.saturating_add(new),
-            RowMode::Block(BlockOptions { block_size, .. }) => {
-                let size = (*block_size).max(1);
-                (prompt / size * size).saturating_add(new.div_ceil(size).saturating_mul(size))
-            }
+            RowMode::Block(options) => options.positions(prompt, new),
         }
     }
 }
@@ -247,7 +245,7 @@ impl Continuous {
             ids.extend(text.ids.iter().skip(pass.start).take(len));
             spans.push(Span { row: *at, start: pass.start, visible: pass.visible });
             judged.extend(pass.judged.iter().map(|offset| {
-                let position = pass.start + offset + 1;
+                let position = pass.start + offset + pass.shift;
                 let number = live.row.drawn_in(pass, *offset);
                 let draw = text.sampling.map(|how| (how, how.uniform(position, number)));
                 Judged { at: i * len + offset, never, draw }

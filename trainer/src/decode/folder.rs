@@ -12,10 +12,11 @@ use serde_json::Value;
 use crate::compute::{ComputePlan, EngineChoice, WeightFormat};
 use crate::error::{Error, Result};
 use crate::io::conversion_record::ConversionRecord;
+use crate::io::engine_formats::SDAR_MASK_ID;
 use crate::io::json;
 use crate::io::load_model::{LoadOptions, LoadedModel, load_model};
 use crate::io::tokenizer_ids;
-use crate::model::{ModelConfig, TokenIds};
+use crate::model::{ModelConfig, SDAR, TokenIds};
 use crate::native;
 
 use super::generate_options::{DecodeMode, GenerateOptions};
@@ -27,6 +28,9 @@ const PUBLISHED_MASK_ID: i64 = 151_665;
 
 /// Tokens per block where the model folder does not say.
 const BLOCK_SIZE: usize = 32;
+
+/// The same of the published SDAR checkpoints.
+const SDAR_BLOCK_SIZE: usize = 4;
 
 /// Longest block: a pass over it attends from each of its tokens to each.
 const MOST_BLOCK_SIZE: usize = 1 << 16;
@@ -43,6 +47,8 @@ pub(crate) struct ModelFolder {
     pub block_size: Option<usize>,
     /// Id of the mask token; `None` for a model that was not converted.
     pub mask_id: Option<i64>,
+    /// Whether the logits at position i-1 predict token i.
+    pub token_shift: bool,
     /// Ids that end a completion.
     pub stop_ids: Vec<i64>,
     /// Ids with which the assistant's turn opened in the training data, behind the prompt.
@@ -55,10 +61,19 @@ impl ModelFolder {
     /// Reads the folder's JSON files.
     pub(crate) fn read(dir: &Path) -> Result<Self> {
         let config = ModelConfig::read(dir)?;
-        let ConversionRecord { bd_size, mask_token_id, opening_ids, is_causal } =
-            ConversionRecord::read(dir, &config)?;
-        let is_published =
-            config.raw.get("model_type").and_then(Value::as_str) == Some("Fast_dLLM_Qwen");
+        let record = ConversionRecord::read(dir, &config)?;
+        let token_shift = record.has_token_shift();
+        let ConversionRecord { bd_size, mask_token_id, opening_ids, is_causal, .. } = record;
+        let published_mask_id = match config.raw.get("model_type").and_then(Value::as_str) {
+            Some("Fast_dLLM_Qwen") => Some(PUBLISHED_MASK_ID),
+            // SDAR's engines have it built in
+            Some(SDAR) => Some(i64::from(SDAR_MASK_ID)),
+            _ => None,
+        };
+        let published_block_size = match published_mask_id == Some(i64::from(SDAR_MASK_ID)) {
+            true => Some(SDAR_BLOCK_SIZE),
+            false => None,
+        };
         let generation: Option<Value> =
             json::read_if_present(&dir.join("generation_config.json"), "valid JSON")?;
         let named = |file: &&Value| file.get("eos_token_id").is_some_and(|ids| !ids.is_null());
@@ -74,8 +89,9 @@ impl ModelFolder {
         }
         Ok(ModelFolder {
             dir: dir.into(),
-            block_size: bd_size,
-            mask_id: mask_token_id.or(is_published.then_some(PUBLISHED_MASK_ID)),
+            block_size: bd_size.or(published_block_size),
+            mask_id: mask_token_id.or(published_mask_id),
+            token_shift,
             stop_ids,
             opening_ids,
             is_causal,
@@ -132,7 +148,12 @@ impl ModelFolder {
             stop: None,
         };
         if options.mode == DecodeMode::Ar {
-            return Ok(request);
+            return match self.token_shift {
+                true => Ok(request),
+                false => wrong(format!(
+                    "{name} was trained without the token shift (token_shift: false): its logits at a position predict the token there, so that nothing predicts the next token in autoregressive mode; use block mode (--mode block), with --block-size 1 for one token at a time"
+                )),
+            };
         }
         if mask_id.is_none() {
             return wrong(format!(
@@ -157,6 +178,7 @@ impl ModelFolder {
             fuse_prefill: options.fuse_prefill,
             fuse_commit: options.fuse_commit,
             blocks_in_flight: options.blocks_in_flight,
+            token_shift: self.token_shift,
         });
         Ok(Request { mode, ..request })
     }

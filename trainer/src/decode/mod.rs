@@ -5,14 +5,15 @@
 //! `folder.rs` reads a model folder, `prompt.rs` turns text into ids, `cached.rs` is the forward
 //! pass behind a cache of keys and values, `cpu/` the same without Burn, `engine.rs` runs one pass
 //! and predicts tokens, `row.rs` is a prompt that is being completed, `block.rs` (Fast-dLLM v2's
-//! `batch_sample`, arXiv:2509.26328), `multi_block.rs` (several blocks at a time) and `ar.rs`
-//! (causal decoding) are its kinds, `continuous.rs` runs rows of all of them together, `list.rs` a
-//! list of requests; `sampling.rs` draws tokens, `text_stream.rs` is the text as it becomes final,
-//! `cost.rs` measures passes. Rows are
-//! independent: each gets the tokens it would get alone.
+//! `batch_sample`, arXiv:2509.26328; settings in `block_options.rs`), `multi_block.rs` (several
+//! blocks at a time) and `ar.rs` (causal decoding) are its kinds, `continuous.rs` runs rows of all
+//! of them together, `list.rs` a list of requests; `sampling.rs` draws tokens, `text_stream.rs` is
+//! the text as it becomes final, `cost.rs` measures passes. Rows are independent: each gets the
+//! tokens it would get alone.
 
 mod ar;
 mod block;
+mod block_options;
 pub(crate) mod cached;
 pub(crate) mod completion;
 pub(crate) mod continuous;
@@ -28,7 +29,7 @@ mod row;
 pub(crate) mod sampling;
 pub(crate) mod text_stream;
 
-pub(crate) use block::BlockOptions;
+pub(crate) use block_options::BlockOptions;
 pub(crate) use continuous::{Event, Request, RowMode};
 pub(crate) use engine::Engine;
 pub(crate) use list::{Told, decode_list};

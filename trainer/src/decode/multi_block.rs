@@ -15,10 +15,14 @@
 //!    [`OPENING_SHARE`] of the last one is fixed; none behind a stop token. Blocks behind a stop
 //!    token are dropped.
 //!
+//! Without the token shift (`block.rs`) no block has a first token to be fixed by force, and the
+//! row ends with its last block: nothing is behind it to predict.
+//!
 //! Approximate, because a later block is filled while the blocks before it are not: the model was
 //! trained on blocks behind full ones.
 
-use super::block::{BlockOptions, most_probable};
+use super::block::most_probable;
+use super::block_options::BlockOptions;
 use super::cached::Order;
 use super::engine::Prediction;
 use super::row::{PassKind, Row, RowPass, RowText};
@@ -53,6 +57,7 @@ impl MultiBlockRow {
         max_new_tokens: usize,
     ) -> Self {
         let whole = text.prompt / options.block_size * options.block_size;
+        let blocks_left = options.blocks(text.prompt, max_new_tokens);
         let mut row = MultiBlockRow {
             text,
             options,
@@ -61,10 +66,11 @@ impl MultiBlockRow {
             cached: 0,
             start: whole,
             end: whole,
-            blocks_left: max_new_tokens.div_ceil(options.block_size),
+            blocks_left,
             done: false,
         };
-        let is_fused = options.fuse_prefill && whole < row.text.prompt && row.blocks_left > 0;
+        let is_known = whole < row.text.prompt || !options.token_shift;
+        let is_fused = options.fuse_prefill && is_known && row.blocks_left > 0;
         if whole == 0 || is_fused {
             row.open_blocks();
         }
@@ -131,13 +137,14 @@ impl MultiBlockRow {
             self.text.ids.resize(self.end, self.mask_id);
             self.text.decided.resize(self.end - self.text.prompt, Decided::default());
         }
-        self.done = self.start == self.end;
+        let is_full = || self.active().is_none() && self.blocks_left == 0;
+        self.done = self.start == self.end || (!self.options.token_shift && is_full());
     }
 
     /// Fixes what a pass predicted for the positions that it judged.
     fn accept(&mut self, pass: &RowPass, predictions: &[Prediction]) {
         let size = self.options.block_size;
-        let positions = || pass.judged.iter().map(|offset| pass.start + offset + 1);
+        let positions = || pass.judged.iter().map(|offset| pass.start + offset + pass.shift);
         let Some(active) = self.active() else {
             // every block is full: the token behind them
             if let Some(next) = predictions.first() {
@@ -147,7 +154,7 @@ impl MultiBlockRow {
         };
         // the active block's positions come first, for those before it are full
         let own = positions().take_while(|at| *at < active + size).count().min(predictions.len());
-        let forced = match self.is_masked(active) {
+        let forced = match self.options.token_shift && self.is_masked(active) {
             true => Some(0),
             false => most_probable(&predictions[..own]),
         };
@@ -172,10 +179,12 @@ impl Row for MultiBlockRow {
     fn next_pass(&self) -> Option<RowPass> {
         let (size, whole) = (self.options.block_size, self.whole());
         let is_opened = self.start < self.end;
-        let judged = |start: usize| self.open().into_iter().map(|at| at - 1 - start).collect();
+        let shift = self.options.shift();
+        let judged = |start: usize| self.open().into_iter().map(|at| at - shift - start).collect();
         if self.cached < whole {
-            let predicts = whole == self.text.prompt;
-            let mut pass = RowPass::prefill(self.cached, whole, size, predicts);
+            let predicts = shift == 1 && whole == self.text.prompt;
+            let mut pass =
+                RowPass { shift, ..RowPass::prefill(self.cached, whole, size, predicts) };
             if is_opened && pass.start + pass.len == whole {
                 pass.tail = self.end - whole;
                 pass.len += pass.tail;
@@ -189,6 +198,7 @@ impl Row for MultiBlockRow {
         }
         let (start, len) = (self.start, self.end - self.start);
         let (kind, judged) = match self.active() {
+            None if shift == 0 => (PassKind::Commit, Vec::new()),
             None => (PassKind::Commit, vec![len - 1]),
             Some(active) if active > start => (PassKind::Commit, judged(start)),
             Some(_) => (PassKind::Block, judged(start)),
@@ -200,6 +210,7 @@ impl Row for MultiBlockRow {
             visible: self.end,
             order: Order::Blocks(size),
             judged,
+            shift,
             tail: 0,
         })
     }

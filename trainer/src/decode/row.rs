@@ -27,7 +27,7 @@ pub(super) enum PassKind {
     Commit,
 }
 
-/// The tokens of one row in a forward pass. The logits at an offset predict the token behind it.
+/// The tokens of one row in a forward pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RowPass {
     pub kind: PassKind,
@@ -40,6 +40,9 @@ pub(super) struct RowPass {
     pub order: Order,
     /// Offsets in the pass whose logits are wanted.
     pub judged: Vec<usize>,
+    /// The logits at an offset predict the token this many positions behind it: 1, or 0 for models
+    /// that were trained without the token shift.
+    pub shift: usize,
     /// Tokens at the end that must not be left to a pass of their own: an open block that runs
     /// together with prompt tokens.
     pub tail: usize,
@@ -47,7 +50,8 @@ pub(super) struct RowPass {
 
 impl RowPass {
     /// The pass over prompt tokens from `start` on, at most to `end`, in blocks of `block` tokens
-    /// (1: causal). The token behind `end` is predicted if `predicts` says so.
+    /// (1: causal). The token behind `end` is predicted if `predicts` says so, which takes a model
+    /// with the token shift.
     pub(super) fn prefill(start: usize, end: usize, block: usize, predicts: bool) -> Self {
         let len = (end - start).min(PREFILL_TOKENS.next_multiple_of(block));
         let judged = match predicts && start + len == end {
@@ -55,7 +59,7 @@ impl RowPass {
             false => Vec::new(),
         };
         let (visible, order) = (start + len, Order::Blocks(block));
-        RowPass { kind: PassKind::Prefill, start, len, visible, order, judged, tail: 0 }
+        RowPass { kind: PassKind::Prefill, start, len, visible, order, judged, shift: 1, tail: 0 }
     }
 
     /// The same pass over the first `most` tokens of it, and over whole blocks. The last block of

@@ -45,14 +45,16 @@ pub(crate) fn build_batch(
     }
 }
 
-/// Number of targets of a row, without building its layout: every labelled token that is not the
-/// first of its document, once over both views.
+/// Number of targets of a row, without building its layout: every labelled token, with the token
+/// shift except the first of a document, once over both views.
 pub(crate) fn count_targets(
     row: &PackedRow,
     spec: &ObjectiveSpec,
     objective: Objective,
     hidden: Option<&[bool]>,
 ) -> usize {
+    // the causal loss is always shifted
+    let shift = if objective == Objective::Sft { 1 } else { spec.shift() };
     let one_view = matches!(objective, Objective::BlockDiffusion(_)) && !spec.complementary;
     let whole = [(0, row.input_ids.len())];
     let documents: &[(usize, usize)] = match spec.document_mask {
@@ -61,7 +63,7 @@ pub(crate) fn count_targets(
     };
     documents
         .iter()
-        .flat_map(|&(start, n)| start + 1..start + n)
+        .flat_map(|&(start, n)| start + shift..start + n)
         .filter(|&i| row.labels[i] != IGNORE && (!one_view || hidden.is_some_and(|h| h[i])))
         .count()
 }

@@ -15,7 +15,8 @@
 //! Rules (Fast-dLLM v2, arXiv:2509.26328, section 3.2 and appendix A.2; `docs/objective.md`): a
 //! noised token sees its own noised block in both directions and the clean tokens of strictly
 //! earlier blocks; a clean token sees clean tokens of its own and earlier blocks; nothing sees
-//! another document. By the token shift, the logits at position i-1 predict token i.
+//! another document. By the token shift, the logits at position i-1 predict token i; without it
+//! those at position i (`conversion.token_shift=false`).
 
 use super::spec::{IGNORE, ObjectiveSpec, PackedRow};
 use crate::attention::{KeyRange, Tile};
@@ -83,6 +84,7 @@ pub(crate) fn sees(q: &Token, k: &Token) -> bool {
 pub(crate) fn reference(row: &PackedRow, hidden: &[bool], spec: &ObjectiveSpec) -> Vec<Stream> {
     let len = row.input_ids.len();
     let documents = spec.documents(row);
+    let shift = spec.shift();
     spec.views()
         .map(|view| {
             let mut s = Stream::default();
@@ -99,8 +101,8 @@ pub(crate) fn reference(row: &PackedRow, hidden: &[bool], spec: &ObjectiveSpec) 
                             block: (j / spec.bd_size) as i32,
                             role,
                         });
-                        if mask && j > 0 && doc >= 0 {
-                            s.targets.push(Target { at: i - 1, id: row.input_ids[i] });
+                        if mask && j >= shift && doc >= 0 {
+                            s.targets.push(Target { at: i - shift, id: row.input_ids[i] });
                         }
                     }
                     for b in 0..n.div_ceil(spec.bd_size) {
@@ -122,10 +124,10 @@ pub(crate) fn reference(row: &PackedRow, hidden: &[bool], spec: &ObjectiveSpec) 
 ///
 /// A view's noised block is needed when one of its positions predicts a counted token. If nothing
 /// in it is hidden in that view, its hidden states are those of the clean block, and the logits are
-/// read there. A clean block is needed when a later noised block is kept or its own logits are
-/// read.
+/// read there (with the token shift alone: without it a block predicts what it hides). A clean
+/// block is needed when a later noised block is kept or its own logits are read.
 pub(crate) fn saving(row: &PackedRow, hidden: &[bool], spec: &ObjectiveSpec) -> Stream {
-    let bd = spec.bd_size;
+    let (bd, shift) = (spec.bd_size, spec.shift());
     let mut s = Stream::default();
     for (doc, start, n) in spec.documents(row) {
         if doc < 0 {
@@ -141,8 +143,8 @@ pub(crate) fn saving(row: &PackedRow, hidden: &[bool], spec: &ObjectiveSpec) -> 
         for view in spec.views() {
             for b in 0..blocks {
                 let (first, len) = span(b);
-                let counted = |j: usize| j > 0 && j < n && is_hidden(row, hidden, view, start + j);
-                if !(first..first + len).any(|j| counted(j + 1)) {
+                let counted = |j: usize| j < n && is_hidden(row, hidden, view, start + j);
+                if !(first..first + len).any(|j| counted(j + shift)) {
                     continue;
                 }
                 if (first..first + len).any(|j| is_hidden(row, hidden, view, start + j)) {
@@ -172,9 +174,9 @@ pub(crate) fn saving(row: &PackedRow, hidden: &[bool], spec: &ObjectiveSpec) -> 
         let predict = |s: &mut Stream, view: u8, b: usize, at: usize| {
             let (first, len) = span(b);
             for j in first..first + len {
-                let next = j + 1;
-                if next < n && is_hidden(row, hidden, view, start + next) {
-                    s.targets.push(Target { at: at + j - first, id: row.input_ids[start + next] });
+                let token = j + shift;
+                if token < n && is_hidden(row, hidden, view, start + token) {
+                    s.targets.push(Target { at: at + j - first, id: row.input_ids[start + token] });
                 }
             }
         };

@@ -51,11 +51,19 @@ pub(crate) struct ObjectiveSpec {
     /// Train both complementary views, or view A alone.
     pub complementary: bool,
     pub document_mask: DocumentMask,
+    /// The logits at position i-1 predict token i (Fast-dLLM v2); without it those at position i
+    /// (SDAR).
+    pub token_shift: bool,
 }
 
 impl ObjectiveSpec {
     pub(super) fn views(&self) -> std::ops::Range<u8> {
         0..if self.complementary { 2 } else { 1 }
+    }
+
+    /// Positions between the logits that predict a token and the token: 1 with the token shift.
+    pub(crate) fn shift(&self) -> usize {
+        usize::from(self.token_shift)
     }
 
     /// The documents of a row and its padding as (document id, start, length); padding has id -1.

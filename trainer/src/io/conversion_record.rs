@@ -19,6 +19,8 @@ pub(crate) struct ConversionRecord {
     /// Tokens per diffusion block.
     pub bd_size: Option<usize>,
     pub mask_token_id: Option<i64>,
+    /// Whether the logits at position i-1 predict token i; `None` where no file says.
+    pub token_shift: Option<bool>,
     /// Ids with which the assistant's turn opened in the training data, behind the prompt.
     pub opening_ids: Vec<i64>,
     /// Whether the last training was causal (`objective=sft`), which does not teach to fill blocks.
@@ -26,13 +28,25 @@ pub(crate) struct ConversionRecord {
 }
 
 impl ConversionRecord {
+    /// Whether the logits at position i-1 predict token i, as in every model that says nothing
+    /// else.
+    pub(crate) fn has_token_shift(&self) -> bool {
+        self.token_shift.unwrap_or(true)
+    }
+
     /// Reads the files of `dir`, whose `config.json` is `config`.
     pub(crate) fn read(dir: &Path, config: &ModelConfig) -> Result<Self> {
         let path = dir.join("dlm_config.json");
         let file: Option<Value> = json::read_if_present(&path, "valid JSON")?;
         let Some(file) = file else {
             let (bd_size, mask_token_id) = (config.bd_size, config.mask_token_id);
-            return Ok(ConversionRecord { bd_size, mask_token_id, ..Default::default() });
+            let token_shift = config.token_shift;
+            return Ok(ConversionRecord {
+                bd_size,
+                mask_token_id,
+                token_shift,
+                ..Default::default()
+            });
         };
         if !file.is_object() {
             return Err(Error::format(&path, "not an object of keys and values"));
@@ -53,10 +67,20 @@ impl ConversionRecord {
         };
         let bd_size = agree(dir, "bd_size", bd_size, config.bd_size)?;
         let is_causal = file.get("objective").and_then(Value::as_str) == Some("sft");
+        let token_shift = match file.get("token_shift") {
+            None | Some(Value::Null) => None,
+            Some(Value::Bool(shift)) => Some(*shift),
+            Some(other) => {
+                return Err(here(Error::Model(format!(
+                    "token_shift is {other}; expected true or false"
+                ))));
+            }
+        };
         let record = ConversionRecord {
             bd_size: bd_size.filter(|_| !is_causal),
             is_causal,
             mask_token_id: agree(dir, "mask_token_id", mask_token_id, config.mask_token_id)?,
+            token_shift: agree(dir, "token_shift", token_shift, config.token_shift)?,
             opening_ids,
         };
         let token = file.get("mask_token").and_then(Value::as_str);

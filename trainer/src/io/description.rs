@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::config::ExportFormat;
 use crate::error::{Error, Result};
+use crate::io::engine_formats::config_keys;
 use crate::io::json as json_file;
 use crate::io::source::{NAMED_TEMPLATES, missing_tokenizer, tokenizer_files};
 use crate::model::{Decoder, ParamKind};
@@ -115,9 +116,11 @@ fn model_config(
         if o.get("pad_token_id").is_none_or(Value::is_null) {
             o.insert("pad_token_id".into(), json!(info.pad_token_id));
         }
-        if format == ExportFormat::FastDllm {
-            fast_dllm_keys(o);
-        }
+        match decoder.cfg.has_token_shift() {
+            true => o.remove("token_shift"),
+            false => o.insert("token_shift".into(), json!(false)),
+        };
+        config_keys(o, decoder, format);
         if let Some(q) = o.get_mut("quantization_config").and_then(Value::as_object_mut) {
             // packed weights are quantised already, full-precision weights in every forward pass
             let (mode, class) = if format == ExportFormat::PackedTernary {
@@ -131,25 +134,6 @@ fn model_config(
         }
     }
     raw
-}
-
-/// The keys by which the published Fast-dLLM v2 code recognises its models; `conplemenrary_mask` is
-/// spelt as in that code.
-fn fast_dllm_keys(config: &mut serde_json::Map<String, Value>) {
-    const HUB: &str = "Efficient-Large-Model/Fast_dLLM_v2_7B";
-    config.insert("architectures".into(), json!(["Fast_dLLM_QwenForCausalLM"]));
-    config.insert("model_type".into(), json!("Fast_dLLM_Qwen"));
-    config.insert(
-        "auto_map".into(),
-        json!({
-            "AutoConfig": format!("{HUB}--configuration.Fast_dLLM_QwenConfig"),
-            "AutoModel": format!("{HUB}--modeling.Fast_dLLM_QwenModel"),
-            "AutoModelForCausalLM": format!("{HUB}--modeling.Fast_dLLM_QwenForCausalLM"),
-        }),
-    );
-    config.insert("conplemenrary_mask".into(), json!(true));
-    let layers = config.get("num_hidden_layers").and_then(Value::as_u64).unwrap_or(0) as usize;
-    config.entry("layer_types").or_insert_with(|| json!(vec!["full_attention"; layers]));
 }
 
 /// The source's generation_config.json with the ids that end a completion.

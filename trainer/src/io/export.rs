@@ -5,22 +5,24 @@
 //! `tokenizer.json`, `tokenizer_config.json`, `generation_config.json`, and at the end
 //! `dlm_config.json`: a folder without it is not a whole export. Weights are stored in `dtype`
 //! (fp32 or bf16); with `packed-ternary` BitLinear's weights are `u8 [out/4, in]`, each with a
-//! `weight_scale` f32 `[1]`, as transformers reads BitNet checkpoints.
+//! `weight_scale` f32 `[1]`, as transformers reads BitNet checkpoints. `fast-dllm` and `sdar` have
+//! the config of those architectures and a modeling file (`engine_formats.rs`).
 
 use std::path::Path;
 
 use burn::prelude::*;
 use safetensors::Dtype;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::compute::tensor_io::download;
 use crate::config::ExportFormat;
 use crate::error::{Error, Result};
 use crate::io::description::{ExportInfo, check_tokenizer_folder, linear_class, write_small_files};
+use crate::io::engine_formats::{Trained, added_tensors, check, write_modeling_file};
 use crate::io::json as json_file;
 use crate::io::load_model::HostModel;
 use crate::io::safetensors_file::{self, TensorContent, TensorEntry};
-use crate::model::config::Family;
+use crate::io::ternary_check::{self, TernaryCheck};
 use crate::model::{Checkpoint, Decoder, Weights, ternary};
 use dlm_datasets::fs;
 
@@ -29,29 +31,8 @@ pub(crate) const UNFINISHED: &str = ".unfinished_export.json";
 /// Largest shard, bytes; the default of transformers.
 const SHARD_BYTES: usize = 5_000_000_000;
 
-/// Refuse a format that this model cannot be written in. Also called before training, so that a
-/// long run does not end with this error.
-pub(crate) fn check(decoder: &Decoder, format: ExportFormat) -> Result<()> {
-    let cfg = &decoder.cfg;
-    match format {
-        ExportFormat::Hf => Ok(()),
-        ExportFormat::FastDllm if cfg.family == Family::Qwen2 => Ok(()),
-        ExportFormat::FastDllm => Err(Error::Usage(format!(
-            "export.format=fast-dllm is the published Fast_dLLM_Qwen architecture, which is Qwen2's; this model is {:?}; use export.format=hf",
-            cfg.family
-        ))),
-        ExportFormat::PackedTernary if cfg.quantization.is_none() => Err(Error::Usage(format!(
-            "export.format=packed-ternary stores BitLinear's ternary weights; this {:?} model has no BitLinear (no quantization_config in its config.json): use export.format=hf, or train with conversion.bitlinear=on",
-            cfg.family
-        ))),
-        ExportFormat::PackedTernary => {
-            let mut matrices = decoder.params.specs.iter().filter(|s| s.may_quantize);
-            matrices.try_for_each(|s| ternary::check(&s.name, s.shape[0]))
-        }
-    }
-}
-
-/// Write the folder.
+/// Write the folder. For a model with BitLinear: how the ternary values that it holds compare with
+/// the trained ones.
 pub(crate) fn export(
     dir: &Path,
     decoder: &Decoder,
@@ -59,8 +40,10 @@ pub(crate) fn export(
     dtype: Dtype,
     format: ExportFormat,
     info: &ExportInfo,
-) -> Result<()> {
-    check(decoder, format)?;
+) -> Result<Option<TernaryCheck>> {
+    let objective = info.record.get("objective").and_then(Value::as_str);
+    let block_diffusion = objective.is_none_or(|name| name == "block_diffusion");
+    check(decoder, format, Trained { mask_token_id: info.mask_token_id, block_diffusion })?;
     check_tokenizer_folder(&info.tokenizer)?;
     fs::create_dir(dir)?;
     let unfinished = dir.join(UNFINISHED);
@@ -75,6 +58,7 @@ pub(crate) fn export(
     }
     write_weights(dir, decoder, w, dtype, format)?;
     write_small_files(dir, decoder, dtype, format, info)?;
+    write_modeling_file(dir, format)?;
     let mut record = json!({
         "bd_size": info.bd_size,
         "mask_token": info.mask_token,
@@ -83,12 +67,20 @@ pub(crate) fn export(
     if let (None, Some(record)) = (info.bd_size, record.as_object_mut()) {
         record.remove("bd_size");
     }
+    if let (Some(r), false) = (record.as_object_mut(), decoder.cfg.has_token_shift()) {
+        r.insert("token_shift".into(), json!(false));
+    }
     if let (Some(r), Some(more)) = (record.as_object_mut(), info.record.as_object()) {
         r.extend(more.iter().map(|(k, v)| (k.clone(), v.clone())));
     }
     verify(dir, decoder, w, dtype, format)?;
+    let ternary = match decoder.cfg.quantization {
+        Some(_) => Some(ternary_check::compare(dir, decoder, w, format)?),
+        None => None,
+    };
     json_file::write(&marker, &record)?;
-    std::fs::remove_file(&unfinished).map_err(|e| Error::io(&unfinished, "removing", e))
+    std::fs::remove_file(&unfinished).map_err(|e| Error::io(&unfinished, "removing", e))?;
+    Ok(ternary)
 }
 
 /// The packed matrix and its `weight_scale` as they are stored.
@@ -140,6 +132,7 @@ fn write_weights(
             add(TensorEntry::floats(spec.name.clone(), dtype, spec.shape.clone(), t.clone()));
         }
     }
+    added_tensors(decoder, dtype, format).into_iter().for_each(&mut add);
     let n = shards.len();
     let index_path = dir.join("model.safetensors.index.json");
     if n == 1 {
@@ -202,6 +195,13 @@ fn verify(
     if format == ExportFormat::PackedTernary {
         // the loader, which follows the new config.json, must find and unpack every tensor
         HostModel::read(dir)?;
+    }
+    for added in added_tensors(decoder, dtype, format) {
+        let (_, dtype, shape, data) = ck.view(&added.name)?;
+        let is_zero = data.iter().all(|byte| *byte == 0);
+        if !(is_zero && dtype == added.dtype && shape == added.shape) {
+            return Err(damaged(&added.name));
+        }
     }
     Ok(())
 }

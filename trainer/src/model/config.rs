@@ -63,6 +63,8 @@ pub(crate) struct ModelConfig {
     pub bd_size: Option<usize>,
     /// Mask token of a model that was converted before.
     pub mask_token_id: Option<i64>,
+    /// Whether the logits at position i-1 predict token i; `None` where `config.json` does not say.
+    pub token_shift: Option<bool>,
     /// Standard deviation of random initialisation.
     pub initializer_range: f64,
     pub eos_token_ids: Vec<i64>,
@@ -176,10 +178,17 @@ impl ModelConfig {
             warnings,
             bd_size: r.opt_size("bd_size")?,
             mask_token_id: ids.one("mask_token_id")?,
+            token_shift: r.token_shift()?,
             initializer_range: r.number("initializer_range")?.unwrap_or(0.02),
             eos_token_ids: ids.all("eos_token_id")?,
             raw: Family::as_causal_model(raw.clone()),
         })
+    }
+
+    /// Whether the logits at position i-1 predict token i, as in every model that says nothing
+    /// else.
+    pub(crate) fn has_token_shift(&self) -> bool {
+        self.token_shift.unwrap_or(true)
     }
 
     /// Whether the weight `name` belongs to a module that is BitLinear where the model has any.

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::family::Family;
+use super::family::{Family, SDAR};
 use crate::error::{Error, Result};
 
 /// Largest size of a dimension or a context: no model comes near, and products of two of them stay
@@ -60,6 +60,21 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// `token_shift`, which SDAR's models do not have, without saying so.
+    pub(super) fn token_shift(&self) -> Result<Option<bool>> {
+        let said = match self.raw.get("token_shift") {
+            None | Some(Value::Null) => None,
+            Some(_) => Some(self.flag("token_shift", true)?),
+        };
+        match (said, self.text("model_type") == Some(SDAR)) {
+            (Some(true), true) => Err(Error::Model(
+                "token_shift is true and model_type sdar: SDAR's models predict each token at its own position; remove one of the two".into(),
+            )),
+            (None, true) => Ok(Some(false)),
+            _ => Ok(said),
+        }
+    }
+
     /// The family, as transformers finds it: by `model_type`, and by `architectures` where there is
     /// no `model_type`. A contradiction between the two is added to `warnings`.
     pub(super) fn family(&self, warnings: &mut Vec<String>) -> Result<Family> {
@@ -72,7 +87,7 @@ impl<'a> Reader<'a> {
         let by_kind = kind.map(|name| Family::named(&name.to_lowercase()).ok_or(name));
         match (by_kind, by_arch) {
             (_, Some(Err(name))) | (Some(Err(name)), _) => Err(Error::Model(format!(
-                "architecture {name:?} is not supported; supported: LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, BitNetForCausalLM"
+                "architecture {name:?} is not supported; supported: LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, BitNetForCausalLM, SDARForCausalLM, Fast_dLLM_QwenForCausalLM"
             ))),
             (Some(Ok(a)), Some(Ok(b))) if a != b => {
                 warnings.push(format!(

@@ -2,6 +2,9 @@
 
 use serde_json::Value;
 
+/// `model_type` of SDAR's models: Qwen3's layers, trained without the token shift.
+pub(crate) const SDAR: &str = "sdar";
+
 /// The decoder family of a checkpoint; families differ only in the switches of [`ModelConfig`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Family {
@@ -33,7 +36,7 @@ impl Family {
         match name {
             "llama" => Some(Family::Llama),
             "qwen2" | "fast_dllm_qwen" => Some(Family::Qwen2),
-            "qwen3" => Some(Family::Qwen3),
+            "qwen3" | SDAR => Some(Family::Qwen3),
             "bitnet" => Some(Family::BitNet),
             _ => None,
         }

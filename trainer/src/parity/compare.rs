@@ -20,6 +20,7 @@ use crate::diffusion::{
     count_targets, objective,
 };
 use crate::error::{Error, Result};
+use crate::io::conversion_record::ConversionRecord;
 use crate::io::load_model::{self, LoadOptions, LoadedModel, load_model};
 use crate::model::{Decoder, Gradients, ModelConfig};
 use crate::native::{self, Native, NativeOptions};
@@ -48,6 +49,9 @@ pub struct ParityOptions {
     pub bd_size: usize,
     /// Id of the mask token. Default: that of `config.json`, else the last id of the vocabulary.
     pub mask_token_id: Option<i32>,
+    /// Whether the logits at position i-1 predict token i, in cases with a mask; else those at
+    /// position i. Default: as the model folder says, else true.
+    pub token_shift: Option<bool>,
     /// Stream layout in cases with a mask. Default: [`Layout::Saving`].
     pub layout: Layout,
     /// Device: `auto`, `cpu`, `cuda[:N]` or `wgpu`. Default: `auto`.
@@ -79,6 +83,7 @@ impl ParityOptions {
             grads: None,
             bd_size: 32,
             mask_token_id: None,
+            token_shift: None,
             layout: Layout::Saving,
             device: "auto".into(),
             dtype: ComputeDtype::Fp32,
@@ -197,6 +202,10 @@ fn measure(
         mask_token_id,
         complementary: true,
         document_mask: DocumentMask::Document,
+        token_shift: match options.token_shift {
+            Some(shift) => shift,
+            None => ConversionRecord::read(folder, config)?.has_token_shift(),
+        },
     };
     let objective = match case.mask {
         Some(_) => Objective::BlockDiffusion(options.layout),

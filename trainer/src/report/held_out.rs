@@ -14,8 +14,8 @@ pub struct Acceptance {
     pub right: u64,
     /// Hidden tokens, over both complementary views.
     pub hidden: u64,
-    /// By the token's position in its block, `bd_size` pairs. The first position is predicted by
-    /// the block before.
+    /// By the token's position in its block, `bd_size` pairs. With the token shift the first
+    /// position is predicted by the block before.
     pub by_position: Vec<[u64; 2]>,
     /// By the share of mask tokens in the block that predicts: none, then tenths (0, 0.1] to
     /// (0.9, 1]; 11 pairs.

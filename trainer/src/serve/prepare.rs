@@ -186,14 +186,15 @@ fn max_tokens(server: &Server, asked: Option<usize>, prompt: usize) -> Result<us
 }
 
 /// The limit that a row is decoded with so that it has at least `max_tokens` tokens. Block mode
-/// counts whole blocks from the one that the prompt ends in; the schedule cuts at `max_tokens`.
+/// with the token shift counts whole blocks from the one that the prompt ends in; the schedule cuts
+/// at `max_tokens`.
 fn row_limit(mode: &RowMode, prompt: usize, max_tokens: usize) -> usize {
     match mode {
-        RowMode::Block(options) => {
+        RowMode::Block(options) if options.token_shift => {
             let size = options.block_size.max(1);
             (prompt % size).saturating_add(max_tokens).div_ceil(size).saturating_mul(size)
         }
-        RowMode::Ar => max_tokens,
+        RowMode::Block(_) | RowMode::Ar => max_tokens,
     }
 }
 

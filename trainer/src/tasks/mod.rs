@@ -56,6 +56,16 @@ pub(crate) fn evaluate(options: &TaskOptions) -> Result<TaskReport> {
         Some(path) => Some((ModelFiles::open(&path)?, path)),
         None => None,
     };
+    let source = source.filter(|(files, path)| {
+        if !files.has_token_shift() {
+            message(format_args!(
+                "{} has no baseline: its source {} was trained without the token shift and has no autoregressive mode; name another one with --source MODEL",
+                options.model.display(),
+                path.display()
+            ));
+        }
+        files.has_token_shift()
+    });
     let _lock = match &options.out {
         Some(out) => {
             fs::create_dir(out)?;

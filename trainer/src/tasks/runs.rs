@@ -47,6 +47,7 @@ pub(super) fn list(whose: Whose, files: &ModelFiles, options: &TaskOptions) -> V
         return vec![ar("source ar")];
     }
     let every = match files.is_converted(&options.decoding) {
+        true if !files.has_token_shift() => vec![DecodeMode::Block],
         true => vec![DecodeMode::Ar, DecodeMode::Block],
         false => vec![DecodeMode::Ar],
     };

@@ -71,6 +71,7 @@ impl Random {
                     fuse_prefill: self.below(2) == 0,
                     fuse_commit: is_one && self.below(2) == 0,
                     blocks_in_flight,
+                    token_shift: self.below(3) > 0,
                     ..BlockOptions::published(block_size, sub_block_size, threshold)
                 })
             }

@@ -21,6 +21,8 @@ use serde::Deserialize;
 #[derive(Deserialize)]
 pub(super) struct File {
     pub mask_id: i64,
+    /// Without it the model has the token shift.
+    pub token_shift: Option<bool>,
     pub cases: Vec<Case>,
 }
 
@@ -94,16 +96,17 @@ pub(super) fn read<T: for<'a> Deserialize<'a>>(path: PathBuf) -> T {
 }
 
 /// A request without its prompt.
-pub(super) fn options(case: &Case, mask_id: i64) -> Request {
+pub(super) fn options(case: &Case, file: &File) -> Request {
     let block = BlockOptions {
         sub_block_cache: case.use_block_cache,
+        token_shift: file.token_shift != Some(false),
         ..BlockOptions::published(case.block_size, case.small_block_size, case.threshold)
     };
     Request {
         prompt: Vec::new(),
         mode: RowMode::Block(block),
         max_new_tokens: case.max_new_tokens,
-        mask_id: Some(mask_id),
+        mask_id: Some(file.mask_id),
         stop_ids: case.stop_token.into_iter().collect(),
         sampling: None,
         stop: None,
@@ -129,8 +132,12 @@ pub(super) fn decode(
 }
 
 fn check(model: &str) {
+    check_file(model, &format!("decode_{model}.json"));
+}
+
+fn check_file(model: &str, file: &str) {
     let dir = fixtures();
-    let file: File = read(dir.join(format!("decode_{model}.json")));
+    let file: File = read(dir.join(file));
     compare(model, engine(&dir.join(model)), &file);
     compare(model, on_burn(&dir.join(model)), &file);
     // The form of attention that other devices run.
@@ -141,7 +148,7 @@ fn compare(model: &str, mut engine: Engine, file: &File) {
     let mut wrong = Vec::new();
     for (i, case) in file.cases.iter().enumerate() {
         let prompt = std::slice::from_ref(&case.prompt);
-        let done = decode(&mut engine, prompt, &options(case, file.mask_id)).unwrap().remove(0);
+        let done = decode(&mut engine, prompt, &options(case, file)).unwrap().remove(0);
         let p = done.passes;
         let counts = Counts {
             prefill: p.prefill,
@@ -192,6 +199,13 @@ fn bitnet_tiny() {
     check("bitnet_tiny");
 }
 
+#[test]
+fn without_the_token_shift() {
+    for model in ["qwen2_peaky", "qwen3_tiny"] {
+        check_file(model, &format!("decode_noshift_{model}.json"));
+    }
+}
+
 /// Rows of different lengths decoded together give what each row gives alone, in no more passes
 /// than the reference's batch.
 #[test]
@@ -211,8 +225,11 @@ fn native_engine() {
         Err(error) => return dlm_test_support::skip(&format!("native engine: {error}")),
     };
     let dir = fixtures();
-    for model in ["qwen2_tiny", "qwen2_peaky", "llama_tiny", "qwen3_tiny", "bitnet_tiny"] {
-        let file: File = read(dir.join(format!("decode_{model}.json")));
+    let models = ["qwen2_tiny", "qwen2_peaky", "llama_tiny", "qwen3_tiny", "bitnet_tiny"];
+    let files = models.map(|model| (model, format!("decode_{model}.json")));
+    let shiftless = ("qwen3_tiny", "decode_noshift_qwen3_tiny.json".to_string());
+    for (model, file) in files.into_iter().chain([shiftless]) {
+        let file: File = read(dir.join(file));
         compare(model, engine_on(&dir.join(model), compute.clone()), &file);
     }
     check_batches(&dir, engine_on(&dir.join("qwen2_peaky"), compute));
@@ -274,7 +291,7 @@ fn sub_block_cache_in_a_batch() {
     };
     let cases: Vec<&Case> = file.cases.iter().filter(cached).collect();
     let prompts: Vec<_> = cases.iter().map(|case| case.prompt.clone()).collect();
-    let done = decode(&mut engine, &prompts, &options(cases[0], file.mask_id)).unwrap();
+    let done = decode(&mut engine, &prompts, &options(cases[0], &file)).unwrap();
     for (i, (done, case)) in done.iter().zip(&cases).enumerate() {
         assert_eq!(done.ids, case.expected, "row {i}");
         assert_eq!(done.passes.total(), case.passes.total, "row {i}");
@@ -407,7 +424,7 @@ fn odd_limits() {
     let file: File = read(dir.join("decode_qwen2_peaky.json"));
     let mut engine = engine(&dir.join("qwen2_peaky"));
     let case = &file.cases[0];
-    let mut options = options(case, file.mask_id);
+    let mut options = options(case, &file);
     for limit in [0, 1, 20, 33, 50] {
         options.max_new_tokens = limit;
         let done =

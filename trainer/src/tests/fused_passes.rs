@@ -18,7 +18,7 @@ fn saved(fuse_prefill: bool, fuse_commit: bool, mut check: impl FnMut(&Case, [us
         let engines = [engine(&dir.join(model)), engine(&dir.join(model)).without_tiles().unwrap()];
         for mut engine in engines {
             for (i, case) in file.cases.iter().enumerate() {
-                let mut request = options(case, file.mask_id);
+                let mut request = options(case, &file);
                 let RowMode::Block(block) = request.mode else { unreachable!() };
                 request.mode = RowMode::Block(BlockOptions { fuse_prefill, fuse_commit, ..block });
                 let prompt = std::slice::from_ref(&case.prompt);
@@ -67,6 +67,42 @@ fn a_commit_that_begins_the_next_block_saves_passes_and_changes_no_token() {
     saved(true, true, |_, _| ());
 }
 
+/// Without the token shift the first pass over a block always runs with what precedes it: the
+/// prefill, or the commit of the block before it.
+#[test]
+fn without_the_token_shift_every_prefill_and_commit_begins_a_block() {
+    let (mut prefills, mut commits) = (0, 0);
+    for model in ["qwen2_peaky", "qwen3_tiny"] {
+        let dir = fixtures();
+        let file: File = read(dir.join(format!("decode_noshift_{model}.json")));
+        let engines = [engine(&dir.join(model)), engine(&dir.join(model)).without_tiles().unwrap()];
+        for mut engine in engines {
+            for (i, case) in file.cases.iter().enumerate() {
+                for (fuse_prefill, fuse_commit) in [(true, false), (false, true), (true, true)] {
+                    let mut request = options(case, &file);
+                    let RowMode::Block(block) = request.mode else { unreachable!() };
+                    request.mode =
+                        RowMode::Block(BlockOptions { fuse_prefill, fuse_commit, ..block });
+                    let prompt = std::slice::from_ref(&case.prompt);
+                    let done = decode(&mut engine, prompt, &request).unwrap().remove(0);
+                    assert_eq!(done.ids, case.expected, "{model}, case {i}");
+                    let (was, is) = (&case.passes, done.passes);
+                    let fused = usize::from(fuse_prefill) * was.prefill
+                        + usize::from(fuse_commit) * was.commit;
+                    assert_eq!(
+                        (is.prefill, is.block, is.small, is.commit),
+                        (was.prefill, was.block - fused, was.small, was.commit),
+                        "{model}, case {i}"
+                    );
+                    prefills += was.prefill;
+                    commits += was.commit;
+                }
+            }
+        }
+    }
+    assert!(prefills > 100 && commits > 100, "{prefills} prefills, {commits} commits");
+}
+
 /// A token that the commit does not confirm is forgotten: a limit of one block leaves nothing to
 /// foresee, and completions are never longer than those of the published passes.
 #[test]
@@ -79,7 +115,7 @@ fn limits_are_kept_with_fused_passes() {
         for len in [case.prompt.len(), 32, 64, 5] {
             let prompt: Vec<i64> = case.prompt.iter().cycle().take(len).copied().collect();
             let mut found = [false, true].map(|fuse| {
-                let mut request = options(case, file.mask_id);
+                let mut request = options(case, &file);
                 let RowMode::Block(block) = request.mode else { unreachable!() };
                 request.mode =
                     RowMode::Block(BlockOptions { fuse_prefill: fuse, fuse_commit: fuse, ..block });
@@ -103,7 +139,7 @@ fn fused_passes_draw_the_same_tokens() {
     let mut saved = 0;
     for (i, case) in file.cases.iter().enumerate().step_by(3) {
         let found = [false, true].map(|fuse| {
-            let mut request = options(case, file.mask_id);
+            let mut request = options(case, &file);
             let RowMode::Block(block) = request.mode else { unreachable!() };
             request.mode = RowMode::Block(BlockOptions {
                 fuse_prefill: fuse,

@@ -150,6 +150,7 @@ proptest! {
         seed in 0u64..1000,
         extreme in 0u8..4,
         hub in any::<bool>(),
+        token_shift in any::<bool>(),
     ) {
         pad_to_same(&mut rows);
         let len = rows[0].input_ids.len();
@@ -165,6 +166,7 @@ proptest! {
             mask_token_id: MASK,
             complementary: true,
             document_mask: if hub { DocumentMask::None } else { DocumentMask::Document },
+            token_shift,
         };
         let (d, w) = decoder("Qwen3ForCausalLM", false);
         let rect = StreamShape::Rectangular { multiple: 1 };
@@ -186,12 +188,18 @@ proptest! {
 
     /// Tiles allow exactly the pairs that the predicate allows, padding included.
     #[test]
-    fn tiles_are_the_mask(rows in proptest::collection::vec(arb_row(4), 1..3), seed in 0u64..1000, hub in any::<bool>()) {
+    fn tiles_are_the_mask(
+        rows in proptest::collection::vec(arb_row(4), 1..3),
+        seed in 0u64..1000,
+        hub in any::<bool>(),
+        token_shift in any::<bool>(),
+    ) {
         let spec = ObjectiveSpec {
             bd_size: 4,
             mask_token_id: MASK,
             complementary: true,
             document_mask: if hub { DocumentMask::None } else { DocumentMask::Document },
+            token_shift,
         };
         let mut streams = Vec::new();
         let mut causal = Vec::new();
@@ -220,6 +228,7 @@ fn documents_do_not_see_each_other() {
         mask_token_id: MASK,
         complementary: true,
         document_mask: DocumentMask::Document,
+        token_shift: true,
     };
     let doc = |seed: i32, n: usize| -> (Vec<i32>, Vec<i32>) {
         let ids: Vec<i32> = (0..n as i32).map(|i| (i * 7 + seed) % MASK).collect();
@@ -278,6 +287,7 @@ fn bitlinear_trains_in_both_layouts() {
         mask_token_id: MASK,
         complementary: true,
         document_mask: DocumentMask::Document,
+        token_shift: true,
     };
     let ids: Vec<i32> = (0..16).map(|i| i * 5 % MASK).collect();
     let row = PackedRow {

@@ -41,16 +41,21 @@ fn slow(
     options: &BlockOptions,
 ) -> (Vec<i64>, Vec<usize>) {
     let (size, small) = (options.block_size, options.sub_block_size);
+    let shift = usize::from(options.token_shift);
     let (prompt, stops) = (request.prompt.len(), &request.stop_ids);
     let mut ids = request.prompt.clone();
     let mut decided = std::collections::BTreeMap::new();
     let mut pass = 0;
     let mut blocks_left = request.max_new_tokens.div_ceil(size);
+    if shift == 0 && blocks_left > 0 {
+        blocks_left = (prompt + request.max_new_tokens).div_ceil(size) - prompt / size;
+    }
     // blocks before this one are full and were run when they were
     let mut settled = prompt / size;
-    if prompt >= size && (prompt % size == 0 || !options.fuse_prefill || blocks_left == 0) {
+    let predicts = shift == 1 && prompt % size == 0;
+    if prompt >= size && (predicts || !options.fuse_prefill || blocks_left == 0) {
         pass = 1;
-        if prompt % size == 0 {
+        if predicts {
             ids.push(predicted(d, w, &ids, size)[prompt - 1].token);
             decided.insert(prompt, pass);
         }
@@ -81,7 +86,8 @@ fn slow(
                     blocks += 1;
                     ids.resize(blocks * size, MASK);
                 }
-                if blocks == settled {
+                let is_full = !ids[prompt..].contains(&MASK);
+                if blocks == settled || (shift == 0 && is_full && blocks_left == 0) {
                     break;
                 }
             }
@@ -97,22 +103,24 @@ fn slow(
             let judged: Vec<usize> = masked.iter().copied().filter(|at| *at < end).collect();
             let mut best = judged[0];
             for at in &judged {
-                if now[at - 1].probability > now[best - 1].probability {
+                if now[at - shift].probability > now[best - shift].probability {
                     best = *at;
                 }
             }
             for at in judged {
-                let is_sure = f64::from(now[at - 1].probability) > options.threshold;
-                let is_forced = Some(block) == active
-                    && if before[block * size] == MASK { at == block * size } else { at == best };
+                let is_sure = f64::from(now[at - shift].probability) > options.threshold;
+                let is_first = shift == 1 && before[block * size] == MASK;
+                let forced = if is_first { block * size } else { best };
+                let is_forced = Some(block) == active && at == forced;
                 if is_sure || is_forced {
-                    ids[at] = now[at - 1].token;
+                    ids[at] = now[at - shift].token;
                     decided.insert(at, pass);
                 }
             }
         }
         match active {
             Some(active) => settled = active,
+            None if shift == 0 => settled = blocks,
             None => {
                 settled = blocks;
                 decided.insert(ids.len(), pass);
@@ -121,7 +129,7 @@ fn slow(
         }
     }
     let mut len = ids.len();
-    if request.max_new_tokens % size != 0 {
+    if shift == 0 || request.max_new_tokens % size != 0 {
         len = len.min(prompt + request.max_new_tokens);
     }
     if let Some(stop) = ids[prompt..len].iter().position(|id| stops.contains(id)) {
@@ -132,13 +140,14 @@ fn slow(
 }
 
 /// A request for the `i`-th prompt and its options.
-fn request(i: usize, blocks_in_flight: usize) -> (Request, BlockOptions) {
+fn request(i: usize, blocks_in_flight: usize, token_shift: bool) -> (Request, BlockOptions) {
     let (size, small) = [(8, 8), (16, 8), (32, 8), (12, 4), (1, 1), (4, 2)][i % 6];
     let threshold = [0.3, 0.5, 0.9, 0.05][i / 2 % 4];
     let len = [3, size, 2 * size + 1, 3 * size - 1, 21][i % 5];
     let options = BlockOptions {
         fuse_prefill: i % 3 != 0,
         blocks_in_flight,
+        token_shift,
         ..BlockOptions::published(size, small, threshold)
     };
     let request = Request {
@@ -155,13 +164,22 @@ fn request(i: usize, blocks_in_flight: usize) -> (Request, BlockOptions) {
 
 #[test]
 fn several_blocks_in_flight_give_what_whole_sequences_give() {
+    whole_sequences(true);
+}
+
+#[test]
+fn several_blocks_in_flight_without_the_token_shift() {
+    whole_sequences(false);
+}
+
+fn whole_sequences(token_shift: bool) {
     let (mut several, mut stopped) = (0, 0);
     for model in ["qwen2_peaky", "llama_tiny"] {
         let LoadedModel { decoder, weights } = load(model);
         let mut engine = engine_of(model);
         for i in 0..30 {
             for n in [2, 3, 5] {
-                let (mut request, options) = request(i, n);
+                let (mut request, options) = request(i, n, token_shift);
                 for with_stop in [false, true] {
                     let wanted = slow(&decoder, &weights, &request, &options);
                     let prompt = request.prompt.clone();
@@ -199,7 +217,7 @@ fn engine_of(model: &str) -> Engine {
 #[test]
 fn refusals() {
     let mut engine = engine_of("qwen2_tiny");
-    let (request, options) = request(1, 2);
+    let (request, options) = request(1, 2, true);
     let mut refused = |options: BlockOptions| {
         let request = Request { mode: RowMode::Block(options), ..request.clone() };
         decode(&mut engine, &[vec![1, 2]], &request).unwrap_err().to_string()

@@ -70,6 +70,7 @@ fn logits(decoder: &Decoder, w: &Weights) -> Vec<f32> {
         mask_token_id: families::MASK,
         complementary: true,
         document_mask: DocumentMask::Document,
+        token_shift: true,
     };
     let batch = build_batch(
         Objective::Sft,

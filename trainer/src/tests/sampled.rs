@@ -35,16 +35,16 @@ impl Slow {
         logits.into_data().try_into_vec::<f32>().unwrap()
     }
 
-    /// The drawn token for `position` and its probability.
+    /// The drawn token for `position` and its probability; `shift`: the logits before it decide.
     fn draw(
         &self,
         ids: &[i64],
-        block: usize,
+        (block, shift): (usize, usize),
         how: &Sampling,
         position: usize,
         pass: usize,
     ) -> (i64, f64) {
-        let logits = self.logits(ids, block, position - 1);
+        let logits = self.logits(ids, block, position - shift);
         let book = by_the_book(how, &logits, Some(MASK));
         let uniform = how.uniform(position, pass);
         let mut below = 0.0;
@@ -58,7 +58,7 @@ impl Slow {
     fn ar(&self, prompt: &[i64], new: usize, how: &Sampling) -> Vec<i64> {
         let mut ids = prompt.to_vec();
         for pass in 1..=new {
-            ids.push(self.draw(&ids, 1, how, ids.len(), pass).0);
+            ids.push(self.draw(&ids, (1, 1), how, ids.len(), pass).0);
         }
         ids
     }
@@ -71,12 +71,14 @@ impl Slow {
         how: &Sampling,
     ) -> Vec<i64> {
         let (size, small) = (options.block_size, options.sub_block_size);
+        let shift = usize::from(options.token_shift);
+        let grid = (size, shift);
         let mut ids = prompt.to_vec();
         let mut pass = 0;
         if prompt.len() >= size {
             pass += 1;
-            if prompt.len() % size == 0 {
-                ids.push(self.draw(&ids, size, how, ids.len(), pass).0);
+            if prompt.len() % size == 0 && shift == 1 {
+                ids.push(self.draw(&ids, grid, how, ids.len(), pass).0);
             }
         }
         for _ in 0..blocks {
@@ -86,7 +88,7 @@ impl Slow {
                 while ids[sub..sub + small].contains(&MASK) {
                     pass += 1;
                     let open = (sub..sub + small).filter(|at| ids[*at] == MASK);
-                    let draw = |at| (at, self.draw(&ids, size, how, at, pass));
+                    let draw = |at| (at, self.draw(&ids, grid, how, at, pass));
                     let drawn: Vec<(usize, (i64, f64))> = open.map(draw).collect();
                     let most = drawn.iter().map(|(_, (_, p))| *p).fold(0.0, f64::max);
                     for (at, (token, p)) in drawn {
@@ -97,7 +99,9 @@ impl Slow {
                 }
             }
             pass += 1;
-            ids.push(self.draw(&ids, size, how, ids.len(), pass).0);
+            if shift == 1 {
+                ids.push(self.draw(&ids, grid, how, ids.len(), pass).0);
+            }
         }
         ids
     }
@@ -144,8 +148,19 @@ fn drawn_tokens_are_those_of_whole_passes_by_the_book() {
             assert_eq!(ar.ids, slow.ar(&prompt, 12, &how), "{case}");
             let options = BlockOptions::published(32, 8, 0.6);
             let mode = RowMode::Block(options);
-            let block = decode(&mut engine, Request { mode, max_new_tokens: 32, ..request });
+            let block = Request { mode, max_new_tokens: 32, ..request.clone() };
+            let block = decode(&mut engine, block);
             assert_eq!(block.ids, slow.block(&prompt, 1, &options, &how), "{case}");
+            // two blocks; a limit that ends with the second one cuts nothing
+            let options = BlockOptions { token_shift: false, ..options };
+            let max_new_tokens = 64 - prompt.len() % 32;
+            let found = [false, true].map(|fuse| {
+                let block = BlockOptions { fuse_prefill: fuse, fuse_commit: fuse, ..options };
+                let mode = RowMode::Block(block);
+                decode(&mut engine, Request { mode, max_new_tokens, ..request.clone() }).ids
+            });
+            let wanted = slow.block(&prompt, 2, &options, &how);
+            assert_eq!(found, [wanted.clone(), wanted], "{case}, without the token shift");
         }
     }
 }

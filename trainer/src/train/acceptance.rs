@@ -24,7 +24,7 @@ impl Tally {
         for (target, best) in batch.targets.iter().zip(best) {
             let Some(predicts) = batch.tokens.get(target.at) else { continue };
             let right = u64::from(best.token == i64::from(target.id));
-            let at = (predicts.position as usize + 1) % spec.bd_size;
+            let at = (predicts.position as usize + spec.shift()) % spec.bd_size;
             let (masked, len) = masked_of_block(batch, target.at, spec);
             let tenth = (10 * masked).div_ceil(len);
             let pairs = [self.by_position.get_mut(at), self.by_hidden_share.get_mut(tenth)];

@@ -67,22 +67,9 @@ pub(crate) fn info(model: &TrainedModel) -> ExportInfo {
     }
 }
 
-/// Refuse a format that the run's model cannot be written in. Also called before training, so that
-/// a long run does not end with this error.
-pub(crate) fn check_format(cfg: &Config, decoder: &Decoder) -> Result<()> {
-    let causal = cfg.conversion.objective == config::Objective::Sft;
-    if causal && cfg.export.format == config::ExportFormat::FastDllm {
-        return Err(Error::Usage(
-            "export.format=fast-dllm is for models that fill blocks, and conversion.objective=sft does not teach that; use export.format=hf".into(),
-        ));
-    }
-    export::check(decoder, cfg.export.format)
-}
-
 /// Write the Hugging Face folder of a run.
 pub(crate) fn export(model: &TrainedModel, out: &Path) -> Result<()> {
     let TrainedModel { cfg, decoder, state, .. } = *model;
-    check_format(cfg, decoder)?;
     if decoder.cfg.quantization.is_some() && cfg.conversion.lambda_warmup > state.step {
         message(format_args!(
             "warning: BitLinear's quantisation was still being blended in (step {} of conversion.lambda_warmup={}); the exported model is quantised fully",
@@ -98,7 +85,10 @@ pub(crate) fn export(model: &TrainedModel, out: &Path) -> Result<()> {
     if let (Some(opening), Some(record)) = (opening, info.record.as_object_mut()) {
         record.insert("assistant_opening_ids".into(), json!(opening));
     }
-    export::export(out, decoder, model.weights, dtype, cfg.export.format, &info)?;
+    let ternary = export::export(out, decoder, model.weights, dtype, cfg.export.format, &info)?;
+    if let Some(ternary) = ternary {
+        message(format_args!("{ternary}"));
+    }
     message(format_args!("exported to {}", out.display()));
     Ok(())
 }

@@ -29,6 +29,13 @@ pub(super) const SOURCE_HASH: &str = "source_hash";
 /// Settings that say when a run is complete. A complete run may be given a larger budget.
 pub(super) const BUDGET: [&str; 2] = ["conversion.total_tokens", "train.max_steps"];
 
+/// Settings that checkpoints of older versions do not record, and what was in effect there.
+pub(super) const ADDED: [(&str, &str); 2] =
+    [(TOKEN_SHIFT, "true"), ("conversion.mask_token_id", "null")];
+
+/// Recorded as it is in effect, not as it is configured: null takes that of the source.
+const TOKEN_SHIFT: &str = "conversion.token_shift";
+
 /// Dataset fingerprint, model source, parameter count, and every configuration key of the sections
 /// `conversion`, `optim` and `train` that is not [`FREE`].
 pub(super) fn identity(
@@ -57,5 +64,6 @@ pub(super) fn identity(
             }
         }
     }
+    identity.insert(TOKEN_SHIFT.into(), decoder.cfg.has_token_shift().to_string());
     Ok(identity)
 }

@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::config::ExportFormat;
 use crate::error::{Error, Result};
 use crate::io::checkpoint::Identity;
+use crate::io::engine_formats;
 use crate::io::export::UNFINISHED;
 use crate::io::json;
 use crate::io::source::{NAMED_TEMPLATES, TOKENIZER_FILES};
@@ -134,6 +136,7 @@ pub(crate) fn remove_export(dir: &Path) -> Result<()> {
     for name in CONFIGS.iter().chain(&TOKENIZER_FILES) {
         remove(&dir.join(name))?;
     }
+    engine_formats::write_modeling_file(dir, ExportFormat::Hf)?;
     let Ok(entries) = std::fs::read_dir(dir) else { return Ok(()) };
     for entry in entries.filter_map(std::result::Result::ok) {
         let name = entry.file_name().to_string_lossy().into_owned();

@@ -13,7 +13,7 @@ use burn::prelude::*;
 use dlm_datasets::{Dataset, Manifest, Split};
 
 use crate::compute::memory;
-use crate::config::{BitLinear, Config};
+use crate::config::{BitLinear, Config, Objective};
 use crate::error::{Error, Result};
 use crate::io::conversion_record::ConversionRecord;
 use crate::io::json;
@@ -49,6 +49,17 @@ pub(super) fn prepare(
     if let Some(folder) = &source.folder {
         read_record(folder, &mut model.config)?;
     }
+    let of_source = model.config.has_token_shift();
+    let token_shift = token_shift(cfg, of_source);
+    if with_weights && token_shift != of_source {
+        message(format_args!(
+            "{} predicts each token {}; this run trains it to predict each token {} (conversion.token_shift={token_shift})",
+            source.name,
+            place_of_prediction(of_source),
+            place_of_prediction(token_shift)
+        ));
+    }
+    model.config.token_shift = Some(token_shift);
     check_mask_token(data)?;
     let equal = source.folder.as_ref().is_some_and(|folder| has_same_tokenizer(folder, data));
     check_fit(&model.config, manifest, &source.name, equal)?;
@@ -99,6 +110,7 @@ pub(crate) fn read_record(folder: &Path, config: &mut ModelConfig) -> Result<()>
     let record = ConversionRecord::read(folder, config)?;
     config.mask_token_id = record.mask_token_id;
     config.bd_size = record.bd_size;
+    config.token_shift = record.token_shift;
     Ok(())
 }
 
@@ -109,6 +121,23 @@ pub(crate) fn add_rows(model: &mut HostModel, folder: &Path, data: &Dataset) {
     let ids = if has_same_tokenizer(folder, data) { manifest.vocab_size } else { 0 };
     let is_new = model.config.mask_token_id.is_none();
     fit_vocabulary(model, manifest.mask_token_id as usize, ids, is_new);
+}
+
+/// Whether the run trains with the token shift: as configured, else as the source was converted;
+/// the causal objective always does.
+fn token_shift(cfg: &Config, of_source: bool) -> bool {
+    match cfg.conversion.objective {
+        Objective::Sft => true,
+        Objective::BlockDiffusion => cfg.conversion.token_shift.unwrap_or(of_source),
+    }
+}
+
+/// In words.
+fn place_of_prediction(token_shift: bool) -> &'static str {
+    match token_shift {
+        true => "from the position before it",
+        false => "at its own position",
+    }
 }
 
 /// What the source, or `source.config`, says of the model.

@@ -11,7 +11,7 @@ use crate::io::checkpoint::{self, Identity, RunState};
 use crate::io::checkpoint_store::CheckpointStore;
 use crate::optim::adamw;
 use crate::report::console::message;
-use crate::train::identity::{BUDGET, SOURCE, SOURCE_HASH};
+use crate::train::identity::{ADDED, BUDGET, SOURCE, SOURCE_HASH};
 use crate::train::micro_batch;
 use crate::train::trainer::{Trainer, budget_used};
 
@@ -72,7 +72,10 @@ impl Trainer<'_> {
             .map(|spec| adamw::uses_muon(&self.cfg.optim, spec.kind))
             .collect();
         let device = &self.compute.device.device;
-        let restored = checkpoint::restore(dir, &self.decoder.params, &uses_muon, device)?;
+        let mut restored = checkpoint::restore(dir, &self.decoder.params, &uses_muon, device)?;
+        for (key, usual) in ADDED {
+            restored.identity.entry(key.into()).or_insert_with(|| usual.into());
+        }
         let longer = self.has_longer_budget(&restored.identity, &restored.state);
         self.adopt_source(&restored.identity);
         let changes: Vec<String> = self
@@ -96,7 +99,6 @@ impl Trainer<'_> {
                 "warning: resuming under other settings (--allow-changes); {changes}"
             ));
         }
-        let mut restored = restored;
         if longer {
             restored.state.finished = false;
             restored.state.evals_without_gain = 0;

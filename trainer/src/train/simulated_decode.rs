@@ -154,7 +154,7 @@ fn sub_blocks(
     sub: usize,
     counts: &mut Counts,
 ) -> Vec<SubBlock> {
-    let size = spec.bd_size;
+    let (size, shift) = (spec.bd_size, spec.shift());
     let mut out = Vec::new();
     for (document, (id, start, n)) in spec.documents(row).into_iter().enumerate() {
         if id < 0 {
@@ -168,12 +168,14 @@ fn sub_blocks(
             next = end;
             counts.completions += 1;
             counts.tokens += end - first;
-            // within a block, the prefill runs together with that block's first pass
-            counts.passes += usize::from(first >= size && first % size == 0);
+            // within a block, the prefill runs together with that block's first pass; without the
+            // token shift it does so everywhere, since it predicts nothing
+            counts.passes += usize::from(shift == 1 && first >= size && first % size == 0);
             for block in first / size..=(end - 1) / size {
-                // a prefill or a commit has decided the first token of a block behind others
+                // with the token shift a prefill or a commit has decided the first token of a
+                // block behind others
                 let begin = block * size;
-                let open = if first > begin { first } else { begin + 1 };
+                let open = first.max(begin + shift);
                 let stop = end.min(begin + size);
                 counts.passes += usize::from(stop < end);
                 let right: Vec<i32> = (begin..stop).map(token).collect();
@@ -233,7 +235,7 @@ fn stream(row: &PackedRow, filling: &[SubBlock], spec: &ObjectiveSpec) -> Stream
             // by the token shift a token is predicted by the position before it, and the first
             // token of a block is never open
             s.targets.extend(unit.open.iter().map(|open| Target {
-                at: at + open.saturating_sub(1),
+                at: at + open.saturating_sub(spec.shift()),
                 id: unit.right.get(*open).copied().unwrap_or(spec.mask_token_id),
             }));
         }

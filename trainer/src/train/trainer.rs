@@ -15,13 +15,14 @@ use crate::diffusion::{DocumentMask, Layout, Objective, ObjectiveSpec, PassOptio
 use crate::error::{Error, Result};
 use crate::io::checkpoint::{Identity, RunState};
 use crate::io::description::check_tokenizer_folder;
+use crate::io::engine_formats::{Trained, check as check_format};
 use crate::io::source::ModelSource;
 use crate::model::{Decoder, Weights};
 use crate::native::{self, Native, NativeOptions};
 use crate::optim::{Optimizer, State};
 use crate::train::checked_dataset::CheckedDataset;
 use crate::train::data::BatchPlan;
-use crate::train::export_run::{self, TrainedModel};
+use crate::train::export_run::TrainedModel;
 use crate::train::identity::identity;
 use crate::train::micro_batch;
 use crate::train::prepare_model::{self, PreparedModel, prepare};
@@ -69,12 +70,21 @@ impl<'a> Trainer<'a> {
                 manifest.bd_size
             )));
         }
+        let mask_token_id = manifest.mask_token_id;
+        if let Some(id) = cfg.conversion.mask_token_id.filter(|id| *id != mask_token_id as u64) {
+            return Err(Error::Mismatch(format!(
+                "conversion.mask_token_id is {id}, the mask token {:?} of the dataset {} has id {mask_token_id}; prepare it with the tokenizer in which the mask token has id {id}, or leave conversion.mask_token_id null",
+                manifest.mask_token,
+                data.dir().display()
+            )));
+        }
         check_evaluation(cfg, &data)?;
         let compute = compute_plan(cfg, device, &source)?;
         let PreparedModel { decoder, weights } =
             prepare(cfg, &source, &data, &compute.device.device, with_weights)?;
         // refused now rather than after days of training
-        export_run::check_format(cfg, &decoder)?;
+        let block_diffusion = cfg.conversion.objective == config::Objective::BlockDiffusion;
+        check_format(&decoder, cfg.export.format, Trained { mask_token_id, block_diffusion })?;
         check_tokenizer_folder(&data.dir().join("tokenizer"))?;
         let workers = Workers::new(workers, device, &decoder.params, cfg.train.batch_rows)?;
         let objective = objective_of(cfg);
@@ -98,6 +108,7 @@ impl<'a> Trainer<'a> {
                     config::DocumentMask::Document => DocumentMask::Document,
                     config::DocumentMask::None => DocumentMask::None,
                 },
+                token_shift: decoder.cfg.has_token_shift(),
             },
             noise_eps: cfg.conversion.noise_eps,
             shape: compute.stream_shape,
