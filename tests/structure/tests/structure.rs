@@ -29,6 +29,7 @@ const ROOMS: [(&str, &[&[&str]]); 4] = [
         &[
             &["main"],
             &["cli"],
+            &["publish"],
             &["dataset"],
             &["prepare"],
             &["pack"],
