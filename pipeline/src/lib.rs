@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Rooms, from the top; imports point downwards only: cli, publish (to a hub), dataset (finished
-//! datasets), prepare, pack, run, label, template, tokenize, parse, input, config, progress, panics,
-//! runtime, error.
+//! datasets), prepare, pack, run, label, template, tokenize, parse, input, config, progress,
+//! panics, runtime, error.
 //! docs/format.md describes the output.
 
 mod cli;
@@ -61,7 +61,7 @@ pub mod hub {
     pub use crate::input::hub::name::HubName;
     pub use crate::publish::card::{Card, MARK, plain};
     pub use crate::publish::dataset::{licence_names, push_dataset, write_card};
-    pub use crate::publish::push::{Push, Pushed, push, push_id};
+    pub use crate::publish::push::{Push, Pushed, check_push, push};
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 
 use super::card::{Card, README, plain};
 use super::contents::Content;
-use super::push::{Push, Pushed, push};
+use super::push::{Push, Pushed, check_push, push};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use dlm_datasets::manifest::{FILE_NAME, Manifest, Split};
@@ -68,7 +68,7 @@ pub fn write_card(dir: &Path, id: Option<&str>) -> Result<bool> {
 /// # Errors
 /// As [`push`], and if a file is not what the manifest says.
 pub fn push_dataset(dir: &Path, id: &str, public: bool, progress: &dyn Progress) -> Result<Pushed> {
-    super::push::push_id("push", id)?;
+    check_push("push", id)?;
     let (manifest, _) = Manifest::read_with_hash(dir)?;
     if !write_card(dir, Some(id))? {
         progress.notice(&format!("kept       {README}, which is not this program's"));
@@ -109,7 +109,7 @@ fn is_data_file(path: &str) -> bool {
     number.is_some_and(|n| n.len() >= 5 && n.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// The card.
+/// What the README.md of a dataset says.
 fn card(m: &Manifest, fingerprint: &str, id: Option<&str>) -> Card {
     let mut card = Card::new();
     let rows = m.packing.train_rows + m.packing.eval_rows;

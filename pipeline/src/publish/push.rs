@@ -60,15 +60,31 @@ pub struct Pushed {
     pub unchanged: usize,
 }
 
-/// Checks an `ORG/NAME` to push to.
+/// Checks what can be checked of a push before there is anything to push: the `ORG/NAME`, that
+/// there is a token, and that the network may be used.
 ///
 /// # Errors
-/// [`Error::Usage`], which names `key`, if it is none.
-pub fn push_id(key: &str, id: &str) -> Result<()> {
-    if is_id(id) && id.contains('/') && !id.starts_with('.') {
-        return Ok(());
+/// [`Error::Usage`], which names `key`.
+pub fn check_push(key: &str, id: &str) -> Result<()> {
+    settings_for(key, id).map(drop)
+}
+
+fn settings_for(key: &str, id: &str) -> Result<HubSettings> {
+    let wrong = |why: &str| Err(Error::Usage(format!("{key} {id:?}: {why}")));
+    if !(is_id(id) && id.contains('/') && !id.starts_with('.')) {
+        return wrong("expected ORG/NAME, such as my-organisation/my-model");
     }
-    Err(Error::Usage(format!("{key} {id:?}: expected ORG/NAME, such as my-organisation/my-model")))
+    let settings = HubSettings::from_env();
+    if settings.offline {
+        return wrong("HF_HUB_OFFLINE is set; a push needs the network");
+    }
+    if settings.token.is_none() {
+        return wrong(
+            "a push needs a token that may write: set HF_TOKEN, or log in with `hf auth login`",
+        );
+    }
+    HubClient::new(settings.clone()).check_settings()?;
+    Ok(settings)
 }
 
 /// Pushes files to a hub: `HF_ENDPOINT`, with the token of `HF_TOKEN` or of the token file.
@@ -77,24 +93,13 @@ pub fn push_id(key: &str, id: &str) -> Result<()> {
 /// [`Error::Usage`] without a token or under `HF_HUB_OFFLINE`; [`Error::Input`] if the hub refuses,
 /// if a file changes during the push, or if what arrived is not what was sent.
 pub fn push(push: &Push, progress: &dyn Progress) -> Result<Pushed> {
-    push_id("--push", &push.id)?;
-    let settings = HubSettings::from_env();
-    if settings.offline {
-        return Err(Error::Usage("HF_HUB_OFFLINE is set; a push needs the network".to_string()));
-    }
-    if settings.token.is_none() {
-        return Err(Error::Usage(
-            "a push needs a token that may write: set HF_TOKEN, or log in with `hf auth login`"
-                .to_string(),
-        ));
-    }
+    let settings = settings_for("push", &push.id)?;
     let kind = if push.is_dataset { RepoKind::Dataset } else { RepoKind::Model };
     let mut contents = Vec::with_capacity(push.files.len());
     for (path, file) in &push.files {
         contents.push(Content::of(path, file)?);
     }
     let client = HubClient::with_progress(settings.clone(), progress);
-    client.check_settings()?;
     let (id, writer) = (push.id.as_str(), Writer::new(&settings, kind, &push.id)?);
     let (before, created) = before(&client, &writer, kind, push, progress)?;
     let listed: HashMap<&str, _> =

@@ -54,6 +54,7 @@ const ROOMS: [(&str, &[&[&str]]); 4] = [
             &["serve"],
             &["tasks"],
             &["conversion", "validate", "generate"],
+            &["publish"],
             &["bench", "parity"],
             &["train"],
             &["decode"],

@@ -17,7 +17,7 @@ pub const TOKEN: &str = "hf_thetokenthatmaywrite";
 /// What the storage is asked with; a hub hands it out.
 const STORAGE_TOKEN: &str = "xet_tokenofthestorage";
 
-/// A repository.
+/// A repository on its main branch.
 #[derive(Debug, Clone, Default)]
 pub struct Repo {
     /// Whether only its owner sees it.

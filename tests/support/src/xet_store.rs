@@ -164,12 +164,10 @@ fn lz4_block(block: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
         let token = next(&mut at)?;
         let long = |at: &mut usize, short: u8| {
             let mut length = usize::from(short);
-            while short == 15 {
-                let more = next(at)?;
+            let mut more = if short == 15 { 255 } else { 0 };
+            while more == 255 {
+                more = next(at)?;
                 length += usize::from(more);
-                if more < 255 {
-                    break;
-                }
             }
             Ok::<usize, String>(length)
         };
