@@ -8,8 +8,9 @@
 //!          └──────────────── run: rows through these stages on N threads ─────┘
 //! ```
 //!
-//! Rooms, from the top; imports point downwards only: cli, dataset (finished datasets), prepare,
-//! pack, run, label, template, tokenize, parse, input, config, progress, panics, manual, error.
+//! Rooms, from the top; imports point downwards only: cli, publish (to a hub), dataset (finished
+//! datasets), prepare, pack, run, label, template, tokenize, parse, input, config, progress,
+//! panics, runtime, manual, error.
 //! docs/format.md describes the output.
 
 mod cli;
@@ -24,7 +25,9 @@ mod panics;
 mod parse;
 mod prepare;
 mod progress;
+mod publish;
 mod run;
+mod runtime;
 mod template;
 mod tokenize;
 
@@ -52,11 +55,14 @@ pub use template::chat_context::ChatContext;
 pub use template::chat_format::ChatFormat;
 
 /// Models and tokenizers: a local folder, or a repository of a Hugging Face hub that is downloaded
-/// into the cache.
+/// into the cache. Pushing a folder to a hub.
 pub mod hub {
     pub use crate::input::hub::model::{ResolvedModel, resolve_model};
     pub use crate::input::hub::model_files::ModelPart;
     pub use crate::input::hub::name::HubName;
+    pub use crate::publish::card::{Card, MARK, plain};
+    pub use crate::publish::dataset::{licence_names, push_dataset, write_card};
+    pub use crate::publish::push::{Push, Pushed, check_push, push};
 }
 
 /// Shell completions and manual pages; for the programs of this workspace.

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use crate::compute::device;
 use crate::config::Config;
 use crate::error::Result;
+use crate::publish::facts::Facts;
+use crate::publish::push;
 use crate::train::run::{self, Outcome, RunOptions};
 
 pub use crate::train::run::Resume;
@@ -216,6 +218,9 @@ pub fn convert(
     let mut config = conversion.config()?;
     config.data.dir = data.as_ref().to_path_buf();
     config.output.dir = out.as_ref().to_path_buf();
+    if let Some(id) = &config.output.push {
+        dlm_prep::hub::check_push("output.push", id)?;
+    }
     let device = device::choose(conversion.device.as_deref().unwrap_or("auto"))?;
     let options = RunOptions {
         workers: conversion.devices.unwrap_or(1),
@@ -224,6 +229,10 @@ pub fn convert(
         allow_changes: conversion.allow_changes,
     };
     let Outcome { state, export } = run::run(&config, &device, options)?;
+    if let Some(id) = &config.output.push {
+        let facts = Facts::read(&export, &export, Some(&config.data.dir))?;
+        push::push(&export, &facts, id, false)?;
+    }
     Ok(Converted {
         steps: state.step,
         tokens: state.tokens,

@@ -63,12 +63,31 @@ pub(super) enum Command {
         #[arg(long)]
         out: PathBuf,
     },
+    /// Push a dataset to a Hugging Face hub, with a card; only what is missing there is sent. The
+    /// token comes from HF_TOKEN or `hf auth login`.
+    Push(PushArgs),
     /// Measure every stage, and the whole against the tokenizer engine alone.
     Bench(BenchArgs),
     /// Print the script that completes this program's command line in a shell.
     Completions(CompletionsArgs),
     /// Write the manual pages.
     Man(ManArgs),
+}
+
+/// Arguments of `push`.
+#[derive(Args, Debug)]
+pub(super) struct PushArgs {
+    /// Folder of the dataset.
+    pub dir: PathBuf,
+    /// Repository on the hub, which is made if it is missing: ORG/NAME.
+    #[arg(required_unless_present = "card")]
+    pub id: Option<String>,
+    /// Let everybody see a repository that has to be made [default: its owner only].
+    #[arg(long)]
+    pub public: bool,
+    /// Write the card (README.md) into the folder, and push nothing.
+    #[arg(long, conflicts_with = "public")]
+    pub card: bool,
 }
 
 /// Arguments of a preparation.

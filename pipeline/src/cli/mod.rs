@@ -7,6 +7,7 @@ pub(crate) mod console;
 mod datasets;
 mod help;
 mod prepare;
+mod push;
 mod render;
 mod signals;
 
@@ -28,6 +29,7 @@ pub fn main() -> ExitCode {
         Some(Command::Render(a)) => render::run(a),
         Some(Command::Merge { dirs, out }) => datasets::merge(dirs, out),
         Some(Command::ExportHf { dir, out }) => datasets::export_hf(dir, out),
+        Some(Command::Push(a)) => push::run(a),
         Some(Command::Bench(a)) => bench::run(a),
         Some(Command::Completions(a)) => console::print(&completions(help::command(), a)),
         Some(Command::Man(a)) => {

@@ -8,7 +8,9 @@ pub mod binaries;
 pub mod families;
 pub mod hub;
 pub mod lying_hub;
+pub mod push_hub;
 pub mod python;
+pub mod xet_store;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

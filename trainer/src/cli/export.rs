@@ -1,7 +1,8 @@
 //! `dlm-train export RUN --out DIR`: a Hugging Face folder from a checkpoint of a run.
 //!
 //! In: the run's folder, whose `config.yaml` has its settings, and the dataset it was trained on,
-//! which has the tokenizer. Out: the exported folder.
+//! which has the tokenizer. Out: the exported folder, with a model card and on a hub where that is
+//! wanted.
 
 use std::path::PathBuf;
 
@@ -10,6 +11,8 @@ use clap::{Args, ValueEnum};
 use crate::compute::ComputeDtype;
 use crate::config::{Config, Dtype, ExportFormat, ExportWhich};
 use crate::error::{Error, Result};
+use crate::publish::facts::Facts;
+use crate::publish::push;
 use crate::train::export_run;
 use crate::train::output_folder;
 
@@ -37,6 +40,25 @@ pub(super) struct ExportArgs {
     /// Form of the exported folder [default: export.format of the run].
     #[arg(long, value_enum)]
     pub format: Option<FormatName>,
+    #[command(flatten)]
+    pub hub: HubArgs,
+}
+
+/// Options for a hub.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Hub")]
+pub(super) struct HubArgs {
+    /// Write a model card into the exported folder: README.md.
+    #[arg(long)]
+    pub card: bool,
+    /// Push the exported folder to this repository of a Hugging Face hub, with a model card; made
+    /// if it is missing. Sends what is missing there, in one commit. The token comes from HF_TOKEN
+    /// or `hf auth login`.
+    #[arg(long, value_name = "ORG/NAME")]
+    pub push: Option<String>,
+    /// Let everybody see a repository that has to be made [default: its owner only].
+    #[arg(long, requires = "push")]
+    pub public: bool,
 }
 
 /// Names of the checkpoints that can be exported without knowing their steps.
@@ -100,6 +122,17 @@ pub(super) fn run(args: &ExportArgs) -> Result<bool> {
         None => args.run.clone(),
     };
     let checkpoint = args.checkpoint.as_deref();
+    let HubArgs { card, push: id, public } = &args.hub;
+    if let Some(id) = id {
+        dlm_prep::hub::check_push("--push", id)?;
+    }
     export_run::export_checkpoint(&config, data, checkpoint, &out)?;
+    if *card || id.is_some() {
+        let facts = Facts::read(&out, &args.run, Some(data))?;
+        match id {
+            Some(id) => drop(push::push(&out, &facts, id, *public)?),
+            None => push::write_card(&out, &facts, None)?,
+        }
+    }
     Ok(true)
 }

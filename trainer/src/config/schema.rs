@@ -225,6 +225,9 @@ section! {
     Output {
         /// Folder for the export, checkpoints and metrics.
         dir: PathBuf,
+        /// ORG/NAME on a Hugging Face hub to which the export is pushed at the end, with a model
+        /// card; made, and visible to its owner only, if it is missing. null: no push.
+        push: Option<String>,
     }
 }
 

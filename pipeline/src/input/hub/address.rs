@@ -1,6 +1,8 @@
 //! Addresses: whole origins (scheme, host and port), where a redirect leads, the next page of a
 //! listing.
 
+use std::net::IpAddr;
+
 /// Scheme, host and port, all of which must be equal before a token is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Origin {
@@ -10,23 +12,19 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    /// The origin of an `http://` or `https://` address; none if it is no such address.
+    /// The origin of an `http://` or `https://` address; none if it is no such address. Read by the
+    /// parser that requests go through, after refusing what that one would repair.
     pub(crate) fn of(url: &str) -> Option<Origin> {
-        let url: ureq::http::Uri = url.parse().ok()?;
-        let scheme = url.scheme_str()?.to_ascii_lowercase();
-        let usual = match scheme.as_str() {
-            "http" => 80,
-            "https" => 443,
-            _ => return None,
-        };
-        let host = url.host().filter(|h| !h.is_empty())?.to_ascii_lowercase();
-        let authority = url.authority()?.as_str();
-        let behind_host = authority.rsplit(['@', ']']).next().unwrap_or_default();
-        let port = match behind_host.split_once(':').map(|(_, port)| port) {
-            None | Some("") => usual,
-            Some(port) => port.parse().ok()?,
-        };
-        Some(Origin { scheme, host: host.trim_end_matches('.').to_string(), port })
+        let (scheme, rest) = url.split_once("://")?;
+        let plain = |c: char| c.is_ascii_graphic() && c != '\\';
+        let known = ["http", "https"].iter().any(|s| scheme.eq_ignore_ascii_case(s));
+        if !known || !url.chars().all(plain) || rest.starts_with(['/', '?', '#', '@', ':']) {
+            return None;
+        }
+        let url: reqwest::Url = url.parse().ok()?;
+        let host = url.host_str()?.trim_end_matches('.').to_string();
+        let port = url.port_or_known_default()?;
+        Some(Origin { scheme: url.scheme().to_string(), host, port })
     }
 
     pub(crate) fn host(&self) -> &str {
@@ -39,7 +37,11 @@ impl Origin {
 
     /// Whether the address is one of a machine's own network, which cloud services use for secrets.
     fn is_link_local(&self) -> bool {
-        self.host.starts_with("169.254.") || self.host.starts_with("[fe80:")
+        match self.host.trim_matches(['[', ']']).parse::<IpAddr>().map(|ip| ip.to_canonical()) {
+            Ok(IpAddr::V4(ip)) => ip.is_link_local(),
+            Ok(IpAddr::V6(ip)) => ip.is_unicast_link_local(),
+            Err(_) => false,
+        }
     }
 }
 
@@ -150,13 +152,34 @@ pub(crate) fn page_at(endpoint: &str, link: &str) -> Result<String, String> {
     let listing = bare.starts_with("/api/") && bare.contains("/tree/");
     let page = format!("{endpoint}{path}");
     let same = Origin::of(&page).is_some_and(|o| Some(o) == Origin::of(endpoint));
-    if !same || !listing || bare.split('/').any(|part| part == ".." || part == ".") {
+    // `..` in all its spellings: what is asked for must be what was looked at.
+    let asked = page.parse::<reqwest::Url>().map(|url| url.path().to_string());
+    let unchanged = asked.is_ok_and(|path| path.ends_with(bare));
+    if !same || !listing || !unchanged {
         return Err(format!(
             "the hub's listing goes on at {:?}, which is no listing; refused",
             shown(link)
         ));
     }
     Ok(page)
+}
+
+/// Checks the address of a storage server that the hub at `endpoint` names.
+///
+/// # Errors
+/// Why nothing is sent there.
+pub(crate) fn check_storage(endpoint: &str, url: &str) -> Result<(), String> {
+    let refused = |why: &str| Err(format!("the hub stores large files at {why}; refused"));
+    let (Some(hub), Some(storage)) = (Origin::of(endpoint), Origin::of(url)) else {
+        return refused("what is no http or https address");
+    };
+    if hub.is_encrypted() && !storage.is_encrypted() {
+        return refused("an address without encryption");
+    }
+    if storage.is_link_local() && !hub.is_link_local() {
+        return refused("an address of this machine's own network");
+    }
+    Ok(())
 }
 
 /// `url` as it may be shown: without user name, password and query.
@@ -200,7 +223,19 @@ mod tests {
         {
             assert!(!same("https://h/x", other), "{other}");
         }
-        for none in ["file:///etc/passwd", "ftp://h/x", "h/x", "", "http://", "http://h:x/"] {
+        for none in [
+            "file:///etc/passwd",
+            "ftp://h/x",
+            "h/x",
+            "",
+            "http://",
+            "http://h:x/",
+            "http:///h/x",
+            "http:/h/x",
+            "http://h\\x",
+            "http://a b/",
+            "http://h:99999/",
+        ] {
             assert_eq!(Origin::of(none), None, "{none}");
         }
     }
@@ -226,6 +261,11 @@ mod tests {
             ("https://h:443@evil/x", "a user name"),
             ("http://h/x", "without encryption"),
             ("https://169.254.169.254/latest", "own network"),
+            ("https://0xa9fea9fe/latest", "own network"),
+            ("https://[::ffff:169.254.169.254]/latest", "own network"),
+            ("https://[fe80::1]/", "own network"),
+            ("https://h\\@evil/x", "no http or https"),
+            ("https:///evil/x", "no http or https"),
         ] {
             let e = redirect(base, location).unwrap_err();
             assert!(e.contains(says), "{location}: {e}");
@@ -273,6 +313,10 @@ mod tests {
             "file:///etc/passwd",
             "https://mirror/hf/../../x",
             "https://mirror/hf/api/datasets/../tree/x",
+            "https://mirror/hf/api/datasets/%2E%2e/tree/x",
+            "https://mirror/hf/api/datasets/.%2e/tree/x",
+            "/api/datasets/a/./tree/x",
+            "/api/datasets/a\\..\\b/tree/x",
             "",
         ] {
             assert!(at(bad).is_err(), "{bad}: {:?}", at(bad));
@@ -295,6 +339,24 @@ mod tests {
                 let _ = next_page(&[link.to_string()]);
                 assert!(!shown(&format!("https://a:b@{link}")).contains("a:b@"));
             }
+        }
+    }
+
+    #[test]
+    fn storage_servers() {
+        let check = |url: &str| check_storage("https://hub", url);
+        assert_eq!(check("https://cas.example:8443/x"), Ok(()));
+        assert_eq!(check_storage("http://127.0.0.1:1", "http://127.0.0.1:2"), Ok(()));
+        for (url, says) in [
+            // hf-xet takes this for a folder of this machine.
+            ("local:///home/me/.ssh", "no http or https"),
+            ("memory://", "no http or https"),
+            ("", "no http or https"),
+            ("http://cas.example", "without encryption"),
+            ("https://169.254.169.254", "own network"),
+        ] {
+            let e = check(url).unwrap_err();
+            assert!(e.contains(says), "{url}: {e}");
         }
     }
 

@@ -6,16 +6,14 @@
 //! ([`HubSettings::patience`]).
 
 use super::address::{Origin, redirect, shown};
-use super::causes::{describe, is_permanent};
 use super::settings::HubSettings;
+use super::transport::{Answer, Failed, Transport, What};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use serde::de::DeserializeOwned;
-use std::io::Read;
 use std::net::ToSocketAddrs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use ureq::http::Response;
 
 const ATTEMPTS: u32 = 8;
 /// Attempts if the host name cannot be resolved and the hub has never answered: most often a
@@ -28,7 +26,8 @@ pub(crate) const ANSWER_BYTES: u64 = 8 << 20;
 
 /// An HTTP client for one hub, shared by the threads of a download.
 pub(crate) struct HubClient<'a> {
-    agent: ureq::Agent,
+    /// Or why there is none, which each request then says.
+    transport: std::result::Result<Transport, String>,
     /// The client's settings.
     pub settings: HubSettings,
     /// The endpoint's, which the token is sent to.
@@ -73,18 +72,8 @@ enum Failure {
 impl<'a> HubClient<'a> {
     /// A client that retries silently.
     pub(crate) fn new(settings: HubSettings) -> Self {
-        let limit = |seconds: u64| Some(Duration::from_secs(seconds).min(settings.patience));
-        let config = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .user_agent(concat!("dlm/", env!("CARGO_PKG_VERSION")))
-            // Redirects are followed here, where whole origins are compared.
-            .max_redirects(0)
-            .timeout_connect(limit(20))
-            .timeout_recv_response(limit(60))
-            .timeout_per_read(limit(60))
-            .build();
         HubClient {
-            agent: config.new_agent(),
+            transport: Transport::new(settings.patience).map_err(|e| e.to_string()),
             origin: Origin::of(&settings.endpoint),
             settings,
             progress: None,
@@ -109,7 +98,7 @@ impl<'a> HubClient<'a> {
     }
 
     /// Refuses settings with which no request can succeed.
-    fn check_settings(&self) -> Result<()> {
+    pub(crate) fn check_settings(&self) -> Result<()> {
         if self.origin.is_none() {
             return Err(Error::Usage(format!(
                 "HF_ENDPOINT {:?}: expected an address like https://huggingface.co",
@@ -127,15 +116,14 @@ impl<'a> HubClient<'a> {
         }
     }
 
-    /// GETs `url`, of the content only bytes `range.0..=range.1` if a range is given. `read` reads
-    /// the response; after [`TransferError::Retry`] the request is sent again. `stop` is polled and
-    /// ends the request early with [`Error::Interrupted`].
-    pub(crate) fn get<T>(
+    /// Asks `url`. `read` reads the answer; after [`TransferError::Retry`] the request is sent
+    /// again. `stop` is polled and ends the request early with [`Error::Interrupted`].
+    pub(crate) fn ask<T>(
         &self,
         url: &str,
-        range: Option<(u64, u64)>,
+        what: What,
         stop: &dyn Fn() -> bool,
-        mut read: impl FnMut(Response<ureq::Body>) -> std::result::Result<T, TransferError>,
+        mut read: impl FnMut(Answer) -> std::result::Result<T, TransferError>,
     ) -> std::result::Result<T, HubError> {
         let other = |e: Error| Err(HubError::Other(e));
         self.check_settings().map_err(HubError::Other)?;
@@ -149,8 +137,8 @@ impl<'a> HubClient<'a> {
             if stop() {
                 return other(Error::Interrupted);
             }
-            let failure = match self.request(url, range) {
-                Ok(response) => match read(response) {
+            let failure = match self.request(url, what, stop) {
+                Ok(answer) => match read(answer) {
                     Ok(v) => return Ok(v),
                     Err(TransferError::Retry(why)) => Failure::Retry(why, None),
                     Err(TransferError::Fatal(e)) => Failure::Fatal(e),
@@ -206,45 +194,35 @@ impl<'a> HubClient<'a> {
     fn request(
         &self,
         url: &str,
-        range: Option<(u64, u64)>,
-    ) -> std::result::Result<Response<ureq::Body>, Failure> {
+        what: What,
+        stop: &dyn Fn() -> bool,
+    ) -> std::result::Result<Answer, Failure> {
+        let transport =
+            self.transport.as_ref().map_err(|e| Failure::Fatal(Error::Remote(e.clone())))?;
         let mut at = url.to_string();
         for _ in 0..=REDIRECTS {
-            let mut request = self.agent.get(&at);
-            if range.is_none() {
-                // Files may take long, as long as they arrive; answers may not.
-                let limit = Duration::from_secs(60).min(self.settings.patience);
-                request = request.config().timeout_recv_body(Some(limit)).build();
-            }
-            if let Some(token) = &self.settings.token
-                && Origin::of(&at) == self.origin
-            {
-                request = request.header("Authorization", format!("Bearer {token}"));
-            }
-            if let Some((from, to)) = range {
-                request = request.header("Range", format!("bytes={from}-{to}"));
-            }
-            let response = request.call().map_err(|e| self.failed_call(url, &e))?;
+            let ours = Origin::of(&at) == self.origin;
+            let token = self.settings.token.as_deref().filter(|_| ours);
+            let mut answer = transport
+                .ask(&at, what, token, stop)
+                .map_err(|failed| self.failed_call(url, failed))?;
             self.answered.store(true, Ordering::Relaxed);
-            let header = |k: &str| response.headers().get(k).and_then(|v| v.to_str().ok());
             if let (301 | 302 | 303 | 307 | 308, Some(location)) =
-                (response.status().as_u16(), header("location"))
+                (answer.status(), answer.header("location"))
             {
                 at = redirect(&at, location).map_err(|e| Failure::Fatal(Self::remote(url, e)))?;
-                let length = header("content-length").and_then(|l| l.parse::<u64>().ok());
                 // A short body is read, so that the connection can be used again.
-                if length.is_some_and(|l| l <= 4096) {
-                    let mut body = response.into_body();
-                    let _ = body.as_reader().take(4096).read_to_end(&mut Vec::new());
+                if answer.length().is_some_and(|l| l <= 4096) {
+                    while let Ok(Some(_)) = answer.chunk(stop) {}
                 }
                 continue;
             }
-            if let Some(failure) = self.failure_of(url, &response) {
+            if let Some(failure) = self.failure_of(url, &answer) {
                 return Err(failure);
             }
-            let encoding = header("content-encoding").filter(|e| *e != "identity");
+            let encoding = answer.header("content-encoding").filter(|e| *e != "identity");
             return match encoding {
-                None => Ok(response),
+                None => Ok(answer),
                 Some(_) => Err(Failure::Fatal(Self::remote(
                     url,
                     "the hub compresses its answer, which was not asked for; is there a proxy in between?",
@@ -256,36 +234,32 @@ impl<'a> HubClient<'a> {
     }
 
     /// What follows from a request without a whole answer.
-    fn failed_call(&self, url: &str, e: &ureq::Error) -> Failure {
-        if !self.answered.load(Ordering::Relaxed) && self.host_is_unknown(e) {
+    fn failed_call(&self, url: &str, failed: Failed) -> Failure {
+        if !self.answered.load(Ordering::Relaxed) && self.host_is_unknown(&failed) {
             return Failure::Retry(UNKNOWN_HOST.to_string(), None);
         }
-        let reason = format!("no answer ({})", describe(e));
-        if is_permanent(e) {
-            return Failure::Fatal(Self::remote(url, reason));
+        let reason = format!("no answer ({})", failed.cause());
+        match failed {
+            Failed::Stopped => Failure::Fatal(Error::Interrupted),
+            Failed::Here(e) => Failure::Fatal(e),
+            failed if failed.is_permanent() => Failure::Fatal(Self::remote(url, reason)),
+            _ => Failure::Retry(reason, None),
         }
-        Failure::Retry(reason, None)
     }
 
     /// Whether a request failed because the endpoint's host name has no address. The system's
     /// resolver reports that as an I/O error without a kind of its own, so the name is looked up
     /// again to tell.
-    fn host_is_unknown(&self, e: &ureq::Error) -> bool {
-        match e {
-            ureq::Error::HostNotFound => true,
-            ureq::Error::Io(e) if e.raw_os_error().is_none() => {
-                let host = self.origin.as_ref().map(Origin::host);
-                host.is_some_and(|host| (host, 443).to_socket_addrs().is_err())
-            }
-            _ => false,
-        }
+    fn host_is_unknown(&self, failed: &Failed) -> bool {
+        let host = self.origin.as_ref().map(Origin::host);
+        failed.may_be_an_unknown_host()
+            && host.is_some_and(|host| (host, 443).to_socket_addrs().is_err())
     }
 
     /// What follows from the status of a response; none if it was successful. Only states that pass
     /// are retried.
-    fn failure_of(&self, url: &str, r: &Response<ureq::Body>) -> Option<Failure> {
-        let status = r.status().as_u16();
-        let header = |k: &str| r.headers().get(k).and_then(|v| v.to_str().ok());
+    fn failure_of(&self, url: &str, answer: &Answer) -> Option<Failure> {
+        let (status, header) = (answer.status(), |k: &str| answer.header(k));
         Some(match status {
             200 | 206 => return None,
             429 | 500 | 502 | 503 | 504 | 408 => {
@@ -327,23 +301,48 @@ impl<'a> HubClient<'a> {
         url: &str,
         limit: u64,
     ) -> std::result::Result<(Vec<u8>, Vec<String>), HubError> {
-        self.get(url, None, &|| false, |mut response| {
-            let header = |k: &str| response.headers().get(k).and_then(|v| v.to_str().ok());
-            let links = response.headers().get_all("link").iter();
-            let links = links.map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned()).collect();
-            let length = header("content-length").and_then(|l| l.parse::<u64>().ok());
+        self.short(url, What::All, limit)
+    }
+
+    /// POSTs JSON and returns the short answer.
+    pub(crate) fn post_json<T: DeserializeOwned>(
+        &self,
+        url: &str,
+        body: &serde_json::Value,
+    ) -> Result<T> {
+        let (bytes, _) = self.short(url, What::Post(body.to_string().as_bytes()), ANSWER_BYTES)?;
+        serde_json::from_slice(&bytes).map_err(|e| Self::not_json(url, &e))
+    }
+
+    /// A short answer: its bytes, and its Link headers.
+    fn short(
+        &self,
+        url: &str,
+        what: What,
+        limit: u64,
+    ) -> std::result::Result<(Vec<u8>, Vec<String>), HubError> {
+        self.ask(url, what, &|| false, |mut answer| {
+            let links = answer.headers("link");
             let long = || {
                 let reason = format!("the hub's answer has more than the {limit} bytes allowed");
                 TransferError::Fatal(Self::remote(url, reason))
             };
-            if length.is_some_and(|l| l > limit) {
+            let cut = |why: &str| TransferError::Retry(format!("answer cut short ({why})"));
+            if answer.length().is_some_and(|l| l > limit) {
                 return Err(long());
             }
-            match response.body_mut().with_config().limit(limit).read_to_vec() {
-                Ok(bytes) => Ok((bytes, links)),
-                Err(ureq::Error::BodyExceedsLimit(_)) => Err(long()),
-                Err(e) => Err(TransferError::Retry(format!("answer cut short ({})", describe(&e)))),
+            // Files may take long, as long as they arrive; answers may not.
+            let (mut bytes, end) = (Vec::new(), Instant::now() + answer.limit());
+            while let Some(chunk) = answer.chunk(&|| false).map_err(|e| cut(&e.cause()))? {
+                bytes.extend_from_slice(&chunk);
+                if bytes.len() as u64 > limit {
+                    return Err(long());
+                }
+                if Instant::now() > end {
+                    return Err(cut("timed out"));
+                }
             }
+            Ok((bytes, links))
         })
     }
 

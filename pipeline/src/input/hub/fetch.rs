@@ -8,12 +8,13 @@
 use super::address::encode;
 use super::cache::{RemoteFile, RepoCache, RepoKind, make_parent};
 use super::client::{HubClient, TransferError};
+use super::transport::What;
 use super::tree::Listing;
 use crate::error::{Error, Result};
 use dlm_datasets::hash::HashWriter;
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -164,18 +165,18 @@ impl<'a> HubSource<'a> {
                 }
                 return Ok(());
             }
-            let got = self.client.get(&url, Some((start, to - 1)), stop, |mut response| {
+            let got = self.client.ask(&url, What::Part(start, to - 1), stop, |mut answer| {
                 let fatal = |reason: String| TransferError::Fatal(self.bad(file, reason));
-                let header = |k: &str| response.headers().get(k).and_then(|v| v.to_str().ok());
                 let number = |text: &str| text.trim().parse::<u64>().ok();
-                let is_part = response.status().as_u16() == 206;
+                let is_part = answer.status() == 206;
                 let (total, first) = if is_part {
                     // bytes FIRST-LAST/TOTAL
-                    let place = header("content-range").and_then(|r| r.strip_prefix("bytes "));
+                    let place = answer.header("content-range");
+                    let place = place.and_then(|r| r.strip_prefix("bytes "));
                     let (part, total) = place.and_then(|p| p.split_once('/')).unwrap_or_default();
                     (number(total), number(part.split('-').next().unwrap_or_default()))
                 } else {
-                    (header("content-length").and_then(number), Some(0))
+                    (answer.length(), Some(0))
                 };
                 if let Some(total) = total.filter(|&t| t != file.bytes) {
                     return Err(fatal(format!(
@@ -194,25 +195,24 @@ impl<'a> HubSource<'a> {
                     .append(true)
                     .open(path)
                     .map_err(|e| TransferError::Fatal(Error::io("opening", path)(e)))?;
-                let mut body = response.body_mut().as_reader();
-                let mut buffer = vec![0u8; 1 << 16];
                 let (mut left, mut written) = (to - start, 0u64);
                 let (mut minute, mut arrived) = (Instant::now(), 0u64);
                 while left > 0 && !stop() {
-                    let n = match body.read(&mut buffer) {
-                        Ok(0) => break,
-                        Ok(n) => n,
+                    let chunk = match answer.chunk(stop) {
+                        Ok(Some(chunk)) => chunk,
+                        Ok(None) => break,
                         Err(_) if written > 0 => break,
-                        Err(e) => return Err(TransferError::Retry(format!("connection cut ({})", e.kind()))),
+                        Err(e) => return Err(TransferError::Retry(format!("connection cut ({})", e.cause()))),
                     };
-                    let jump = skip.min(n as u64);
+                    let n = chunk.len() as u64;
+                    let jump = skip.min(n);
                     skip -= jump;
-                    let take = ((n as u64 - jump).min(left)) as usize;
-                    let bytes = &buffer[jump as usize..jump as usize + take];
+                    let take = (n - jump).min(left);
+                    let bytes = &chunk[jump as usize..(jump + take) as usize];
                     out.write_all(bytes).map_err(|e| TransferError::Fatal(Error::io("writing", path)(e)))?;
-                    left -= take as u64;
-                    written += take as u64;
-                    arrived += n as u64;
+                    left -= take;
+                    written += take;
+                    arrived += n;
                     if minute.elapsed() >= window {
                         if arrived < STALL_BYTES {
                             break;

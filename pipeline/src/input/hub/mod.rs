@@ -6,19 +6,22 @@
 //!
 //! ```text
 //! name ─── hf://ORG/NAME[@REV]     cache ─ layout of the cache folder, checks of file names
-//! settings ─ from the environment  client ─ HTTP with retries
-//! causes ─ of failed requests
-//! address ─ origins, redirects     tree ── commit, files, sizes, each entry checked
+//! settings ─ from the environment  client ─ token, redirects, retries
+//! transport ─ one request          address ─ origins, the next page
+//! tree ── commit, files, sizes, each entry checked
 //! list ─── which files of a dataset  model_files ─ which files of a model
 //! fetch ── pieces, resume, checks  model ─ a folder or a repository → a local folder
 //! ```
 //!
-//! The three endpoints of the hub are called directly, not through the hf-hub crate: its plain
-//! downloads neither resume nor check the content, and it does not know HF_HUB_OFFLINE.
+//! Reading asks three endpoints of the hub by reqwest, hf-hub's own HTTP client; writing
+//! (`publish`) goes through hf-hub. Its reading side is not used because it gives up what is
+//! checked here: its typed listing has no sha256 (it looks for `lfs.sha256`, hubs send `lfs.oid`),
+//! follows a Link header to any host with the token and ends the listing at one it cannot read; its
+//! streams do not tell a part from the whole file, change to xet servers where a header says so,
+//! and no answer has an end.
 
 pub(crate) mod address;
 pub(crate) mod cache;
-pub(crate) mod causes;
 pub(crate) mod client;
 pub(crate) mod fetch;
 pub(crate) mod list;
@@ -26,4 +29,5 @@ pub(crate) mod model;
 pub(crate) mod model_files;
 pub(crate) mod name;
 pub(crate) mod settings;
+pub(crate) mod transport;
 pub(crate) mod tree;

@@ -57,11 +57,30 @@ struct Sibling {
 }
 
 /// The files at a revision for which `keep` is true; none if there is no such revision. Of a model
-/// only the top folder is listed.
+/// only the top folder is listed. The commit is noted in the cache, for runs without network.
 pub(crate) fn tree(
     client: &HubClient,
     repo: &RepoCache,
     kind: RepoKind,
+    id: &str,
+    revision: &str,
+    keep: &mut dyn FnMut(&str) -> bool,
+) -> Result<Option<Listing>> {
+    let listing = tree_at(client, kind, kind == RepoKind::Dataset, id, revision, keep)?;
+    if let Some(listing) = &listing
+        && let Err(e) = repo.write_ref(revision, &listing.commit)
+    {
+        client.notice(&format!("not noted for runs without network: {e}"));
+    }
+    Ok(listing)
+}
+
+/// The files at a revision for which `keep` is true, of all folders if `recursive`; none if there
+/// is no such revision.
+pub(crate) fn tree_at(
+    client: &HubClient,
+    kind: RepoKind,
+    recursive: bool,
     id: &str,
     revision: &str,
     keep: &mut dyn FnMut(&str) -> bool,
@@ -76,7 +95,6 @@ pub(crate) fn tree(
     let wrong = |reason: String| Error::Input { path: format!("{id} at {revision}"), reason };
     let commit =
         commit.ok_or_else(|| wrong("the hub names no commit for this revision".to_string()))?;
-    let recursive = kind == RepoKind::Dataset;
     let mut url = format!("{base}/tree/{commit}?recursive={recursive}");
     let (mut files, mut pages, begin) = (Vec::new(), HashSet::new(), Instant::now());
     // What the hub names here must be in its listing, or the listing was cut off.
@@ -133,9 +151,6 @@ pub(crate) fn tree(
         )));
     }
     let files = one_per_place(files).map_err(wrong)?;
-    if let Err(e) = repo.write_ref(revision, &commit) {
-        client.notice(&format!("not noted for runs without network: {e}"));
-    }
     Ok(Some(Listing { commit, revision: revision.to_string(), files }))
 }
 
