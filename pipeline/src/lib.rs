@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Rooms, from the top; imports point downwards only: cli, dataset (finished datasets), prepare,
-//! pack, run, label, template, tokenize, parse, input, config, progress, panics, error.
+//! pack, run, label, template, tokenize, parse, input, config, progress, panics, runtime, error.
 //! docs/format.md describes the output.
 
 mod cli;
@@ -24,6 +24,7 @@ mod parse;
 mod prepare;
 mod progress;
 mod run;
+mod runtime;
 mod template;
 mod tokenize;
 

@@ -40,7 +40,7 @@ const ROOMS: [(&str, &[&[&str]]); 4] = [
             &["input"],
             &["config"],
             &["progress"],
-            &["panics"],
+            &["panics", "runtime"],
             &["error"],
         ],
     ),
