@@ -38,6 +38,7 @@ const ROOMS: [(&str, &[&[&str]]); 4] = [
             &["tokenize"],
             &["parse"],
             &["input"],
+            &["buckets"],
             &["config"],
             &["progress"],
             &["panics", "runtime"],

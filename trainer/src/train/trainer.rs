@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use dlm_datasets::{Dataset, Split};
 
@@ -46,6 +47,8 @@ pub(super) struct Trainer<'a> {
     pub(super) identity: Identity,
     /// Step of the newest checkpoint on disk.
     pub(super) saved_step: Option<u64>,
+    /// When the last checkpoint of this session began to be written.
+    pub(super) save_began: Option<Instant>,
     /// Set by a signal that asks for a checkpoint and the end of the session.
     pub(super) stop: Arc<AtomicBool>,
 }
@@ -126,6 +129,7 @@ impl<'a> Trainer<'a> {
             pass,
             identity,
             saved_step: None,
+            save_began: None,
             stop: Arc::default(),
         })
     }
