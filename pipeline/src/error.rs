@@ -27,6 +27,14 @@ pub enum Error {
         /// What was found, what was expected, what to do.
         reason: String,
     },
+    /// An object of a bucket has another content than the record of it says.
+    #[error("{path}: {reason}")]
+    Damaged {
+        /// Its address.
+        path: String,
+        /// What was found, what was expected.
+        reason: String,
+    },
     /// The tokenizer cannot be used.
     #[error("tokenizer {path}: {reason}")]
     Tokenizer {

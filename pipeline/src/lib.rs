@@ -9,10 +9,11 @@
 //! ```
 //!
 //! Rooms, from the top; imports point downwards only: cli, publish (to a hub), dataset (finished
-//! datasets), prepare, pack, run, label, template, tokenize, parse, input, config, progress,
-//! panics, runtime, manual, error.
+//! datasets), prepare, pack, run, label, template, tokenize, parse, input, buckets, config,
+//! progress, panics, runtime, manual, error.
 //! docs/format.md describes the output.
 
+mod buckets;
 mod cli;
 mod config;
 mod dataset;
@@ -53,6 +54,13 @@ pub use prepare::pipeline::Prepared;
 pub use progress::{DownloadCounters, ProcessingCounters, Progress, Silent};
 pub use template::chat_context::ChatContext;
 pub use template::chat_format::ChatFormat;
+
+/// Buckets: `gs://`, `s3://`, `az://` and `file://`.
+pub mod bucket {
+    pub use crate::buckets::address::BucketAddress;
+    pub use crate::buckets::dataset::fetch_dataset;
+    pub use crate::buckets::folder::{BucketFolder, BucketObject};
+}
 
 /// Models and tokenizers: a local folder, or a repository of a Hugging Face hub that is downloaded
 /// into the cache. Pushing a folder to a hub.

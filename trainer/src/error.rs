@@ -64,6 +64,9 @@ pub enum Error {
     /// The device is missing or failed, or its memory does not suffice.
     #[error("{0}")]
     Device(String),
+    /// The results are on the disk, but not all of them in the bucket.
+    #[error("{0}")]
+    Upload(String),
     /// A signal stopped the run after its state was saved (exit code 130).
     #[error("{0}")]
     Interrupted(String),

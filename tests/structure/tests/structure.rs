@@ -39,6 +39,7 @@ const ROOMS: [(&str, &[&[&str]]); 4] = [
             &["tokenize"],
             &["parse"],
             &["input"],
+            &["buckets"],
             &["config"],
             &["progress"],
             &["panics", "runtime", "manual"],

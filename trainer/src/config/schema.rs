@@ -228,6 +228,12 @@ section! {
         /// ORG/NAME on a Hugging Face hub to which the export is pushed at the end, with a model
         /// card; made, and visible to its owner only, if it is missing. null: no push.
         push: Option<String>,
+        /// Folder in a bucket to which checkpoints and the export are sent, and from which a run on
+        /// an empty disk goes on: `gs://`, `s3://`, `az://` or `file://`. null: none.
+        remote: Option<String>,
+        /// Seconds that an interrupted run goes on sending its last checkpoint, from when it began to
+        /// write it. null: 25.
+        upload_grace: Option<u64>,
     }
 }
 

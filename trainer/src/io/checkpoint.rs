@@ -186,6 +186,11 @@ pub(crate) fn has_config(dir: &Path) -> bool {
     dir.join("config.json").is_file()
 }
 
+/// sha256 of the files of a checkpoint, as `state.json` has them; it has none of itself.
+pub(crate) fn file_hashes(dir: &Path) -> Result<BTreeMap<String, String>> {
+    Ok(read_state(dir)?.files)
+}
+
 /// Everything of a checkpoint that is not a tensor.
 pub(crate) fn state(dir: &Path) -> Result<RunState> {
     Ok(read_state(dir)?.state)

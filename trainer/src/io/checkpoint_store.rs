@@ -17,19 +17,22 @@ use dlm_datasets::fs;
 
 use crate::error::{Error, Result};
 use crate::io::checkpoint::{self, BestStep, Snapshot};
+use crate::io::uploads::Uploads;
 use crate::report::console::message;
 
 /// The checkpoint folder of a run.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct CheckpointStore {
     dir: PathBuf,
     keep: usize,
+    /// Sends checkpoints to a bucket.
+    pub(crate) uploads: Option<Uploads>,
 }
 
 impl CheckpointStore {
     /// The store of the run in `run_dir`, which keeps the newest `keep` checkpoints.
     pub(crate) fn new(run_dir: &Path, keep: usize) -> Self {
-        CheckpointStore { dir: run_dir.join("checkpoints"), keep: keep.max(1) }
+        CheckpointStore { dir: run_dir.join("checkpoints"), keep: keep.max(1), uploads: None }
     }
 
     /// Finish or undo the replacement of a checkpoint that a crash interrupted. Only the training
@@ -146,8 +149,39 @@ impl CheckpointStore {
         }
         fs::rename(&partial, &dir)?;
         fs::write_atomic(&self.dir.join(LATEST), name.as_bytes())?;
+        if let Some(uploads) = &self.uploads {
+            let best = snapshot.state.best.map(|best| best.step);
+            uploads.add(snapshot.state.step, &dir, best)?;
+        }
         self.prune(&name, snapshot.state.best.map(|best| folder_name(best.step)))?;
         Ok(dir)
+    }
+
+    /// Take in the checkpoint of a step that `fill` writes into the empty folder which it is given;
+    /// with `as_latest` it is the newest one then.
+    pub(crate) fn install(
+        &self,
+        step: u64,
+        as_latest: bool,
+        fill: &dyn Fn(&Path) -> Result<()>,
+    ) -> Result<()> {
+        fs::create_dir(&self.dir)?;
+        let name = folder_name(step);
+        let partial = self.dir.join(format!(".{name}.partial"));
+        remove_dir(&partial, "removing a partial checkpoint")?;
+        fs::create_dir(&partial)?;
+        fill(&partial)?;
+        let found = checkpoint::state(&partial)?.step;
+        if found != step {
+            let reason = format!("is the state of step {found}; expected that of step {step}");
+            return Err(Error::format(partial.join("state.json"), reason));
+        }
+        remove_dir(&self.dir.join(&name), "removing a replaced checkpoint")?;
+        fs::rename(&partial, &self.dir.join(&name))?;
+        if as_latest {
+            fs::write_atomic(&self.dir.join(LATEST), name.as_bytes())?;
+        }
+        Ok(())
     }
 
     /// Remove checkpoints beyond the newest `keep` and the best, and what a killed process left;

@@ -1,5 +1,6 @@
 //! Files of models and runs: sources, loading, checkpoints, exports.
 
+pub(crate) mod bucket_run;
 pub(crate) mod checkpoint;
 pub(crate) mod checkpoint_store;
 pub(crate) mod conversion_record;
@@ -12,3 +13,4 @@ pub(crate) mod safetensors_file;
 pub(crate) mod source;
 pub(crate) mod ternary_check;
 pub(crate) mod tokenizer_ids;
+pub(crate) mod uploads;

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded};
 use dlm_datasets::verify::summarize;
 use dlm_datasets::{Manifest, RowOrder, Split, mask};
+use dlm_prep::ConsoleProgress;
+use dlm_prep::bucket::{BucketAddress, fetch_dataset};
 
 use crate::compute::StreamShape;
 use crate::diffusion::{Batch, Objective, ObjectiveSpec, PackedRow, build_batch, count_targets};
@@ -53,8 +55,13 @@ pub(crate) struct StepBatch {
     pub cursor: u64,
 }
 
-/// Open the packed dataset in `dir`.
+/// Open the packed dataset in `dir`; one in a bucket is fetched first.
 pub(crate) fn open(dir: &Path) -> Result<CheckedDataset> {
+    let address = dir.to_str().map(|text| BucketAddress::parse("--data", text)).transpose()?;
+    if let Some(address) = address.flatten() {
+        let dir = fetch_dataset(&address, "--data", &ConsoleProgress::default())?;
+        return CheckedDataset::open(&dir);
+    }
     if !dir.join("manifest.json").exists() {
         let problem = if dir.is_dir() {
             "has no manifest.json: it is no packed dataset, or dlm-prep did not finish"

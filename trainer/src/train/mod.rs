@@ -6,7 +6,7 @@
 //! optimizer step (with `micro_batch`, `workers`, `out_of_memory` and
 //! `spike_guard`), `evaluate` the held-out
 //! loss with `acceptance` and `simulated_decode`, `flops` the work counted for MFU, `export_run`
-//! the exported folder.
+//! the exported folder, `remote` sends checkpoints and export to a bucket.
 
 pub(crate) mod acceptance;
 pub(crate) mod checked_dataset;
@@ -19,6 +19,7 @@ pub(crate) mod micro_batch;
 mod out_of_memory;
 pub(crate) mod output_folder;
 pub(crate) mod prepare_model;
+mod remote;
 mod resume;
 pub(crate) mod run;
 pub(crate) mod simulated_decode;

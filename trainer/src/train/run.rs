@@ -8,6 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use dlm_datasets::{Split, fs};
 
@@ -25,6 +26,7 @@ use crate::train::data::{self, BatchPlan, Prefetch};
 use crate::train::evaluate::{Scorer, evaluate, rows_to_decode};
 use crate::train::export_run;
 use crate::train::output_folder::{self, Purpose};
+use crate::train::remote::{self, Remote};
 use crate::train::stop_signal;
 use crate::train::trainer::{Trainer, budget_used};
 
@@ -53,8 +55,13 @@ pub(crate) fn run(cfg: &Config, device: &ComputeDevice, options: RunOptions) -> 
     ];
     output_folder::check("output.dir", out, Purpose::Run, &taken)?;
     let _lock = fs::lock_dir(out)?;
-    let store = CheckpointStore::new(out, cfg.train.keep_checkpoints);
+    let data_dir = data.dir().to_path_buf();
+    let mut store = CheckpointStore::new(out, cfg.train.keep_checkpoints);
     store.repair()?;
+    let mut remote = Remote::of(cfg)?;
+    if let Some(remote) = &mut remote {
+        remote.fetch(cfg, &store, options)?;
+    }
     let resumed = if options.resume == Resume::Never { None } else { store.latest()? };
     let recorded_source = match &resumed {
         Some(dir) => Some(checkpoint::identity(dir)?.remove("source").unwrap_or_default()),
@@ -62,9 +69,10 @@ pub(crate) fn run(cfg: &Config, device: &ComputeDevice, options: RunOptions) -> 
     };
     let mut source = source::locate(cfg, recorded_source.as_deref())?;
     source.checkpoint = resumed.filter(|dir| checkpoint::has_config(dir));
-    // the saved configuration names a hub's commit, so that it always means the same model
+    // the saved configuration names a hub's commit or a bucket's version, so that it always means
+    // the same model
     let mut pinned = cfg.clone();
-    if source.name.starts_with("hf://") {
+    if source.name.contains("://") {
         pinned.source.path = Some(source.name.clone());
     }
     let cfg = &pinned;
@@ -77,19 +85,30 @@ pub(crate) fn run(cfg: &Config, device: &ComputeDevice, options: RunOptions) -> 
     }
     fs::create_dir(out)?;
     fs::write_atomic(&out.join("config.yaml"), cfg.to_yaml()?.as_bytes())?;
+    if let Some(remote) = remote {
+        let clear = options.resume == Resume::Never && options.overwrite;
+        remote.start(cfg, &mut store, clear)?;
+    }
     if !trainer.state.finished {
         trainer.start_native_engine()?;
-        trainer.train(&store)?;
+        if let Err(error) = trainer.train(&store) {
+            remote::settle(cfg, &store, trainer.save_began.unwrap_or_else(Instant::now));
+            return Err(error);
+        }
     }
+    let stop = trainer.stop.clone();
     if let Some(best) = export_run::best_to_export(cfg, &trainer.state)? {
         let state = trainer.state.clone();
         drop(trainer);
-        export_run::write_checkpoint(cfg, &cfg.data.dir, &store.best(best)?, out)?;
+        export_run::write_checkpoint(cfg, &data_dir, &store.best(best)?, out)?;
+        remote::finish(cfg, &store, &stop)?;
         return Ok(Outcome { state, export: out.clone() });
     }
     let fetched = trainer.fetch()?;
     let weights = fetched.as_ref().map_or(&trainer.weights, |(weights, _)| weights);
     export_run::export(&trainer.trained_model(weights), out)?;
+    drop(fetched);
+    remote::finish(cfg, &store, &stop)?;
     Ok(Outcome { state: trainer.state, export: out.clone() })
 }
 
@@ -280,6 +299,7 @@ impl Trainer<'_> {
         {
             return Ok(dir);
         }
+        self.save_began = Some(Instant::now());
         let fetched = self.fetch()?;
         let (weights, optimizer) = match &fetched {
             Some((weights, state)) => (weights, state),

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use dlm_datasets::{Dataset, Split};
 
@@ -48,6 +49,8 @@ pub(super) struct Trainer<'a> {
     /// Step of the newest checkpoint on disk.
     pub(super) saved_step: Option<u64>,
     pub(super) workers: Workers,
+    /// When the last checkpoint of this session began to be written.
+    pub(super) save_began: Option<Instant>,
     /// Set by a signal that asks for a checkpoint and the end of the session.
     pub(super) stop: Arc<AtomicBool>,
 }
@@ -141,6 +144,7 @@ impl<'a> Trainer<'a> {
             identity,
             saved_step: None,
             workers,
+            save_began: None,
             stop: Arc::default(),
         })
     }

@@ -1,8 +1,8 @@
 //! Resolves a model or a tokenizer to a local folder: a folder as it is, a repository of the hub
 //! after download into the cache.
 //!
-//! In: a folder, `hf://ORG/NAME[@REVISION]`, or `ORG/NAME` where no folder of that name exists.
-//! Out: a local folder, and the name to record. For a repository that is `hf://ORG/NAME@COMMIT`,
+//! In: a folder, `hf://ORG/NAME[@REVISION]`, `gs://BUCKET/PATH` (`s3://`, `az://`, `file://`), or
+//! `ORG/NAME` where no folder of that name exists. Out: a local folder, and the name to record. For a repository that is `hf://ORG/NAME@COMMIT`,
 //! which always means the same bytes. Only the files that will be loaded are downloaded:
 //! config.json, tokenizer files, and `model.safetensors` or the shards its index names; never
 //! `.bin`, `.gguf` or other copies.
@@ -13,6 +13,8 @@ use super::model_files::{ModelPart, download, is_complete};
 use super::name::HubName;
 use super::settings::HubSettings;
 use super::tree::tree;
+use crate::buckets::address::BucketAddress;
+use crate::buckets::model::fetch_model;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use std::path::{Path, PathBuf};
@@ -34,8 +36,8 @@ pub struct ResolvedModel {
 ///
 /// # Errors
 ///
-/// [`Error::Usage`] if `text` is neither a folder nor the name of a repository, or a bucket
-/// (`gs://`, `s3://`); [`Error::Input`] if the repository does not exist, is not accessible, lacks
+/// [`Error::Usage`] if `text` is neither a folder nor the name of a repository nor the address of a
+/// folder in a bucket; [`Error::Input`] if the repository or the folder does not exist, is not accessible, lacks
 /// a file of `part`, or if `HF_HUB_OFFLINE` is set and the cache does not hold it.
 pub fn resolve_model(
     text: &str,
@@ -44,12 +46,8 @@ pub fn resolve_model(
     progress: &dyn Progress,
 ) -> Result<ResolvedModel> {
     let usage = |reason: String| Error::Usage(format!("{key} {text}: {reason}"));
-    for (scheme, how) in [("gs://", "gcloud storage cp -r"), ("s3://", "aws s3 cp --recursive")] {
-        if text.starts_with(scheme) {
-            return Err(usage(format!(
-                "buckets are not read; copy the folder first (`{how} {text} DIR`) and give DIR"
-            )));
-        }
+    if let Some(address) = BucketAddress::parse(key, text)? {
+        return from_bucket(&address, part, key, progress);
     }
     if let Some(name) = HubName::unless_local(text) {
         if !text.starts_with("hf://") {
@@ -76,12 +74,34 @@ pub fn resolve_model(
     )))
 }
 
+/// Fetches a model of a bucket into the cache.
+fn from_bucket(
+    address: &BucketAddress,
+    part: ModelPart,
+    key: &str,
+    progress: &dyn Progress,
+) -> Result<ResolvedModel> {
+    let (folder, name) = fetch_model(address, part == ModelPart::Whole, progress)?;
+    if !is_complete(&folder, part) {
+        let needs = match part {
+            ModelPart::Tokenizer => "tokenizer.json and tokenizer_config.json",
+            ModelPart::Shapes => "config.json",
+            ModelPart::Whole => {
+                "config.json and model.safetensors, or an index that names its parts"
+            }
+        };
+        let path = format!("{key} {address}");
+        return Err(Error::Input { path, reason: format!("lacks files; expected {needs}") });
+    }
+    Ok(ResolvedModel { folder, name })
+}
+
 /// The folder of a tokenizer given as `--tokenizer`.
 pub(crate) fn resolve_tokenizer(tokenizer: &Path, progress: &dyn Progress) -> Result<PathBuf> {
     match tokenizer.to_str() {
         Some(text) => {
             let model = resolve_model(text, ModelPart::Tokenizer, "--tokenizer", progress)?;
-            if model.name.starts_with("hf://") {
+            if model.name.contains("://") {
                 progress.notice(&format!("from       {}", model.name));
             }
             Ok(model.folder)
@@ -149,7 +169,7 @@ mod tests {
     use crate::progress::Silent;
 
     #[test]
-    fn local_folders_come_first_and_buckets_are_refused() {
+    fn local_folders_come_first_and_other_schemes_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let text = dir.path().to_str().unwrap();
         let resolve = |text: &str| resolve_model(text, ModelPart::Whole, "--model", &Silent);
@@ -158,8 +178,8 @@ mod tests {
             ResolvedModel { folder: dir.path().into(), name: text.to_string() }
         );
         let message = |text: &str| resolve(text).unwrap_err().to_string();
-        let bucket = message("gs://bucket/x");
-        assert!(bucket.contains("gcloud storage cp"), "{bucket}");
+        let bucket = message("s3a://bucket/x");
+        assert!(bucket.contains("--model s3a://bucket/x") && bucket.contains("s3://"), "{bucket}");
         let missing = message("no-such-folder");
         assert!(missing.contains("no such folder"), "{missing}");
     }
