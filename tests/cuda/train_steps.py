@@ -65,6 +65,7 @@ def main():
     parser.add_argument("--prep", type=pathlib.Path)
     parser.add_argument("--out", required=True, type=pathlib.Path)
     parser.add_argument("--cuda", default="", help="command in front of the run on CUDA")
+    parser.add_argument("--device", default="cuda", help="GPUs of the run on CUDA: cuda, cuda:0,1 ...")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--model", choices=("tiny", "sample"), default="tiny")
     parser.add_argument("keys", nargs="*")
@@ -113,7 +114,7 @@ def main():
         (out / name / "model.safetensors").unlink(missing_ok=True)
     if a.cuda == "none":
         return
-    cuda = train("cuda", shlex.split(a.cuda), ["--device", "cuda", "train.dtype=bf16"])
+    cuda = train("cuda", shlex.split(a.cuda), ["--device", a.device, "train.dtype=bf16"])
     failed = False
     for key in ("loss", "grad_norm"):
         roundings = [abs(x[key] - y[key]) for x, y in zip(exact, rounded)]

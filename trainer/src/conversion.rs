@@ -140,9 +140,10 @@ impl Conversion {
         self
     }
 
-    /// Trains with this number of workers, each with its own share of a step's rows (data
-    /// parallelism); the default is 1. So far they can only be on the CPU. Losses are those of one
-    /// worker up to the order of sums, and a run may go on with another number.
+    /// Trains on this number of GPUs, or with this number of workers on the CPU, each with its own
+    /// share of a step's rows (data parallelism); the default is 1. [`Conversion::device`] may name
+    /// the GPUs instead (`cuda:0,2`). Losses are those of one device up to the order of sums, and a
+    /// run may go on with another number.
     #[must_use]
     pub fn devices(mut self, devices: usize) -> Self {
         self.devices = Some(devices);
@@ -221,14 +222,14 @@ pub fn convert(
     if let Some(id) = &config.output.push {
         dlm_prep::hub::check_push("output.push", id)?;
     }
-    let device = device::choose(conversion.device.as_deref().unwrap_or("auto"))?;
+    let spec = conversion.device.as_deref().unwrap_or("auto");
+    let team = device::choose_team(spec, conversion.devices)?;
     let options = RunOptions {
-        workers: conversion.devices.unwrap_or(1),
         resume: conversion.resume,
         overwrite: conversion.overwrite,
         allow_changes: conversion.allow_changes,
     };
-    let Outcome { state, export } = run::run(&config, &device, options)?;
+    let Outcome { state, export } = run::run(&config, &team, options)?;
     if let Some(id) = &config.output.push {
         let facts = Facts::read(&export, &export, Some(&config.data.dir))?;
         push::push(&export, &facts, id, false)?;

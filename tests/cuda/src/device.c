@@ -1,4 +1,4 @@
-// The one device, its limits, its context.
+// The cards, their limits, their contexts. A context is a number that tells its card.
 #include "driver.h"
 
 enum { DRIVER_VERSION = 13000, CAPABILITY_MAJOR = 9, CAPABILITY_MINOR = 0 };
@@ -14,13 +14,32 @@ CUresult cuDriverGetVersion(int *v) {
     *v = DRIVER_VERSION;
     return CUDA_SUCCESS;
 }
+int cards(void) {
+    static int n;
+    if (!n) {
+        n = getenv("NULLCUDA_DEVICES") ? atoi(getenv("NULLCUDA_DEVICES")) : 1;
+        n = n < 1 ? 1 : n > MAX_CARDS ? MAX_CARDS : n;
+    }
+    return n;
+}
+static const uintptr_t CONTEXT = 0x1000;
+static CUcontext context_of(int card) { return (CUcontext)(CONTEXT + (uintptr_t)card * 16); }
+// The card of a context; -1 for what is no context.
+static int card_of(CUcontext c) {
+    uintptr_t at = (uintptr_t)c;
+    if (at < CONTEXT || (at - CONTEXT) % 16 || (at - CONTEXT) / 16 >= (uintptr_t)cards()) return -1;
+    return (int)((at - CONTEXT) / 16);
+}
+static __thread int current;
+int current_card(void) { return current; }
+
 CUresult cuDeviceGetCount(int *n) {
-    *n = 1;
+    *n = cards();
     return CUDA_SUCCESS;
 }
 CUresult cuDeviceGet(CUdevice *d, int i) {
-    if (i) return CUDA_ERROR_INVALID_DEVICE;
-    *d = 0;
+    if (i < 0 || i >= cards()) return CUDA_ERROR_INVALID_DEVICE;
+    *d = i;
     return CUDA_SUCCESS;
 }
 CUresult cuDeviceGetName(char *n, int len, CUdevice d) {
@@ -44,7 +63,8 @@ CUresult cuDeviceTotalMem_v2(size_t *b, CUdevice d) {
     return CUDA_SUCCESS;
 }
 CUresult cuMemGetInfo_v2(size_t *f, size_t *t) {
-    *f = mem_total > mem_reserved + mem_used ? mem_total - mem_reserved - mem_used : 0;
+    size_t used = mem_reserved + mem_used[current];
+    *f = mem_total > used ? mem_total - used : 0;
     *t = mem_total;
     return CUDA_SUCCESS;
 }
@@ -82,8 +102,8 @@ CUresult cuDeviceGetAttribute(int *p, CUdevice_attribute a, CUdevice d) {
     return CUDA_SUCCESS;
 }
 CUresult cuDevicePrimaryCtxRetain(CUcontext *c, CUdevice d) {
-    (void)d;
-    *c = (CUcontext)0x1000;
+    if (d < 0 || d >= cards()) return CUDA_ERROR_INVALID_DEVICE;
+    *c = context_of(d);
     return CUDA_SUCCESS;
 }
 CUresult cuDevicePrimaryCtxRelease_v2(CUdevice d) {
@@ -91,12 +111,49 @@ CUresult cuDevicePrimaryCtxRelease_v2(CUdevice d) {
     return CUDA_SUCCESS;
 }
 CUresult cuCtxSetCurrent(CUcontext c) {
-    (void)c;
+    if (c && card_of(c) < 0) return CUDA_ERROR_INVALID_CONTEXT;
+    current = c ? card_of(c) : 0;
     return CUDA_SUCCESS;
 }
 CUresult cuCtxGetCurrent(CUcontext *c) {
-    *c = (CUcontext)0x1000;
+    *c = context_of(current);
     return CUDA_SUCCESS;
+}
+// Which card may read and write which other card's memory.
+static char reaches[MAX_CARDS][MAX_CARDS];
+CUresult cuDeviceCanAccessPeer(int *can, CUdevice d, CUdevice other) {
+    if (d < 0 || d >= cards() || other < 0 || other >= cards()) return CUDA_ERROR_INVALID_DEVICE;
+    *can = d != other;
+    return CUDA_SUCCESS;
+}
+CUresult cuCtxEnablePeerAccess(CUcontext c, unsigned f) {
+    int other = card_of(c);
+    (void)f;
+    if (other < 0) return CUDA_ERROR_INVALID_CONTEXT;
+    if (other == current) return CUDA_ERROR_INVALID_DEVICE;
+    if (reaches[current][other]) return CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED;
+    reaches[current][other] = 1;
+    return CUDA_SUCCESS;
+}
+// Between cards: from memory of one to memory of the other, as the contexts say.
+CUresult cuMemcpyPeerAsync(CUdeviceptr to, CUcontext tc, CUdeviceptr from, CUcontext fc, size_t n,
+                           CUstream s) {
+    CUresult r = CUDA_SUCCESS;
+    pthread_mutex_lock(&mu);
+    Alloc *t = find(to), *f = find(from);
+    if (!t || to + n > t->at + t->size || t->card != card_of(tc))
+        r = fail(CUDA_ERROR_INVALID_VALUE, "copy between cards: %zu B to %llx", n, to);
+    else if (!f || from + n > f->at + f->size || f->card != card_of(fc))
+        r = fail(CUDA_ERROR_INVALID_VALUE, "copy between cards: %zu B from %llx", n, from);
+    else {
+        total.d2d++;
+        total.d2d_bytes += n;
+        say("X\t%zu\t%lu", n, stream_of(s)->id);
+        stream_of(s)->clock_ns += 4000 + n / 300.0;
+    }
+    pthread_mutex_unlock(&mu);
+    if (!r && !(copy_max && n > copy_max)) memmove((void *)to, (void *)from, n);
+    return r;
 }
 CUresult cuCtxGetStreamPriorityRange(int *l, int *g) {
     if (l) *l = 0;
@@ -119,15 +176,13 @@ CUresult cuGetErrorName(CUresult e, const char **s) {
 }
 CUresult cuGetErrorString(CUresult e, const char **s) { return cuGetErrorName(e, s); }
 CUresult cuCtxGetDevice(CUdevice *d) {
-    *d = 0;
+    *d = current;
     return CUDA_SUCCESS;
 }
-CUresult cuCtxPushCurrent_v2(CUcontext c) {
-    (void)c;
-    return CUDA_SUCCESS;
-}
+// Used with the context that is current already.
+CUresult cuCtxPushCurrent_v2(CUcontext c) { return cuCtxSetCurrent(c); }
 CUresult cuCtxPopCurrent_v2(CUcontext *c) {
-    if (c) *c = (CUcontext)0x1000;
+    if (c) *c = context_of(current);
     return CUDA_SUCCESS;
 }
 CUresult cuCtxSetFlags(unsigned f) {

@@ -13,6 +13,8 @@
 #include <time.h>
 #include <unistd.h>
 
+enum { MAX_CARDS = 16 };
+
 // Held by every call that touches what is below.
 extern pthread_mutex_t mu;
 extern char dir[512];     // NULLCUDA_DIR
@@ -20,7 +22,13 @@ extern const char *ptxas; // NULLCUDA_PTXAS
 extern int verbose, executing;
 extern size_t copy_max; // larger copies are recorded, not made; 0: no limit
 extern uint64_t seed;   // which tuning candidate is told to be the fastest
-extern size_t mem_total, mem_reserved, mem_used, mem_peak;
+// mem_peak: most that was in use at a time on any card
+extern size_t mem_total, mem_reserved, mem_used[MAX_CARDS], mem_peak;
+
+// The cards that are shown (NULLCUDA_DEVICES, default 1), and the one whose context is that of the
+// calling thread.
+int cards(void);
+int current_card(void);
 
 // Totals, written at the end of the log.
 typedef struct Totals {
@@ -81,6 +89,7 @@ void load_exec(Module *m); // translates the module's PTX to C, compiles and loa
 typedef struct Alloc {
     uintptr_t at;
     size_t size;
+    int card;
 } Alloc;
 Alloc *find(uintptr_t p);
 

@@ -67,10 +67,11 @@ CUresult cuLaunchKernel(CUfunction fn, unsigned gx, unsigned gy, unsigned gz, un
         for (int i = 0; i < f->nparams; i++)
             if (f->params[i].is_ptr) {
                 uint64_t p = *(uint64_t *)params[i];
-                if (p && !find(p)) {
+                Alloc *a = p ? find(p) : NULL;
+                if (p && (!a || a->card != current_card())) {
                     r = fail(CUDA_ERROR_ILLEGAL_ADDRESS,
-                             "%s: argument %d points to %lx, which is not allocated", f->name, i,
-                             p);
+                             "%s: argument %d points to %lx, which is not allocated on card %d",
+                             f->name, i, p, current_card());
                     break;
                 }
             }

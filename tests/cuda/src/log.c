@@ -15,7 +15,7 @@ const char *ptxas;
 int verbose, executing;
 size_t copy_max;
 uint64_t seed;
-size_t mem_total = 85028765696ull, mem_reserved = 620ull << 20, mem_used, mem_peak;
+size_t mem_total = 85028765696ull, mem_reserved = 620ull << 20, mem_used[MAX_CARDS], mem_peak;
 Totals total;
 static FILE *log_file;
 static struct timespec start_time;

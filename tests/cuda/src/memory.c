@@ -31,12 +31,13 @@ static int poison(void) {
 }
 
 static CUresult alloc(CUdeviceptr *out, size_t n, const char *kind) {
+    int card = current_card();
     pthread_mutex_lock(&mu);
     CUresult r = CUDA_SUCCESS;
     if (!n) r = fail(CUDA_ERROR_INVALID_VALUE, "allocation of 0 bytes");
-    else if (mem_used + n + mem_reserved > mem_total)
+    else if (mem_used[card] + n + mem_reserved > mem_total)
         r = fail(CUDA_ERROR_OUT_OF_MEMORY, "out of memory: %zu B asked for, %zu B in use of %zu", n,
-                 mem_used, mem_total - mem_reserved);
+                 mem_used[card], mem_total - mem_reserved);
     else {
         size_t room = ((n + 4095) & ~4095ull) + 4096;
         char *p = mmap(NULL, room, PROT_READ | PROT_WRITE,
@@ -51,13 +52,13 @@ static CUresult alloc(CUdeviceptr *out, size_t n, const char *kind) {
                 allocs = realloc(allocs, (cap_allocs = cap_allocs ? cap_allocs * 2 : 1024) *
                                              sizeof *allocs);
             memmove(allocs + i + 1, allocs + i, (n_allocs - i) * sizeof *allocs);
-            allocs[i] = (Alloc){(uintptr_t)p, n};
+            allocs[i] = (Alloc){(uintptr_t)p, n, card};
             n_allocs++;
-            mem_used += n;
-            if (mem_used > mem_peak) mem_peak = mem_used;
+            mem_used[card] += n;
+            if (mem_used[card] > mem_peak) mem_peak = mem_used[card];
             total.allocs++;
             *out = (CUdeviceptr)p;
-            say("A\t%s\t%zu\t%zu", kind, n, mem_used);
+            say("A\t%s\t%zu\t%zu", kind, n, mem_used[card]);
         }
     }
     pthread_mutex_unlock(&mu);
@@ -71,12 +72,13 @@ static CUresult dealloc(CUdeviceptr p, const char *kind) {
         r = fail(CUDA_ERROR_INVALID_VALUE, "free of %llx, which is no allocation", p);
     } else {
         size_t n = a->size;
+        int card = a->card;
         munmap((void *)p, ((n + 4095) & ~4095ull) + 4096);
         memmove(a, a + 1, (n_allocs - (a - allocs) - 1) * sizeof *a);
         n_allocs--;
-        mem_used -= n;
+        mem_used[card] -= n;
         total.frees++;
-        say("F\t%s\t%zu\t%zu", kind, n, mem_used);
+        say("F\t%s\t%zu\t%zu", kind, n, mem_used[card]);
     }
     pthread_mutex_unlock(&mu);
     return r;
@@ -110,6 +112,9 @@ CUresult cuMemHostAlloc(void **p, size_t n, unsigned f) {
 
 static CUresult check_range(CUdeviceptr p, size_t n, const char *what) {
     Alloc *a = find(p);
+    if (a && a->card != current_card())
+        return fail(CUDA_ERROR_INVALID_VALUE, "%s at %llx, which is card %d's, on card %d", what, p,
+                    a->card, current_card());
     if (!a || p + n > a->at + a->size) {
         return fail(CUDA_ERROR_INVALID_VALUE, "%s of %zu B at %llx goes past an allocation", what,
                     n, p);

@@ -75,6 +75,7 @@ const ROOMS: [(&str, &[&[&str]]); 4] = [
     (
         "dlm_engine",
         &[
+            &["team"],
             &["decode"],
             &["engine"],
             &["backward"],

@@ -14,6 +14,14 @@ pub(crate) struct Device {
     stream: sys::CUstream,
 }
 
+/// A GPU of another engine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PeerDevice {
+    ordinal: i32,
+    /// Its context; a number, so that it may be told to other threads.
+    context: usize,
+}
+
 /// CUDA devices that the driver shows.
 ///
 /// # Errors
@@ -182,6 +190,44 @@ impl Device {
         // SAFETY: callers pass ranges inside buffers that do not overlap.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }
             .named("copying on the GPU")
+    }
+
+    /// Lets this GPU read the memory of another one directly where the machine can; where it
+    /// cannot, copies go through host memory.
+    pub(crate) fn reach(&self, other: PeerDevice) -> Result<()> {
+        self.enter()?;
+        let (mut can, ordinal) = (0, self.ordinal);
+        // SAFETY: asks about two devices that the driver named.
+        let asked = unsafe { sys::cuDeviceCanAccessPeer(&mut can, ordinal, other.ordinal) };
+        asked.result().named("asking whether GPUs reach each other")?;
+        if can == 0 {
+            return Ok(());
+        }
+        // SAFETY: the other context lives as long as its engine, which the team keeps.
+        match unsafe { sys::cuCtxEnablePeerAccess(other.context as sys::CUcontext, 0) } {
+            sys::CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => Ok(()),
+            answer => answer.result().named("letting GPUs reach each other"),
+        }
+    }
+
+    /// This GPU, as others name it.
+    pub(crate) fn as_peer(&self) -> PeerDevice {
+        PeerDevice { ordinal: self.ordinal, context: self.context as usize }
+    }
+
+    /// Queues a copy from another GPU.
+    pub(crate) fn copy_from(
+        &self,
+        other: PeerDevice,
+        to: u64,
+        from: u64,
+        bytes: usize,
+    ) -> Result<()> {
+        let there = other.context as sys::CUcontext;
+        // SAFETY: callers pass ranges inside buffers of the two GPUs.
+        unsafe { sys::cuMemcpyPeerAsync(to, self.context, from, there, bytes, self.stream) }
+            .result()
+            .named("copying from another GPU")
     }
 
     /// Queues the filling of memory with zero bytes.

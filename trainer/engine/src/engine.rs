@@ -1,6 +1,7 @@
 //! The engine: weights in and out, the steps of training.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::arena::Arena;
 use crate::batch::{Batch, Packed};
@@ -26,13 +27,15 @@ pub struct Engine {
     losses: Arena,
     losses_len: usize,
     /// Whether gradients were added since they were last cleared.
-    dirty: bool,
+    pub(crate) dirty: bool,
     /// Keys and values, in decoding.
     pub(crate) cache: Option<Cache>,
     /// Hidden states of the last pass that predictions are read from, and their number.
     pub(crate) hidden: Option<(u64, usize)>,
     pub(crate) predictions: Arena,
     pub(crate) graphs: Graphs,
+    /// Where gradients of other engines arrive.
+    pub(crate) staging: Arena,
 }
 
 impl Engine {
@@ -57,6 +60,7 @@ impl Engine {
             cache: None,
             hidden: None,
             predictions: Arena::default(),
+            staging: Arena::default(),
         })
     }
 
@@ -113,16 +117,24 @@ impl Engine {
         self.model.read(role, self.model.gradient(0)?)
     }
 
-    /// A parameter's first and second moment.
+    /// The part of a parameter whose moments this engine holds: where it begins in the parameter,
+    /// and its first and second moments. All of it in an engine that trains alone.
     ///
     /// # Errors
     /// As for [`Engine::weights`].
-    pub fn moments(&self, role: Role) -> Result<(Vec<f32>, Vec<f32>)> {
-        let (first, second) = self.model.moments(0)?;
-        Ok((self.model.read(role, first)?, self.model.read(role, second)?))
+    pub fn moments(&self, role: Role) -> Result<(usize, Vec<f32>, Vec<f32>)> {
+        let m = &self.model;
+        let parameter = m.parameter(role)?;
+        let held = m.held(parameter);
+        if held.is_empty() {
+            return Ok((0, Vec::new(), Vec::new()));
+        }
+        let (first, second) = m.moments(held.start)?;
+        let start = held.start - parameter.offset;
+        Ok((start, m.read_at(first, held.len())?, m.read_at(second, held.len())?))
     }
 
-    /// Sets a parameter's first and second moment.
+    /// Sets a parameter's first and second moment; what other engines hold of them is left out.
     ///
     /// # Errors
     /// As for [`Engine::set_weights`].
@@ -130,10 +142,15 @@ impl Engine {
         let m = &self.model;
         let parameter = m.sized(role, first.len())?;
         m.sized(role, second.len())?;
+        let held = m.held(parameter);
+        if held.is_empty() {
+            return Ok(());
+        }
         m.device.enter()?;
-        let (to_first, to_second) = m.moments(parameter.offset)?;
-        m.device.upload(to_first, first)?;
-        m.device.upload(to_second, second)
+        let (to_first, to_second) = m.moments(held.start)?;
+        let part = held.start - parameter.offset..held.end - parameter.offset;
+        m.device.upload(to_first, &first[part.clone()])?;
+        m.device.upload(to_second, &second[part])
     }
 
     /// Forgets all gradients.
@@ -221,6 +238,11 @@ impl Engine {
     /// # Errors
     /// When a kernel failed.
     pub fn finish(&mut self) -> Result<(Vec<f32>, f64)> {
+        self.finish_over(0..self.model.layout.total)
+    }
+
+    /// The same; the norm is that of the gradients of some of the weights.
+    pub(crate) fn finish_over(&mut self, weights: Range<usize>) -> Result<(Vec<f32>, f64)> {
         self.model.device.enter()?;
         let grid = self.model.grids.sum_squares();
         // the sum of squares goes behind the losses, so that one copy reads both; then the parts
@@ -228,7 +250,7 @@ impl Engine {
         let at = self.room_for_losses(grid.blocks.0 + 1)?;
         self.losses_len = 0;
         let (m, parts) = (&self.model, at + 4);
-        let (gradients, n) = (m.gradient(0)?, m.layout.total as i64);
+        let (gradients, n) = (m.gradient(weights.start)?, weights.len() as i64);
         launch!(m.program, "sum_squares", grid, gradients, n, parts)?;
         launch!(m.program, "finish_sum", m.grids.vectors(1), parts, grid.blocks.0, at)?;
         let mut losses = vec![0f32; count + 1];
@@ -237,7 +259,7 @@ impl Engine {
         Ok((losses, f64::from(squares).sqrt()))
     }
 
-    /// One AdamW update of every parameter by the gradients.
+    /// One AdamW update by the gradients: of every parameter, or of this engine's share.
     ///
     /// # Errors
     /// When the driver refuses.
@@ -245,8 +267,10 @@ impl Engine {
         let m = &self.model;
         m.device.enter()?;
         m.weights_changed();
-        let (decayed, total) = (m.layout.decayed, m.layout.total);
-        for (start, end, decay) in [(0, decayed, step.decay), (decayed, total, 0.0)] {
+        let (decayed, share) = (m.layout.decayed, m.share());
+        let with_decay = (share.start, share.end.min(decayed), step.decay);
+        let without = (share.start.max(decayed), share.end, 0.0);
+        for (start, end, decay) in [with_decay, without].into_iter().filter(|(s, e, _)| s < e) {
             let (first, second) = m.moments(start)?;
             launch!(
                 m.program,

@@ -15,6 +15,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `engine`, `decode` | the calls: training, and passes behind a cache of keys and values |
+//! | `team` | several engines that train one model, each on its GPU |
 //! | `backward`, `forward` | the passes, kernel by kernel |
 //! | `places` | where a pass puts its activations |
 //! | `model` | weights, gradients and moments on the GPU |
@@ -42,12 +43,14 @@ mod places;
 mod profile;
 mod program;
 mod shape;
+mod team;
 
 pub use batch::{Batch, CachedPass, Tile};
 pub use device::{device_count, free_memory, obstacle};
 pub use engine::Engine;
 pub use error::{Error, Result};
-pub use options::{AdamwStep, Options, Precision};
+pub use options::{AdamwStep, Options, Precision, Share};
 pub use places::{MemoryNeed, memory_need};
 pub use profile::KernelTime;
 pub use shape::{LayerRole, Parameter, Role, Shape};
+pub use team::Peer;

@@ -2,6 +2,7 @@
 //! addresses that the passes ask for.
 
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 use std::rc::Rc;
 
 use crate::blas::Blas;
@@ -50,9 +51,11 @@ pub(crate) struct Quantization {
     scratch: Option<Buffer>,
 }
 
-/// What only training needs, each as long as the weights, fp32.
+/// What only training needs, fp32.
 struct Training {
+    /// As long as the weights.
     gradients: Buffer,
+    /// As long as this engine's share of the weights.
     first_moments: Buffer,
     second_moments: Buffer,
 }
@@ -89,14 +92,14 @@ impl Model {
         let layout = Layout::new(&shape);
         let n = layout.total;
         let zeros = |bytes: usize, what| -> Result<Buffer> {
-            let buffer = device.allocate(n * bytes, what)?;
+            let buffer = device.allocate(bytes, what)?;
             device.clear(buffer.address(), buffer.bytes())?;
             Ok(buffer)
         };
-        let weights = zeros(4, "weights")?;
+        let weights = zeros(4 * n, "weights")?;
         let copies = match options.precision {
-            Precision::Bf16 => Some(zeros(2, "weights in bf16")?),
-            Precision::Fp32 if shape.bit_linear => Some(zeros(4, "rounded weights")?),
+            Precision::Bf16 => Some(zeros(2 * n, "weights in bf16")?),
+            Precision::Fp32 if shape.bit_linear => Some(zeros(4 * n, "rounded weights")?),
             Precision::Fp32 => None,
         };
         let scratch = match shape.bit_linear {
@@ -108,9 +111,9 @@ impl Model {
         let training = match options.training {
             false => None,
             true => Some(Training {
-                gradients: zeros(4, "gradients")?,
-                first_moments: zeros(4, "first moments")?,
-                second_moments: zeros(4, "second moments")?,
+                gradients: zeros(4 * n, "gradients")?,
+                first_moments: zeros(4 * options.share.range(n).len(), "first moments")?,
+                second_moments: zeros(4 * options.share.range(n).len(), "second moments")?,
             }),
         };
         Ok(Model {
@@ -209,10 +212,27 @@ impl Model {
         Ok(self.training()?.gradients.address() + 4 * offset as u64)
     }
 
-    /// Addresses of a parameter's first and second moment.
+    /// The weights whose moments are here.
+    pub(crate) fn share(&self) -> Range<usize> {
+        self.options.share.range(self.layout.total)
+    }
+
+    /// The weights of a parameter whose moments are here.
+    pub(crate) fn held(&self, parameter: Parameter) -> Range<usize> {
+        let share = self.share();
+        let start = parameter.offset.clamp(share.start, share.end);
+        start..(parameter.offset + parameter.len).clamp(start, share.end)
+    }
+
+    /// Addresses of the first and second moment of a weight of this engine's share.
     pub(crate) fn moments(&self, offset: usize) -> Result<(u64, u64)> {
-        let training = self.training()?;
-        let at = 4 * offset as u64;
+        let (training, share) = (self.training()?, self.share());
+        if !(share.start..=share.end).contains(&offset) {
+            return Err(Error::Unsupported(format!(
+                "moments at {offset} in an engine that holds {share:?}"
+            )));
+        }
+        let at = 4 * (offset - share.start) as u64;
         Ok((training.first_moments.address() + at, training.second_moments.address() + at))
     }
 
@@ -235,9 +255,14 @@ impl Model {
     /// The values of a parameter in the arena that starts at `arena`.
     pub(crate) fn read(&self, role: Role, arena: u64) -> Result<Vec<f32>> {
         let parameter = self.parameter(role)?;
+        self.read_at(arena + 4 * parameter.offset as u64, parameter.len)
+    }
+
+    /// `len` fp32 numbers from an address on.
+    pub(crate) fn read_at(&self, address: u64, len: usize) -> Result<Vec<f32>> {
         self.device.enter()?;
-        let mut values = vec![0f32; parameter.len];
-        self.device.download(arena + 4 * parameter.offset as u64, &mut values)?;
+        let mut values = vec![0f32; len];
+        self.device.download(address, &mut values)?;
         Ok(values)
     }
 }

@@ -230,11 +230,14 @@ const LIBRARIES: usize = 1 << 30;
 pub fn memory_need(shape: &Shape, options: &Options, tokens: usize, targets: usize) -> MemoryNeed {
     let element = options.precision.element();
     let copy = if element == 2 || shape.bit_linear { element } else { 0 };
-    let per_weight = if options.training { 16 + copy } else { 4 + copy };
+    let per_weight = if options.training { 8 + copy } else { 4 + copy };
+    let total = Layout::new(shape).total;
+    let moments = if options.training { 8 * options.share.range(total).len() } else { 0 };
+    let staging = if options.training { options.share.staging_bytes(total) } else { 0 };
     // every token could be another row of the table; blocks leave a few MiB of sums
     let sizes = Sizes { tokens, targets, pieces: tokens + 1, parts: 1 << 20 };
     MemoryNeed {
-        fixed: per_weight * Layout::new(shape).total + LIBRARIES,
+        fixed: per_weight * total + moments + staging + LIBRARIES,
         activations: Places::new(shape, options, sizes, 0, options.training).bytes,
     }
 }

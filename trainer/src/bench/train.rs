@@ -375,6 +375,7 @@ fn training_state(
         loss_chunk: options.loss_chunk,
         training: true,
         dtype: compute.dtype,
+        gpus: 1,
     };
     let mut native = Native::open(compute.cuda_index(), &Decoder::new(host.config), native)?;
     native.draw_weights(std, WEIGHT_SEED)?;

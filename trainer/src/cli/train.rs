@@ -17,10 +17,10 @@ pub(super) struct TrainArgs {
     /// Folder of configuration files to read before the built-in ones.
     #[arg(long)]
     pub config_dir: Option<PathBuf>,
-    /// auto, cpu, cuda[:N] or wgpu [default: auto].
+    /// auto, cpu, cuda[:N[,N]] or wgpu [default: auto].
     #[arg(long)]
     pub device: Option<String>,
-    /// Workers that share the rows of each step; so far on the CPU only [default: 1].
+    /// GPUs, or workers on the CPU, that share the rows of each step [default: 1].
     #[arg(long, value_name = "N")]
     pub devices: Option<usize>,
     /// What to do with a checkpoint in output.dir [default: auto].

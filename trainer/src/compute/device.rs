@@ -42,7 +42,7 @@ pub(crate) fn choose(spec: &str) -> Result<ComputeDevice> {
         "wgpu" => wgpu(),
         "auto" => Ok(automatic()),
         _ if spec.starts_with("cuda") && spec.contains(',') => Err(Error::Usage(format!(
-            "--device {spec:?}: training on several GPUs does not work yet; give one (--device cuda:0), so that the others are not rented for nothing"
+            "--device {spec:?}: only training takes several GPUs; give one (--device cuda:0)"
         ))),
         _ => {
             let index = match spec.strip_prefix("cuda") {
@@ -57,6 +57,58 @@ pub(crate) fn choose(spec: &str) -> Result<ComputeDevice> {
             })?;
             cuda(index)
         }
+    }
+}
+
+/// The devices of a training run.
+#[derive(Clone, Debug)]
+pub(crate) struct Team {
+    /// The first of them.
+    pub device: ComputeDevice,
+    /// How many share the rows of a step.
+    pub workers: usize,
+    /// Their CUDA indices; empty on other devices.
+    pub gpus: Vec<usize>,
+}
+
+/// The devices that `--device` and `--devices` stand for: `cuda:0,2` names GPUs, a number of
+/// devices is that many GPUs from the named one on, or workers on the CPU.
+pub(crate) fn choose_team(spec: &str, devices: Option<usize>) -> Result<Team> {
+    let wrong = |why: String| Err(Error::Usage(why));
+    if devices == Some(0) {
+        return wrong("--devices 0: expected 1 or more".into());
+    }
+    let several = |indices: Vec<usize>| -> Result<Team> {
+        let named: std::collections::BTreeSet<usize> = indices.iter().copied().collect();
+        if named.len() != indices.len() {
+            return wrong(format!("--device {spec:?} names a GPU twice"));
+        }
+        let all = indices.iter().map(|index| choose(&format!("cuda:{index}")));
+        let all = all.collect::<Result<Vec<_>>>()?;
+        let name = all.iter().map(|d| d.name.as_str()).collect::<Vec<_>>().join(" + ");
+        let device = ComputeDevice { name, ..all[0].clone() };
+        Ok(Team { device, workers: indices.len(), gpus: indices })
+    };
+    if let Some(list) = spec.strip_prefix("cuda:").filter(|list| list.contains(',')) {
+        let indices = list.split(',').map(|index| index.trim().parse::<usize>());
+        let Ok(indices) = indices.collect::<std::result::Result<Vec<_>, _>>() else {
+            return wrong(format!("--device {spec:?}: expected CUDA indices, such as cuda:0,1"));
+        };
+        return match devices.filter(|n| *n != indices.len()) {
+            Some(n) => {
+                wrong(format!("--device {spec:?} names {} GPUs, --devices {n}", indices.len()))
+            }
+            None => several(indices),
+        };
+    }
+    let device = choose(spec)?;
+    match (device.kind, devices.unwrap_or(1)) {
+        (DeviceKind::Cuda(first), n @ 2..) => several((first..first + n).collect()),
+        (DeviceKind::Cuda(first), _) => Ok(Team { device, workers: 1, gpus: vec![first] }),
+        (DeviceKind::Wgpu, n @ 2..) => {
+            wrong(format!("--devices {n} with wgpu: several devices are CUDA's or the CPU's"))
+        }
+        (_, workers) => Ok(Team { device, workers, gpus: Vec::new() }),
     }
 }
 
@@ -182,11 +234,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn several_gpus_are_refused_by_name() {
-        for spec in ["cuda:0,1,2,3", "cuda,cuda:1"] {
-            let said = choose(spec).unwrap_err().to_string();
-            assert!(said.contains("several GPUs") && said.contains("--device cuda:0"), "{said}");
-        }
+    fn a_team_is_named_once_and_counted() {
+        let refused = |spec: &str, devices| choose_team(spec, devices).unwrap_err().to_string();
+        assert!(refused("cuda:1,1", None).contains("twice"));
+        assert!(refused("cuda:0,1", Some(3)).contains("names 2 GPUs"));
+        assert!(refused("cuda:0,x", None).contains("such as cuda:0,1"));
+        assert!(refused("cpu", Some(0)).contains("1 or more"));
+        let team = choose_team("cpu", Some(3)).unwrap();
+        assert_eq!((team.workers, team.gpus.len(), team.device.kind), (3, 0, DeviceKind::Cpu));
+        // whatever does not train takes one
+        let said = choose("cuda:0,1").unwrap_err().to_string();
+        assert!(said.contains("only training") && said.contains("--device cuda:0"), "{said}");
         assert!(choose("cuda0").unwrap_err().to_string().contains("expected auto"));
     }
 }

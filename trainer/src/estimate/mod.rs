@@ -151,7 +151,7 @@ pub(crate) fn estimate(
         || native::unsupported(&decoder.cfg).is_some();
     let native = !burn && cfg!(feature = "native");
     let objective = objective_of(cfg);
-    let passes = Passes { cfg, decoder: &decoder, objective, seq_len, dtype, native };
+    let passes = Passes { cfg, decoder: &decoder, objective, seq_len, dtype, native, gpus: 1 };
     let free = gpus.bytes();
     let rows = cfg
         .train

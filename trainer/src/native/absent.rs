@@ -29,6 +29,14 @@ impl Native {
         Err(Error::Device("this dlm-train was built without the native engine".into()))
     }
 
+    pub(crate) fn open_team(
+        _indices: &[usize],
+        _decoder: &Decoder,
+        _options: NativeOptions,
+    ) -> Result<Self> {
+        Err(Error::Device("this dlm-train was built without the native engine".into()))
+    }
+
     pub(crate) fn set_weights(&mut self, _weights: &Weights) -> Result<()> {
         match *self {}
     }

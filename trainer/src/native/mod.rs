@@ -8,6 +8,8 @@
 #[cfg(not(feature = "native"))]
 mod absent;
 #[cfg(feature = "native")]
+mod followers;
+#[cfg(feature = "native")]
 mod present;
 
 #[cfg(not(feature = "native"))]
@@ -33,12 +35,20 @@ pub(crate) struct NativeOptions {
     pub training: bool,
     /// Dtype of activations and matrix products.
     pub dtype: ComputeDtype,
+    /// GPUs that train together, each of which holds a part of the optimizer's state.
+    pub gpus: usize,
 }
 
 impl NativeOptions {
     /// For decoding.
     pub(crate) fn decoding(dtype: ComputeDtype) -> Self {
-        NativeOptions { activation_checkpointing: false, loss_chunk: None, training: false, dtype }
+        NativeOptions {
+            activation_checkpointing: false,
+            loss_chunk: None,
+            training: false,
+            dtype,
+            gpus: 1,
+        }
     }
 }
 

@@ -1,11 +1,14 @@
 //! The engine of a build with the feature `native`, as ordinary builds are.
 
+use std::sync::Arc;
+
 use burn::prelude::*;
 use burn::tensor::DType;
 use dlm_engine::{
     CachedPass, Engine, KernelTime, LayerRole, Options, Precision, Role, Shape, Tile,
 };
 
+use super::followers::{Answer, Followers};
 use super::{KernelMs, NativeOptions};
 use crate::attention;
 use crate::compute::ComputeDtype;
@@ -22,13 +25,20 @@ const LOGITS_BYTES: usize = 2 << 30;
 
 /// A decoder on the engine.
 pub(crate) struct Native {
+    /// On the first GPU.
     engine: Engine,
+    /// On the others, in training.
+    followers: Option<Followers>,
+    /// Passes of a step that the followers have not answered yet.
+    running: Vec<Answer<()>>,
+    /// Micro-batches of the step so far.
+    given: usize,
     params: Params,
     /// In the order of the parameters.
     roles: Vec<Role>,
 }
 
-fn device_error(e: dlm_engine::Error) -> Error {
+pub(super) fn device_error(e: dlm_engine::Error) -> Error {
     Error::Device(e.to_string())
 }
 
@@ -37,14 +47,51 @@ impl Native {
     pub(crate) fn open(index: usize, decoder: &Decoder, options: NativeOptions) -> Result<Self> {
         let cfg = &decoder.cfg;
         let options = engine_options(cfg, options);
+        let options = Options { share: dlm_engine::Share::WHOLE, ..options };
         let engine = Engine::new(index, shape(cfg), options).map_err(device_error)?;
-        Ok(Native { engine, params: decoder.params.clone(), roles: roles(&decoder.params) })
+        let (params, roles) = (decoder.params.clone(), roles(&decoder.params));
+        Ok(Native { engine, followers: None, running: Vec::new(), given: 0, params, roles })
+    }
+
+    /// Engines with zero weights on several GPUs, that train one model together: micro-batches of a
+    /// step go to them in turn, and each holds a part of the optimizer's state.
+    pub(crate) fn open_team(
+        indices: &[usize],
+        decoder: &Decoder,
+        options: NativeOptions,
+    ) -> Result<Self> {
+        let [first, others @ ..] = indices else {
+            return Err(Error::Device("no GPU was named".into()));
+        };
+        if others.is_empty() {
+            return Native::open(*first, decoder, options);
+        }
+        let (shape, roles) = (shape(&decoder.cfg), roles(&decoder.params));
+        let options = engine_options(&decoder.cfg, options);
+        let of = indices.len();
+        let own = Options { share: dlm_engine::Share { rank: 0, of }, ..options };
+        let engine = Engine::new(*first, shape.clone(), own).map_err(device_error)?;
+        let followers = Some(Followers::start(&engine, others, (&shape, options))?);
+        let params = decoder.params.clone();
+        Ok(Native { engine, followers, running: Vec::new(), given: 0, params, roles })
+    }
+
+    /// Lets every engine do the same, and waits for all.
+    fn on_all(
+        &mut self,
+        what: impl Fn(&mut Engine) -> dlm_engine::Result<()> + Clone + Send + 'static,
+    ) -> Result<()> {
+        let others = self.followers.as_ref().map(|f| f.ask_all(what.clone())).unwrap_or_default();
+        let own = what(&mut self.engine).map_err(device_error);
+        others.into_iter().try_for_each(Answer::wait)?;
+        own
     }
 
     /// Copies weights from the host, in the order of the parameters.
     pub(crate) fn set_weights(&mut self, weights: &Weights) -> Result<()> {
-        for (role, tensor) in self.roles.iter().zip(&weights.0) {
-            self.engine.set_weights(*role, &download(tensor)?).map_err(device_error)?;
+        for (role, tensor) in self.roles.clone().into_iter().zip(&weights.0) {
+            let values = Arc::new(download(tensor)?);
+            self.on_all(move |engine| engine.set_weights(role, &values))?;
         }
         Ok(())
     }
@@ -52,27 +99,28 @@ impl Native {
     /// Random matrices and tables, drawn on the GPU; norms are one, biases zero.
     pub(crate) fn draw_weights(&mut self, std: f32, seed: u64) -> Result<()> {
         use crate::model::ParamKind as K;
-        for (role, spec) in self.roles.iter().zip(&self.params.specs) {
-            match spec.kind {
-                K::Matrix | K::Embedding => self.engine.draw_weights(*role, std, seed),
-                K::Norm => self.engine.set_weights(*role, &vec![1.0; spec.numel()]),
-                K::Bias => self.engine.set_weights(*role, &vec![0.0; spec.numel()]),
-            }
-            .map_err(device_error)?;
+        let all = self.roles.iter().zip(&self.params.specs);
+        let all: Vec<_> = all.map(|(role, spec)| (*role, spec.kind, spec.numel())).collect();
+        for (role, kind, numel) in all {
+            self.on_all(move |engine| match kind {
+                K::Matrix | K::Embedding => engine.draw_weights(role, std, seed),
+                K::Norm => engine.set_weights(role, &vec![1.0; numel]),
+                K::Bias => engine.set_weights(role, &vec![0.0; numel]),
+            })?;
         }
         Ok(())
     }
 
     /// Copies the optimizer's moments from the host.
     pub(crate) fn set_state(&mut self, state: &[State]) -> Result<()> {
-        for (role, state) in self.roles.iter().zip(state) {
+        for (role, state) in self.roles.clone().into_iter().zip(state) {
             let State::Adam(first, second) = state else {
                 return Err(Error::Mismatch(
                     "the optimizer's state is Muon's, which the native engine does not know".into(),
                 ));
             };
-            let (first, second) = (download(first)?, download(second)?);
-            self.engine.set_moments(*role, &first, &second).map_err(device_error)?;
+            let moments = Arc::new((download(first)?, download(second)?));
+            self.on_all(move |engine| engine.set_moments(role, &moments.0, &moments.1))?;
         }
         Ok(())
     }
@@ -85,7 +133,7 @@ impl Native {
         Ok(Weights(self.roles.iter().enumerate().map(tensor).collect::<Result<_>>()?))
     }
 
-    /// The gradients, as tensors in host memory.
+    /// The gradients, as tensors in host memory; of one engine alone.
     pub(crate) fn gradients(&self) -> Result<Gradients> {
         let gradient = |(i, role): (usize, &Role)| -> Result<Option<Tensor<2>>> {
             Ok(Some(self.on_host(i, self.engine.gradients(*role).map_err(device_error)?)))
@@ -96,7 +144,19 @@ impl Native {
     /// The optimizer's moments, as tensors in host memory.
     pub(crate) fn state(&self) -> Result<Vec<State>> {
         let state = |(i, role): (usize, &Role)| -> Result<State> {
-            let (first, second) = self.engine.moments(*role).map_err(device_error)?;
+            let role = *role;
+            let mut parts = vec![self.engine.moments(role).map_err(device_error)?];
+            if let Some(followers) = &self.followers {
+                for answer in followers.ask_all(move |engine| engine.moments(role)) {
+                    parts.push(answer.wait()?);
+                }
+            }
+            let numel = self.params.specs[i].numel();
+            let (mut first, mut second) = (vec![0.0; numel], vec![0.0; numel]);
+            for (start, a, b) in parts {
+                first[start..start + a.len()].copy_from_slice(&a);
+                second[start..start + b.len()].copy_from_slice(&b);
+            }
             Ok(State::Adam(self.on_host(i, first), self.on_host(i, second)))
         };
         self.roles.iter().enumerate().map(state).collect()
@@ -110,21 +170,64 @@ impl Native {
     /// How far BitLinear rounds from now on, 0 to 1.
     pub(crate) fn set_quantization(&mut self, lambda: f64) {
         self.engine.set_quantization(lambda as f32);
+        if let Some(followers) = &self.followers {
+            followers.ask_all(move |engine| {
+                engine.set_quantization(lambda as f32);
+                Ok(())
+            });
+        }
     }
 
     pub(crate) fn clear_gradients(&mut self) -> Result<()> {
-        self.engine.clear_gradients().map_err(device_error)
+        // passes of a step that was given up
+        self.running.drain(..).for_each(|answer| drop(answer.wait()));
+        self.given = 0;
+        self.on_all(Engine::clear_gradients)
     }
 
-    /// Queues a forward and a backward pass; `scale` is 1 / counted targets of the step.
+    /// Queues a forward and a backward pass, on each GPU in turn; `scale` is 1 / counted targets of
+    /// the step.
     pub(crate) fn pass(&mut self, batch: &Batch, scale: f64) -> Result<()> {
-        self.engine.pass(&convert(batch), scale as f32).map_err(device_error)
+        let (batch, scale) = (convert(batch), scale as f32);
+        let engines = 1 + self.followers.as_ref().map_or(0, Followers::count);
+        let turn = self.given % engines;
+        self.given += 1;
+        match &self.followers {
+            Some(followers) if turn > 0 => {
+                let answer = followers.ask(turn - 1, move |engine| engine.pass(&batch, scale));
+                self.running.push(answer);
+                Ok(())
+            }
+            _ => self.engine.pass(&batch, scale).map_err(device_error),
+        }
     }
 
     /// Waits for the passes: their losses and the gradients' L2 norm.
     pub(crate) fn finish(&mut self) -> Result<(Losses, f64)> {
-        let (losses, norm) = self.engine.finish().map_err(device_error)?;
-        Ok((Losses::of(&losses), norm))
+        let Some(followers) = &self.followers else {
+            let (losses, norm) = self.engine.finish().map_err(device_error)?;
+            return Ok((Losses::of(&losses), norm));
+        };
+        self.running.drain(..).try_for_each(Answer::wait)?;
+        let waiting = followers.ask_all(|engine| engine.wait());
+        self.engine.wait().map_err(device_error)?;
+        waiting.into_iter().try_for_each(Answer::wait)?;
+        // all gradients are whole from here on
+        let peers = Arc::new(followers.peers.clone());
+        let theirs = peers.clone();
+        let adding = followers.ask_all(move |engine| engine.add_gradients(&theirs));
+        let own = self.engine.add_gradients(&peers).map_err(device_error);
+        let mut found = Losses::default();
+        let mut squares = 0.0;
+        let shares = std::iter::once(own).chain(adding.into_iter().map(Answer::wait));
+        for share in shares.collect::<Vec<_>>() {
+            let (losses, norm) = share?;
+            let losses = Losses::of(&losses);
+            found.sum += losses.sum;
+            found.sure += losses.sure;
+            squares += norm * norm;
+        }
+        Ok((found, squares.sqrt()))
     }
 
     /// Sum of the cross-entropies, without gradients.
@@ -199,7 +302,16 @@ impl Native {
             correction1: s.correction1,
             correction2: s.correction2,
         };
-        self.engine.update(step).map_err(device_error)
+        if self.followers.is_none() {
+            return self.engine.update(step).map_err(device_error);
+        }
+        self.on_all(move |engine| {
+            engine.update(step)?;
+            engine.wait()
+        })?;
+        // all shares are new from here on
+        let peers = Arc::new(self.followers.as_ref().map(|f| f.peers.clone()).unwrap_or_default());
+        self.on_all(move |engine| engine.fetch_weights(&peers))
     }
 
     /// Bytes of the GPU's memory that are taken, by whomever.
@@ -256,6 +368,7 @@ fn engine_options(cfg: &ModelConfig, options: NativeOptions) -> Options {
         activation_checkpointing: options.activation_checkpointing,
         logits_bytes: options.loss_chunk.map_or(LOGITS_BYTES, |n| n.max(1) * row_bytes),
         training: options.training,
+        share: dlm_engine::Share { rank: 0, of: options.gpus.max(1) },
     }
 }
 

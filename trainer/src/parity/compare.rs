@@ -282,6 +282,7 @@ impl Computed {
             loss_chunk: Some(options.loss_chunk),
             training: true,
             dtype: compute.dtype,
+            gpus: 1,
         };
         let mut native = Native::open(compute.cuda_index(), &model.decoder, native)?;
         native.set_weights(&model.weights)?;

@@ -80,6 +80,8 @@ pub(crate) struct Passes<'a> {
     pub(crate) dtype: ComputeDtype,
     /// Whether the native engine computes.
     pub(crate) native: bool,
+    /// GPUs that share the optimizer's state.
+    pub(crate) gpus: usize,
 }
 
 impl Passes<'_> {
@@ -94,6 +96,7 @@ impl Passes<'_> {
             loss_chunk: self.cfg.train.loss_chunk,
             training: true,
             dtype: self.dtype,
+            gpus: self.gpus,
         };
         let tokens = processed_at_most(self.objective, self.seq_len);
         native::memory_need(&self.decoder.cfg, options, rows * tokens, rows * self.seq_len)
@@ -140,9 +143,11 @@ pub(super) fn rows(
         false => memory::free_bytes(kind),
     };
     let (dtype, native) = (compute.dtype, compute.native);
-    // the workers' activations are in memory at the same time
-    let of_worker = free.map(|free| free / workers);
-    let rows = Passes { cfg, decoder, objective, seq_len, dtype, native }.rows_in(kind, of_worker);
+    // the activations of workers on the CPU are in the same memory at the same time
+    let here = if kind == DeviceKind::Cpu { workers } else { 1 };
+    let of_worker = free.map(|free| free / here);
+    let passes = Passes { cfg, decoder, objective, seq_len, dtype, native, gpus: workers };
+    let rows = passes.rows_in(kind, of_worker);
     let rows = for_workers(rows, cfg.train.batch_rows, workers);
     if free.is_none() {
         message(format_args!(

@@ -30,8 +30,6 @@ pub enum Resume {
 /// What a run may do with an earlier run in its folder.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RunOptions {
-    /// Workers that share the rows of a step.
-    pub workers: usize,
     pub resume: Resume,
     /// With [`Resume::Never`]: remove an earlier run's checkpoints.
     pub overwrite: bool,

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use dlm_datasets::{Split, fs};
 
-use crate::compute::ComputeDevice;
+use crate::compute::device::Team;
 use crate::config::{Config, ExportWhich};
 use crate::diffusion::Objective;
 use crate::error::{Error, Result};
@@ -43,7 +43,7 @@ pub(crate) struct Outcome {
 }
 
 /// Train by `cfg` on the dataset in `cfg.data.dir` and export the result to `cfg.output.dir`.
-pub(crate) fn run(cfg: &Config, device: &ComputeDevice, options: RunOptions) -> Result<Outcome> {
+pub(crate) fn run(cfg: &Config, team: &Team, options: RunOptions) -> Result<Outcome> {
     let data = Arc::new(data::open(&cfg.data.dir)?);
     let mut checked = cfg.clone();
     checked.output.dir = output_folder::expanded("output.dir", &cfg.output.dir)?;
@@ -76,8 +76,7 @@ pub(crate) fn run(cfg: &Config, device: &ComputeDevice, options: RunOptions) -> 
         pinned.source.path = Some(source.name.clone());
     }
     let cfg = &pinned;
-    let mut trainer =
-        Trainer::new(cfg, (device, options.workers), data, source, recorded_source.is_none())?;
+    let mut trainer = Trainer::new(cfg, team, data, source, recorded_source.is_none())?;
     trainer.start_or_resume(&store, options)?;
     store.tidy()?;
     if options.resume == Resume::Never && options.overwrite {

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use dlm_datasets::{Dataset, Split};
 
+use crate::compute::device::Team;
 use crate::compute::{ComputeDevice, ComputePlan, EngineChoice};
 use crate::config::{self, ActivationCheckpointing, Config};
 use crate::diffusion::{DocumentMask, Layout, Objective, ObjectiveSpec, PassOptions};
@@ -49,6 +50,8 @@ pub(super) struct Trainer<'a> {
     /// Step of the newest checkpoint on disk.
     pub(super) saved_step: Option<u64>,
     pub(super) workers: Workers,
+    /// CUDA indices of the GPUs that train.
+    pub(super) gpus: Vec<usize>,
     /// When the last checkpoint of this session began to be written.
     pub(super) save_began: Option<Instant>,
     /// Set by a signal that asks for a checkpoint and the end of the session.
@@ -60,7 +63,7 @@ impl<'a> Trainer<'a> {
     /// it both stay empty until a checkpoint supplies them.
     pub(super) fn new(
         cfg: &'a Config,
-        (device, workers): (&ComputeDevice, usize),
+        team: &Team,
         data: Arc<CheckedDataset>,
         source: ModelSource,
         with_weights: bool,
@@ -82,14 +85,20 @@ impl<'a> Trainer<'a> {
             )));
         }
         check_evaluation(cfg, &data)?;
-        let compute = compute_plan(cfg, device, &source)?;
+        let compute = compute_plan(cfg, &team.device, &source)?;
         let PreparedModel { decoder, weights } =
             prepare(cfg, &source, &data, &compute.device.device, with_weights)?;
         // refused now rather than after days of training
         let block_diffusion = cfg.conversion.objective == config::Objective::BlockDiffusion;
         check_format(&decoder, cfg.export.format, Trained { mask_token_id, block_diffusion })?;
         check_tokenizer_folder(&data.dir().join("tokenizer"))?;
-        let workers = Workers::new(workers, device, &decoder.params, cfg.train.batch_rows)?;
+        if !compute.native && team.gpus.len() > 1 {
+            return Err(Error::Usage(format!(
+                "{}: only the native engine trains on several GPUs, and this run computes with Burn; give one GPU",
+                compute.device.name
+            )));
+        }
+        let workers = Workers::new(team, &decoder.params, cfg.train.batch_rows)?;
         let objective = objective_of(cfg);
         let plan = BatchPlan {
             seed: cfg.train.seed,
@@ -144,6 +153,7 @@ impl<'a> Trainer<'a> {
             identity,
             saved_step: None,
             workers,
+            gpus: team.gpus.clone(),
             save_began: None,
             stop: Arc::default(),
         })
@@ -159,8 +169,9 @@ impl<'a> Trainer<'a> {
             loss_chunk: self.cfg.train.loss_chunk,
             training: true,
             dtype: self.compute.dtype,
+            gpus: self.workers.count(),
         };
-        let mut native = Native::open(self.compute.cuda_index(), &self.decoder, options)?;
+        let mut native = Native::open_team(&self.gpus, &self.decoder, options)?;
         native.set_weights(&self.weights)?;
         native.set_state(&self.optimizer.state)?;
         (self.weights, self.optimizer.state) = (Weights(Vec::new()), Vec::new());

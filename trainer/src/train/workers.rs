@@ -14,7 +14,8 @@ use std::sync::{Condvar, Mutex, PoisonError};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use crate::compute::{ComputeDevice, DeviceKind};
+use crate::compute::DeviceKind;
+use crate::compute::device::Team;
 use crate::config::Optim;
 use crate::error::{Error, Result};
 use crate::kernels::cast::to_f32;
@@ -106,38 +107,26 @@ impl Collective for Threads {
 
 /// The workers of a run.
 pub(super) struct Workers {
-    /// Threads of each worker.
+    count: usize,
+    /// Threads of each worker, where there are several on the CPU.
     pools: Vec<ThreadPool>,
     /// The worker that owns each parameter.
     owners: Vec<usize>,
 }
 
 impl Workers {
-    /// `count` workers on a device; a run without parallelism has one.
+    /// The workers of a team; a run without parallelism has one.
     ///
     /// # Errors
-    /// [`Error::Usage`] for no worker at all, for a device that can have only one, and where a step
-    /// has fewer rows than workers.
-    pub(super) fn new(
-        count: usize,
-        device: &ComputeDevice,
-        params: &Params,
-        batch_rows: usize,
-    ) -> Result<Self> {
-        if count == 0 {
-            return Err(Error::Usage("--devices 0: expected 1 or more".into()));
-        }
-        if count > 1 && device.kind != DeviceKind::Cpu {
-            return Err(Error::Usage(format!(
-                "--devices {count} with {}: training on several GPUs does not work yet, only workers on the CPU; leave --devices out, so that the other GPUs are not rented for nothing",
-                device.name
-            )));
-        }
+    /// [`Error::Usage`] where a step has fewer rows than workers.
+    pub(super) fn new(team: &Team, params: &Params, batch_rows: usize) -> Result<Self> {
+        let count = team.workers;
         if count > batch_rows {
             return Err(Error::Usage(format!(
-                "--devices {count}, and a step has train.batch_rows={batch_rows} rows: every worker needs one; raise train.batch_rows or take fewer workers"
+                "--devices {count}, and a step has train.batch_rows={batch_rows} rows: every device needs one; raise train.batch_rows or take fewer devices"
             )));
         }
+        let on_cpu = count > 1 && team.device.kind == DeviceKind::Cpu;
         let threads = (rayon::current_num_threads() / count).max(1);
         let pool = |rank: usize| {
             ThreadPoolBuilder::new()
@@ -146,13 +135,13 @@ impl Workers {
                 .build()
                 .map_err(|e| Error::Device(format!("starting worker {rank} failed: {e}")))
         };
-        let pools = if count > 1 { (0..count).map(pool).collect::<Result<_>>()? } else { vec![] };
-        Ok(Workers { pools, owners: owners(params, count) })
+        let pools = if on_cpu { (0..count).map(pool).collect::<Result<_>>()? } else { vec![] };
+        Ok(Workers { count, pools, owners: owners(params, count) })
     }
 
     /// How many there are.
     pub(super) fn count(&self) -> usize {
-        self.pools.len().max(1)
+        self.count
     }
 
     /// Runs `work` for each worker at the same time, with its rank and gradients to add to. Returns
@@ -271,7 +260,8 @@ mod tests {
     }
 
     fn workers(count: usize) -> Workers {
-        Workers::new(count, &crate::compute::device::cpu(), &params(), 64).unwrap()
+        let team = crate::compute::device::choose_team("cpu", Some(count)).unwrap();
+        Workers::new(&team, &params(), 64).unwrap()
     }
 
     #[test]
@@ -341,14 +331,9 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_split_is_refused() {
-        let refused = |count, kind, rows| {
-            let device = ComputeDevice { kind, ..crate::compute::device::cpu() };
-            let refused = Workers::new(count, &device, &params(), rows).map(|_| ());
-            refused.unwrap_err().to_string()
-        };
-        assert!(refused(0, DeviceKind::Cpu, 8).contains("1 or more"));
-        assert!(refused(9, DeviceKind::Cpu, 8).contains("train.batch_rows=8"));
-        assert!(refused(2, DeviceKind::Wgpu, 8).contains("several GPUs"));
+    fn a_step_with_fewer_rows_than_workers_is_refused() {
+        let team = crate::compute::device::choose_team("cpu", Some(9)).unwrap();
+        let refused = Workers::new(&team, &params(), 8).map(|_| ()).unwrap_err().to_string();
+        assert!(refused.contains("train.batch_rows=8"), "{refused}");
     }
 }

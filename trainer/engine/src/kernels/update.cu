@@ -109,6 +109,23 @@ adamw(float* __restrict__ w, float* __restrict__ m, float* __restrict__ v, const
 }
 
 // ---------------------------------------------------------------------------------------------------------
+// 13. Adding the gradients of another GPU
+// ---------------------------------------------------------------------------------------------------------
+
+// to[i] += from[i]. Four elements a thread; both addresses are multiples of 16. Block 256, grid
+// ceil(ceil(n/4) / 256).
+extern "C" __global__ void __launch_bounds__(256)
+add_to(float* __restrict__ to, const float* __restrict__ from, long long n) {
+    long long i = ((long long)blockIdx.x * 256 + threadIdx.x) * 4;
+    if (i + 4 <= n) {
+        float4 a = *(const float4*)(to + i), b = *(const float4*)(from + i);
+        *(float4*)(to + i) = make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+    } else {
+        for (; i < n; i++) to[i] += from[i];
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
 // 14. Random weights, for benchmarks
 // ---------------------------------------------------------------------------------------------------------
 
