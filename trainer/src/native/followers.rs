@@ -9,8 +9,11 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use dlm_engine::{Engine, Options, Peer, Result as EngineResult, Shape};
 
-use super::present::device_error;
 use crate::error::{Error, Result};
+
+pub(super) fn device_error(e: dlm_engine::Error) -> Error {
+    Error::Device(e.to_string())
+}
 
 type Work = Box<dyn FnOnce(&mut Engine) + Send>;
 

@@ -8,7 +8,7 @@ use dlm_engine::{
     CachedPass, Engine, KernelTime, LayerRole, Options, Precision, Role, Shape, Tile,
 };
 
-use super::followers::{Answer, Followers};
+use super::followers::{Answer, Followers, device_error};
 use super::{KernelMs, NativeOptions};
 use crate::attention;
 use crate::compute::ComputeDtype;
@@ -36,10 +36,6 @@ pub(crate) struct Native {
     params: Params,
     /// In the order of the parameters.
     roles: Vec<Role>,
-}
-
-pub(super) fn device_error(e: dlm_engine::Error) -> Error {
-    Error::Device(e.to_string())
 }
 
 impl Native {
