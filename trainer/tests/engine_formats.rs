@@ -197,9 +197,9 @@ fn python_decodes_the_same_tokens() {
     let mut arguments = vec![text("sdar")];
     match std::env::var("DLM_ENGINE_PACKAGES") {
         Ok(packages) => arguments.extend(["--packages".to_string(), packages]),
-        Err(_) => drop(dlm_test_support::skip(
+        Err(_) => dlm_test_support::skip(
             "the sources of sglang and lmdeploy (DLM_ENGINE_PACKAGES); tables as published are used",
-        )),
+        ),
     }
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     python(&interpreters[0].1, &path("home"), "check_sdar_folder.py", &arguments);
