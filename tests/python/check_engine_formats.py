@@ -13,7 +13,7 @@ import sys
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 
 def check(folder):
@@ -66,6 +66,10 @@ def check(folder):
         raise AssertionError("an argument that is not known was ignored")
     except TypeError as error:
         assert "temperature" in str(error), error
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    encoded = dict(tokenizer("w1 w2", return_tensors="pt"), token_type_ids=torch.zeros(1, 2, dtype=torch.int64))
+    if encoded["input_ids"].shape[1] == 2:
+        assert model.generate(**encoded, max_new_tokens=1, stop_token=[]).shape[1] == 3, "what a tokenizer returns"
     assert "einops" not in sys.modules
     tokens = sum(len(case["completion_ids"]) for case in cases)
     print(f"{raw['architectures'][0]} in transformers {transformers.__version__}, torch {torch.__version__}: {len(cases)} completions of {tokens} tokens "

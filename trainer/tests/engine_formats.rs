@@ -197,9 +197,9 @@ fn python_decodes_the_same_tokens() {
     let mut arguments = vec![text("sdar")];
     match std::env::var("DLM_ENGINE_PACKAGES") {
         Ok(packages) => arguments.extend(["--packages".to_string(), packages]),
-        Err(_) => drop(dlm_test_support::skip(
+        Err(_) => dlm_test_support::skip(
             "the sources of sglang and lmdeploy (DLM_ENGINE_PACKAGES); tables as published are used",
-        )),
+        ),
     }
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     python(&interpreters[0].1, &path("home"), "check_sdar_folder.py", &arguments);
@@ -259,6 +259,29 @@ fn sdar_folders_have_the_published_keys() {
     assert!(back.stderr.contains("at its own position; this run trains it"), "{}", back.stderr);
     let back = families::read_json(&path("back").join("config.json"));
     assert_eq!(back.get("token_shift"), None, "a shifted model says nothing");
+    // a published folder says neither mask id nor block size nor shift: they are SDAR's
+    let file = path("out").join("config.json");
+    let mut config = families::read_json(&file);
+    for key in ["bd_size", "mask_token_id", "token_shift"] {
+        config.as_object_mut().unwrap().shift_remove(key);
+    }
+    std::fs::write(&file, config.to_string()).unwrap();
+    let prompt =
+        ["generate", "--model", path("out").to_str().unwrap(), "--ids", "1,2,3"].map(String::from);
+    let generate = |more: &[&str]| {
+        let prompt = prompt.iter().map(String::as_str);
+        families::dlm_train(&prompt.chain(more.iter().copied()).collect::<Vec<_>>())
+    };
+    let limit = ["--json", "--max-new-tokens", "9", "--stop-token-id", "none"];
+    let stated = generate(&limit).ok().unwrap().json().unwrap();
+    std::fs::remove_file(path("out").join("dlm_config.json")).unwrap();
+    let published = generate(&limit).ok().unwrap().json().unwrap();
+    assert_eq!(published["completion_ids"], stated["completion_ids"]);
+    assert_eq!(published["passes"], stated["passes"]);
+    assert!(generate(&["--mode", "ar"]).stderr.contains("without the token shift"));
+    let other = families::dataset(&path("other"), 151_700, 4);
+    let refused = families::train(&other, &path("mixed"), &arguments).stderr;
+    assert!(refused.contains("converted with mask id 151669"), "{refused}");
 }
 
 /// What does not fit is refused by name, before training.

@@ -12,7 +12,6 @@ use serde_json::Value;
 use crate::compute::{ComputePlan, EngineChoice, WeightFormat};
 use crate::error::{Error, Result};
 use crate::io::conversion_record::ConversionRecord;
-use crate::io::engine_formats::SDAR_MASK_ID;
 use crate::io::json;
 use crate::io::load_model::{LoadOptions, LoadedModel, load_model};
 use crate::io::tokenizer_ids;
@@ -21,10 +20,6 @@ use crate::native;
 
 use super::generate_options::{DecodeMode, GenerateOptions};
 use super::{BlockOptions, Engine, Request, RowMode, Sampling};
-
-/// Mask token id of the published Fast-dLLM v2 checkpoints, which have Qwen2.5's tokenizer and do
-/// not state the id in any file.
-const PUBLISHED_MASK_ID: i64 = 151_665;
 
 /// Tokens per block where the model folder does not say.
 const BLOCK_SIZE: usize = 32;
@@ -64,16 +59,7 @@ impl ModelFolder {
         let record = ConversionRecord::read(dir, &config)?;
         let token_shift = record.has_token_shift();
         let ConversionRecord { bd_size, mask_token_id, opening_ids, is_causal, .. } = record;
-        let published_mask_id = match config.raw.get("model_type").and_then(Value::as_str) {
-            Some("Fast_dLLM_Qwen") => Some(PUBLISHED_MASK_ID),
-            // SDAR's engines have it built in
-            Some(SDAR) => Some(i64::from(SDAR_MASK_ID)),
-            _ => None,
-        };
-        let published_block_size = match published_mask_id == Some(i64::from(SDAR_MASK_ID)) {
-            true => Some(SDAR_BLOCK_SIZE),
-            false => None,
-        };
+        let is_sdar = config.raw.get("model_type").and_then(Value::as_str) == Some(SDAR);
         let generation: Option<Value> =
             json::read_if_present(&dir.join("generation_config.json"), "valid JSON")?;
         let named = |file: &&Value| file.get("eos_token_id").is_some_and(|ids| !ids.is_null());
@@ -89,8 +75,8 @@ impl ModelFolder {
         }
         Ok(ModelFolder {
             dir: dir.into(),
-            block_size: bd_size.or(published_block_size),
-            mask_id: mask_token_id.or(published_mask_id),
+            block_size: bd_size.or(is_sdar.then_some(SDAR_BLOCK_SIZE)),
+            mask_id: mask_token_id,
             token_shift,
             stop_ids,
             opening_ids,

@@ -15,10 +15,7 @@ use crate::error::{Error, Result};
 use crate::io::safetensors_file::{TensorContent, TensorEntry};
 use crate::kernels::Activation;
 use crate::model::config::Family;
-use crate::model::{Decoder, ModelConfig, SDAR, ternary};
-
-/// Mask token id that SDAR's engines have built in.
-pub(crate) const SDAR_MASK_ID: i32 = 151_669;
+use crate::model::{Decoder, ModelConfig, SDAR, SDAR_MASK_ID, ternary};
 
 /// The model in Python, for transformers: our own implementation of the forward pass and of
 /// decoding in blocks, the same file in every folder.
@@ -90,7 +87,7 @@ pub(crate) fn check(decoder: &Decoder, format: ExportFormat, trained: Trained) -
         _ if cfg.has_token_shift() => refuse(
             "SDAR's models predict each token at its own position, and this one was trained with the token shift; train with conversion=sdar (conversion.token_shift=false), or use export.format=hf".into(),
         ),
-        _ if trained.mask_token_id != SDAR_MASK_ID => refuse(format!(
+        _ if i64::from(trained.mask_token_id) != SDAR_MASK_ID => refuse(format!(
             "SDAR's readers take {SDAR_MASK_ID} for the mask token, and this model's mask token has id {}; prepare the data with Qwen3's tokenizer, in which the mask token gets that id, or use export.format=hf",
             trained.mask_token_id
         )),

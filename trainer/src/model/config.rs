@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Activation;
 
 pub(crate) use super::family::Family;
+use super::family::published_mask_id;
 pub(crate) use super::quantization_config::Quantization;
 pub(crate) use super::rope_config::Llama3Scaling;
 
@@ -153,6 +154,8 @@ impl ModelConfig {
         let attention_bias = r.flag("attention_bias", false)?;
         let vocab_size = r.size("vocab_size")?;
         let ids = TokenIds { file: &raw, rows: vocab_size };
+        let published_mask_id =
+            published_mask_id(r.text("model_type")).filter(|id| *id < vocab_size as i64);
         Ok(ModelConfig {
             family,
             vocab_size,
@@ -177,7 +180,7 @@ impl ModelConfig {
             not_quantized: quantization_config::modules_to_not_convert(&r)?,
             warnings,
             bd_size: r.opt_size("bd_size")?,
-            mask_token_id: ids.one("mask_token_id")?,
+            mask_token_id: ids.one("mask_token_id")?.or(published_mask_id),
             token_shift: r.token_shift()?,
             initializer_range: r.number("initializer_range")?.unwrap_or(0.02),
             eos_token_ids: ids.all("eos_token_id")?,

@@ -5,6 +5,21 @@ use serde_json::Value;
 /// `model_type` of SDAR's models: Qwen3's layers, trained without the token shift.
 pub(crate) const SDAR: &str = "sdar";
 
+/// Mask token id of SDAR's models, which their engines have built in.
+pub(crate) const SDAR_MASK_ID: i64 = 151_669;
+
+/// That of the published Fast-dLLM v2 checkpoints, which have Qwen2.5's tokenizer.
+const FAST_DLLM_MASK_ID: i64 = 151_665;
+
+/// Mask token id of the published checkpoints of a `model_type`, which state it in no file.
+pub(super) fn published_mask_id(model_type: Option<&str>) -> Option<i64> {
+    match model_type {
+        Some("Fast_dLLM_Qwen") => Some(FAST_DLLM_MASK_ID),
+        Some(SDAR) => Some(SDAR_MASK_ID),
+        _ => None,
+    }
+}
+
 /// The decoder family of a checkpoint; families differ only in the switches of [`ModelConfig`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Family {

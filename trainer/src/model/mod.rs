@@ -28,7 +28,7 @@ pub(crate) mod token_ids;
 pub(crate) use checkpoint_file::Checkpoint;
 pub(crate) use config::ModelConfig;
 pub(crate) use decoder::{AttentionPlan, Context, Decoder};
-pub(crate) use family::SDAR;
+pub(crate) use family::{SDAR, SDAR_MASK_ID};
 pub(crate) use gradients::Gradients;
 pub(crate) use params::{ParamKind, Params, Weights};
 pub(crate) use token_ids::TokenIds;

@@ -56,7 +56,8 @@ class BlockDiffusionConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         self.rms_norm_eps = rms_norm_eps
         self.rope_theta = rope_theta
-        self.rope_scaling = rope_scaling
+        if rope_scaling is not None:  # transformers 5 warns of the attribute
+            self.rope_scaling = rope_scaling
         self.bd_size = bd_size
         self.mask_token_id = mask_token_id
         self.token_shift = token_shift
@@ -86,7 +87,7 @@ class SDARConfig(BlockDiffusionConfig):
 
 def rotations(config, positions):
     """cos and sin `[..., head_dim / 2]` in float32 at positions `[...]`."""
-    rope = getattr(config, "rope_parameters", None) or config.rope_scaling or {}
+    rope = getattr(config, "rope_parameters", None) or vars(config).get("rope_scaling") or {}
     rope = rope.get("full_attention", rope)
     theta = rope.get("rope_theta") or config.rope_theta
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -212,7 +213,7 @@ class BlockDiffusionModel(BlockDiffusionPreTrainedModel):
         return self.norm(x), kept
 
     def forward(self, input_ids, attention_mask=None, position_ids=None, block_size=None, **kwargs):
-        refuse(kwargs, "forward", ("use_cache", "return_dict", "output_attentions", "output_hidden_states", "cache_position"))
+        refuse(kwargs, "forward", ("token_type_ids", "use_cache", "return_dict", "cache_position"))
         length = input_ids.shape[1]
         if position_ids is None:
             position_ids = torch.arange(length, device=input_ids.device)[None]
@@ -232,7 +233,7 @@ def block_causal(positions, block_size):
 
 def refuse(given, where, harmless):
     """Arguments that change nothing here may be given; others would be ignored in silence."""
-    unknown = [name for name, value in given.items() if name not in harmless and value not in (None, False)]
+    unknown = [name for name, value in given.items() if name not in harmless and value is not None and value is not False]
     if unknown:
         raise TypeError(f"{where} does not know {', '.join(unknown)}")
 
@@ -287,7 +288,7 @@ class BlockDiffusionForCausalLM(BlockDiffusionPreTrainedModel):
         position whose best token has a probability above `threshold` is fixed, and the surest one in any case. `stop_token`: an id or several;
         the configuration's eos_token_id unless given. With the token shift `max_new_tokens` counts whole blocks, as in Fast-dLLM v2: a
         multiple of the block size ends one token behind a block, any other number is kept to the token."""
-        refuse(kwargs, "generate", ("do_sample", "pad_token_id", "use_cache", "num_beams"))
+        refuse(kwargs, "generate", ("token_type_ids", "pad_token_id", "use_cache"))
         settings = Settings(self.config, block_size, small_block_size, mask_id, stop_token, threshold)
         rows = []
         for i, row in enumerate(input_ids):
