@@ -18,7 +18,7 @@ pub(super) const RENAMED_KEYS: &[(&str, &str)] = &[
 /// Keys that configurations saved by earlier versions do not have: section, key, and the value that
 /// those versions had in effect.
 pub(super) const ADDED_KEYS: &[(&str, &str, &str)] =
-    &[("train", "engine", "auto"), ("export", "which", "last")];
+    &[("train", "engine", "auto"), ("export", "which", "last"), ("export", "lora", "merged")];
 
 /// Values that were renamed: key, old value, new value.
 pub(super) const RENAMED_VALUES: &[(&str, &str, &str)] =
@@ -109,6 +109,22 @@ section! {
         /// Steps over which BitLinear's quantisation is blended in, from none to full. 0: full from
         /// the first step.
         lambda_warmup: u64,
+        /// Low-rank adapters (LoRA): only they and the mask token's row of the embedding table are
+        /// trained, the source's weights stay as they are. null: everything is trained.
+        lora: Option<Lora>,
+    }
+}
+
+section! {
+    /// Low-rank adapters (LoRA, arXiv:2106.09685) beside matrices of the layers: W x + alpha / rank
+    /// · B A x, where A is `[rank, in]`, B `[out, rank]` and W is not trained.
+    Lora {
+        /// Rank of each adapter; at most the smaller side of its matrix.
+        rank: usize,
+        /// alpha / rank is the factor on every adapter's output. null: 2 · rank.
+        alpha: Option<f64>,
+        /// The matrices of each layer that get an adapter. null: all seven.
+        targets: Option<Vec<LoraTarget>>,
     }
 }
 
@@ -230,6 +246,9 @@ section! {
         /// `last` exports the weights after the last step, `best` those with the lowest evaluation
         /// loss. The checkpoint with the lowest loss is kept in either case.
         which: ExportWhich,
+        /// What a run with `conversion.lora` exports: `merged` (an ordinary model folder) or
+        /// `adapter` (the adapter alone, as a folder of the Python library `peft`).
+        lora: LoraExport,
     }
 }
 
@@ -354,6 +373,36 @@ choice! {
         Last = "last",
         /// Those with the lowest evaluation loss.
         Best = "best",
+    }
+}
+
+choice! {
+    /// A matrix of each layer.
+    LoraTarget {
+        /// From the layer's input to queries.
+        Query = "q_proj",
+        /// From the layer's input to keys.
+        Key = "k_proj",
+        /// From the layer's input to values.
+        Value = "v_proj",
+        /// Output of attention.
+        Output = "o_proj",
+        /// The MLP's gate.
+        Gate = "gate_proj",
+        /// Into the MLP.
+        Up = "up_proj",
+        /// Out of the MLP.
+        Down = "down_proj",
+    }
+}
+
+choice! {
+    /// What a run with adapters exports.
+    LoraExport {
+        /// The source's weights with the adapters added.
+        Merged = "merged",
+        /// The adapters alone.
+        Adapter = "adapter",
     }
 }
 

@@ -1,19 +1,22 @@
 //! A model folder as decoding sees it.
 //!
-//! In: a Hugging Face folder, converted or not. Out: block size and mask token id
+//! In: a Hugging Face folder, converted or not, with or without the folder of an adapter beside it,
+//! whose files count then wherever it has them. Out: block size and mask token id
 //! (`dlm_config.json`, `config.json`), stop tokens (`generation_config.json`, else `config.json`,
 //! and the tokenizer's end of text), how the assistant's turn opens (`dlm_config.json`), and an
 //! [`Engine`].
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::DType;
 use serde_json::Value;
 
 use crate::compute::{ComputePlan, EngineChoice, WeightFormat};
 use crate::error::{Error, Result};
+use crate::io::adapter::Adapter;
 use crate::io::conversion_record::ConversionRecord;
 use crate::io::json;
-use crate::io::load_model::{LoadOptions, LoadedModel, load_model};
+use crate::io::load_model::{HostModel, LoadOptions, LoadedModel, load_model};
 use crate::io::tokenizer_ids;
 use crate::model::{ModelConfig, TokenIds};
 use crate::native;
@@ -38,6 +41,8 @@ const SUB_BLOCK_SIZE: usize = 8;
 #[derive(Debug, Clone)]
 pub(crate) struct ModelFolder {
     dir: PathBuf,
+    /// Folder of the adapter.
+    adapter: Option<PathBuf>,
     pub config: ModelConfig,
     /// Tokens per diffusion block; `None` for a model that was not converted.
     pub block_size: Option<usize>,
@@ -52,7 +57,18 @@ pub(crate) struct ModelFolder {
 impl ModelFolder {
     /// Reads the folder's JSON files.
     pub(crate) fn read(dir: &Path) -> Result<Self> {
-        let config = ModelConfig::read(dir)?;
+        Self::read_files(dir, None)
+    }
+
+    /// Reads the JSON files of a model folder and of the adapter beside it.
+    pub(crate) fn read_files(dir: &Path, adapter: Option<&Path>) -> Result<Self> {
+        let mut config = ModelConfig::read(dir)?;
+        let model_dir = dir;
+        if let Some(adapter) = adapter {
+            config.vocab_size = Adapter::read(adapter)?.vocabulary(config.vocab_size);
+        }
+        let described = adapter.filter(|adapter| adapter.join("dlm_config.json").is_file());
+        let dir = described.unwrap_or(dir);
         let ConversionRecord { bd_size, mask_token_id, opening_ids } =
             ConversionRecord::read(dir, &config)?;
         let is_published =
@@ -71,7 +87,8 @@ impl ModelFolder {
             stop_ids.push(id);
         }
         Ok(ModelFolder {
-            dir: dir.into(),
+            dir: model_dir.into(),
+            adapter: adapter.map(PathBuf::from),
             block_size: bd_size,
             mask_id: mask_token_id.or(is_published.then_some(PUBLISHED_MASK_ID)),
             stop_ids,
@@ -95,12 +112,23 @@ impl ModelFolder {
         engine: EngineChoice,
         format: WeightFormat,
     ) -> Result<Engine> {
-        let compute = match native::is_chosen(engine, &compute, &self.config, None)? {
+        // ternary weights cannot have an adapter added to them
+        let other = (self.adapter.is_some() && self.config.quantization.is_some())
+            .then_some("it does not compute adapters beside ternary weights");
+        let compute = match native::is_chosen(engine, &compute, &self.config, other)? {
             true => compute.on_native_engine(),
             false => compute,
         };
-        let LoadedModel { decoder, weights } =
-            load_model(&self.dir, LoadOptions::default(), &compute.device.device)?;
+        let device = &compute.device.device;
+        let LoadedModel { decoder, weights } = match &self.adapter {
+            None => load_model(&self.dir, LoadOptions::default(), device)?,
+            Some(adapter) => {
+                let host = HostModel::read(&self.dir)?;
+                let adapter = Adapter::read(adapter)?;
+                // merged in fp32, and rounded after that
+                adapter.attach(host, self.mask_id, DType::F32, device)?.merged()
+            }
+        };
         Engine::open(decoder, weights, compute, engine, format)
     }
     /// A request without its prompt: the options of the requested mode, with what the folder says

@@ -49,7 +49,7 @@ impl DeviceBatch {
             embedded: RowIndex::new(&ids, device),
             predicted: RowIndex::new(&at, device),
             ids: int_tensor(&ids, device),
-            cx: Context { batch: batch.rows, len: batch.len, cos, sin, mask, dtype },
+            cx: Context { batch: batch.rows, len: batch.len, cos, sin, mask, dtype, gate: None },
             at,
             targets: batch.targets.iter().map(|t| t.id).collect(),
         })

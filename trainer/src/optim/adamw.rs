@@ -23,10 +23,10 @@ pub(crate) enum State {
     Muon(Tensor<2>),
 }
 
-/// Optimizer state for every parameter.
+/// Optimizer state for every trained parameter.
 #[derive(Clone, Debug)]
 pub(crate) struct Optimizer {
-    /// In the order of the parameter table.
+    /// In the order of the trained parameters.
     pub state: Vec<State>,
     /// Number of updates so far, for Adam's bias correction.
     pub updates: u64,
@@ -37,7 +37,7 @@ impl Optimizer {
     pub(crate) fn new(optim: &Optim, params: &Params, device: &Device) -> Self {
         let zeros = |shape: [usize; 2]| Tensor::<2>::zeros(shape, (device, DType::F32));
         let state = params
-            .specs
+            .trained_specs()
             .iter()
             .map(|s| {
                 if uses_muon(optim, s.kind) {
@@ -61,14 +61,16 @@ impl Optimizer {
         clip: f64,
     ) {
         self.updates += 1;
-        for (i, g) in grads.0.into_iter().enumerate() {
+        let trained = params.trained();
+        for (i, g) in grads.0.into_iter().enumerate().skip(trained.start) {
             let Some(g) = g else { continue };
+            let spec = &params.trained_specs()[i - trained.start];
             let g = to_f32(g);
-            let decay = match params.specs[i].kind {
+            let decay = match spec.kind {
                 ParamKind::Norm | ParamKind::Bias => 0.0,
                 ParamKind::Matrix | ParamKind::Embedding => optim.weight_decay,
             };
-            match &mut self.state[i] {
+            match &mut self.state[i - trained.start] {
                 State::Adam(m, v) => {
                     let step = AdamwStep::new(optim, decay, lr_factor, clip, self.updates);
                     // moved out, so that the kernel holds the only copy and works in place
@@ -84,6 +86,7 @@ impl Optimizer {
                 }
             }
         }
+        weights.set_mask_row(params);
     }
 }
 

@@ -20,7 +20,8 @@ use crate::diffusion::{
     count_targets, objective,
 };
 use crate::error::{Error, Result};
-use crate::io::load_model::{self, LoadOptions, LoadedModel, load_model};
+use crate::io::adapter::Adapter;
+use crate::io::load_model::{self, HostModel, LoadOptions, LoadedModel, load_model};
 use crate::model::{Decoder, Gradients, ModelConfig};
 use crate::native::{self, Native, NativeOptions};
 
@@ -41,6 +42,9 @@ pub struct ParityOptions {
     /// `mask`, `doc_ids`, `position_ids` of the same shape, `logits` `[rows, len, vocab]` and
     /// `loss` `[1]`.
     pub case: PathBuf,
+    /// Folder of a `peft` adapter (LoRA) beside the model: gradients are those of its tensors.
+    /// Default: none.
+    pub adapter: Option<PathBuf>,
     /// Expected gradients by parameter name, safetensors, of all parameters or of some. Default:
     /// gradients are not compared.
     pub grads: Option<PathBuf>,
@@ -76,6 +80,7 @@ impl ParityOptions {
     pub fn new(case: impl Into<PathBuf>) -> Self {
         ParityOptions {
             case: case.into(),
+            adapter: None,
             grads: None,
             bd_size: 32,
             mask_token_id: None,
@@ -125,7 +130,7 @@ pub struct ParityReport {
     pub worst_grad: Option<String>,
     /// Parameters whose gradient was compared: those that the file of gradients holds.
     pub grads_compared: Option<usize>,
-    /// Parameters of the model.
+    /// Trained parameters of the model: all, or those of its adapter.
     pub parameters: usize,
     /// Tokens that went through the decoder.
     pub processed_tokens: usize,
@@ -185,7 +190,15 @@ fn measure(
 ) -> Result<(ParityReport, bool)> {
     let compute = compute_plan(folder, options, dtype, rounded)?;
     let load = LoadOptions { round_to_bf16: rounded, force_bitlinear: options.bitlinear };
-    let model = load_model(folder, load, &compute.device.device)?;
+    let device = &compute.device.device;
+    let model = match &options.adapter {
+        None => load_model(folder, load, device)?,
+        Some(adapter) => {
+            let host = HostModel::read_as(folder, load)?;
+            let mask = options.mask_token_id.map(i64::from);
+            Adapter::read(adapter)?.attach(host, mask, dtype.burn(), device)?
+        }
+    };
     let config = &model.decoder.cfg;
     let case = read_case(&options.case, config.vocab_size)?;
     let mask_token_id = options
@@ -206,7 +219,7 @@ fn measure(
     let mut model = Computed::new(model, &batch, &compute, options)?;
     let mut report = ParityReport {
         processed_tokens: batch.processed,
-        parameters: model.decoder().params.specs.len(),
+        parameters: model.decoder().params.trained_specs().len(),
         ..ParityReport::default()
     };
     // The streams of the saving layout have no fixed place for a position's logits.
@@ -232,8 +245,9 @@ fn compute_plan(
     rounded: bool,
 ) -> Result<ComputePlan> {
     let config = ModelConfig::read(folder)?;
-    let other = match options.attention {
-        AttentionChoice::Auto => None,
+    let other = match (options.attention, &options.adapter) {
+        (AttentionChoice::Auto, None) => None,
+        (_, Some(_)) => Some("it does not compute adapters"),
         _ => Some("it has an attention of its own"),
     };
     let plan = |device, dtype| -> Result<ComputePlan> {

@@ -1,5 +1,6 @@
 //! Tests across several rooms of this crate, on the models and reference tensors of tests/fixtures.
 
+mod adapters;
 mod continuous;
 mod decode_reference;
 mod fused_passes;

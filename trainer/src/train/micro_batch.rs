@@ -100,7 +100,7 @@ pub(super) fn rows(
             native::memory_need(&decoder.cfg, options, rows * tokens, rows * seq_len)
         })
     } else {
-        rows_for(kind, free, batch, row, decoder.params.numel())
+        rows_for(kind, free, batch, row, decoder.params.trained_numel())
     };
     if free.is_none() {
         message(format_args!(

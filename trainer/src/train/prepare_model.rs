@@ -10,10 +10,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::prelude::*;
+use burn::tensor::DType;
 use dlm_datasets::{Dataset, Manifest, Split};
 
 use crate::compute::memory;
-use crate::config::{BitLinear, Config};
+use crate::config::{BitLinear, Config, Lora};
 use crate::error::{Error, Result};
 use crate::io::conversion_record::ConversionRecord;
 use crate::io::json;
@@ -21,6 +22,8 @@ use crate::io::load_model::{HostModel, LoadedModel};
 use crate::io::source::{ModelSource, missing_tokenizer};
 use crate::model::config::Quantization;
 use crate::model::json_text;
+use crate::model::lora::ALL_TARGETS;
+use crate::model::params::LoraShape;
 use crate::model::{Decoder, ModelConfig, ParamKind, Params, Weights};
 use crate::report::console::message;
 
@@ -36,14 +39,17 @@ pub(super) struct PreparedModel {
 }
 
 /// Load the model of `cfg` and fit it to the dataset. Without `with_weights` only its shapes are
-/// read.
+/// read; with `conversion.lora` the weights are read always, ready to compute in `dtype`.
 pub(super) fn prepare(
     cfg: &Config,
     source: &ModelSource,
     data: &Dataset,
     device: &Device,
     with_weights: bool,
+    dtype: DType,
 ) -> Result<PreparedModel> {
+    let lora = cfg.conversion.lora.as_ref();
+    let with_weights = with_weights || lora.is_some();
     let manifest = data.manifest();
     let mut model = HostModel::new(described_model(cfg, source)?);
     if let Some(folder) = &source.folder {
@@ -87,12 +93,29 @@ pub(super) fn prepare(
         BitLinear::On => model.config.set_bitlinear(true),
         BitLinear::Off => model.config.set_bitlinear(false),
     }
+    if let Some(lora) = lora {
+        let shape = lora_shape(lora, manifest);
+        let first =
+            |params: &Params, table: &[f32]| Ok(params.first_adapters(table, cfg.train.seed));
+        let LoadedModel { decoder, weights } = model.adapted(shape, first, dtype, device)?;
+        return Ok(PreparedModel { decoder, weights: Some(weights) });
+    }
     Ok(if with_weights {
         let LoadedModel { decoder, weights } = model.upload(device);
         PreparedModel { decoder, weights: Some(weights) }
     } else {
         PreparedModel { decoder: Decoder::new(model.config), weights: None }
     })
+}
+
+/// The adapters of a configuration for a dataset with its mask token.
+fn lora_shape(lora: &Lora, manifest: &Manifest) -> LoraShape {
+    LoraShape {
+        rank: lora.rank,
+        alpha: lora.alpha.unwrap_or(2.0 * lora.rank as f64),
+        targets: lora.targets.clone().unwrap_or_else(|| ALL_TARGETS.to_vec()),
+        mask_token_id: manifest.mask_token_id as usize,
+    }
 }
 
 /// What the source, or `source.config`, says of the model.

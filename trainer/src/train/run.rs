@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 
 use dlm_datasets::{Split, fs};
 
-use crate::compute::ComputeDevice;
+use crate::compute::{ComputeDevice, ComputeDtype};
 use crate::config::{Config, ExportWhich};
 use crate::diffusion::Objective;
 use crate::error::{Error, Result};
@@ -60,6 +60,7 @@ pub(crate) fn run(cfg: &Config, device: &ComputeDevice, options: RunOptions) -> 
         None => None,
     };
     let mut source = source::locate(cfg, recorded_source.as_deref())?;
+    // (checkpoints of adapters have none)
     source.checkpoint = resumed.filter(|dir| checkpoint::has_config(dir));
     // the saved configuration names a hub's commit, so that it always means the same model
     let mut pinned = cfg.clone();
@@ -83,6 +84,15 @@ pub(crate) fn run(cfg: &Config, device: &ComputeDevice, options: RunOptions) -> 
         let state = trainer.state.clone();
         drop(trainer);
         export_run::write_checkpoint(cfg, &cfg.data.dir, &store.best(best)?, out)?;
+        return Ok(Outcome { state, export: out.clone() });
+    }
+    let frozen_in_bf16 =
+        cfg.conversion.lora.is_some() && trainer.compute.dtype == ComputeDtype::Bf16;
+    if let Some(newest) = store.latest()?.filter(|_| frozen_in_bf16) {
+        // the source's weights as they are on disk, not rounded for the passes
+        let state = trainer.state.clone();
+        drop(trainer);
+        export_run::write_checkpoint(cfg, &cfg.data.dir, &newest, out)?;
         return Ok(Outcome { state, export: out.clone() });
     }
     let fetched = trainer.fetch()?;

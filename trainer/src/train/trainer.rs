@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use dlm_datasets::{Dataset, Split};
 
-use crate::compute::{ComputeDevice, ComputePlan, EngineChoice};
+use crate::compute::{ComputeDevice, ComputePlan, DeviceKind, EngineChoice};
 use crate::config::{self, ActivationCheckpointing, Config};
 use crate::diffusion::{DocumentMask, Layout, Objective, ObjectiveSpec, PassOptions};
 use crate::error::{Error, Result};
@@ -23,7 +23,7 @@ use crate::optim::{Optimizer, State};
 use crate::train::checked_dataset::CheckedDataset;
 use crate::train::data::BatchPlan;
 use crate::train::export_run::TrainedModel;
-use crate::train::identity::identity;
+use crate::train::identity::{SOURCE_HASH, identity};
 use crate::train::micro_batch;
 use crate::train::prepare_model::{self, PreparedModel, prepare};
 
@@ -70,10 +70,16 @@ impl<'a> Trainer<'a> {
         }
         check_evaluation(cfg, &data)?;
         let compute = compute_plan(cfg, device, &source)?;
-        let PreparedModel { decoder, weights } =
-            prepare(cfg, &source, &data, &compute.device.device, with_weights)?;
+        let PreparedModel { decoder, weights } = prepare(
+            cfg,
+            &source,
+            &data,
+            &compute.device.device,
+            with_weights,
+            compute.dtype.burn(),
+        )?;
         // refused now rather than after days of training
-        export::check(&decoder, cfg.export.format)?;
+        export::check(&decoder, cfg.export.format, cfg.export.lora)?;
         check_tokenizer_folder(&data.dir().join("tokenizer"))?;
         let objective = objective_of(cfg);
         let plan = BatchPlan {
@@ -160,19 +166,44 @@ impl<'a> Trainer<'a> {
     pub(super) fn description(&self) -> String {
         let manifest = self.data.manifest();
         format!(
-            "{} ({:?}, {:.2} M parameters) from {} on {}{}; {} rows of {} (bd_size {}), {} rows a step in micro-batches of {}, {} tokens to go",
+            "{} ({:?}, {:.2} M parameters) from {} on {}{}{}; {} rows of {} (bd_size {}), {} rows a step in micro-batches of {}, {} tokens to go",
             self.cfg.model.name,
             self.decoder.cfg.family,
             self.decoder.params.numel() as f64 / 1e6,
             self.source.name,
             self.compute.device.name,
             if self.compute.native { " (native engine)" } else { "" },
+            self.of_adapters(),
             self.data.rows(Split::Train),
             manifest.seq_len,
             manifest.bd_size,
             self.plan.batch_rows,
             self.plan.micro_batch_rows,
             self.cfg.conversion.total_tokens.saturating_sub(self.state.tokens),
+        )
+    }
+
+    /// What is trained where that are adapters, and what it saves.
+    fn of_adapters(&self) -> String {
+        let params = &self.decoder.params;
+        let Some(lora) = &params.lora else { return String::new() };
+        let (trained, all) = (params.trained_numel(), params.numel());
+        // two fp32 moments for each
+        let mb = |numbers: usize| numbers as f64 * 8.0 / 1e6;
+        let targets: Vec<&str> = lora.shape.targets.iter().map(|t| t.as_str()).collect();
+        format!(
+            "; adapters of rank {} (alpha {}) on {}: {trained} of {} parameters are trained ({:.2} %), {:.1} MB of optimizer state instead of {:.1}{}",
+            lora.shape.rank,
+            lora.shape.alpha,
+            targets.join(", "),
+            all + trained - lora.specs[lora.specs.len() - 1].numel(),
+            100.0 * trained as f64 / all as f64,
+            mb(trained),
+            mb(all),
+            match self.compute.device.kind {
+                DeviceKind::Cuda(_) => "; by Burn, since the native engine does not train adapters",
+                DeviceKind::Cpu | DeviceKind::Wgpu => "",
+            }
         )
     }
 
@@ -185,6 +216,7 @@ impl<'a> Trainer<'a> {
             weights,
             state: &self.state,
             source: &self.source,
+            source_hash: self.identity.get(SOURCE_HASH).map(String::as_str),
         }
     }
 }
@@ -219,7 +251,12 @@ fn compute_plan(cfg: &Config, device: &ComputeDevice, source: &ModelSource) -> R
     let compute = ComputePlan::new(device.clone(), cfg.train.dtype.map(Into::into));
     let model = prepare_model::described_model(cfg, source)?;
     let muon = cfg.optim.name == config::OptimName::Muon;
-    let other = muon.then_some("it updates by AdamW, not by Muon");
+    let other = match muon {
+        true => Some("it updates by AdamW, not by Muon"),
+        false => {
+            cfg.conversion.lora.as_ref().map(|_| "it does not train adapters (conversion.lora)")
+        }
+    };
     let chosen = native::is_chosen(engine_choice(cfg.train.engine), &compute, &model, other)?;
     Ok(if chosen { compute.on_native_engine() } else { compute })
 }
