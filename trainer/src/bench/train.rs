@@ -382,6 +382,7 @@ fn training_state(
                     alpha: 2.0 * rank as f64,
                     targets: ALL_TARGETS.to_vec(),
                     mask_token_id: host.config.vocab_size - 1,
+                    gated: false,
                 };
                 let first =
                     |params: &Params, table: &[f32]| Ok(params.first_adapters(table, WEIGHT_SEED));

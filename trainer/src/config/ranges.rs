@@ -3,7 +3,9 @@
 //! In: a [`Config`] of the right types. Out: nothing, or the first value that is out of range.
 
 use super::error::ConfigError;
-use super::schema::{Config, ExportFormat, ExportWhich, Init, LoraExport, OptimName, Schedule};
+use super::schema::{
+    Config, ExportFormat, ExportWhich, Init, LoraExport, Objective, OptimName, Schedule,
+};
 
 /// Most rows of a step: their row numbers and masks are in memory at the same time.
 const MOST_BATCH_ROWS: usize = 1 << 20;
@@ -131,7 +133,22 @@ impl Config {
 impl Config {
     /// Refuses what does not go together with adapters, or without them.
     fn check_lora(&self) -> Result<(), ConfigError> {
+        let lossless = self.conversion.objective == Objective::Lossless;
+        if let Some(offsets) = self.conversion.block_offsets {
+            ensure(
+                "conversion.block_offsets",
+                offsets,
+                offsets > 0 && lossless,
+                "1 or more with conversion.objective=lossless, else null",
+            )?;
+        }
         let Some(lora) = &self.conversion.lora else {
+            ensure(
+                "conversion.objective",
+                self.conversion.objective,
+                !lossless,
+                "another one, or adapters (conversion.lora={rank: 16}): the lossless objective leaves the source's weights as they are",
+            )?;
             return ensure(
                 "export.lora",
                 self.export.lora,
@@ -148,6 +165,12 @@ impl Config {
             "random",
             self.source.init == Init::Pretrained,
             "pretrained with conversion.lora: adapters change a source's weights, which must be there again to use them",
+        )?;
+        ensure(
+            "export.lora",
+            self.export.lora,
+            !lossless || self.export.lora == LoraExport::Adapter,
+            "adapter with conversion.objective=lossless: adapters that act on mask tokens alone cannot be added to the weights",
         )?;
         let warmup = self.conversion.lambda_warmup;
         ensure(

@@ -85,8 +85,8 @@ section! {
 section! {
     /// Objective and token budget.
     Conversion {
-        /// `block_diffusion` (denoise blocks, Fast-dLLM v2) or `sft` (causal next token on
-        /// responses).
+        /// `block_diffusion` (denoise blocks, Fast-dLLM v2), `sft` (causal next token on responses)
+        /// or `lossless` (adapters at mask tokens propose what the untouched source would say).
         objective: Objective,
         /// `saving` shares one clean stream between both views and drops blocks that no counted
         /// target depends on; `reference` is the layout of the paper. Loss and gradient are equal.
@@ -112,6 +112,9 @@ section! {
         /// Low-rank adapters (LoRA): only they and the mask token's row of the embedding table are
         /// trained, the source's weights stay as they are. null: everything is trained.
         lora: Option<Lora>,
+        /// Starting offsets of blocks taken in each row, with `objective: lossless`; evenly spaced
+        /// from one that is drawn. null: 2.
+        block_offsets: Option<usize>,
     }
 }
 
@@ -277,6 +280,8 @@ choice! {
         BlockDiffusion = "block_diffusion",
         /// Causal next-token prediction on responses.
         Sft = "sft",
+        /// Proposals of the next tokens by adapters at mask tokens.
+        Lossless = "lossless",
     }
 }
 

@@ -254,7 +254,7 @@ impl Decoder {
         cache: &mut KvCache,
     ) -> Tensor<2> {
         let cx = &pass.context;
-        let mut x = self.embed(w, ids, cx.dtype);
+        let mut x = self.embed(w, ids, cx);
         for (i, layer) in self.params.layers.iter().enumerate() {
             let (q, k, v) = self.qkv_flat(w, layer, x.clone(), cx);
             let (heads, width) = (k.dims()[1], k.dims()[2]);

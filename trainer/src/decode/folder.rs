@@ -67,6 +67,16 @@ impl ModelFolder {
         if let Some(adapter) = adapter {
             config.vocab_size = Adapter::read(adapter)?.vocabulary(config.vocab_size);
         }
+        if let Some(adapter) = adapter {
+            let record: Option<Value> =
+                json::read_if_present(&adapter.join("dlm_config.json"), "valid JSON")?;
+            if record.is_some_and(|record| record.get("gate").is_some_and(|gate| !gate.is_null())) {
+                return Err(Error::format(
+                    adapter,
+                    "its adapters act on mask tokens alone (gate in dlm_config.json, conversion.objective=lossless), and decoding that verifies their proposals is not there yet; expected an adapter that acts on all tokens",
+                ));
+            }
+        }
         let described = adapter.filter(|adapter| adapter.join("dlm_config.json").is_file());
         let dir = described.unwrap_or(dir);
         let ConversionRecord { bd_size, mask_token_id, opening_ids } =
@@ -126,7 +136,7 @@ impl ModelFolder {
                 let host = HostModel::read(&self.dir)?;
                 let adapter = Adapter::read(adapter)?;
                 // merged in fp32, and rounded after that
-                adapter.attach(host, self.mask_id, DType::F32, device)?.merged()
+                adapter.attach(host, self.mask_id, false, DType::F32, device)?.merged()
             }
         };
         Engine::open(decoder, weights, compute, engine, format)

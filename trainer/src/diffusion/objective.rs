@@ -124,7 +124,7 @@ pub(crate) fn interruptible(
 
     // Forward to the hidden states. With activation checkpointing only the inputs of the layers
     // are kept, otherwise the whole tape.
-    let embedded = decoder.embed(w, inputs.ids.clone(), cx.dtype);
+    let embedded = decoder.embed(w, inputs.ids.clone(), &inputs.cx);
     let mut layer_inputs: Vec<Tensor<2>> = Vec::new();
     // embeddings and hidden states on the tape
     let mut tape: Option<(Tensor<2>, Tensor<2>)> = None;
@@ -169,8 +169,8 @@ pub(crate) fn interruptible(
         d_states.push(d_logits.clone().matmul(head.clone()));
         match &params.lora {
             None => into.add(params.lm_head, to_f32(d_logits.transpose().matmul(x))),
-            // of a tied head the mask token's row is trained, of another one nothing
-            Some(lora) if params.lm_head == params.embed_tokens => {
+            // of a tied head the mask token's row is trained, of others nothing
+            Some(lora) if params.lm_head == params.embed_tokens && !lora.shape.gated => {
                 let of_mask = d_logits.narrow(1, lora.shape.mask_token_id, 1);
                 into.add(lora.mask_row, to_f32(of_mask).transpose().matmul(to_f32(x)));
             }
@@ -214,8 +214,13 @@ pub(crate) fn interruptible(
         }
         Some(lora) => {
             let id = lora.shape.mask_token_id as i32;
-            let masked = inputs.ids.clone().equal_elem(id).float().cast(DType::F32);
-            let of_mask = masked.reshape([1, tokens]).matmul(to_f32(upstream));
+            let masked = match &inputs.cx.gate {
+                Some(gate) => to_f32(gate.clone()),
+                None => {
+                    inputs.ids.clone().equal_elem(id).float().cast(DType::F32).reshape([tokens, 1])
+                }
+            };
+            let of_mask = masked.transpose().matmul(to_f32(upstream));
             into.add(lora.mask_row, of_mask);
         }
     }

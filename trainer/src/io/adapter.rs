@@ -9,6 +9,7 @@
 //! all of these are in it, so that the base model may fill them with anything when it is resized.
 //! A head that is not tied to the table has the same rows under `lm_head`.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
@@ -242,7 +243,7 @@ impl Adapter {
 
     /// The base model with the adapter beside its frozen weights; rows of the embedding table are
     /// replaced, and added where the table has too few. `mask_token_id`: of the folder, where it
-    /// says.
+    /// says. `gated`: see [`LoraShape::gated`].
     ///
     /// # Errors
     /// [`Error::Format`] where the adapter belongs to a model of other shapes: every tensor must
@@ -251,6 +252,7 @@ impl Adapter {
         &self,
         mut model: HostModel,
         mask_token_id: Option<i64>,
+        gated: bool,
         dtype: DType,
         device: &Device,
     ) -> Result<LoadedModel> {
@@ -261,6 +263,7 @@ impl Adapter {
             (None, _) => 0,
         };
         let mut used: Vec<String> = Vec::new();
+        let mut mask_row = None;
         let own = model.config.vocab_size;
         let tables = [
             (TOKEN_ROWS, &self.rows, model.params.embed_tokens),
@@ -273,7 +276,8 @@ impl Adapter {
             if name == HEAD_ROWS && tied {
                 continue;
             }
-            if let Some(id) = (own..grown).find(|id| !rows.contains(id)) {
+            let there: BTreeSet<usize> = rows.iter().copied().collect();
+            if let Some(id) = (own..grown).find(|id| !there.contains(id)) {
                 return Err(self.wrong(format!(
                     "token {id} is beyond the {own} rows of the base model, and {name} has no row for it; is this the adapter's base model?"
                 )));
@@ -284,6 +288,12 @@ impl Adapter {
             }
             let values = self.tensor(name, &[rows.len(), width])?;
             for (id, row) in rows.iter().zip(values.chunks_exact(width)) {
+                if gated && *id == mask && name == TOKEN_ROWS {
+                    mask_row = Some(row.to_vec());
+                    if *id < own {
+                        continue;
+                    }
+                }
                 model.values[table][id * width..][..width].copy_from_slice(row);
             }
             used.push(name.into());
@@ -294,6 +304,7 @@ impl Adapter {
             alpha: self.alpha,
             targets: self.targets.clone(),
             mask_token_id: mask.min(grown - 1),
+            gated,
         };
         let first = |params: &Params, table: &[f32]| {
             let start = params.first_adapters(table, 0);
@@ -304,7 +315,7 @@ impl Adapter {
                         used.push(spec.name.clone());
                         self.tensor(&spec.name, &spec.shape)
                     }
-                    _ => Ok(start),
+                    _ => Ok(mask_row.take().unwrap_or(start)),
                 })
                 .collect()
         };

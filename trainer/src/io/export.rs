@@ -44,6 +44,12 @@ pub(crate) fn check(decoder: &Decoder, format: ExportFormat, lora: LoraExport) -
             decoder.params.specs[i].name
         )));
     }
+    let is_gated = decoder.params.lora.as_ref().is_some_and(|lora| lora.shape.gated);
+    if is_gated && lora == LoraExport::Merged {
+        return Err(Error::Usage(
+            "export.lora=merged: the adapters act on mask tokens alone (conversion.objective=lossless) and cannot be added to the weights; use export.lora=adapter".into(),
+        ));
+    }
     match format {
         ExportFormat::Hf => Ok(()),
         ExportFormat::FastDllm if cfg.family == Family::Qwen2 => Ok(()),

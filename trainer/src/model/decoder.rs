@@ -94,9 +94,18 @@ impl Decoder {
         Decoder { cfg, params, quant_lambda: 1.0, ternary_weights: false }
     }
 
-    /// Embeddings of token ids `[T]` → `[T, hidden_size]` in the compute dtype.
-    pub(crate) fn embed(&self, w: &Weights, ids: Tensor<1, Int>, dtype: DType) -> Tensor<2> {
-        cast_to(w[self.params.embed_tokens].clone().select(0, ids), dtype)
+    /// Embeddings of token ids `[T]` → `[T, hidden_size]` in the compute dtype; with a gate the
+    /// trained row at the tokens where it is 1.
+    pub(crate) fn embed(&self, w: &Weights, ids: Tensor<1, Int>, cx: &Context) -> Tensor<2> {
+        let x = cast_to(w[self.params.embed_tokens].clone().select(0, ids), cx.dtype);
+        match (&self.params.lora, &cx.gate) {
+            (Some(lora), Some(gate)) if lora.shape.gated => {
+                let row = cast_to(w[lora.mask_row].clone(), cx.dtype);
+                let others = gate.clone().neg().add_scalar(1.0);
+                x * others + row * gate.clone()
+            }
+            _ => x,
+        }
     }
 
     /// One decoder layer, `[T, hidden_size]` → `[T, hidden_size]`.
@@ -253,7 +262,7 @@ impl Decoder {
 
     /// All layers in order, `[T, hidden_size]` → `[T, hidden_size]` (before the final norm).
     pub(crate) fn hidden(&self, w: &Weights, ids: Tensor<1, Int>, cx: &Context) -> Tensor<2> {
-        self.layers(w, self.embed(w, ids, cx.dtype), cx)
+        self.layers(w, self.embed(w, ids, cx), cx)
     }
 
     /// All layers in order on embeddings, `[T, hidden_size]` → `[T, hidden_size]`.

@@ -116,7 +116,7 @@ impl Params {
                 let [out, inp] = weight.shape2();
                 if shape.rank > out.min(inp) {
                     return Err(Error::Usage(format!(
-                        "conversion.lora.rank={}: {} is {out} x {inp}; expected a rank of at most {}, or other conversion.lora.targets",
+                        "an adapter of rank {} (conversion.lora.rank): {} is {out} x {inp}; expected a rank of at most {}, or other targets (conversion.lora.targets)",
                         shape.rank,
                         weight.name,
                         out.min(inp)
@@ -202,9 +202,10 @@ impl Weights {
         self.set_mask_row(params);
     }
 
-    /// Copies the trained row of the mask token into the embedding table; nothing without adapters.
+    /// Copies the trained row of the mask token into the embedding table; nothing without adapters,
+    /// and nothing where they are gated.
     pub(crate) fn set_mask_row(&mut self, params: &Params) {
-        let Some(lora) = &params.lora else { return };
+        let Some(lora) = params.lora.as_ref().filter(|lora| !lora.shape.gated) else { return };
         let (id, row) = (lora.shape.mask_token_id, self.0[lora.mask_row].clone());
         let table = &mut self.0[params.embed_tokens];
         let empty = Tensor::empty([1, 1], (&table.device(), table.dtype()));

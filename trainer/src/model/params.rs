@@ -106,6 +106,9 @@ pub(crate) struct LoraShape {
     pub targets: Vec<LoraTarget>,
     /// The token whose row of the embedding table is trained.
     pub mask_token_id: usize,
+    /// Adapters and the trained row act on the noised tokens of a stream alone, and the table stays
+    /// as it is: clean tokens get what the source gives them.
+    pub gated: bool,
 }
 
 /// The parameters that adapters add to a [`Params`].

@@ -8,15 +8,13 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 
-use super::case::{Case, read_case};
+use super::case::{Case, batch_of, drawn, has_offsets, read_case};
 use super::differences;
 use super::tolerances::{RoundingEffect, ToleranceOptions, Tolerances};
 use crate::compute::tensor_io::download;
-use crate::compute::{
-    AttentionChoice, ComputeDtype, ComputePlan, EngineChoice, StreamShape, device,
-};
+use crate::compute::{AttentionChoice, ComputeDtype, ComputePlan, EngineChoice, device};
 use crate::diffusion::{
-    Batch, DeviceBatch, DocumentMask, Layout, Objective, ObjectiveSpec, PassOptions, build_batch,
+    Batch, DeviceBatch, DocumentMask, Layout, Objective, ObjectiveSpec, PackedRow, PassOptions,
     count_targets, objective,
 };
 use crate::error::{Error, Result};
@@ -196,7 +194,8 @@ fn measure(
         Some(adapter) => {
             let host = HostModel::read_as(folder, load)?;
             let mask = options.mask_token_id.map(i64::from);
-            Adapter::read(adapter)?.attach(host, mask, dtype.burn(), device)?
+            let gated = has_offsets(&options.case)?;
+            Adapter::read(adapter)?.attach(host, mask, gated, dtype.burn(), device)?
         }
     };
     let config = &model.decoder.cfg;
@@ -211,24 +210,34 @@ fn measure(
         complementary: true,
         document_mask: DocumentMask::Document,
     };
-    let objective = match case.mask {
-        Some(_) => Objective::BlockDiffusion(options.layout),
-        None => Objective::Sft,
+    let objective = match (&case.offsets, &case.mask) {
+        (Some(offsets), _) => {
+            Objective::Lossless { layout: options.layout, offsets: offsets.len() }
+        }
+        (None, Some(_)) => Objective::BlockDiffusion(options.layout),
+        (None, None) => Objective::Sft,
     };
-    let batch = batch_of(&case, objective, &spec, &compute);
+    let drawn = drawn(&case, &spec);
+    let batch = batch_of(&case, &drawn, objective, &spec, &compute);
     let mut model = Computed::new(model, &batch, &compute, options)?;
     let mut report = ParityReport {
         processed_tokens: batch.processed,
         parameters: model.decoder().params.trained_specs().len(),
         ..ParityReport::default()
     };
-    // The streams of the saving layout have no fixed place for a position's logits.
-    if objective != Objective::BlockDiffusion(Layout::Saving) {
+    // The streams of other layouts have no fixed place for a position's logits.
+    let has_places = match objective {
+        Objective::BlockDiffusion(layout) => layout == Layout::Reference,
+        Objective::Sft => true,
+        Objective::Lossless { .. } => false,
+    };
+    if has_places {
         let dump = options.dump_logits.as_deref().filter(|_| !rounded);
         compare_logits(&mut model, &batch, &case, options, dump, &mut report)?;
     }
-    let targets: usize =
-        case.packed.iter().map(|row| count_targets(row, &spec, objective, None)).sum();
+    let of_row =
+        |(row, drawn): (&PackedRow, &Vec<bool>)| count_targets(row, &spec, objective, Some(drawn));
+    let targets: usize = case.packed.iter().zip(&drawn).map(of_row).sum();
     if case.labelled && targets > 0 {
         compare_loss(&mut model, &batch, targets, &case, options, &mut report)?;
     }
@@ -342,23 +351,6 @@ impl Computed {
             }
         }
     }
-}
-
-fn batch_of(
-    case: &Case,
-    objective: Objective,
-    spec: &ObjectiveSpec,
-    compute: &ComputePlan,
-) -> Batch {
-    let masks: Vec<Vec<bool>> = match &case.mask {
-        Some(mask) => mask.chunks(case.len).map(<[bool]>::to_vec).collect(),
-        None => vec![Vec::new(); case.rows],
-    };
-    let shape = match case.mask {
-        Some(_) => compute.stream_shape,
-        None => StreamShape::Rectangular { multiple: 1 },
-    };
-    build_batch(objective, &case.packed, &masks, spec, shape)
 }
 
 /// Compares logits at every position of a causal case, or of the noised half of both views in the

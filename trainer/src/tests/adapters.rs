@@ -8,7 +8,7 @@ use dlm_test_support::families;
 use crate::compute::tensor_io::download;
 use crate::compute::{ComputePlan, device};
 use crate::config::LoraTarget;
-use crate::diffusion::objective::loss_and_gradients;
+use crate::diffusion::objective::{all_logits, loss_and_gradients};
 use crate::diffusion::{
     DeviceBatch, DocumentMask, Layout, Objective, ObjectiveSpec, PackedRow, PassOptions,
     build_batch,
@@ -20,12 +20,13 @@ use crate::model::{AttentionPlan, Context, Gradients, ModelConfig, Params};
 
 const MASK: usize = families::MASK as usize;
 
-fn adapted(arch: &str, targets: &[LoraTarget]) -> LoadedModel {
+fn adapted(arch: &str, targets: &[LoraTarget], gated: bool) -> LoadedModel {
     let mut config = ModelConfig::from_json(families::own_config(arch)).unwrap();
     config.set_bitlinear(arch == "BitNet");
     let mut model = HostModel::new(config);
     model.draw_weights(3);
-    let shape = LoraShape { rank: 3, alpha: 6.0, targets: targets.to_vec(), mask_token_id: MASK };
+    let shape =
+        LoraShape { rank: 3, alpha: 6.0, targets: targets.to_vec(), mask_token_id: MASK, gated };
     let first = |params: &Params, table: &[f32]| {
         let mut values = params.first_adapters(table, 9);
         // B is not zero, so that A has a gradient too
@@ -51,7 +52,7 @@ fn row() -> PackedRow {
 fn only_trained_parameters_have_gradients() {
     for arch in ["Llama", "Qwen2", "Qwen3", "BitNet"] {
         let targets = [LoraTarget::Query, LoraTarget::Down];
-        let LoadedModel { decoder, weights } = adapted(arch, &targets);
+        let LoadedModel { decoder, weights } = adapted(arch, &targets, false);
         let trained = decoder.params.trained();
         let on_tape = weights.tracked(trained.clone());
         for (i, tensor) in on_tape.0.iter().enumerate() {
@@ -90,6 +91,13 @@ fn only_trained_parameters_have_gradients() {
     }
 }
 
+/// The same model without adapters.
+fn bare(arch: &str) -> LoadedModel {
+    let LoadedModel { mut decoder, weights } = adapted(arch, &[], false);
+    decoder.params.lora = None;
+    LoadedModel { decoder, weights }
+}
+
 /// Hidden states of a causal pass over ten tokens.
 fn hidden(model: &LoadedModel, gate: Option<Vec<f32>>) -> Vec<f32> {
     let LoadedModel { decoder, weights } = model;
@@ -111,21 +119,8 @@ fn hidden(model: &LoadedModel, gate: Option<Vec<f32>>) -> Vec<f32> {
 #[test]
 fn a_gate_leaves_adapters_out() {
     for arch in ["Llama", "BitNet"] {
-        let with = adapted(arch, &ALL_TARGETS);
-        let mut without = adapted(arch, &ALL_TARGETS);
-        for layer in &mut without.decoder.params.layers {
-            for linear in [
-                &mut layer.q_proj,
-                &mut layer.k_proj,
-                &mut layer.v_proj,
-                &mut layer.o_proj,
-                &mut layer.gate_proj,
-                &mut layer.up_proj,
-                &mut layer.down_proj,
-            ] {
-                linear.adapter = None;
-            }
-        }
+        let with = adapted(arch, &ALL_TARGETS, false);
+        let without = bare(arch);
         let (bare, all) = (hidden(&without, None), hidden(&with, None));
         assert_ne!(bare, all);
         assert_eq!(hidden(&with, Some(vec![0.0; 10])), bare);
@@ -143,10 +138,47 @@ fn a_gate_leaves_adapters_out() {
     }
 }
 
+/// In the streams of the lossless objective clean tokens have the logits of the model without
+/// adapters, bit for bit, and noised ones have not.
+#[test]
+fn the_clean_stream_of_the_lossless_objective_is_the_source() {
+    for arch in ["Llama", "Qwen2", "Qwen3", "BitNet"] {
+        let (with, without) = (adapted(arch, &ALL_TARGETS, true), bare(arch));
+        let spec = ObjectiveSpec {
+            bd_size: 8,
+            mask_token_id: MASK as i32,
+            complementary: true,
+            document_mask: DocumentMask::Document,
+        };
+        let offsets = [(0..8).map(|o| o == 1 || o == 5).collect::<Vec<bool>>()];
+        let plan = ComputePlan::new(device::cpu(), None);
+        for layout in [Layout::Saving, Layout::Reference] {
+            let objective = Objective::Lossless { layout, offsets: 2 };
+            let batch = build_batch(objective, &[row()], &offsets, &spec, plan.stream_shape);
+            let logits = |model: &LoadedModel| {
+                let inputs = DeviceBatch::upload(&model.decoder, &batch, &plan).unwrap();
+                download(&all_logits(&model.decoder, &model.weights, &inputs)).unwrap()
+            };
+            let (adapted, source) = (logits(&with), logits(&without));
+            let vocab = with.decoder.cfg.vocab_size;
+            let tokens = adapted.chunks(vocab).zip(source.chunks(vocab)).zip(batch.noised());
+            for ((adapted, source), noised) in tokens {
+                assert_eq!(adapted != source, noised == 1.0, "{arch}, {layout:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn adapters_start_as_peft_starts_them() {
     let config = ModelConfig::from_json(families::own_config("Qwen3")).unwrap();
-    let shape = LoraShape { rank: 4, alpha: 8.0, targets: ALL_TARGETS.to_vec(), mask_token_id: 5 };
+    let shape = LoraShape {
+        rank: 4,
+        alpha: 8.0,
+        targets: ALL_TARGETS.to_vec(),
+        mask_token_id: 5,
+        gated: false,
+    };
     let params = Params::new(&config).with_lora(shape).unwrap();
     let table: Vec<f32> = (0..320 * 48).map(|i| i as f32).collect();
     let first = params.first_adapters(&table, 1);

@@ -43,7 +43,11 @@ pub(crate) struct TrainedModel<'a> {
 pub(crate) fn info(model: &TrainedModel) -> ExportInfo {
     let TrainedModel { cfg, data, decoder, state, .. } = *model;
     let manifest = data.manifest();
-    let block_diffusion = cfg.conversion.objective == config::Objective::BlockDiffusion;
+    let method = match cfg.conversion.objective {
+        config::Objective::BlockDiffusion => "fast-dllm-v2-sft",
+        config::Objective::Sft => "sft",
+        config::Objective::Lossless => "lossless",
+    };
     ExportInfo {
         bd_size: manifest.bd_size,
         mask_token: manifest.mask_token.clone(),
@@ -54,8 +58,8 @@ pub(crate) fn info(model: &TrainedModel) -> ExportInfo {
         tokenizer: data.dir().join("tokenizer"),
         source_folder: model.source.folder.clone(),
         record: json!({
-            "training_method": if block_diffusion { "fast-dllm-v2-sft" } else { "sft" },
-            "objective": if block_diffusion { "block_diffusion" } else { "sft" },
+            "training_method": method,
+            "objective": cfg.conversion.objective.as_str(),
             "total_tokens_trained": state.tokens,
             "loss_tokens_trained": state.loss_tokens,
             "steps": state.step,
@@ -97,6 +101,10 @@ pub(crate) fn export(model: &TrainedModel, out: &Path) -> Result<()> {
             "lora".into(),
             json!({"rank": rank, "alpha": alpha, "targets": targets, "merged": cfg.export.lora == LoraExport::Merged}),
         );
+        if lora.shape.gated {
+            record.insert("mode".into(), json!("verify"));
+            record.insert("gate".into(), json!("mask_token"));
+        }
         record.insert("source_sha256".into(), json!(model.source_hash));
         record.insert("vocab_size".into(), json!(decoder.cfg.vocab_size));
     }

@@ -55,7 +55,8 @@ pub(super) fn identity(
         for (name, value) in entries {
             let key = format!("{section}.{name}");
             // a key that came later, whose null is what every run before it did
-            let is_absent = key == "conversion.lora" && value.is_null();
+            let later = ["conversion.lora", "conversion.block_offsets"];
+            let is_absent = later.contains(&key.as_str()) && value.is_null();
             if !FREE.contains(&key.as_str()) && !is_absent {
                 identity.insert(key, value.to_string());
             }

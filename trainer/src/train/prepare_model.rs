@@ -14,7 +14,7 @@ use burn::tensor::DType;
 use dlm_datasets::{Dataset, Manifest, Split};
 
 use crate::compute::memory;
-use crate::config::{BitLinear, Config, Lora};
+use crate::config::{BitLinear, Config, Lora, Objective};
 use crate::error::{Error, Result};
 use crate::io::conversion_record::ConversionRecord;
 use crate::io::json;
@@ -94,7 +94,8 @@ pub(super) fn prepare(
         BitLinear::Off => model.config.set_bitlinear(false),
     }
     if let Some(lora) = lora {
-        let shape = lora_shape(lora, manifest);
+        let gated = cfg.conversion.objective == Objective::Lossless;
+        let shape = lora_shape(lora, manifest, gated);
         let first =
             |params: &Params, table: &[f32]| Ok(params.first_adapters(table, cfg.train.seed));
         let LoadedModel { decoder, weights } = model.adapted(shape, first, dtype, device)?;
@@ -109,12 +110,13 @@ pub(super) fn prepare(
 }
 
 /// The adapters of a configuration for a dataset with its mask token.
-fn lora_shape(lora: &Lora, manifest: &Manifest) -> LoraShape {
+fn lora_shape(lora: &Lora, manifest: &Manifest, gated: bool) -> LoraShape {
     LoraShape {
         rank: lora.rank,
         alpha: lora.alpha.unwrap_or(2.0 * lora.rank as f64),
         targets: lora.targets.clone().unwrap_or_else(|| ALL_TARGETS.to_vec()),
         mask_token_id: manifest.mask_token_id as usize,
+        gated,
     }
 }
 

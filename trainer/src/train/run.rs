@@ -312,7 +312,7 @@ impl Trainer<'_> {
             String::new()
         };
         let processed = match self.plan.objective {
-            Objective::Sft => String::new(),
+            Objective::Sft | Objective::Lossless { .. } => String::new(),
             Objective::BlockDiffusion(_) => format!(
                 "; {:.0} % of the 4L form's tokens were processed",
                 25.0 * self.state.processed as f64 / self.state.slots.max(1) as f64

@@ -69,6 +69,7 @@ impl<'a> Trainer<'a> {
             )));
         }
         check_evaluation(cfg, &data)?;
+        check_proposals(cfg, manifest.bd_size)?;
         let compute = compute_plan(cfg, device, &source)?;
         let PreparedModel { decoder, weights } = prepare(
             cfg,
@@ -243,6 +244,30 @@ fn check_evaluation(cfg: &Config, data: &Dataset) -> Result<()> {
     )))
 }
 
+/// Starting offsets of blocks in each row, where the configuration is silent.
+const BLOCK_OFFSETS: usize = 2;
+
+/// Longest block of proposals.
+const MOST_PROPOSALS: usize = 32;
+
+/// Refuse blocks that the lossless objective cannot be trained with.
+fn check_proposals(cfg: &Config, bd_size: usize) -> Result<()> {
+    if cfg.conversion.objective != config::Objective::Lossless {
+        return Ok(());
+    }
+    if !(2..=MOST_PROPOSALS).contains(&bd_size) {
+        return Err(Error::Mismatch(format!(
+            "conversion.objective=lossless proposes the tokens of a block together, and the dataset was packed with bd_size {bd_size}; prepare it again with --bd-size 2 to {MOST_PROPOSALS}"
+        )));
+    }
+    match cfg.conversion.block_offsets {
+        Some(offsets) if offsets > bd_size => Err(Error::Usage(format!(
+            "conversion.block_offsets={offsets}: a block of {bd_size} tokens has {bd_size} offsets; expected at most that many"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Positions whose logits exist at one time where Burn computes and the configuration is silent.
 const LOSS_CHUNK: usize = 1024;
 
@@ -271,13 +296,16 @@ fn engine_choice(engine: config::Engine) -> EngineChoice {
 
 /// The objective of a configuration.
 pub(super) fn objective_of(cfg: &Config) -> Objective {
-    match (cfg.conversion.objective, cfg.conversion.layout) {
-        (config::Objective::Sft, _) => Objective::Sft,
-        (config::Objective::BlockDiffusion, config::Layout::Saving) => {
-            Objective::BlockDiffusion(Layout::Saving)
-        }
-        (config::Objective::BlockDiffusion, config::Layout::Reference) => {
-            Objective::BlockDiffusion(Layout::Reference)
+    let layout = match cfg.conversion.layout {
+        config::Layout::Saving => Layout::Saving,
+        config::Layout::Reference => Layout::Reference,
+    };
+    match cfg.conversion.objective {
+        config::Objective::Sft => Objective::Sft,
+        config::Objective::BlockDiffusion => Objective::BlockDiffusion(layout),
+        config::Objective::Lossless => {
+            let offsets = cfg.conversion.block_offsets.unwrap_or(BLOCK_OFFSETS);
+            Objective::Lossless { layout, offsets }
         }
     }
 }
