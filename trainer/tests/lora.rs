@@ -114,6 +114,14 @@ fn gradients_are_those_of_peft() {
             assert!(report["loss_rel"].is_f64(), "{report}");
         }
     }
+    // in bf16 within the bound of docs/objective.md, "Precision"
+    for (case, model, _) in models {
+        let online: &[&str] = if case == "bitnet_online" { &["--bitlinear"] } else { &[] };
+        let report = parity(model, case, case, &[&["--dtype", "bf16"], online].concat());
+        let report = report.ok().unwrap().json().unwrap();
+        println!("{case} in bf16: {report}");
+        assert_eq!(report["ok"], true, "{case}: {report}");
+    }
     // the comparison can fail: another adapter of the same shapes
     let other = parity("bitnet_tiny", "bitnet_online", "bitnet", &[]).expect(1).unwrap();
     assert_eq!(other.json().unwrap()["ok"], false);
@@ -281,6 +289,37 @@ fn merged_equals_unmerged() {
     let now = names("adapter");
     assert!(now.iter().any(|name| name == "model.safetensors"), "{now:?}");
     assert!(!now.iter().any(|name| name.starts_with("adapter")), "{now:?}");
+}
+
+/// Passes in bf16 read frozen weights in bf16; what is exported is the source's own, not rounded.
+#[test]
+fn frozen_weights_are_rounded_for_passes_alone() {
+    let dir = with_source();
+    let bf16 = ["train.dtype=bf16", "conversion.total_tokens=3000"];
+    ok(&mut adapters(dir.path(), "run", &bf16));
+    let all = losses(&dir.path().join("run"));
+    assert!(f64::from_bits(all[all.len() - 1].1) < f64::from_bits(all[0].1), "{all:?}");
+    let of = |folder: &str| tensors(&dir.path().join(folder).join("model.safetensors"));
+    for (old, new) in of("source").into_iter().zip(of("run")) {
+        let mask = common::MASK as usize * 32;
+        if old.0 == "model.embed_tokens.weight" {
+            assert_eq!(old.2[..mask], new.2[..mask]);
+            assert_ne!(old.2[mask..], new.2[mask..]);
+        } else if !old.0.ends_with("_proj.weight") {
+            assert_eq!(old.2, new.2, "{}", old.0);
+        }
+    }
+    ok(&mut dlm_train(dir.path(), &["export", "run", "--out", "again"]));
+    assert_eq!(of("again"), of("run"));
+    // in two pieces
+    let constant = ["train.dtype=bf16", "optim.warmup_ratio=0"];
+    let run = |out: &str, tokens: &str| {
+        ok(&mut adapters(dir.path(), out, &[&constant[..], &[tokens]].concat()))
+    };
+    run("once", "conversion.total_tokens=3000");
+    run("twice", "conversion.total_tokens=1500");
+    run("twice", "conversion.total_tokens=3000");
+    assert_eq!(of("once"), of("twice"));
 }
 
 #[test]

@@ -65,6 +65,12 @@ fn gradients_are_those_of_the_reference() {
             assert!(report["loss_rel"].is_f64(), "{report}");
         }
     }
+    // in bf16 within the bound of docs/objective.md, "Precision"
+    for (case, model, bd_size) in models {
+        let online: &[&str] = if case == "bitnet_online" { &["--bitlinear"] } else { &[] };
+        let report = parity(model, case, bd_size, &[&["--dtype", "bf16"], online].concat());
+        assert_eq!(report.ok().unwrap().json().unwrap()["ok"], true, "{case}");
+    }
     // another block size is another objective
     let other = parity("llama_tiny", "llama", "8", &[]).expect(1).unwrap();
     assert_eq!(other.json().unwrap()["ok"], false);
