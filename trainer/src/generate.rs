@@ -184,9 +184,16 @@ pub(crate) struct ModelFiles {
 impl ModelFiles {
     /// Finds the folder, downloading a hub's model, and reads its JSON files.
     pub(crate) fn open(model: &Path) -> Result<Self> {
-        let dir = load_model::resolve(model)?;
+        Self::open_adapted(model, None)
+    }
+
+    /// [`ModelFiles::open`] with the folder of an adapter, whose tokenizer counts where it has one.
+    pub(crate) fn open_adapted(model: &Path, adapter: Option<&Path>) -> Result<Self> {
+        let source = load_model::resolve(model)?;
+        let folder = ModelFolder::read_files(&source, adapter)?;
+        let with_tokenizer = adapter.filter(|dir| dir.join("tokenizer.json").is_file());
+        let dir = with_tokenizer.map_or(source, PathBuf::from);
         let codec = PromptCodec::load(&dir).ok().map(Arc::new);
-        let folder = ModelFolder::read(&dir)?;
         Ok(ModelFiles { name: model.display().to_string(), dir, folder, codec })
     }
 

@@ -205,7 +205,8 @@ impl TilePlan {
     }
 }
 
-/// The tile lies inside the stream; the pieces of a causal tile see one contiguous prefix.
+/// The tile lies inside the stream; the pieces of a causal tile that is cut see one contiguous
+/// prefix.
 fn check_bounds(tile: &Tile, queries: usize, keys: usize) -> Result<()> {
     let inside = |start: usize, len: usize, end: usize| {
         start.checked_add(len).is_some_and(|last| last <= end)
@@ -219,10 +220,11 @@ fn check_bounds(tile: &Tile, queries: usize, keys: usize) -> Result<()> {
     if tile.own.len == 0 {
         return Err(invalid(tile, "its queries do not see themselves".into()));
     }
-    if tile.causal && tile.prefix.start + tile.prefix.len != tile.own.start {
+    let is_cut = tile.causal && tile.len > CAUSAL_PIECE;
+    if is_cut && tile.prefix.start + tile.prefix.len != tile.own.start {
         return Err(invalid(
             tile,
-            "the prefix of a causal tile must end where its keys start".into(),
+            "the prefix of a long causal tile must end where its keys start".into(),
         ));
     }
     Ok(())
@@ -290,6 +292,9 @@ mod tests {
         assert_eq!(pieces[1].prefix(), KeyRange::new(8, 66));
         assert_eq!((pieces[2].query(), pieces[2].own()), (136, KeyRange::new(138, 22)));
         assert_eq!(pieces.iter().map(Tile::pairs).sum::<usize>(), tile.pairs());
-        refused(&[first, Tile::causal(8, 4, KeyRange::new(8, 0), 9)], 12, 16, "must end where");
+        refused(&[first, Tile::causal(8, 65, KeyRange::new(8, 0), 9)], 73, 80, "must end where");
+        // one that is not cut may see any prefix
+        let apart = Tile::causal(8, 4, KeyRange::new(0, 5), 8);
+        assert!(TilePlan::new(&[first, apart], 12, 12).is_ok());
     }
 }

@@ -50,6 +50,9 @@ pub(crate) struct TrainBenchOptions {
     /// Positions whose logits exist at one time. Default: 1024, and as many as two GiB hold with
     /// the native engine.
     pub loss_chunk: Option<usize>,
+    /// Rank of adapters beside all matrices of the layers, which alone are trained. Default: none,
+    /// and everything is trained.
+    pub lora_rank: Option<usize>,
     /// Default: the native engine where it can be used.
     pub engine: EngineChoice,
     /// Measure the time of every kernel of one more step (native engine). Default: false.
@@ -78,6 +81,7 @@ impl TrainBenchOptions {
             prompt_fraction: 0.3,
             activation_checkpointing: false,
             loss_chunk: None,
+            lora_rank: None,
             engine: EngineChoice::Auto,
             profile: false,
             multiple: 32,

@@ -23,7 +23,9 @@ use crate::diffusion::{
 use crate::error::{Error, Result};
 use crate::io::load_model::{HostModel, LoadedModel};
 use crate::kernels::AdamwStep;
-use crate::model::{Decoder, Gradients, ModelConfig};
+use crate::model::lora::ALL_TARGETS;
+use crate::model::params::LoraShape;
+use crate::model::{Decoder, Gradients, ModelConfig, Params};
 use crate::native::{self, KernelMs, Native, NativeOptions};
 use crate::optim::{Optimizer, clip};
 use crate::report::metrics::resident_mib;
@@ -44,6 +46,8 @@ pub(crate) struct TrainBenchReport {
     pub preset: String,
     /// Number of parameters.
     pub params: usize,
+    /// Those that are trained.
+    pub trained_params: usize,
     pub device: String,
     pub layout: BenchLayout,
     pub dtype: String,
@@ -163,6 +167,7 @@ impl<'a> Bench<'a> {
             .with_multiple(options.multiple);
         let host = HostModel::new(ModelConfig::from_json(presets::config(&options.preset)?)?);
         let other = match options.attention {
+            _ if options.lora_rank.is_some() => Some("it does not train adapters"),
             AttentionChoice::Auto => None,
             _ => Some("it has an attention of its own"),
         };
@@ -184,8 +189,11 @@ impl<'a> Bench<'a> {
             )));
         }
         let optim = Config::load(None, &[])?.optim;
-        let decoder = Decoder::new(host.config.clone());
-        let state = training_state(options, &compute, host, &optim)?;
+        let state = training_state(options, &compute, host.clone(), &optim)?;
+        let decoder = match &state {
+            TrainingState::Burn(model, _) => model.decoder.clone(),
+            TrainingState::Native(_) => Decoder::new(host.config),
+        };
         let objective = match options.layout {
             BenchLayout::Saving => Objective::BlockDiffusion(Layout::Saving),
             BenchLayout::Reference => Objective::BlockDiffusion(Layout::Reference),
@@ -322,6 +330,7 @@ impl<'a> Bench<'a> {
         TrainBenchReport {
             preset: options.preset.clone(),
             params: self.decoder.params.numel(),
+            trained_params: self.decoder.params.trained_numel(),
             device: self.compute.device.name.clone(),
             layout: options.layout,
             dtype: options.dtype.to_string(),
@@ -365,7 +374,22 @@ fn training_state(
 ) -> Result<TrainingState> {
     if !compute.native {
         host.draw_weights(WEIGHT_SEED);
-        let model = host.upload(&compute.device.device);
+        let device = &compute.device.device;
+        let model = match options.lora_rank {
+            None => host.upload(device),
+            Some(rank) => {
+                let shape = LoraShape {
+                    rank,
+                    alpha: 2.0 * rank as f64,
+                    targets: ALL_TARGETS.to_vec(),
+                    mask_token_id: host.config.vocab_size - 1,
+                    gated: false,
+                };
+                let first =
+                    |params: &Params, table: &[f32]| Ok(params.first_adapters(table, WEIGHT_SEED));
+                host.adapted(shape, first, compute.dtype.burn(), device)?
+            }
+        };
         let optimizer = Optimizer::new(optim, &model.decoder.params, &compute.device.device);
         return Ok(TrainingState::Burn(model, optimizer));
     }

@@ -97,6 +97,9 @@ pub(super) struct TrainBench {
     /// Positions whose logits exist at one time [default: 1024; natively as many as 2 GiB hold].
     #[arg(long)]
     pub loss_chunk: Option<usize>,
+    /// Train adapters (LoRA) of this rank beside all matrices of the layers instead of the weights.
+    #[arg(long, value_name = "R")]
+    pub lora_rank: Option<usize>,
     /// What computes [default: auto].
     #[arg(long, value_enum)]
     pub engine: Option<EngineChoice>,
@@ -200,6 +203,7 @@ fn options(args: &TrainBench) -> TrainBenchOptions {
         prompt_fraction: args.prompt_fraction.unwrap_or(usual.prompt_fraction),
         activation_checkpointing: args.activation_checkpointing,
         loss_chunk: args.loss_chunk,
+        lora_rank: args.lora_rank,
         engine: args.engine.unwrap_or(usual.engine),
         profile: args.profile,
         multiple: args.multiple.unwrap_or(usual.multiple),

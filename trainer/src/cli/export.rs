@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use crate::compute::ComputeDtype;
-use crate::config::{Config, Dtype, ExportFormat, ExportWhich};
+use crate::config::{Config, Dtype, ExportFormat, ExportWhich, LoraExport};
 use crate::error::{Error, Result};
 use crate::publish::facts::Facts;
 use crate::publish::push;
@@ -40,6 +40,9 @@ pub(super) struct ExportArgs {
     /// Form of the exported folder [default: export.format of the run].
     #[arg(long, value_enum)]
     pub format: Option<FormatName>,
+    /// What a run with adapters exports [default: export.lora of the run].
+    #[arg(long, value_enum)]
+    pub lora: Option<LoraName>,
     #[command(flatten)]
     pub hub: HubArgs,
 }
@@ -83,6 +86,15 @@ pub(crate) enum FormatName {
     PackedTernary,
 }
 
+/// What can be exported of a run with adapters.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum LoraName {
+    /// A model folder: the source's weights with the adapters added.
+    Merged,
+    /// The adapter alone, as a folder of the Python library peft.
+    Adapter,
+}
+
 impl From<FormatName> for ExportFormat {
     fn from(name: FormatName) -> Self {
         match name {
@@ -113,6 +125,18 @@ pub(super) fn run(args: &ExportArgs) -> Result<bool> {
         config.export.which = match which {
             WhichName::Last => ExportWhich::Last,
             WhichName::Best => ExportWhich::Best,
+        };
+    }
+    if let Some(lora) = args.lora {
+        config.export.lora = match lora {
+            LoraName::Merged => LoraExport::Merged,
+            LoraName::Adapter if config.conversion.lora.is_some() => LoraExport::Adapter,
+            LoraName::Adapter => {
+                return Err(Error::Usage(format!(
+                    "--lora adapter: {} trained the whole model (conversion.lora is null); leave --lora out",
+                    args.run.display()
+                )));
+            }
         };
     }
     config.output.dir = args.run.clone();

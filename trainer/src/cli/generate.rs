@@ -23,6 +23,9 @@ pub(super) struct GenerateArgs {
     /// Model: a Hugging Face folder, hf://ORG/NAME[@REV], or ORG/NAME.
     #[arg(long)]
     pub model: PathBuf,
+    /// Folder of an adapter (LoRA) of the model, as export.lora=adapter or peft writes it.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// A user's message; may be given more than once.
     #[arg(long, value_name = "TEXT")]
     pub prompt: Vec<String>,
@@ -114,7 +117,7 @@ pub(super) struct GenerateArgs {
 pub(super) fn run(args: &GenerateArgs) -> Result<bool> {
     let prompts = read_prompts(args)?;
     let options = options(args)?;
-    let files = ModelFiles::open(&args.model)?;
+    let files = ModelFiles::open_adapted(&args.model, args.adapter.as_deref())?;
     let prompts = files.encode(&prompts, &options)?;
     let stops = files.request(&options)?.stop.map(|stop| stop.strings).unwrap_or_default();
     let codec = files.codec().ok().cloned();

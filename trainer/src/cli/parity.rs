@@ -23,6 +23,9 @@ pub(super) struct ParityArgs {
     /// Case file (safetensors) with input_ids, labels and expected logits or loss.
     #[arg(long)]
     pub case: PathBuf,
+    /// Folder of a peft adapter (LoRA) of the model; gradients are those of its tensors.
+    #[arg(long)]
+    pub adapter: Option<PathBuf>,
     /// Expected gradients by parameter name (safetensors).
     #[arg(long)]
     pub grads: Option<PathBuf>,
@@ -119,6 +122,7 @@ pub(super) fn run(args: &ParityArgs) -> Result<bool> {
 fn options(args: &ParityArgs) -> ParityOptions {
     let usual = ParityOptions::new(&args.case);
     ParityOptions {
+        adapter: args.adapter.clone(),
         grads: args.grads.clone(),
         bd_size: args.bd_size.unwrap_or(usual.bd_size),
         mask_token_id: args.mask_token_id,

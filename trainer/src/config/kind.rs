@@ -20,6 +20,8 @@ pub(crate) enum ValueKind {
     Text,
     /// One of a few names.
     Choice(&'static [&'static str]),
+    /// A list of these names, each at most once; `a,b` is accepted.
+    Names(&'static [&'static str]),
     /// The inner kind, or `null` for "not set".
     Optional(Box<ValueKind>),
     /// A mapping with these keys and no others.
@@ -67,6 +69,16 @@ impl<T: Schema> Schema for Option<T> {
     }
 }
 
+/// Only lists of choices are declared.
+impl<T: Schema> Schema for Vec<T> {
+    fn kind() -> ValueKind {
+        match T::kind() {
+            ValueKind::Choice(names) => ValueKind::Names(names),
+            other => unreachable!("a list of {}", other.describe()),
+        }
+    }
+}
+
 impl ValueKind {
     /// In words, to follow "expected" in errors.
     pub(crate) fn describe(&self) -> String {
@@ -76,6 +88,9 @@ impl ValueKind {
             ValueKind::Float => "a number".into(),
             ValueKind::Text => "text".into(),
             ValueKind::Choice(names) => format!("one of {}", names.join(", ")),
+            ValueKind::Names(names) => {
+                format!("a list, each name once, of {}", names.join(", "))
+            }
             ValueKind::Optional(inner) => format!("{}, or null", inner.describe()),
             ValueKind::Section(fields) => {
                 let names: Vec<_> = fields.iter().map(|field| field.name).collect();

@@ -242,6 +242,7 @@ impl Node {
                     (ValueKind::Text, NodeValue::Leaf(Value::String(text))) => {
                         Some(Value::String(text.clone()))
                     }
+                    (ValueKind::Names(names), NodeValue::Leaf(value)) => names_of(value, names),
                     (ValueKind::Choice(names), NodeValue::Leaf(Value::String(text)))
                         if names.contains(&text.as_str()) =>
                     {
@@ -323,6 +324,18 @@ fn whole(number: &serde_json::Number) -> Option<u64> {
     })
 }
 
+/// A list of some of `names`, none of them twice, written as a list or as `a,b`.
+fn names_of(value: &Value, names: &[&str]) -> Option<Value> {
+    let found: Vec<&str> = match value {
+        Value::Array(items) => items.iter().map(Value::as_str).collect::<Option<_>>()?,
+        Value::String(text) => text.split(',').map(str::trim).collect(),
+        _ => return None,
+    };
+    let once = |(i, name): (usize, &&str)| names.contains(name) && !found[..i].contains(name);
+    let fits = !found.is_empty() && found.iter().enumerate().all(once);
+    fits.then(|| found.into())
+}
+
 /// A value in words, for "`key` is {this}".
 fn describe(value: &NodeValue) -> String {
     match value {
@@ -331,6 +344,9 @@ fn describe(value: &NodeValue) -> String {
         NodeValue::Leaf(Value::Bool(flag)) => format!("{flag}"),
         NodeValue::Leaf(Value::Number(number)) => format!("the number {number}"),
         NodeValue::Leaf(Value::String(text)) => format!("the text \"{text}\""),
+        NodeValue::Leaf(list @ Value::Array(items)) if items.len() < 16 => {
+            format!("the list {list}")
+        }
         NodeValue::Leaf(Value::Array(items)) => format!("a list of {}", items.len()),
         NodeValue::Leaf(Value::Object(_)) => "a mapping".into(),
     }

@@ -3,7 +3,9 @@
 //! In: a [`Config`] of the right types. Out: nothing, or the first value that is out of range.
 
 use super::error::ConfigError;
-use super::schema::{Config, ExportWhich, Init, Objective, Schedule};
+use super::schema::{
+    Config, ExportFormat, ExportWhich, Init, LoraExport, Objective, OptimName, Schedule,
+};
 
 /// Most rows of a step: their row numbers and masks are in memory at the same time.
 const MOST_BATCH_ROWS: usize = 1 << 20;
@@ -123,6 +125,7 @@ impl Config {
             self.export.which == ExportWhich::Last || train.eval_every > 0,
             "last where train.eval_every is 0, since no evaluation is ever made",
         )?;
+        self.check_lora()?;
         ensure(
             "train.keep_checkpoints",
             train.keep_checkpoints,
@@ -130,6 +133,70 @@ impl Config {
             "1 or more",
         )?;
         ensure_within("train.prefetch", train.prefetch, MOST_PREFETCH)
+    }
+}
+
+impl Config {
+    /// Refuses what does not go together with adapters, or without them.
+    fn check_lora(&self) -> Result<(), ConfigError> {
+        let lossless = self.conversion.objective == Objective::Lossless;
+        if let Some(offsets) = self.conversion.block_offsets {
+            ensure(
+                "conversion.block_offsets",
+                offsets,
+                offsets > 0 && lossless,
+                "1 or more with conversion.objective=lossless, else null",
+            )?;
+        }
+        let Some(lora) = &self.conversion.lora else {
+            ensure(
+                "conversion.objective",
+                self.conversion.objective,
+                !lossless,
+                "another one, or adapters (conversion.lora={rank: 16}): the lossless objective leaves the source's weights as they are",
+            )?;
+            return ensure(
+                "export.lora",
+                self.export.lora,
+                self.export.lora == LoraExport::Merged,
+                "merged, since conversion.lora is null: there is no adapter to export",
+            );
+        };
+        ensure("conversion.lora.rank", lora.rank, lora.rank > 0, "1 or more")?;
+        if let Some(alpha) = lora.alpha {
+            ensure("conversion.lora.alpha", alpha, alpha > 0.0, "above 0, or null for 2 · rank")?;
+        }
+        ensure(
+            "source.init",
+            "random",
+            self.source.init == Init::Pretrained,
+            "pretrained with conversion.lora: adapters change a source's weights, which must be there again to use them",
+        )?;
+        ensure(
+            "export.lora",
+            self.export.lora,
+            !lossless || self.export.lora == LoraExport::Adapter,
+            "adapter with conversion.objective=lossless: adapters that act on mask tokens alone cannot be added to the weights",
+        )?;
+        let warmup = self.conversion.lambda_warmup;
+        ensure(
+            "conversion.lambda_warmup",
+            warmup,
+            warmup == 0,
+            "0 with conversion.lora: weights that are not trained do not get used to being quantised",
+        )?;
+        ensure(
+            "optim.name",
+            self.optim.name,
+            self.optim.name == OptimName::Adamw,
+            "adamw with conversion.lora",
+        )?;
+        ensure(
+            "export.format",
+            self.export.format,
+            self.export.lora == LoraExport::Merged || self.export.format == ExportFormat::Hf,
+            "hf with export.lora=adapter, which writes a peft folder and no model",
+        )
     }
 }
 

@@ -20,6 +20,7 @@ pub(super) const RENAMED_KEYS: &[(&str, &str)] = &[
 pub(super) const ADDED_KEYS: &[(&str, &str, &str)] = &[
     ("train", "engine", "auto"),
     ("export", "which", "last"),
+    ("export", "lora", "merged"),
     ("report", "wandb", "off"),
     ("conversion", "token_shift", "null"),
     ("conversion", "mask_token_id", "null"),
@@ -90,8 +91,8 @@ section! {
 section! {
     /// Objective and token budget.
     Conversion {
-        /// `block_diffusion` (denoise blocks, Fast-dLLM v2) or `sft` (causal next token on
-        /// responses).
+        /// `block_diffusion` (denoise blocks, Fast-dLLM v2), `sft` (causal next token on responses)
+        /// or `lossless` (adapters at mask tokens propose what the untouched source would say).
         objective: Objective,
         /// `saving` shares one clean stream between both views and drops blocks that no counted
         /// target depends on; `reference` is the layout of the paper. Loss and gradient are equal.
@@ -119,6 +120,25 @@ section! {
         /// Steps over which BitLinear's quantisation is blended in, from none to full. 0: full from
         /// the first step.
         lambda_warmup: u64,
+        /// Low-rank adapters (LoRA): only they and the mask token's row of the embedding table are
+        /// trained, the source's weights stay as they are. null: everything is trained.
+        lora: Option<Lora>,
+        /// Starting offsets of blocks taken in each row, with `objective: lossless`; evenly spaced
+        /// from one that is drawn. null: 2.
+        block_offsets: Option<usize>,
+    }
+}
+
+section! {
+    /// Low-rank adapters (LoRA, arXiv:2106.09685) beside matrices of the layers: W x + alpha / rank
+    /// · B A x, where A is `[rank, in]`, B `[out, rank]` and W is not trained.
+    Lora {
+        /// Rank of each adapter; at most the smaller side of its matrix.
+        rank: usize,
+        /// alpha / rank is the factor on every adapter's output. null: 2 · rank.
+        alpha: Option<f64>,
+        /// The matrices of each layer that get an adapter. null: all seven.
+        targets: Option<Vec<LoraTarget>>,
     }
 }
 
@@ -250,6 +270,9 @@ section! {
         /// `last` exports the weights after the last step, `best` those with the lowest evaluation
         /// loss. The checkpoint with the lowest loss is kept in either case.
         which: ExportWhich,
+        /// What a run with `conversion.lora` exports: `merged` (an ordinary model folder) or
+        /// `adapter` (the adapter alone, as a folder of the Python library `peft`).
+        lora: LoraExport,
     }
 }
 
@@ -287,6 +310,8 @@ choice! {
         BlockDiffusion = "block_diffusion",
         /// Causal next-token prediction on responses.
         Sft = "sft",
+        /// Proposals of the next tokens by adapters at mask tokens.
+        Lossless = "lossless",
     }
 }
 
@@ -397,6 +422,36 @@ choice! {
         Offline = "offline",
         /// Never.
         Off = "off",
+    }
+}
+
+choice! {
+    /// A matrix of each layer.
+    LoraTarget {
+        /// From the layer's input to queries.
+        Query = "q_proj",
+        /// From the layer's input to keys.
+        Key = "k_proj",
+        /// From the layer's input to values.
+        Value = "v_proj",
+        /// Output of attention.
+        Output = "o_proj",
+        /// The MLP's gate.
+        Gate = "gate_proj",
+        /// Into the MLP.
+        Up = "up_proj",
+        /// Out of the MLP.
+        Down = "down_proj",
+    }
+}
+
+choice! {
+    /// What a run with adapters exports.
+    LoraExport {
+        /// The source's weights with the adapters added.
+        Merged = "merged",
+        /// The adapters alone.
+        Adapter = "adapter",
     }
 }
 

@@ -177,7 +177,7 @@ impl Pass {
         } else {
             AttentionPlan::Dense(hidden(&spans, len, order, device))
         };
-        let context = Context { batch: spans.len(), len, cos, sin, mask, dtype };
+        let context = Context { batch: spans.len(), len, cos, sin, mask, dtype, gate: None };
         Ok(Pass { spans, order, context, cache: (cache.rows, cache.positions) })
     }
 
@@ -254,8 +254,7 @@ impl Decoder {
         cache: &mut KvCache,
     ) -> Tensor<2> {
         let cx = &pass.context;
-        let fused = matches!(cx.mask, AttentionPlan::Tiles(_));
-        let mut x = self.embed(w, ids, cx.dtype);
+        let mut x = self.embed(w, ids, cx);
         for (i, layer) in self.params.layers.iter().enumerate() {
             let (q, k, v) = self.qkv_flat(w, layer, x.clone(), cx);
             let (heads, width) = (k.dims()[1], k.dims()[2]);
@@ -279,8 +278,8 @@ impl Decoder {
                 AttentionPlan::Ranges(_) => unreachable!("a pass has tiles or a mask"),
             };
             let [tokens, heads, width] = a.dims();
-            x = x + self.attention_out_flat(w, layer, a.reshape([tokens, heads * width]));
-            x = x.clone() + self.mlp(w, layer, x, fused);
+            x = x + self.attention_out_flat(w, layer, a.reshape([tokens, heads * width]), cx);
+            x = x.clone() + self.mlp(w, layer, x, cx);
         }
         x
     }

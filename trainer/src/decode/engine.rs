@@ -140,7 +140,9 @@ impl Engine {
         let params = &decoder.params;
         let mut ready = Vec::with_capacity(params.specs.len());
         let mut head = None;
-        for (i, (mut tensor, spec)) in weights.0.into_iter().zip(&params.specs).enumerate() {
+        let mut weights = weights.0;
+        let of_adapters = weights.split_off(params.specs.len().min(weights.len()));
+        for (i, (mut tensor, spec)) in weights.into_iter().zip(&params.specs).enumerate() {
             if spec.may_quantize && ternary {
                 tensor = linear::ternary_weight(tensor);
             }
@@ -156,6 +158,7 @@ impl Engine {
             }
             ready.push(tensor);
         }
+        ready.extend(of_adapters.into_iter().map(|tensor| cast_to(tensor, dtype)));
         let head = head.ok_or_else(|| Error::Model("the model has no output head".into()))?;
         decoder.ternary_weights |= ternary;
         let burn = BurnBackend { weights: Weights(ready), head, last: None };

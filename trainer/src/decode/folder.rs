@@ -1,19 +1,22 @@
 //! A model folder as decoding sees it.
 //!
-//! In: a Hugging Face folder, converted or not. Out: block size and mask token id
+//! In: a Hugging Face folder, converted or not, with or without the folder of an adapter beside it,
+//! whose files count then wherever it has them. Out: block size and mask token id
 //! (`dlm_config.json`, `config.json`), stop tokens (`generation_config.json`, else `config.json`,
 //! and the tokenizer's end of text), how the assistant's turn opens (`dlm_config.json`), and an
 //! [`Engine`].
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::DType;
 use serde_json::Value;
 
 use crate::compute::{ComputePlan, EngineChoice, WeightFormat};
 use crate::error::{Error, Result};
+use crate::io::adapter::Adapter;
 use crate::io::conversion_record::ConversionRecord;
 use crate::io::json;
-use crate::io::load_model::{LoadOptions, LoadedModel, load_model};
+use crate::io::load_model::{HostModel, LoadOptions, LoadedModel, load_model};
 use crate::io::tokenizer_ids;
 use crate::model::{ModelConfig, SDAR, TokenIds};
 use crate::native;
@@ -37,6 +40,8 @@ const SUB_BLOCK_SIZE: usize = 8;
 #[derive(Debug, Clone)]
 pub(crate) struct ModelFolder {
     dir: PathBuf,
+    /// Folder of the adapter.
+    adapter: Option<PathBuf>,
     pub config: ModelConfig,
     /// Tokens per diffusion block; `None` for a model that was not converted.
     pub block_size: Option<usize>,
@@ -55,7 +60,28 @@ pub(crate) struct ModelFolder {
 impl ModelFolder {
     /// Reads the folder's JSON files.
     pub(crate) fn read(dir: &Path) -> Result<Self> {
-        let config = ModelConfig::read(dir)?;
+        Self::read_files(dir, None)
+    }
+
+    /// Reads the JSON files of a model folder and of the adapter beside it.
+    pub(crate) fn read_files(dir: &Path, adapter: Option<&Path>) -> Result<Self> {
+        let mut config = ModelConfig::read(dir)?;
+        let model_dir = dir;
+        if let Some(adapter) = adapter {
+            config.vocab_size = Adapter::read(adapter)?.vocabulary(config.vocab_size);
+        }
+        if let Some(adapter) = adapter {
+            let record: Option<Value> =
+                json::read_if_present(&adapter.join("dlm_config.json"), "valid JSON")?;
+            if record.is_some_and(|record| record.get("gate").is_some_and(|gate| !gate.is_null())) {
+                return Err(Error::format(
+                    adapter,
+                    "its adapters act on mask tokens alone (gate in dlm_config.json, conversion.objective=lossless), and decoding that verifies their proposals is not there yet; expected an adapter that acts on all tokens",
+                ));
+            }
+        }
+        let described = adapter.filter(|adapter| adapter.join("dlm_config.json").is_file());
+        let dir = described.unwrap_or(dir);
         let record = ConversionRecord::read(dir, &config)?;
         let token_shift = record.has_token_shift();
         let ConversionRecord { bd_size, mask_token_id, opening_ids, is_causal, .. } = record;
@@ -74,7 +100,8 @@ impl ModelFolder {
             stop_ids.push(id);
         }
         Ok(ModelFolder {
-            dir: dir.into(),
+            dir: model_dir.into(),
+            adapter: adapter.map(PathBuf::from),
             block_size: bd_size.or(is_sdar.then_some(SDAR_BLOCK_SIZE)),
             mask_id: mask_token_id,
             token_shift,
@@ -100,12 +127,23 @@ impl ModelFolder {
         engine: EngineChoice,
         format: WeightFormat,
     ) -> Result<Engine> {
-        let compute = match native::is_chosen(engine, &compute, &self.config, None)? {
+        // ternary weights cannot have an adapter added to them
+        let other = (self.adapter.is_some() && self.config.quantization.is_some())
+            .then_some("it does not compute adapters beside ternary weights");
+        let compute = match native::is_chosen(engine, &compute, &self.config, other)? {
             true => compute.on_native_engine(),
             false => compute,
         };
-        let LoadedModel { decoder, weights } =
-            load_model(&self.dir, LoadOptions::default(), &compute.device.device)?;
+        let device = &compute.device.device;
+        let LoadedModel { decoder, weights } = match &self.adapter {
+            None => load_model(&self.dir, LoadOptions::default(), device)?,
+            Some(adapter) => {
+                let host = HostModel::read(&self.dir)?;
+                let adapter = Adapter::read(adapter)?;
+                // merged in fp32, and rounded after that
+                adapter.attach(host, self.mask_id, false, DType::F32, device)?.merged()
+            }
+        };
         Engine::open(decoder, weights, compute, engine, format)
     }
     /// A request without its prompt: the options of the requested mode, with what the folder says

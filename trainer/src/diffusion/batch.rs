@@ -5,6 +5,7 @@
 //! positions count over the whole batch, T = rows · len.
 
 use super::layout::{self, Stream, StreamRole, Target, Token, sees};
+use super::runs;
 use super::spec::{DocumentMask, IGNORE, Layout, Objective, ObjectiveSpec, PackedRow};
 use crate::attention::{KeyRange, Tile};
 use crate::compute::StreamShape;
@@ -28,20 +29,30 @@ pub(crate) fn build_batch(
                 streams.push(layout::saving(row, &hidden[i], spec))
             }
             Objective::Sft => streams.push(layout::causal(row, spec)),
+            Objective::Lossless { layout: Layout::Reference, .. } => {
+                streams.extend(runs::reference(row, &hidden[i], spec))
+            }
+            Objective::Lossless { layout: Layout::Saving, .. } => {
+                streams.push(runs::saving(row, &hidden[i], spec))
+            }
         }
     }
-    let causal = objective == Objective::Sft;
+    let order = match objective {
+        Objective::BlockDiffusion(_) => Order::Blocks,
+        Objective::Sft => Order::Causal,
+        Objective::Lossless { .. } => Order::Runs,
+    };
     if objective == Objective::BlockDiffusion(Layout::Reference) {
         // view A of all rows first, then view B, as in the published implementation
         let views = streams.len() / rows.len().max(1);
         let streams: Vec<_> = (0..views)
             .flat_map(|v| streams.iter().skip(v).step_by(views).cloned().collect::<Vec<_>>())
             .collect();
-        return Batch::rectangular(&streams, 1, causal);
+        return Batch::rectangular(&streams, 1, order);
     }
     match shape {
-        StreamShape::Flat => Batch::flat(&streams, 1, causal),
-        StreamShape::Rectangular { multiple } => Batch::rectangular(&streams, multiple, causal),
+        StreamShape::Flat => Batch::flat(&streams, 1, order),
+        StreamShape::Rectangular { multiple } => Batch::rectangular(&streams, multiple, order),
     }
 }
 
@@ -53,6 +64,9 @@ pub(crate) fn count_targets(
     objective: Objective,
     hidden: Option<&[bool]>,
 ) -> usize {
+    if let Objective::Lossless { .. } = objective {
+        return runs::count(row, hidden.unwrap_or_default(), spec);
+    }
     // the causal loss is always shifted
     let shift = if objective == Objective::Sft { 1 } else { spec.shift() };
     let one_view = matches!(objective, Objective::BlockDiffusion(_)) && !spec.complementary;
@@ -83,17 +97,28 @@ pub(crate) struct Batch {
     pub targets: Vec<Target>,
     /// Entries that are not padding.
     pub processed: usize,
-    causal: bool,
+    order: Order,
+}
+
+/// Who sees whom in a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// As [`layout::sees`] says.
+    Blocks,
+    /// Each token those before it.
+    Causal,
+    /// As [`runs::sees`] says.
+    Runs,
 }
 
 const PAD: Token = Token { id: 0, position: 0, document: -1, block: 0, role: StreamRole::Pad };
 
 impl Batch {
     /// One stream per row, each padded to the length of the longest, rounded up to `multiple`.
-    pub(crate) fn rectangular(streams: &[Stream], multiple: usize, causal: bool) -> Batch {
+    pub(crate) fn rectangular(streams: &[Stream], multiple: usize, order: Order) -> Batch {
         let longest = streams.iter().map(|s| s.tokens.len()).max().unwrap_or(0).max(1);
         let len = longest.next_multiple_of(multiple.max(1));
-        let mut b = Batch::empty(streams.len(), len, causal);
+        let mut b = Batch::empty(streams.len(), len, order);
         for (row, s) in streams.iter().enumerate() {
             b.push(s);
             b.pad_to((row + 1) * len);
@@ -102,10 +127,10 @@ impl Batch {
     }
 
     /// All streams end to end in one row, which is padded to a multiple of `multiple`.
-    pub(crate) fn flat(streams: &[Stream], multiple: usize, causal: bool) -> Batch {
+    pub(crate) fn flat(streams: &[Stream], multiple: usize, order: Order) -> Batch {
         let total: usize = streams.iter().map(|s| s.tokens.len()).sum();
         let len = total.max(1).next_multiple_of(multiple.max(1));
-        let mut b = Batch::empty(1, len, causal);
+        let mut b = Batch::empty(1, len, order);
         for s in streams {
             b.push(s);
         }
@@ -113,7 +138,7 @@ impl Batch {
         b
     }
 
-    fn empty(rows: usize, len: usize, causal: bool) -> Batch {
+    fn empty(rows: usize, len: usize, order: Order) -> Batch {
         Batch {
             rows,
             len,
@@ -121,7 +146,7 @@ impl Batch {
             tiles: Vec::new(),
             targets: Vec::new(),
             processed: 0,
-            causal,
+            order,
         }
     }
 
@@ -148,6 +173,12 @@ impl Batch {
         self.tokens.iter().map(|t| t.id).collect()
     }
 
+    /// 1 where a token is a noised one, else 0, `[B · S]`.
+    pub(crate) fn noised(&self) -> Vec<f32> {
+        let is = |t: &Token| f32::from(u8::from(matches!(t.role, StreamRole::Noised(_))));
+        self.tokens.iter().map(is).collect()
+    }
+
     /// Positions, `[B · S]`.
     pub(crate) fn positions(&self) -> Vec<i32> {
         self.tokens.iter().map(|t| t.position).collect()
@@ -161,12 +192,14 @@ impl Batch {
             let row = &self.tokens[r * s..(r + 1) * s];
             for (i, q) in row.iter().enumerate() {
                 for (j, k) in row.iter().enumerate() {
-                    let seen = if self.causal {
-                        q.document == k.document
-                            && q.role == k.role
-                            && (j <= i || q.role == StreamRole::Pad)
-                    } else {
-                        sees(q, k)
+                    let seen = match self.order {
+                        Order::Causal => {
+                            q.document == k.document
+                                && q.role == k.role
+                                && (j <= i || q.role == StreamRole::Pad)
+                        }
+                        Order::Blocks => sees(q, k),
+                        Order::Runs => runs::sees(q, k),
                     };
                     out[(r * s + i) * s + j] = !seen;
                 }

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use burn::prelude::*;
+use burn::tensor::DType;
 
 use super::batch::Batch;
 use crate::attention::{TilePlan, ranges};
 use crate::compute::{Attention, ComputePlan};
 use crate::error::Result;
 use crate::kernels::RowIndex;
+use crate::kernels::cast::cast_to;
 use crate::model::{AttentionPlan, Context, Decoder};
 
 /// The inputs of one micro-batch.
@@ -43,13 +45,18 @@ impl DeviceBatch {
                 AttentionPlan::Tiles(Arc::new(TilePlan::new(&batch.tiles, tokens, tokens)?))
             }
         };
+        let is_gated = decoder.params.lora.as_ref().is_some_and(|lora| lora.shape.gated);
+        let gate = is_gated.then(|| {
+            let data = TensorData::new(batch.noised(), [batch.tokens.len(), 1]);
+            cast_to(Tensor::<2>::from_data(data, (device, DType::F32)), dtype)
+        });
         let ids = batch.ids();
         let at: Vec<i32> = batch.targets.iter().map(|t| t.at as i32).collect();
         Ok(DeviceBatch {
             embedded: RowIndex::new(&ids, device),
             predicted: RowIndex::new(&at, device),
             ids: int_tensor(&ids, device),
-            cx: Context { batch: batch.rows, len: batch.len, cos, sin, mask, dtype },
+            cx: Context { batch: batch.rows, len: batch.len, cos, sin, mask, dtype, gate },
             at,
             targets: batch.targets.iter().map(|t| t.id).collect(),
         })

@@ -1,13 +1,16 @@
 //! The block-diffusion objective, from packed rows to loss and gradient.
 //!
-//! `spec` says what is trained; `layout` makes token streams of a row and its mask, `batch` joins
-//! the streams of several rows, `device_batch` copies a batch to the device, `objective` computes
-//! the loss and its gradient, `scored` the loss and what is predicted.
+//! `spec` says what is trained, `noise` draws what is hidden; `layout` and `runs` make token
+//! streams of a row and its mask, `batch` joins the streams of several rows, `device_batch` copies
+//! a batch to the device, `objective` computes the loss and its gradient, `scored` the loss and
+//! what is predicted.
 
 pub(crate) mod batch;
 pub(crate) mod device_batch;
 pub(crate) mod layout;
+pub(crate) mod noise;
 pub(crate) mod objective;
+pub(crate) mod runs;
 pub(crate) mod scored;
 pub(crate) mod spec;
 

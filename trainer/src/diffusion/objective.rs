@@ -119,11 +119,12 @@ pub(crate) fn interruptible(
     let device = inputs.ids.device();
     let layers = decoder.params.layers.len();
     let cx = inputs.cx.tracked();
-    let tracked = w.tracked();
+    let params = &decoder.params;
+    let tracked = w.tracked(params.trained());
 
     // Forward to the hidden states. With activation checkpointing only the inputs of the layers
     // are kept, otherwise the whole tape.
-    let embedded = decoder.embed(w, inputs.ids.clone(), cx.dtype);
+    let embedded = decoder.embed(w, inputs.ids.clone(), &inputs.cx);
     let mut layer_inputs: Vec<Tensor<2>> = Vec::new();
     // embeddings and hidden states on the tape
     let mut tape: Option<(Tensor<2>, Tensor<2>)> = None;
@@ -166,13 +167,23 @@ pub(crate) fn interruptible(
             kernels::cross_entropy(logits, int_tensor(&inputs.targets[first..end], &device), scale);
         losses.push(loss);
         d_states.push(d_logits.clone().matmul(head.clone()));
-        into.add(decoder.params.lm_head, to_f32(d_logits.transpose().matmul(x)));
+        match &params.lora {
+            None => into.add(params.lm_head, to_f32(d_logits.transpose().matmul(x))),
+            // of a tied head the mask token's row is trained, of others nothing
+            Some(lora) if params.lm_head == params.embed_tokens && !lora.shape.gated => {
+                let of_mask = d_logits.narrow(1, lora.shape.mask_token_id, 1);
+                into.add(lora.mask_row, to_f32(of_mask).transpose().matmul(to_f32(x)));
+            }
+            Some(_) => {}
+        }
     }
     let mut g = (normed * Tensor::cat(d_states, 0).autodiff()).sum().backward();
     let d_picked = picked
         .grad_remove(&mut g)
         .ok_or_else(|| Error::Numeric("no gradient reached the hidden states".into()))?;
-    into.take_from(&tracked, &mut g, std::iter::once(decoder.params.norm));
+    if params.lora.is_none() {
+        into.take_from(&tracked, &mut g, std::iter::once(params.norm));
+    }
 
     // A stream position can predict a target of both views; its gradients are summed.
     let zeros = Tensor::<2>::zeros([tokens, width], (&device, DType::F32));
@@ -182,7 +193,7 @@ pub(crate) fn interruptible(
         upstream = leaf
             .grad_remove(&mut g)
             .ok_or_else(|| Error::Numeric("no gradient reached the embeddings".into()))?;
-        into.take_from(&tracked, &mut g, 0..w.0.len());
+        into.take_from(&tracked, &mut g, params.trained());
     } else {
         for i in (0..layers).rev() {
             let Some(x) = layer_inputs.pop() else { break };
@@ -193,11 +204,26 @@ pub(crate) fn interruptible(
             upstream = x.grad_remove(&mut g).ok_or_else(|| {
                 Error::Numeric(format!("no gradient reached the input of layer {i}"))
             })?;
-            into.take_from(&tracked, &mut g, decoder.params.layers[i].range.clone());
+            into.take_from(&tracked, &mut g, params.trained_of_layer(i));
         }
     }
-    let table = decoder.params.embed_tokens;
-    into.add_rows(table, upstream, &inputs.embedded, &w[table]);
+    match &params.lora {
+        None => {
+            let table = params.embed_tokens;
+            into.add_rows(table, upstream, &inputs.embedded, &w[table]);
+        }
+        Some(lora) => {
+            let id = lora.shape.mask_token_id as i32;
+            let masked = match &inputs.cx.gate {
+                Some(gate) => to_f32(gate.clone()),
+                None => {
+                    inputs.ids.clone().equal_elem(id).float().cast(DType::F32).reshape([tokens, 1])
+                }
+            };
+            let of_mask = masked.transpose().matmul(to_f32(upstream));
+            into.add(lora.mask_row, of_mask);
+        }
+    }
     // Reading the losses is the only wait: all work above is queued by now.
     total(losses)
 }

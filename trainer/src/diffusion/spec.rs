@@ -22,6 +22,13 @@ pub(crate) enum Objective {
     BlockDiffusion(Layout),
     /// The causal next-token loss on responses.
     Sft,
+    /// Runs of mask tokens behind the clean prefix propose the next tokens; clean tokens are the
+    /// source's own.
+    Lossless {
+        layout: Layout,
+        /// Starting offsets of blocks in each row.
+        offsets: usize,
+    },
 }
 
 /// How block-diffusion streams are laid out; both layouts give the same loss and gradients.

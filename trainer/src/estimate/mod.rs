@@ -147,6 +147,7 @@ pub(crate) fn estimate(
     let parameters = decoder.params.numel();
     let dtype = cfg.train.dtype.map_or(ComputeDtype::Bf16, Into::into);
     let burn = cfg.optim.name == OptimName::Muon
+        || cfg.conversion.lora.is_some()
         || cfg.train.engine == Engine::Burn
         || native::unsupported(&decoder.cfg).is_some();
     let native = !burn && cfg!(feature = "native");

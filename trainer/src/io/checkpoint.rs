@@ -4,6 +4,10 @@
 //! (fp32 moments by parameter name), the small files of a model folder (`description.rs`) and
 //! `state.json` (step, data cursor, clipping statistics, the run's identity, and the sha256 of
 //! every other file). `state.json` is written last: a folder that has one is whole.
+//!
+//! Of a run that trains adapters it holds these alone: `adapter_model.safetensors` takes the place
+//! of `model.safetensors`, there are no small files, and the identity names the source's weights,
+//! which are needed again, by their sha256.
 //! `checkpoint_store.rs` keeps the checkpoints of a run.
 
 use std::collections::BTreeMap;
@@ -26,6 +30,7 @@ use crate::optim::clip::ZState;
 
 const FORMAT_VERSION: u32 = 1;
 const MODEL: &str = "model.safetensors";
+const ADAPTER: &str = "adapter_model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 /// Most steps of a run: their folders are named by nine digits.
@@ -104,7 +109,7 @@ pub(crate) struct Snapshot<'a> {
     /// What config.json and generation_config.json are written from.
     pub info: &'a ExportInfo,
     pub weights: &'a Weights,
-    /// In the order of the parameters.
+    /// In the order of the trained parameters.
     pub optimizer: &'a [OptimizerState],
     pub state: &'a RunState,
     pub identity: &'a Identity,
@@ -112,8 +117,8 @@ pub(crate) struct Snapshot<'a> {
 
 /// A checkpoint read back to the device.
 pub(crate) struct Restored {
+    /// In the order of the trained parameters, as everything here.
     pub weights: Weights,
-    /// In the order of the parameters.
     pub optimizer: Vec<OptimizerState>,
     pub state: RunState,
     pub identity: Identity,
@@ -121,13 +126,14 @@ pub(crate) struct Restored {
 
 /// Write a checkpoint into the empty folder `dir`.
 pub(crate) fn write(dir: &Path, snapshot: &Snapshot) -> Result<()> {
-    let specs = &snapshot.decoder.params.specs;
+    let params = &snapshot.decoder.params;
+    let specs = params.trained_specs();
     let entry = |name: String, shape: &[usize], t: &Tensor<2>| {
         TensorEntry::floats(name, Dtype::F32, shape.to_vec(), t.clone())
     };
     let model: Vec<TensorEntry> = specs
         .iter()
-        .zip(&snapshot.weights.0)
+        .zip(&snapshot.weights.0[params.trained()])
         .map(|(spec, t)| entry(spec.name.clone(), &spec.shape, t))
         .collect();
     let optimizer: Vec<TensorEntry> = specs
@@ -142,11 +148,13 @@ pub(crate) fn write(dir: &Path, snapshot: &Snapshot) -> Result<()> {
         })
         .collect();
     let mut files = BTreeMap::new();
-    for (name, entries) in [(MODEL, model), (OPTIMIZER, optimizer)] {
+    for (name, entries) in [(weights_file(params), model), (OPTIMIZER, optimizer)] {
         let sha256 = safetensors_file::write_hashed(&dir.join(name), &entries)?;
         files.insert(name.to_string(), sha256);
     }
-    write_small_files(dir, snapshot.decoder, Dtype::F32, ExportFormat::Hf, snapshot.info)?;
+    if params.lora.is_none() {
+        write_small_files(dir, snapshot.decoder, Dtype::F32, ExportFormat::Hf, snapshot.info)?;
+    }
     for name in file_names(dir)? {
         if let Entry::Vacant(entry) = files.entry(name) {
             let sha256 = hash::sha256_file(&dir.join(entry.key()))?;
@@ -160,6 +168,11 @@ pub(crate) fn write(dir: &Path, snapshot: &Snapshot) -> Result<()> {
         files,
     };
     json::write(&dir.join(STATE), &file)
+}
+
+/// Name of the file of weights.
+fn weights_file(params: &Params) -> &'static str {
+    if params.lora.is_some() { ADAPTER } else { MODEL }
 }
 
 /// Names of the files in a checkpoint, without `state.json`.
@@ -181,7 +194,7 @@ pub(crate) fn is_whole(dir: &Path) -> bool {
     dir.join(STATE).is_file()
 }
 
-/// Whether a checkpoint describes its model, as those of older versions do not.
+/// Whether a checkpoint describes its model, as those of older versions and of adapters do not.
 pub(crate) fn has_config(dir: &Path) -> bool {
     dir.join("config.json").is_file()
 }
@@ -232,7 +245,7 @@ fn read_state(dir: &Path) -> Result<StateFile> {
 }
 
 /// Read a checkpoint back; the sha256 of its files must be those of `state.json`. `muon` says for
-/// each parameter whether Muon updates it.
+/// each trained parameter whether Muon updates it.
 pub(crate) fn restore(
     dir: &Path,
     params: &Params,
@@ -240,7 +253,7 @@ pub(crate) fn restore(
     device: &Device,
 ) -> Result<Restored> {
     let file = read_state(dir)?;
-    for name in [MODEL, OPTIMIZER] {
+    for name in [weights_file(params), OPTIMIZER] {
         if !file.files.contains_key(name) {
             return Err(Error::format(
                 dir.join(STATE),
@@ -273,8 +286,8 @@ pub(crate) fn restore(
         }
     }
     let weights = safetensors_file::read_f32(
-        &dir.join(MODEL),
-        params.specs.iter().map(|s| (s.name.clone(), s.shape.clone(), s.shape2())),
+        &dir.join(weights_file(params)),
+        params.trained_specs().iter().map(|s| (s.name.clone(), s.shape.clone(), s.shape2())),
         device,
     )?;
     Ok(Restored {
@@ -291,7 +304,7 @@ fn restore_optimizer(
     muon: &[bool],
     device: &Device,
 ) -> Result<Vec<OptimizerState>> {
-    let names = params.specs.iter().zip(muon).flat_map(|(spec, muon)| {
+    let names = params.trained_specs().iter().zip(muon).flat_map(|(spec, muon)| {
         let moments: &[&str] = if *muon { &["momentum"] } else { &["exp_avg", "exp_avg_sq"] };
         moments
             .iter()

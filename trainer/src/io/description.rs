@@ -59,14 +59,25 @@ pub(crate) fn write_small_files(
     info: &ExportInfo,
 ) -> Result<()> {
     check_tokenizer_folder(&info.tokenizer)?;
+    let eos = eos_ids(info, &source_generation(info)?);
+    let config = model_config(decoder, dtype, format, info, &eos);
+    json_file::write(&dir.join("config.json"), &config)?;
+    write_generation_and_tokenizer(dir, info)
+}
+
+/// The source's generation_config.json; an empty object where it has none.
+fn source_generation(info: &ExportInfo) -> Result<Value> {
     let generation = match &info.source_folder {
         Some(dir) => json_file::read_if_present(&dir.join("generation_config.json"), "valid JSON")?,
         None => None,
     };
-    let generation = generation.unwrap_or_else(|| json!({}));
+    Ok(generation.unwrap_or_else(|| json!({})))
+}
+
+/// Write generation_config.json and the tokenizer.
+pub(crate) fn write_generation_and_tokenizer(dir: &Path, info: &ExportInfo) -> Result<()> {
+    let generation = source_generation(info)?;
     let eos = eos_ids(info, &generation);
-    let config = model_config(decoder, dtype, format, info, &eos);
-    json_file::write(&dir.join("config.json"), &config)?;
     let generation = generation_config(generation, info, &eos);
     json_file::write(&dir.join("generation_config.json"), &generation)?;
     for path in tokenizer_files(&info.tokenizer) {

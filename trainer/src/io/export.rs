@@ -6,7 +6,8 @@
 //! `dlm_config.json`: a folder without it is not a whole export. Weights are stored in `dtype`
 //! (fp32 or bf16); with `packed-ternary` BitLinear's weights are `u8 [out/4, in]`, each with a
 //! `weight_scale` f32 `[1]`, as transformers reads BitNet checkpoints. `fast-dllm` and `sdar` have
-//! the config of those architectures and a modeling file (`engine_formats.rs`).
+//! the config of those architectures and a modeling file (`engine_formats.rs`). Of a run that
+//! trained adapters either the merged model is written, or the adapter alone (`adapter.rs`).
 
 use std::path::Path;
 
@@ -14,9 +15,9 @@ use burn::prelude::*;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use crate::compute::tensor_io::download;
-use crate::config::ExportFormat;
+use crate::config::{ExportFormat, LoraExport};
 use crate::error::{Error, Result};
+use crate::io::adapter;
 use crate::io::description::{ExportInfo, check_tokenizer_folder, linear_class, write_small_files};
 use crate::io::engine_formats::{Trained, added_tensors, check, write_modeling_file};
 use crate::io::json as json_file;
@@ -31,19 +32,52 @@ pub(crate) const UNFINISHED: &str = ".unfinished_export.json";
 /// Largest shard, bytes; the default of transformers.
 const SHARD_BYTES: usize = 5_000_000_000;
 
-/// Write the folder. For a model with BitLinear: how the ternary values that it holds compare with
-/// the trained ones.
+/// Refuse what cannot be written of a model with adapters. Also called before training, so that a
+/// long run does not end with this error.
+pub(crate) fn check_adapters(decoder: &Decoder, lora: LoraExport) -> Result<()> {
+    let cfg = &decoder.cfg;
+    let adapted = |i: &usize| decoder.params.adapter_of(*i).is_some();
+    let ternary = (0..decoder.params.specs.len())
+        .filter(|i| cfg.quantization.is_some() && decoder.params.specs[*i].may_quantize)
+        .find(adapted);
+    if let (Some(i), LoraExport::Merged) = (ternary, lora) {
+        return Err(Error::Usage(format!(
+            "export.lora=merged: {} is ternary (BitLinear), and ternary weights plus an adapter are not ternary any more; use export.lora=adapter",
+            decoder.params.specs[i].name
+        )));
+    }
+    let is_gated = decoder.params.lora.as_ref().is_some_and(|lora| lora.shape.gated);
+    if is_gated && lora == LoraExport::Merged {
+        return Err(Error::Usage(
+            "export.lora=merged: the adapters act on mask tokens alone (conversion.objective=lossless) and cannot be added to the weights; use export.lora=adapter".into(),
+        ));
+    }
+    Ok(())
+}
+
+/// What a folder is written as.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ExportAs {
+    /// Of the stored weights; adapters are always in fp32.
+    pub dtype: Dtype,
+    pub format: ExportFormat,
+    pub lora: LoraExport,
+}
+
+/// Write the folder. For a whole model with BitLinear: how the ternary values that it holds compare
+/// with the trained ones.
 pub(crate) fn export(
     dir: &Path,
     decoder: &Decoder,
     w: &Weights,
-    dtype: Dtype,
-    format: ExportFormat,
+    written: ExportAs,
     info: &ExportInfo,
 ) -> Result<Option<TernaryCheck>> {
+    let ExportAs { dtype, format, lora } = written;
     let objective = info.record.get("objective").and_then(Value::as_str);
     let block_diffusion = objective.is_none_or(|name| name == "block_diffusion");
     check(decoder, format, Trained { mask_token_id: info.mask_token_id, block_diffusion })?;
+    check_adapters(decoder, lora)?;
     check_tokenizer_folder(&info.tokenizer)?;
     fs::create_dir(dir)?;
     let unfinished = dir.join(UNFINISHED);
@@ -56,9 +90,16 @@ pub(crate) fn export(
             .map_err(|e| Error::io(&marker, "removing the old export's marker", e))?;
         fs::sync_parent(&marker)?;
     }
-    write_weights(dir, decoder, w, dtype, format)?;
-    write_small_files(dir, decoder, dtype, format, info)?;
-    write_modeling_file(dir, format)?;
+    remove_other_kind(dir, lora)?;
+    match lora {
+        LoraExport::Adapter => adapter::write(dir, decoder, w, info)?,
+        LoraExport::Merged => {
+            write_weights(dir, decoder, w, dtype, format)?;
+            write_small_files(dir, decoder, dtype, format, info)?;
+            write_modeling_file(dir, format)?;
+            verify(dir, decoder, w, dtype, format)?;
+        }
+    }
     let mut record = json!({
         "bd_size": info.bd_size,
         "mask_token": info.mask_token,
@@ -73,14 +114,33 @@ pub(crate) fn export(
     if let (Some(r), Some(more)) = (record.as_object_mut(), info.record.as_object()) {
         r.extend(more.iter().map(|(k, v)| (k.clone(), v.clone())));
     }
-    verify(dir, decoder, w, dtype, format)?;
-    let ternary = match decoder.cfg.quantization {
-        Some(_) => Some(ternary_check::compare(dir, decoder, w, format)?),
-        None => None,
+    let ternary = match (decoder.cfg.quantization, lora) {
+        (Some(_), LoraExport::Merged) => Some(ternary_check::compare(dir, decoder, w, format)?),
+        _ => None,
     };
     json_file::write(&marker, &record)?;
     std::fs::remove_file(&unfinished).map_err(|e| Error::io(&unfinished, "removing", e))?;
     Ok(ternary)
+}
+
+/// Remove what an earlier export of the other kind left: a folder is a model or an adapter.
+fn remove_other_kind(dir: &Path, lora: LoraExport) -> Result<()> {
+    let of_model = |name: &str| {
+        name == "config.json" || name.starts_with("model") && name.contains(".safetensors")
+    };
+    let entries = std::fs::read_dir(dir).map_err(|e| Error::io(dir, "listing", e))?;
+    for entry in entries {
+        let path = entry.map_err(|e| Error::io(dir, "listing", e))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let other = match lora {
+            LoraExport::Adapter => of_model(name),
+            LoraExport::Merged => [adapter::CONFIG, adapter::WEIGHTS].contains(&name),
+        };
+        if other {
+            std::fs::remove_file(&path).map_err(|e| Error::io(&path, "removing", e))?;
+        }
+    }
+    Ok(())
 }
 
 /// The packed matrix and its `weight_scale` as they are stored.
@@ -101,6 +161,16 @@ fn packed_entries(decoder: &Decoder, name: &str, master: &Tensor<2>) -> Result<[
             content: TensorContent::Bytes(scale.to_le_bytes().to_vec()),
         },
     ])
+}
+
+/// A weight as it is stored, with its adapter added.
+fn weight_entry(decoder: &Decoder, w: &Weights, i: usize, dtype: Dtype) -> TensorEntry {
+    let spec = &decoder.params.specs[i];
+    let content = match w.merge(&decoder.params, i) {
+        Some(merge) => TensorContent::Computed(Box::new(merge)),
+        None => TensorContent::Floats(w[i].clone()),
+    };
+    TensorEntry { name: spec.name.clone(), dtype, shape: spec.shape.clone(), content }
 }
 
 /// Write one file, or shards with an index.
@@ -125,11 +195,11 @@ fn write_weights(
             last.push(entry);
         }
     };
-    for (spec, t) in decoder.params.specs.iter().zip(&w.0) {
+    for (i, (spec, t)) in decoder.params.specs.iter().zip(&w.0).enumerate() {
         if format == ExportFormat::PackedTernary && spec.may_quantize {
             packed_entries(decoder, &spec.name, t)?.into_iter().for_each(&mut add);
         } else {
-            add(TensorEntry::floats(spec.name.clone(), dtype, spec.shape.clone(), t.clone()));
+            add(weight_entry(decoder, w, i, dtype));
         }
     }
     added_tensors(decoder, dtype, format).into_iter().for_each(&mut add);
@@ -168,7 +238,7 @@ fn verify(
         )
     };
     let ck = Checkpoint::open(dir)?;
-    for (spec, t) in decoder.params.specs.iter().zip(&w.0) {
+    for (i, (spec, t)) in decoder.params.specs.iter().zip(&w.0).enumerate() {
         if format == ExportFormat::PackedTernary && spec.may_quantize {
             for entry in packed_entries(decoder, &spec.name, t)? {
                 let (_, dtype, shape, data) = ck.view(&entry.name)?;
@@ -182,7 +252,7 @@ fn verify(
             continue;
         }
         let (shape, back) = ck.f32(&spec.name)?;
-        let values = download(t)?;
+        let values = weight_entry(decoder, w, i, dtype).values()?;
         let same = shape == spec.shape
             && values.iter().zip(&back).all(|(a, b)| {
                 let a = if dtype == Dtype::F32 { *a } else { half::bf16::from_f32(*a).to_f32() };

@@ -7,11 +7,13 @@
 use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
+use burn::tensor::DType;
 use dlm_prep::ConsoleProgress;
 use dlm_prep::hub::{ModelPart, resolve_model};
 
 use crate::error::Result;
 use crate::model::config::Quantization;
+use crate::model::params::LoraShape;
 use crate::model::{Checkpoint, Decoder, ModelConfig, ParamKind, Params, Weights, load};
 use crate::report::console::message;
 
@@ -25,6 +27,7 @@ pub(crate) struct LoadOptions {
 }
 
 /// A model in host memory.
+#[derive(Clone)]
 pub(crate) struct HostModel {
     pub config: ModelConfig,
     pub params: Params,
@@ -56,14 +59,23 @@ pub(crate) fn load_model(
     options: LoadOptions,
     device: &Device,
 ) -> Result<LoadedModel> {
-    let mut model = HostModel::read(folder)?;
-    if options.round_to_bf16 {
-        model.round_to_bf16();
+    Ok(HostModel::read_as(folder, options)?.upload(device))
+}
+
+impl LoadedModel {
+    /// The model with its adapters added to the weights, where these are not ternary.
+    pub(crate) fn merged(self) -> LoadedModel {
+        let LoadedModel { decoder, weights } = self;
+        if decoder.cfg.quantization.is_some() || decoder.params.lora.is_none() {
+            return LoadedModel { decoder, weights };
+        }
+        let of = |i| match weights.merge(&decoder.params, i) {
+            Some(merge) => merge(),
+            None => weights[i].clone(),
+        };
+        let merged = Weights((0..decoder.params.specs.len()).map(of).collect());
+        LoadedModel { decoder: Decoder::new(decoder.cfg), weights: merged }
     }
-    if options.force_bitlinear {
-        model.config.quantization = Some(Quantization::Online);
-    }
-    Ok(model.upload(device))
 }
 
 impl HostModel {
@@ -76,6 +88,18 @@ impl HostModel {
     pub(crate) fn read(folder: &Path) -> Result<Self> {
         let mut model = HostModel::new(ModelConfig::read(folder)?);
         model.read_weights(folder)?;
+        Ok(model)
+    }
+
+    /// [`HostModel::read`] with changes.
+    pub(crate) fn read_as(folder: &Path, options: LoadOptions) -> Result<Self> {
+        let mut model = HostModel::read(folder)?;
+        if options.round_to_bf16 {
+            model.round_to_bf16();
+        }
+        if options.force_bitlinear {
+            model.config.quantization = Some(Quantization::Online);
+        }
         Ok(model)
     }
 
@@ -114,5 +138,25 @@ impl HostModel {
     pub(crate) fn upload(self, device: &Device) -> LoadedModel {
         let weights = load::upload(self.values, &self.params, device);
         LoadedModel { decoder: Decoder::new(self.config), weights }
+    }
+
+    /// Give the model adapters and move it to `device` with everything else frozen, ready to
+    /// compute in `dtype`. `first` makes the values of the trained parameters, from the table of
+    /// all and the rows of the embedding table.
+    pub(crate) fn adapted(
+        mut self,
+        shape: LoraShape,
+        first: impl FnOnce(&Params, &[f32]) -> Result<Vec<Vec<f32>>>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<LoadedModel> {
+        let params = Params::new(&self.config).with_lora(shape)?;
+        let first = first(&params, &self.values[params.embed_tokens])?;
+        self.values.extend(first);
+        let mut decoder = Decoder::new(self.config);
+        let quantized = decoder.cfg.quantization.is_some();
+        let weights = load::upload_frozen(self.values, &params, quantized, dtype, device);
+        (decoder.params, decoder.ternary_weights) = (params, quantized);
+        Ok(LoadedModel { decoder, weights })
     }
 }

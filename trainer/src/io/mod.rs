@@ -1,5 +1,6 @@
 //! Files of models and runs: sources, loading, checkpoints, exports.
 
+pub(crate) mod adapter;
 pub(crate) mod bucket_run;
 pub(crate) mod checkpoint;
 pub(crate) mod checkpoint_store;

@@ -39,6 +39,8 @@ pub(crate) struct TensorEntry {
 pub(crate) enum TensorContent {
     /// A device tensor, downloaded when its turn comes and stored as F32 or BF16.
     Floats(Tensor<2>),
+    /// A device tensor that is computed when its turn comes.
+    Computed(Box<dyn Fn() -> Tensor<2>>),
     /// The bytes as stored.
     Bytes(Vec<u8>),
 }
@@ -49,10 +51,19 @@ impl TensorEntry {
         TensorEntry { name, dtype, shape, content: TensorContent::Floats(values) }
     }
 
+    /// The values of floats.
+    pub(crate) fn values(&self) -> Result<Vec<f32>> {
+        match &self.content {
+            TensorContent::Floats(tensor) => download(tensor),
+            TensorContent::Computed(compute) => download(&compute()),
+            TensorContent::Bytes(_) => Ok(Vec::new()),
+        }
+    }
+
     /// Length in the file, bytes.
     pub(crate) fn byte_len(&self) -> usize {
         match &self.content {
-            TensorContent::Floats(_) => {
+            TensorContent::Floats(_) | TensorContent::Computed(_) => {
                 self.shape.iter().product::<usize>() * if self.dtype == Dtype::F32 { 4 } else { 2 }
             }
             TensorContent::Bytes(bytes) => bytes.len(),
@@ -94,14 +105,13 @@ fn write_to(out: &mut impl Write, path: &Path, entries: &[TensorEntry]) -> Resul
     let failed = |e: io::Error| Error::io(path, "writing", e);
     out.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
     out.write_all(&header).map_err(failed)?;
-    for TensorEntry { name, dtype, shape, content } in entries {
-        let values = match content {
-            TensorContent::Bytes(bytes) => {
-                out.write_all(bytes).map_err(failed)?;
-                continue;
-            }
-            TensorContent::Floats(tensor) => download(tensor)?,
-        };
+    for entry in entries {
+        let TensorEntry { name, dtype, shape, content } = entry;
+        if let TensorContent::Bytes(bytes) = content {
+            out.write_all(bytes).map_err(failed)?;
+            continue;
+        }
+        let values = entry.values()?;
         if values.len() != shape.iter().product::<usize>() {
             return Err(Error::format(
                 path,

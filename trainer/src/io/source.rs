@@ -28,9 +28,9 @@ pub(crate) struct ModelSource {
 /// Resolve `source.path` to a local folder, downloading what is missing.
 ///
 /// `recorded` is the source of the checkpoint that will be resumed. The checkpoint supplies the
-/// weights then, so only shapes and tokenizer are needed; and where `source.path` names the
-/// recorded repository without a revision, the recorded commit is used, whatever the repository's
-/// main branch has become.
+/// weights then, so only shapes and tokenizer are needed, except with adapters; and where
+/// `source.path` names the recorded repository without a revision, the recorded commit is used,
+/// whatever the repository's main branch has become.
 pub(crate) fn locate(cfg: &Config, recorded: Option<&str>) -> Result<ModelSource> {
     if cfg.source.init == Init::Random {
         return Ok(ModelSource { folder: None, name: "random".into(), checkpoint: None });
@@ -49,7 +49,8 @@ pub(crate) fn locate(cfg: &Config, recorded: Option<&str>) -> Result<ModelSource
         }
         _ => path,
     };
-    let part = if recorded.is_some() { ModelPart::Shapes } else { ModelPart::Whole };
+    let all = recorded.is_none() || cfg.conversion.lora.is_some();
+    let part = if all { ModelPart::Whole } else { ModelPart::Shapes };
     let model = resolve_model(path, part, "source.path", &ConsoleProgress::default())?;
     Ok(ModelSource { folder: Some(model.folder), name: model.name, checkpoint: None })
 }

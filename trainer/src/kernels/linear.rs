@@ -57,6 +57,15 @@ pub(crate) fn bit_linear(
     linear(x, &weight, bias)
 }
 
+/// [`bit_linear`] on a weight that is ternary already.
+pub(crate) fn ternary_linear(
+    x: Tensor<2>,
+    weight: &Tensor<2>,
+    bias: Option<&Tensor<2>>,
+) -> Tensor<2> {
+    linear(straight_through(x, int8_activation, 1.0), weight, bias)
+}
+
 /// `x + lambda · (quantise(x) - x)`, with the gradient of `x`. With `lambda` = 1 the value is
 /// exactly `quantise(x)`.
 fn straight_through(

@@ -53,6 +53,12 @@ impl Checkpoint {
         Self::map(dir, &paths, &map)
     }
 
+    /// Maps one file.
+    pub(crate) fn open_file(path: &Path) -> Result<Self> {
+        let dir = path.parent().unwrap_or(Path::new(""));
+        Self::map(dir, &[path.to_path_buf()], &BTreeMap::new())
+    }
+
     /// Maps files; `map` says for each tensor in which of them it is.
     fn map(dir: &Path, paths: &[PathBuf], map: &BTreeMap<String, String>) -> Result<Self> {
         let mut files = Vec::new();

@@ -13,6 +13,7 @@ use burn::prelude::*;
 use burn::tensor::DType;
 
 use super::config::ModelConfig;
+use super::lora;
 use super::params::{LayerIndex, LinearIndex, Params, Weights};
 use crate::attention::{TilePlan, dense, ranges, tiles};
 use crate::kernels::cast::{cast_to, to_f32};
@@ -27,8 +28,8 @@ pub(crate) struct Decoder {
     /// Share of BitLinear quantisation: 0 off, 1 full. Ignored unless the config has BitNet
     /// quantisation.
     pub quant_lambda: f64,
-    /// The layers' matrices are already ternary (decoding quantises them once), so that only
-    /// activations are quantised.
+    /// The layers' matrices are already ternary (where they are not trained they are quantised
+    /// once), so that only activations are quantised.
     pub ternary_weights: bool,
 }
 
@@ -47,6 +48,8 @@ pub(crate) struct Context {
     pub mask: AttentionPlan,
     /// Compute dtype of activations and matmuls.
     pub dtype: DType,
+    /// Factors on the output of adapters, one for each token, `[T, 1]`; everywhere 1 without them.
+    pub gate: Option<Tensor<2>>,
 }
 
 /// Which keys each query sees, in the form that the attention implementation needs.
@@ -74,6 +77,7 @@ impl Context {
                 AttentionPlan::Tiles(plan) => AttentionPlan::Tiles(plan.clone()),
             },
             dtype: self.dtype,
+            gate: self.gate.clone().map(Tensor::autodiff),
         }
     }
 
@@ -90,16 +94,25 @@ impl Decoder {
         Decoder { cfg, params, quant_lambda: 1.0, ternary_weights: false }
     }
 
-    /// Embeddings of token ids `[T]` → `[T, hidden_size]` in the compute dtype.
-    pub(crate) fn embed(&self, w: &Weights, ids: Tensor<1, Int>, dtype: DType) -> Tensor<2> {
-        cast_to(w[self.params.embed_tokens].clone().select(0, ids), dtype)
+    /// Embeddings of token ids `[T]` → `[T, hidden_size]` in the compute dtype; with a gate the
+    /// trained row at the tokens where it is 1.
+    pub(crate) fn embed(&self, w: &Weights, ids: Tensor<1, Int>, cx: &Context) -> Tensor<2> {
+        let x = cast_to(w[self.params.embed_tokens].clone().select(0, ids), cx.dtype);
+        match (&self.params.lora, &cx.gate) {
+            (Some(lora), Some(gate)) if lora.shape.gated => {
+                let row = cast_to(w[lora.mask_row].clone(), cx.dtype);
+                let others = gate.clone().neg().add_scalar(1.0);
+                x * others + row * gate.clone()
+            }
+            _ => x,
+        }
     }
 
     /// One decoder layer, `[T, hidden_size]` → `[T, hidden_size]`.
     pub(crate) fn layer(&self, w: &Weights, i: usize, x: Tensor<2>, cx: &Context) -> Tensor<2> {
         let l = &self.params.layers[i];
         let x = x.clone() + self.attention_block(w, l, x, cx);
-        x.clone() + self.mlp(w, l, x, cx.fused())
+        x.clone() + self.mlp(w, l, x, cx)
     }
 
     /// Queries, keys and values after norm and RoPE: `[B, H, S, D]`, `[B, K, S, D]`, `[B, K, S,
@@ -140,9 +153,9 @@ impl Decoder {
             };
             y.reshape([t, n, d])
         };
-        let q = heads(self.project(w, &l.q_proj, h.clone()), c.num_attention_heads, l.q_norm);
-        let k = heads(self.project(w, &l.k_proj, h.clone()), c.num_key_value_heads, l.k_norm);
-        let v = heads(self.project(w, &l.v_proj, h), c.num_key_value_heads, None);
+        let q = heads(self.project(w, &l.q_proj, h.clone(), cx), c.num_attention_heads, l.q_norm);
+        let k = heads(self.project(w, &l.k_proj, h.clone(), cx), c.num_key_value_heads, l.k_norm);
+        let v = heads(self.project(w, &l.v_proj, h, cx), c.num_key_value_heads, None);
         let rotate = |x| {
             if fused { rope::fused(x, &cos, &sin) } else { rope::composed(x, &cos, &sin) }
         };
@@ -159,25 +172,25 @@ impl Decoder {
         match &cx.mask {
             AttentionPlan::Dense(hidden) => {
                 let (q, k, v) = self.qkv(w, l, x, cx);
-                self.attention_out(w, l, dense::attention(q, k, v, hidden))
+                self.attention_out(w, l, dense::attention(q, k, v, hidden), cx)
             }
             AttentionPlan::Ranges(table) => {
                 let (q, k, v) = self.qkv(w, l, x, cx);
-                self.attention_out(w, l, ranges::attention(q, k, v, table))
+                self.attention_out(w, l, ranges::attention(q, k, v, table), cx)
             }
             AttentionPlan::Tiles(plan) => {
                 let (q, k, v) = self.qkv_flat(w, l, x, cx);
                 let a = tiles::attention(q, k, v, plan);
                 let [t, h, d] = a.dims();
-                self.attention_out_flat(w, l, a.reshape([t, h * d]))
+                self.attention_out_flat(w, l, a.reshape([t, h * d]), cx)
             }
         }
     }
 
     /// Output projection of attention, `[B, H, S, D]` → `[T, hidden_size]`.
-    pub(crate) fn attention_out(&self, w: &Weights, l: &LayerIndex, a: Tensor<4>) -> Tensor<2> {
+    fn attention_out(&self, w: &Weights, l: &LayerIndex, a: Tensor<4>, cx: &Context) -> Tensor<2> {
         let [b, h, s, d] = a.dims();
-        self.attention_out_flat(w, l, a.swap_dims(1, 2).reshape([b * s, h * d]))
+        self.attention_out_flat(w, l, a.swap_dims(1, 2).reshape([b * s, h * d]), cx)
     }
 
     pub(crate) fn attention_out_flat(
@@ -185,12 +198,13 @@ impl Decoder {
         w: &Weights,
         l: &LayerIndex,
         a: Tensor<2>,
+        cx: &Context,
     ) -> Tensor<2> {
         let a = match l.attn_sub_norm {
             Some(p) => rms_norm::composed(a, &w[p], self.cfg.rms_norm_eps),
             None => a,
         };
-        self.project(w, &l.o_proj, a)
+        self.project(w, &l.o_proj, a, cx)
     }
 
     fn norm(&self, x: Tensor<2>, weight: &Tensor<2>, fused: bool) -> Tensor<2> {
@@ -199,10 +213,11 @@ impl Decoder {
     }
 
     /// The norm and the gated MLP of a layer, `[T, hidden_size]` → `[T, hidden_size]`.
-    pub(crate) fn mlp(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, fused: bool) -> Tensor<2> {
+    pub(crate) fn mlp(&self, w: &Weights, l: &LayerIndex, x: Tensor<2>, cx: &Context) -> Tensor<2> {
+        let fused = cx.fused();
         let h = self.norm(x, &w[l.post_attention_layernorm], fused);
-        let gated = self.project(w, &l.gate_proj, h.clone());
-        let up = self.project(w, &l.up_proj, h);
+        let gated = self.project(w, &l.gate_proj, h.clone(), cx);
+        let up = self.project(w, &l.up_proj, h, cx);
         let a = if fused {
             gate::fused(gated, up, self.cfg.activation)
         } else {
@@ -212,14 +227,25 @@ impl Decoder {
             Some(p) => self.norm(a, &w[p], fused),
             None => a,
         };
-        self.project(w, &l.down_proj, a)
+        self.project(w, &l.down_proj, a, cx)
     }
 
-    fn project(&self, w: &Weights, l: &LinearIndex, x: Tensor<2>) -> Tensor<2> {
+    /// A linear map with its adapter, which reads the input as it is, not quantised.
+    fn project(&self, w: &Weights, l: &LinearIndex, x: Tensor<2>, cx: &Context) -> Tensor<2> {
+        match (&self.params.lora, l.adapter) {
+            (Some(lora), Some(at)) => {
+                let own = self.linear(w, l, x.clone());
+                own + lora::adapted(x, &w[at.a], &w[at.b], lora.scale(), cx.gate.as_ref())
+            }
+            _ => self.linear(w, l, x),
+        }
+    }
+
+    fn linear(&self, w: &Weights, l: &LinearIndex, x: Tensor<2>) -> Tensor<2> {
         let bias = l.bias.map(|b| &w[b]);
         match (self.cfg.quantization.is_some() && l.may_quantize, self.ternary_weights) {
             (false, _) => linear::linear(x, &w[l.weight], bias),
-            (true, true) => linear::linear(linear::int8_activation(x), &w[l.weight], bias),
+            (true, true) => linear::ternary_linear(x, &w[l.weight], bias),
             (true, false) => linear::bit_linear(x, &w[l.weight], bias, self.quant_lambda),
         }
     }
@@ -236,7 +262,7 @@ impl Decoder {
 
     /// All layers in order, `[T, hidden_size]` → `[T, hidden_size]` (before the final norm).
     pub(crate) fn hidden(&self, w: &Weights, ids: Tensor<1, Int>, cx: &Context) -> Tensor<2> {
-        self.layers(w, self.embed(w, ids, cx.dtype), cx)
+        self.layers(w, self.embed(w, ids, cx), cx)
     }
 
     /// All layers in order on embeddings, `[T, hidden_size]` → `[T, hidden_size]`.

@@ -13,7 +13,7 @@ pub(super) fn explain(dir: &Path, missing: &str) -> String {
         let base = text_of(dir, "adapter_config.json", "base_model_name_or_path")
             .map_or("its base model".into(), |name| format!("its base model {name}"));
         return format!(
-            "no {missing}, but a LoRA adapter (adapter_config.json): merge it into {base} first, with peft's merge_and_unload and save_pretrained, and give the merged folder"
+            "no {missing}, but a LoRA adapter (adapter_config.json): `dlm-train generate` takes {base} as --model and this folder as --adapter; for anything else merge the two first, with peft's merge_and_unload and save_pretrained, and give the merged folder"
         );
     }
     if has("checkpoints") {

@@ -14,9 +14,11 @@ use rayon::prelude::*;
 use super::checkpoint_file::Checkpoint;
 use super::config::{ModelConfig, Quantization};
 use super::misfit::{self, Misfit};
-use super::params::{ParamKind, Params, Weights};
+use super::params::{ParamKind, ParamSpec, Params, Weights};
 use super::ternary;
 use crate::error::{Error, Result};
+use crate::kernels::cast::cast_to;
+use crate::kernels::linear::ternary_weight;
 use dlm_datasets::rng;
 
 const EMBEDDINGS: &str = "model.embed_tokens.weight";
@@ -142,14 +144,39 @@ pub(crate) fn random_host(cfg: &ModelConfig, params: &Params, seed: u64) -> Vec<
         .collect()
 }
 
-/// Copies host values, in the order of `params`, to the device.
+/// Copies host values, in the order of `params`, to the device, in fp32.
 pub(crate) fn upload(host: Vec<Vec<f32>>, params: &Params, device: &Device) -> Weights {
-    Weights(
-        host.into_iter()
-            .zip(&params.specs)
-            .map(|(v, s)| {
-                Tensor::<2>::from_data(TensorData::new(v, s.shape2()), (device, DType::F32))
-            })
-            .collect(),
-    )
+    let specs = params.specs.iter().chain(params.lora.iter().flat_map(|lora| &lora.specs));
+    Weights(host.into_iter().zip(specs).map(|(v, s)| on_device(v, s, device)).collect())
+}
+
+/// As [`upload`], with the model's own matrices and tables as a forward pass in `dtype` needs them
+/// while they are not trained: in that dtype, and ternary where `quantized` says that the layers
+/// compute BitLinear. What adapters add stays in fp32, and so do norms and biases.
+pub(crate) fn upload_frozen(
+    host: Vec<Vec<f32>>,
+    params: &Params,
+    quantized: bool,
+    dtype: DType,
+    device: &Device,
+) -> Weights {
+    let mut host = host.into_iter();
+    let mut weights = Vec::with_capacity(params.tensors());
+    for (values, spec) in host.by_ref().take(params.specs.len()).zip(&params.specs) {
+        let tensor = on_device(values, spec, device);
+        weights.push(match spec.kind {
+            ParamKind::Matrix if quantized && spec.may_quantize => {
+                cast_to(ternary_weight(tensor), dtype)
+            }
+            ParamKind::Matrix | ParamKind::Embedding => cast_to(tensor, dtype),
+            ParamKind::Norm | ParamKind::Bias => tensor,
+        });
+    }
+    let added = host.zip(params.trained_specs()).map(|(v, s)| on_device(v, s, device));
+    weights.extend(added);
+    Weights(weights)
+}
+
+fn on_device(values: Vec<f32>, spec: &ParamSpec, device: &Device) -> Tensor<2> {
+    Tensor::from_data(TensorData::new(values, spec.shape2()), (device, DType::F32))
 }

@@ -5,7 +5,8 @@
 //! writes it.
 //! `params` lists the parameters; `checkpoint_file` maps safetensors files, `misfit` and
 //! `folder_kind` word what does not fit, `ternary` packs and unpacks BitLinear weights, `load` fits
-//! a checkpoint to the parameters and copies it to the device; `decoder` computes; `gradients`
+//! a checkpoint to the parameters and copies it to the device; `lora` adds adapters; `decoder`
+//! computes; `gradients`
 //! holds gradients by parameter.
 
 pub(crate) mod checkpoint_file;
@@ -17,6 +18,7 @@ mod folder_kind;
 mod gradients;
 pub(crate) mod json_text;
 pub(crate) mod load;
+pub(crate) mod lora;
 mod misfit;
 mod module_pattern;
 pub(crate) mod params;
@@ -30,5 +32,5 @@ pub(crate) use config::ModelConfig;
 pub(crate) use decoder::{AttentionPlan, Context, Decoder};
 pub(crate) use family::{SDAR, SDAR_MASK_ID};
 pub(crate) use gradients::Gradients;
-pub(crate) use params::{ParamKind, Params, Weights};
+pub(crate) use params::{ParamKind, ParamSpec, Params, Weights};
 pub(crate) use token_ids::TokenIds;

@@ -5,9 +5,12 @@
 //! optimizer, the checkpoint and the export iterate over the flat list; its order is that of
 //! [`Params::specs`], which depends on the configuration alone.
 
+use std::ops::Range;
+
 use burn::prelude::*;
 
 use super::config::ModelConfig;
+use crate::config::LoraTarget;
 
 /// The role of a parameter; it decides initialisation, weight decay and which optimizer updates it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +62,15 @@ pub(crate) struct LinearIndex {
     pub bias: Option<ParamIndex>,
     /// BitLinear where the model has any; false for modules that keep full precision.
     pub may_quantize: bool,
+    /// The adapter beside the weight.
+    pub adapter: Option<AdapterIndex>,
+}
+
+/// A low-rank adapter: A `[r, in]` and B `[out, r]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AdapterIndex {
+    pub a: ParamIndex,
+    pub b: ParamIndex,
 }
 
 /// Indices of the parameters of one decoder layer.
@@ -83,12 +95,38 @@ pub(crate) struct LayerIndex {
     /// Norm before down_proj (BitNet).
     pub ffn_sub_norm: Option<ParamIndex>,
     /// All parameters of the layer, as a range of the flat list.
-    pub range: std::ops::Range<ParamIndex>,
+    pub range: Range<ParamIndex>,
+}
+
+/// What adapters a model gets.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct LoraShape {
+    pub rank: usize,
+    pub alpha: f64,
+    pub targets: Vec<LoraTarget>,
+    /// The token whose row of the embedding table is trained.
+    pub mask_token_id: usize,
+    /// Adapters and the trained row act on the noised tokens of a stream alone, and the table stays
+    /// as it is: clean tokens get what the source gives them.
+    pub gated: bool,
+}
+
+/// The parameters that adapters add to a [`Params`].
+#[derive(Clone, Debug)]
+pub(crate) struct Lora {
+    pub shape: LoraShape,
+    /// Trained parameters: A and B of each target, layer by layer, then the mask token's row.
+    pub specs: Vec<ParamSpec>,
+    /// The adapters of each layer.
+    pub layers: Vec<Range<ParamIndex>>,
+    /// The mask token's row, `[1, hidden_size]`.
+    pub mask_row: ParamIndex,
 }
 
 /// The parameter table of an architecture.
 #[derive(Clone, Debug)]
 pub(crate) struct Params {
+    /// The model's own parameters.
     pub specs: Vec<ParamSpec>,
     /// `model.embed_tokens.weight`.
     pub embed_tokens: ParamIndex,
@@ -97,6 +135,8 @@ pub(crate) struct Params {
     pub norm: ParamIndex,
     /// `lm_head.weight`, or the embedding table if the head is tied.
     pub lm_head: ParamIndex,
+    /// Parameters of adapters, which stand behind the model's own.
+    pub lora: Option<Lora>,
 }
 
 impl Params {
@@ -123,7 +163,7 @@ impl Params {
                 let may_quantize = cfg.may_quantize(&weight_name);
                 let weight = add(weight_name, vec![out, inp], ParamKind::Matrix);
                 let bias = bias.then(|| add(format!("{p}{name}.bias"), vec![out], ParamKind::Bias));
-                LinearIndex { weight, bias, may_quantize }
+                LinearIndex { weight, bias, may_quantize, adapter: None }
             };
             let q_proj = linear("self_attn.q_proj", q, d, cfg.qkv_bias);
             let k_proj = linear("self_attn.k_proj", kv, d, cfg.qkv_bias);
@@ -162,7 +202,7 @@ impl Params {
         } else {
             add("lm_head.weight".into(), vec![cfg.vocab_size, d], ParamKind::Embedding)
         };
-        Params { specs, embed_tokens, layers, norm, lm_head }
+        Params { specs, embed_tokens, layers, norm, lm_head, lora: None }
     }
 
     /// Number of elements over all parameters.
@@ -171,14 +211,18 @@ impl Params {
     }
 }
 
-/// Values for every entry of [`Params::specs`], each `[rows, cols]`.
+/// Values for every entry of [`Params::specs`], each `[rows, cols]`, then those of adapters.
 #[derive(Clone, Debug)]
 pub(crate) struct Weights(pub Vec<Tensor<2>>);
 
 impl Weights {
-    /// The same values as leaves of a gradient tape.
-    pub(crate) fn tracked(&self) -> Weights {
-        Weights(self.0.iter().map(|t| t.clone().autodiff().require_grad()).collect())
+    /// The same values on a gradient tape; those of `trained` are leaves of it.
+    pub(crate) fn tracked(&self, trained: Range<ParamIndex>) -> Weights {
+        let on_tape = |(i, t): (usize, &Tensor<2>)| {
+            let t = t.clone().autodiff();
+            if trained.contains(&i) { t.require_grad() } else { t }
+        };
+        Weights(self.0.iter().enumerate().map(on_tape).collect())
     }
 }
 

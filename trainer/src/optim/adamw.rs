@@ -23,10 +23,10 @@ pub(crate) enum State {
     Muon(Tensor<2>),
 }
 
-/// Optimizer state for every parameter.
+/// Optimizer state for every trained parameter.
 #[derive(Clone, Debug)]
 pub(crate) struct Optimizer {
-    /// In the order of the parameter table.
+    /// In the order of the trained parameters.
     pub state: Vec<State>,
     /// Number of updates so far, for Adam's bias correction.
     pub updates: u64,
@@ -37,7 +37,7 @@ impl Optimizer {
     pub(crate) fn new(optim: &Optim, params: &Params, device: &Device) -> Self {
         let zeros = |shape: [usize; 2]| Tensor::<2>::zeros(shape, (device, DType::F32));
         let state = params
-            .specs
+            .trained_specs()
             .iter()
             .map(|s| {
                 if uses_muon(optim, s.kind) {
@@ -63,10 +63,12 @@ impl Optimizer {
         let factors = UpdateFactors { lr: lr_factor, clip };
         let updates = self.updates(params, weights, gradients);
         updates.into_iter().for_each(|update| update.apply(optim, factors));
+        weights.set_mask_row(params);
     }
 
     /// Counts one more update, and takes it apart into those of the parameters that have a
-    /// gradient. They may be applied in any order and at the same time.
+    /// gradient. They may be applied in any order and at the same time; behind all of them comes
+    /// [`Weights::set_mask_row`].
     pub(crate) fn updates<'a>(
         &'a mut self,
         params: &Params,
@@ -75,10 +77,13 @@ impl Optimizer {
     ) -> Vec<Update<'a>> {
         self.updates += 1;
         let number = self.updates;
-        let places = self.state.iter_mut().zip(&mut weights.0).zip(&params.specs);
-        let with_gradients = gradients.0.into_iter().zip(places).enumerate();
-        with_gradients
-            .filter_map(|(parameter, (gradient, ((state, weight), spec)))| {
+        let trained = params.trained();
+        let weights = &mut weights.0[trained.clone()];
+        let places = self.state.iter_mut().zip(weights).zip(params.trained_specs());
+        let gradients = gradients.0.into_iter().enumerate().skip(trained.start);
+        gradients
+            .zip(places)
+            .filter_map(|((parameter, gradient), ((state, weight), spec))| {
                 let (kind, gradient) = (spec.kind, gradient?);
                 Some(Update { parameter, kind, number, state, weight, gradient })
             })

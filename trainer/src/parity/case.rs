@@ -10,7 +10,8 @@ use std::path::Path;
 use safetensors::{Dtype, SafeTensors};
 
 use crate::compute::tensor_io::decode_floats;
-use crate::diffusion::{IGNORE, PackedRow};
+use crate::compute::{ComputePlan, StreamShape};
+use crate::diffusion::{Batch, IGNORE, Objective, ObjectiveSpec, PackedRow, build_batch};
 use crate::error::{Error, Result};
 use crate::model::checkpoint_file::check_header;
 
@@ -24,6 +25,8 @@ pub(super) struct Case {
     pub valid: Vec<bool>,
     /// Hidden positions `[rows · len]` of view A; `None` in a causal case.
     pub mask: Option<Vec<bool>>,
+    /// Starting offsets of blocks, in a case of the lossless objective.
+    pub offsets: Option<Vec<i64>>,
     /// Whether the file has labels, so that there is a loss to compute.
     pub labelled: bool,
     /// Expected logits: `[rows, len, vocab]`, twice the rows in a block-diffusion case (view A of
@@ -31,6 +34,15 @@ pub(super) struct Case {
     pub logits: Option<Vec<f32>>,
     /// Expected mean loss, nats.
     pub loss: Option<f64>,
+}
+
+/// Whether a case is one of the lossless objective.
+pub(super) fn has_offsets(path: &Path) -> Result<bool> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, "reading the case", e))?;
+    check_header(path, &bytes)?;
+    let tensors = SafeTensors::deserialize(&bytes)
+        .map_err(|e| Error::format(path, format!("not a whole safetensors file: {e}")))?;
+    Ok(tensors.tensor("offsets").is_ok())
 }
 
 /// Reads a case for a model with ids 0 to `vocab - 1`.
@@ -84,10 +96,38 @@ pub(super) fn read_case(path: &Path, vocab: usize) -> Result<Case> {
         packed,
         valid: attention_mask.map_or_else(|| vec![true; rows * len], are_set),
         mask: mask.map(are_set),
+        offsets: file.integers("offsets")?.map(|(_, offsets)| offsets),
         labelled: labels.is_some(),
         logits: file.floats("logits"),
         loss: file.floats("loss").and_then(|values| values.first().map(|v| f64::from(*v))),
     })
+}
+
+/// What is drawn for each row: hidden positions, or offsets of blocks.
+pub(super) fn drawn(case: &Case, spec: &ObjectiveSpec) -> Vec<Vec<bool>> {
+    match (&case.offsets, &case.mask) {
+        (Some(offsets), _) => {
+            let taken = (0..spec.bd_size as i64).map(|offset| offsets.contains(&offset));
+            vec![taken.collect(); case.rows]
+        }
+        (None, Some(mask)) => mask.chunks(case.len).map(<[bool]>::to_vec).collect(),
+        (None, None) => vec![Vec::new(); case.rows],
+    }
+}
+
+/// The batch of a case.
+pub(super) fn batch_of(
+    case: &Case,
+    drawn: &[Vec<bool>],
+    objective: Objective,
+    spec: &ObjectiveSpec,
+    compute: &ComputePlan,
+) -> Batch {
+    let shape = match objective {
+        Objective::Sft => StreamShape::Rectangular { multiple: 1 },
+        Objective::BlockDiffusion(_) | Objective::Lossless { .. } => compute.stream_shape,
+    };
+    build_batch(objective, &case.packed, drawn, spec, shape)
 }
 
 /// The documents of a row as (start, length): runs of equal `doc_ids`, else the positions that

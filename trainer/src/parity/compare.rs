@@ -8,20 +8,19 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 
-use super::case::{Case, read_case};
+use super::case::{Case, batch_of, drawn, has_offsets, read_case};
 use super::differences;
 use super::tolerances::{RoundingEffect, ToleranceOptions, Tolerances};
 use crate::compute::tensor_io::download;
-use crate::compute::{
-    AttentionChoice, ComputeDtype, ComputePlan, EngineChoice, StreamShape, device,
-};
+use crate::compute::{AttentionChoice, ComputeDtype, ComputePlan, EngineChoice, device};
 use crate::diffusion::{
-    Batch, DeviceBatch, DocumentMask, Layout, Objective, ObjectiveSpec, PassOptions, build_batch,
+    Batch, DeviceBatch, DocumentMask, Layout, Objective, ObjectiveSpec, PackedRow, PassOptions,
     count_targets, objective,
 };
 use crate::error::{Error, Result};
+use crate::io::adapter::Adapter;
 use crate::io::conversion_record::ConversionRecord;
-use crate::io::load_model::{self, LoadOptions, LoadedModel, load_model};
+use crate::io::load_model::{self, HostModel, LoadOptions, LoadedModel, load_model};
 use crate::model::{Decoder, Gradients, ModelConfig};
 use crate::native::{self, Native, NativeOptions};
 
@@ -42,6 +41,9 @@ pub struct ParityOptions {
     /// `mask`, `doc_ids`, `position_ids` of the same shape, `logits` `[rows, len, vocab]` and
     /// `loss` `[1]`.
     pub case: PathBuf,
+    /// Folder of a `peft` adapter (LoRA) beside the model: gradients are those of its tensors.
+    /// Default: none.
+    pub adapter: Option<PathBuf>,
     /// Expected gradients by parameter name, safetensors, of all parameters or of some. Default:
     /// gradients are not compared.
     pub grads: Option<PathBuf>,
@@ -80,6 +82,7 @@ impl ParityOptions {
     pub fn new(case: impl Into<PathBuf>) -> Self {
         ParityOptions {
             case: case.into(),
+            adapter: None,
             grads: None,
             bd_size: 32,
             mask_token_id: None,
@@ -130,7 +133,7 @@ pub struct ParityReport {
     pub worst_grad: Option<String>,
     /// Parameters whose gradient was compared: those that the file of gradients holds.
     pub grads_compared: Option<usize>,
-    /// Parameters of the model.
+    /// Trained parameters of the model: all, or those of its adapter.
     pub parameters: usize,
     /// Tokens that went through the decoder.
     pub processed_tokens: usize,
@@ -190,7 +193,16 @@ fn measure(
 ) -> Result<(ParityReport, bool)> {
     let compute = compute_plan(folder, options, dtype, rounded)?;
     let load = LoadOptions { round_to_bf16: rounded, force_bitlinear: options.bitlinear };
-    let model = load_model(folder, load, &compute.device.device)?;
+    let device = &compute.device.device;
+    let model = match &options.adapter {
+        None => load_model(folder, load, device)?,
+        Some(adapter) => {
+            let host = HostModel::read_as(folder, load)?;
+            let mask = options.mask_token_id.map(i64::from);
+            let gated = has_offsets(&options.case)?;
+            Adapter::read(adapter)?.attach(host, mask, gated, dtype.burn(), device)?
+        }
+    };
     let config = &model.decoder.cfg;
     let case = read_case(&options.case, config.vocab_size)?;
     let mask_token_id = options
@@ -207,24 +219,34 @@ fn measure(
             None => ConversionRecord::read(folder, config)?.has_token_shift(),
         },
     };
-    let objective = match case.mask {
-        Some(_) => Objective::BlockDiffusion(options.layout),
-        None => Objective::Sft,
+    let objective = match (&case.offsets, &case.mask) {
+        (Some(offsets), _) => {
+            Objective::Lossless { layout: options.layout, offsets: offsets.len() }
+        }
+        (None, Some(_)) => Objective::BlockDiffusion(options.layout),
+        (None, None) => Objective::Sft,
     };
-    let batch = batch_of(&case, objective, &spec, &compute);
+    let drawn = drawn(&case, &spec);
+    let batch = batch_of(&case, &drawn, objective, &spec, &compute);
     let mut model = Computed::new(model, &batch, &compute, options)?;
     let mut report = ParityReport {
         processed_tokens: batch.processed,
-        parameters: model.decoder().params.specs.len(),
+        parameters: model.decoder().params.trained_specs().len(),
         ..ParityReport::default()
     };
-    // The streams of the saving layout have no fixed place for a position's logits.
-    if objective != Objective::BlockDiffusion(Layout::Saving) {
+    // The streams of other layouts have no fixed place for a position's logits.
+    let has_places = match objective {
+        Objective::BlockDiffusion(layout) => layout == Layout::Reference,
+        Objective::Sft => true,
+        Objective::Lossless { .. } => false,
+    };
+    if has_places {
         let dump = options.dump_logits.as_deref().filter(|_| !rounded);
         compare_logits(&mut model, &batch, &case, options, dump, &mut report)?;
     }
-    let targets: usize =
-        case.packed.iter().map(|row| count_targets(row, &spec, objective, None)).sum();
+    let of_row =
+        |(row, drawn): (&PackedRow, &Vec<bool>)| count_targets(row, &spec, objective, Some(drawn));
+    let targets: usize = case.packed.iter().zip(&drawn).map(of_row).sum();
     if case.labelled && targets > 0 {
         compare_loss(&mut model, &batch, targets, &case, options, &mut report)?;
     }
@@ -241,8 +263,9 @@ fn compute_plan(
     rounded: bool,
 ) -> Result<ComputePlan> {
     let config = ModelConfig::read(folder)?;
-    let other = match options.attention {
-        AttentionChoice::Auto => None,
+    let other = match (options.attention, &options.adapter) {
+        (AttentionChoice::Auto, None) => None,
+        (_, Some(_)) => Some("it does not compute adapters"),
         _ => Some("it has an attention of its own"),
     };
     let plan = |device, dtype| -> Result<ComputePlan> {
@@ -338,23 +361,6 @@ impl Computed {
             }
         }
     }
-}
-
-fn batch_of(
-    case: &Case,
-    objective: Objective,
-    spec: &ObjectiveSpec,
-    compute: &ComputePlan,
-) -> Batch {
-    let masks: Vec<Vec<bool>> = match &case.mask {
-        Some(mask) => mask.chunks(case.len).map(<[bool]>::to_vec).collect(),
-        None => vec![Vec::new(); case.rows],
-    };
-    let shape = match case.mask {
-        Some(_) => compute.stream_shape,
-        None => StreamShape::Rectangular { multiple: 1 },
-    };
-    build_batch(objective, &case.packed, &masks, spec, shape)
 }
 
 /// Compares logits at every position of a causal case, or of the noised half of both views in the

@@ -72,18 +72,19 @@ pub(super) fn gradients(
     check_header(file, &bytes)?;
     let tensors =
         SafeTensors::deserialize(&bytes).map_err(|e| Error::format(file, e.to_string()))?;
-    let known: Vec<&str> = decoder.params.specs.iter().map(|spec| spec.name.as_str()).collect();
+    let (params, trained) = (&decoder.params, decoder.params.trained());
+    let known: Vec<&str> = params.trained_specs().iter().map(|spec| spec.name.as_str()).collect();
     if let Some(name) = tensors.names().into_iter().find(|name| !known.contains(name)) {
         return Err(Error::format(
             file,
             format!(
-                "holds {name}, which is no parameter of the model; expected names such as {}",
+                "holds {name}, which is no trained parameter of the model; expected names such as {}",
                 known[0]
             ),
         ));
     }
     let mut differences = GradientDifferences::default();
-    for (spec, gradient) in decoder.params.specs.iter().zip(&gradients.0) {
+    for (spec, gradient) in params.trained_specs().iter().zip(&gradients.0[trained]) {
         let Ok(view) = tensors.tensor(&spec.name) else { continue };
         differences.compared += 1;
         let expected = decode_floats(view.dtype(), view.data()).ok_or_else(|| {

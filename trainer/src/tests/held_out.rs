@@ -10,7 +10,7 @@ use crate::diffusion::layout::{Stream, StreamRole, Token};
 use crate::diffusion::scored::scored;
 use crate::diffusion::{
     Batch, DeviceBatch, DocumentMask, IGNORE, Layout, Objective, ObjectiveSpec, PackedRow,
-    PassOptions, build_batch, objective,
+    PassOptions, batch::Order, build_batch, objective,
 };
 use crate::io::load_model::{LoadOptions, LoadedModel, load_model};
 use crate::kernels::most_probable::MostProbable;
@@ -127,7 +127,7 @@ fn slow_acceptance(
 pub(super) fn dense_batch(tokens: Vec<Token>) -> Batch {
     let n = tokens.len();
     let tiles = vec![Tile::new(0, n, KeyRange::new(0, 0), KeyRange::new(0, n))];
-    Batch::flat(&[Stream { tokens, tiles, targets: Vec::new() }], 1, false)
+    Batch::flat(&[Stream { tokens, tiles, targets: Vec::new() }], 1, Order::Blocks)
 }
 
 /// Tokens, passes and completions of a decode of one document that runs everything up to the end of

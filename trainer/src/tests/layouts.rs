@@ -5,7 +5,7 @@ use crate::compute::tensor_io::download;
 use crate::compute::{Attention, ComputePlan, StreamShape, device};
 use crate::diffusion::{
     Batch, DeviceBatch, DocumentMask, IGNORE, Layout, Objective, ObjectiveSpec, PackedRow,
-    PassOptions, build_batch, count_targets, layout, objective,
+    PassOptions, batch::Order, build_batch, count_targets, layout, objective, runs,
 };
 use crate::error::Error;
 use crate::model::{Decoder, Gradients, ModelConfig, Params, Weights, load};
@@ -202,15 +202,20 @@ proptest! {
             token_shift,
         };
         let mut streams = Vec::new();
-        let mut causal = Vec::new();
+        let (mut causal, mut proposals) = (Vec::new(), Vec::new());
         for (r, row) in rows.iter().enumerate() {
             let m = dlm_datasets::mask::row_mask(seed, 0, r as u64, row.input_ids.len(), 4, 1e-3);
             streams.extend(layout::reference(row, &m, &spec));
             streams.push(layout::saving(row, &m, &spec));
             causal.push(layout::causal(row, &spec));
+            let offsets: Vec<bool> = (0..4).map(|o| (seed >> o) % 2 == 0).collect();
+            proposals.extend(runs::reference(row, &offsets, &spec));
+            proposals.push(runs::saving(row, &offsets, &spec));
         }
-        for (streams, is_causal) in [(&streams, false), (&causal, true)] {
-            let batch = Batch::rectangular(streams, 8, is_causal);
+        for (streams, order) in
+            [(&streams, Order::Blocks), (&causal, Order::Causal), (&proposals, Order::Runs)]
+        {
+            let batch = Batch::rectangular(streams, 8, order);
             prop_assert_eq!(batch.dense_mask(), batch.dense_mask_from_tiles());
             // Every token is covered by exactly one tile.
             let covered: usize = batch.tiles.iter().map(|t| t.len()).sum();

@@ -1,5 +1,7 @@
 //! Tests across several rooms of this crate, on the models and reference tensors of tests/fixtures.
 
+mod adapter_folders;
+mod adapters;
 mod continuous;
 mod decode_reference;
 mod fused_passes;

@@ -5,13 +5,13 @@ use std::path::Path;
 
 use crate::compute::tensor_io::download;
 use crate::compute::{AttentionChoice, ComputePlan, StreamShape, device as compute_device};
-use crate::config::ExportFormat;
+use crate::config::{ExportFormat, LoraExport};
 use crate::diffusion::objective;
 use crate::diffusion::{
     DeviceBatch, DocumentMask, Objective, ObjectiveSpec, PackedRow, build_batch,
 };
 use crate::io::description::ExportInfo;
-use crate::io::export;
+use crate::io::export::{self, ExportAs};
 use crate::io::load_model::{LoadOptions, LoadedModel, load_model};
 use crate::kernels::linear::{ternary_codes, ternary_weight};
 use crate::model::Checkpoint;
@@ -46,6 +46,10 @@ fn load(dir: &Path) -> (Decoder, Weights) {
     let LoadedModel { decoder, weights } =
         load_model(dir, LoadOptions::default(), &device()).unwrap();
     (decoder, weights)
+}
+
+fn as_format(format: ExportFormat) -> ExportAs {
+    ExportAs { dtype: Dtype::F32, format, lora: LoraExport::Merged }
 }
 
 fn info() -> ExportInfo {
@@ -115,7 +119,7 @@ fn reads_back_as_the_ternary_model_it_was() {
     {
         let dir = tempfile::tempdir().unwrap();
         let (decoder, w) = own(arch);
-        export::export(dir.path(), &decoder, &w, Dtype::F32, ExportFormat::PackedTernary, &info())
+        export::export(dir.path(), &decoder, &w, as_format(ExportFormat::PackedTernary), &info())
             .unwrap();
         let q = families::read_json(&dir.path().join("config.json"))["quantization_config"].clone();
         assert_eq!(q["quant_method"], "bitnet");
@@ -195,7 +199,7 @@ fn a_packed_checkpoint_packs_to_the_same_bytes() {
         let source = dir.join(name);
         let (decoder, w) = load(&source);
         let out = tempfile::tempdir().unwrap();
-        export::export(out.path(), &decoder, &w, Dtype::F32, ExportFormat::PackedTernary, &info())
+        export::export(out.path(), &decoder, &w, as_format(ExportFormat::PackedTernary), &info())
             .unwrap();
         let (a, b) = (Checkpoint::open(&source).unwrap(), Checkpoint::open(out.path()).unwrap());
         for spec in decoder.params.specs.iter().filter(|s| s.kind == ParamKind::Matrix) {
@@ -218,7 +222,7 @@ fn an_export_without_the_datasets_tokenizer_is_refused() {
     let (decoder, w) = own("Llama");
     let info = ExportInfo { tokenizer: out.path().join("none"), ..info() };
     let error =
-        export::export(out.path(), &decoder, &w, Dtype::F32, ExportFormat::Hf, &info).unwrap_err();
+        export::export(out.path(), &decoder, &w, as_format(ExportFormat::Hf), &info).unwrap_err();
     assert!(error.to_string().contains("none: no tokenizer.json"), "{error}");
     assert!(!out.path().join("model.safetensors").exists(), "half an export");
 }

@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
 use dlm_datasets::verify::summarize;
-use dlm_datasets::{Manifest, RowOrder, Split, mask};
+use dlm_datasets::{Manifest, RowOrder, Split};
 use dlm_prep::ConsoleProgress;
 use dlm_prep::bucket::{BucketAddress, fetch_dataset};
 
 use crate::compute::StreamShape;
-use crate::diffusion::{Batch, Objective, ObjectiveSpec, PackedRow, build_batch, count_targets};
+use crate::diffusion::{
+    Batch, Objective, ObjectiveSpec, PackedRow, build_batch, count_targets, noise,
+};
 use crate::error::{Error, Result};
 use crate::train::checked_dataset::CheckedDataset;
 
@@ -117,14 +119,9 @@ pub(crate) fn build_step(
         }
         let i = order.as_ref().map_or(at, |(_, o)| o.get(at));
         let row = data.packed_row(Split::Train, i, plan.vocab_size)?;
-        let mask = mask::row_mask(
-            plan.seed,
-            epoch,
-            i as u64,
-            row.input_ids.len(),
-            plan.spec.bd_size,
-            plan.noise_eps,
-        );
+        let key = (plan.seed, epoch, i as u64);
+        let len = row.input_ids.len();
+        let mask = noise::draw(plan.objective, &plan.spec, key, len, plan.noise_eps);
         step.counted += count_targets(&row, &plan.spec, plan.objective, Some(&mask));
         step.tokens += row_tokens(&row, data.manifest());
         step.slots += row.input_ids.len() as u64;

@@ -8,7 +8,8 @@ use dlm_datasets::{Split, mask};
 use crate::compute::ComputePlan;
 use crate::diffusion::scored::scored;
 use crate::diffusion::{
-    Batch, DeviceBatch, Objective, PassOptions, Scored, build_batch, count_targets, objective,
+    Batch, DeviceBatch, Objective, PassOptions, Scored, build_batch, count_targets, noise,
+    objective,
 };
 use crate::error::Result;
 use crate::model::{Decoder, Weights};
@@ -30,9 +31,10 @@ pub(crate) fn rows_to_decode(rows: usize) -> usize {
 pub(crate) struct Evaluation {
     /// Mean cross-entropy over counted targets, nats; nothing where no target is counted.
     pub loss: Option<f64>,
-    /// Nothing for the causal objective, which hides no token.
+    /// Nothing for other objectives than block diffusion, which hide no token in a block.
     pub acceptance: Option<Acceptance>,
-    /// Nothing for the causal objective, and where the decoded rows hold no completion.
+    /// Nothing for other objectives than block diffusion, and where the decoded rows hold no
+    /// completion.
     pub decode: Option<SimulatedDecode>,
 }
 
@@ -83,7 +85,7 @@ pub(crate) fn evaluate(
 ) -> Result<Evaluation> {
     let (mut sum, mut counted) = (0.0, 0usize);
     let (spec, never) = (&plan.spec, i64::from(plan.spec.mask_token_id));
-    let hides = plan.objective != Objective::Sft;
+    let hides = matches!(plan.objective, Objective::BlockDiffusion(_));
     let mut tally = Tally::new(spec.bd_size);
     let mut to_decode = Vec::new();
     let decoded = if hides { decoded } else { 0 };
@@ -92,14 +94,9 @@ pub(crate) fn evaluate(
         let taken: Vec<usize> = (first..(first + plan.micro_batch_rows).min(rows)).collect();
         for &i in &taken {
             let row = data.packed_row(split, i, plan.vocab_size)?;
-            let mask = mask::row_mask(
-                plan.seed,
-                mask::EVAL_EPOCH,
-                i as u64,
-                row.input_ids.len(),
-                spec.bd_size,
-                plan.noise_eps,
-            );
+            let key = (plan.seed, mask::EVAL_EPOCH, i as u64);
+            let len = row.input_ids.len();
+            let mask = noise::draw(plan.objective, spec, key, len, plan.noise_eps);
             counted += count_targets(&row, spec, plan.objective, Some(&mask));
             packed.push(row);
             masks.push(mask);

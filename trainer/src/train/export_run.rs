@@ -5,22 +5,24 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::DType;
 use dlm_datasets::{Dataset, Manifest, fs};
 use safetensors::Dtype as FileDtype;
 use serde_json::json;
 
 use crate::compute::device;
-use crate::config::{self, Config, ExportWhich};
+use crate::config::{self, Config, ExportWhich, LoraExport};
 use crate::error::{Error, Result};
 use crate::io::checkpoint::{self, BestStep, Identity, RunState};
 use crate::io::checkpoint_store::{self, CheckpointStore};
 use crate::io::description::ExportInfo;
-use crate::io::export;
+use crate::io::export::{self, ExportAs};
 use crate::io::source::{self, ModelSource};
 use crate::model::{Decoder, Weights};
 use crate::optim::adamw;
 use crate::report::console::message;
 use crate::train::data;
+use crate::train::identity::SOURCE_HASH;
 use crate::train::output_folder::{self, Purpose};
 use crate::train::prepare_model::{PreparedModel, prepare};
 use crate::train::turn_opening;
@@ -33,15 +35,21 @@ pub(crate) struct TrainedModel<'a> {
     pub weights: &'a Weights,
     pub state: &'a RunState,
     pub source: &'a ModelSource,
+    /// sha256 of the source's config.json and weights, where it is recorded.
+    pub source_hash: Option<&'a str>,
 }
 
 /// Everything in an export of the run besides the tensors.
 pub(crate) fn info(model: &TrainedModel) -> ExportInfo {
     let TrainedModel { cfg, data, decoder, state, .. } = *model;
     let manifest = data.manifest();
-    let block_diffusion = cfg.conversion.objective == config::Objective::BlockDiffusion;
+    let method = match cfg.conversion.objective {
+        config::Objective::BlockDiffusion => "fast-dllm-v2-sft",
+        config::Objective::Sft => "sft",
+        config::Objective::Lossless => "lossless",
+    };
     ExportInfo {
-        bd_size: block_diffusion.then_some(manifest.bd_size),
+        bd_size: (cfg.conversion.objective != config::Objective::Sft).then_some(manifest.bd_size),
         mask_token: manifest.mask_token.clone(),
         mask_token_id: manifest.mask_token_id,
         source_eos_token_ids: decoder.cfg.eos_token_ids.clone(),
@@ -50,8 +58,8 @@ pub(crate) fn info(model: &TrainedModel) -> ExportInfo {
         tokenizer: data.dir().join("tokenizer"),
         source_folder: model.source.folder.clone(),
         record: json!({
-            "training_method": if block_diffusion { "fast-dllm-v2-sft" } else { "sft" },
-            "objective": if block_diffusion { "block_diffusion" } else { "sft" },
+            "training_method": method,
+            "objective": cfg.conversion.objective.as_str(),
             "total_tokens_trained": state.tokens,
             "loss_tokens_trained": state.loss_tokens,
             "steps": state.step,
@@ -85,7 +93,22 @@ pub(crate) fn export(model: &TrainedModel, out: &Path) -> Result<()> {
     if let (Some(opening), Some(record)) = (opening, info.record.as_object_mut()) {
         record.insert("assistant_opening_ids".into(), json!(opening));
     }
-    let ternary = export::export(out, decoder, model.weights, dtype, cfg.export.format, &info)?;
+    let written = ExportAs { dtype, format: cfg.export.format, lora: cfg.export.lora };
+    if let (Some(lora), Some(record)) = (&decoder.params.lora, info.record.as_object_mut()) {
+        let targets: Vec<&str> = lora.shape.targets.iter().map(|t| t.as_str()).collect();
+        let (rank, alpha) = (lora.shape.rank, lora.shape.alpha);
+        record.insert(
+            "lora".into(),
+            json!({"rank": rank, "alpha": alpha, "targets": targets, "merged": cfg.export.lora == LoraExport::Merged}),
+        );
+        if lora.shape.gated {
+            record.insert("mode".into(), json!("verify"));
+            record.insert("gate".into(), json!("mask_token"));
+        }
+        record.insert("source_sha256".into(), json!(model.source_hash));
+        record.insert("vocab_size".into(), json!(decoder.cfg.vocab_size));
+    }
+    let ternary = export::export(out, decoder, model.weights, written, &info)?;
     if let Some(ternary) = ternary {
         message(format_args!("{ternary}"));
     }
@@ -160,9 +183,14 @@ pub(super) fn write_checkpoint(
     } else {
         source::locate(cfg, recorded_source)?
     };
-    let PreparedModel { decoder, .. } = prepare(cfg, &source, &data, &device.device, false)?;
-    let uses_muon: Vec<bool> =
-        decoder.params.specs.iter().map(|s| adamw::uses_muon(&cfg.optim, s.kind)).collect();
+    let PreparedModel { decoder, weights } =
+        prepare(cfg, &source, &data, &device.device, false, DType::F32)?;
+    let uses_muon: Vec<bool> = decoder
+        .params
+        .trained_specs()
+        .iter()
+        .map(|s| adamw::uses_muon(&cfg.optim, s.kind))
+        .collect();
     let restored = checkpoint::restore(checkpoint, &decoder.params, &uses_muon, &device.device)?;
     if restored.identity.get("data") != Some(&data.fingerprint()) {
         return Err(Error::Mismatch(format!(
@@ -171,15 +199,36 @@ pub(super) fn write_checkpoint(
             data_dir.display()
         )));
     }
+    check_source(&restored.identity, &source, checkpoint)?;
+    let mut weights = weights.unwrap_or(Weights(Vec::new()));
+    weights.set_trained(&decoder.params, restored.weights.0);
     let model = TrainedModel {
         cfg,
         data: &data,
         decoder: &decoder,
-        weights: &restored.weights,
+        weights: &weights,
         state: &restored.state,
         source: &source,
+        source_hash: restored.identity.get(SOURCE_HASH).map(String::as_str),
     };
     export(&model, out)
+}
+
+/// Refuse weights for the adapters of a checkpoint that are not those they were trained with.
+fn check_source(recorded: &Identity, source: &ModelSource, checkpoint: &Path) -> Result<()> {
+    let Some(folder) = source.folder.as_deref().filter(|_| source.checkpoint.is_none()) else {
+        return Ok(());
+    };
+    let Some(before) = recorded.get(SOURCE_HASH) else { return Ok(()) };
+    let now = source::content_hash(folder)?.unwrap_or_default();
+    if now == *before {
+        return Ok(());
+    }
+    Err(Error::Mismatch(format!(
+        "{} holds adapters of a source whose config.json and weights had sha256 {before}, and those of {} have {now}; give the model they were trained with (source.path in config.yaml of the run)",
+        checkpoint.display(),
+        source.name
+    )))
 }
 
 fn find_checkpoint(cfg: &Config, name: Option<&str>) -> Result<PathBuf> {

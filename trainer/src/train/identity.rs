@@ -47,7 +47,9 @@ pub(super) fn identity(
     let mut identity = Identity::new();
     identity.insert("data".into(), data.fingerprint());
     identity.insert(SOURCE.into(), source.name.clone());
-    let folder = source.folder.as_deref().filter(|_| !source.name.starts_with("hf://"));
+    // adapters are of use with these weights alone
+    let pinned = source.name.starts_with("hf://") && cfg.conversion.lora.is_none();
+    let folder = source.folder.as_deref().filter(|_| !pinned);
     if let Some(hash) = folder.map(source::content_hash).transpose()?.flatten() {
         identity.insert(SOURCE_HASH.into(), hash);
     }
@@ -59,7 +61,10 @@ pub(super) fn identity(
         let entries = tree.get(section).and_then(|v| v.as_object()).into_iter().flatten();
         for (name, value) in entries {
             let key = format!("{section}.{name}");
-            if !FREE.contains(&key.as_str()) {
+            // a key that came later, whose null is what every run before it did
+            let later = ["conversion.lora", "conversion.block_offsets"];
+            let is_absent = later.contains(&key.as_str()) && value.is_null();
+            if !FREE.contains(&key.as_str()) && !is_absent {
                 identity.insert(key, value.to_string());
             }
         }

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::config::ExportFormat;
 use crate::error::{Error, Result};
+use crate::io::adapter;
 use crate::io::checkpoint::Identity;
 use crate::io::engine_formats;
 use crate::io::export::UNFINISHED;
@@ -120,12 +121,14 @@ fn is_export_of(dir: &Path, identity: &Identity) -> Result<bool> {
 /// Remove the export of an earlier run, its marker first.
 pub(crate) fn remove_export(dir: &Path) -> Result<()> {
     const MARKER: &str = "dlm_config.json";
-    const CONFIGS: [&str; 5] = [
+    const CONFIGS: [&str; 7] = [
         MARKER,
         UNFINISHED,
         "config.json",
         "generation_config.json",
         "model.safetensors.index.json",
+        adapter::CONFIG,
+        adapter::WEIGHTS,
     ];
     let remove = |path: &Path| match std::fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

@@ -10,10 +10,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::prelude::*;
+use burn::tensor::DType;
 use dlm_datasets::{Dataset, Manifest, Split};
 
 use crate::compute::memory;
-use crate::config::{BitLinear, Config, Objective};
+use crate::config::{BitLinear, Config, Lora, Objective};
 use crate::error::{Error, Result};
 use crate::io::conversion_record::ConversionRecord;
 use crate::io::json;
@@ -21,6 +22,8 @@ use crate::io::load_model::{HostModel, LoadedModel};
 use crate::io::source::{ModelSource, missing_tokenizer};
 use crate::model::config::Quantization;
 use crate::model::json_text;
+use crate::model::lora::ALL_TARGETS;
+use crate::model::params::LoraShape;
 use crate::model::{Decoder, ModelConfig, ParamKind, Params, Weights};
 use crate::report::console::message;
 
@@ -36,14 +39,17 @@ pub(super) struct PreparedModel {
 }
 
 /// Load the model of `cfg` and fit it to the dataset. Without `with_weights` only its shapes are
-/// read.
+/// read; with `conversion.lora` the weights are read always, ready to compute in `dtype`.
 pub(super) fn prepare(
     cfg: &Config,
     source: &ModelSource,
     data: &Dataset,
     device: &Device,
     with_weights: bool,
+    dtype: DType,
 ) -> Result<PreparedModel> {
+    let lora = cfg.conversion.lora.as_ref();
+    let with_weights = with_weights || lora.is_some();
     let manifest = data.manifest();
     let mut model = HostModel::new(described_model(cfg, source)?);
     if let Some(folder) = &source.folder {
@@ -97,6 +103,14 @@ pub(super) fn prepare(
         BitLinear::On => model.config.set_bitlinear(true),
         BitLinear::Off => model.config.set_bitlinear(false),
     }
+    if let Some(lora) = lora {
+        let gated = cfg.conversion.objective == Objective::Lossless;
+        let shape = lora_shape(lora, manifest, gated);
+        let first =
+            |params: &Params, table: &[f32]| Ok(params.first_adapters(table, cfg.train.seed));
+        let LoadedModel { decoder, weights } = model.adapted(shape, first, dtype, device)?;
+        return Ok(PreparedModel { decoder, weights: Some(weights) });
+    }
     Ok(if with_weights {
         let LoadedModel { decoder, weights } = model.upload(device);
         PreparedModel { decoder, weights: Some(weights) }
@@ -124,10 +138,10 @@ pub(crate) fn add_rows(model: &mut HostModel, folder: &Path, data: &Dataset) {
 }
 
 /// Whether the run trains with the token shift: as configured, else as the source was converted;
-/// the causal objective always does.
+/// the objectives with causal attention always do.
 fn token_shift(cfg: &Config, of_source: bool) -> bool {
     match cfg.conversion.objective {
-        Objective::Sft => true,
+        Objective::Sft | Objective::Lossless => true,
         Objective::BlockDiffusion => cfg.conversion.token_shift.unwrap_or(of_source),
     }
 }
@@ -137,6 +151,17 @@ fn place_of_prediction(token_shift: bool) -> &'static str {
     match token_shift {
         true => "from the position before it",
         false => "at its own position",
+    }
+}
+
+/// The adapters of a configuration for a dataset with its mask token.
+fn lora_shape(lora: &Lora, manifest: &Manifest, gated: bool) -> LoraShape {
+    LoraShape {
+        rank: lora.rank,
+        alpha: lora.alpha.unwrap_or(2.0 * lora.rank as f64),
+        targets: lora.targets.clone().unwrap_or_else(|| ALL_TARGETS.to_vec()),
+        mask_token_id: manifest.mask_token_id as usize,
+        gated,
     }
 }
 

@@ -65,7 +65,7 @@ impl Trainer<'_> {
         let uses_muon: Vec<bool> = self
             .decoder
             .params
-            .specs
+            .trained_specs()
             .iter()
             .map(|spec| adamw::uses_muon(&self.cfg.optim, spec.kind))
             .collect();
@@ -111,7 +111,7 @@ impl Trainer<'_> {
                 budget.join("; ")
             ));
         }
-        self.weights = restored.weights;
+        self.weights.set_trained(&self.decoder.params, restored.weights.0);
         self.optimizer.state = restored.optimizer;
         self.optimizer.updates = restored.state.updates;
         self.saved_step = Some(restored.state.step);

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use dlm_datasets::{Split, fs};
 
+use crate::compute::ComputeDtype;
 use crate::compute::device::Team;
 use crate::config::{Config, ExportWhich};
 use crate::diffusion::Objective;
@@ -68,6 +69,7 @@ pub(crate) fn run(cfg: &Config, team: &Team, options: RunOptions) -> Result<Outc
         None => None,
     };
     let mut source = source::locate(cfg, recorded_source.as_deref())?;
+    // (checkpoints of adapters have none)
     source.checkpoint = resumed.filter(|dir| checkpoint::has_config(dir));
     // the saved configuration names a hub's commit or a bucket's version, so that it always means
     // the same model
@@ -101,6 +103,15 @@ pub(crate) fn run(cfg: &Config, team: &Team, options: RunOptions) -> Result<Outc
         drop(trainer);
         export_run::write_checkpoint(cfg, &data_dir, &store.best(best)?, out)?;
         remote::finish(cfg, &store, &stop)?;
+        return Ok(Outcome { state, export: out.clone() });
+    }
+    let frozen_in_bf16 =
+        cfg.conversion.lora.is_some() && trainer.compute.dtype == ComputeDtype::Bf16;
+    if let Some(newest) = store.latest()?.filter(|_| frozen_in_bf16) {
+        // the source's weights as they are on disk, not rounded for the passes
+        let state = trainer.state.clone();
+        drop(trainer);
+        export_run::write_checkpoint(cfg, &cfg.data.dir, &newest, out)?;
         return Ok(Outcome { state, export: out.clone() });
     }
     let fetched = trainer.fetch()?;
@@ -325,7 +336,7 @@ impl Trainer<'_> {
             String::new()
         };
         let processed = match self.plan.objective {
-            Objective::Sft => String::new(),
+            Objective::Sft | Objective::Lossless { .. } => String::new(),
             Objective::BlockDiffusion(_) => format!(
                 "; {:.0} % of the 4L form's tokens were processed",
                 25.0 * self.state.processed as f64 / self.state.slots.max(1) as f64

@@ -9,6 +9,7 @@
 
 use crate::attention::{KeyRange, Tile};
 use crate::compute::StreamShape;
+use crate::diffusion::batch::Order;
 use crate::diffusion::layout::{Stream, StreamRole, Target, Token};
 use crate::diffusion::{Batch, IGNORE, ObjectiveSpec, PackedRow};
 use crate::error::Result;
@@ -70,9 +71,9 @@ pub(crate) fn simulate(
                 streams.push(stream(row, filling, spec));
             }
             let batch = match shape {
-                StreamShape::Flat => Batch::flat(&streams, 1, false),
+                StreamShape::Flat => Batch::flat(&streams, 1, Order::Blocks),
                 StreamShape::Rectangular { multiple } => {
-                    Batch::rectangular(&streams, multiple, false)
+                    Batch::rectangular(&streams, multiple, Order::Blocks)
                 }
             };
             let best = predict(&batch)?;

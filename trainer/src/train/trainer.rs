@@ -11,13 +11,14 @@ use std::time::Instant;
 use dlm_datasets::{Dataset, Split};
 
 use crate::compute::device::Team;
-use crate::compute::{ComputeDevice, ComputePlan, EngineChoice};
+use crate::compute::{ComputeDevice, ComputePlan, DeviceKind, EngineChoice};
 use crate::config::{self, ActivationCheckpointing, Config};
 use crate::diffusion::{DocumentMask, Layout, Objective, ObjectiveSpec, PassOptions};
 use crate::error::{Error, Result};
 use crate::io::checkpoint::{Identity, RunState};
 use crate::io::description::check_tokenizer_folder;
 use crate::io::engine_formats::{Trained, check as check_format};
+use crate::io::export;
 use crate::io::source::ModelSource;
 use crate::model::{Decoder, Weights};
 use crate::native::{self, Native, NativeOptions};
@@ -25,7 +26,7 @@ use crate::optim::{Optimizer, State};
 use crate::train::checked_dataset::CheckedDataset;
 use crate::train::data::BatchPlan;
 use crate::train::export_run::TrainedModel;
-use crate::train::identity::identity;
+use crate::train::identity::{SOURCE_HASH, identity};
 use crate::train::micro_batch;
 use crate::train::prepare_model::{self, PreparedModel, prepare};
 use crate::train::workers::Workers;
@@ -85,12 +86,20 @@ impl<'a> Trainer<'a> {
             )));
         }
         check_evaluation(cfg, &data)?;
+        check_proposals(cfg, manifest.bd_size)?;
         let compute = compute_plan(cfg, &team.device, &source)?;
-        let PreparedModel { decoder, weights } =
-            prepare(cfg, &source, &data, &compute.device.device, with_weights)?;
+        let PreparedModel { decoder, weights } = prepare(
+            cfg,
+            &source,
+            &data,
+            &compute.device.device,
+            with_weights,
+            compute.dtype.burn(),
+        )?;
         // refused now rather than after days of training
         let block_diffusion = cfg.conversion.objective == config::Objective::BlockDiffusion;
         check_format(&decoder, cfg.export.format, Trained { mask_token_id, block_diffusion })?;
+        export::check_adapters(&decoder, cfg.export.lora)?;
         check_tokenizer_folder(&data.dir().join("tokenizer"))?;
         if !compute.native && team.gpus.len() > 1 {
             return Err(Error::Usage(format!(
@@ -190,7 +199,7 @@ impl<'a> Trainer<'a> {
     pub(super) fn description(&self) -> String {
         let manifest = self.data.manifest();
         format!(
-            "{} ({:?}, {:.2} M parameters) from {} on {}{}{}; {} rows of {} (bd_size {}), {} rows a step in micro-batches of {}, {} tokens to go",
+            "{} ({:?}, {:.2} M parameters) from {} on {}{}{}{}; {} rows of {} (bd_size {}), {} rows a step in micro-batches of {}, {} tokens to go",
             self.cfg.model.name,
             self.decoder.cfg.family,
             self.decoder.params.numel() as f64 / 1e6,
@@ -202,12 +211,37 @@ impl<'a> Trainer<'a> {
             } else {
                 String::new()
             },
+            self.of_adapters(),
             self.data.rows(Split::Train),
             manifest.seq_len,
             manifest.bd_size,
             self.plan.batch_rows,
             self.plan.micro_batch_rows,
             self.cfg.conversion.total_tokens.saturating_sub(self.state.tokens),
+        )
+    }
+
+    /// What is trained where that are adapters, and what it saves.
+    fn of_adapters(&self) -> String {
+        let params = &self.decoder.params;
+        let Some(lora) = &params.lora else { return String::new() };
+        let (trained, all) = (params.trained_numel(), params.numel());
+        // two fp32 moments for each
+        let mb = |numbers: usize| numbers as f64 * 8.0 / 1e6;
+        let targets: Vec<&str> = lora.shape.targets.iter().map(|t| t.as_str()).collect();
+        format!(
+            "; adapters of rank {} (alpha {}) on {}: {trained} of {} parameters are trained ({:.2} %), {:.1} MB of optimizer state instead of {:.1}{}",
+            lora.shape.rank,
+            lora.shape.alpha,
+            targets.join(", "),
+            all + trained - lora.specs[lora.specs.len() - 1].numel(),
+            100.0 * trained as f64 / all as f64,
+            mb(trained),
+            mb(all),
+            match self.compute.device.kind {
+                DeviceKind::Cuda(_) => "; by Burn, since the native engine does not train adapters",
+                DeviceKind::Cpu | DeviceKind::Wgpu => "",
+            }
         )
     }
 
@@ -220,6 +254,7 @@ impl<'a> Trainer<'a> {
             weights,
             state: &self.state,
             source: &self.source,
+            source_hash: self.identity.get(SOURCE_HASH).map(String::as_str),
         }
     }
 }
@@ -246,6 +281,30 @@ fn check_evaluation(cfg: &Config, data: &Dataset) -> Result<()> {
     )))
 }
 
+/// Starting offsets of blocks in each row, where the configuration is silent.
+const BLOCK_OFFSETS: usize = 2;
+
+/// Longest block of proposals.
+const MOST_PROPOSALS: usize = 32;
+
+/// Refuse blocks that the lossless objective cannot be trained with.
+fn check_proposals(cfg: &Config, bd_size: usize) -> Result<()> {
+    if cfg.conversion.objective != config::Objective::Lossless {
+        return Ok(());
+    }
+    if !(2..=MOST_PROPOSALS).contains(&bd_size) {
+        return Err(Error::Mismatch(format!(
+            "conversion.objective=lossless proposes the tokens of a block together, and the dataset was packed with bd_size {bd_size}; prepare it again with --bd-size 2 to {MOST_PROPOSALS}"
+        )));
+    }
+    match cfg.conversion.block_offsets {
+        Some(offsets) if offsets > bd_size => Err(Error::Usage(format!(
+            "conversion.block_offsets={offsets}: a block of {bd_size} tokens has {bd_size} offsets; expected at most that many"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Positions whose logits exist at one time where Burn computes and the configuration is silent.
 const LOSS_CHUNK: usize = 1024;
 
@@ -254,7 +313,12 @@ fn compute_plan(cfg: &Config, device: &ComputeDevice, source: &ModelSource) -> R
     let compute = ComputePlan::new(device.clone(), cfg.train.dtype.map(Into::into));
     let model = prepare_model::described_model(cfg, source)?;
     let muon = cfg.optim.name == config::OptimName::Muon;
-    let other = muon.then_some("it updates by AdamW, not by Muon");
+    let other = match muon {
+        true => Some("it updates by AdamW, not by Muon"),
+        false => {
+            cfg.conversion.lora.as_ref().map(|_| "it does not train adapters (conversion.lora)")
+        }
+    };
     let chosen = native::is_chosen(engine_choice(cfg.train.engine), &compute, &model, other)?;
     Ok(if chosen { compute.on_native_engine() } else { compute })
 }
@@ -269,13 +333,16 @@ fn engine_choice(engine: config::Engine) -> EngineChoice {
 
 /// The objective of a configuration.
 pub(crate) fn objective_of(cfg: &Config) -> Objective {
-    match (cfg.conversion.objective, cfg.conversion.layout) {
-        (config::Objective::Sft, _) => Objective::Sft,
-        (config::Objective::BlockDiffusion, config::Layout::Saving) => {
-            Objective::BlockDiffusion(Layout::Saving)
-        }
-        (config::Objective::BlockDiffusion, config::Layout::Reference) => {
-            Objective::BlockDiffusion(Layout::Reference)
+    let layout = match cfg.conversion.layout {
+        config::Layout::Saving => Layout::Saving,
+        config::Layout::Reference => Layout::Reference,
+    };
+    match cfg.conversion.objective {
+        config::Objective::Sft => Objective::Sft,
+        config::Objective::BlockDiffusion => Objective::BlockDiffusion(layout),
+        config::Objective::Lossless => {
+            let offsets = cfg.conversion.block_offsets.unwrap_or(BLOCK_OFFSETS);
+            Objective::Lossless { layout, offsets }
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::compute::device::Team;
 use crate::config::Optim;
 use crate::error::{Error, Result};
 use crate::kernels::cast::to_f32;
-use crate::model::{Gradients, Params, Weights};
+use crate::model::{Gradients, ParamSpec, Params, Weights};
 use crate::optim::{Optimizer, Update, UpdateFactors};
 
 /// What workers do together at the end of their passes.
@@ -213,13 +213,15 @@ impl Workers {
         }
         let apply = |share: Vec<Update>| share.into_iter().for_each(|u| u.apply(optim, factors));
         if self.pools.is_empty() {
-            return shares.into_iter().for_each(apply);
+            shares.into_iter().for_each(apply);
+        } else {
+            std::thread::scope(|scope| {
+                for (pool, share) in self.pools.iter().zip(shares) {
+                    scope.spawn(move || pool.install(|| apply(share)));
+                }
+            });
         }
-        std::thread::scope(|scope| {
-            for (pool, share) in self.pools.iter().zip(shares) {
-                scope.spawn(move || pool.install(|| apply(share)));
-            }
-        });
+        weights.set_mask_row(params);
     }
 }
 
@@ -232,17 +234,17 @@ enum Share<T> {
     GivenUp,
 }
 
-/// A worker for each parameter, so that all own about as many numbers: the largest parameters
-/// first, each to the worker that has least.
+/// A worker for each tensor of the weights, so that all own about as many numbers: the largest
+/// trained parameters first, each to the worker that has least.
 fn owners(params: &Params, workers: usize) -> Vec<usize> {
-    let sizes: Vec<usize> = params.specs.iter().map(|s| s.shape.iter().product()).collect();
+    let sizes: Vec<usize> = params.trained_specs().iter().map(ParamSpec::numel).collect();
     let mut by_size: Vec<usize> = (0..sizes.len()).collect();
     by_size.sort_by_key(|i| (Reverse(sizes[*i]), *i));
-    let (mut owned, mut owners) = (vec![0usize; workers.max(1)], vec![0; sizes.len()]);
+    let (mut owned, mut owners) = (vec![0usize; workers.max(1)], vec![0; params.tensors()]);
     for i in by_size {
         let least = (0..owned.len()).min_by_key(|rank| (owned[*rank], *rank)).unwrap_or(0);
         owned[least] += sizes[i];
-        owners[i] = least;
+        owners[params.trained().start + i] = least;
     }
     owners
 }

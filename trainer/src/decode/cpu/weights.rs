@@ -74,6 +74,9 @@ pub(crate) fn unsupported(decoder: &Decoder) -> Option<String> {
     if decoder.cfg.quantization.is_some() && decoder.quant_lambda != 1.0 {
         return Some("its BitLinear quantisation is blended with full precision".into());
     }
+    if decoder.params.lora.is_some() {
+        return Some("it has adapters beside ternary weights".into());
+    }
     let bitlinear = decoder.cfg.quantization.is_some();
     let together = |maps: [&LinearIndex; 2]| maps[0].may_quantize == maps[1].may_quantize;
     let mixed = |l: &LayerIndex| {
@@ -194,7 +197,8 @@ pub(super) fn pack(decoder: &Decoder, weights: Weights, format: WeightFormat) ->
         true => Embeddings::Tied,
         false => Embeddings::Table(source.take(params.embed_tokens)?),
     };
-    let head = LinearIndex { weight: params.lm_head, bias: None, may_quantize: false };
+    let head =
+        LinearIndex { weight: params.lm_head, bias: None, may_quantize: false, adapter: None };
     let head = source.linear(&[&head], decoder.cfg.hidden_size, None)?;
     Ok(Packed { embeddings, layers, norm, head })
 }

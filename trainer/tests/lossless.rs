@@ -1,0 +1,142 @@
+//! The lossless objective: gradients of gated adapters are those of plain PyTorch, and a run trains
+//! them, resumes and exports them.
+
+#![allow(clippy::print_stdout, reason = "what a test measured")]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use common::{losses, ok, refused, train, workplace};
+use dlm_test_support::{capture, fixtures};
+use serde_json::Value;
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+fn dlm_train(dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = dlm_test_support::on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
+    command.current_dir(dir).args(arguments);
+    command
+}
+
+/// tests/python/lossless_reference.py made the fixtures, and asserts there that the clean stream is
+/// the source's bit for bit.
+#[test]
+fn gradients_are_those_of_the_reference() {
+    let dir = fixtures();
+    let models = [
+        ("llama", "llama_tiny", "4"),
+        ("qwen2", "qwen2_tiny", "8"),
+        ("qwen2_untied", "qwen2_peaky", "2"),
+        ("qwen3", "qwen3_tiny", "8"),
+        ("bitnet", "bitnet_tiny", "32"),
+        ("bitnet_online", "bitnet_tiny", "4"),
+    ];
+    let forms: [&[&str]; 4] = [
+        &["--layout", "saving"],
+        &["--layout", "reference"],
+        &["--activation-checkpointing", "--attention", "dense", "--layout", "reference"],
+        &["--attention", "ranges", "--loss-chunk", "7"],
+    ];
+    let parity = |model: &str, case: &str, bd_size: &str, more: &[&str]| {
+        let file = |ending: &str| format!("lossless_{case}{ending}");
+        let (adapter, case) = (file(""), file(".safetensors"));
+        let grads = file("_grads.safetensors");
+        let all = ["parity", "--device", "cpu", "--json", "--mask-token-id", "319", "--model"];
+        let all = [&all[..], &[model, "--adapter", &adapter, "--bd-size", bd_size]].concat();
+        let all = [&all[..], &["--case", &case, "--grads", &grads], more].concat();
+        capture(&mut dlm_train(&dir, &all)).unwrap()
+    };
+    for (case, model, bd_size) in models {
+        for form in forms {
+            let quantised: &[&str] = match case {
+                "bitnet_online" => &["--bitlinear"],
+                _ => &["--tol-grads", "1e-5"],
+            };
+            let report = parity(model, case, bd_size, &[form, quantised].concat()).ok().unwrap();
+            let report = report.json().unwrap();
+            println!("{case} {}: {report}", form.join(" "));
+            assert_eq!(report["ok"], true, "{case}: {report}");
+            assert_eq!(report["grads_compared"], report["parameters"], "{case}: {report}");
+            assert!(report["loss_rel"].is_f64(), "{report}");
+        }
+    }
+    // in bf16 within the bound of docs/objective.md, "Precision"
+    for (case, model, bd_size) in models {
+        let online: &[&str] = if case == "bitnet_online" { &["--bitlinear"] } else { &[] };
+        let report = parity(model, case, bd_size, &[&["--dtype", "bf16"], online].concat());
+        assert_eq!(report.ok().unwrap().json().unwrap()["ok"], true, "{case}");
+    }
+    // another block size is another objective
+    let other = parity("llama_tiny", "llama", "8", &[]).expect(1).unwrap();
+    assert_eq!(other.json().unwrap()["ok"], false);
+}
+
+const LOSSLESS: [&str; 6] = [
+    "source.init=pretrained",
+    "source.path=source",
+    "conversion.objective=lossless",
+    "conversion.lora={rank: 8}",
+    "export.lora=adapter",
+    "optim.lr=1e-2",
+];
+
+#[test]
+fn a_run_trains_resumes_and_exports_its_proposals() {
+    let dir = workplace();
+    let first = ["conversion.total_tokens=2000", "export.dtype=fp32", "conversion.objective=sft"];
+    ok(&mut train(dir.path(), "source", &first));
+    let run = |out: &str, more: &[&str]| {
+        train(dir.path(), out, &[&LOSSLESS[..], &["optim.warmup_ratio=0"], more].concat())
+    };
+    let evaluated = ["train.eval_every=4", "conversion.total_tokens=9000"];
+    ok(&mut run("whole", &evaluated));
+    ok(&mut run("pieces", &["train.eval_every=4", "conversion.total_tokens=3000"]));
+    ok(&mut run("pieces", &evaluated));
+    let (whole, pieces) = (dir.path().join("whole"), dir.path().join("pieces"));
+    let all = losses(&whole);
+    assert_eq!(all, losses(&pieces));
+    let adapter = |run: &Path| fs::read(run.join("adapter_model.safetensors")).unwrap();
+    assert_eq!(adapter(&whole), adapter(&pieces));
+    let (begin, end) = (f64::from_bits(all[0].1), f64::from_bits(all[all.len() - 1].1));
+    println!("loss {begin} to {end}");
+    assert!(end < 0.9 * begin, "{begin} to {end}");
+    let record = json(&whole.join("dlm_config.json"));
+    assert_eq!(record["objective"], "lossless");
+    assert_eq!((&record["mode"], &record["gate"]), (&"verify".into(), &"mask_token".into()));
+    // the other layout trains the same
+    ok(&mut run("reference", &[&evaluated[..], &["conversion.layout=reference"]].concat()));
+    let other = losses(&dir.path().join("reference"));
+    for (a, b) in all.iter().zip(&other) {
+        let (a, b) = (f64::from_bits(a.1), f64::from_bits(b.1));
+        assert!((a - b).abs() < 1e-3 * a, "{a} and {b}");
+    }
+    let merged = ["export", "whole", "--lora", "merged", "--out", "merged"];
+    refused(&mut dlm_train(dir.path(), &merged), 2, &["mask tokens alone", "adapter"]);
+    // not an adapter for all tokens
+    let call = ["generate", "--model", "source", "--adapter", "whole", "--ids", "2,3"];
+    refused(&mut dlm_train(dir.path(), &call), 1, &["mask tokens alone", "lossless"]);
+}
+
+#[test]
+fn what_does_not_go_together_is_refused_by_name() {
+    let dir = workplace();
+    ok(&mut train(dir.path(), "source", &["conversion.total_tokens=400", "export.dtype=fp32"]));
+    let refusals: [(&[&str], &[&str]); 5] = [
+        (&["conversion.lora=null", "export.lora=merged"], &["conversion.objective", "rank: 16"]),
+        (&["export.lora=merged"], &["export.lora", "mask tokens alone"]),
+        (&["conversion.block_offsets=0"], &["conversion.block_offsets", "1 or more"]),
+        (&["conversion.block_offsets=9"], &["conversion.block_offsets=9", "8 offsets"]),
+        (
+            &["conversion.objective=block_diffusion", "conversion.block_offsets=1"],
+            &["conversion.block_offsets", "lossless"],
+        ),
+    ];
+    for (more, words) in refusals {
+        refused(&mut train(dir.path(), "run", &[&LOSSLESS[..], more].concat()), 2, words);
+    }
+}
