@@ -242,9 +242,12 @@ fn setup_installs_only_what_the_machine_lacks() {
     let both = "libnvrtc.so.12 => /x\\nlibcublas.so.12 => /y\\n";
     assert_eq!(setup("12.8", both, false), "");
     assert_eq!(setup("12.8", both, true), "wandb");
-    assert_eq!(setup("12.8", "", false), "nvidia-cuda-nvrtc-cu12 nvidia-cublas-cu12");
+    assert_eq!(
+        setup("12.8", "", false),
+        "nvidia-cuda-nvrtc-cu12==12.8.* nvidia-cublas-cu12==12.8.*"
+    );
     let lacking = "libnvrtc.so.13 => /x\\n";
-    assert_eq!(setup("13.0", lacking, true), "wandb nvidia-cuda-nvrtc nvidia-cublas");
+    assert_eq!(setup("13.0", lacking, true), "wandb nvidia-cuda-nvrtc==13.0.* nvidia-cublas");
 }
 
 #[test]
