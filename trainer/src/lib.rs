@@ -13,8 +13,8 @@
 //! (settings) → `compute` (device, dtype, attention) → `report` (metrics and plots) → `kernels` →
 //! `attention` → `model` (the decoder and its weights) → `diffusion` (the objective) → `optim` →
 //! `native` (the CUDA engine) → `io` (sources, checkpoints, export) → `decode` → `train` (the loop)
-//! → `parity`, `bench` → the calls above and `estimate` (memory and time of a run) → `tasks` (answers to tasks) → `serve` (HTTP) → `launch`
-//! → `cli`.
+//! → `parity`, `bench` → the calls above and `estimate` (memory and time of a run) → `tasks`
+//! (answers to tasks) → `serve` (HTTP) → `launch` → `cli`.
 
 mod attention;
 mod bench;

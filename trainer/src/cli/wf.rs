@@ -124,8 +124,8 @@ struct DlmArgs {
     price_per_hour: Option<f64>,
     #[command(flatten)]
     machine: MachineArgs,
-    /// group=choice and section.key=value for dlm-train; data.dir may be a local folder, gs://, s3://
-    /// or az://.
+    /// group=choice and section.key=value for dlm-train; data.dir may be a local folder, gs://,
+    /// s3:// or az://.
     #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
 }

@@ -1,8 +1,8 @@
 //! What a run will take, before a machine is rented: memory, micro-batch, time, price, disk.
 //!
 //! In: the run's configuration, the model's shapes, a GPU. Out: an [`Estimate`]. Memory is counted
-//! as the trainer counts it (`train/micro_batch.rs`); speeds are the last measured ones of runs that
-//! are alike (`measured.rs`), or "not measured"; prices are the caller's.
+//! as the trainer counts it (`train/micro_batch.rs`); speeds are the last measured ones of runs
+//! that are alike (`measured.rs`), or "not measured"; prices are the caller's.
 
 mod measured;
 
