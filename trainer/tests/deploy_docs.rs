@@ -116,3 +116,13 @@ fn commands_and_options_in_the_documents_exist() {
         }
     }
 }
+
+/// The plan in docs/deploy.md is what the program prints.
+#[test]
+fn the_plan_in_the_document_is_printed() {
+    let text = document("deploy.md");
+    let block = text.split("```\n$ dlm-train ").nth(1).unwrap().split("\n```").next().unwrap();
+    let (call, expected) = block.split_once('\n').unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_dlm-train")).args(call.split(' ')).output();
+    assert_eq!(String::from_utf8(output.unwrap().stdout).unwrap().trim_end(), expected);
+}
