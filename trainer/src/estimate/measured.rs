@@ -70,7 +70,7 @@ impl Measured {
         let layout = match wanted.objective {
             Objective::BlockDiffusion(Layout::Saving) => "saving",
             Objective::BlockDiffusion(Layout::Reference) => "reference",
-            Objective::Sft => return None,
+            _ => return None,
         };
         if wanted.gpu != self.gpu || wanted.seq_len != self.seq_len || !wanted.bf16 {
             return None;
