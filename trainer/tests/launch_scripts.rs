@@ -31,6 +31,8 @@ fn home(program: &str, more: &str) -> tempfile::TempDir {
                 printf '%s\\n' \"$@\" >> ~/arguments; echo -- >> ~/arguments; env > ~/environment\n";
     std::fs::write(&file, format!("#!/bin/bash\n{note}{more}\n")).unwrap();
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let environment = "export PATH=\"$HOME/dlm/bin:$PATH\"\n";
+    std::fs::write(home.path().join("dlm/environment"), environment).unwrap();
     home
 }
 
@@ -191,9 +193,11 @@ fn setup_takes_the_program_that_was_sent_and_says_what_is_missing() {
     if !bash() {
         return;
     }
-    for (file, name) in
-        [("dlm_train.yaml", "dlm-train"), ("dlm_prep.yaml", "dlm-prep"), ("smoke.yaml", "wf")]
-    {
+    for (file, name) in [
+        ("dlm_train.yaml", "dlm-train"),
+        ("dlm_prep.yaml", "dlm-prep"),
+        ("smoke.yaml", "dlm-train"),
+    ] {
         let home = home(name, "");
         // the bits of a file that was copied
         let sent = home.path().join("dlm/bin").join(name);
@@ -206,11 +210,8 @@ fn setup_takes_the_program_that_was_sent_and_says_what_is_missing() {
         assert_eq!(output.status.code(), Some(1), "{file}");
         std::fs::remove_file(&sent).unwrap();
         let output = script(file, "setup", home.path(), &[("DEVICE", "cpu")]).output().unwrap();
-        let code = if name == "wf" { 127 } else { 1 };
-        assert_eq!(output.status.code(), Some(code), "{file}: nothing builds unless asked to");
-        if name != "wf" {
-            assert!(text(&output.stdout).contains("launch with wf"), "{}", text(&output.stdout));
-        }
+        assert_eq!(output.status.code(), Some(1), "{file}: nothing builds unless asked to");
+        assert!(text(&output.stdout).contains("launch with wf"), "{}", text(&output.stdout));
     }
 }
 
@@ -242,9 +243,31 @@ fn setup_installs_only_what_the_machine_lacks() {
     let both = "libnvrtc.so.12 => /x\\nlibcublas.so.12 => /y\\n";
     assert_eq!(setup("12.8", both, false), "");
     assert_eq!(setup("12.8", both, true), "wandb");
-    assert_eq!(setup("12.8", "", false), "nvidia-cuda-nvrtc-cu12 nvidia-cublas-cu12");
+    assert_eq!(
+        setup("12.8", "", false),
+        "nvidia-cuda-nvrtc-cu12==12.8.* nvidia-cublas-cu12==12.8.*"
+    );
+    // what setup leaves for the run
+    let home = home("dlm-train", "");
+    std::fs::remove_file(home.path().join("dlm/environment")).unwrap();
+    ok(script("dlm_train.yaml", "setup", home.path(), &[("DEVICE", "cpu")]));
+    ok(script("dlm_train.yaml", "run", home.path(), &RUN));
+    assert!(!read(home.path(), "environment").contains("\nHF_TOKEN="));
+    let packages = home.path().join("dlm/python/lib/python3.12/site-packages/nvidia/cu13/lib");
+    std::fs::create_dir_all(&packages).unwrap();
+    program(&home.path().join("dlm/python/bin"), "python3", "exit 0");
+    ok(script("dlm_train.yaml", "run", home.path(), &RUN));
+    let environment = read(home.path(), "environment");
+    assert!(environment.contains(&format!("LD_LIBRARY_PATH={}", packages.display())));
+    assert!(environment.contains("DLM_PYTHON=/"), "{environment}");
+    let files = ["dlm_train.yaml", "smoke.yaml"].map(|file| {
+        let path = repository().join("configs/launch").join(file);
+        let text = std::fs::read_to_string(path).unwrap();
+        serde_saphyr::from_str::<Value>(&text).unwrap()["setup"].clone()
+    });
+    assert_eq!(files[0], files[1], "smoke is tried on machines as training finds them");
     let lacking = "libnvrtc.so.13 => /x\\n";
-    assert_eq!(setup("13.0", lacking, true), "wandb nvidia-cuda-nvrtc nvidia-cublas");
+    assert_eq!(setup("13.0", lacking, true), "wandb nvidia-cuda-nvrtc==13.0.* nvidia-cublas");
 }
 
 #[test]

@@ -61,10 +61,12 @@ pub fn build_now(loud: bool) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// A command that sees no GPU, so that it computes the same on every machine.
+/// A command that sees no GPU, so that it computes the same on every machine, and that reports to
+/// nobody.
 pub fn on_the_cpu(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
     command.env("CUDA_VISIBLE_DEVICES", "");
+    command.env_remove("WANDB_API_KEY").env_remove("WANDB_MODE");
     command
 }
 

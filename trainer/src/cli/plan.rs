@@ -22,10 +22,10 @@ pub(super) struct PlanArgs {
     #[arg(long, default_value = "H100")]
     pub gpu: String,
     /// Free memory of each GPU, GiB [default: that of an idle H100 or H200].
-    #[arg(long, value_name = "GIB")]
+    #[arg(long, value_name = "GIB", value_parser = positive)]
     pub gpu_memory: Option<f64>,
     /// Price of the machine per hour, in any currency.
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = positive)]
     pub price_per_hour: Option<f64>,
     /// Packed dataset whose row length counts [default: rows of 512 tokens].
     #[arg(long)]
@@ -44,17 +44,16 @@ pub(super) struct PlanArgs {
     pub overrides: Vec<String>,
 }
 
+/// A finite number above 0.
+pub(super) fn positive(text: &str) -> std::result::Result<f64, String> {
+    let number = text.parse().ok().filter(|number: &f64| number.is_finite() && *number > 0.0);
+    number.ok_or_else(|| "expected a number above 0".into())
+}
+
 /// Prints the estimate.
 pub(super) fn run(args: &PlanArgs) -> Result<bool> {
     let cfg = Config::load(args.config_dir.as_deref(), &args.overrides)?;
     let mut gpus = Gpus::parse(&args.gpu)?;
-    for (option, value) in
-        [("--gpu-memory", args.gpu_memory), ("--price-per-hour", args.price_per_hour)]
-    {
-        if let Some(value) = value.filter(|value| !(value.is_finite() && *value > 0.0)) {
-            return Err(Error::Usage(format!("{option} {value}: expected a number above 0")));
-        }
-    }
     gpus.gib = args.gpu_memory;
     let seq_len = match (&args.data, args.seq_len) {
         (Some(dir), _) => Manifest::read(dir)?.seq_len,

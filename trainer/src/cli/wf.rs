@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::plan::positive;
 use crate::error::Result;
 use crate::launch::{self, LaunchOptions, MachineOptions, PrepOptions, Scale, SmokeOptions};
 use crate::report::console;
@@ -119,12 +120,12 @@ struct DlmArgs {
     #[arg(long)]
     build_on_machine: bool,
     /// Price of the machine per hour, for the estimate of the run's price.
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = positive)]
     price_per_hour: Option<f64>,
     #[command(flatten)]
     machine: MachineArgs,
-    /// group=choice and section.key=value for dlm-train; data.dir may be a local folder, gs://, s3://
-    /// or az://.
+    /// group=choice and section.key=value for dlm-train; data.dir may be a local folder, gs://,
+    /// s3:// or az://.
     #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
 }

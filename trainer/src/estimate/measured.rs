@@ -36,8 +36,8 @@ pub(super) struct Measured {
 pub(super) struct Run {
     /// A preset of `bench`.
     pub model: String,
-    layout: String,
-    activation_checkpointing: bool,
+    pub layout: String,
+    pub activation_checkpointing: bool,
     /// Rows per forward pass.
     pub rows: usize,
     /// Source tokens per second.

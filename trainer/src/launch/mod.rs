@@ -1,5 +1,5 @@
-//! `wf`: training runs, data preparation and smoke tests on rented machines, through SkyPilot's `sky`
-//! command.
+//! `wf`: training runs, data preparation and smoke tests on rented machines, through SkyPilot's
+//! `sky` command.
 //!
 //! In: options as typed. Out: a SkyPilot task (from `configs/launch`) and the command that launches
 //! it. `plan.rs` and `prep.rs` check the options (`scale.rs` the machine, `location.rs` inputs and

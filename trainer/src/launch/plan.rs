@@ -6,6 +6,8 @@
 
 use std::path::{Path, PathBuf};
 
+use dlm_datasets::Manifest;
+
 use crate::config::{Config, Engine, OptimName, WandbChoice};
 use crate::error::{Error, Result};
 
@@ -142,6 +144,14 @@ impl LaunchPlan {
             obstacles,
         };
         Ok((plan, config))
+    }
+
+    /// Tokens of a packed row, where the dataset is here.
+    pub(super) fn seq_len(&self) -> Option<usize> {
+        match &self.data {
+            Location::Local(dir) => Manifest::read(dir).ok().map(|manifest| manifest.seq_len),
+            Location::Bucket(_) | Location::Hub(_) => None,
+        }
     }
 
     /// The folder of the run in the bucket.

@@ -76,7 +76,7 @@ impl PrepPlan {
         })
     }
 
-    /// The task.
+    /// The file of `configs/launch` with this plan's values.
     pub(super) fn task(&self) -> Result<Value> {
         let mut task = Task::new(PREP)?;
         task.machine(&self.job, &self.machine)?;

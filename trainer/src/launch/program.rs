@@ -13,7 +13,7 @@ pub(super) enum Programs {
     InImage,
     /// The repository is sent and built there, with these cargo features.
     Built {
-        /// The repository.
+        /// Folder that is sent: that of the workspace's Cargo.toml.
         repository: PathBuf,
         /// Features of dlm-train.
         features: &'static str,
@@ -29,7 +29,7 @@ pub(super) struct Wanted<'a> {
     pub names: &'a [&'a str],
     /// `--binary FILE`.
     pub binary: Option<&'a Path>,
-    /// `--image`.
+    /// Whether an image was named that has them.
     pub image: bool,
     /// `--build-on-machine`.
     pub build: bool,

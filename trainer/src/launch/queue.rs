@@ -26,8 +26,8 @@ struct Job {
     name: String,
 }
 
-/// The id of the newest job of a name: a job's, or a run's, which is the end of its job's. Without a
-/// name the newest training run. A name that no job has is an error.
+/// The id of the newest job of a name: a job's, or a run's, which is the end of its job's. Without
+/// a name the newest training run. A name that no job has is an error.
 pub(super) fn newest(name: Option<&str>) -> Result<u64> {
     let jobs = jobs()?;
     let name = name.filter(|name| *name != LAUNCHER);

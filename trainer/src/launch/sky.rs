@@ -38,7 +38,8 @@ struct Ready<'a> {
 pub(crate) fn launch(options: &LaunchOptions) -> Result<()> {
     let default = std::env::var("GCS_BUCKET").ok();
     let (mut plan, config) = LaunchPlan::new(options, &stamp(), default.as_deref(), &here()?)?;
-    let estimate = estimate::for_launch(&config, &options.gpu, options.scale.gpus());
+    let gpus = options.scale.gpus();
+    let estimate = estimate::for_launch(&config, &options.gpu, gpus, plan.seq_len());
     if let Some(estimate) = &estimate {
         for line in estimate.lines(options.price_per_hour) {
             message(format_args!("wf: {line}"));
@@ -97,7 +98,7 @@ pub(crate) fn smoke_there(smoke: &SmokeOptions, gpu: &str, options: &MachineOpti
     let job = job_name("smoke", &smoke.model, &run);
     let mut task = Task::new(FILE)?;
     task.machine(&job, &machine(options, Some(format!("{gpu}:1")), 1)?)?;
-    task.sent(&programs);
+    task.programs(&programs)?;
     task.env("MODEL", &smoke.model)?;
     task.env("DEVICE", if smoke.device == "auto" { "cuda" } else { &smoke.device })?;
     let ready = Ready {

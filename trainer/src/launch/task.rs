@@ -70,24 +70,20 @@ impl Task {
 
     /// Says how the machine gets its programs.
     pub(super) fn programs(&mut self, programs: &Programs) -> Result<()> {
-        self.sent(programs);
         let built = match programs {
-            Programs::Sent(_) | Programs::InImage | Programs::Missing => NOT_BUILT,
+            Programs::Sent(files) => {
+                for (name, file) in files {
+                    self.mounts.insert(format!("~/dlm/bin/{name}"), json!(file));
+                }
+                NOT_BUILT
+            }
+            Programs::InImage | Programs::Missing => NOT_BUILT,
             Programs::Built { repository, features } => {
                 self.tree.insert("workdir".into(), json!(repository));
                 features
             }
         };
         self.env("BUILD_FEATURES", built)
-    }
-
-    /// Mounts the programs that are sent.
-    pub(super) fn sent(&mut self, programs: &Programs) {
-        if let Programs::Sent(files) = programs {
-            for (name, file) in files {
-                self.mounts.insert(format!("~/dlm/bin/{name}"), json!(file));
-            }
-        }
     }
 
     /// Sets a variable that the file has.
