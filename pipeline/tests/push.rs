@@ -107,6 +107,15 @@ fn whole_and_in_one_commit() {
         repo.files.contains_key("README.md") && repo.files.contains_key("tokenizer/tokenizer.json")
     );
     assert!(hub.held().wrong.is_empty(), "{:?}", hub.held().wrong);
+    // Nothing is written beside the cache of the storage's client.
+    let names = |folder: &Path| {
+        let entries = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name());
+        let mut names: Vec<String> = entries.map(|n| n.into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(ground.dir.path()), ["data", "home"]);
+    assert_eq!(names(&ground.dir.path().join("home")), ["xet"]);
     // The folder is still a dataset.
     let mut verify = Command::new(env!("CARGO_BIN_EXE_dlm-prep"));
     assert!(verify.arg("verify").arg(ground.data()).status().unwrap().success());
