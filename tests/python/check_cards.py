@@ -2,12 +2,15 @@
 
 In: model|dataset and the path of a README.md, any number of pairs. Out: a line of JSON with the
 headers. Fails if a header does not parse, if it holds other keys than the classes know, or if a
-table of the text has rows of different widths.
+table of the text has rows of different widths. Where the library `datasets` is installed, a
+dataset's folder is loaded by its card, and the rows of each split are printed with it.
 """
 
 import json
+import os
 import re
 import sys
+import tempfile
 
 from huggingface_hub import DatasetCard, ModelCard
 from huggingface_hub.repocard_data import DatasetCardData, ModelCardData
@@ -29,6 +32,18 @@ def check_text(path, text):
         assert cells(line) == width, f"{path}: line {number} has {cells(line)} cells of {width}"
 
 
+def rows(folder):
+    try:
+        import datasets
+    except ImportError:
+        print("SKIP: datasets is not installed; the folder is not loaded", file=sys.stderr)
+        return None
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory() as cache:
+        loaded = datasets.load_dataset(folder, cache_dir=cache)
+        return {split: len(part) for split, part in loaded.items()}
+
+
 def main():
     out = []
     for kind, path in zip(sys.argv[1::2], sys.argv[2::2]):
@@ -42,6 +57,8 @@ def main():
         again = card_class(str(card)).data.to_dict()
         assert data == again, (data, again)
         check_text(path, card.text)
+        if kind == "dataset":
+            data["rows"] = rows(os.path.dirname(path))
         out.append(data)
     print(json.dumps(out))
 

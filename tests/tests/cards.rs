@@ -27,6 +27,10 @@ fn cards_parse_with_the_classes_of_huggingface_hub() -> Result<()> {
     ensure!(headers[0]["pipeline_tag"] == "text-generation", "{headers}");
     ensure!(headers[1]["pretty_name"] == "packed", "{headers}");
     ensure!(headers[1]["configs"][0]["data_files"][0]["path"] == "train-*.arrow", "{headers}");
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(format!("{data}/manifest.json"))?)?;
+    let loaded = &headers[1]["rows"]["train"];
+    ensure!(loaded.is_null() || *loaded == manifest["packing"]["train_rows"], "{headers}");
 
     // The check must be able to fail: a header that is no YAML, a row that is too long.
     let good = std::fs::read_to_string(&model)?;
