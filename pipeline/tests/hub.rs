@@ -290,6 +290,32 @@ fn a_tokenizer_of_the_hub() {
     }
 }
 
+/// A system without certificates: a hub on the loopback needs none, one with TLS is refused with
+/// what to do.
+#[test]
+fn a_system_without_certificates() {
+    let g = Ground::new();
+    let hub = Hub::of_models(Faults::default());
+    hub.push("org/small", COMMIT, files_of(&sample("tokenizer")));
+    let prep = |endpoint: &str| {
+        let mut c = Command::new(env!("CARGO_BIN_EXE_dlm-prep"));
+        c.args(["--max-rows", "20", "--tokenizer", "hf://org/small", "--input"])
+            .arg(sample("train.parquet"))
+            .arg("--out")
+            .arg(g.path("out"));
+        c.env("HF_ENDPOINT", endpoint).env("HF_HOME", g.path("cache"));
+        c.env("SSL_CERT_FILE", "/nonexistent").env("SSL_CERT_DIR", "/nonexistent");
+        c.env_remove("HF_HUB_OFFLINE").env_remove("HF_HUB_CACHE").output().unwrap()
+    };
+    let plain = prep(&hub.url);
+    assert!(plain.status.success(), "{}", said(&plain));
+    let tls = prep("https://127.0.0.1:9");
+    assert!(!tls.status.success());
+    if cfg!(target_os = "linux") {
+        assert!(said(&tls).contains("SSL_CERT_FILE"), "{}", said(&tls));
+    }
+}
+
 /// A cache that belongs to somebody else: nothing in it can be written, and the run works online
 /// as long as the files of the commit are there.
 #[test]

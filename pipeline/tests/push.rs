@@ -107,6 +107,15 @@ fn whole_and_in_one_commit() {
         repo.files.contains_key("README.md") && repo.files.contains_key("tokenizer/tokenizer.json")
     );
     assert!(hub.held().wrong.is_empty(), "{:?}", hub.held().wrong);
+    // Nothing is written beside the cache of the storage's client.
+    let names = |folder: &Path| {
+        let entries = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name());
+        let mut names: Vec<String> = entries.map(|n| n.into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(ground.dir.path()), ["data", "home"]);
+    assert_eq!(names(&ground.dir.path().join("home")), ["xet"]);
     // The folder is still a dataset.
     let mut verify = Command::new(env!("CARGO_BIN_EXE_dlm-prep"));
     assert!(verify.arg("verify").arg(ground.data()).status().unwrap().success());
@@ -150,9 +159,20 @@ fn again_after_a_cut() {
     assert!(said(&cut).contains("nothing was committed, push again"), "{}", said(&cut));
     let repo = hub.repo(REPO).unwrap();
     assert!(!repo.private && repo.commits.len() == 1 && repo.files.len() == 1);
-    hub.held().faults.xorbs_before_a_cut = None;
+    // Cut off again, when the content has been sent, and then whole: only what is missing is sent.
+    {
+        let mut held = hub.held();
+        held.faults.xorbs_before_a_cut = None;
+        held.faults.refuses_shards = true;
+    }
+    assert_eq!(ground.push(&hub, &[]).status.code(), Some(1));
+    assert_eq!(hub.repo(REPO).unwrap().commits.len(), 1);
+    let bytes = hub.held().xorb_bytes;
+    assert!(bytes > 0);
+    hub.held().faults.refuses_shards = false;
     let done = ground.push(&hub, &[]);
     assert!(done.status.success(), "{}", said(&done));
+    assert_eq!(hub.held().xorb_bytes, bytes, "what the storage has is not sent again");
     same(&hub.repo(REPO).unwrap(), &ground.data());
     assert_eq!(hub.repo(REPO).unwrap().commits.len(), 2);
     let wrong = hub.held().wrong.clone();
@@ -183,6 +203,13 @@ fn what_is_refused() {
         assert!(id_said.contains("ORG/NAME"), "{id}: {id_said}");
     }
     assert!(hub.held().repos.is_empty());
+
+    // The other server would note a request with this token as wrong.
+    hub.held().faults.redirects_to = Some(format!("{}/steal", hub.storage));
+    let redirected = with(&hub, ID, "LANG", "C");
+    assert!(redirected.contains("redirects elsewhere"), "{redirected}");
+    hub.held().faults.redirects_to = None;
+    assert!(hub.held().wrong.is_empty() && !hub.held().asked.iter().any(|a| a.contains("steal")));
 
     // What a hub says is shown without the token, addresses' queries and control characters.
     let says = format!("no {TOKEN} at https://cas/x?X-Amz-Signature=abc \u{1b}[31m");

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::input::hub::address::{Origin, shown};
 use crate::input::hub::cache::RepoKind;
 use crate::input::hub::settings::HubSettings;
-use crate::input::hub::transport::{AGENT, cause};
+use crate::input::hub::transport::{AGENT, cause, no_client};
 use crate::input::not_read;
 use crate::runtime::block_on;
 use bytes::Bytes;
@@ -56,7 +56,6 @@ impl Writer {
                 attempt.follow()
             }
         };
-        let internal = |e: String| Error::Internal(format!("no client for the hub: {e}"));
         let http = reqwest::Client::builder()
             .user_agent(AGENT)
             .connect_timeout(Duration::from_secs(20).min(settings.patience))
@@ -66,7 +65,7 @@ impl Writer {
             .referer(false)
             .http1_only()
             .build()
-            .map_err(|e| internal(cause(&e)))?;
+            .map_err(|e| no_client(&e))?;
         let token = settings.token.clone().unwrap_or_default();
         let client = HFClient::builder()
             .endpoint(&settings.endpoint)
@@ -77,7 +76,10 @@ impl Writer {
             .retry_max_attempts(RETRIES)
             .retry_base_delay(settings.pause)
             .build()
-            .map_err(|_| internal("its settings are refused".to_string()))?;
+            .map_err(|e| match e {
+                HFError::Request { source, .. } => no_client(&source),
+                _ => Error::Internal("hf-hub refuses its settings".to_string()),
+            })?;
         Ok(Writer { client, kind, id: id.to_string(), token })
     }
 

@@ -47,11 +47,13 @@ const LICENCES: [&str; 27] = [
 /// Licence keys of a card for licences as data and models name them: those that hubs know, `other`
 /// for the rest.
 pub fn licence_names(named: &[String]) -> Vec<String> {
-    let known = |name: &String| {
+    let known = |name: &str| {
         let name = name.trim().to_ascii_lowercase().replace([' ', '_'], "-");
         if LICENCES.contains(&name.as_str()) { name } else { "other".to_string() }
     };
-    named.iter().map(known).collect::<BTreeSet<_>>().into_iter().collect()
+    // Expressions such as `Apache-2.0 OR MIT`.
+    let parts = named.iter().flat_map(|n| n.split(" OR ")).flat_map(|n| n.split(" AND "));
+    parts.map(known).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// Writes the card of the dataset in `dir`, unless somebody else's is there: then false.
@@ -255,6 +257,15 @@ mod tests {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(!text.contains("/home/me"), "{text}");
+    }
+
+    #[test]
+    fn licences() {
+        let names = |text: &str| licence_names(&[text.to_string()]);
+        assert_eq!(names("Apache-2.0 OR MIT"), ["apache-2.0", "mit"]);
+        assert_eq!(names("CC BY 4.0"), ["cc-by-4.0"]);
+        assert_eq!(names("Nobody's"), ["other"]);
+        assert!(licence_names(&[]).is_empty());
     }
 
     #[test]

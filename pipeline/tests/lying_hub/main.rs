@@ -7,3 +7,4 @@ mod bodies;
 mod cases;
 mod listings;
 mod models;
+mod transport;

@@ -33,6 +33,10 @@ pub struct Repo {
 pub struct PushFaults {
     /// Xorbs that are answered before the storage fails for good, once; then it works.
     pub xorbs_before_a_cut: Option<usize>,
+    /// The storage takes xorbs, and fails where files are made of them.
+    pub refuses_shards: bool,
+    /// Requests to make a repository are redirected there.
+    pub redirects_to: Option<String>,
     /// What LFS batches answer instead of `xet`.
     pub transfer: Option<&'static str>,
     /// The address of the storage, instead of the right one.
@@ -193,6 +197,9 @@ impl Held {
     }
 
     fn create(&mut self, body: &[u8]) -> Answer {
+        if let Some(to) = &self.faults.redirects_to {
+            return (307, vec![("Location".to_string(), to.clone())], Vec::new());
+        }
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
         let (org, name) = (body["organization"].as_str(), body["name"].as_str());
         let (Some(org), Some(name), Some(private)) = (org, name, body["private"].as_bool()) else {
@@ -360,6 +367,11 @@ impl Held {
                     }
                 }
             }
+            // Asked before a xorb is sent: what is there is not sent again.
+            ("POST", ["v1", "xorb-grants", _, hash]) if self.store.has_xorb(hash) => {
+                plain(200, json!({}))
+            }
+            ("POST", ["v1", "shards"]) if self.faults.refuses_shards => self.refuse(403, ""),
             ("POST", ["v1", "shards"]) => match self.store.add_shard(&asked.body) {
                 Ok(()) => plain(200, json!({"result": 1})),
                 Err(why) => {

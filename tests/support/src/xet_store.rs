@@ -29,6 +29,11 @@ impl Store {
         self.files.get(sha256).cloned()
     }
 
+    /// Whether a xorb is there.
+    pub fn has_xorb(&self, hash: &str) -> bool {
+        self.xorbs.contains_key(hash)
+    }
+
     /// Adds a xorb; whether it was not there yet.
     pub fn add_xorb(&mut self, hash: &str, bytes: &[u8]) -> Result<bool, String> {
         let mut chunks = Vec::new();

@@ -31,7 +31,7 @@ impl Origin {
         &self.host
     }
 
-    fn is_encrypted(&self) -> bool {
+    pub(crate) fn is_encrypted(&self) -> bool {
         self.scheme == "https"
     }
 

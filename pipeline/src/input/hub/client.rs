@@ -72,9 +72,11 @@ enum Failure {
 impl<'a> HubClient<'a> {
     /// A client that retries silently.
     pub(crate) fn new(settings: HubSettings) -> Self {
+        let origin = Origin::of(&settings.endpoint);
+        let tls = origin.as_ref().is_none_or(Origin::is_encrypted);
         HubClient {
-            transport: Transport::new(settings.patience).map_err(|e| e.to_string()),
-            origin: Origin::of(&settings.endpoint),
+            transport: Transport::new(settings.patience, tls).map_err(|e| e.to_string()),
+            origin,
             settings,
             progress: None,
             answered: AtomicBool::new(false),

@@ -48,26 +48,33 @@ pub(crate) enum Failed {
 }
 
 impl Transport {
-    /// A transport that waits at most `patience` for anything.
-    pub(crate) fn new(patience: Duration) -> Result<Transport> {
+    /// A transport that waits at most `patience` for anything; `tls` says whether the hub's address
+    /// needs certificates.
+    pub(crate) fn new(patience: Duration, tls: bool) -> Result<Transport> {
         let connect = Duration::from_secs(20).min(patience);
-        let http = reqwest::Client::builder()
-            .user_agent(AGENT)
-            .connect_timeout(connect)
-            // Redirects are followed where whole origins are compared, failures tried again where
-            // the user is told.
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false)
-            // A compressed answer could be small on the wire and without an end in memory.
-            .no_gzip()
-            .no_brotli()
-            .no_deflate()
-            .no_zstd()
-            // Each download has a connection, and so a window, of its own.
-            .http1_only()
-            .build()
-            .map_err(|e| Error::Remote(format!("no HTTPS client: {}", innermost(&e))))?;
+        let settings = || {
+            reqwest::Client::builder()
+                .user_agent(AGENT)
+                .connect_timeout(connect)
+                // Redirects are followed where whole origins are compared, failures tried again
+                // where the user is told.
+                .redirect(reqwest::redirect::Policy::none())
+                .retry(reqwest::retry::never())
+                .referer(false)
+                // A compressed answer could be small on the wire and without an end in memory.
+                .no_gzip()
+                .no_brotli()
+                .no_deflate()
+                .no_zstd()
+                // Each download has a connection, and so a window, of its own.
+                .http1_only()
+        };
+        let http = match settings().build() {
+            // A system without certificates; a hub on the loopback needs none.
+            Err(_) if !tls => settings().tls_certs_only([]).build(),
+            made => made,
+        };
+        let http = http.map_err(|e| no_client(&e))?;
         Ok(Transport { http, limit: Duration::from_secs(60).min(patience) })
     }
 
@@ -218,6 +225,14 @@ pub(crate) fn cause(e: &reqwest::Error) -> String {
         None if e.is_body() || e.is_decode() => "it ended early".to_string(),
         None => "protocol error".to_string(),
     }
+}
+
+/// Why there is no HTTPS client, most often because the system has no certificates.
+pub(crate) fn no_client(e: &reqwest::Error) -> Error {
+    Error::Remote(format!(
+        "no HTTPS client: {}; install the system's certificates (package ca-certificates), or name a file of them in SSL_CERT_FILE",
+        innermost(e).trim_start_matches("unexpected error: ")
+    ))
 }
 
 /// The causes of an error, from the outside in.
