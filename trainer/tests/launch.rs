@@ -163,8 +163,9 @@ fn refusals() {
     let sent = ["-m", "qwen3_4b", "--binary", "dlm-train", "--bucket", "gs://b"];
     let with = |more: &[&'static str]| [&sent, more].concat();
     for (arguments, words) in [
-        (with(&["--scale", "medium"]), "1 would be paid for and idle"),
-        (with(&["--scale", "xlarge", "--gpu", "H200"]), "rents 8 H200"),
+        (with(&["--scale", "medium", "optim=muon"]), "1 would be paid for and idle"),
+        (with(&["--scale", "large", "train.batch_rows=3"]), "1 would be paid for and idle"),
+        (with(&["--scale", "xlarge", "--gpu", "H200", "train.engine=burn"]), "rents 8 H200"),
         (with(&["--cloud", "nebuis"]), "nebius, gcp, aws, runpod, lambda, kubernetes"),
         (vec!["-m", "qwen3_5b", "--dry-run"], "did you mean `qwen3_4b`?"),
         (with(&["--dry-run", "train.sead=1"]), "did you mean `train.seed`?"),
@@ -203,10 +204,16 @@ fn refusals() {
         assert!(said.contains(words), "{arguments:?}: {said}");
     }
     // what one may want all the same
-    let large = [&["--scale", "large", "--allow-idle", "--dry-run"], &sent[..]].concat();
+    let large = [&["--scale", "large", "--dry-run"], &sent[..]].concat();
     let output = wf(dir.path(), &[&["dlm"], &large[..]].concat());
     assert!(!text(&output.stderr).contains("would be refused"), "{}", text(&output.stderr));
-    assert_eq!(read(&output).0["resources"]["accelerators"], "H100:4");
+    let task = read(&output).0;
+    assert_eq!(task["resources"]["accelerators"], "H100:4");
+    assert_eq!(task["envs"]["DEVICES"], "4");
+    let idle = [&large[..], &["--allow-idle", "train.batch_rows=2"]].concat();
+    let output = wf(dir.path(), &[&["dlm"], &idle[..]].concat());
+    assert!(!text(&output.stderr).contains("would be refused"), "{}", text(&output.stderr));
+    assert_eq!(read(&output).0["envs"]["DEVICES"], "2");
 }
 
 /// The command lines that the old launcher's users type, up to the machine.

@@ -8,6 +8,7 @@
 //! values with the place where they were written; `compose.rs`: defaults list, groups, overrides;
 //! `ranges.rs`: limits of values; here: loading, and back to YAML.
 
+mod choices;
 mod compose;
 mod error;
 mod files;
@@ -21,6 +22,7 @@ mod tests;
 use std::path::Path;
 use std::rc::Rc;
 
+pub(crate) use choices::*;
 pub use error::ConfigError;
 pub(crate) use files::built_in;
 pub(crate) use kind::{Schema as ConfigSchema, ValueKind};

@@ -2,10 +2,9 @@
 //!
 //! In: a [`Config`] of the right types. Out: nothing, or the first value that is out of range.
 
+use super::choices::{ExportFormat, ExportWhich, Init, LoraExport, Objective, OptimName, Schedule};
 use super::error::ConfigError;
-use super::schema::{
-    Config, ExportFormat, ExportWhich, Init, LoraExport, Objective, OptimName, Schedule,
-};
+use super::schema::Config;
 
 /// Most rows of a step: their row numbers and masks are in memory at the same time.
 const MOST_BATCH_ROWS: usize = 1 << 20;

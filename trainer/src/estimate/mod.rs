@@ -16,16 +16,13 @@ use crate::config::{ActivationCheckpointing, BitLinear, Config, Dtype, Engine, I
 use crate::error::{Error, Result};
 use crate::model::{Decoder, ModelConfig, json_text};
 use crate::native;
-use crate::train::micro_batch::{Passes, native_fits};
+use crate::train::micro_batch::{Passes, for_workers, native_fits};
 use crate::train::trainer::objective_of;
 
 use measured::{Measured, Wanted};
 
 /// Tokens of a packed row where no dataset says: dlm-prep's default.
 pub(crate) const SEQ_LEN: usize = 512;
-
-/// GPUs that one run computes on.
-const USED_GPUS: usize = 1;
 
 /// What an idle card has free, GiB, by SkyPilot's name: a little less than its memory.
 const CARDS: [(&str, usize); 2] = [("H100", 78), ("H200", 139)];
@@ -154,12 +151,15 @@ pub(crate) fn estimate(
         || native::unsupported(&decoder.cfg).is_some();
     let native = !burn && cfg!(feature = "native");
     let objective = objective_of(cfg);
-    let passes = Passes { cfg, decoder: &decoder, objective, seq_len, dtype, native, gpus: 1 };
+    // several train with the native engine only, and each needs a row of every step
+    let used = if native { gpus.count.min(cfg.train.batch_rows.max(1)).max(1) } else { 1 };
+    let passes = Passes { cfg, decoder: &decoder, objective, seq_len, dtype, native, gpus: used };
     let free = gpus.bytes();
     let rows = cfg
         .train
         .micro_batch_rows
-        .or(free.map(|free| passes.rows_in(DeviceKind::Cuda(0), Some(free))));
+        .or(free.map(|free| passes.rows_in(DeviceKind::Cuda(0), Some(free))))
+        .map(|rows| for_workers(rows, cfg.train.batch_rows.max(1), used));
     let need = rows.filter(|_| native).map(|rows| passes.native_need(rows));
     let fits = free.zip(need).map(|(free, need)| need.0.saturating_add(need.1) <= free);
     let narrowly = free.zip(need).is_some_and(|(free, need)| !native_fits(free, need));
@@ -183,8 +183,16 @@ pub(crate) fn estimate(
     });
     let said = match run {
         Some(run) => format!(
-            "measured on one {} with {} rows a pass ({}, commit {}; {})",
-            measured.card, run.rows, measured.date, measured.commit, measured.conditions
+            "measured on one {} with {} rows a pass ({}, commit {}; {}){}",
+            measured.card,
+            run.rows,
+            measured.date,
+            measured.commit,
+            measured.conditions,
+            match used {
+                1 => String::new(),
+                _ => format!("; {used} together were never measured"),
+            }
         ),
         None => format!(
             "not measured for this model and these settings on {}; `dlm-train bench train` measures it there",
@@ -205,7 +213,7 @@ pub(crate) fn estimate(
         parameters,
         gpu: gpus.name.clone(),
         gpus: gpus.count,
-        gpus_used: gpus.count.min(USED_GPUS),
+        gpus_used: used,
         seq_len,
         batch_rows: cfg.train.batch_rows,
         micro_batch_rows: rows,
@@ -218,7 +226,7 @@ pub(crate) fn estimate(
         total_tokens,
         tokens_per_s: run.map(|run| run.tokens_per_s),
         measured: said,
-        hours: run.map(|run| total_tokens as f64 / run.tokens_per_s / 3600.0),
+        hours: run.filter(|_| used == 1).map(|run| total_tokens as f64 / run.tokens_per_s / 3600.0),
         checkpoint_bytes,
         checkpoints,
         disk_bytes: checkpoints * checkpoint_bytes + (2 + exported) * parameters,
@@ -302,7 +310,7 @@ impl Estimate {
         }
         if self.gpus > self.gpus_used {
             lines.push(format!(
-                "GPUs: {} of {} are used; this dlm-train computes on one",
+                "GPUs: {} of {} are used (adapters, Muon and train.engine=burn take one, and each needs a row of train.batch_rows)",
                 self.gpus_used, self.gpus
             ));
         }
@@ -382,7 +390,7 @@ mod tests {
 
     #[test]
     fn hours_and_price_follow_from_the_measured_rate() {
-        let plan = planned(&["model=smollm2_135m", "conversion.total_tokens=1e9"], "H100:4");
+        let plan = planned(&["model=smollm2_135m", "conversion.total_tokens=1e9"], "H100");
         let rate = plan.tokens_per_s.unwrap();
         assert!((plan.hours.unwrap() - 1e9 / rate / 3600.0).abs() < 1e-9);
         let lines = plan.lines(Some(10.0)).join("\n");
@@ -390,8 +398,14 @@ mod tests {
             lines.contains(&format!("{:.2} at 10 an hour", plan.hours.unwrap() * 10.0)),
             "{lines}"
         );
-        assert!(lines.contains("1 of 4 are used"), "{lines}");
         assert!(plan.lines(None).join("\n").contains("--price-per-hour"));
+        // several cards: memory is counted, the rate of all together is not known
+        let four = planned(&["model=smollm2_135m"], "H100:4");
+        assert_eq!((four.gpus_used, four.hours), (4, None));
+        assert!(four.fixed_bytes < plan.fixed_bytes, "{four:?}");
+        assert!(four.lines(None).join("\n").contains("4 together were never measured"));
+        let muon = planned(&["model=smollm2_135m", "optim=muon"], "H100:4");
+        assert!(muon.lines(None).join("\n").contains("1 of 4 are used"));
     }
 
     #[test]

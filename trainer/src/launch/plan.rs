@@ -73,6 +73,8 @@ pub(super) struct LaunchPlan {
     /// Bucket for checkpoints and result, with scheme and without a trailing slash.
     pub bucket: Option<String>,
     pub machine: Machine,
+    /// GPUs that train.
+    pub devices: usize,
     pub programs: Programs,
     /// Whether steps are reported to Weights & Biases if there is a key.
     pub wandb: bool,
@@ -94,9 +96,6 @@ impl LaunchPlan {
         here: &Path,
     ) -> Result<(LaunchPlan, Config)> {
         let mut obstacles = Vec::new();
-        if let Some(idle) = options.scale.idle(&options.gpu).filter(|_| !options.allow_idle) {
-            obstacles.push(idle);
-        }
         let (overrides, data) = split_overrides(&options.overrides)?;
         let mut composed = vec![format!("model={}", options.model)];
         composed.extend(overrides.iter().cloned());
@@ -107,6 +106,9 @@ impl LaunchPlan {
             .transpose()?;
         composed.extend(options.source.iter().map(|source| format!("source.path={source}")));
         let config = Config::load(None, &composed)?;
+        let devices = used_gpus(&config, options.scale.gpus());
+        let idle = options.scale.idle(&options.gpu, devices);
+        obstacles.extend(idle.filter(|_| !options.allow_idle));
         let data_text = data.unwrap_or_else(|| config.data.dir.display().to_string());
         let data = dataset(&data_text, here, &mut obstacles);
         let bucket = bucket_of(options.bucket.as_deref(), bucket)?;
@@ -138,6 +140,7 @@ impl LaunchPlan {
             bucket,
             machine: machine(asked, accelerators, 1)?,
             programs,
+            devices,
             wandb: config.report.wandb != WandbChoice::Off,
             overrides,
             detach: asked.detach,
@@ -249,7 +252,15 @@ fn dataset(text: &str, here: &Path, obstacles: &mut Vec<String>) -> Location {
 
 /// Whether the native engine cannot compute this run.
 fn needs_burn(config: &Config) -> bool {
-    config.optim.name == OptimName::Muon || config.train.engine == Engine::Burn
+    config.optim.name == OptimName::Muon
+        || config.train.engine == Engine::Burn
+        || config.conversion.lora.is_some()
+}
+
+/// Of so many GPUs those that the run computes on: only the native engine takes several, and each
+/// needs a row of every step.
+fn used_gpus(config: &Config, gpus: usize) -> usize {
+    if needs_burn(config) { 1 } else { gpus.min(config.train.batch_rows.max(1)) }
 }
 
 #[cfg(test)]

@@ -4,9 +4,6 @@ use clap::ValueEnum;
 
 use crate::error::{Error, Result};
 
-/// GPUs that one run of dlm-train computes on.
-const USED_GPUS: usize = 1;
-
 /// Clouds whose tasks a test reads with the real SkyPilot, by SkyPilot's names.
 pub(crate) const CLOUDS: [&str; 6] = ["nebius", "gcp", "aws", "runpod", "lambda", "kubernetes"];
 
@@ -39,14 +36,15 @@ impl Scale {
         }
     }
 
-    /// Why this scale is not rented, where dlm-train would leave GPUs of it idle.
-    pub(super) fn idle(self, gpu: &str) -> Option<String> {
+    /// Why this scale is not rented, where a run that computes on `used` GPUs would leave some of it
+    /// idle.
+    pub(super) fn idle(self, gpu: &str, used: usize) -> Option<String> {
         let gpus = self.gpus();
-        (gpus > USED_GPUS).then(|| {
+        (gpus > used).then(|| {
             format!(
-                "--scale {} rents {gpus} {gpu}, and this dlm-train computes on {USED_GPUS} of them: {} would be paid for and idle; take --scale small (with --gpu H200 for more memory), or --allow-idle",
+                "--scale {} rents {gpus} {gpu}, and this run computes on {used} of them: {} would be paid for and idle (adapters, Muon and train.engine=burn take one GPU, and every GPU needs a row of train.batch_rows); take a smaller --scale (with --gpu H200 for more memory), or --allow-idle",
                 self.to_possible_value().map_or_else(String::new, |v| v.get_name().to_string()),
-                gpus - USED_GPUS
+                gpus - used
             )
         })
     }
@@ -160,8 +158,9 @@ mod tests {
 
     #[test]
     fn idle_gpus_are_counted() {
-        assert_eq!(Scale::Dev.idle("H100"), None);
-        assert!(Scale::Large.idle("H200").unwrap().contains("--scale large rents 4 H200"));
-        assert!(Scale::Xlarge.idle("H100").unwrap().contains("7 would be paid for"));
+        assert_eq!(Scale::Dev.idle("H100", 1), None);
+        assert_eq!(Scale::Large.idle("H100", 4), None);
+        assert!(Scale::Large.idle("H200", 1).unwrap().contains("--scale large rents 4 H200"));
+        assert!(Scale::Xlarge.idle("H100", 1).unwrap().contains("7 would be paid for"));
     }
 }

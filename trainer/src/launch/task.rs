@@ -151,6 +151,7 @@ impl LaunchPlan {
         task.env("DATA", &data)?;
         task.env("HYDRA_OVERRIDES", &shell_words(&self.overrides))?;
         task.env("RUN_NAME", &self.run)?;
+        task.env("DEVICES", &self.devices.to_string())?;
         // without a bucket that of GCS_BUCKET, which `--env` of sky may name
         task.env("REMOTE", self.bucket.as_deref().unwrap_or_default())?;
         for name in WANDB {

@@ -163,7 +163,7 @@ pub(super) fn rows(
 
 /// The largest divisor of `batch_rows` that is at most `rows` and makes a micro-batch for each
 /// worker; 1 where none does.
-pub(super) fn for_workers(rows: usize, batch_rows: usize, workers: usize) -> usize {
+pub(crate) fn for_workers(rows: usize, batch_rows: usize, workers: usize) -> usize {
     let most = rows.min(batch_rows / workers.max(1)).max(1);
     (1..=most).rev().find(|rows| batch_rows % rows == 0).unwrap_or(1)
 }
