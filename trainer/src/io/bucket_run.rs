@@ -9,11 +9,12 @@
 //! ```
 //!
 //! A checkpoint is whole when its `files.json` is there and every file in it has the listed length;
-//! a resume fetches the newest whole one and compares every sha256. What a killed upload left has no
-//! `files.json`, is never read, and is removed with the next checkpoint.
+//! a resume fetches the newest whole one and compares every sha256. What a killed upload left has
+//! no `files.json`, is never read, and is removed with the next checkpoint.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::Duration;
 
 use dlm_datasets::{fs, hash};
 use dlm_prep::Progress;
@@ -85,6 +86,11 @@ impl BucketRun {
 
     pub(crate) fn address(&self) -> &BucketAddress {
         self.folder.address()
+    }
+
+    /// The pause before a failed operation is first repeated.
+    pub(crate) fn pause(&self) -> Duration {
+        self.folder.pause()
     }
 
     /// Bytes sent and fetched so far.
@@ -313,7 +319,7 @@ impl BucketRun {
     /// Sends the exported folder, without checkpoints, and compares the bucket's listing with it.
     /// Returns the number of files and their bytes.
     pub(crate) fn send_final(&self, dir: &Path, sent: &mut Sent) -> Result<(usize, u64)> {
-        let mut list = list_of(dir, |name| !name.starts_with("checkpoints/"), &BTreeMap::new())?;
+        let mut list = list_of(dir, is_result, &BTreeMap::new())?;
         // the marker of a whole export comes last
         list.files.sort_by_key(|file| (file.path == EXPORT_MARKER, file.path.clone()));
         let text = text_of(&list, FINAL_INDEX)?;
@@ -350,6 +356,12 @@ impl BucketRun {
 /// Whether a file reports the run; its name is a path below the run's folder.
 fn is_report(name: &str) -> bool {
     name == "metrics.jsonl" || name.starts_with("tensorboard/")
+}
+
+/// Whether a file of the run's folder belongs to its result: not the checkpoints, and not what the
+/// client of Weights & Biases keeps.
+fn is_result(name: &str) -> bool {
+    !name.starts_with("checkpoints/") && !name.starts_with("wandb/")
 }
 
 /// Name of a checkpoint's folder in the bucket.

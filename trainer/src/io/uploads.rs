@@ -17,8 +17,8 @@ use crate::report::console::message;
 
 /// Suffix of the folder that holds a checkpoint while it waits.
 const SUFFIX: &str = ".upload";
-/// First and longest pause after an upload failed.
-const PAUSE: Duration = Duration::from_secs(2);
+/// First pause after an upload failed, in pauses of the bucket's operations (2 s), and the longest.
+const PAUSES: u32 = 4;
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Failures in a row after which the end of a run waits no longer.
 const FAILURES: u32 = 3;
@@ -223,7 +223,8 @@ impl Shared {
 
     /// Sends what waits, for ever.
     fn work(&self) {
-        let (mut pause, mut sent) = (PAUSE, (None, Sent::default()));
+        let first = self.run.pause() * PAUSES;
+        let (mut pause, mut sent) = (first, (None, Sent::default()));
         loop {
             let job = self.next();
             // what is known of the last one is of use only if it is tried again
@@ -242,7 +243,7 @@ impl Shared {
             };
             match result {
                 Ok(()) => {
-                    pause = PAUSE;
+                    pause = first;
                     let mut queue = self.lock();
                     (queue.failures, queue.told) = (0, false);
                 }
@@ -326,8 +327,8 @@ impl Shared {
         queue.failure = error.to_string();
         if !std::mem::replace(&mut queue.told, true) {
             message(format_args!(
-                "warning: not uploaded: {error}; the run goes on, and it is tried again, in {} s for the first time",
-                pause.as_secs()
+                "warning: not uploaded: {error}; the run goes on, and it is tried again, in {:.0} s for the first time",
+                pause.as_secs_f64()
             ));
         }
     }
