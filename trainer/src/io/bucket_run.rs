@@ -270,8 +270,8 @@ impl BucketRun {
         Ok(())
     }
 
-    /// Removes checkpoints other than the newest `keep` up to `newest`, and `best`. What has no list
-    /// goes, too.
+    /// Removes checkpoints other than the newest `keep` up to `newest`, and `best`. What has no
+    /// list goes, too.
     pub(crate) fn prune(&self, newest: u64, best: Option<u64>, keep: usize) -> Result<()> {
         let objects = self.folder.list()?;
         let step_of_object =

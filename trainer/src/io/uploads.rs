@@ -1,7 +1,7 @@
 //! Checkpoints and the exported folder on their way to the bucket, sent by one thread.
 //!
-//! In: checkpoints as they are written ([`Uploads::add`]). A checkpoint is linked under another name
-//! (`checkpoints/.step-N.upload`), so that it may be removed while it is being sent. The newest one
+//! In: checkpoints as they are written ([`Uploads::add`]). A checkpoint is linked under another
+//! name (`checkpoints/.step-N.upload`), so that it may be removed while it is being sent. The newest one
 //! is sent first; one that was not begun when a newer one is written is left out, unless it is the
 //! best. Training never waits for the bucket: only its end does, as long as bytes arrive
 //! ([`Uploads::finish`]), and an interrupted run for a fixed time ([`Uploads::settle`]).
