@@ -2,7 +2,7 @@
 //! disk, export. The weights must be those of an undisturbed run on local files.
 //!
 //! Against a loopback S3 with faults, and, where `DLM_PYTHON` has them, against moto (S3 and
-//! Google's XML) and seaweedfs.
+//! Google's XML) and seaweedfs behind a proxy with faults.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use dlm_test_support::fault_proxy::FaultProxy;
 use dlm_test_support::s3::S3;
 use dlm_test_support::{Run, capture, command, python, repository, sample, skip};
 use dlm_tests::samples;
@@ -152,6 +153,23 @@ fn expected_names(third: &Path, keys: &[String]) -> Result<()> {
     Ok(())
 }
 
+fn holds_secret(content: &[u8]) -> bool {
+    content.windows(7).any(|window| window == b"hunter2")
+}
+
+/// Looks for the secret of the environment in every file below a folder.
+fn no_secret_below(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            no_secret_below(&path)?;
+        } else {
+            ensure!(!holds_secret(&fs::read(&path)?), "a secret is in {}", path.display());
+        }
+    }
+    Ok(())
+}
+
 fn s3_place(s3: &S3) -> Place {
     Place { address: "s3://bkt", environment: s3.environment() }
 }
@@ -171,15 +189,19 @@ fn keys_of_run(s3: &S3) -> Vec<String> {
 fn a_run_that_is_killed_twice_goes_on_from_empty_disks() -> Result<()> {
     let (dir, s3) = (tempfile::tempdir()?, S3::start());
     inputs(&s3)?;
+    // What another program left under a name of ours is neither read nor removed.
+    s3.put("bkt/dlm/run/checkpoint-step-3/trainer_state.pt", b"of another program");
     s3.faults.mixed.store(true, SeqCst);
     s3.faults.halves.store(1, SeqCst);
     s3.faults.wrong.store(1, SeqCst);
     let place = s3_place(&s3);
     let desk = Desk { dir: dir.path(), place: &place };
     through(&desk, &|| s3.get("bkt/dlm/run/latest").is_some())?;
-    expected_names(&dir.path().join("third"), &keys_of_run(&s3))?;
+    let own = keys_of_run(&s3).into_iter().filter(|key| !key.ends_with("trainer_state.pt"));
+    expected_names(&dir.path().join("third"), &own.collect::<Vec<_>>())?;
     ensure!(s3.get("bkt/dlm/run/latest").as_deref() == Some(&b"checkpoint-step-24"[..]));
     ensure!(s3.open_uploads.lock().unwrap().is_empty(), "uploads in parts are left over");
+    ensure!(s3.get("bkt/dlm/run/checkpoint-step-3/trainer_state.pt").is_some(), "somebody else's");
     // A model in the bucket is decoded from there, and recorded with its version.
     let model = desk.at("dlm/run/final");
     let arguments = ["generate", "--model", &model, "--ids", "5,6,7", "--max-new-tokens", "8"];
@@ -192,6 +214,10 @@ fn a_run_that_is_killed_twice_goes_on_from_empty_disks() -> Result<()> {
     desk.run("dlm-train", "d", &[&arguments[..], &more].concat())?.ok()?;
     let record = fs::read_to_string(dir.path().join("tuned/dlm_config.json"))?;
     ensure!(record.contains(&format!("{model}@")), "{record}");
+    no_secret_below(dir.path())?;
+    let objects = s3.objects.lock().unwrap();
+    let shown = objects.iter().find(|(_, stored)| holds_secret(&stored.content));
+    ensure!(shown.is_none(), "a secret is in {shown:?}");
     Ok(())
 }
 
@@ -298,6 +324,9 @@ fn a_bucket_that_is_gone_costs_no_step_and_is_told_at_the_end() -> Result<()> {
     // A bucket that does not answer at the beginning ends the call before the first step: there may
     // be a newer checkpoint than on this disk.
     s3.faults.denied.store(true, SeqCst);
+    let place = ["output.dir=s3://bkt/x"];
+    let wrong = capture(&mut desk.train("a", &dir.path().join("other"), &place)?)?.expect(2)?;
+    ensure!(wrong.stderr.contains("output.remote=…"), "{}", wrong.stderr);
     let refused = capture(&mut desk.train("a", &dir.path().join("other"), &[])?)?.expect(1)?;
     ensure!(refused.stderr.contains("the bucket answers 403"), "{}", refused.stderr);
     Ok(())
@@ -390,9 +419,15 @@ fn by_client(python: &Path, url: &str, what: &str) -> Result<Vec<String>> {
     Ok(run.stdout.lines().map(String::from).collect())
 }
 
-fn emulated(python: &Path, url: &str, place: &Place) -> Result<()> {
-    let dir = tempfile::tempdir()?;
+/// The whole way in a bucket of an emulator, which programs reach through a proxy with faults.
+fn emulated(python: &Path, port: u16, address: &'static str) -> Result<()> {
+    let (dir, proxy) = (tempfile::tempdir()?, FaultProxy::start(port));
+    proxy.faults.mixed.store(true, SeqCst);
+    proxy.faults.stalls.store(1, SeqCst);
+    proxy.faults.wrong.store(1, SeqCst);
+    let place = &Place { address, environment: environment(&proxy.url) };
     let desk = Desk { dir: dir.path(), place };
+    let url = &format!("http://127.0.0.1:{port}");
     by_client(python, url, "fill")?;
     let list = || -> Result<Vec<String>> {
         let keys = by_client(python, url, "list")?;
@@ -412,6 +447,10 @@ fn environment(url: &str) -> Vec<(&'static str, String)> {
         ("AWS_SECRET_ACCESS_KEY", text("hunter2secretofatest")),
         ("GOOGLE_BASE_URL", text(url)),
         ("GOOGLE_BEARER_TOKEN", text("hunter2bearer")),
+        ("AWS_TIMEOUT", text("4s")),
+        ("GOOGLE_TIMEOUT", text("4s")),
+        ("DLM_BUCKET_PAUSE_MS", text("5")),
+        ("DLM_BUCKET_PATIENCE_MS", text("20000")),
     ]
 }
 
@@ -423,9 +462,7 @@ fn moto_as_s3_and_as_google() -> Result<()> {
         let mut moto = Command::new(&python);
         moto.args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &port.to_string()]);
         let _server = started(moto, port)?;
-        let url = format!("http://127.0.0.1:{port}");
-        let place = Place { address, environment: environment(&url) };
-        emulated(&python, &url, &place).with_context(|| format!("moto as {address}"))?;
+        emulated(&python, port, address).with_context(|| format!("moto as {address}"))?;
     }
     Ok(())
 }
@@ -449,6 +486,5 @@ fn seaweedfs() -> Result<()> {
         format!("-filer.port={}", ports[2]),
     ]);
     let _server = started(server, port)?;
-    let url = format!("http://127.0.0.1:{port}");
-    emulated(&python, &url, &Place { address: "s3://bkt", environment: environment(&url) })
+    emulated(&python, port, "s3://bkt")
 }

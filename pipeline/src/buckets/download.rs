@@ -86,7 +86,7 @@ impl BucketFolder<'_> {
             .open(&part)
             .map_err(Error::io("opening", &part))?;
         let mut disk = None;
-        let fetched = self.retry(|| {
+        let fetched = self.retry_while(have, || {
             let start = have();
             let ranges: Vec<_> = (start..object.bytes)
                 .step_by(PIECE as usize)

@@ -174,17 +174,27 @@ impl<'p> BucketFolder<'p> {
     }
 
     /// Runs an operation until it succeeds, or until that is not to be expected any more.
-    pub(super) fn retry<T>(&self, mut run: impl FnMut() -> Outcome<T>) -> Outcome<T> {
+    pub(super) fn retry<T>(&self, run: impl FnMut() -> Outcome<T>) -> Outcome<T> {
+        self.retry_while(|| 0, run)
+    }
+
+    /// As [`retry`](Self::retry) for an operation that goes on where it failed: patience begins
+    /// anew whenever `done` has grown.
+    pub(super) fn retry_while<T>(
+        &self,
+        done: impl Fn() -> u64,
+        mut run: impl FnMut() -> Outcome<T>,
+    ) -> Outcome<T> {
         let (mut pause, mut since, mut tries) = (self.settings.pause, Instant::now(), 0);
-        let mut seen = self.bytes_moved();
+        let mut seen = done();
         loop {
             let fault = match run() {
                 Ok(value) => return Ok(value),
                 Err(fault) => fault,
             };
-            if self.bytes_moved() > seen {
+            if done() > seen {
                 (pause, since, tries) = (self.settings.pause, Instant::now(), 0);
-                seen = self.bytes_moved();
+                seen = done();
             }
             tries += 1;
             let patient = since.elapsed() < self.settings.patience;

@@ -123,6 +123,9 @@ fn local(dir: &Path) -> Result<PathBuf> {
 
 /// Exports a dataset for the Python library.
 pub(super) fn export_hf(dir: &Path, out: &Path) -> Result<()> {
+    if let Some(address) = address_of("--out", out)? {
+        return Err(Error::Usage(format!("--out {address}: expected a local folder")));
+    }
     let m = dataset::export_hf::export_hf(local(dir)?, out)?;
     console::print(&format!(
         "{}: {} train and {} eval rows for datasets.load_from_disk\n",

@@ -6,6 +6,7 @@
 
 pub mod binaries;
 pub mod families;
+pub mod fault_proxy;
 pub mod hub;
 pub mod lying_hub;
 pub mod python;

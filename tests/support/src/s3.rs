@@ -316,7 +316,7 @@ impl Served {
 }
 
 /// Takes one of a number of faults.
-fn take_one(left: &AtomicUsize) -> bool {
+pub(crate) fn take_one(left: &AtomicUsize) -> bool {
     left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok()
 }
 

@@ -1,14 +1,15 @@
 //! Checkpoints and the exported folder on their way to the bucket, sent by one thread.
 //!
 //! In: checkpoints as they are written ([`Uploads::add`]). A checkpoint is linked under another
-//! name (`checkpoints/.step-N.upload`), so that it may be removed while it is being sent. The newest one
-//! is sent first; one that was not begun when a newer one is written is left out, unless it is the
-//! best. Training never waits for the bucket: only its end does, as long as bytes arrive
+//! name (`checkpoints/.step-N.upload`), so that it may be removed while it is being sent. The
+//! newest one is sent first; one that was not begun when a newer one is written is left out, unless
+//! it is the best. Training never waits for the bucket: only its end does, as long as bytes arrive
 //! ([`Uploads::finish`]), and an interrupted run for a fixed time ([`Uploads::settle`]).
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
@@ -75,6 +76,7 @@ struct Shared {
 #[derive(Debug)]
 pub(crate) struct Uploads {
     shared: Arc<Shared>,
+    thread: JoinHandle<()>,
 }
 
 impl Uploads {
@@ -89,11 +91,11 @@ impl Uploads {
             changed: Condvar::new(),
         });
         let own = shared.clone();
-        std::thread::Builder::new()
-            .name("uploads".into())
-            .spawn(move || own.work())
-            .map_err(|e| Error::Device(format!("starting the thread for uploads failed: {e}")))?;
-        Ok(Uploads { shared })
+        let thread =
+            std::thread::Builder::new().name("uploads".into()).spawn(move || own.work()).map_err(
+                |e| Error::Device(format!("starting the thread for uploads failed: {e}")),
+            )?;
+        Ok(Uploads { shared, thread })
     }
 
     /// A checkpoint was written to `dir`. `best` is the step with the lowest evaluation loss.
@@ -123,7 +125,7 @@ impl Uploads {
         queue.failures = 0;
         shared.changed.notify_all();
         let mut deadline = None;
-        while !queue.is_empty() && queue.failures < FAILURES {
+        while !queue.is_empty() && queue.failures < FAILURES && !self.thread.is_finished() {
             if stop.load(Ordering::Relaxed) {
                 let deadline = *deadline.get_or_insert_with(|| Instant::now() + grace);
                 if Instant::now() >= deadline {
@@ -169,6 +171,7 @@ impl Uploads {
         shared.changed.notify_all();
         while queue.waiting.iter().any(|waiting| Some(waiting.step) == newest)
             && Instant::now() < deadline
+            && !self.thread.is_finished()
         {
             queue = shared.wait(queue);
         }
