@@ -305,3 +305,42 @@ fn a_dataset_goes_from_bucket_to_bucket_and_a_killed_run_goes_on_elsewhere() {
     );
     assert!(refused.expect(1).unwrap().stderr.contains("holds a finished dataset"));
 }
+
+#[test]
+fn parts_are_joined_from_bucket_to_bucket_and_a_second_call_changes_nothing() {
+    let (s3, dir) = (S3::start(), tempfile::tempdir().unwrap());
+    let (input, tokenizer) = (sample("train.parquet"), sample("tokenizer"));
+    let prep = |cache: &str, arguments: &[&str]| {
+        let mut command = binaries::command("dlm-prep", dir.path()).unwrap();
+        command.envs(s3.environment()).env("DLM_CACHE", dir.path().join(cache));
+        command.args(arguments);
+        binaries::capture(&mut command).unwrap()
+    };
+    let common = ["--input", input.to_str().unwrap(), "--tokenizer", tokenizer.to_str().unwrap()];
+    let settings = ["--max-rows", "300", "--seq-len", "128"];
+    let mut parts = Vec::new();
+    for part in ["0/2", "1/2"] {
+        let out = format!("s3://out/parts/{}", &part[..1]);
+        let arguments = [&common[..], &settings, &["--shard", part, "--out", &out]].concat();
+        prep("a", &arguments).ok().unwrap();
+        parts.push(out);
+    }
+    let join = |cache: &str, out: &str| prep(cache, &["merge", &parts[0], &parts[1], "--out", out]);
+    let local = dir.path().join("joined");
+    join("b", local.to_str().unwrap()).ok().unwrap();
+    join("c", "s3://out/joined").ok().unwrap();
+    for entry in std::fs::read_dir(&local).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "arrow") {
+            let key = format!("out/joined/{}", path.file_name().unwrap().to_string_lossy());
+            assert_eq!(s3.get(&key), Some(std::fs::read(&path).unwrap()), "{key}");
+        }
+    }
+    let before = s3.objects.lock().unwrap().len();
+    join("d", "s3://out/joined").ok().unwrap();
+    assert_eq!(s3.objects.lock().unwrap().len(), before);
+    let verified = prep("d", &["verify", "s3://out/joined"]).ok().unwrap();
+    assert!(verified.stdout.contains("ok:"), "{}", verified.stdout);
+    let refused = prep("d", &["merge", &parts[0], "--out", "s3://out/joined"]).expect(1).unwrap();
+    assert!(refused.stderr.contains("holds a finished dataset"), "{}", refused.stderr);
+}

@@ -214,6 +214,10 @@ fn a_run_that_is_killed_twice_goes_on_from_empty_disks() -> Result<()> {
     desk.run("dlm-train", "d", &[&arguments[..], &more].concat())?.ok()?;
     let record = fs::read_to_string(dir.path().join("tuned/dlm_config.json"))?;
     ensure!(record.contains(&format!("{model}@")), "{record}");
+    let pinned = format!("{model}@0000000000000000");
+    let other = ["generate", "--model", &pinned, "--ids", "5", "--device", "cpu"];
+    let refused = desk.run("dlm-train", "d", &other)?.expect(1)?;
+    ensure!(refused.stderr.contains("they were replaced since"), "{}", refused.stderr);
     no_secret_below(dir.path())?;
     let objects = s3.objects.lock().unwrap();
     let shown = objects.iter().find(|(_, stored)| holds_secret(&stored.content));
