@@ -6,8 +6,6 @@
 //! call. A caller may itself be a thread of another tokio runtime: tokio's own `block_on` panics
 //! there, this one waits.
 
-#![allow(dead_code, reason = "its users, the hub's client and the buckets' client, come next")]
-
 use crate::error::{Error, Result};
 use std::future::Future;
 use std::pin::pin;
