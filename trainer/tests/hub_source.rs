@@ -275,8 +275,9 @@ fn errors_say_what_to_do() {
     refused("org/bare", 1, &["no config.json", "model.safetensors"]);
     refused("hf://org/bin@v7", 1, &["404", "v7"]);
     refused("org/none", 1, &["401", "no local folder"]);
-    refused("gs://bucket/model", 2, &["source.path", "gcloud storage cp"]);
-    refused("s3://bucket/model", 2, &["aws s3 cp"]);
+    refused("gcs://bucket/model", 2, &["source.path", "give gs://"]);
+    refused("s3a://bucket/model", 2, &["give s3://"]);
+    refused("file:///no/such/folder", 1, &["no such folder in the bucket"]);
     refused("no-such-folder", 2, &["source.path", "no such folder", "hf://ORG/NAME"]);
     refused("config.json", 2, &["is a file"]);
     let expired = Hub::of_models(Faults { expired: true, ..Default::default() });

@@ -5,6 +5,7 @@
 
 use crate::error::{Error, Result};
 use std::fmt;
+use std::path::PathBuf;
 
 /// Kind of a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,6 +129,11 @@ impl BucketAddress {
             false => format!("{}/{name}", self.path),
         };
         BucketAddress { path, ..self.clone() }
+    }
+
+    /// The path of what `file://` names.
+    pub(crate) fn local_path(&self) -> Option<PathBuf> {
+        (self.scheme == Scheme::File).then(|| PathBuf::from("/").join(&self.path))
     }
 
     /// The folder that this is in, and its name there; none for a whole bucket.

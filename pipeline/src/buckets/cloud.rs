@@ -96,12 +96,6 @@ impl CloudStore {
         Ok(CloudStore { store, patience, pause })
     }
 
-    #[cfg(test)]
-    pub(crate) fn of(store: Arc<dyn ObjectStore>) -> CloudStore {
-        let milliseconds = Duration::from_millis;
-        CloudStore { store, patience: milliseconds(500), pause: milliseconds(1) }
-    }
-
     fn wait<T>(
         &self,
         future: impl Future<Output = std::result::Result<T, object_store::Error>>,
@@ -173,16 +167,28 @@ fn info(meta: ObjectMeta) -> ObjectInfo {
 impl Store for CloudStore {
     fn list(&self, folder: &str) -> Outcome<Vec<ObjectInfo>> {
         let prefix = path_of(folder)?;
-        let mut found = self.wait(self.store.list(Some(&prefix)).try_collect::<Vec<_>>())?;
-        // A listing may end early without saying so. What comes after its last name is asked for
-        // until nothing does.
-        while let Some(last) = found.iter().map(|meta| &meta.location).max().cloned() {
-            let more = self.store.list_with_offset(Some(&prefix), &last);
-            let more = self.wait(more.try_collect::<Vec<_>>())?;
+        let mut found: Vec<ObjectMeta> = Vec::new();
+        loop {
+            // A listing may end early, with an error or without saying so. What comes after its
+            // last name is asked for until nothing does.
+            let last = found.iter().map(|meta| &meta.location).max().cloned();
+            let mut names = match &last {
+                None => self.store.list(Some(&prefix)),
+                Some(last) => self.store.list_with_offset(Some(&prefix), last),
+            };
             let before = found.len();
-            found.extend(more.into_iter().filter(|meta| meta.location > last));
-            if found.len() == before {
-                break;
+            let collect = async {
+                while let Some(meta) = names.try_next().await? {
+                    if last.as_ref().is_none_or(|last| meta.location > *last) {
+                        found.push(meta);
+                    }
+                }
+                Ok(())
+            };
+            match self.wait(collect) {
+                Err(fault) if found.len() == before => return Err(fault),
+                Ok(()) if found.len() == before => break,
+                _ => {}
             }
         }
         Ok(found.into_iter().map(info).collect())

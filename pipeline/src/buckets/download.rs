@@ -23,8 +23,8 @@ impl BucketFolder<'_> {
     /// listing; the content must have the given sha256, else, where the tag is an MD5, that MD5.
     ///
     /// # Errors
-    /// [`Error::Input`] with the bucket's reason, [`Error::Damaged`] where the content is wrong twice;
-    /// [`Error::Io`] of the local disk.
+    /// [`Error::Input`] with the bucket's reason, [`Error::Damaged`] where the content is wrong
+    /// twice; [`Error::Io`] of the local disk.
     pub fn fetch(
         &self,
         object: &BucketObject,
@@ -86,7 +86,7 @@ impl BucketFolder<'_> {
             .open(&part)
             .map_err(Error::io("opening", &part))?;
         let mut disk = None;
-        let fetched = self.retry(|| {
+        let fetched = self.retry_while(have, || {
             let start = have();
             let ranges: Vec<_> = (start..object.bytes)
                 .step_by(PIECE as usize)
@@ -104,6 +104,10 @@ impl BucketFolder<'_> {
                 })
             })
         });
+        if fetched.is_err() && have() == 0 {
+            // nothing to go on from
+            let _ = std::fs::remove_file(&part);
+        }
         match (fetched, disk) {
             (_, Some(e)) => Err(Error::io("writing", &part)(e)),
             (Err(fault), None) => Err(self.error(&object.name, &fault)),

@@ -69,7 +69,16 @@ impl Fault {
         };
         let fault = |kind, text: String| Fault { kind, text };
         let is = |names: &[&str]| code.as_deref().is_some_and(|code| names.contains(&code));
-        if is(&["RequestTimeout", "BadDigest", "InvalidDigest", "IncompleteBody", "SlowDown"]) {
+        // What arrived was not what was sent, or not in time.
+        if is(&[
+            "RequestTimeout",
+            "BadDigest",
+            "InvalidDigest",
+            "IncompleteBody",
+            "SlowDown",
+            "XAmzContentSHA256Mismatch",
+            "XAmzContentChecksumMismatch",
+        ]) {
             return fault(FaultKind::Passing, answer());
         }
         match (error, status) {
@@ -124,7 +133,7 @@ fn code_of(text: &str) -> Option<String> {
     let rest = &text[text.find("<Code>")? + "<Code>".len()..];
     let code = &rest[..rest.find('<')?];
     let plain = !code.is_empty() && code.len() <= 40;
-    (plain && code.bytes().all(|b| b.is_ascii_alphabetic())).then(|| code.to_string())
+    (plain && code.bytes().all(|b| b.is_ascii_alphanumeric())).then(|| code.to_string())
 }
 
 #[cfg(test)]

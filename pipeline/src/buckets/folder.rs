@@ -3,17 +3,18 @@
 //! An operation ends with an error when nothing has arrived for `DLM_BUCKET_PATIENCE_MS`, or at
 //! once where the same request would fail again (no such bucket, credentials refused).
 
-use super::address::BucketAddress;
-use super::cloud::credentials;
+use super::address::{BucketAddress, Scheme};
+use super::cloud::{CloudStore, credentials};
+use super::disk::DiskStore;
 use super::fault::{Fault, FaultKind};
 use super::settings::{BucketSettings, LONGEST_PAUSE};
-use super::store::{self, Outcome, Store};
+use super::store::{Outcome, Store};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A folder of a bucket.
 pub struct BucketFolder<'p> {
@@ -55,7 +56,11 @@ impl<'p> BucketFolder<'p> {
     /// # Errors
     /// [`Error::Usage`] if the environment's settings of the bucket cannot be used.
     pub fn open(address: &BucketAddress, progress: &'p dyn Progress) -> Result<BucketFolder<'p>> {
-        let store = store::open(address)?;
+        let opened: Outcome<Arc<dyn Store>> = match address.scheme {
+            Scheme::File => Ok(Arc::new(DiskStore)),
+            _ => CloudStore::open(address).map(|store| Arc::new(store) as _),
+        };
+        let store = opened.map_err(|fault| Error::Usage(format!("{address}: {fault}")))?;
         Ok(BucketFolder::with(address, store, BucketSettings::from_env(), progress))
     }
 
@@ -78,6 +83,11 @@ impl<'p> BucketFolder<'p> {
     /// Bytes that were fetched or sent so far, repeated ones included.
     pub fn bytes_moved(&self) -> u64 {
         self.moved.load(Ordering::Relaxed)
+    }
+
+    /// The pause before a failed operation is first repeated (`DLM_BUCKET_PAUSE_MS`, 500 ms).
+    pub fn pause(&self) -> Duration {
+        self.settings.pause
     }
 
     /// All objects below the folder, sorted by name; none where there is no such folder.
@@ -164,17 +174,27 @@ impl<'p> BucketFolder<'p> {
     }
 
     /// Runs an operation until it succeeds, or until that is not to be expected any more.
-    pub(super) fn retry<T>(&self, mut run: impl FnMut() -> Outcome<T>) -> Outcome<T> {
+    pub(super) fn retry<T>(&self, run: impl FnMut() -> Outcome<T>) -> Outcome<T> {
+        self.retry_while(|| 0, run)
+    }
+
+    /// As [`retry`](Self::retry) for an operation that goes on where it failed: patience begins
+    /// anew whenever `done` has grown.
+    pub(super) fn retry_while<T>(
+        &self,
+        done: impl Fn() -> u64,
+        mut run: impl FnMut() -> Outcome<T>,
+    ) -> Outcome<T> {
         let (mut pause, mut since, mut tries) = (self.settings.pause, Instant::now(), 0);
-        let mut seen = self.bytes_moved();
+        let mut seen = done();
         loop {
             let fault = match run() {
                 Ok(value) => return Ok(value),
                 Err(fault) => fault,
             };
-            if self.bytes_moved() > seen {
+            if done() > seen {
                 (pause, since, tries) = (self.settings.pause, Instant::now(), 0);
-                seen = self.bytes_moved();
+                seen = done();
             }
             tries += 1;
             let patient = since.elapsed() < self.settings.patience;

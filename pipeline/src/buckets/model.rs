@@ -97,7 +97,7 @@ pub(crate) fn fetch_model(
         )));
     }
     let cache = CacheFolder::lock(bucket.settings.folder(&address, &version))?;
-    let small: Vec<&BucketObject> = of_model.iter().copied().filter(|o| is_small(&o)).collect();
+    let small: Vec<&BucketObject> = of_model.iter().copied().filter(|o| is_small(o)).collect();
     cache.fetch(&bucket, &small, |_| None)?;
     if weights {
         let names = match listed.iter().any(|o| o.name == SINGLE) {

@@ -1,13 +1,8 @@
 //! The operations of a bucket, each one try: `folder.rs` repeats them.
 
-use super::address::{BucketAddress, Scheme};
-use super::cloud::CloudStore;
-use super::disk::DiskStore;
 use super::fault::Fault;
-use crate::error::{Error, Result};
 use bytes::Bytes;
 use std::ops::Range;
-use std::sync::Arc;
 
 /// Result of one try.
 pub(crate) type Outcome<T> = std::result::Result<T, Fault>;
@@ -56,15 +51,6 @@ pub(crate) trait Store: Send + Sync {
 
     /// Removes an object; one that is not there is removed already.
     fn remove(&self, key: &str) -> Outcome<()>;
-}
-
-/// The bucket of an address.
-pub(crate) fn open(address: &BucketAddress) -> Result<Arc<dyn Store>> {
-    let opened: Outcome<Arc<dyn Store>> = match address.scheme {
-        Scheme::File => Ok(Arc::new(DiskStore)),
-        _ => CloudStore::open(address).map(|store| Arc::new(store) as _),
-    };
-    opened.map_err(|fault| Error::Usage(format!("{address}: {fault}")))
 }
 
 /// The reason for a range that is not what was asked for.

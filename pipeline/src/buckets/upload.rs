@@ -2,8 +2,8 @@
 //! afterwards.
 //!
 //! After an upload the bucket must name the length that was sent and, where its tag is an MD5, the
-//! MD5. Where the MD5 differs the object is read back: with encryption by keys of a key service tags
-//! are no MD5s although they look like it. Wrong content is sent again.
+//! MD5. Where the MD5 differs the object is read back: with encryption by keys of a key service
+//! tags are no MD5s although they look like it. Wrong content is sent again.
 
 use super::fault::{Fault, FaultKind};
 use super::folder::BucketFolder;

@@ -93,7 +93,8 @@ pub(super) struct PushArgs {
 /// Arguments of a preparation.
 #[derive(Args, Debug, Clone)]
 pub(super) struct PrepareArgs {
-    /// Files or folders: parquet, JSON lines (plain, .gz, .zst), Arrow.
+    /// Files or folders: parquet, JSON lines (plain, .gz, .zst), Arrow; also in a bucket, as
+    /// gs://BUCKET/FOLDER or 's3://BUCKET/FOLDER/*.parquet'.
     #[arg(long, num_args = 1.., value_name = "FILE|DIR", required_unless_present_any = ["dataset", "recipe"], conflicts_with_all = ["dataset", "recipe"])]
     pub input: Vec<PathBuf>,
     /// A dataset of the Hugging Face hub (HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are
@@ -122,11 +123,11 @@ pub(super) struct PrepareArgs {
     /// Columns that have other names in the files, for example messages=chat,system=sys.
     #[arg(long, value_delimiter = ',', value_name = "OURS=THEIRS", value_parser = parse_column, conflicts_with = "recipe")]
     pub columns: Vec<(String, String)>,
-    /// Tokenizer: a folder (tokenizer.json, tokenizer_config.json), hf://ORG/NAME[@REV], or
-    /// ORG/NAME.
+    /// Tokenizer: a folder (tokenizer.json, tokenizer_config.json), hf://ORG/NAME[@REV], ORG/NAME,
+    /// or a folder in a bucket (gs://, s3://, az://).
     #[arg(long, value_name = "ID|DIR", required = true)]
     pub tokenizer: Option<PathBuf>,
-    /// Folder to write the dataset to.
+    /// Folder to write the dataset to; also in a bucket (gs://, s3://, az://).
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Chat template: chatml, llama3, or a Jinja file; without it, the tokenizer's own.

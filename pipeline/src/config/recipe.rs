@@ -121,7 +121,7 @@ impl Recipe {
         let base = name.parent().unwrap_or(Path::new("")).to_path_buf();
         for s in &mut r.sources {
             for p in &mut s.input {
-                if p.is_relative() {
+                if p.is_relative() && !p.to_str().is_some_and(|p| p.contains("://")) {
                     *p = base.join(&p);
                 }
             }

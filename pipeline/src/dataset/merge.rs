@@ -14,6 +14,12 @@ use dlm_datasets::{Dataset, Document};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
+/// The fingerprint of what these datasets give together.
+pub(crate) fn joined_fingerprint(parts: &[Dataset]) -> String {
+    let fingerprints: Vec<String> = parts.iter().map(|p| p.fingerprint()).collect();
+    dlm_datasets::hash::sha256(fingerprints.join("+").as_bytes())
+}
+
 /// Rows per data file of the result.
 const SHARD_ROWS: usize = 128 * BATCH_ROWS;
 
@@ -35,8 +41,7 @@ pub fn merge(dirs: &[impl AsRef<Path>], out: impl AsRef<Path>) -> Result<Manifes
         check_alike(first, p)?;
     }
     check_apart(dirs.iter().map(AsRef::as_ref), out)?;
-    let fingerprints: Vec<String> = parts.iter().map(|p| p.fingerprint()).collect();
-    let fingerprint = dlm_datasets::hash::sha256(fingerprints.join("+").as_bytes());
+    let fingerprint = joined_fingerprint(&parts);
     if out.join(dlm_datasets::manifest::FILE_NAME).exists() {
         // the same call, which was killed after its work, removes what it left
         if let Ok(whole) = Manifest::read(out)

@@ -1,4 +1,5 @@
-//! Which files are read: local files, a dataset of a hub, or the sources of a recipe.
+//! Which files are read: local files, files in buckets, a dataset of a hub, or the sources of a
+//! recipe.
 //!
 //! In: an [`InputSelection`] and, if there is one, a recipe. Out: input files, what was taken of
 //! folders and datasets, and streams of files: one per source of a recipe, else one of all files.
@@ -6,6 +7,7 @@
 
 use crate::config::recipe::Recipe;
 use crate::error::{Error, Result};
+use crate::input::bucket_files::{address_of, bucket_inputs, tell_apart};
 use crate::input::files::{LocalFile, list_files};
 use crate::input::hub::cache::{RepoKind, check_id};
 use crate::input::hub::client::HubClient;
@@ -22,7 +24,7 @@ use std::sync::Arc;
 /// What a run reads, as its caller asked for it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct InputSelection {
-    /// Local files and folders.
+    /// Local files and folders, and addresses of such in buckets.
     pub paths: Vec<PathBuf>,
     /// Hub dataset, `ORG/NAME`. With a recipe: the dataset of sources that name none.
     pub dataset: Option<String>,
@@ -123,10 +125,26 @@ fn local_inputs(
     progress: &dyn Progress,
     inputs: &mut Inputs,
 ) -> Result<Vec<Input>> {
-    let (files, taken) = list_files(paths, selection)?;
-    inputs.roots.extend(paths.iter().cloned());
-    taken.into_iter().for_each(|t| inputs.note(t, progress));
-    Ok(files.into_iter().map(Input::from).collect())
+    let mut found = Vec::new();
+    let mut rest = paths;
+    while let Some(first) = rest.first() {
+        if let Some(text) = address_of(first) {
+            let (files, taken) = bucket_inputs(text, selection, progress)?;
+            taken.into_iter().for_each(|t| inputs.note(t, progress));
+            found.extend(files);
+            rest = &rest[1..];
+            continue;
+        }
+        let local = rest.iter().take_while(|path| address_of(path).is_none()).count();
+        let (local, behind) = rest.split_at(local);
+        let (files, taken) = list_files(local, selection)?;
+        inputs.roots.extend(local.iter().cloned());
+        taken.into_iter().for_each(|t| inputs.note(t, progress));
+        found.extend(files.into_iter().map(Input::from));
+        rest = behind;
+    }
+    tell_apart(&mut found);
+    Ok(found)
 }
 
 fn dataset_inputs(
@@ -153,7 +171,7 @@ fn dataset_inputs(
     let files = source.files().to_vec();
     let downloads = Arc::new(DownloadAhead::new(source));
     let inputs = files.into_iter().enumerate().map(|(index, f)| Input {
-        remote: Some(RemoteInput { downloads: downloads.clone(), index }),
+        remote: Some(RemoteInput { downloads: downloads.clone(), index, stamp: 0 }),
         origin: Some(origin.clone()),
         ..Input::from(LocalFile { path: f.path.clone().into(), name: f.path, bytes: f.bytes })
     });

@@ -4,6 +4,7 @@
 //! ```text
 //! discover ── which files: the command line's, a hub dataset's, a recipe's
 //!    ├── files ─── local files and folders, formats by name
+//!    ├── bucket_files  files in buckets, fetched ahead
 //!    ├── hub ───── listing and download of repositories
 //!    ├── selection ─ config and split: by card (glob) or split_names; what is not_read
 //!    └── source ── one input file → json_lines, parquet_rows or arrow_rows → raw_rows
@@ -11,6 +12,7 @@
 
 pub(crate) mod arrow_check;
 pub(crate) mod arrow_rows;
+pub(crate) mod bucket_files;
 pub(crate) mod card;
 pub(crate) mod decoder_guard;
 pub(crate) mod discover;

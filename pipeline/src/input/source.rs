@@ -15,13 +15,28 @@ use crate::input::{arrow_rows, parquet_rows};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// A file of a hub dataset that is downloaded in the background.
+/// Files that are downloaded in the background.
+pub(crate) trait Downloads: Send + Sync {
+    /// The local path of file `index`; waits until it is downloaded.
+    fn wait(&self, index: usize) -> Result<PathBuf>;
+}
+
+impl Downloads for DownloadAhead {
+    fn wait(&self, index: usize) -> Result<PathBuf> {
+        DownloadAhead::wait(self, index)
+    }
+}
+
+/// A file of a hub dataset or of a bucket that is downloaded in the background.
 #[derive(Clone)]
 pub(crate) struct RemoteInput {
-    /// The downloads of the dataset.
-    pub downloads: Arc<DownloadAhead>,
-    /// Index of the file in the dataset's listing.
+    /// The downloads of the dataset or of the folder.
+    pub downloads: Arc<dyn Downloads>,
+    /// Index of the file in its listing.
     pub index: usize,
+    /// What changes with the content, as far as that is known: 0 for a hub, whose files are those
+    /// of a commit.
+    pub stamp: u64,
 }
 
 impl std::fmt::Debug for RemoteInput {
@@ -33,7 +48,7 @@ impl std::fmt::Debug for RemoteInput {
 /// One input file with what a recipe says about it.
 #[derive(Debug, Clone)]
 pub(crate) struct Input {
-    /// Local path; of a remote file its path in the repository.
+    /// Local path; of a remote file its path in the repository, or its address.
     pub path: PathBuf,
     /// Its name in the manifest's fingerprint.
     pub name: String,
@@ -43,7 +58,8 @@ pub(crate) struct Input {
     pub remote: Option<RemoteInput>,
     /// Name of its source in the manifest.
     pub source: String,
-    /// Hub dataset and commit.
+    /// Hub dataset and commit, or the address of a folder in a bucket and a hash of what is read
+    /// there.
     pub origin: Option<(String, String)>,
     /// Licence of rows that name none.
     pub licence: Option<String>,

@@ -80,7 +80,7 @@ fn names(dir: &Path) -> Result<Vec<String>> {
 }
 
 /// Whether a file name is one that this program writes.
-fn is_own(name: &str) -> bool {
+pub(crate) fn is_own(name: &str) -> bool {
     let bare = name.strip_suffix(PARTIAL).unwrap_or(name);
     let shard = |split: Split| {
         let digits = bare

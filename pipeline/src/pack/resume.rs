@@ -26,7 +26,7 @@ pub(crate) const START_OVER: &str = "give --overwrite to start over, or another 
 pub(crate) struct InputStamp {
     name: String,
     bytes: u64,
-    /// Nanoseconds since 1970; 0 for a remote file.
+    /// Nanoseconds since 1970; of a file in a bucket what changes with its tag; 0 for one of a hub.
     modified: u64,
 }
 
@@ -43,7 +43,7 @@ impl InputStamp {
             .map(|i| InputStamp {
                 name: i.name.clone(),
                 bytes: i.bytes,
-                modified: if i.remote.is_none() { modified(&i.path) } else { 0 },
+                modified: i.remote.as_ref().map_or_else(|| modified(&i.path), |r| r.stamp),
             })
             .collect()
     }

@@ -1,5 +1,6 @@
 //! [`Prepare`]: the library's way to prepare a dataset.
 
+use crate::buckets::address::BucketAddress;
 use crate::config::overrides::SettingsOverrides;
 use crate::config::policies::{LostText, OverLong, SpecialText};
 use crate::config::recipe::Recipe;
@@ -8,6 +9,7 @@ use crate::config::trained_roles::TrainedRoles;
 use crate::error::{Error, Result};
 use crate::input::discover::InputSelection;
 use crate::pack::apart::{check_apart, check_not_written};
+use crate::prepare::bucket_out::BucketOut;
 use crate::prepare::estimate::{Estimate, estimate};
 use crate::prepare::pipeline::{Prepared, RunControl, run_plan};
 use crate::prepare::plan::{PlanRequest, PreparePlan, plan};
@@ -275,7 +277,8 @@ impl Prepare {
         self
     }
 
-    /// Prepares the dataset in the folder `out`.
+    /// Prepares the dataset in the folder `out`, which may be one in a bucket (`gs://`, `s3://`,
+    /// `az://`).
     ///
     /// Resumes an interrupted run of the same inputs and settings. If the folder already holds this
     /// very dataset, nothing is done ([`Prepared::already_prepared`]).
@@ -288,22 +291,52 @@ impl Prepare {
     /// the stop flag was set; further variants for failures of the disk or the network.
     pub fn run(&self, out: impl AsRef<Path>) -> Result<Prepared> {
         let (out, begin) = (out.as_ref(), Instant::now());
+        let address = out.to_str().map(|text| BucketAddress::parse("--out", text)).transpose()?;
         let plan = self.plan()?;
-        check_apart(plan.input_paths(), out)?;
-        check_not_written(&plan.tokenizer_dir, &out.join("tokenizer"))?;
-        let workers = worker_count(self.workers);
-        self.describe(&plan, &format!("{workers} workers; to {}", out.display()));
-        let control = RunControl {
+        let control = |workers| RunControl {
             workers,
             overwrite: self.overwrite,
             progress: self.progress.as_ref(),
             stop: self.stop.clone(),
             begin,
         };
-        let prepared = run_plan(&plan, out, control);
+        let workers = worker_count(self.workers);
+        self.describe(&plan, &format!("{workers} workers; to {}", out.display()));
+        let prepared = match address.flatten() {
+            Some(address) => self.run_to_bucket(&plan, &address, control(workers)),
+            None => {
+                check_apart(plan.input_paths(), out)?;
+                check_not_written(&plan.tokenizer_dir, &out.join("tokenizer"))?;
+                run_plan(&plan, out, control(workers))
+            }
+        };
         // Freeing hundreds of thousands of vocabulary entries takes a while; nobody has to wait.
         std::thread::spawn(move || drop(plan));
         prepared
+    }
+
+    /// Prepares the dataset in a folder of the cache and sends it to the bucket.
+    fn run_to_bucket(
+        &self,
+        plan: &PreparePlan,
+        address: &BucketAddress,
+        control: RunControl,
+    ) -> Result<Prepared> {
+        plan.check_apart_from(address)?;
+        let out = BucketOut::open(address, self.overwrite, self.progress.as_ref())?;
+        match &out.finished {
+            Some(m) if m.recipe_fingerprint == plan.manifest.recipe_fingerprint => {
+                self.progress.notice(&format!(
+                    "{address} is already prepared from these inputs with these settings"
+                ));
+                return Ok(Prepared::already(m.clone(), &control));
+            }
+            Some(_) => return Err(out.holds_another()),
+            None => {}
+        }
+        let prepared = out.while_sending(|| run_plan(plan, &out.staging, control))?;
+        out.publish(&prepared.manifest)?;
+        Ok(prepared)
     }
 
     /// Estimates from a sample of the inputs what [`run`](Prepare::run) would give. Writes nothing.

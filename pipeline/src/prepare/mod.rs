@@ -4,9 +4,11 @@
 //! builder ── Prepare: what the caller asks for → run or estimate
 //!    ├── plan ────── loads inputs, tokenizer, template · engine_sample · mask_id · tokenizer_folder
 //!    ├── pipeline ── plan → run → pack → dataset
+//!    ├── bucket_out  a dataset that is written into a bucket
 //!    └── estimate ── plan → sample → Estimate
 //! ```
 
+pub(crate) mod bucket_out;
 pub(crate) mod builder;
 pub(crate) mod engine_sample;
 pub(crate) mod estimate;

@@ -38,6 +38,20 @@ pub struct Prepared {
 }
 
 impl Prepared {
+    /// A dataset that was there already.
+    pub(crate) fn already(manifest: Manifest, control: &RunControl) -> Prepared {
+        Prepared {
+            manifest,
+            already_prepared: true,
+            resumed_after: 0,
+            seconds: control.begin.elapsed().as_secs_f64(),
+            load_seconds: 0.0,
+            text_bytes: 0,
+            workers: control.workers,
+            peak_memory_mb: peak_memory_mb(),
+        }
+    }
+
     /// Rows read, kept and dropped by reason, documents and tokens of the dataset.
     pub fn counts(&self) -> &Counts {
         &self.manifest.counts

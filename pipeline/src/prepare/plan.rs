@@ -4,6 +4,7 @@
 //! In: a [`PlanRequest`]. Out: [`PreparePlan`], with the manifest filled in except for files and
 //! counts.
 
+use crate::buckets::address::BucketAddress;
 use crate::config::recipe::Recipe;
 use crate::config::run_options::{EngineChoice, RenderChoice};
 use crate::config::settings::Settings;
@@ -304,6 +305,19 @@ impl PreparePlan {
     pub(crate) fn input_paths(&self) -> impl Iterator<Item = &Path> {
         let files = self.inputs.iter().filter(|i| i.remote.is_none()).map(|i| i.path.as_path());
         self.roots.iter().map(PathBuf::as_path).chain(files)
+    }
+
+    /// Refuses an output folder of a bucket that inputs lie in.
+    pub(crate) fn check_apart_from(&self, out: &BucketAddress) -> Result<()> {
+        let folder = format!("{out}/");
+        let lies_in = |i: &&Input| i.path.to_string_lossy().starts_with(&folder);
+        match self.inputs.iter().find(lies_in) {
+            Some(input) => Err(Error::Usage(format!(
+                "input {} lies in the output folder {out}; nothing was changed, give another --out",
+                input.path.display()
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// Writes the dataset's `tokenizer/` folder into `out`.

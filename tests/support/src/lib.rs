@@ -1,15 +1,17 @@
-//! What the tests of all crates share: paths of test data, skips that show, a hub on the loopback
-//! interface, models and datasets of each family, running binaries.
+//! What the tests of all crates share: paths of test data, skips that show, a hub and a bucket on
+//! the loopback interface, models and datasets of each family, running binaries.
 //!
 //! In: names. Out: paths, servers, folders, exit codes and output as text. Only tests and the demo
 //! depend on this crate; it depends on dlm-datasets alone of the workspace.
 
 pub mod binaries;
 pub mod families;
+pub mod fault_proxy;
 pub mod hub;
 pub mod lying_hub;
 pub mod push_hub;
 pub mod python;
+pub mod s3;
 pub mod xet_store;
 
 use std::io::Write;

@@ -252,8 +252,8 @@ section! {
         /// Folder in a bucket to which checkpoints and the export are sent, and from which a run on
         /// an empty disk goes on: `gs://`, `s3://`, `az://` or `file://`. null: none.
         remote: Option<String>,
-        /// Seconds that an interrupted run goes on sending its last checkpoint, from when it began to
-        /// write it. null: 25.
+        /// Seconds that an interrupted run goes on sending its last checkpoint, from when it began
+        /// to write it. null: 25.
         upload_grace: Option<u64>,
     }
 }

@@ -9,19 +9,20 @@
 //! ```
 //!
 //! A checkpoint is whole when its `files.json` is there and every file in it has the listed length;
-//! a resume fetches the newest whole one and compares every sha256. What a killed upload left has no
-//! `files.json`, is never read, and is removed with the next checkpoint.
+//! a resume fetches the newest whole one and compares every sha256. What a killed upload left has
+//! no `files.json`, is never read, and is removed with the next checkpoint.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::Duration;
 
-use dlm_datasets::{fs, hash};
 use dlm_prep::Progress;
 use dlm_prep::bucket::{BucketAddress, BucketFolder, BucketObject};
-use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::io::checkpoint;
+use crate::io::file_list::{FORMAT_VERSION, FileList, files_below, list_of, text_of};
+use crate::io::source::{NAMED_TEMPLATES, TOKENIZER_FILES};
 use crate::report::console::message;
 
 /// Name of the newest whole checkpoint.
@@ -36,22 +37,6 @@ const EXPORT_MARKER: &str = "dlm_config.json";
 /// Longest list, and longest `latest`.
 const INDEX_BYTES: u64 = 64 << 20;
 const LATEST_BYTES: u64 = 1 << 10;
-const FORMAT_VERSION: u32 = 1;
-
-/// A file of a list.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-struct FileEntry {
-    path: String,
-    bytes: u64,
-    sha256: String,
-}
-
-/// The list of the files of a folder.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct FileList {
-    format_version: u32,
-    files: Vec<FileEntry>,
-}
 
 /// The folder of a run in a bucket.
 #[derive(Debug)]
@@ -85,6 +70,11 @@ impl BucketRun {
 
     pub(crate) fn address(&self) -> &BucketAddress {
         self.folder.address()
+    }
+
+    /// The pause before a failed operation is first repeated.
+    pub(crate) fn pause(&self) -> Duration {
+        self.folder.pause()
     }
 
     /// Bytes sent and fetched so far.
@@ -264,8 +254,8 @@ impl BucketRun {
         Ok(())
     }
 
-    /// Removes checkpoints other than the newest `keep` up to `newest`, and `best`. What has no list
-    /// goes, too.
+    /// Removes checkpoints other than the newest `keep` up to `newest`, and `best`. What has no
+    /// list goes, too.
     pub(crate) fn prune(&self, newest: u64, best: Option<u64>, keep: usize) -> Result<()> {
         let objects = self.folder.list()?;
         let step_of_object =
@@ -283,8 +273,11 @@ impl BucketRun {
             .copied()
             .chain(best.filter(|best| with_list.contains(best)))
             .collect();
+        let foreign = foreign_steps(&objects);
         let gone = |object: &&BucketObject| {
-            step_of_object(object).is_some_and(|step| step <= newest && !kept.contains(&step))
+            step_of_object(object).is_some_and(|step| {
+                step <= newest && !kept.contains(&step) && !foreign.contains(&step)
+            })
         };
         self.remove(objects.iter().filter(gone))
     }
@@ -293,19 +286,23 @@ impl BucketRun {
     pub(crate) fn clear(&self) -> Result<()> {
         self.folder.remove(LATEST)?;
         let objects = self.folder.list()?;
-        let folder = |object: &&BucketObject| {
+        let foreign = foreign_steps(&objects);
+        let own = |object: &&BucketObject| {
             let folder = object.name.split_once('/').map_or("", |(folder, _)| folder);
-            step_of(folder).is_some()
+            step_of(folder).is_some_and(|step| !foreign.contains(&step))
         };
-        self.remove(objects.iter().filter(folder))
+        self.remove(objects.iter().filter(own))
     }
 
-    /// Removes objects, lists first: without them the rest is not whole.
+    /// Removes files of checkpoints, lists first: without them the rest is not whole.
     fn remove<'o>(&self, objects: impl Iterator<Item = &'o BucketObject>) -> Result<()> {
         let (lists, others): (Vec<_>, Vec<_>) =
             objects.partition(|object| object.name.ends_with(&format!("/{INDEX}")));
         for object in lists.into_iter().chain(others) {
-            self.folder.remove(&object.name)?;
+            let name = object.name.split_once('/').map_or("", |(_, name)| name);
+            if is_of_a_checkpoint(name) {
+                self.folder.remove(&object.name)?;
+            }
         }
         Ok(())
     }
@@ -313,7 +310,7 @@ impl BucketRun {
     /// Sends the exported folder, without checkpoints, and compares the bucket's listing with it.
     /// Returns the number of files and their bytes.
     pub(crate) fn send_final(&self, dir: &Path, sent: &mut Sent) -> Result<(usize, u64)> {
-        let mut list = list_of(dir, |name| !name.starts_with("checkpoints/"), &BTreeMap::new())?;
+        let mut list = list_of(dir, is_result, &BTreeMap::new())?;
         // the marker of a whole export comes last
         list.files.sort_by_key(|file| (file.path == EXPORT_MARKER, file.path.clone()));
         let text = text_of(&list, FINAL_INDEX)?;
@@ -347,9 +344,39 @@ impl BucketRun {
     }
 }
 
+/// Steps of folders without a list that hold a file which no checkpoint of this program has:
+/// another program, which uses the same names, wrote them.
+fn foreign_steps(objects: &[BucketObject]) -> BTreeSet<u64> {
+    let (mut listed, mut foreign) = (BTreeSet::new(), BTreeSet::new());
+    for object in objects {
+        let Some((folder, name)) = object.name.split_once('/') else { continue };
+        let Some(step) = step_of(folder) else { continue };
+        if name == INDEX {
+            listed.insert(step);
+        } else if !is_of_a_checkpoint(name) {
+            foreign.insert(step);
+        }
+    }
+    foreign.difference(&listed).copied().collect()
+}
+
+/// Whether a file of a checkpoint's folder is one that this program writes there.
+fn is_of_a_checkpoint(name: &str) -> bool {
+    name == INDEX
+        || checkpoint::FILES.contains(&name)
+        || TOKENIZER_FILES.contains(&name)
+        || name.starts_with(NAMED_TEMPLATES)
+}
+
 /// Whether a file reports the run; its name is a path below the run's folder.
 fn is_report(name: &str) -> bool {
     name == "metrics.jsonl" || name.starts_with("tensorboard/")
+}
+
+/// Whether a file of the run's folder belongs to its result: not the checkpoints, and not what the
+/// client of Weights & Biases keeps.
+fn is_result(name: &str) -> bool {
+    !name.starts_with("checkpoints/") && !name.starts_with("wandb/")
 }
 
 /// Name of a checkpoint's folder in the bucket.
@@ -361,53 +388,4 @@ fn folder_name(step: u64) -> String {
 fn step_of(name: &str) -> Option<u64> {
     let step = name.strip_prefix("checkpoint-step-")?.parse().ok()?;
     (folder_name(step) == name).then_some(step)
-}
-
-fn text_of(list: &FileList, name: &str) -> Result<Vec<u8>> {
-    serde_json::to_vec_pretty(list).map_err(|e| Error::format(name, e.to_string()))
-}
-
-/// The files of a folder for which `take` is true, with the known sha256 or their own.
-fn list_of(
-    dir: &Path,
-    take: impl Fn(&str) -> bool,
-    known: &BTreeMap<String, String>,
-) -> Result<FileList> {
-    let mut files = Vec::new();
-    for (path, bytes) in files_below(dir)? {
-        if take(&path) {
-            let sha256 = match known.get(&path) {
-                Some(sha256) => sha256.clone(),
-                None => hash::sha256_file(&dir.join(&path))?,
-            };
-            files.push(FileEntry { path, bytes, sha256 });
-        }
-    }
-    files.sort();
-    Ok(FileList { format_version: FORMAT_VERSION, files })
-}
-
-/// Paths and lengths of the files below a folder, without hidden and unfinished ones.
-fn files_below(dir: &Path) -> Result<Vec<(String, u64)>> {
-    let mut found = Vec::new();
-    let mut open = vec![(dir.to_path_buf(), String::new())];
-    while let Some((folder, prefix)) = open.pop() {
-        let failed = |e| Error::io(&folder, "listing", e);
-        for entry in std::fs::read_dir(&folder).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            if name.starts_with('.') || name.ends_with(fs::PARTIAL) {
-                continue;
-            }
-            let name = format!("{prefix}{name}");
-            let meta = entry.metadata().map_err(failed)?;
-            if meta.is_dir() {
-                open.push((entry.path(), format!("{name}/")));
-            } else if meta.is_file() {
-                found.push((name, meta.len()));
-            }
-        }
-    }
-    found.sort();
-    Ok(found)
 }

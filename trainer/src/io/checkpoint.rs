@@ -33,6 +33,9 @@ const MODEL: &str = "model.safetensors";
 const ADAPTER: &str = "adapter_model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
+/// Names of a checkpoint's files besides those of the tokenizer.
+pub(crate) const FILES: [&str; 6] =
+    [MODEL, OPTIMIZER, STATE, "config.json", "generation_config.json", "dlm_config.json"];
 /// Most steps of a run: their folders are named by nine digits.
 const MOST_STEPS: u64 = 999_999_999;
 /// Most rows or tokens of a run.

@@ -8,6 +8,7 @@ pub(crate) mod conversion_record;
 pub(crate) mod description;
 pub(crate) mod engine_formats;
 pub(crate) mod export;
+pub(crate) mod file_list;
 pub(crate) mod json;
 pub(crate) mod load_model;
 pub(crate) mod safetensors_file;

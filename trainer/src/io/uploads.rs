@@ -1,14 +1,15 @@
 //! Checkpoints and the exported folder on their way to the bucket, sent by one thread.
 //!
-//! In: checkpoints as they are written ([`Uploads::add`]). A checkpoint is linked under another name
-//! (`checkpoints/.step-N.upload`), so that it may be removed while it is being sent. The newest one
-//! is sent first; one that was not begun when a newer one is written is left out, unless it is the
-//! best. Training never waits for the bucket: only its end does, as long as bytes arrive
+//! In: checkpoints as they are written ([`Uploads::add`]). A checkpoint is linked under another
+//! name (`checkpoints/.step-N.upload`), so that it may be removed while it is being sent. The
+//! newest one is sent first; one that was not begun when a newer one is written is left out, unless
+//! it is the best. Training never waits for the bucket: only its end does, as long as bytes arrive
 //! ([`Uploads::finish`]), and an interrupted run for a fixed time ([`Uploads::settle`]).
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
@@ -17,8 +18,8 @@ use crate::report::console::message;
 
 /// Suffix of the folder that holds a checkpoint while it waits.
 const SUFFIX: &str = ".upload";
-/// First and longest pause after an upload failed.
-const PAUSE: Duration = Duration::from_secs(2);
+/// First pause after an upload failed, in pauses of the bucket's operations (2 s), and the longest.
+const PAUSES: u32 = 4;
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Failures in a row after which the end of a run waits no longer.
 const FAILURES: u32 = 3;
@@ -75,6 +76,7 @@ struct Shared {
 #[derive(Debug)]
 pub(crate) struct Uploads {
     shared: Arc<Shared>,
+    thread: JoinHandle<()>,
 }
 
 impl Uploads {
@@ -89,11 +91,11 @@ impl Uploads {
             changed: Condvar::new(),
         });
         let own = shared.clone();
-        std::thread::Builder::new()
-            .name("uploads".into())
-            .spawn(move || own.work())
-            .map_err(|e| Error::Device(format!("starting the thread for uploads failed: {e}")))?;
-        Ok(Uploads { shared })
+        let thread =
+            std::thread::Builder::new().name("uploads".into()).spawn(move || own.work()).map_err(
+                |e| Error::Device(format!("starting the thread for uploads failed: {e}")),
+            )?;
+        Ok(Uploads { shared, thread })
     }
 
     /// A checkpoint was written to `dir`. `best` is the step with the lowest evaluation loss.
@@ -123,7 +125,7 @@ impl Uploads {
         queue.failures = 0;
         shared.changed.notify_all();
         let mut deadline = None;
-        while !queue.is_empty() && queue.failures < FAILURES {
+        while !queue.is_empty() && queue.failures < FAILURES && !self.thread.is_finished() {
             if stop.load(Ordering::Relaxed) {
                 let deadline = *deadline.get_or_insert_with(|| Instant::now() + grace);
                 if Instant::now() >= deadline {
@@ -169,6 +171,7 @@ impl Uploads {
         shared.changed.notify_all();
         while queue.waiting.iter().any(|waiting| Some(waiting.step) == newest)
             && Instant::now() < deadline
+            && !self.thread.is_finished()
         {
             queue = shared.wait(queue);
         }
@@ -223,7 +226,8 @@ impl Shared {
 
     /// Sends what waits, for ever.
     fn work(&self) {
-        let (mut pause, mut sent) = (PAUSE, (None, Sent::default()));
+        let first = self.run.pause() * PAUSES;
+        let (mut pause, mut sent) = (first, (None, Sent::default()));
         loop {
             let job = self.next();
             // what is known of the last one is of use only if it is tried again
@@ -242,7 +246,7 @@ impl Shared {
             };
             match result {
                 Ok(()) => {
-                    pause = PAUSE;
+                    pause = first;
                     let mut queue = self.lock();
                     (queue.failures, queue.told) = (0, false);
                 }
@@ -326,8 +330,8 @@ impl Shared {
         queue.failure = error.to_string();
         if !std::mem::replace(&mut queue.told, true) {
             message(format_args!(
-                "warning: not uploaded: {error}; the run goes on, and it is tried again, in {} s for the first time",
-                pause.as_secs()
+                "warning: not uploaded: {error}; the run goes on, and it is tried again, in {:.0} s for the first time",
+                pause.as_secs_f64()
             ));
         }
     }

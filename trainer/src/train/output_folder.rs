@@ -16,6 +16,7 @@ use crate::io::export::UNFINISHED;
 use crate::io::json;
 use crate::io::source::{NAMED_TEMPLATES, TOKENIZER_FILES};
 use dlm_datasets::fs;
+use dlm_prep::bucket::BucketAddress;
 
 /// What is about to be written.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +45,9 @@ pub(crate) fn expanded(key: &str, dir: &Path) -> Result<PathBuf> {
         return Err(refused("empty"));
     }
     let dir_text = dir.to_string_lossy();
+    if BucketAddress::looks_like_one(&dir_text) {
+        return Err(refused("a bucket (output.remote=… sends a run there)"));
+    }
     let path = match dir_text.strip_prefix('~') {
         None => dir.to_path_buf(),
         Some(rest) if rest.is_empty() || rest.starts_with('/') => match std::env::var_os("HOME") {

@@ -1,7 +1,7 @@
 //! A run whose checkpoints and export go to a bucket (`output.remote`).
 //!
-//! In: configuration, the run's local checkpoints. Out: the newest whole checkpoint of the bucket on
-//! the local disk where it is newer than those there, and a thread that sends what is written.
+//! In: configuration, the run's local checkpoints. Out: the newest whole checkpoint of the bucket
+//! on the local disk where it is newer than those there, and a thread that sends what is written.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -83,9 +83,9 @@ impl Remote {
         Ok(())
     }
 
-    /// Starts to send what is written from now on, and a local checkpoint that is not in the bucket.
-    /// The configuration is sent at once, so that a bucket that cannot be written to is found before
-    /// the first step.
+    /// Starts to send what is written from now on, and a local checkpoint that is not in the
+    /// bucket. The configuration is sent at once, so that a bucket that cannot be written to is
+    /// found before the first step.
     pub(super) fn start(
         self,
         cfg: &Config,

@@ -45,9 +45,10 @@ pub(crate) struct Outcome {
 
 /// Train by `cfg` on the dataset in `cfg.data.dir` and export the result to `cfg.output.dir`.
 pub(crate) fn run(cfg: &Config, team: &Team, options: RunOptions) -> Result<Outcome> {
-    let data = Arc::new(data::open(&cfg.data.dir)?);
     let mut checked = cfg.clone();
     checked.output.dir = output_folder::expanded("output.dir", &cfg.output.dir)?;
+    let mut remote = Remote::of(cfg)?;
+    let data = Arc::new(data::open(&cfg.data.dir)?);
     let cfg = &checked;
     let out = &cfg.output.dir;
     let taken = [
@@ -59,7 +60,6 @@ pub(crate) fn run(cfg: &Config, team: &Team, options: RunOptions) -> Result<Outc
     let data_dir = data.dir().to_path_buf();
     let mut store = CheckpointStore::new(out, cfg.train.keep_checkpoints);
     store.repair()?;
-    let mut remote = Remote::of(cfg)?;
     if let Some(remote) = &mut remote {
         remote.fetch(cfg, &store, options)?;
     }

@@ -2,10 +2,10 @@
 //! after download into the cache.
 //!
 //! In: a folder, `hf://ORG/NAME[@REVISION]`, `gs://BUCKET/PATH` (`s3://`, `az://`, `file://`), or
-//! `ORG/NAME` where no folder of that name exists. Out: a local folder, and the name to record. For a repository that is `hf://ORG/NAME@COMMIT`,
-//! which always means the same bytes. Only the files that will be loaded are downloaded:
-//! config.json, tokenizer files, and `model.safetensors` or the shards its index names; never
-//! `.bin`, `.gguf` or other copies.
+//! `ORG/NAME` where no folder of that name exists. Out: a local folder, and the name to record. For
+//! a repository that is `hf://ORG/NAME@COMMIT`, for a bucket `ADDRESS@VERSION`; both always mean
+//! the same bytes. Only the files that will be loaded are downloaded: config.json, tokenizer files,
+//! and `model.safetensors` or the shards its index names; never `.bin`, `.gguf` or other copies.
 
 use super::cache::{RepoCache, RepoKind, is_commit};
 use super::client::HubClient;
@@ -37,8 +37,9 @@ pub struct ResolvedModel {
 /// # Errors
 ///
 /// [`Error::Usage`] if `text` is neither a folder nor the name of a repository nor the address of a
-/// folder in a bucket; [`Error::Input`] if the repository or the folder does not exist, is not accessible, lacks
-/// a file of `part`, or if `HF_HUB_OFFLINE` is set and the cache does not hold it.
+/// folder in a bucket; [`Error::Input`] if the repository or the folder does not exist, is not
+/// accessible, lacks a file of `part`, or if `HF_HUB_OFFLINE` is set and the cache does not hold
+/// it.
 pub fn resolve_model(
     text: &str,
     part: ModelPart,
