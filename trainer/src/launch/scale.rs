@@ -36,8 +36,8 @@ impl Scale {
         }
     }
 
-    /// Why this scale is not rented, where a run that computes on `used` GPUs would leave some of it
-    /// idle.
+    /// Why this scale is not rented, where a run that computes on `used` GPUs would leave some of
+    /// it idle.
     pub(super) fn idle(self, gpu: &str, used: usize) -> Option<String> {
         let gpus = self.gpus();
         (gpus > used).then(|| {

@@ -111,7 +111,8 @@ pub(crate) fn run(cfg: &Config, team: &Team, options: RunOptions) -> Result<Outc
         // the source's weights as they are on disk, not rounded for the passes
         let state = trainer.state.clone();
         drop(trainer);
-        export_run::write_checkpoint(cfg, &cfg.data.dir, &newest, out)?;
+        export_run::write_checkpoint(cfg, &data_dir, &newest, out)?;
+        remote::finish(cfg, &store, &stop)?;
         return Ok(Outcome { state, export: out.clone() });
     }
     let fetched = trainer.fetch()?;
