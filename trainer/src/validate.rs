@@ -219,7 +219,7 @@ fn losses(model: &Path, options: &DatasetOptions) -> Result<DatasetReport> {
             model.display()
         ));
     }
-    prepare_model::add_rows(&mut host, &folder, &data);
+    prepare_model::add_rows(&mut host, &folder, &data)?;
     let loaded = host.upload(&compute.device.device);
     let mut engine = None;
     if compute.native {

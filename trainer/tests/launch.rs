@@ -240,8 +240,9 @@ fn a_call_with_nothing_else_prints_the_plan_and_what_is_in_the_way() {
     // the task of a dry run is whole, with a bucket to be named at its launch
     let scale = [&call[..], &["--scale", "large", "--no-detach", "--dry-run"]].concat();
     let output = wf(empty.path(), &scale);
-    assert!(text(&output.stderr).contains("wf: would be refused: --scale large"));
+    assert!(!text(&output.stderr).contains("--scale large"), "{}", text(&output.stderr));
     let (task, _) = read(&output);
+    assert_eq!(task["envs"]["DEVICES"], "4");
     assert_eq!(task["resources"]["accelerators"], "H100:4");
     assert_eq!(task["envs"]["REMOTE"], "");
     let mut with_bucket = command(empty.path(), &scale);

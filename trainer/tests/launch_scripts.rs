@@ -79,7 +79,7 @@ fn training_gets_what_the_task_says() {
         ("WANDB_PROJECT", "p"),
     ];
     ok(script("dlm_train.yaml", "run", home.path(), &[&RUN[..], &more].concat()));
-    let expected = "--data gs://d/packed --device cpu --resume auto model=sample source.path=hf://a/b optim.lr=1e-5 model.name=a_b output.dir=run/first output.remote=s3://b/x/dlm/sample/first --";
+    let expected = "--data gs://d/packed --device cpu --devices 1 --resume auto model=sample source.path=hf://a/b optim.lr=1e-5 model.name=a_b output.dir=run/first output.remote=s3://b/x/dlm/sample/first --";
     let given: Vec<String> =
         read(home.path(), "arguments").lines().map(|line| line.replace(' ', "_")).collect();
     assert_eq!(given.join(" "), expected);

@@ -31,6 +31,9 @@ use crate::report::console::message;
 /// to kernels.
 const VOCAB_MULTIPLE: usize = 64;
 
+/// Most rows that an embedding table may grow to: some ten times the largest known vocabulary.
+const MOST_ROWS: usize = 1 << 22;
+
 /// A model ready to train.
 pub(super) struct PreparedModel {
     pub(super) decoder: Decoder,
@@ -95,7 +98,7 @@ pub(super) fn prepare(
         model.config.quantization = Some(Quantization::Online);
     }
     match &source.folder {
-        Some(folder) => add_rows(&mut model, folder, data),
+        Some(folder) => add_rows(&mut model, folder, data)?,
         None => fit_vocabulary(&mut model, manifest.mask_token_id as usize, 0, false),
     }
     match cfg.conversion.bitlinear {
@@ -130,11 +133,44 @@ pub(crate) fn read_record(folder: &Path, config: &mut ModelConfig) -> Result<()>
 
 /// Makes sure that every token of the dataset has a row in the model of `folder`; in a model that
 /// was not converted the mask token's row is the mean of the ordinary tokens' rows.
-pub(crate) fn add_rows(model: &mut HostModel, folder: &Path, data: &Dataset) {
+pub(crate) fn add_rows(model: &mut HostModel, folder: &Path, data: &Dataset) -> Result<()> {
     let manifest = data.manifest();
     let ids = if has_same_tokenizer(folder, data) { manifest.vocab_size } else { 0 };
+    check_growth(&model.config, ids.max(manifest.mask_token_id as usize + 1), data)?;
     let is_new = model.config.mask_token_id.is_none();
     fit_vocabulary(model, manifest.mask_token_id as usize, ids, is_new);
+    Ok(())
+}
+
+/// Refuse a table of so many rows where the dataset's tokenizer has not so many ids, or this
+/// machine has not the memory for them.
+fn check_growth(model: &ModelConfig, rows: usize, data: &Dataset) -> Result<()> {
+    if rows <= model.vocab_size + 1 {
+        return Ok(());
+    }
+    let path = data.dir().join("tokenizer/tokenizer.json");
+    let known = vocabulary(&path)?.unwrap_or_default().into_values().max();
+    let known = known.map_or(0, |id| id.saturating_add(1));
+    if rows as u64 > known {
+        return Err(Error::Mismatch(format!(
+            "manifest.json of the dataset {} says {rows} token ids, its tokenizer has {known}; prepare the data again",
+            data.dir().display()
+        )));
+    }
+    let added = (rows - model.vocab_size).saturating_mul(model.hidden_size);
+    // the table, and a head of its own
+    let bytes = added.saturating_mul(if model.tie_word_embeddings { 4 } else { 8 });
+    let free = memory::available_bytes();
+    if bytes <= free && rows <= MOST_ROWS {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "the dataset's tokenizer has ids up to {}, and the embedding table {} rows: {} GiB would be added, and {} GiB of memory are free (at most {MOST_ROWS} rows in any case); expected the model's own tokenizer",
+        known - 1,
+        model.vocab_size,
+        bytes >> 30,
+        free >> 30
+    )))
 }
 
 /// Whether the run trains with the token shift: as configured, else as the source was converted;
