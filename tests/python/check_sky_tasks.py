@@ -4,7 +4,8 @@ usage: check_sky_tasks.py FOLDER HOME
 
 FOLDER has N.yaml, and N.json with {"command": [...], "cloud": ..., "accelerators": {...} or null, "nodes": ...}. HOME is an
 empty folder for SkyPilot's own files. Its catalog of accelerators, which it would download, is written there with the two that
-the tasks name: whether a cloud has them today is not what is checked. Prints {"tasks": N} or ends with the first failure.
+the tasks name: whether a cloud has them today is not what is checked. Prints {"tasks": N} or ends with the first failure; exit
+code 3: this SkyPilot is too old.
 """
 
 import json
@@ -19,15 +20,18 @@ def main():
     folder, home = Path(sys.argv[1]), Path(sys.argv[2]).absolute()
     os.environ["HOME"] = str(home)
     os.environ["SKYPILOT_DISABLE_USAGE_COLLECTION"] = "1"
+    import sky
     from sky.skylet import constants
 
+    if not hasattr(constants, "CATALOG_SCHEMA_VERSION"):
+        print(f"skypilot {sky.__version__} is too old: expected 0.14 or newer", file=sys.stderr)
+        sys.exit(3)
     catalog = home / ".sky/catalogs" / constants.CATALOG_SCHEMA_VERSION / "common"
     catalog.mkdir(parents=True)
     clouds = "['Nebius', 'GCP', 'AWS', 'RunPod', 'Lambda', 'Kubernetes']"
     lines = [f'{name},"{clouds}"' for name in ("H100", "H200")]
     (catalog / "accelerators.csv").write_text("\n".join(["AcceleratorName,Clouds", *lines, ""]))
 
-    import sky
     from sky.client.cli import command as cli
 
     launch = cli.cli.commands["jobs"].commands["launch"]

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use dlm_test_support::{python, repository};
+use dlm_test_support::{python, repository, skip};
 use serde_json::{Value, json};
 
 const SCALES: [(&str, usize); 5] =
@@ -20,7 +20,9 @@ fn wf(dir: &Path, arguments: &[&str]) -> Output {
 
 #[test]
 fn every_task_is_one_to_the_real_sky_pilot() {
-    let Some(python) = python::with(&["sky"]) else { return };
+    // SkyPilot and W&B's client need different versions of a package, so it may have its own Python
+    let own = std::env::var_os("DLM_PYTHON_SKY").map(|_| "DLM_PYTHON_SKY");
+    let Some(python) = python::named(own.unwrap_or("DLM_PYTHON"), &["sky"]) else { return };
     let dir = tempfile::tempdir().unwrap();
     let here = dir.path();
     for folder in ["datasets/packed", "tasks", "sky-home"] {
@@ -115,6 +117,9 @@ fn every_task_is_one_to_the_real_sky_pilot() {
         .output()
         .unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(3) {
+        return skip(error.trim());
+    }
     assert!(output.status.success(), "{error}");
     let answer = String::from_utf8_lossy(&output.stdout);
     let answer: Value = serde_json::from_str(answer.lines().last().unwrap()).unwrap();
