@@ -2,7 +2,7 @@
 //!
 //! In: the micro-batches. Out: the sums of all workers' gradients. Micro-batch i of a step goes to
 //! worker i mod N. Every worker keeps its own gradients while it computes; then the workers meet
-//! once ([`Collective::reduce`]), and each adds up, in fp32 and in the order of the workers, the
+//! once ([`Threads::reduce`]), and each adds up, in fp32 and in the order of the workers, the
 //! gradients of the parameters that it owns, and later updates those with their optimizer state.
 //! Order and ownership depend on nothing but shapes and N, so equal runs have equal bits; runs with
 //! another N differ in the order of sums only. Checkpoints do not know N.
@@ -21,24 +21,6 @@ use crate::error::{Error, Result};
 use crate::kernels::cast::to_f32;
 use crate::model::{Gradients, ParamSpec, Params, Weights};
 use crate::optim::{Optimizer, Update, UpdateFactors};
-
-/// What workers do together at the end of their passes.
-trait Collective: Sync {
-    /// Hands over the gradients of worker `rank`, waits for those of all others, and returns the
-    /// sums of the parameters that it owns (`owners`: a rank for each parameter).
-    ///
-    /// # Errors
-    /// [`Ended`] where another worker gave up.
-    fn reduce(
-        &self,
-        rank: usize,
-        gradients: Gradients,
-        owners: &[usize],
-    ) -> std::result::Result<Gradients, Ended>;
-
-    /// Tells the others that this worker does not come.
-    fn give_up(&self);
-}
 
 /// Another worker has given up the step.
 #[derive(Debug)]
@@ -65,9 +47,12 @@ impl Threads {
             changed: Condvar::new(),
         }
     }
-}
 
-impl Collective for Threads {
+    /// Hands over the gradients of worker `rank`, waits for those of all others, and returns the
+    /// sums of the parameters that it owns (`owners`: a rank for each parameter).
+    ///
+    /// # Errors
+    /// [`Ended`] where another worker gave up.
     fn reduce(
         &self,
         rank: usize,
@@ -99,6 +84,7 @@ impl Collective for Threads {
         Ok(sums)
     }
 
+    /// Tells the others that this worker does not come.
     fn give_up(&self) {
         self.meeting.lock().unwrap_or_else(PoisonError::into_inner).given_up = true;
         self.changed.notify_all();
