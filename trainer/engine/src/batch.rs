@@ -5,10 +5,8 @@
 
 use crate::error::{Error, Result};
 use crate::grids::{ITEM_QUERIES, TILE_KEYS};
-
-/// Rows that are summed in one go for the embedding table's gradient; a token that occurs often
-/// (the mask token) has several pieces.
-const PIECE: usize = 64;
+use crate::row_lists::{Groups, picks};
+use crate::shape::Adapters;
 
 /// A run of queries that see the same keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +36,9 @@ pub struct Batch {
     pub predicted_at: Vec<i32>,
     /// The token that is predicted there, `[N]`.
     pub targets: Vec<i32>,
+    /// The first so many tokens, whole tiles, are those that gated adapters act on; no other token
+    /// may see them. Not read without gated adapters.
+    pub adapted: usize,
 }
 
 /// The new tokens of one pass, rows end to end.
@@ -80,6 +81,13 @@ pub(crate) struct Packed {
     pub key_tiles: Span,
     pub key_tile_count: usize,
     pub item_list: Span,
+    /// The items that the backward pass goes through: those of the adapted tokens.
+    pub back_items: Span,
+    pub back_item_count: usize,
+    /// The tokens that adapters act on, and that the backward pass goes through: the first so many.
+    pub adapted: usize,
+    /// As many zeros as gated adapters have tokens.
+    pub first_row: Span,
     pub predicted_at: Span,
     pub targets: Span,
     /// Where the picks of each token start, `[T + 1]`.
@@ -110,7 +118,11 @@ impl Item {
 }
 
 impl Packed {
-    pub(crate) fn new(batch: &Batch, vocab_size: usize) -> Result<Self> {
+    pub(crate) fn new(
+        batch: &Batch,
+        vocab_size: usize,
+        adapters: Option<&Adapters>,
+    ) -> Result<Self> {
         let tokens = batch.input_ids.len();
         let inside = |id: &i32| *id >= 0 && (*id as usize) < vocab_size;
         let wrong = |what: &str| Err(Error::Unsupported(format!("a batch with {what}")));
@@ -125,19 +137,33 @@ impl Packed {
         {
             return wrong("positions outside its streams");
         }
+        let gated = adapters.is_some_and(|adapters| adapters.gated);
+        let adapted = if gated { batch.adapted } else { tokens };
+        let is_cut = |tile: &Tile| match tile.query < adapted {
+            true => tile.query + tile.len > adapted,
+            false => [tile.prefix, tile.own].iter().any(|(start, n)| *n > 0 && *start < adapted),
+        };
+        if adapted > tokens || batch.tiles.iter().any(is_cut) {
+            return wrong("other tokens among those that adapters act on");
+        }
         let items = items(&batch.tiles, tokens, tokens)?;
-        let (key_tiles, item_list) = key_tiles(&items, tokens);
+        let back_items: Vec<Item> =
+            items.iter().filter(|item| item.query < adapted).copied().collect();
+        let (key_tiles, item_list) = key_tiles(&back_items, adapted);
         let mut p = Packed {
             tokens,
             targets_len: batch.targets.len(),
             positions_end: batch.positions.iter().max().map_or(1, |last| *last as usize + 1),
             item_count: items.len(),
+            back_item_count: back_items.len(),
             key_tile_count: key_tiles.len() / 4,
+            adapted,
             ..Packed::default()
         };
         p.ids = p.add(&batch.input_ids);
         p.positions = p.add(&batch.positions);
         p.items = p.add(&flat(&items));
+        p.back_items = if adapted == tokens { p.items } else { p.add(&flat(&back_items)) };
         p.key_tiles = p.add(&key_tiles);
         p.item_list = p.add(&item_list);
         p.predicted_at = p.add(&batch.predicted_at);
@@ -145,7 +171,19 @@ impl Packed {
         let (start, picks) = picks(&batch.predicted_at, tokens);
         p.pick_start = p.add(&start);
         p.picks = p.add(&picks);
-        let groups = Groups::new(&batch.input_ids);
+        let ids = batch.input_ids.iter().copied().enumerate();
+        let groups = match adapters {
+            None => Groups::new(ids),
+            // one row is trained, that of the mask token
+            Some(_) if gated => Groups::new((0..adapted).map(|row| (row, 0))),
+            Some(adapters) => {
+                let mask = ids.filter(|(_, id)| *id as usize == adapters.mask_token_id);
+                Groups::new(mask.map(|(row, _)| (row, 0)))
+            }
+        };
+        if gated {
+            p.first_row = p.add(&vec![0; adapted]);
+        }
         p.order = p.add(&groups.order);
         p.pieces = p.add(&groups.pieces);
         p.firsts = p.add(&groups.firsts);
@@ -170,6 +208,7 @@ impl Packed {
             tokens,
             positions_end: pass.positions.iter().max().map_or(1, |last| *last as usize + 1),
             item_count: items.len(),
+            adapted: tokens,
             ..Packed::default()
         };
         p.ids = p.add(&pass.input_ids);
@@ -234,7 +273,8 @@ fn items(tiles: &[Tile], tokens: usize, keys: usize) -> Result<Vec<Item>> {
     Ok(items)
 }
 
-/// Tiles of at most [`TILE_KEYS`] neighbouring keys, and the items that see any key of each.
+/// Tiles of at most [`TILE_KEYS`] neighbouring keys among the first `tokens`, which are the queries
+/// of `items`, and the items that see any key of each.
 fn key_tiles(items: &[Item], tokens: usize) -> (Vec<i32>, Vec<i32>) {
     // A tile does not reach over the start of a document's clean copy or from there into noised
     // blocks, since other items see those keys.
@@ -258,7 +298,7 @@ fn key_tiles(items: &[Item], tokens: usize) -> (Vec<i32>, Vec<i32>) {
     let mut seen_by: Vec<Vec<i32>> = vec![Vec::new(); starts.len()];
     for (index, item) in items.iter().enumerate() {
         for (start, len) in [item.prefix, item.own] {
-            if len == 0 {
+            if len == 0 || start >= tokens {
                 continue;
             }
             let first = starts.partition_point(|s| *s <= start) - 1;
@@ -281,60 +321,6 @@ fn key_tiles(items: &[Item], tokens: usize) -> (Vec<i32>, Vec<i32>) {
         list.extend_from_slice(&seen_by[i]);
     }
     (tiles, list)
-}
-
-/// For each token the entries of `at` that name it: where they start, and their numbers.
-fn picks(at: &[i32], tokens: usize) -> (Vec<i32>, Vec<i32>) {
-    let mut start = vec![0i32; tokens + 1];
-    for token in at {
-        start[*token as usize + 1] += 1;
-    }
-    for i in 0..tokens {
-        start[i + 1] += start[i];
-    }
-    let mut next = start.clone();
-    let mut picks = vec![0i32; at.len()];
-    for (i, token) in at.iter().enumerate() {
-        let place = &mut next[*token as usize];
-        picks[*place as usize] = i as i32;
-        *place += 1;
-    }
-    (start, picks)
-}
-
-/// Which rows of a gradient go to which row of the embedding table, sorted so that every sum is
-/// computed in one order.
-#[derive(Debug, Default)]
-struct Groups {
-    order: Vec<i32>,
-    pieces: Vec<i32>,
-    firsts: Vec<i32>,
-    rows: Vec<i32>,
-}
-
-impl Groups {
-    fn new(ids: &[i32]) -> Self {
-        // id and row in one number: sorted in half the time of a stable sort by id
-        let mut keys: Vec<u64> =
-            ids.iter().enumerate().map(|(row, id)| (*id as u64) << 32 | row as u64).collect();
-        keys.sort_unstable();
-        let order = keys.into_iter().map(|key| key as u32 as i32).collect();
-        let mut groups = Groups { order, ..Groups::default() };
-        for at in 0..groups.order.len() {
-            let row = ids[groups.order[at] as usize];
-            let full = groups.pieces.last().is_some_and(|first| at - *first as usize >= PIECE);
-            if groups.rows.last() != Some(&row) {
-                groups.rows.push(row);
-                groups.firsts.push(groups.pieces.len() as i32);
-                groups.pieces.push(at as i32);
-            } else if full {
-                groups.pieces.push(at as i32);
-            }
-        }
-        groups.firsts.push(groups.pieces.len() as i32);
-        groups.pieces.push(groups.order.len() as i32);
-        groups
-    }
 }
 
 #[cfg(test)]
@@ -416,32 +402,49 @@ mod tests {
             tiles,
             predicted_at: vec![1, 5, 1],
             targets: vec![7, 8, 9],
+            adapted: 0,
         };
-        assert!(Packed::new(&good, 10).is_ok());
-        assert!(Packed::new(&good, 9).is_err());
-        assert!(Packed::new(&Batch { targets: vec![1], ..good.clone() }, 10).is_err());
-        assert!(Packed::new(&Batch { predicted_at: vec![1, 5, 443], ..good.clone() }, 10).is_err());
+        assert!(Packed::new(&good, 10, None).is_ok());
+        assert!(Packed::new(&good, 9, None).is_err());
+        assert!(Packed::new(&Batch { targets: vec![1], ..good.clone() }, 10, None).is_err());
+        assert!(
+            Packed::new(&Batch { predicted_at: vec![1, 5, 443], ..good.clone() }, 10, None)
+                .is_err()
+        );
         let mut twice = good.clone();
         twice.tiles.push(twice.tiles[0]);
-        assert!(Packed::new(&twice, 10).is_err());
+        assert!(Packed::new(&twice, 10, None).is_err());
         let mut fewer = good;
         fewer.tiles.pop();
-        assert!(Packed::new(&fewer, 10).is_err());
+        assert!(Packed::new(&fewer, 10, None).is_err());
     }
 
     #[test]
-    fn picks_and_groups_list_every_row_once() {
-        let (start, list) = picks(&[4, 1, 4, 0], 6);
-        assert_eq!((start, list), (vec![0, 1, 2, 2, 2, 4, 4], vec![3, 1, 0, 2]));
-        let ids: Vec<i32> = (0..300).map(|i| if i % 3 == 0 { 5 } else { i % 7 }).collect();
-        let groups = Groups::new(&ids);
-        for (r, row) in groups.rows.iter().enumerate() {
-            let pieces = groups.firsts[r] as usize..=groups.firsts[r + 1] as usize;
-            let cuts = &groups.pieces[pieces];
-            assert!(cuts.windows(2).all(|c| c[1] - c[0] <= PIECE as i32 && c[1] > c[0]));
-            let span = cuts[0] as usize..*cuts.last().unwrap() as usize;
-            assert_eq!(span.len(), ids.iter().filter(|id| *id == row).count());
-            assert!(groups.order[span].iter().all(|i| ids[*i as usize] == *row));
+    fn gated_adapters_have_the_first_tokens() {
+        // two runs of 40 and 8 tokens, then the clean tokens that they see
+        let causal =
+            |query, len, prefix| Tile { causal: true, ..tile(query, len, prefix, (query, len)) };
+        let tiles = vec![causal(0, 40, (48, 30)), causal(40, 8, (48, 9)), causal(48, 70, (48, 0))];
+        let batch = Batch {
+            input_ids: vec![3; 118],
+            positions: vec![0; 118],
+            tiles,
+            predicted_at: vec![5, 5, 47],
+            targets: vec![7, 8, 9],
+            adapted: 48,
+        };
+        let targets = vec![crate::LayerRole::Query];
+        let adapters = Adapters { rank: 2, scale: 1.0, targets, mask_token_id: 3, gated: true };
+        let packed = |batch: &Batch| Packed::new(batch, 10, Some(&adapters));
+        let p = packed(&batch).unwrap();
+        assert_eq!((p.adapted, p.back_item_count, p.item_count), (48, 3, 6));
+        let keys: i32 = (0..p.key_tile_count).map(|i| p.values[p.key_tiles.at + 4 * i + 1]).sum();
+        assert_eq!((keys, p.order.len, p.rows.len), (48, 48, 1));
+        for wrong in [47, 49, 119] {
+            assert!(packed(&Batch { adapted: wrong, ..batch.clone() }).is_err(), "{wrong}");
         }
+        let mut seen = batch;
+        seen.tiles[2].prefix = (40, 8);
+        assert!(packed(&seen).is_err());
     }
 }

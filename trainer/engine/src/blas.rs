@@ -34,6 +34,30 @@ struct Product {
     c: (u64, usize),
     fp32_out: bool,
     accumulate: bool,
+    factor: f32,
+}
+
+/// What products of adapters have in common unless they say otherwise.
+const ADAPTER: Product = Product {
+    name: "gemm_adapter",
+    transpose: (false, false),
+    sizes: (0, 0, 0),
+    a: (0, 0),
+    b: (0, 0),
+    c: (0, 0),
+    fp32_out: false,
+    accumulate: false,
+    factor: 1.0,
+};
+
+/// A matrix by rows: its address, and the elements between two rows.
+pub(crate) type Rows = (u64, usize);
+
+/// A factor on a product, and whether it is added to what is there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sum {
+    pub factor: f32,
+    pub accumulate: bool,
 }
 
 impl Blas {
@@ -86,6 +110,7 @@ impl Blas {
                 c: (y, stride),
                 fp32_out: false,
                 accumulate: false,
+                factor: 1.0,
             },
         )
     }
@@ -110,6 +135,7 @@ impl Blas {
                 c: (y, o),
                 fp32_out: true,
                 accumulate: false,
+                factor: 1.0,
             },
         )
     }
@@ -135,6 +161,7 @@ impl Blas {
                 c: (dx, i),
                 fp32_out: false,
                 accumulate: false,
+                factor: 1.0,
             },
         )
     }
@@ -162,7 +189,50 @@ impl Blas {
                 c: (dw, i),
                 fp32_out: true,
                 accumulate,
+                factor: 1.0,
             },
+        )
+    }
+
+    /// `y [t, o] (+)= factor · x [t, i] · wᵀ` with `w` `[o, i]`.
+    pub(crate) fn adapter_forward(
+        &self,
+        profile: &mut Profile,
+        (x, w, y): (Rows, u64, Rows),
+        (t, o, i): (usize, usize, usize),
+        Sum { factor, accumulate }: Sum,
+    ) -> Result<()> {
+        let (transpose, sizes, a) = ((true, false), (o, t, i), (w, i));
+        self.multiply(
+            profile,
+            Product { transpose, sizes, a, b: x, c: y, accumulate, factor, ..ADAPTER },
+        )
+    }
+
+    /// `dx [t, i] (+)= factor · dy [t, o] · w` with `w` `[o, i]`.
+    pub(crate) fn adapter_input_gradient(
+        &self,
+        profile: &mut Profile,
+        (dy, w, dx): (Rows, u64, Rows),
+        (t, o, i): (usize, usize, usize),
+        Sum { factor, accumulate }: Sum,
+    ) -> Result<()> {
+        let (sizes, a) = ((i, t, o), (w, i));
+        self.multiply(profile, Product { sizes, a, b: dy, c: dx, accumulate, factor, ..ADAPTER })
+    }
+
+    /// `dw [o, i] += dyᵀ · x` in fp32 with `x` `[t, i]` and `dy` `[t, o]`.
+    pub(crate) fn adapter_weight_gradient(
+        &self,
+        profile: &mut Profile,
+        (x, dy, dw): (Rows, Rows, u64),
+        (t, o, i): (usize, usize, usize),
+    ) -> Result<()> {
+        let (transpose, sizes, c) = ((false, true), (i, o, t), (dw, i));
+        let (accumulate, fp32_out) = (true, true);
+        self.multiply(
+            profile,
+            Product { transpose, sizes, a: x, b: dy, c, accumulate, fp32_out, ..ADAPTER },
         )
     }
 
@@ -170,7 +240,7 @@ impl Blas {
         use sys::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
         use sys::cudaDataType_t::{CUDA_R_16BF, CUDA_R_32F};
         let operation = |transposed| if transposed { CUBLAS_OP_T } else { CUBLAS_OP_N };
-        let (one, beta) = (1f32, if p.accumulate { 1f32 } else { 0f32 });
+        let (alpha, beta) = (p.factor, if p.accumulate { 1f32 } else { 0f32 });
         let element = match self.precision {
             Precision::Bf16 => CUDA_R_16BF,
             Precision::Fp32 => CUDA_R_32F,
@@ -190,7 +260,7 @@ impl Blas {
                     m as i32,
                     n as i32,
                     k as i32,
-                    std::ptr::from_ref(&one).cast(),
+                    std::ptr::from_ref(&alpha).cast(),
                     p.a.0 as *const _,
                     element,
                     p.a.1 as i32,

@@ -54,12 +54,15 @@ impl Engine {
         {
             return Err(Error::Unsupported("a pass whose slots are outside the cache".into()));
         }
+        if self.model.is_gated() {
+            return Err(Error::Unsupported("cached passes of gated adapters".into()));
+        }
         let packed = Packed::for_cache(pass, self.model.shape.vocab_size, slots)?;
         self.model.device.enter()?;
         let places = self.prepare(&packed, false)?;
         let m = &self.model;
         let size = (m.shape.kv() * slots * m.element()) as u64;
-        m.round_matrices()?;
+        m.ready()?;
         let key = PassKey {
             tokens,
             items: packed.item_count,

@@ -66,7 +66,7 @@ impl Engine {
 
     /// The parameters; [`Engine::set_weights`] and the others name them by their role.
     pub fn parameters(&self) -> &[Parameter] {
-        &self.model.layout.parameters
+        &self.model.parameters
     }
 
     /// Copies a parameter's values to the GPU, in the order of the checkpoint.
@@ -77,7 +77,10 @@ impl Engine {
         let m = &self.model;
         let parameter = m.sized(role, values.len())?;
         m.device.enter()?;
-        m.device.upload(m.weight(parameter.offset), values)?;
+        if parameter.frozen {
+            return m.set_frozen(parameter, values);
+        }
+        m.device.upload(m.trained_weight(parameter.offset), values)?;
         m.copy_weights(parameter)
     }
 
@@ -89,7 +92,10 @@ impl Engine {
         let m = &self.model;
         let parameter = m.parameter(role)?;
         m.device.enter()?;
-        let (n, w) = (parameter.len as i64, m.weight(parameter.offset));
+        if parameter.frozen {
+            return m.draw_frozen(parameter, std, seed);
+        }
+        let (n, w) = (parameter.len as i64, m.trained_weight(parameter.offset));
         let (stream, quads) = (parameter.offset as i64, m.grids.quads(parameter.len));
         launch!(m.program, "fill_normal", quads, w, n, std, seed as i64, stream)?;
         m.copy_weights(parameter)
@@ -106,7 +112,12 @@ impl Engine {
     /// # Errors
     /// When the model has no such parameter, or the GPU failed.
     pub fn weights(&self, role: Role) -> Result<Vec<f32>> {
-        self.model.read(role, self.model.weight(0))
+        let m = &self.model;
+        let parameter = m.parameter(role)?;
+        match parameter.frozen {
+            true => m.read_frozen(parameter),
+            false => m.read(role, m.trained_weight(0)),
+        }
     }
 
     /// A parameter's gradient since the last [`Engine::clear_gradients`].
@@ -124,7 +135,7 @@ impl Engine {
     /// As for [`Engine::weights`].
     pub fn moments(&self, role: Role) -> Result<(usize, Vec<f32>, Vec<f32>)> {
         let m = &self.model;
-        let parameter = m.parameter(role)?;
+        let parameter = m.trained_parameter(role)?;
         let held = m.held(parameter);
         if held.is_empty() {
             return Ok((0, Vec::new(), Vec::new()));
@@ -140,7 +151,8 @@ impl Engine {
     /// As for [`Engine::set_weights`].
     pub fn set_moments(&mut self, role: Role, first: &[f32], second: &[f32]) -> Result<()> {
         let m = &self.model;
-        let parameter = m.sized(role, first.len())?;
+        let parameter = m.trained_parameter(role)?;
+        m.sized(role, first.len())?;
         m.sized(role, second.len())?;
         let held = m.held(parameter);
         if held.is_empty() {
@@ -163,7 +175,7 @@ impl Engine {
         self.losses_len = 0;
         let at = m.gradient(0)?;
         if std::mem::take(&mut self.dirty) {
-            m.device.clear(at, 4 * m.layout.total)?;
+            m.device.clear(at, 4 * m.trained())?;
         }
         Ok(())
     }
@@ -176,7 +188,7 @@ impl Engine {
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), or what the driver says.
     pub fn pass(&mut self, batch: &Batch, scale: f32) -> Result<()> {
         self.model.gradient(0)?;
-        let packed = Packed::new(batch, self.model.shape.vocab_size)?;
+        let packed = self.packed(batch)?;
         if packed.targets_len == 0 {
             return Ok(());
         }
@@ -197,7 +209,7 @@ impl Engine {
     /// # Errors
     /// As for [`Engine::pass`].
     pub fn loss_sum(&mut self, batch: &Batch) -> Result<f64> {
-        let packed = Packed::new(batch, self.model.shape.vocab_size)?;
+        let packed = self.packed(batch)?;
         self.hidden = None;
         if packed.targets_len == 0 {
             return Ok(0.0);
@@ -224,7 +236,7 @@ impl Engine {
         let all: Vec<i32> = (0..batch.input_ids.len() as i32).collect();
         let targets = vec![0; all.len()];
         let batch = Batch { predicted_at: all, targets, ..batch.clone() };
-        let packed = Packed::new(&batch, self.model.shape.vocab_size)?;
+        let packed = self.packed(&batch)?;
         self.hidden = None;
         self.model.device.enter()?;
         let places = self.prepare(&packed, false)?;
@@ -238,7 +250,7 @@ impl Engine {
     /// # Errors
     /// When a kernel failed.
     pub fn finish(&mut self) -> Result<(Vec<f32>, f64)> {
-        self.finish_over(0..self.model.layout.total)
+        self.finish_over(0..self.model.trained())
     }
 
     /// The same; the norm is that of the gradients of some of the weights.
@@ -267,7 +279,7 @@ impl Engine {
         let m = &self.model;
         m.device.enter()?;
         m.weights_changed();
-        let (decayed, share) = (m.layout.decayed, m.share());
+        let (decayed, share) = (m.decayed(), m.share());
         let with_decay = (share.start, share.end.min(decayed), step.decay);
         let without = (share.start.max(decayed), share.end, 0.0);
         for (start, end, decay) in [with_decay, without].into_iter().filter(|(s, e, _)| s < e) {
@@ -276,7 +288,7 @@ impl Engine {
                 m.program,
                 "adamw",
                 m.grids.quads(end - start),
-                m.weight(start),
+                m.trained_weight(start),
                 first,
                 second,
                 m.gradient(start)?,
@@ -347,6 +359,11 @@ impl Engine {
         let at = start + 4 * self.losses_len as u64;
         self.losses_len += n;
         Ok(at)
+    }
+
+    fn packed(&self, batch: &Batch) -> Result<Packed> {
+        let shape = &self.model.shape;
+        Packed::new(batch, shape.vocab_size, shape.adapters.as_ref())
     }
 
     /// Uploads the index arrays, makes room for activations and for the positions of a batch.

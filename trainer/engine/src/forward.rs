@@ -4,10 +4,19 @@
 //! already computed by the layer before. Activations are bf16 and stand by rows of tokens.
 
 use crate::batch::Packed;
+use crate::beside::Beside;
 use crate::error::Result;
 use crate::model::Model;
-use crate::places::Places;
+use crate::places::{LayerPlaces, Places};
 use crate::program::launch;
+
+/// Which time a layer runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pass {
+    Forward,
+    /// Again in the backward pass, for the tokens that this goes through.
+    Again,
+}
 
 impl Model {
     /// From token ids to the output of the last layer. `cache` says where the keys and values of a
@@ -18,8 +27,8 @@ impl Model {
         places: &Places,
         cache: impl Fn(usize) -> Option<(u64, u64)>,
     ) -> Result<()> {
-        self.round_matrices()?;
-        let (t, e, f) = (packed.tokens, self.shape.hidden_size, self.shape.intermediate_size);
+        self.ready()?;
+        let (t, e) = (packed.tokens, self.shape.hidden_size);
         let ids = places.index(packed.ids);
         launch!(
             self.program,
@@ -30,14 +39,15 @@ impl Model {
             places.input(0),
             t
         )?;
+        self.embed_mask_row(packed, places)?;
         let layers = self.shape.num_hidden_layers;
         for i in 0..layers {
             let at = places.layer(i);
             if i == 0 {
                 self.norm(at.x, self.layout.layers[0].input_norm, at.h1, at.rstd1, t)?;
             }
-            self.layer(i, packed, places, cache(i))?;
-            self.product(at.a_in, self.layout.layers[i].down, places.y, (t, e, f))?;
+            self.layer(i, packed, places, cache(i), Pass::Forward)?;
+            self.down(i, packed, places)?;
             let out = places.input(i + 1);
             if i + 1 < layers {
                 let next = places.layer(i + 1);
@@ -60,41 +70,87 @@ impl Model {
         packed: &Packed,
         places: &Places,
         cache: Option<(u64, u64)>,
+        pass: Pass,
     ) -> Result<()> {
         let (s, l) = (&self.shape, self.layout.layers[i]);
         let (t, e, f) = (packed.tokens, s.hidden_size, s.intermediate_size);
         let at = places.layer(i);
-        self.quantize(at.h1, at.h1, t, e)?;
-        self.product(at.h1, l.qkv, at.qkv, (t, s.qkv(), e))?;
+        let h1 = self.quantize((at.h1, at.h1), places, t, e)?;
+        self.product(h1, l.qkv, at.qkv, (t, s.qkv(), e))?;
+        self.adapters(i, Beside::Qkv, (at.h1, at.qkv), packed, &at)?;
         self.finish_qkv(i, packed, places)?;
         if let Some(cache) = cache {
             self.store(packed, places, i, cache)?;
         }
-        self.attention(packed, places, i, cache)?;
+        // behind attention the backward pass needs the tokens that it goes through
+        let t = if pass == Pass::Again { packed.adapted } else { t };
+        self.attention(packed, places, i, cache, pass)?;
         if s.sub_norms {
             self.norm(at.o, l.output_norm, at.o_in, at.rstd_o, t)?;
         }
-        self.quantize(if s.sub_norms { at.o_in } else { at.o }, at.o_in, t, s.q())?;
-        self.product(at.o_in, l.output, places.y, (t, e, s.q()))?;
+        let o = if s.sub_norms { at.o_in } else { at.o };
+        let o = self.quantize((o, at.o_in), places, t, s.q())?;
+        self.product(o, l.output, places.y, (t, e, s.q()))?;
+        self.adapters(i, Beside::Output, (at.o_in, places.y), packed, &at)?;
         self.add_norm(at.x, places.y, at.mid, l.mlp_norm, at.h2, at.rstd2, t)?;
-        self.quantize(at.h2, at.h2, t, e)?;
-        self.product(at.h2, l.gate_up, at.gate_up, (t, 2 * f, e))?;
+        let h2 = self.quantize((at.h2, at.h2), places, t, e)?;
+        self.product(h2, l.gate_up, at.gate_up, (t, 2 * f, e))?;
+        self.adapters(i, Beside::GateUp, (at.h2, at.gate_up), packed, &at)?;
         let grid = self.grids.vectors(t * f);
         launch!(self.program, "swiglu", grid, at.gate_up, at.a, t)?;
         if let Some(wide) = &self.wide {
             let (grid, w) = (wide.grids.norm(t), self.weight(l.down_norm));
             launch!(wide.program, "rms_norm", grid, at.a, w, at.a_in, at.rstd_a, t)?;
         }
-        self.quantize(if s.sub_norms { at.a_in } else { at.a }, at.a_in, t, f)
+        if self.adapters.is_some() {
+            return self.adapter_inner(i, Beside::Down, at.a_in, packed.adapted, &at);
+        }
+        let a = if s.sub_norms { at.a_in } else { at.a };
+        self.quantize((a, at.a_in), places, t, f).map(|_| ())
     }
 
-    /// `out` = `x` rounded to int8 per token where the layers are BitLinear; else nothing.
-    fn quantize(&self, x: u64, out: u64, rows: usize, width: usize) -> Result<()> {
+    /// The last product of layer `i`, into `places.y`.
+    fn down(&self, i: usize, packed: &Packed, places: &Places) -> Result<()> {
+        let (at, e, f) = (places.layer(i), self.shape.hidden_size, self.shape.intermediate_size);
+        let t = packed.tokens;
+        // beside adapters the input is not rounded so far
+        let a = match self.adapters {
+            Some(_) => self.quantize((at.a_in, at.a_in), places, t, f)?,
+            None => at.a_in,
+        };
+        self.product(a, self.layout.layers[i].down, places.y, (t, e, f))?;
+        self.adapter_outer(i, Beside::Down, places.y, packed.adapted, &at)
+    }
+
+    /// Adds what the adapters of one input make of `x` to `y`.
+    fn adapters(
+        &self,
+        i: usize,
+        which: Beside,
+        (x, y): (u64, u64),
+        packed: &Packed,
+        at: &LayerPlaces,
+    ) -> Result<()> {
+        self.adapter_inner(i, which, x, packed.adapted, at)?;
+        self.adapter_outer(i, which, y, packed.adapted, at)
+    }
+
+    /// Where a matrix product reads its input `x`: where the layers are BitLinear, rounded to int8
+    /// per token, in `kept`, or beside adapters, which read it as it is, in a place of its own.
+    fn quantize(
+        &self,
+        (x, kept): (u64, u64),
+        places: &Places,
+        rows: usize,
+        width: usize,
+    ) -> Result<u64> {
         if !self.shape.bit_linear {
-            return Ok(());
+            return Ok(kept);
         }
+        let out = if self.adapters.is_some() { places.rounded } else { kept };
         let (grid, lambda) = (self.grids.quantize(rows), self.quantization.lambda.get());
-        launch!(self.program, "quantize_rows", grid, x, out, width, lambda)
+        launch!(self.program, "quantize_rows", grid, x, out, width, lambda)?;
+        Ok(out)
     }
 
     /// `y = x · wᵀ` with the weight at `offset`; sizes are rows, outputs, inputs.
@@ -200,6 +256,7 @@ impl Model {
         places: &Places,
         i: usize,
         cache: Option<(u64, u64)>,
+        pass: Pass,
     ) -> Result<()> {
         let ([q, mut k, mut v], [q_stride, mut k_stride, mut v_stride]) = self.heads(places, i);
         if let Some((keys, values)) = cache {
@@ -207,16 +264,20 @@ impl Model {
             (k_stride, v_stride) = (self.shape.kv(), self.shape.kv());
         }
         let at = places.layer(i);
+        let (items, count) = match pass {
+            Pass::Forward => (packed.items, packed.item_count),
+            Pass::Again => (packed.back_items, packed.back_item_count),
+        };
         launch!(
             self.program,
             "attention_forward",
-            self.grids.attention(packed.item_count),
+            self.grids.attention(count),
             q,
             k,
             v,
             at.o,
             at.lse,
-            places.index(packed.items),
+            places.index(items),
             q_stride,
             k_stride,
             v_stride,
@@ -254,8 +315,13 @@ impl Model {
                 let sizes = (rows, v, e);
                 let w = self.matrix(head);
                 self.blas.input_gradient(profile, places.logits, w, d_states, sizes, v)?;
-                let dw = self.gradient(head)?;
-                self.blas.weight_gradient(profile, states, places.logits, dw, sizes, v, true)?;
+                match &self.adapters {
+                    Some(_) => self.head_row_gradient(profile, states, places, rows)?,
+                    None => {
+                        let (dw, d_logits) = (self.gradient(head)?, places.logits);
+                        self.blas.weight_gradient(profile, states, d_logits, dw, sizes, v, true)?;
+                    }
+                }
             }
         }
         Ok(())

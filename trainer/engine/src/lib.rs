@@ -16,18 +16,22 @@
 //! |---|---|
 //! | `engine`, `decode` | the calls: training, and passes behind a cache of keys and values |
 //! | `team` | several engines that train one model, each on its GPU |
-//! | `backward`, `forward` | the passes, kernel by kernel |
+//! | `backward`, `forward`, `beside` | the passes, kernel by kernel; what adapters add to them |
 //! | `places` | where a pass puts its activations |
-//! | `model` | weights, gradients and moments on the GPU |
-//! | `batch`, `cache`, `arena` | index arrays of a batch, cached keys, memory for activations |
+//! | `model`, `frozen` | weights, gradients and moments on the GPU; weights that are not trained |
+//! | `frozen_values` | values of those to and from the GPU |
+//! | `adapters` | low-rank adapters and where their parameters stand |
+//! | `batch`, `row_lists`, `cache`, `arena` | index arrays of a batch, cached keys, memory for activations |
 //! | `blas`, `program`, `profile` | cuBLAS, kernels by NVRTC, their times |
 //! | `graphs` | decoding passes recorded and replayed |
 //! | `grids`, `shape` | launch geometry; the model's sizes and where each parameter stands |
 //! | `device`, `options`, `error` | the driver, choices, errors |
 
+mod adapters;
 mod arena;
 mod backward;
 mod batch;
+mod beside;
 mod blas;
 mod cache;
 mod decode;
@@ -35,6 +39,8 @@ mod device;
 mod engine;
 mod error;
 mod forward;
+mod frozen;
+mod frozen_values;
 mod graphs;
 mod grids;
 mod model;
@@ -42,6 +48,7 @@ mod options;
 mod places;
 mod profile;
 mod program;
+mod row_lists;
 mod shape;
 mod team;
 
@@ -52,5 +59,5 @@ pub use error::{Error, Result};
 pub use options::{AdamwStep, Options, Precision, Share};
 pub use places::{MemoryNeed, memory_need};
 pub use profile::KernelTime;
-pub use shape::{LayerRole, Parameter, Role, Shape};
+pub use shape::{Adapters, LayerRole, Parameter, Role, Shape};
 pub use team::Peer;

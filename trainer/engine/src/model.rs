@@ -5,9 +5,11 @@ use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
 
+use crate::adapters::AdapterLayout;
 use crate::blas::Blas;
 use crate::device::{Buffer, Device};
 use crate::error::{Error, Result};
+use crate::frozen::Frozen;
 use crate::grids::Grids;
 use crate::options::{Options, Precision};
 use crate::profile::Profile;
@@ -23,10 +25,18 @@ pub(crate) struct Model {
     pub(crate) program: Program,
     pub(crate) blas: Blas,
     pub(crate) grids: Grids,
-    /// Master weights, fp32.
+    /// Every parameter; those of adapters stand behind the others.
+    pub(crate) parameters: Vec<Parameter>,
+    /// Where the trained parameters stand, where those are adapters.
+    pub(crate) adapters: Option<AdapterLayout>,
+    /// The other weights then.
+    frozen: Option<Frozen>,
+    /// Whether the table has the mask token's trained row.
+    pub(crate) row_is_copied: Cell<bool>,
+    /// Master weights of what is trained, fp32.
     weights: Buffer,
-    /// The weights as the matrix products read them, where those are not the master weights: in
-    /// bf16, or rounded by BitLinear.
+    /// The same as the matrix products read them, where those are not the master weights: in bf16,
+    /// or rounded by BitLinear.
     copies: Option<Buffer>,
     training: Option<Training>,
     /// What norms before `down_proj` need, which are as wide as the MLP.
@@ -90,7 +100,14 @@ impl Model {
         };
         let blas = Blas::new(&device, options.precision)?;
         let layout = Layout::new(&shape);
-        let n = layout.total;
+        let adapters = shape.adapters.as_ref().map(|a| AdapterLayout::new(&shape, a));
+        let n = adapters.as_ref().map_or(layout.total, |adapters| adapters.total);
+        let frozen = match &adapters {
+            None => None,
+            Some(_) => Some(Frozen::new(&device, &layout, options.precision)?),
+        };
+        let added = adapters.iter().flat_map(|adapters| &adapters.parameters);
+        let parameters = layout.parameters.iter().chain(added).copied().collect();
         let zeros = |bytes: usize, what| -> Result<Buffer> {
             let buffer = device.allocate(bytes, what)?;
             device.clear(buffer.address(), buffer.bytes())?;
@@ -99,7 +116,9 @@ impl Model {
         let weights = zeros(4 * n, "weights")?;
         let copies = match options.precision {
             Precision::Bf16 => Some(zeros(2 * n, "weights in bf16")?),
-            Precision::Fp32 if shape.bit_linear => Some(zeros(4 * n, "rounded weights")?),
+            Precision::Fp32 if shape.bit_linear && frozen.is_none() => {
+                Some(zeros(4 * n, "rounded weights")?)
+            }
             Precision::Fp32 => None,
         };
         let scratch = match shape.bit_linear {
@@ -124,6 +143,10 @@ impl Model {
             program,
             blas,
             grids,
+            parameters,
+            adapters,
+            frozen,
+            row_is_copied: Cell::new(false),
             weights,
             copies,
             training,
@@ -134,7 +157,7 @@ impl Model {
 
     /// The parameter of this role.
     pub(crate) fn parameter(&self, role: Role) -> Result<Parameter> {
-        let found = self.layout.parameters.iter().find(|p| p.role == role).copied();
+        let found = self.parameters.iter().find(|p| p.role == role).copied();
         found.ok_or_else(|| Error::Unsupported(format!("a model with {role:?}")))
     }
 
@@ -156,13 +179,42 @@ impl Model {
         })
     }
 
-    /// Address of a master weight.
-    pub(crate) fn weight(&self, offset: usize) -> u64 {
+    /// Elements of what is trained: everything, or what adapters add.
+    pub(crate) fn trained(&self) -> usize {
+        self.adapters.as_ref().map_or(self.layout.total, |adapters| adapters.total)
+    }
+
+    /// Elements of it with weight decay; the rest has none.
+    pub(crate) fn decayed(&self) -> usize {
+        self.adapters.as_ref().map_or(self.layout.decayed, |adapters| adapters.total)
+    }
+
+    /// Address of the master weight of a trained element.
+    pub(crate) fn trained_weight(&self, offset: usize) -> u64 {
         self.weights.address() + 4 * offset as u64
     }
 
-    /// Address of a weight as the matrix products read it.
+    /// Address of a trained element as the matrix products read it, where that are adapters.
+    pub(crate) fn trained_matrix(&self, offset: usize) -> u64 {
+        match &self.copies {
+            Some(copies) => copies.address() + (self.element() * offset) as u64,
+            None => self.trained_weight(offset),
+        }
+    }
+
+    /// Address of a norm or a bias of the model, or of a master weight where all are trained.
+    pub(crate) fn weight(&self, offset: usize) -> u64 {
+        match &self.frozen {
+            Some(frozen) => frozen.vector(offset, self.layout.decayed),
+            None => self.trained_weight(offset),
+        }
+    }
+
+    /// Address of a weight of the model as the matrix products read it.
     pub(crate) fn matrix(&self, offset: usize) -> u64 {
+        if let Some(frozen) = &self.frozen {
+            return frozen.matrix(offset, self.element());
+        }
         let rounded = (self.layout.matrices..self.layout.decayed).contains(&offset);
         match &self.copies {
             Some(copies) if self.element() == 2 || rounded => {
@@ -172,7 +224,7 @@ impl Model {
         }
     }
 
-    /// Address of a weight's bf16 copy; 0 in fp32.
+    /// Address of a trained weight's bf16 copy; 0 in fp32.
     pub(crate) fn bf16_copy(&self, offset: usize) -> u64 {
         match (&self.copies, self.options.precision) {
             (Some(copies), Precision::Bf16) => copies.address() + 2 * offset as u64,
@@ -180,31 +232,40 @@ impl Model {
         }
     }
 
-    /// Says that weights have changed, so that BitLinear rounds them again.
+    /// Says that weights have changed, so that BitLinear rounds them again, and the mask token's
+    /// row is copied again.
     pub(crate) fn weights_changed(&self) {
         self.quantization.rounded.set(None);
+        self.row_is_copied.set(false);
     }
 
     /// Rounds the layers' matrices where BitLinear does so, unless they are rounded already.
     pub(crate) fn round_matrices(&self) -> Result<()> {
-        let Some(scratch) = &self.quantization.scratch else { return Ok(()) };
+        if !self.shape.bit_linear || self.frozen.is_some() {
+            return Ok(());
+        }
         let lambda = self.quantization.lambda.get();
         if self.quantization.rounded.get() == Some(lambda) {
             return Ok(());
         }
-        let (sum, parts) = (scratch.address(), scratch.address() + 4);
         let matrices = self.layout.matrices..self.layout.decayed;
         for p in self.layout.parameters.iter().filter(|p| matrices.contains(&p.offset)) {
-            let (w, n) = (self.weight(p.offset), p.len as i64);
-            let grid = self.grids.sum_squares();
-            launch!(self.program, "sum_magnitudes", grid, w, n, parts)?;
-            let blocks = grid.blocks.0;
-            launch!(self.program, "finish_sum", self.grids.vectors(1), parts, blocks, sum)?;
-            let grid = self.grids.elements(p.len);
-            launch!(self.program, "ternarize", grid, w, n, sum, lambda, self.matrix(p.offset))?;
+            self.ternarize(self.weight(p.offset), p.len, lambda, self.matrix(p.offset))?;
         }
         self.quantization.rounded.set(Some(lambda));
         Ok(())
+    }
+
+    /// Rounds the matrix of `len` numbers at `w` to ternary values, into `out` in the dtype of the
+    /// passes.
+    pub(crate) fn ternarize(&self, w: u64, len: usize, lambda: f32, out: u64) -> Result<()> {
+        let Some(scratch) = &self.quantization.scratch else { return Ok(()) };
+        let (sum, parts) = (scratch.address(), scratch.address() + 4);
+        let (grid, n) = (self.grids.sum_squares(), len as i64);
+        launch!(self.program, "sum_magnitudes", grid, w, n, parts)?;
+        let blocks = grid.blocks.0;
+        launch!(self.program, "finish_sum", self.grids.vectors(1), parts, blocks, sum)?;
+        launch!(self.program, "ternarize", self.grids.elements(len), w, n, sum, lambda, out)
     }
 
     /// Address of a gradient.
@@ -214,7 +275,7 @@ impl Model {
 
     /// The weights whose moments are here.
     pub(crate) fn share(&self) -> Range<usize> {
-        self.options.share.range(self.layout.total)
+        self.options.share.range(self.trained())
     }
 
     /// The weights of a parameter whose moments are here.
@@ -244,7 +305,7 @@ impl Model {
     /// Brings the copy of a parameter that has changed up to date.
     pub(crate) fn copy_weights(&self, parameter: Parameter) -> Result<()> {
         self.weights_changed();
-        let (w, w16) = (self.weight(parameter.offset), self.bf16_copy(parameter.offset));
+        let (w, w16) = (self.trained_weight(parameter.offset), self.bf16_copy(parameter.offset));
         if w16 == 0 {
             return Ok(());
         }
@@ -252,9 +313,18 @@ impl Model {
         launch!(self.program, "cast_to_bf16", grid, w, w16, parameter.len as i64)
     }
 
-    /// The values of a parameter in the arena that starts at `arena`.
-    pub(crate) fn read(&self, role: Role, arena: u64) -> Result<Vec<f32>> {
+    /// The parameter of this role, which must be trained.
+    pub(crate) fn trained_parameter(&self, role: Role) -> Result<Parameter> {
         let parameter = self.parameter(role)?;
+        if !parameter.frozen {
+            return Ok(parameter);
+        }
+        Err(Error::Unsupported(format!("gradients or moments of {role:?}, which is not trained")))
+    }
+
+    /// The values of a trained parameter in the arena that starts at `arena`.
+    pub(crate) fn read(&self, role: Role, arena: u64) -> Result<Vec<f32>> {
+        let parameter = self.trained_parameter(role)?;
         self.read_at(arena + 4 * parameter.offset as u64, parameter.len)
     }
 

@@ -1,10 +1,13 @@
 //! Where a pass puts everything besides weights and parameters' gradients: addresses inside one
 //! arena.
 
+use crate::adapters::{AdapterLayout, LayerGroups};
 use crate::arena::Cursor;
 use crate::batch::Span;
+use crate::frozen;
 use crate::options::Options;
-use crate::shape::{Layout, Shape};
+use crate::row_lists::PIECE;
+use crate::shape::{LayerRole, Layout, Shape};
 
 /// What a layer keeps for its backward pass; addresses.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,6 +39,8 @@ pub(crate) struct LayerPlaces {
     /// Factors of the norms before them.
     pub rstd_o: u64,
     pub rstd_a: u64,
+    /// Inner columns of the adapters beside `qkv`, `o_proj`, `gate_up` and `down_proj`, `[T, ..]`.
+    pub inner: [u64; 4],
 }
 
 /// Addresses of everything a pass uses besides weights and gradients.
@@ -47,6 +52,8 @@ pub(crate) struct Places {
     inputs: Vec<u64>,
     /// Projections back to the residual stream, `[T, E]`.
     pub y: u64,
+    /// The input of a frozen BitLinear product, rounded, `[T, widest input]`; 0 elsewhere.
+    pub rounded: u64,
     pub gradients: GradientPlaces,
     /// Hidden states at the targets, `[N, E]`: as they are, and after the final norm.
     pub picked: u64,
@@ -83,6 +90,8 @@ pub(crate) struct GradientPlaces {
     pub parts: u64,
     /// Sums of pieces for the embedding table, `[pieces, E]` fp32.
     pub pieces: u64,
+    /// Of adapters' inner columns, `[T, widest]`.
+    pub inner: u64,
 }
 
 /// The sizes of a batch that decide how much memory a pass takes.
@@ -116,9 +125,22 @@ impl Places {
         let stored: Vec<u64> = (0..stored_inputs).map(|_| c.act(t, e)).collect();
         let inputs = (0..=layers).map(|i| stored[i % stored_inputs]).collect();
         let kept = if keep_all { layers } else { 1 };
+        let adapters = s.adapters.as_ref().map(|adapters| AdapterLayout::new(s, adapters));
+        let groups =
+            adapters.map_or(LayerGroups::default(), |mut a| a.layers.pop().unwrap_or_default());
+        // where weights are frozen, the input of a matrix is kept for its adapters alone
+        let frozen = s.adapters.is_some();
+        let one_for_all = |width: usize, c: &mut Cursor, roles: &[LayerRole]| {
+            let read = s.adapters.as_ref().is_none_or(|adapters| adapters.reads(roles));
+            (!read).then(|| c.act(t, width))
+        };
+        let shared_h1 =
+            one_for_all(e, &mut c, &[LayerRole::Query, LayerRole::Key, LayerRole::Value]);
+        let shared_h2 = one_for_all(e, &mut c, &[LayerRole::Gate, LayerRole::Up]);
+        let shared_down = one_for_all(f, &mut c, &[LayerRole::Down]);
         let layers = (0..kept)
             .map(|_| {
-                let (h1, rstd1) = (c.act(t, e), c.fp32(t, 1));
+                let (h1, rstd1) = (shared_h1.unwrap_or_else(|| c.act(t, e)), c.fp32(t, 1));
                 let qkv = c.act(t, s.qkv());
                 let heads = s.num_attention_heads + s.num_key_value_heads;
                 let (qk, qk_rstd) = match s.qk_norm {
@@ -127,12 +149,20 @@ impl Places {
                 };
                 let (o, lse) = (c.act(t, s.q()), c.fp32(t, s.num_attention_heads));
                 let mid = c.act(t, e);
-                let (h2, rstd2) = (c.act(t, e), c.fp32(t, 1));
-                let (gate_up, a) = (c.act(t, 2 * f), c.act(t, f));
-                let changed = s.sub_norms || s.bit_linear;
-                let (o_in, a_in) = if changed { (c.act(t, s.q()), c.act(t, f)) } else { (o, a) };
+                let (h2, rstd2) = (shared_h2.unwrap_or_else(|| c.act(t, e)), c.fp32(t, 1));
+                let gate_up = c.act(t, 2 * f);
+                // a norm's input is kept for its gradient
+                let a = shared_down.filter(|_| !s.sub_norms).unwrap_or_else(|| c.act(t, f));
+                let changed = s.sub_norms || (s.bit_linear && !frozen);
+                let (o_in, a_in) = match changed {
+                    true => (c.act(t, s.q()), shared_down.unwrap_or_else(|| c.act(t, f))),
+                    false => (o, a),
+                };
                 let (rstd_o, rstd_a) =
                     if s.sub_norms { (c.fp32(t, 1), c.fp32(t, 1)) } else { (0, 0) };
+                let widths = [&groups.qkv, &groups.output, &groups.gate_up, &groups.down];
+                let inner =
+                    widths.map(|group| if group.width > 0 { c.act(t, group.width) } else { 0 });
                 LayerPlaces {
                     x: 0,
                     h1,
@@ -151,10 +181,13 @@ impl Places {
                     a_in,
                     rstd_o,
                     rstd_a,
+                    inner,
                 }
             })
             .collect();
         let y = c.act(t, e);
+        let widest = e.max(f).max(s.q());
+        let rounded = if frozen && s.bit_linear { c.act(t, widest) } else { 0 };
         let (picked, normed, rstd) = (c.act(n, e), c.act(n, e), c.fp32(n, 1));
         let vocabulary = s.padded_vocab();
         let chunk = (options.logits_bytes / (element * vocabulary)).clamp(1, n.max(1));
@@ -172,6 +205,7 @@ impl Places {
                 picked: c.act(n, e),
                 parts: c.fp32(sizes.parts, 1),
                 pieces: c.fp32(sizes.pieces, e),
+                inner: c.act(t, groups.widest()),
             }
         } else {
             GradientPlaces::default()
@@ -180,6 +214,7 @@ impl Places {
             layers,
             inputs,
             y,
+            rounded,
             gradients,
             picked,
             normed,
@@ -229,15 +264,21 @@ const LIBRARIES: usize = 1 << 30;
 /// The memory for a model and passes over `tokens` tokens with `targets` targets; an upper bound.
 pub fn memory_need(shape: &Shape, options: &Options, tokens: usize, targets: usize) -> MemoryNeed {
     let element = options.precision.element();
-    let copy = if element == 2 || shape.bit_linear { element } else { 0 };
+    let layout = Layout::new(shape);
+    let adapters = shape.adapters.as_ref().map(|adapters| AdapterLayout::new(shape, adapters));
+    let frozen = adapters.as_ref().map_or(0, |_| frozen::bytes(&layout, options.precision));
+    let total = adapters.as_ref().map_or(layout.total, |adapters| adapters.total);
+    let has_copy = element == 2 || (shape.bit_linear && adapters.is_none());
+    let copy = if has_copy { element } else { 0 };
     let per_weight = if options.training { 8 + copy } else { 4 + copy };
-    let total = Layout::new(shape).total;
     let moments = if options.training { 8 * options.share.range(total).len() } else { 0 };
     let staging = if options.training { options.share.staging_bytes(total) } else { 0 };
-    // every token could be another row of the table; blocks leave a few MiB of sums
-    let sizes = Sizes { tokens, targets, pieces: tokens + 1, parts: 1 << 20 };
+    // every token could be another row of the table, unless the mask token's alone is trained;
+    // blocks leave a few MiB of sums
+    let pieces = if adapters.is_some() { tokens.div_ceil(PIECE) } else { tokens };
+    let sizes = Sizes { tokens, targets, pieces: pieces + 1, parts: 1 << 20 };
     MemoryNeed {
-        fixed: per_weight * total + moments + staging + LIBRARIES,
+        fixed: frozen + per_weight * total + moments + staging + LIBRARIES,
         activations: Places::new(shape, options, sizes, 0, options.training).bytes,
     }
 }

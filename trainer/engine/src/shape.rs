@@ -36,6 +36,9 @@ pub struct Shape {
     /// Every matrix of the layers is BitLinear: weights rounded to -1, 0, 1 and their inputs to
     /// int8, with straight-through gradients.
     pub bit_linear: bool,
+    /// Adapters, which alone are trained then; everything else is frozen. With `bit_linear` the
+    /// layers' matrices are given as ternary values.
+    pub adapters: Option<Adapters>,
 }
 
 impl Shape {
@@ -92,7 +95,7 @@ impl Shape {
         {
             return refuse("the shape of the model contradicts itself".into());
         }
-        Ok(())
+        self.adapters.as_ref().map_or(Ok(()), |adapters| adapters.check(self))
     }
 
     /// The sizes as macros for the kernels.
@@ -114,6 +117,59 @@ impl Shape {
     }
 }
 
+/// Adapters of a model; they alone are trained.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Adapters {
+    /// Inner width r.
+    pub rank: usize,
+    /// Factor on the output of an adapter, alpha / r.
+    pub scale: f32,
+    /// Matrices of a layer that have one: `Query`, `Key`, `Value`, `Output`, `Gate`, `Up`, `Down`.
+    pub targets: Vec<LayerRole>,
+    /// The token whose row of the embedding table is trained.
+    pub mask_token_id: usize,
+    /// Adapters and the trained row act on the first tokens of a batch alone
+    /// ([`Batch::adapted`](crate::Batch::adapted)), and the tables stay as they are. Without it
+    /// they act on all tokens, and the table has the trained row; the head too where it is tied.
+    pub gated: bool,
+}
+
+impl Adapters {
+    /// Refuses what contradicts itself.
+    pub(crate) fn check(&self, s: &Shape) -> Result<()> {
+        let refuse = |text: String| Err(Error::Unsupported(text));
+        let known = |role: &LayerRole| outputs(s, *role).is_some();
+        if self.rank == 0 || self.mask_token_id >= s.vocab_size || !self.scale.is_finite() {
+            return refuse(format!(
+                "adapters of rank {} with a factor of {} and the mask token {} of {} tokens",
+                self.rank, self.scale, self.mask_token_id, s.vocab_size
+            ));
+        }
+        let twice = self.targets.iter().enumerate().any(|(i, t)| self.targets[..i].contains(t));
+        if self.targets.is_empty() || twice || !self.targets.iter().all(known) {
+            return refuse(format!("adapters beside {:?}", self.targets));
+        }
+        Ok(())
+    }
+
+    /// Whether any of these matrices has an adapter.
+    pub(crate) fn reads(&self, roles: &[LayerRole]) -> bool {
+        roles.iter().any(|role| self.targets.contains(role))
+    }
+}
+
+/// Output columns of a matrix of the layers.
+pub(crate) fn outputs(s: &Shape, role: LayerRole) -> Option<usize> {
+    use LayerRole as L;
+    match role {
+        L::Query => Some(s.q()),
+        L::Key | L::Value => Some(s.kv()),
+        L::Output | L::Down => Some(s.hidden_size),
+        L::Gate | L::Up => Some(s.intermediate_size),
+        _ => None,
+    }
+}
+
 /// What a parameter is in the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
@@ -125,6 +181,12 @@ pub enum Role {
     FinalNorm,
     /// A parameter of the layer with this number.
     Layer(usize, LayerRole),
+    /// A of the adapter beside a matrix of a layer, `[r, in]`.
+    AdapterA(usize, LayerRole),
+    /// Its B, `[out, r]`.
+    AdapterB(usize, LayerRole),
+    /// The mask token's row of the embedding table where adapters are trained, `[E]`.
+    MaskRow,
 }
 
 /// What a parameter is in its layer; the names are those of the modules in Hugging Face
@@ -174,6 +236,9 @@ pub struct Parameter {
     pub(crate) offset: usize,
     /// Number of elements, as in the checkpoint.
     pub len: usize,
+    /// Not trained: without gradient and moments, and in the dtype of the passes where it is a
+    /// matrix or a table.
+    pub frozen: bool,
 }
 
 /// Element offsets of one layer's parameters.
@@ -222,7 +287,7 @@ impl Layout {
             if fresh {
                 end = end.next_multiple_of(128);
             }
-            parameters.push(Parameter { role, offset: end, len });
+            parameters.push(Parameter { role, offset: end, len, frozen: s.adapters.is_some() });
             end += room;
             end - room
         };
@@ -270,10 +335,10 @@ impl Layout {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn shape() -> Shape {
+    pub(crate) fn shape() -> Shape {
         Shape {
             vocab_size: 320,
             hidden_size: 96,
@@ -290,6 +355,7 @@ mod tests {
             tie_word_embeddings: false,
             sub_norms: true,
             bit_linear: true,
+            adapters: None,
         }
     }
 

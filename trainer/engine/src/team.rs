@@ -37,7 +37,7 @@ impl Engine {
             device: m.device.as_peer(),
             share: m.options.share,
             gradients: m.gradient(0)?,
-            weights: m.weight(0),
+            weights: m.trained_weight(0),
         })
     }
 
@@ -63,7 +63,7 @@ impl Engine {
     pub fn add_gradients(&mut self, peers: &[Peer]) -> Result<(Vec<f32>, f64)> {
         self.model.device.enter()?;
         let share = self.model.share();
-        let room = self.model.options.share.staging_bytes(self.model.layout.total);
+        let room = self.model.options.share.staging_bytes(self.model.trained());
         let staging = self.staging.room(&self.model.device, room.max(256), "staging")?;
         let (m, each) = (&self.model, room / 4);
         for peer in self.others(peers) {
@@ -88,11 +88,11 @@ impl Engine {
         let m = &self.model;
         m.device.enter()?;
         for peer in self.others(peers) {
-            let share = peer.share.range(m.layout.total);
+            let share = peer.share.range(m.trained());
             if share.is_empty() {
                 continue;
             }
-            let (to, from) = (m.weight(share.start), peer.weights + 4 * share.start as u64);
+            let (to, from) = (m.trained_weight(share.start), peer.weights + 4 * share.start as u64);
             m.device.copy_from(peer.device, to, from, 4 * share.len())?;
             let copy = m.bf16_copy(share.start);
             if copy != 0 {

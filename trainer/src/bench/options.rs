@@ -14,6 +14,8 @@ pub(crate) enum BenchLayout {
     Reference,
     /// Plain causal loss on responses.
     Sft,
+    /// Proposals by adapters at mask tokens, two starting offsets of blocks (needs a LoRA rank).
+    Lossless,
 }
 
 /// What is measured.

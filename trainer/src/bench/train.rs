@@ -7,7 +7,6 @@
 
 use std::time::Instant;
 
-use dlm_datasets::mask;
 use serde::Serialize;
 
 use super::options::{BenchLayout, TrainBenchOptions};
@@ -18,7 +17,7 @@ use crate::compute::{AttentionChoice, ComputePlan, device};
 use crate::config::{Config, Optim};
 use crate::diffusion::{
     Batch, DeviceBatch, DocumentMask, Layout, Objective, ObjectiveSpec, PackedRow, PassOptions,
-    build_batch, count_targets, objective,
+    build_batch, count_targets, noise, objective,
 };
 use crate::error::{Error, Result};
 use crate::io::load_model::{HostModel, LoadedModel};
@@ -39,6 +38,8 @@ const MASK_SEED: u64 = 5;
 const LOSS_CHUNK: usize = 1024;
 /// Smallest share of a block that is hidden, as in training.
 const NOISE_EPS: f64 = 1e-3;
+/// Starting offsets of blocks in a row of the lossless objective.
+const BLOCK_OFFSETS: usize = 2;
 
 /// Result of a measurement; times are of counted steps only.
 #[derive(Clone, Debug, Serialize)]
@@ -128,7 +129,7 @@ struct Bench<'a> {
 /// Weights and optimizer, with Burn or on the native engine.
 enum TrainingState {
     Burn(LoadedModel, Optimizer),
-    Native(Native),
+    Native(Native, Decoder),
 }
 
 /// Runs the steps and reports.
@@ -139,7 +140,7 @@ pub(crate) fn measure(options: &TrainBenchOptions) -> Result<TrainBenchReport> {
     let (mut first, mut peak_rss_mib) = (None, 0);
     for number in 0..options.warmup + options.steps {
         let step = bench.step(number)?;
-        if let TrainingState::Native(native) = &bench.state {
+        if let TrainingState::Native(native, _) = &bench.state {
             launches = Some(native.take_launches());
         }
         peak_rss_mib = peak_rss_mib.max(resident_mib());
@@ -150,7 +151,7 @@ pub(crate) fn measure(options: &TrainBenchOptions) -> Result<TrainBenchReport> {
     }
     let mut report = bench.report(&steps, first, peak_rss_mib);
     report.launches = launches;
-    if let TrainingState::Native(native) = &bench.state {
+    if let TrainingState::Native(native, _) = &bench.state {
         report.gpu_gib = Some(native.memory_in_use()? as f64 / f64::from(1 << 30));
     }
     if options.profile {
@@ -167,7 +168,6 @@ impl<'a> Bench<'a> {
             .with_multiple(options.multiple);
         let host = HostModel::new(ModelConfig::from_json(presets::config(&options.preset)?)?);
         let other = match options.attention {
-            _ if options.lora_rank.is_some() => Some("it does not train adapters"),
             AttentionChoice::Auto => None,
             _ => Some("it has an attention of its own"),
         };
@@ -181,6 +181,11 @@ impl<'a> Bench<'a> {
                     .into(),
             ));
         }
+        if options.layout == BenchLayout::Lossless && options.lora_rank.is_none() {
+            return Err(Error::Usage(
+                "--layout lossless trains adapters alone; give their rank with --lora-rank".into(),
+            ));
+        }
         // ids, labels and masks of a step are in memory before its first pass
         let bytes = batch.checked_mul(seq).and_then(|tokens| tokens.checked_mul(16));
         if bytes.is_none_or(|bytes| bytes > memory::available_bytes()) {
@@ -192,12 +197,15 @@ impl<'a> Bench<'a> {
         let state = training_state(options, &compute, host.clone(), &optim)?;
         let decoder = match &state {
             TrainingState::Burn(model, _) => model.decoder.clone(),
-            TrainingState::Native(_) => Decoder::new(host.config),
+            TrainingState::Native(_, decoder) => decoder.clone(),
         };
         let objective = match options.layout {
             BenchLayout::Saving => Objective::BlockDiffusion(Layout::Saving),
             BenchLayout::Reference => Objective::BlockDiffusion(Layout::Reference),
             BenchLayout::Sft => Objective::Sft,
+            BenchLayout::Lossless => {
+                Objective::Lossless { layout: Layout::Saving, offsets: BLOCK_OFFSETS }
+            }
         };
         let spec = ObjectiveSpec {
             bd_size,
@@ -221,7 +229,7 @@ impl<'a> Bench<'a> {
         let data_done = Instant::now();
         let scale = 1.0 / targets as f64;
         let (passes_done, sum) = match &mut self.state {
-            TrainingState::Native(native) => {
+            TrainingState::Native(native, _) => {
                 native.clear_gradients()?;
                 for batch in &batches {
                     native.pass(batch, scale)?;
@@ -280,16 +288,18 @@ impl<'a> Bench<'a> {
 
     /// The micro-batches of step `number` and their counted targets.
     fn batches(&self, number: usize) -> (Vec<Batch>, usize) {
-        let TrainBenchOptions { batch, seq, bd_size, .. } = *self.options;
+        let TrainBenchOptions { batch, seq, .. } = *self.options;
         let vocab = self.decoder.cfg.vocab_size;
         let indices = (0..batch).map(|row| (number * batch + row) as u64);
         let rows: Vec<PackedRow> =
             indices.clone().map(|index| synthetic_row(self.options, vocab, index)).collect();
         let masks: Vec<Vec<bool>> = indices
-            .map(|index| mask::row_mask(MASK_SEED, 0, index, seq, bd_size, NOISE_EPS))
+            .map(|row| noise::draw(self.objective, &self.spec, (MASK_SEED, 0, row), seq, NOISE_EPS))
             .collect();
-        let targets =
-            rows.iter().map(|row| count_targets(row, &self.spec, self.objective, None)).sum();
+        let of_row = |(row, mask): (&PackedRow, &Vec<bool>)| {
+            count_targets(row, &self.spec, self.objective, Some(mask))
+        };
+        let targets = rows.iter().zip(&masks).map(of_row).sum();
         let shape = self.compute.stream_shape;
         let batches = rows
             .chunks(self.micro)
@@ -301,11 +311,11 @@ impl<'a> Bench<'a> {
 
     /// Times of all kernels in step `number`, which is not counted.
     fn profile(&mut self, number: usize) -> Result<Vec<KernelMs>> {
-        if let TrainingState::Native(native) = &self.state {
+        if let TrainingState::Native(native, _) = &self.state {
             native.time_kernels(true);
         }
         self.step(number)?;
-        let TrainingState::Native(native) = &self.state else { return Ok(Vec::new()) };
+        let TrainingState::Native(native, _) = &self.state else { return Ok(Vec::new()) };
         native.time_kernels(false);
         let mut kernels = native.take_times()?;
         kernels.sort_by(|a, b| b.ms.total_cmp(&a.ms));
@@ -372,19 +382,13 @@ fn training_state(
     mut host: HostModel,
     optim: &Optim,
 ) -> Result<TrainingState> {
+    let lora = lora_shape(options, &host.config);
     if !compute.native {
         host.draw_weights(WEIGHT_SEED);
         let device = &compute.device.device;
-        let model = match options.lora_rank {
+        let model = match lora {
             None => host.upload(device),
-            Some(rank) => {
-                let shape = LoraShape {
-                    rank,
-                    alpha: 2.0 * rank as f64,
-                    targets: ALL_TARGETS.to_vec(),
-                    mask_token_id: host.config.vocab_size - 1,
-                    gated: false,
-                };
+            Some(shape) => {
                 let first =
                     |params: &Params, table: &[f32]| Ok(params.first_adapters(table, WEIGHT_SEED));
                 host.adapted(shape, first, compute.dtype.burn(), device)?
@@ -401,9 +405,24 @@ fn training_state(
         dtype: compute.dtype,
         gpus: 1,
     };
-    let mut native = Native::open(compute.cuda_index(), &Decoder::new(host.config), native)?;
+    let mut decoder = Decoder::new(host.config);
+    if let Some(shape) = lora {
+        decoder.params = decoder.params.with_lora(shape)?;
+    }
+    let mut native = Native::open(compute.cuda_index(), &decoder, native)?;
     native.draw_weights(std, WEIGHT_SEED)?;
-    Ok(TrainingState::Native(native))
+    Ok(TrainingState::Native(native, decoder))
+}
+
+/// Adapters beside all matrices, where some are asked for.
+fn lora_shape(options: &TrainBenchOptions, config: &ModelConfig) -> Option<LoraShape> {
+    options.lora_rank.map(|rank| LoraShape {
+        rank,
+        alpha: 2.0 * rank as f64,
+        targets: ALL_TARGETS.to_vec(),
+        mask_token_id: config.vocab_size - 1,
+        gated: options.layout == BenchLayout::Lossless,
+    })
 }
 
 fn median(steps: &[Step], value: impl Fn(&Step) -> f64) -> f64 {

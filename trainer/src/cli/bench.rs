@@ -216,6 +216,7 @@ fn summary(report: &TrainBenchReport) -> String {
         BenchLayout::Saving => "saving",
         BenchLayout::Reference => "reference",
         BenchLayout::Sft => "sft",
+        BenchLayout::Lossless => "lossless",
     };
     format!(
         "{} {layout} {} on {}: {:.0} source tok/s (median step {:.1} ms: data {:.1}, passes {:.1}, optimizer {:.1}), {:.0} % of 4L processed, {:.3} useful TFLOP/s, loss {:.4} → {:.4}, {} MiB",

@@ -5,7 +5,7 @@ use crate::attention::Tile;
 use crate::diffusion::{Batch, Losses, Scored};
 use crate::error::{Error, Result};
 use crate::kernels::AdamwStep;
-use crate::model::{Decoder, Gradients, ModelConfig, Weights};
+use crate::model::{Decoder, Gradients, Weights};
 use crate::optim::State;
 
 pub(crate) fn free_memory(_index: usize) -> Option<usize> {
@@ -13,7 +13,7 @@ pub(crate) fn free_memory(_index: usize) -> Option<usize> {
 }
 
 pub(crate) fn memory_need(
-    _cfg: &ModelConfig,
+    _decoder: &Decoder,
     _options: NativeOptions,
     _tokens: usize,
     _targets: usize,

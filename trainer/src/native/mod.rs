@@ -8,6 +8,8 @@
 #[cfg(not(feature = "native"))]
 mod absent;
 #[cfg(feature = "native")]
+mod convert;
+#[cfg(feature = "native")]
 mod followers;
 #[cfg(feature = "native")]
 mod present;

@@ -4,24 +4,19 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 use burn::tensor::DType;
-use dlm_engine::{
-    CachedPass, Engine, KernelTime, LayerRole, Options, Precision, Role, Shape, Tile,
-};
+use dlm_engine::{CachedPass, Engine, KernelTime, Options, Role};
 
+use super::convert::{convert, convert_tile, engine_options, noised_first, roles, shape};
 use super::followers::{Answer, Followers, device_error};
 use super::{KernelMs, NativeOptions};
 use crate::attention;
-use crate::compute::ComputeDtype;
 use crate::compute::tensor_io::download;
 use crate::diffusion::{Batch, Losses, Scored};
 use crate::error::{Error, Result};
+use crate::kernels::AdamwStep;
 use crate::kernels::most_probable::MostProbable;
-use crate::kernels::{Activation, AdamwStep};
-use crate::model::{Decoder, Gradients, ModelConfig, Params, Weights};
+use crate::model::{Decoder, Gradients, ParamSpec, Params, Weights};
 use crate::optim::State;
-
-/// Logits that exist at one time unless a chunk is given, bytes.
-const LOGITS_BYTES: usize = 2 << 30;
 
 /// A decoder on the engine.
 pub(crate) struct Native {
@@ -41,10 +36,9 @@ pub(crate) struct Native {
 impl Native {
     /// An engine with zero weights on the GPU with this CUDA index.
     pub(crate) fn open(index: usize, decoder: &Decoder, options: NativeOptions) -> Result<Self> {
-        let cfg = &decoder.cfg;
-        let options = engine_options(cfg, options);
+        let options = engine_options(&decoder.cfg, options);
         let options = Options { share: dlm_engine::Share::WHOLE, ..options };
-        let engine = Engine::new(index, shape(cfg), options).map_err(device_error)?;
+        let engine = Engine::new(index, shape(decoder), options).map_err(device_error)?;
         let (params, roles) = (decoder.params.clone(), roles(&decoder.params));
         Ok(Native { engine, followers: None, running: Vec::new(), given: 0, params, roles })
     }
@@ -62,7 +56,7 @@ impl Native {
         if others.is_empty() {
             return Native::open(*first, decoder, options);
         }
-        let (shape, roles) = (shape(&decoder.cfg), roles(&decoder.params));
+        let (shape, roles) = (shape(decoder), roles(&decoder.params));
         let options = engine_options(&decoder.cfg, options);
         let of = indices.len();
         let own = Options { share: dlm_engine::Share { rank: 0, of }, ..options };
@@ -95,9 +89,14 @@ impl Native {
     /// Random matrices and tables, drawn on the GPU; norms are one, biases zero.
     pub(crate) fn draw_weights(&mut self, std: f32, seed: u64) -> Result<()> {
         use crate::model::ParamKind as K;
-        let all = self.roles.iter().zip(&self.params.specs);
+        let specs = (0..self.roles.len()).map(|i| self.spec(i));
+        let all = self.roles.iter().zip(specs);
         let all: Vec<_> = all.map(|(role, spec)| (*role, spec.kind, spec.numel())).collect();
         for (role, kind, numel) in all {
+            if let Role::AdapterB(..) = role {
+                // stays zero, as adapters start
+                continue;
+            }
             self.on_all(move |engine| match kind {
                 K::Matrix | K::Embedding => engine.draw_weights(role, std, seed),
                 K::Norm => engine.set_weights(role, &vec![1.0; numel]),
@@ -109,7 +108,8 @@ impl Native {
 
     /// Copies the optimizer's moments from the host.
     pub(crate) fn set_state(&mut self, state: &[State]) -> Result<()> {
-        for (role, state) in self.roles.clone().into_iter().zip(state) {
+        let trained = self.roles[self.params.trained()].to_vec();
+        for (role, state) in trained.into_iter().zip(state) {
             let State::Adam(first, second) = state else {
                 return Err(Error::Mismatch(
                     "the optimizer's state is Muon's, which the native engine does not know".into(),
@@ -121,9 +121,22 @@ impl Native {
         Ok(())
     }
 
-    /// The weights, as tensors in host memory.
+    /// Shape of parameter `i`, those of adapters behind the others.
+    fn spec(&self, i: usize) -> &ParamSpec {
+        let own = self.params.specs.len();
+        match &self.params.lora {
+            Some(lora) if i >= own => &lora.specs[i - own],
+            _ => &self.params.specs[i],
+        }
+    }
+
+    /// The weights, as tensors in host memory; instead of those that are not trained one zero each.
     pub(crate) fn weights(&self) -> Result<Weights> {
+        let trained = self.params.trained();
         let tensor = |(i, role): (usize, &Role)| -> Result<Tensor<2>> {
+            if !trained.contains(&i) {
+                return Ok(Tensor::zeros([1, 1], (&Device::flex(), DType::F32)));
+            }
             Ok(self.on_host(i, self.engine.weights(*role).map_err(device_error)?))
         };
         Ok(Weights(self.roles.iter().enumerate().map(tensor).collect::<Result<_>>()?))
@@ -131,7 +144,11 @@ impl Native {
 
     /// The gradients, as tensors in host memory; of one engine alone.
     pub(crate) fn gradients(&self) -> Result<Gradients> {
+        let trained = self.params.trained();
         let gradient = |(i, role): (usize, &Role)| -> Result<Option<Tensor<2>>> {
+            if !trained.contains(&i) {
+                return Ok(None);
+            }
             Ok(Some(self.on_host(i, self.engine.gradients(*role).map_err(device_error)?)))
         };
         Ok(Gradients(self.roles.iter().enumerate().map(gradient).collect::<Result<_>>()?))
@@ -147,7 +164,7 @@ impl Native {
                     parts.push(answer.wait()?);
                 }
             }
-            let numel = self.params.specs[i].numel();
+            let numel = self.spec(i).numel();
             let (mut first, mut second) = (vec![0.0; numel], vec![0.0; numel]);
             for (start, a, b) in parts {
                 first[start..start + a.len()].copy_from_slice(&a);
@@ -155,12 +172,24 @@ impl Native {
             }
             Ok(State::Adam(self.on_host(i, first), self.on_host(i, second)))
         };
-        self.roles.iter().enumerate().map(state).collect()
+        let trained = self.params.trained();
+        trained.map(|i| state((i, &self.roles[i]))).collect()
     }
 
     fn on_host(&self, i: usize, values: Vec<f32>) -> Tensor<2> {
-        let shape = self.params.specs[i].shape2();
+        let shape = self.spec(i).shape2();
         Tensor::from_data(TensorData::new(values, shape), (&Device::flex(), DType::F32))
+    }
+
+    fn is_gated(&self) -> bool {
+        self.params.lora.as_ref().is_some_and(|lora| lora.shape.gated)
+    }
+
+    fn convert(&self, batch: &Batch) -> Result<dlm_engine::Batch> {
+        match self.is_gated() {
+            true => Ok(noised_first(batch)?.0),
+            false => Ok(convert(batch)),
+        }
     }
 
     /// How far BitLinear rounds from now on, 0 to 1.
@@ -184,7 +213,7 @@ impl Native {
     /// Queues a forward and a backward pass, on each GPU in turn; `scale` is 1 / counted targets of
     /// the step.
     pub(crate) fn pass(&mut self, batch: &Batch, scale: f64) -> Result<()> {
-        let (batch, scale) = (convert(batch), scale as f32);
+        let (batch, scale) = (self.convert(batch)?, scale as f32);
         let engines = 1 + self.followers.as_ref().map_or(0, Followers::count);
         let turn = self.given % engines;
         self.given += 1;
@@ -228,12 +257,13 @@ impl Native {
 
     /// Sum of the cross-entropies, without gradients.
     pub(crate) fn loss_sum(&mut self, batch: &Batch) -> Result<f64> {
-        self.engine.loss_sum(&convert(batch)).map_err(device_error)
+        let batch = self.convert(batch)?;
+        self.engine.loss_sum(&batch).map_err(device_error)
     }
 
     /// The same, and the most probable token for each target; `never` is not predicted.
     pub(crate) fn scored(&mut self, batch: &Batch, never: i64) -> Result<Scored> {
-        let batch = convert(batch);
+        let batch = self.convert(batch)?;
         let loss_sum = self.engine.loss_sum(&batch).map_err(device_error)?;
         let never = i32::try_from(never).ok();
         let best = match batch.predicted_at.is_empty() {
@@ -283,7 +313,13 @@ impl Native {
 
     /// Logits of every stream position, `[rows · len, vocab_size]`.
     pub(crate) fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>> {
-        self.engine.logits(&convert(batch)).map_err(device_error)
+        if !self.is_gated() {
+            return self.engine.logits(&convert(batch)).map_err(device_error);
+        }
+        let (moved, place) = noised_first(batch)?;
+        let logits = self.engine.logits(&moved).map_err(device_error)?;
+        let vocab = logits.len() / place.len().max(1);
+        Ok(place.iter().flat_map(|at| logits[at * vocab..][..vocab].iter().copied()).collect())
     }
 
     /// One AdamW update; norms and biases have no weight decay.
@@ -345,99 +381,12 @@ pub(crate) fn free_memory(index: usize) -> Option<usize> {
 /// Bytes of device memory that training takes: fixed, and for passes over `tokens` tokens with
 /// `targets` targets; an upper bound.
 pub(crate) fn memory_need(
-    cfg: &ModelConfig,
+    decoder: &Decoder,
     options: NativeOptions,
     tokens: usize,
     targets: usize,
 ) -> (usize, usize) {
-    let need = dlm_engine::memory_need(&shape(cfg), &engine_options(cfg, options), tokens, targets);
+    let options = engine_options(&decoder.cfg, options);
+    let need = dlm_engine::memory_need(&shape(decoder), &options, tokens, targets);
     (need.fixed, need.activations)
-}
-
-fn engine_options(cfg: &ModelConfig, options: NativeOptions) -> Options {
-    let row_bytes = options.dtype.size() * cfg.vocab_size.next_multiple_of(64);
-    Options {
-        precision: match options.dtype {
-            ComputeDtype::Bf16 => Precision::Bf16,
-            ComputeDtype::Fp32 => Precision::Fp32,
-        },
-        activation_checkpointing: options.activation_checkpointing,
-        logits_bytes: options.loss_chunk.map_or(LOGITS_BYTES, |n| n.max(1) * row_bytes),
-        training: options.training,
-        share: dlm_engine::Share { rank: 0, of: options.gpus.max(1) },
-    }
-}
-
-fn shape(cfg: &ModelConfig) -> Shape {
-    Shape {
-        vocab_size: cfg.vocab_size,
-        hidden_size: cfg.hidden_size,
-        intermediate_size: cfg.intermediate_size,
-        num_hidden_layers: cfg.num_hidden_layers,
-        num_attention_heads: cfg.num_attention_heads,
-        num_key_value_heads: cfg.num_key_value_heads,
-        head_dim: cfg.head_dim,
-        rms_norm_eps: cfg.rms_norm_eps,
-        inv_freq: cfg.inv_freq().iter().map(|f| *f as f32).collect(),
-        relu2: cfg.activation == Activation::Relu2,
-        qkv_bias: cfg.qkv_bias,
-        qk_norm: cfg.qk_norm,
-        tie_word_embeddings: cfg.tie_word_embeddings,
-        sub_norms: cfg.sub_norms,
-        bit_linear: cfg.quantization.is_some(),
-    }
-}
-
-/// What each parameter of the table is to the engine.
-fn roles(params: &Params) -> Vec<Role> {
-    let mut roles = vec![Role::Embedding; params.specs.len()];
-    roles[params.norm] = Role::FinalNorm;
-    if params.lm_head != params.embed_tokens {
-        roles[params.lm_head] = Role::Head;
-    }
-    for (i, layer) in params.layers.iter().enumerate() {
-        let mut set = |index: Option<usize>, role| {
-            if let Some(index) = index {
-                roles[index] = Role::Layer(i, role);
-            }
-        };
-        set(Some(layer.input_layernorm), LayerRole::InputNorm);
-        set(Some(layer.q_proj.weight), LayerRole::Query);
-        set(Some(layer.k_proj.weight), LayerRole::Key);
-        set(Some(layer.v_proj.weight), LayerRole::Value);
-        set(layer.q_proj.bias, LayerRole::QueryBias);
-        set(layer.k_proj.bias, LayerRole::KeyBias);
-        set(layer.v_proj.bias, LayerRole::ValueBias);
-        set(layer.q_norm, LayerRole::QueryNorm);
-        set(layer.k_norm, LayerRole::KeyNorm);
-        set(layer.attn_sub_norm, LayerRole::OutputNorm);
-        set(layer.ffn_sub_norm, LayerRole::DownNorm);
-        set(Some(layer.o_proj.weight), LayerRole::Output);
-        set(Some(layer.post_attention_layernorm), LayerRole::MlpNorm);
-        set(Some(layer.gate_proj.weight), LayerRole::Gate);
-        set(Some(layer.up_proj.weight), LayerRole::Up);
-        set(Some(layer.down_proj.weight), LayerRole::Down);
-    }
-    roles
-}
-
-fn convert_tile(tile: &attention::Tile) -> Tile {
-    Tile {
-        query: tile.query(),
-        len: tile.len(),
-        prefix: (tile.prefix().start, tile.prefix().len),
-        own: (tile.own().start, tile.own().len),
-        causal: tile.is_causal(),
-    }
-}
-
-fn convert(batch: &Batch) -> dlm_engine::Batch {
-    let tiles = batch.tiles.iter().filter(|tile| !tile.is_empty()).map(convert_tile);
-    dlm_engine::Batch {
-        input_ids: batch.ids(),
-        positions: batch.positions(),
-        tiles: tiles.collect(),
-        predicted_at: batch.targets.iter().map(|t| t.at as i32).collect(),
-        targets: batch.targets.iter().map(|t| t.id).collect(),
-    }
 }

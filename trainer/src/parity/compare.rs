@@ -263,9 +263,8 @@ fn compute_plan(
     rounded: bool,
 ) -> Result<ComputePlan> {
     let config = ModelConfig::read(folder)?;
-    let other = match (options.attention, &options.adapter) {
-        (AttentionChoice::Auto, None) => None,
-        (_, Some(_)) => Some("it does not compute adapters"),
+    let other = match options.attention {
+        AttentionChoice::Auto => None,
         _ => Some("it has an attention of its own"),
     };
     let plan = |device, dtype| -> Result<ComputePlan> {

@@ -101,7 +101,7 @@ impl Passes<'_> {
             gpus: self.gpus,
         };
         let tokens = processed_at_most(self.objective, self.seq_len);
-        native::memory_need(&self.decoder.cfg, options, rows * tokens, rows * self.seq_len)
+        native::memory_need(self.decoder, options, rows * tokens, rows * self.seq_len)
     }
 
     /// The largest divisor of `train.batch_rows` that fits into `free` bytes of the device, where

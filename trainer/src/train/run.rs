@@ -105,10 +105,11 @@ pub(crate) fn run(cfg: &Config, team: &Team, options: RunOptions) -> Result<Outc
         remote::finish(cfg, &store, &stop)?;
         return Ok(Outcome { state, export: out.clone() });
     }
-    let frozen_in_bf16 =
-        cfg.conversion.lora.is_some() && trainer.compute.dtype == ComputeDtype::Bf16;
-    if let Some(newest) = store.latest()?.filter(|_| frozen_in_bf16) {
-        // the source's weights as they are on disk, not rounded for the passes
+    let compute = &trainer.compute;
+    let frozen_elsewhere =
+        cfg.conversion.lora.is_some() && (compute.dtype == ComputeDtype::Bf16 || compute.native);
+    if let Some(newest) = store.latest()?.filter(|_| frozen_elsewhere) {
+        // the source's weights as they are on disk, not rounded for the passes or on a GPU
         let state = trainer.state.clone();
         drop(trainer);
         export_run::write_checkpoint(cfg, &data_dir, &newest, out)?;

@@ -11,7 +11,7 @@ use std::time::Instant;
 use dlm_datasets::{Dataset, Split};
 
 use crate::compute::device::Team;
-use crate::compute::{ComputeDevice, ComputePlan, DeviceKind, EngineChoice};
+use crate::compute::{ComputeDevice, ComputePlan, EngineChoice};
 use crate::config::{self, ActivationCheckpointing, Config};
 use crate::diffusion::{DocumentMask, Layout, Objective, ObjectiveSpec, PassOptions};
 use crate::error::{Error, Result};
@@ -230,18 +230,14 @@ impl<'a> Trainer<'a> {
         let mb = |numbers: usize| numbers as f64 * 8.0 / 1e6;
         let targets: Vec<&str> = lora.shape.targets.iter().map(|t| t.as_str()).collect();
         format!(
-            "; adapters of rank {} (alpha {}) on {}: {trained} of {} parameters are trained ({:.2} %), {:.1} MB of optimizer state instead of {:.1}{}",
+            "; adapters of rank {} (alpha {}) on {}: {trained} of {} parameters are trained ({:.2} %), {:.1} MB of optimizer state instead of {:.1}",
             lora.shape.rank,
             lora.shape.alpha,
             targets.join(", "),
             all + trained - lora.specs[lora.specs.len() - 1].numel(),
             100.0 * trained as f64 / all as f64,
             mb(trained),
-            mb(all),
-            match self.compute.device.kind {
-                DeviceKind::Cuda(_) => "; by Burn, since the native engine does not train adapters",
-                DeviceKind::Cpu | DeviceKind::Wgpu => "",
-            }
+            mb(all)
         )
     }
 
@@ -313,12 +309,7 @@ fn compute_plan(cfg: &Config, device: &ComputeDevice, source: &ModelSource) -> R
     let compute = ComputePlan::new(device.clone(), cfg.train.dtype.map(Into::into));
     let model = prepare_model::described_model(cfg, source)?;
     let muon = cfg.optim.name == config::OptimName::Muon;
-    let other = match muon {
-        true => Some("it updates by AdamW, not by Muon"),
-        false => {
-            cfg.conversion.lora.as_ref().map(|_| "it does not train adapters (conversion.lora)")
-        }
-    };
+    let other = muon.then_some("it updates by AdamW, not by Muon");
     let chosen = native::is_chosen(engine_choice(cfg.train.engine), &compute, &model, other)?;
     Ok(if chosen { compute.on_native_engine() } else { compute })
 }
