@@ -135,7 +135,20 @@ impl Config {
     }
 }
 
+/// Share of the divergence from the source in the lossless objective, where the configuration is
+/// silent.
+const DISTILL: f64 = 0.5;
+
 impl Config {
+    /// Share of the divergence from the source in the loss; 0 with other objectives than the
+    /// lossless one.
+    pub(crate) fn distilled_share(&self) -> f64 {
+        match self.conversion.objective {
+            Objective::Lossless => self.conversion.distill.unwrap_or(DISTILL),
+            Objective::Sft | Objective::BlockDiffusion => 0.0,
+        }
+    }
+
     /// Refuses what does not go together with adapters, or without them.
     fn check_lora(&self) -> Result<(), ConfigError> {
         let lossless = self.conversion.objective == Objective::Lossless;
@@ -145,6 +158,14 @@ impl Config {
                 offsets,
                 offsets > 0 && lossless,
                 "1 or more with conversion.objective=lossless, else null",
+            )?;
+        }
+        if let Some(share) = self.conversion.distill {
+            ensure(
+                "conversion.distill",
+                share,
+                (0.0..=1.0).contains(&share) && lossless,
+                "0 (off) to 1 with conversion.objective=lossless, else null",
             )?;
         }
         let Some(lora) = &self.conversion.lora else {

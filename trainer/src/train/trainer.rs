@@ -139,6 +139,7 @@ impl<'a> Trainer<'a> {
             activation_checkpointing: cfg.train.activation_checkpointing
                 == ActivationCheckpointing::Layer,
             loss_chunk: cfg.train.loss_chunk.unwrap_or(LOSS_CHUNK),
+            distill: cfg.distilled_share(),
         };
         let optimizer = if with_weights {
             Optimizer::new(&cfg.optim, &decoder.params, &compute.device.device)
@@ -342,7 +343,7 @@ pub(crate) fn objective_of(cfg: &Config) -> Objective {
         config::Objective::BlockDiffusion => Objective::BlockDiffusion(layout),
         config::Objective::Lossless => {
             let offsets = cfg.conversion.block_offsets.unwrap_or(BLOCK_OFFSETS);
-            Objective::Lossless { layout, offsets }
+            Objective::Lossless { layout, offsets, taught: cfg.distilled_share() > 0.0 }
         }
     }
 }
