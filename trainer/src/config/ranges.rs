@@ -135,20 +135,7 @@ impl Config {
     }
 }
 
-/// Share of the divergence from the source in the lossless objective, where the configuration is
-/// silent.
-const DISTILL: f64 = 0.5;
-
 impl Config {
-    /// Share of the divergence from the source in the loss; 0 with other objectives than the
-    /// lossless one.
-    pub(crate) fn distilled_share(&self) -> f64 {
-        match self.conversion.objective {
-            Objective::Lossless => self.conversion.distill.unwrap_or(DISTILL),
-            Objective::Sft | Objective::BlockDiffusion => 0.0,
-        }
-    }
-
     /// Refuses what does not go together with adapters, or without them.
     fn check_lora(&self) -> Result<(), ConfigError> {
         let lossless = self.conversion.objective == Objective::Lossless;

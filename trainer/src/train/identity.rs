@@ -2,7 +2,7 @@
 
 use dlm_datasets::Dataset;
 
-use crate::config::{Config, Objective};
+use crate::config::{self, Config};
 use crate::error::{Error, Result};
 use crate::io::checkpoint::Identity;
 use crate::io::source::{self, ModelSource};
@@ -73,8 +73,21 @@ pub(super) fn identity(
         }
     }
     identity.insert(TOKEN_SHIFT.into(), decoder.cfg.has_token_shift().to_string());
-    if cfg.conversion.objective == Objective::Lossless {
-        identity.insert(DISTILL.into(), cfg.distilled_share().to_string());
+    if cfg.conversion.objective == config::Objective::Lossless {
+        identity.insert(DISTILL.into(), distilled_share(cfg).to_string());
     }
     Ok(identity)
+}
+
+/// Share of the divergence from the source in the lossless objective, where the configuration is
+/// silent.
+const DISTILLED_SHARE: f64 = 0.5;
+
+/// Share of the divergence from the source in the loss; 0 with other objectives than the lossless
+/// one.
+pub(super) fn distilled_share(cfg: &Config) -> f64 {
+    match cfg.conversion.objective {
+        config::Objective::Lossless => cfg.conversion.distill.unwrap_or(DISTILLED_SHARE),
+        config::Objective::Sft | config::Objective::BlockDiffusion => 0.0,
+    }
 }
