@@ -59,7 +59,7 @@ lossless="conversion.objective=lossless export.lora=adapter optim.schedule=wsd o
 
 sample() {
     local tokens=${TOKENS:-400000} ar_tokens=${AR_TOKENS:-1200000} lr=${LR:-5e-3} first=${seeds%% *} seed size
-    local base="model=sample train.batch_rows=4 train.eval_every=100 train.eval_rows=200 $lossless conversion.total_tokens=$tokens"
+    local base="model=sample conversion=sample_diffusion $lossless conversion.total_tokens=$tokens train.eval_rows=200"
     adapter() { # NAME DATA SOURCE SETTINGS…; later settings override earlier ones
         local name=$1 data=$2 source=$3; shift 3
         train "$name" "$data" $base source.path="$out/$source" "conversion.lora={rank: 16}" optim.lr="$lr" "$@"
@@ -84,7 +84,7 @@ sample() {
     # 2. One change at a time, from the first source.
     changes=
     if [ -n "$all" ]; then
-        for change in rank8 rank32 bd8 bd32 distill0 distill05 distill1 lr25 lr10 offsets4; do
+        for change in rank8 rank32 bd8 bd32 distill0 distill05 lr25 lr10 offsets4; do
             data=data16 settings=()
             case $change in
                 rank8) settings=("conversion.lora={rank: 8}") ;;
@@ -93,7 +93,6 @@ sample() {
                 bd32) data=data32 ;;
                 distill0) settings=(conversion.distill=0) ;;
                 distill05) settings=(conversion.distill=0.5) ;;
-                distill1) settings=(conversion.distill=1) ;;
                 lr25) settings=(optim.lr=2.5e-3) ;;
                 lr10) settings=(optim.lr=1e-2) ;;
                 offsets4) settings=(conversion.block_offsets=4) ;;

@@ -128,7 +128,7 @@ section! {
         /// from one that is drawn. null: 2.
         block_offsets: Option<usize>,
         /// Share w of the divergence from the source in the loss, 0 to 1, with `objective:
-        /// lossless`: (1 - w) · cross-entropy + w · KL(source ‖ proposal). null: 0.5.
+        /// lossless`: (1 - w) · cross-entropy + w · KL(source ‖ proposal). null: 1.
         distill: Option<f64>,
     }
 }

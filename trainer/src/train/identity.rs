@@ -81,7 +81,7 @@ pub(super) fn identity(
 
 /// Share of the divergence from the source in the lossless objective, where the configuration is
 /// silent.
-const DISTILLED_SHARE: f64 = 0.5;
+const DISTILLED_SHARE: f64 = 1.0;
 
 /// Share of the divergence from the source in the loss; 0 with other objectives than the lossless
 /// one.
