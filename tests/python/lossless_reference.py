@@ -13,6 +13,8 @@ the head, tied or not, keeps the source's. So the clean stream's logits are the 
 In: the tiny models and the inputs obj_<inputs>.safetensors. Out: `lossless_<case>/` (adapter_config.json, adapter_model.safetensors under
 peft's names), `lossless_<case>.safetensors` (`input_ids`, `labels`, `offsets` [V], `bd_size` [1], `loss` [1], `count` [1], `kl` [1]) and
 `lossless_<case>_grads.safetensors`. `kl` is the mean, over the same positions, of KL(source at clean p ‖ adapted at MASK p).
+Distillation: `distilled_<case>.safetensors` is the same with `distill` [1], a share w, and `loss` = (1 - w) · cross-entropy + w · kl, where the
+source's distribution has no gradient; `distilled_<case>_grads.safetensors` are the gradients of that loss.
 Needs torch, transformers, safetensors.
 """
 
@@ -28,6 +30,8 @@ from transformers import AutoModelForCausalLM
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ROW = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+# name: share of the divergence in the distilled loss
+DISTILL = {"llama": 0.5, "qwen2": 1.0, "qwen2_untied": 0.75, "qwen3": 0.25, "bitnet": 0.5, "bitnet_online": 0.9}
 # name: model, inputs, rank, alpha, targets, block size, offsets, BitLinear
 CASES = {
     "llama": ("llama_tiny", "llama_bd8", 4, 6, ALL, 4, [0, 2], False),
@@ -135,9 +139,13 @@ def write(name, folder):
     logits, wanted = passes(model, row, views)
     count = int((wanted != -100).sum())
     loss = F.cross_entropy(logits[:, :length].flatten(0, 1), wanted.flatten(), ignore_index=-100)
-    loss.backward()
-    source, adapted = logits[:, length:].detach().log_softmax(-1), logits[:, :length].detach().log_softmax(-1)
+    source, adapted = logits[:, length:].detach().log_softmax(-1), logits[:, :length].log_softmax(-1)
     kl = (source.exp() * (source - adapted)).sum(-1)[wanted != -100].mean()
+    share = torch.tensor(DISTILL[name])
+    mixed = (1 - share) * loss + share * kl
+    names, leaves = list(state), list(state.values())
+    grads = dict(zip(names, torch.autograd.grad(loss, leaves, retain_graph=True)))
+    mixed_grads = dict(zip(names, torch.autograd.grad(mixed, leaves)))
     with torch.no_grad():
         for gated in model.modules():
             if isinstance(gated, Gated):
@@ -157,13 +165,17 @@ def write(name, folder):
     }
     (out / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     save_file({key: value.detach().contiguous() for key, value in state.items()}, out / "adapter_model.safetensors")
-    save_file({key: value.grad.contiguous() for key, value in state.items()}, folder / f"lossless_{name}_grads.safetensors")
+    save_file({key: value.contiguous() for key, value in grads.items()}, folder / f"lossless_{name}_grads.safetensors")
+    save_file({key: value.contiguous() for key, value in mixed_grads.items()}, folder / f"distilled_{name}_grads.safetensors")
     written = {
         "input_ids": case["input_ids"], "labels": case["labels"], "offsets": torch.tensor(offsets), "bd_size": torch.tensor([bd]),
-        "loss": loss.detach().reshape(1), "count": torch.tensor([count]), "kl": kl.reshape(1),
+        "loss": loss.detach().reshape(1), "count": torch.tensor([count]), "kl": kl.detach().reshape(1),
     }
     save_file(written, folder / f"lossless_{name}.safetensors")
+    more = {"loss": mixed.detach().reshape(1), "distill": share.reshape(1)}
+    save_file({**written, **more}, folder / f"distilled_{name}.safetensors")
     print(f"lossless_{name}: {base}, D {bd}, offsets {offsets}, {count} counted, loss {loss.item():.6f}, kl {kl.item():.6f}")
+    print(f"distilled_{name}: share {share.item():.2f}, loss {mixed.item():.6f}")
 
 
 def main():

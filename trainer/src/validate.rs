@@ -318,7 +318,8 @@ fn evaluate_objective(
         shape: compute.stream_shape,
         vocab_size: model.decoder.cfg.vocab_size,
     };
-    let pass = PassOptions { activation_checkpointing: false, loss_chunk: LOSS_CHUNK };
+    let pass =
+        PassOptions { activation_checkpointing: false, loss_chunk: LOSS_CHUNK, distill: 0.0 };
     let scorer = match engine {
         Some(native) => Scorer::Native(native),
         None => {

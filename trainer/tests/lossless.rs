@@ -17,6 +17,12 @@ fn json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
+/// The lines of a run's metrics.
+fn records(run: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
 fn dlm_train(dir: &Path, arguments: &[&str]) -> Command {
     let mut command = dlm_test_support::on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
     command.current_dir(dir).args(arguments);
@@ -27,6 +33,16 @@ fn dlm_train(dir: &Path, arguments: &[&str]) -> Command {
 /// the source's bit for bit.
 #[test]
 fn gradients_are_those_of_the_reference() {
+    compare("lossless");
+}
+
+/// The same cases with a share of the divergence from the source in the loss.
+#[test]
+fn distilled_gradients_are_those_of_the_reference() {
+    compare("distilled");
+}
+
+fn compare(kind: &str) {
     let dir = fixtures();
     let models = [
         ("llama", "llama_tiny", "4"),
@@ -43,9 +59,9 @@ fn gradients_are_those_of_the_reference() {
         &["--attention", "ranges", "--loss-chunk", "7"],
     ];
     let parity = |model: &str, case: &str, bd_size: &str, more: &[&str]| {
-        let file = |ending: &str| format!("lossless_{case}{ending}");
-        let (adapter, case) = (file(""), file(".safetensors"));
-        let grads = file("_grads.safetensors");
+        let file = |ending: &str| format!("{kind}_{case}{ending}");
+        let adapter = format!("lossless_{case}");
+        let (case, grads) = (file(".safetensors"), file("_grads.safetensors"));
         let all = ["parity", "--device", "cpu", "--json", "--mask-token-id", "319", "--model"];
         let all = [&all[..], &[model, "--adapter", &adapter, "--bd-size", bd_size]].concat();
         let all = [&all[..], &["--case", &case, "--grads", &grads], more].concat();
@@ -115,6 +131,22 @@ fn a_run_trains_resumes_and_exports_its_proposals() {
         let (a, b) = (f64::from_bits(a.1), f64::from_bits(b.1));
         assert!((a - b).abs() < 1e-3 * a, "{a} and {b}");
     }
+    let lines = records(&whole);
+    for line in &lines {
+        assert_eq!(line["loss"], line["divergence"]);
+        let pairs = line["proposals"]["by_distance"].as_array().unwrap();
+        let sum = |i: usize| pairs.iter().map(|pair| pair[i].as_u64().unwrap()).sum::<u64>();
+        assert_eq!(sum(1), line["counted"].as_u64().unwrap());
+        assert_eq!(line["proposals"]["share"], sum(0) as f64 / sum(1) as f64);
+    }
+    let (first, last) = (&lines[0], &lines[lines.len() - 1]);
+    let diverges = |line: &Value| line["divergence"].as_f64().unwrap();
+    println!("divergence {} to {}", diverges(first), diverges(last));
+    assert!(diverges(last) < 0.5 * diverges(first), "{first} {last}");
+    assert_eq!(last["eval_loss"], last["eval_divergence"]);
+    assert!(last["eval_proposals"]["tokens_per_pass"].as_f64().unwrap() > 1.0);
+    let other = ["conversion.total_tokens=12000", "conversion.distill=0.25"];
+    refused(&mut run("pieces", &other), 1, &["conversion.distill: was 1, is 0.25"]);
     let merged = ["export", "whole", "--lora", "merged", "--out", "merged"];
     refused(&mut dlm_train(dir.path(), &merged), 2, &["mask tokens alone", "adapter"]);
     // not an adapter for all tokens
@@ -122,15 +154,57 @@ fn a_run_trains_resumes_and_exports_its_proposals() {
     refused(&mut dlm_train(dir.path(), &call), 1, &["mask tokens alone", "lossless"]);
 }
 
+/// Workers share the steps of a run with distillation; without it nothing is said about the source
+/// in a step, and the loss is the cross-entropy.
+#[test]
+fn workers_distil_alike_and_none_at_all_is_cross_entropy() {
+    let dir = workplace();
+    let first = ["conversion.total_tokens=2000", "export.dtype=fp32", "conversion.objective=sft"];
+    ok(&mut train(dir.path(), "source", &first));
+    let run = |out: &str, more: &[&str]| {
+        let steps = ["train.max_steps=4", "train.micro_batch_rows=1"];
+        ok(&mut train(dir.path(), out, &[&LOSSLESS[..], &steps, more].concat()));
+        records(&dir.path().join(out))
+    };
+    let one = run("one", &["conversion.distill=0.7"]);
+    let two = run("two", &["conversion.distill=0.7", "--devices", "2"]);
+    assert_eq!(one.len(), 4);
+    for (a, b) in one.iter().zip(&two) {
+        let part = |key: &str| a[key].as_f64().unwrap();
+        let mixture = 0.3 * part("cross_entropy") + 0.7 * part("divergence");
+        assert!((mixture - part("loss")).abs() < 1e-6 * part("loss"), "{a}");
+        for key in ["loss", "cross_entropy", "divergence", "grad_norm"] {
+            let (a, b) = (a[key].as_f64().unwrap(), b[key].as_f64().unwrap());
+            assert!((a - b).abs() < 1e-5 * b, "{key}: {a} and {b}");
+        }
+        assert_eq!(a["proposals"]["by_distance"][0][1], b["proposals"]["by_distance"][0][1]);
+    }
+    let none = run("none", &["conversion.distill=0", "train.eval_every=4"]);
+    // the first step sees the same weights
+    assert_eq!(
+        none[0]["loss"].as_f64().unwrap() as f32,
+        one[0]["cross_entropy"].as_f64().unwrap() as f32
+    );
+    assert!(none.iter().all(|line| line["cross_entropy"].is_null() && line["proposals"].is_null()));
+    assert_eq!(none[3]["eval_loss"], none[3]["eval_cross_entropy"]);
+    assert!(none[3]["eval_proposals"]["share"].is_f64());
+}
+
 #[test]
 fn what_does_not_go_together_is_refused_by_name() {
     let dir = workplace();
     ok(&mut train(dir.path(), "source", &["conversion.total_tokens=400", "export.dtype=fp32"]));
-    let refusals: [(&[&str], &[&str]); 5] = [
+    let refusals: [(&[&str], &[&str]); 8] = [
         (&["conversion.lora=null", "export.lora=merged"], &["conversion.objective", "rank: 16"]),
         (&["export.lora=merged"], &["export.lora", "mask tokens alone"]),
         (&["conversion.block_offsets=0"], &["conversion.block_offsets", "1 or more"]),
         (&["conversion.block_offsets=9"], &["conversion.block_offsets=9", "8 offsets"]),
+        (&["conversion.distill=1.5"], &["conversion.distill", "0 (off) to 1"]),
+        (&["conversion.distill=-0.1"], &["conversion.distill", "0 (off) to 1"]),
+        (
+            &["conversion.objective=block_diffusion", "conversion.distill=0"],
+            &["conversion.distill", "lossless"],
+        ),
         (
             &["conversion.objective=block_diffusion", "conversion.block_offsets=1"],
             &["conversion.block_offsets", "lossless"],

@@ -217,6 +217,7 @@ impl<'a> Bench<'a> {
         let pass = PassOptions {
             activation_checkpointing: options.activation_checkpointing,
             loss_chunk: options.loss_chunk.unwrap_or(LOSS_CHUNK),
+            distill: 0.0,
         };
         let micro = options.micro.unwrap_or(batch).clamp(1, batch);
         Ok(Bench { options, compute, decoder, state, optim, objective, spec, pass, micro })

@@ -147,6 +147,14 @@ impl Config {
                 "1 or more with conversion.objective=lossless, else null",
             )?;
         }
+        if let Some(share) = self.conversion.distill {
+            ensure(
+                "conversion.distill",
+                share,
+                (0.0..=1.0).contains(&share) && lossless,
+                "0 (off) to 1 with conversion.objective=lossless, else null",
+            )?;
+        }
         let Some(lora) = &self.conversion.lora else {
             ensure(
                 "conversion.objective",

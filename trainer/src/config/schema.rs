@@ -127,6 +127,9 @@ section! {
         /// Starting offsets of blocks taken in each row, with `objective: lossless`; evenly spaced
         /// from one that is drawn. null: 2.
         block_offsets: Option<usize>,
+        /// Share w of the divergence from the source in the loss, 0 to 1, with `objective:
+        /// lossless`: (1 - w) · cross-entropy + w · KL(source ‖ proposal). null: 1.
+        distill: Option<f64>,
     }
 }
 

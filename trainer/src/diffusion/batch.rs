@@ -29,11 +29,11 @@ pub(crate) fn build_batch(
                 streams.push(layout::saving(row, &hidden[i], spec))
             }
             Objective::Sft => streams.push(layout::causal(row, spec)),
-            Objective::Lossless { layout: Layout::Reference, .. } => {
-                streams.extend(runs::reference(row, &hidden[i], spec))
+            Objective::Lossless { layout: Layout::Reference, taught, .. } => {
+                streams.extend(runs::reference(row, &hidden[i], spec, taught))
             }
-            Objective::Lossless { layout: Layout::Saving, .. } => {
-                streams.push(runs::saving(row, &hidden[i], spec))
+            Objective::Lossless { layout: Layout::Saving, taught, .. } => {
+                streams.push(runs::saving(row, &hidden[i], spec, taught))
             }
         }
     }
@@ -95,6 +95,9 @@ pub(crate) struct Batch {
     pub tiles: Vec<Tile>,
     /// Targets; `at` is a position of the whole batch.
     pub targets: Vec<Target>,
+    /// For each target the position of the clean token that predicts the same token, in positions
+    /// of the whole batch; empty where that is not asked for.
+    pub teachers: Vec<usize>,
     /// Entries that are not padding.
     pub processed: usize,
     order: Order,
@@ -145,6 +148,7 @@ impl Batch {
             tokens: Vec::with_capacity(rows * len),
             tiles: Vec::new(),
             targets: Vec::new(),
+            teachers: Vec::new(),
             processed: 0,
             order,
         }
@@ -156,6 +160,7 @@ impl Batch {
         self.processed += s.tokens.len();
         self.tiles.extend(s.tiles.iter().map(|t| t.moved(at)));
         self.targets.extend(s.targets.iter().map(|t| Target { at: t.at + at, id: t.id }));
+        self.teachers.extend(s.teachers.iter().map(|teacher| teacher + at));
     }
 
     fn pad_to(&mut self, end: usize) {
@@ -177,6 +182,16 @@ impl Batch {
     pub(crate) fn noised(&self) -> Vec<f32> {
         let is = |t: &Token| f32::from(u8::from(matches!(t.role, StreamRole::Noised(_))));
         self.tokens.iter().map(is).collect()
+    }
+
+    /// For each target of a run of masks how many masks of its run stand before the one that
+    /// predicts it.
+    pub(crate) fn distances(&self) -> Vec<usize> {
+        let of = |target: &Target| {
+            let mask = &self.tokens[target.at];
+            mask.position.saturating_sub(mask.block).max(0) as usize
+        };
+        self.targets.iter().map(of).collect()
     }
 
     /// Positions, `[B · S]`.

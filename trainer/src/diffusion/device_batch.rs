@@ -19,6 +19,12 @@ pub(crate) struct DeviceBatch {
     pub(super) cx: Context,
     pub(super) at: Vec<i32>,
     pub(super) targets: Vec<i32>,
+    /// For each target the clean token that predicts the same one; empty where it is not asked
+    /// what that says.
+    pub(super) teachers: Vec<i32>,
+    /// For each target the number of masks of its run before the one that predicts it, where there
+    /// are teachers.
+    pub(super) distances: Vec<usize>,
     /// The row of the embedding table of each stream token.
     pub(super) embedded: RowIndex,
     /// The stream position at which each target is predicted.
@@ -59,6 +65,8 @@ impl DeviceBatch {
             cx: Context { batch: batch.rows, len: batch.len, cos, sin, mask, dtype, gate },
             at,
             targets: batch.targets.iter().map(|t| t.id).collect(),
+            teachers: batch.teachers.iter().map(|teacher| *teacher as i32).collect(),
+            distances: if batch.teachers.is_empty() { Vec::new() } else { batch.distances() },
         })
     }
 }

@@ -60,6 +60,9 @@ pub(crate) struct Stream {
     /// Which keys each token sees; together the tiles cover every token once.
     pub tiles: Vec<Tile>,
     pub targets: Vec<Target>,
+    /// For each target the stream position of the clean token that predicts the same token; empty
+    /// where that is not asked for.
+    pub teachers: Vec<usize>,
 }
 
 /// Whether the token at `i` is hidden in `view`.

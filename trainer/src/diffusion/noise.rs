@@ -45,7 +45,7 @@ mod tests {
             document_mask: DocumentMask::Document,
         };
         for offsets in 1..=8 {
-            let objective = Objective::Lossless { layout: Layout::Saving, offsets };
+            let objective = Objective::Lossless { layout: Layout::Saving, offsets, taught: false };
             let mut times = [0usize; 8];
             for row in 0..400 {
                 let taken = draw(objective, &spec, (3, 0, row), 64, 0.0);

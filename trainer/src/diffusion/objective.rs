@@ -1,6 +1,7 @@
 //! The loss and its gradient.
 //!
-//! In: a batch on the device, weights. Out: the *sum* of the cross-entropies over counted targets
+//! In: a batch on the device, weights. Out: the *sum* of the losses (cross-entropies; with
+//! distillation, mixtures of them and divergences) over counted targets
 //! and, if wanted, its gradient. The caller divides by the number of counted targets of the whole
 //! optimizer step (both views, all micro-batches), as Fast-dLLM v2 does (no 1/t weight).
 //!
@@ -14,44 +15,13 @@ use burn::prelude::*;
 use burn::tensor::DType;
 
 use super::device_batch::{DeviceBatch, int_tensor};
+use super::distill::{self, Source};
+use super::losses::{Losses, PassOptions, scalar, total};
 use crate::error::{Error, Result};
 use crate::kernels::cast::{cast_to, to_f32};
 use crate::kernels::cross_entropy::cross_entropy_sum;
 use crate::kernels::{self, linear};
 use crate::model::{Decoder, Gradients, Weights};
-
-/// Choices that trade memory for time in a forward and backward pass.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct PassOptions {
-    /// Keep only the input of each layer and run the layer again in the backward pass.
-    pub activation_checkpointing: bool,
-    /// Rows of logits computed at a time; bounds the `[rows, vocab_size]` buffers.
-    pub loss_chunk: usize,
-}
-
-/// Probability of the right token above which a target counts as sure: decoding at this threshold
-/// would fix it.
-const SURE: f64 = 0.9;
-
-/// What a forward pass says about its targets.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Losses {
-    /// Sum of the cross-entropies, nats.
-    pub sum: f64,
-    /// Targets whose right token has a probability above 0.9.
-    pub sure: usize,
-}
-
-impl Losses {
-    /// Of the cross-entropy of each target.
-    pub(crate) fn of(losses: &[f32]) -> Self {
-        let bound = -SURE.ln();
-        Losses {
-            sum: losses.iter().copied().map(f64::from).sum(),
-            sure: losses.iter().filter(|loss| f64::from(**loss) < bound).count(),
-        }
-    }
-}
 
 /// Sum of the cross-entropies, without gradients.
 pub(crate) fn loss_sum(
@@ -62,6 +32,9 @@ pub(crate) fn loss_sum(
 ) -> Result<f64> {
     if inputs.at.is_empty() {
         return Ok(0.0);
+    }
+    if !inputs.teachers.is_empty() {
+        return Ok(distill::losses(decoder, w, inputs, opts)?.sum);
     }
     let device = inputs.ids.device();
     let h = decoder.hidden(w, inputs.ids.clone(), &inputs.cx);
@@ -74,14 +47,6 @@ pub(crate) fn loss_sum(
             scalar(cross_entropy_sum(logits, int_tensor(&inputs.targets[first..end], &device)))?;
     }
     Ok(total)
-}
-
-/// A tensor of one number, read back.
-pub(super) fn scalar(t: Tensor<1>) -> Result<f64> {
-    let v: f32 = t
-        .try_into_scalar::<f32>()
-        .map_err(|e| Error::Device(format!("reading the loss back failed: {e}")))?;
-    Ok(f64::from(v))
 }
 
 /// Sum of the cross-entropies; adds `scale ·` its gradient to `into` (`scale` = 1 / counted targets
@@ -152,7 +117,8 @@ pub(crate) fn interruptible(
 
     // Final norm and head at the positions that predict a target; the gradient of the logits is
     // computed together with the loss.
-    let picked = hidden.select(0, int_tensor(&inputs.at, &device)).autodiff().require_grad();
+    let picked =
+        hidden.clone().select(0, int_tensor(&inputs.at, &device)).autodiff().require_grad();
     let normed = decoder.final_norm(&tracked, picked.clone());
     let states = normed.clone().inner();
     let head = cast_to(w[decoder.params.lm_head].clone(), cx.dtype);
@@ -163,8 +129,16 @@ pub(crate) fn interruptible(
         let end = first.saturating_add(opts.loss_chunk.max(1)).min(inputs.at.len());
         let x = states.clone().slice([first..end]);
         let logits = linear::linear(x.clone(), &head, None);
-        let (loss, d_logits) =
-            kernels::cross_entropy(logits, int_tensor(&inputs.targets[first..end], &device), scale);
+        let (loss, d_logits) = match inputs.teachers.is_empty() {
+            true => {
+                let targets = int_tensor(&inputs.targets[first..end], &device);
+                kernels::cross_entropy(logits, targets, scale)
+            }
+            false => {
+                let source = Source { decoder, w, hidden: &hidden, head: &head };
+                source.judge(logits, inputs, first..end, (opts.distill, scale))
+            }
+        };
         losses.push(loss);
         d_states.push(d_logits.clone().matmul(head.clone()));
         match &params.lora {
@@ -225,15 +199,7 @@ pub(crate) fn interruptible(
         }
     }
     // Reading the losses is the only wait: all work above is queued by now.
-    total(losses)
-}
-
-/// The losses of all targets, read back once.
-fn total(losses: Vec<Tensor<1>>) -> Result<Losses> {
-    let failed = |e: String| Error::Device(format!("reading the losses back failed: {e}"));
-    let data = Tensor::cat(losses, 0).try_into_data().map_err(|e| failed(format!("{e:?}")))?;
-    let values = data.try_to_vec::<f32>().map_err(|e| failed(format!("{e:?}")))?;
-    Ok(Losses::of(&values))
+    total(losses, inputs, opts)
 }
 
 /// fp32 logits of every stream position, `[rows · len, vocab_size]`; for parity checks.

@@ -64,8 +64,14 @@ pub(crate) fn count(row: &PackedRow, offsets: &[bool], spec: &ObjectiveSpec) -> 
 }
 
 /// One stream with a single clean copy: runs that predict nothing are dropped, and so are clean
-/// tokens behind the last one that a run sees.
-pub(crate) fn saving(row: &PackedRow, offsets: &[bool], spec: &ObjectiveSpec) -> Stream {
+/// tokens behind the last one that a run sees; `taught`, behind the last one at which a run
+/// predicts something.
+pub(crate) fn saving(
+    row: &PackedRow,
+    offsets: &[bool],
+    spec: &ObjectiveSpec,
+    taught: bool,
+) -> Stream {
     let mut stream = Stream::default();
     for (doc, start, n) in spec.documents(row) {
         if doc < 0 {
@@ -86,17 +92,26 @@ pub(crate) fn saving(row: &PackedRow, offsets: &[bool], spec: &ObjectiveSpec) ->
             }
         }
         let clean = stream.tokens.len();
-        let seen = masked.iter().map(|(_, first, _)| *first).max().unwrap_or(0);
-        push_clean(&mut stream, row, doc, start, seen);
-        for (view, first, length) in masked {
-            push_run(&mut stream, row, spec, (doc, start, n), (view, first, length), clean);
+        let needed = |(_, first, length): &(u8, usize, usize)| match taught {
+            true => first + length,
+            false => *first,
+        };
+        let needed = masked.iter().map(needed).max().unwrap_or(0);
+        push_clean(&mut stream, row, doc, start, needed);
+        for run in masked {
+            push_run(&mut stream, row, spec, (doc, start, n), run, (clean, taught));
         }
     }
     stream
 }
 
 /// For each offset one stream of a whole clean copy and all runs.
-pub(crate) fn reference(row: &PackedRow, offsets: &[bool], spec: &ObjectiveSpec) -> Vec<Stream> {
+pub(crate) fn reference(
+    row: &PackedRow,
+    offsets: &[bool],
+    spec: &ObjectiveSpec,
+    taught: bool,
+) -> Vec<Stream> {
     let of_offset = |(view, offset): (usize, usize)| {
         let mut stream = Stream::default();
         for (doc, start, n) in spec.documents(row) {
@@ -107,7 +122,7 @@ pub(crate) fn reference(row: &PackedRow, offsets: &[bool], spec: &ObjectiveSpec)
             }
             for (first, length) in runs(&row.labels[start..start + n], spec.bd_size, offset) {
                 let run = (view as u8, first, length);
-                push_run(&mut stream, row, spec, (doc, start, n), run, clean);
+                push_run(&mut stream, row, spec, (doc, start, n), run, (clean, taught));
             }
         }
         stream
@@ -130,14 +145,15 @@ fn push_clean(stream: &mut Stream, row: &PackedRow, doc: i32, start: usize, len:
     }));
 }
 
-/// A run of masks with the predictions that count; the document's clean copy begins at `clean`.
+/// A run of masks with the predictions that count, `taught` with their teachers; the document's
+/// clean copy begins at `clean`.
 fn push_run(
     stream: &mut Stream,
     row: &PackedRow,
     spec: &ObjectiveSpec,
     (doc, start, n): (i32, usize, usize),
     (view, first, length): (u8, usize, usize),
-    clean: usize,
+    (clean, taught): (usize, bool),
 ) {
     let at = stream.tokens.len();
     stream.tiles.push(Tile::causal(at, length, KeyRange::new(clean, first), at));
@@ -152,6 +168,9 @@ fn push_run(
         if p + 1 < n && row.labels[start + p + 1] != IGNORE {
             let id = row.input_ids[start + p + 1];
             stream.targets.push(Target { at: at + p - first, id });
+            if taught {
+                stream.teachers.push(clean + p);
+            }
         }
     }
 }
@@ -211,8 +230,8 @@ mod tests {
             for taken in [vec![0], vec![1], vec![0, 1], (0..bd_size).collect::<Vec<_>>()] {
                 let offsets: Vec<bool> = (0..bd_size).map(|o| taken.contains(&o)).collect();
                 let (row, spec) = (row(), spec(bd_size));
-                let one = saving(&row, &offsets, &spec);
-                let all = reference(&row, &offsets, &spec);
+                let one = saving(&row, &offsets, &spec, false);
+                let all = reference(&row, &offsets, &spec, false);
                 let mut a: Vec<i32> = one.targets.iter().map(|t| t.id).collect();
                 let mut b: Vec<i32> =
                     all.iter().flat_map(|s| s.targets.iter().map(|t| t.id)).collect();
@@ -222,6 +241,32 @@ mod tests {
                 assert_eq!(a.len(), count(&row, &offsets, &spec));
                 let total: usize = all.iter().map(|s| s.tokens.len()).sum();
                 assert!(one.tokens.len() < total);
+            }
+        }
+    }
+    /// The teacher of a target is the clean copy of the mask that predicts it, and nothing else of
+    /// a stream depends on whether teachers are asked for but the clean tokens behind.
+    #[test]
+    fn teachers_are_the_clean_copies_of_the_masks() {
+        for (bd_size, taken) in [(2, vec![1]), (8, vec![0, 5]), (32, vec![3, 17, 30])] {
+            let offsets: Vec<bool> = (0..bd_size).map(|o| taken.contains(&o)).collect();
+            let (row, spec) = (row(), spec(bd_size));
+            let mut all = reference(&row, &offsets, &spec, true);
+            let bare = saving(&row, &offsets, &spec, false);
+            let saving = saving(&row, &offsets, &spec, true);
+            assert!(bare.teachers.is_empty());
+            let ids = |s: &Stream| s.targets.iter().map(|t| t.id).collect::<Vec<_>>();
+            assert_eq!(ids(&bare), ids(&saving));
+            assert!(saving.tokens.len() - bare.tokens.len() <= bd_size * row.documents.len());
+            all.push(saving);
+            for stream in &all {
+                assert_eq!(stream.teachers.len(), stream.targets.len());
+                for (target, teacher) in stream.targets.iter().zip(&stream.teachers) {
+                    let (mask, clean) = (&stream.tokens[target.at], &stream.tokens[*teacher]);
+                    assert_eq!((mask.id, clean.role), (99, StreamRole::Clean));
+                    assert_eq!((mask.document, mask.position), (clean.document, clean.position));
+                    assert_eq!(clean.id + 1, target.id);
+                }
             }
         }
     }

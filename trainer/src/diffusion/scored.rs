@@ -3,7 +3,7 @@
 //! In: a batch on the device, weights. Out: [`Scored`].
 
 use super::device_batch::{DeviceBatch, int_tensor};
-use super::objective::{PassOptions, scalar};
+use super::losses::{PassOptions, scalar};
 use crate::error::Result;
 use crate::kernels::cross_entropy::cross_entropy_sum;
 use crate::kernels::most_probable::{MostProbable, most_probable};

@@ -28,6 +28,8 @@ pub(crate) enum Objective {
         layout: Layout,
         /// Starting offsets of blocks in each row.
         offsets: usize,
+        /// Whether the source's own predictions are computed beside the proposals.
+        taught: bool,
     },
 }
 

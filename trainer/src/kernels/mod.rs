@@ -4,6 +4,7 @@
 //! | operation | in | out |
 //! |---|---|---|
 //! | [`cross_entropy`] | logits `[N, V]`, targets `[N]` | losses `[N]` fp32 and `scale ·` their gradient `[N, V]` |
+//! | [`distill`] | logits `[N, V]`, a teacher's `[U, V]`, targets `[N]` | cross-entropies, divergences, same answers `[N, 3]` fp32, and `scale ·` the gradient of a mixture `[N, V]` |
 //! | [`add_rows`] | table `[R, D]` fp32, rows `[N, D]`, destination of each row | the table with the rows added |
 //! | [`adamw`] | weights, moments, gradient | new weights and moments |
 //! | [`rms_norm`], [`rope`], [`gate`] | activations | activations; with gradients of their own |
@@ -23,6 +24,7 @@ pub(crate) mod cast;
 pub(crate) mod cross_entropy;
 #[cfg(feature = "gpu")]
 pub(crate) mod cube;
+pub(crate) mod distill;
 pub(crate) mod flex;
 pub(crate) mod gate;
 pub(crate) mod linear;

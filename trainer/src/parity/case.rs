@@ -27,6 +27,8 @@ pub(super) struct Case {
     pub mask: Option<Vec<bool>>,
     /// Starting offsets of blocks, in a case of the lossless objective.
     pub offsets: Option<Vec<i64>>,
+    /// Share of the divergence from the source in the loss, in such a case.
+    pub distill: f64,
     /// Whether the file has labels, so that there is a loss to compute.
     pub labelled: bool,
     /// Expected logits: `[rows, len, vocab]`, twice the rows in a block-diffusion case (view A of
@@ -97,6 +99,10 @@ pub(super) fn read_case(path: &Path, vocab: usize) -> Result<Case> {
         valid: attention_mask.map_or_else(|| vec![true; rows * len], are_set),
         mask: mask.map(are_set),
         offsets: file.integers("offsets")?.map(|(_, offsets)| offsets),
+        distill: file
+            .floats("distill")
+            .and_then(|values| values.first().map(|v| f64::from(*v)))
+            .unwrap_or(0.0),
         labelled: labels.is_some(),
         logits: file.floats("logits"),
         loss: file.floats("loss").and_then(|values| values.first().map(|v| f64::from(*v))),

@@ -220,15 +220,17 @@ fn measure(
         },
     };
     let objective = match (&case.offsets, &case.mask) {
-        (Some(offsets), _) => {
-            Objective::Lossless { layout: options.layout, offsets: offsets.len() }
-        }
+        (Some(offsets), _) => Objective::Lossless {
+            layout: options.layout,
+            offsets: offsets.len(),
+            taught: case.distill > 0.0,
+        },
         (None, Some(_)) => Objective::BlockDiffusion(options.layout),
         (None, None) => Objective::Sft,
     };
     let drawn = drawn(&case, &spec);
     let batch = batch_of(&case, &drawn, objective, &spec, &compute);
-    let mut model = Computed::new(model, &batch, &compute, options)?;
+    let mut model = Computed::new(model, &batch, &compute, (options, case.distill))?;
     let mut report = ParityReport {
         processed_tokens: batch.processed,
         parameters: model.decoder().params.trained_specs().len(),
@@ -289,11 +291,12 @@ impl Computed {
         model: LoadedModel,
         batch: &Batch,
         compute: &ComputePlan,
-        options: &ParityOptions,
+        (options, distill): (&ParityOptions, f64),
     ) -> Result<Self> {
         let pass = PassOptions {
             activation_checkpointing: options.activation_checkpointing,
             loss_chunk: options.loss_chunk,
+            distill,
         };
         if !compute.native {
             let inputs = DeviceBatch::upload(&model.decoder, batch, compute)?;

@@ -15,6 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::error::{Error, Result};
 use crate::report::console::message;
 use crate::report::held_out::in_words;
+use crate::report::proposals;
 use crate::report::step_record::StepRecord;
 use crate::report::tensorboard::EventFile;
 use crate::report::wandb::Wandb;
@@ -114,11 +115,19 @@ impl Reporter {
             let mfu = r.mfu.map_or(String::new(), |m| format!(" mfu {:.1}%", m * 100.0));
             let eval = r.eval_loss.map_or(String::new(), |l| {
                 let words = in_words(r.eval_acceptance.as_ref(), r.eval_decode.as_ref());
-                format!(" eval {l:.4}{words}")
+                let proposed = r.eval_proposals.as_ref();
+                let parts = proposals::parts_in_words(r.eval_cross_entropy, r.eval_divergence);
+                let proposed = proposed.map_or(String::new(), proposals::in_words);
+                format!(" eval {l:.4}{parts}{words}{proposed}")
             });
+            let parts = proposals::parts_in_words(r.cross_entropy, r.divergence);
+            let accepted = r
+                .proposals
+                .as_ref()
+                .map_or(String::new(), |p| format!(" accepted {:.1}%", 100.0 * p.share));
             let skipped = if r.skipped { " SKIPPED (spike)" } else { "" };
             self.message(&format!(
-                "step {} tokens {} ({:.1}%) loss {:.4} lr {:.2e} gnorm {:.3} tok/s {:.0}{mfu} mem {} MiB wait {:.1}%{eval}{skipped}",
+                "step {} tokens {} ({:.1}%) loss {:.4}{parts}{accepted} lr {:.2e} gnorm {:.3} tok/s {:.0}{mfu} mem {} MiB wait {:.1}%{eval}{skipped}",
                 r.step,
                 r.tokens,
                 100.0 * r.tokens as f64 / self.total_tokens.max(1) as f64,

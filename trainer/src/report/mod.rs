@@ -5,6 +5,7 @@ pub(crate) mod console;
 pub(crate) mod held_out;
 pub(crate) mod metrics;
 pub(crate) mod plot;
+pub(crate) mod proposals;
 pub(crate) mod step_record;
 pub(crate) mod tensorboard;
 pub(crate) mod wandb;

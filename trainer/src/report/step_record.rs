@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::report::held_out::{Acceptance, SimulatedDecode};
+use crate::report::proposals::Proposals;
 
 /// What one step measured.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -11,8 +12,18 @@ pub(crate) struct StepRecord {
     pub step: u64,
     /// Source tokens consumed so far: dataset tokens, padding not counted.
     pub tokens: u64,
-    /// Mean cross-entropy over counted targets, nats.
+    /// Mean loss over counted targets, nats: the cross-entropy, with distillation its mixture with
+    /// the divergence.
     pub loss: f64,
+    /// Mean cross-entropy, where the source is computed beside the proposals.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cross_entropy: Option<f64>,
+    /// Mean KL(source ‖ proposal), nats, there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub divergence: Option<f64>,
+    /// What the source would accept, there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proposals: Option<Proposals>,
     /// Learning rate of AdamW.
     pub lr: f64,
     /// Gradient norm before clipping.
@@ -49,4 +60,13 @@ pub(crate) struct StepRecord {
     /// Tokens per forward pass on held-out completions, in a simulated decode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval_decode: Option<SimulatedDecode>,
+    /// Mean cross-entropy of the evaluation, with `objective: lossless`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_cross_entropy: Option<f64>,
+    /// Mean KL(source ‖ proposal) of the evaluation, there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_divergence: Option<f64>,
+    /// What the source would accept on held-out text, there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_proposals: Option<Proposals>,
 }

@@ -64,6 +64,17 @@ impl EventFile {
         if r.counted > 0 {
             scalars.push(("train/sure", r.sure as f64 / r.counted as f64));
         }
+        scalars.extend(r.cross_entropy.map(|ce| ("train/cross_entropy", ce)));
+        scalars.extend(r.divergence.map(|kl| ("train/divergence", kl)));
+        if let Some(p) = &r.proposals {
+            scalars.push(("train/accepted", p.share));
+        }
+        scalars.extend(r.eval_cross_entropy.map(|ce| ("eval/cross_entropy", ce)));
+        scalars.extend(r.eval_divergence.map(|kl| ("eval/divergence", kl)));
+        if let Some(p) = &r.eval_proposals {
+            scalars.push(("eval/accepted", p.share));
+            scalars.push(("eval/tokens_per_pass", p.tokens_per_pass));
+        }
         scalars.extend(r.eval_loss.map(|l| ("eval/loss", l)));
         if let Some(a) = &r.eval_acceptance {
             scalars.push(("eval/acceptance", a.share));

@@ -20,7 +20,7 @@ use crate::model::{AttentionPlan, Context, Gradients, ModelConfig, Params};
 
 const MASK: usize = families::MASK as usize;
 
-fn adapted(arch: &str, targets: &[LoraTarget], gated: bool) -> LoadedModel {
+pub(super) fn adapted(arch: &str, targets: &[LoraTarget], gated: bool) -> LoadedModel {
     let mut config = ModelConfig::from_json(families::own_config(arch)).unwrap();
     config.set_bitlinear(arch == "BitNet");
     let mut model = HostModel::new(config);
@@ -72,7 +72,11 @@ fn only_trained_parameters_have_gradients() {
             let objective = Objective::BlockDiffusion(Layout::Saving);
             let batch = build_batch(objective, &[row()], &masks, &spec, plan.stream_shape);
             let inputs = DeviceBatch::upload(&decoder, &batch, &plan).unwrap();
-            let pass = PassOptions { activation_checkpointing: checkpointing, loss_chunk: 5 };
+            let pass = PassOptions {
+                activation_checkpointing: checkpointing,
+                loss_chunk: 5,
+                distill: 0.0,
+            };
             let mut found = Gradients::new(weights.0.len());
             loss_and_gradients(&decoder, &weights, &inputs, &pass, 0.1, &mut found).unwrap();
             let mut values = Vec::new();
@@ -154,8 +158,9 @@ fn the_clean_stream_of_the_lossless_objective_is_the_source() {
         };
         let offsets = [(0..8).map(|o| o == 1 || o == 5).collect::<Vec<bool>>()];
         let plan = ComputePlan::new(device::cpu(), None);
-        for layout in [Layout::Saving, Layout::Reference] {
-            let objective = Objective::Lossless { layout, offsets: 2 };
+        let both = [Layout::Saving, Layout::Reference];
+        for (layout, taught) in both.into_iter().flat_map(|l| [(l, false), (l, true)]) {
+            let objective = Objective::Lossless { layout, offsets: 2, taught };
             let batch = build_batch(objective, &[row()], &offsets, &spec, plan.stream_shape);
             let logits = |model: &LoadedModel| {
                 let inputs = DeviceBatch::upload(&model.decoder, &batch, &plan).unwrap();

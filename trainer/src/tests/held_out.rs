@@ -25,7 +25,8 @@ use std::sync::atomic::AtomicBool;
 use super::decode_reference::decode;
 use super::layouts::{MASK, arb_row, decoder, pad_to_same};
 
-const OPTIONS: PassOptions = PassOptions { activation_checkpointing: false, loss_chunk: 7 };
+const OPTIONS: PassOptions =
+    PassOptions { activation_checkpointing: false, loss_chunk: 7, distill: 0.0 };
 
 fn spec(bd_size: usize, document_mask: DocumentMask, token_shift: bool) -> ObjectiveSpec {
     let mask_token_id = MASK;
@@ -127,7 +128,11 @@ fn slow_acceptance(
 pub(super) fn dense_batch(tokens: Vec<Token>) -> Batch {
     let n = tokens.len();
     let tiles = vec![Tile::new(0, n, KeyRange::new(0, 0), KeyRange::new(0, n))];
-    Batch::flat(&[Stream { tokens, tiles, targets: Vec::new() }], 1, Order::Blocks)
+    Batch::flat(
+        &[Stream { tokens, tiles, targets: Vec::new(), teachers: Vec::new() }],
+        1,
+        Order::Blocks,
+    )
 }
 
 /// Tokens, passes and completions of a decode of one document that runs everything up to the end of

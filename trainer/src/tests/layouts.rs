@@ -90,7 +90,7 @@ fn run(
     let batch = build_batch(objective, rows, masks, spec, shape);
     assert_eq!(batch.targets.len(), counted, "the denominator is the number of targets");
     let inputs = DeviceBatch::upload(d, &batch, &compute).unwrap();
-    let opts = PassOptions { activation_checkpointing: recompute, loss_chunk: 5 };
+    let opts = PassOptions { activation_checkpointing: recompute, loss_chunk: 5, distill: 0.0 };
     let mut grads = Gradients::new(w.0.len());
     let sum = objective::loss_and_gradients(
         d,
@@ -209,8 +209,8 @@ proptest! {
             streams.push(layout::saving(row, &m, &spec));
             causal.push(layout::causal(row, &spec));
             let offsets: Vec<bool> = (0..4).map(|o| (seed >> o) % 2 == 0).collect();
-            proposals.extend(runs::reference(row, &offsets, &spec));
-            proposals.push(runs::saving(row, &offsets, &spec));
+            proposals.extend(runs::reference(row, &offsets, &spec, true));
+            proposals.push(runs::saving(row, &offsets, &spec, hub));
         }
         for (streams, order) in
             [(&streams, Order::Blocks), (&causal, Order::Causal), (&proposals, Order::Runs)]

@@ -4,6 +4,7 @@ mod adapter_folders;
 mod adapters;
 mod continuous;
 mod decode_reference;
+mod distilled;
 mod fused_passes;
 mod held_out;
 mod layouts;

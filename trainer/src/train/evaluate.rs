@@ -8,13 +8,14 @@ use dlm_datasets::{Split, mask};
 use crate::compute::ComputePlan;
 use crate::diffusion::scored::scored;
 use crate::diffusion::{
-    Batch, DeviceBatch, Objective, PassOptions, Scored, build_batch, count_targets, noise,
-    objective,
+    Batch, DeviceBatch, Losses, Objective, PassOptions, Scored, build_batch, count_targets,
+    distill, noise, objective,
 };
 use crate::error::Result;
 use crate::model::{Decoder, Weights};
 use crate::native::Native;
 use crate::report::held_out::{Acceptance, SimulatedDecode};
+use crate::report::proposals::Proposals;
 use crate::train::acceptance::Tally;
 use crate::train::checked_dataset::CheckedDataset;
 use crate::train::data::BatchPlan;
@@ -29,8 +30,14 @@ pub(crate) fn rows_to_decode(rows: usize) -> usize {
 /// What an evaluation found.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Evaluation {
-    /// Mean cross-entropy over counted targets, nats; nothing where no target is counted.
+    /// Mean loss over counted targets, nats; nothing where no target is counted.
     pub loss: Option<f64>,
+    /// Its parts where the source is computed beside proposals: the mean cross-entropy …
+    pub cross_entropy: Option<f64>,
+    /// … and the mean KL(source ‖ proposal).
+    pub divergence: Option<f64>,
+    /// Nothing for other objectives than the lossless one.
+    pub proposals: Option<Proposals>,
     /// Nothing for other objectives than block diffusion, which hide no token in a block.
     pub acceptance: Option<Acceptance>,
     /// Nothing for other objectives than block diffusion, and where the decoded rows hold no
@@ -62,7 +69,21 @@ impl Scorer<'_> {
         }
     }
 
-    /// The same, and what is predicted for each target; the token `never` is not predicted.
+    /// Losses of a batch with teachers. The native engine, which trains no adapters, has none.
+    fn taught(&mut self, batch: &Batch) -> Result<Losses> {
+        match self {
+            Scorer::Burn { decoder, weights, pass, compute } => {
+                let inputs = DeviceBatch::upload(decoder, batch, compute)?;
+                distill::losses(decoder, weights, &inputs, pass)
+            }
+            Scorer::Native(native) => {
+                Ok(Losses { sum: native.loss_sum(batch)?, ..Losses::default() })
+            }
+        }
+    }
+
+    /// The sum of the cross-entropies, and what is predicted for each target; the token `never` is
+    /// not predicted.
     fn scored(&mut self, batch: &Batch, never: i64) -> Result<Scored> {
         match self {
             Scorer::Burn { decoder, weights, pass, compute } => {
@@ -86,6 +107,13 @@ pub(crate) fn evaluate(
     let (mut sum, mut counted) = (0.0, 0usize);
     let (spec, never) = (&plan.spec, i64::from(plan.spec.mask_token_id));
     let hides = matches!(plan.objective, Objective::BlockDiffusion(_));
+    let objective = match plan.objective {
+        Objective::Lossless { layout, offsets, .. } => {
+            Objective::Lossless { layout, offsets, taught: true }
+        }
+        other => other,
+    };
+    let mut losses = Losses::default();
     let mut tally = Tally::new(spec.bd_size);
     let mut to_decode = Vec::new();
     let decoded = if hides { decoded } else { 0 };
@@ -102,13 +130,15 @@ pub(crate) fn evaluate(
             masks.push(mask);
         }
         data.check_files(split, &taken)?;
-        let batch = build_batch(plan.objective, &packed, &masks, spec, plan.shape);
+        let batch = build_batch(objective, &packed, &masks, spec, plan.shape);
         if hides {
             let scored = scorer.scored(&batch, never)?;
             sum += scored.loss_sum;
             tally.add(&batch, &scored.best, spec);
-        } else {
+        } else if batch.teachers.is_empty() {
             sum += scorer.loss_sum(&batch)?;
+        } else {
+            losses.add(&scorer.taught(&batch)?);
         }
         to_decode.extend(packed.into_iter().take(decoded - decoded.min(to_decode.len())));
     }
@@ -116,8 +146,13 @@ pub(crate) fn evaluate(
     let decode = simulate(&to_decode, at_a_time, spec, plan.shape, |batch| {
         Ok(scorer.scored(batch, never)?.best)
     })?;
+    let mean = |sum: f64| sum / counted as f64;
+    let taught = losses.taught.as_ref();
     Ok(Evaluation {
-        loss: (counted > 0).then(|| sum / counted as f64),
+        loss: (counted > 0).then(|| mean(sum + losses.sum)),
+        cross_entropy: taught.map(|taught| mean(taught.cross_entropy)),
+        divergence: taught.map(|taught| mean(taught.divergence)),
+        proposals: taught.and_then(|taught| taught.proposals.finish()),
         acceptance: tally.finish(),
         decode,
     })

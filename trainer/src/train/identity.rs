@@ -2,7 +2,7 @@
 
 use dlm_datasets::Dataset;
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::error::{Error, Result};
 use crate::io::checkpoint::Identity;
 use crate::io::source::{self, ModelSource};
@@ -30,11 +30,14 @@ pub(super) const SOURCE_HASH: &str = "source_hash";
 pub(super) const BUDGET: [&str; 2] = ["conversion.total_tokens", "train.max_steps"];
 
 /// Settings that checkpoints of older versions do not record, and what was in effect there.
-pub(super) const ADDED: [(&str, &str); 2] =
-    [(TOKEN_SHIFT, "true"), ("conversion.mask_token_id", "null")];
+pub(super) const ADDED: [(&str, &str); 3] =
+    [(TOKEN_SHIFT, "true"), ("conversion.mask_token_id", "null"), (DISTILL, "0")];
 
 /// Recorded as it is in effect, not as it is configured: null takes that of the source.
 const TOKEN_SHIFT: &str = "conversion.token_shift";
+
+/// Recorded as it is in effect: null stands for a number.
+const DISTILL: &str = "conversion.distill";
 
 /// Dataset fingerprint, model source, parameter count, and every configuration key of the sections
 /// `conversion`, `optim` and `train` that is not [`FREE`].
@@ -62,7 +65,7 @@ pub(super) fn identity(
         for (name, value) in entries {
             let key = format!("{section}.{name}");
             // a key that came later, whose null is what every run before it did
-            let later = ["conversion.lora", "conversion.block_offsets"];
+            let later = ["conversion.lora", "conversion.block_offsets", DISTILL];
             let is_absent = later.contains(&key.as_str()) && value.is_null();
             if !FREE.contains(&key.as_str()) && !is_absent {
                 identity.insert(key, value.to_string());
@@ -70,5 +73,21 @@ pub(super) fn identity(
         }
     }
     identity.insert(TOKEN_SHIFT.into(), decoder.cfg.has_token_shift().to_string());
+    if cfg.conversion.objective == config::Objective::Lossless {
+        identity.insert(DISTILL.into(), distilled_share(cfg).to_string());
+    }
     Ok(identity)
+}
+
+/// Share of the divergence from the source in the lossless objective, where the configuration is
+/// silent.
+const DISTILLED_SHARE: f64 = 1.0;
+
+/// Share of the divergence from the source in the loss; 0 with other objectives than the lossless
+/// one.
+pub(super) fn distilled_share(cfg: &Config) -> f64 {
+    match cfg.conversion.objective {
+        config::Objective::Lossless => cfg.conversion.distill.unwrap_or(DISTILLED_SHARE),
+        config::Objective::Sft | config::Objective::BlockDiffusion => 0.0,
+    }
 }

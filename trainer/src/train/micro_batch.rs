@@ -44,8 +44,8 @@ fn row_bytes(
 fn processed_at_most(objective: Objective, seq_len: usize) -> usize {
     match objective {
         Objective::Sft => seq_len,
-        Objective::Lossless { layout: Layout::Saving, offsets } => (1 + offsets) * seq_len,
-        Objective::Lossless { layout: Layout::Reference, offsets } => 2 * offsets * seq_len,
+        Objective::Lossless { layout: Layout::Saving, offsets, .. } => (1 + offsets) * seq_len,
+        Objective::Lossless { layout: Layout::Reference, offsets, .. } => 2 * offsets * seq_len,
         // rows differ; the saving layout keeps three copies at most
         Objective::BlockDiffusion(Layout::Saving) => 3 * seq_len,
         Objective::BlockDiffusion(Layout::Reference) => 4 * seq_len,

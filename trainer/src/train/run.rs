@@ -278,6 +278,8 @@ impl Trainer<'_> {
         let found = evaluate(&self.data, Split::Eval, &self.plan, rows_taken, scorer)?;
         (record.eval_loss, record.eval_acceptance, record.eval_decode) =
             (found.loss, found.acceptance, found.decode);
+        (record.eval_cross_entropy, record.eval_divergence, record.eval_proposals) =
+            (found.cross_entropy, found.divergence, found.proposals);
         let Some(loss) = record.eval_loss else {
             return match self.cfg.train.early_stop_patience.is_some()
                 || self.cfg.export.which == ExportWhich::Best

@@ -130,10 +130,15 @@ impl Trainer<'_> {
         }
         let seconds = started.elapsed().as_secs_f64() + data_wait;
         self.state.seconds += seconds;
+        let taught = losses.taught.as_ref();
+        let mean = |sum: f64| sum / batch.counted.max(1) as f64;
         Ok(StepRecord {
             step: self.state.step,
             tokens: self.state.tokens,
             loss: if empty { self.state.last_loss.unwrap_or(0.0) } else { loss },
+            cross_entropy: taught.map(|taught| mean(taught.cross_entropy)),
+            divergence: taught.map(|taught| mean(taught.divergence)),
+            proposals: taught.and_then(|taught| taught.proposals.finish()),
             lr: self.cfg.optim.lr * lr_factor,
             grad_norm: norm,
             clip,
@@ -258,9 +263,7 @@ impl Trainer<'_> {
             }
         };
         for (i, micro_batch) in batch.micro_batches.iter().enumerate() {
-            let losses = losses[i % workers][i / workers];
-            result.losses.sum += losses.sum;
-            result.losses.sure += losses.sure;
+            result.losses.add(&losses[i % workers][i / workers]);
             result.flops += flops::useful(&self.decoder, micro_batch);
             result.processed += micro_batch.processed;
         }

@@ -26,7 +26,7 @@ use crate::optim::{Optimizer, State};
 use crate::train::checked_dataset::CheckedDataset;
 use crate::train::data::BatchPlan;
 use crate::train::export_run::TrainedModel;
-use crate::train::identity::{SOURCE_HASH, identity};
+use crate::train::identity::{SOURCE_HASH, distilled_share, identity};
 use crate::train::micro_batch;
 use crate::train::prepare_model::{self, PreparedModel, prepare};
 use crate::train::workers::Workers;
@@ -139,6 +139,7 @@ impl<'a> Trainer<'a> {
             activation_checkpointing: cfg.train.activation_checkpointing
                 == ActivationCheckpointing::Layer,
             loss_chunk: cfg.train.loss_chunk.unwrap_or(LOSS_CHUNK),
+            distill: distilled_share(cfg),
         };
         let optimizer = if with_weights {
             Optimizer::new(&cfg.optim, &decoder.params, &compute.device.device)
@@ -333,7 +334,7 @@ pub(crate) fn objective_of(cfg: &Config) -> Objective {
         config::Objective::BlockDiffusion => Objective::BlockDiffusion(layout),
         config::Objective::Lossless => {
             let offsets = cfg.conversion.block_offsets.unwrap_or(BLOCK_OFFSETS);
-            Objective::Lossless { layout, offsets }
+            Objective::Lossless { layout, offsets, taught: distilled_share(cfg) > 0.0 }
         }
     }
 }
