@@ -43,8 +43,8 @@ verify() { # NAME ADAPTER SOURCE TASKS ARGUMENTS…
     once "$name" "$bin/dlm-train" eval --model "$source" --adapter "$out/$adapter" --source "$source" --tasks "$out/tasks/$tasks.jsonl" \
         --mode verify --device "$device" --max-new-tokens 96 --out "$out/$name" "$@"
 }
-# The runs of an evaluation as a table.
-table() { sed -n '/^run /,/^$/{/^$/d;p}' "$out/log/$1.log" | grep -v 'cut at the limit'; }
+# The runs of an evaluation as a table, and how many of the answers are the source's.
+table() { sed -n '/^run .*exact match/,/^$/{/^$/d;p}; /own tokens;/p' "$out/log/$1.log"; }
 # What held-out text says of an adapter at the end of its training: share accepted and expected tokens of a pass.
 held_out() { grep -oh 'eval [0-9.]* (ce.*' "$out/log/$1.log" | tail -1; }
 # The smallest of PROPOSE with which a run on val takes the fewest passes.

@@ -56,7 +56,6 @@ pub use generate::{
 };
 pub use parity::{ParityOptions, ParityReport, ToleranceOptions, Tolerances};
 pub use report::held_out::{Acceptance, SimulatedDecode};
-pub use report::proposals::Proposals;
 pub use validate::{DatasetOptions, DatasetReport, Reference, ValidationReport, validate};
 
 /// The program `dlm-train`: runs the command line of this process.

@@ -45,7 +45,7 @@ impl ProposalCounts {
     }
 
     /// The counts with what follows from them; nothing where nothing was proposed.
-    pub(crate) fn finish(&self) -> Option<Proposals> {
+    pub(crate) fn finish(&self) -> Option<ProposalAcceptance> {
         let [same, all] = self.by_distance.iter().fold([0; 2], |mut sum, pair| {
             add(&mut sum, *pair);
             sum
@@ -55,7 +55,7 @@ impl ProposalCounts {
             *kept *= share(*pair);
             Some(*kept)
         });
-        (all > 0).then(|| Proposals {
+        (all > 0).then(|| ProposalAcceptance {
             share: share([same, all]),
             tokens_per_pass: 1.0 + kept.sum::<f64>(),
             by_distance: self.by_distance.clone(),
@@ -72,7 +72,7 @@ fn add(own: &mut [u64; 2], other: [u64; 2]) {
 /// Proposals of runs of mask tokens beside the source's own most probable tokens behind the same
 /// clean tokens. Pairs are `[same, proposed]`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Proposals {
+pub(crate) struct ProposalAcceptance {
     /// Proposals that are what the source says, 0 to 1.
     pub share: f64,
     /// Tokens of a decoding pass: the source's own and the expected number of proposals that it
@@ -93,7 +93,7 @@ pub(crate) fn parts_in_words(cross_entropy: Option<f64>, divergence: Option<f64>
 }
 
 /// What a line of the console says, from a space on.
-pub(crate) fn in_words(proposals: &Proposals) -> String {
+pub(crate) fn in_words(proposals: &ProposalAcceptance) -> String {
     let [same, all] = proposals
         .by_distance
         .iter()

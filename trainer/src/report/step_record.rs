@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::report::held_out::{Acceptance, SimulatedDecode};
-use crate::report::proposals::Proposals;
+use crate::report::proposals::ProposalAcceptance;
 
 /// What one step measured.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -23,7 +23,7 @@ pub(crate) struct StepRecord {
     pub divergence: Option<f64>,
     /// What the source would accept, there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub proposals: Option<Proposals>,
+    pub proposals: Option<ProposalAcceptance>,
     /// Learning rate of AdamW.
     pub lr: f64,
     /// Gradient norm before clipping.
@@ -68,5 +68,5 @@ pub(crate) struct StepRecord {
     pub eval_divergence: Option<f64>,
     /// What the source would accept on held-out text, there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub eval_proposals: Option<Proposals>,
+    pub eval_proposals: Option<ProposalAcceptance>,
 }

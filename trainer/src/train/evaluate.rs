@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::model::{Decoder, Weights};
 use crate::native::Native;
 use crate::report::held_out::{Acceptance, SimulatedDecode};
-use crate::report::proposals::Proposals;
+use crate::report::proposals::ProposalAcceptance;
 use crate::train::acceptance::Tally;
 use crate::train::checked_dataset::CheckedDataset;
 use crate::train::data::BatchPlan;
@@ -37,7 +37,7 @@ pub(crate) struct Evaluation {
     /// … and the mean KL(source ‖ proposal).
     pub divergence: Option<f64>,
     /// Nothing for other objectives than the lossless one.
-    pub proposals: Option<Proposals>,
+    pub proposals: Option<ProposalAcceptance>,
     /// Nothing for other objectives than block diffusion, which hide no token in a block.
     pub acceptance: Option<Acceptance>,
     /// Nothing for other objectives than block diffusion, and where the decoded rows hold no
