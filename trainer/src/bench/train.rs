@@ -203,9 +203,11 @@ impl<'a> Bench<'a> {
             BenchLayout::Saving => Objective::BlockDiffusion(Layout::Saving),
             BenchLayout::Reference => Objective::BlockDiffusion(Layout::Reference),
             BenchLayout::Sft => Objective::Sft,
-            BenchLayout::Lossless => {
-                Objective::Lossless { layout: Layout::Saving, offsets: BLOCK_OFFSETS }
-            }
+            BenchLayout::Lossless => Objective::Lossless {
+                layout: Layout::Saving,
+                offsets: BLOCK_OFFSETS,
+                taught: false,
+            },
         };
         let spec = ObjectiveSpec {
             bd_size,

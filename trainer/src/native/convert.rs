@@ -243,7 +243,7 @@ mod tests {
             token_shift: true,
         };
         for layout in [Layout::Saving, Layout::Reference] {
-            let objective = Objective::Lossless { layout, offsets: 2 };
+            let objective = Objective::Lossless { layout, offsets: 2, taught: false };
             let taken = vec![vec![true, false, true, false]; 2];
             let rows = [row(5), row(12)];
             let mut batch = build_batch(objective, &rows, &taken, &spec, StreamShape::Flat);

@@ -69,7 +69,7 @@ impl Scorer<'_> {
         }
     }
 
-    /// Losses of a batch with teachers. The native engine, which trains no adapters, has none.
+    /// Losses of a batch with teachers; the native engine gives the cross-entropy alone.
     fn taught(&mut self, batch: &Batch) -> Result<Losses> {
         match self {
             Scorer::Burn { decoder, weights, pass, compute } => {
