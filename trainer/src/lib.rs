@@ -52,7 +52,7 @@ pub use dlm_datasets::Split;
 pub use dlm_prep::Message;
 pub use error::{Error, Result};
 pub use generate::{
-    Completion, DecodeMode, FinishReason, GenerateOptions, Model, ModelOptions, Prompt,
+    Completion, DecodeMode, FinishReason, GenerateOptions, Model, ModelOptions, Prompt, Proposals,
 };
 pub use parity::{ParityOptions, ParityReport, ToleranceOptions, Tolerances};
 pub use report::held_out::{Acceptance, SimulatedDecode};

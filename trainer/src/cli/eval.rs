@@ -23,6 +23,9 @@ pub(super) struct EvalArgs {
     /// Model: a Hugging Face folder, hf://ORG/NAME[@REV], or ORG/NAME.
     #[arg(long)]
     pub model: PathBuf,
+    /// Folder of an adapter (LoRA) of the model, as export.lora=adapter or peft writes it.
+    #[arg(long, value_name = "DIR", conflicts_with = "data")]
+    pub adapter: Option<PathBuf>,
     /// Packed dataset: a folder written by dlm-prep.
     #[arg(long)]
     pub data: Option<PathBuf>,
@@ -90,7 +93,8 @@ pub(super) fn run(args: &EvalArgs) -> Result<bool> {
             weights: args.with_tasks.weights.unwrap_or_default(),
         };
         let file = args.tasks.clone().unwrap_or_default();
-        return tasks::run(&args.with_tasks, args.model.clone(), file, place, args.json);
+        let model = (args.model.clone(), args.adapter.clone());
+        return tasks::run(&args.with_tasks, model, file, place, args.json);
     };
     let report = validate(&args.model, options(args, data))?;
     validation::print(&report, args.json)?;

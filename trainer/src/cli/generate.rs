@@ -1,4 +1,5 @@
-//! `dlm-train generate`: complete prompts in diffusion blocks, or one token at a time.
+//! `dlm-train generate`: complete prompts in diffusion blocks, one token at a time, or as that by
+//! proposals that are verified.
 //!
 //! In: a model and prompts (text, conversations or ids). Out, on stdout: the text, or with `--json`
 //! one object per prompt; on stderr: forward passes, tokens per forward pass and tokens per second.
@@ -43,7 +44,7 @@ pub(super) struct GenerateArgs {
     /// with think in its name says how the answer opens [default: as in the training data].
     #[arg(long, value_name = "JSON", conflicts_with_all = ["raw", "ids"])]
     pub template_kwargs: Option<String>,
-    /// How to decode [default: block].
+    /// How to decode [default: block; verify with an adapter that proposes at mask tokens].
     #[arg(long, value_enum)]
     pub mode: Option<DecodeMode>,
     /// Fix every token whose probability is above this [default: 0.95].
@@ -70,6 +71,10 @@ pub(super) struct GenerateArgs {
     /// Blocks that are decoded at a time: fewer and wider passes, approximate [default: 1].
     #[arg(long, value_name = "N")]
     pub blocks_in_flight: Option<usize>,
+    /// Verify mode: tokens of a pass beside the last decided one, at most; proposals that are
+    /// verified and masks that make new ones [default: 12].
+    #[arg(long, value_name = "N")]
+    pub propose: Option<usize>,
     /// Length limit of a completion in tokens [default: 256].
     #[arg(long, value_name = "N")]
     pub max_new_tokens: Option<usize>,
@@ -116,14 +121,16 @@ pub(super) struct GenerateArgs {
 /// Completes and prints. The call is checked before the weights are read.
 pub(super) fn run(args: &GenerateArgs) -> Result<bool> {
     let prompts = read_prompts(args)?;
-    let options = options(args)?;
+    let mut options = options(args)?;
     let files = ModelFiles::open_adapted(&args.model, args.adapter.as_deref())?;
+    options.mode = args.mode.unwrap_or(files.usual_mode());
+    check_mode(args, options.mode)?;
     let prompts = files.encode(&prompts, &options)?;
     let stops = files.request(&options)?.stop.map(|stop| stop.strings).unwrap_or_default();
     let codec = files.codec().ok().cloned();
     let block_size = match options.mode {
         DecodeMode::Block => files.block_size(&options),
-        DecodeMode::Ar => 1,
+        DecodeMode::Ar | DecodeMode::Verify => 1,
     };
     for warning in files.warnings(&prompts, &options) {
         console::message(format_args!("warning: {warning}"));
@@ -160,10 +167,8 @@ pub(super) fn run(args: &GenerateArgs) -> Result<bool> {
     Ok(true)
 }
 
-/// The settings of a call. Options of block mode are refused in autoregressive mode.
-fn options(args: &GenerateArgs) -> Result<GenerateOptions> {
-    let usual = GenerateOptions::default();
-    let mode = args.mode.unwrap_or(usual.mode);
+/// Refuses options of another mode.
+fn check_mode(args: &GenerateArgs, mode: DecodeMode) -> Result<()> {
     let block_only = [
         ("--threshold", args.threshold.is_some()),
         ("--block-size", args.block_size.is_some()),
@@ -173,9 +178,22 @@ fn options(args: &GenerateArgs) -> Result<GenerateOptions> {
         ("--fuse-commit", args.fuse_commit),
         ("--blocks-in-flight", args.blocks_in_flight.is_some()),
     ];
-    let typed = block_only.iter().find(|(_, typed)| *typed);
-    if let (DecodeMode::Ar, Some((flag, _))) = (mode, typed) {
-        return Err(Error::Usage(format!("{flag} has no meaning with --mode ar")));
+    let typed = block_only.iter().find(|(_, typed)| *typed && mode != DecodeMode::Block);
+    let verify_only = ("--propose", args.propose.is_some());
+    match typed.or(Some(&verify_only).filter(|(_, typed)| *typed && mode != DecodeMode::Verify)) {
+        Some((flag, _)) => {
+            Err(Error::Usage(format!("{flag} has no meaning with --mode {}", mode.name())))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The settings of a call.
+fn options(args: &GenerateArgs) -> Result<GenerateOptions> {
+    let usual = GenerateOptions::default();
+    let mode = args.mode.unwrap_or(usual.mode);
+    if let Some(mode) = args.mode {
+        check_mode(args, mode)?;
     }
     let drawing = [
         ("--top-p", args.top_p.is_some()),
@@ -199,6 +217,7 @@ fn options(args: &GenerateArgs) -> Result<GenerateOptions> {
         fuse_prefill: args.fuse_prefill.unwrap_or(usual.fuse_prefill),
         fuse_commit: args.fuse_commit,
         blocks_in_flight: args.blocks_in_flight.unwrap_or(usual.blocks_in_flight),
+        propose: args.propose,
         max_new_tokens: args.max_new_tokens.unwrap_or(usual.max_new_tokens),
         batch_size: args.batch_size.unwrap_or(usual.batch_size),
         mask_token_id: args.mask_token_id,

@@ -175,7 +175,7 @@ fn text(completion: &Completion) -> String {
 /// A completion as a JSON object.
 fn object(completion: &Completion, mode: DecodeMode) -> String {
     let Completion { prompt_ids, ids, decided, passes, .. } = completion;
-    let object = json!({
+    let mut object = json!({
         "prompt_ids": prompt_ids,
         "completion_ids": ids,
         "token_passes": decided.iter().map(|d| d.pass).collect::<Vec<_>>(),
@@ -193,8 +193,11 @@ fn object(completion: &Completion, mode: DecodeMode) -> String {
         },
         "tokens_per_forward": completion.tokens_per_forward(),
         "seconds": completion.seconds,
-        "mode": if mode == DecodeMode::Block { "block" } else { "ar" },
+        "mode": mode.name(),
     });
+    if let (Some(proposals), Some(object)) = (&completion.proposals, object.as_object_mut()) {
+        object.insert("proposals".into(), json!(proposals));
+    }
     object.to_string()
 }
 
@@ -221,6 +224,7 @@ mod tests {
             finish_reason: FinishReason::Length,
             text_end: None,
             passes: Passes { prefill: 1, ..Passes::default() },
+            proposals: None,
         };
         Progress::Done(Box::new(Completion::new(sequence, text, None, 0.0)))
     }

@@ -27,6 +27,9 @@ pub(super) struct ServeArgs {
     /// Model: a Hugging Face folder, hf://ORG/NAME[@REV], or ORG/NAME.
     #[arg(long)]
     pub model: PathBuf,
+    /// Folder of an adapter (LoRA) of the model, as export.lora=adapter or peft writes it.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// Name of the model for clients [default: the folder's name, or ORG/NAME].
     #[arg(long, value_name = "NAME")]
     pub served_name: Option<String>,
@@ -77,7 +80,8 @@ pub(super) struct ServeArgs {
     /// most probable token.
     #[arg(long, default_value_t = 0.0)]
     pub temperature: f64,
-    /// How to decode where the request does not say [default: block].
+    /// How to decode where the request does not say [default: block; verify with an adapter that
+    /// proposes at mask tokens].
     #[arg(long, value_enum)]
     pub mode: Option<DecodeMode>,
     /// Fix every token whose probability is above this [default: 0.95].
@@ -93,6 +97,9 @@ pub(super) struct ServeArgs {
     /// large batches, approximate.
     #[arg(long)]
     pub sub_block_cache: bool,
+    /// Verify mode: tokens of a pass beside the last decided one, at most [default: 12].
+    #[arg(long, value_name = "N")]
+    pub propose: Option<usize>,
     /// Variables of the chat template as a JSON object; a request's own ones come first.
     #[arg(long, value_name = "JSON")]
     pub template_kwargs: Option<String>,
@@ -118,7 +125,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<bool> {
             address.ip()
         ));
     }
-    let decoding = decoding(args)?;
+    let mut decoding = decoding(args)?;
     let limits = limits(args)?;
     for (name, count) in [
         ("--slots", args.slots),
@@ -136,7 +143,8 @@ pub(super) fn run(args: &ServeArgs) -> Result<bool> {
             args.temperature
         )));
     }
-    let files = ModelFiles::open(&args.model)?;
+    let files = ModelFiles::open_adapted(&args.model, args.adapter.as_deref())?;
+    decoding.mode = args.mode.unwrap_or(files.usual_mode());
     let positions = positions(args.positions, files.positions())?;
     for warning in files.warnings(&[], &decoding) {
         console::message(format_args!("warning: {warning}"));
@@ -196,6 +204,7 @@ fn decoding(args: &ServeArgs) -> Result<GenerateOptions> {
         block_size: args.block_size,
         sub_block_size: args.sub_block_size,
         sub_block_cache: args.sub_block_cache,
+        propose: args.propose,
         max_new_tokens: args.max_new_tokens,
         mask_token_id: args.mask_token_id,
         stop_token_ids: stop_token_ids(&args.stop_token_id)?,

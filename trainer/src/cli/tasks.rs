@@ -30,7 +30,8 @@ pub(super) struct TaskArgs {
     /// one [default: the whole completion; the last number for GSM8K's form].
     #[arg(long, value_name = "REGEX", conflicts_with = "data", allow_hyphen_values = true)]
     pub extract: Option<String>,
-    /// How to decode; several separated by commas [default: ar, and block for a converted model].
+    /// How to decode; several separated by commas [default: ar, and block for a converted model;
+    /// verify with an adapter that proposes at mask tokens].
     #[arg(long, value_enum, value_delimiter = ',', conflicts_with = "data")]
     pub mode: Vec<DecodeMode>,
     /// Thresholds of block mode, separated by commas [default: 0.95].
@@ -56,6 +57,10 @@ pub(super) struct TaskArgs {
     /// with each threshold and sub-block size. More than one is approximate [default: 1].
     #[arg(long, value_name = "N", value_delimiter = ',', conflicts_with = "data")]
     pub blocks_in_flight: Vec<usize>,
+    /// Verify mode: tokens of a pass beside the last decided one, at most; several numbers
+    /// separated by commas [default: 12].
+    #[arg(long, value_name = "N", value_delimiter = ',', conflicts_with = "data")]
+    pub propose: Vec<usize>,
     /// Tokens per block [default: the model folder's bd_size, else 32].
     #[arg(long, value_name = "N", conflicts_with = "data")]
     pub block_size: Option<usize>,
@@ -87,7 +92,7 @@ pub(super) struct TaskArgs {
 /// Answers the tasks and prints the report.
 pub(super) fn run(
     args: &TaskArgs,
-    model: PathBuf,
+    (model, adapter): (PathBuf, Option<PathBuf>),
     tasks: PathBuf,
     place: ModelOptions,
     json: bool,
@@ -95,7 +100,7 @@ pub(super) fn run(
     let usual = GenerateOptions::default();
     let thresholds =
         if args.threshold.is_empty() { vec![usual.threshold] } else { args.threshold.clone() };
-    let only_ar = !args.mode.is_empty() && !args.mode.contains(&DecodeMode::Block);
+    let has_no = |mode| !args.mode.is_empty() && !args.mode.contains(&mode);
     let of_blocks = [
         ("--threshold", !args.threshold.is_empty()),
         ("--sub-block-size", !args.sub_block_size.is_empty()),
@@ -105,11 +110,17 @@ pub(super) fn run(
         ("--blocks-in-flight", !args.blocks_in_flight.is_empty()),
         ("--block-size", args.block_size.is_some()),
     ];
-    if let (true, Some((flag, _))) = (only_ar, of_blocks.iter().find(|(_, typed)| *typed)) {
-        return Err(Error::Usage(format!("{flag} has no meaning with --mode ar")));
+    let of_blocks = of_blocks.iter().filter(|_| has_no(DecodeMode::Block));
+    let of_verify = [("--propose", !args.propose.is_empty())];
+    let of_verify = of_verify.iter().filter(|_| has_no(DecodeMode::Verify));
+    if let Some((flag, _)) = of_blocks.chain(of_verify).find(|(_, typed)| *typed) {
+        let modes: Vec<&str> = args.mode.iter().map(|mode| mode.name()).collect();
+        let modes = modes.join(",");
+        return Err(Error::Usage(format!("{flag} has no meaning with --mode {modes}")));
     }
     let options = TaskOptions {
         model,
+        adapter,
         source: match &args.source {
             None => Baseline::Recorded,
             Some(none) if none.as_os_str() == "none" => Baseline::None,
@@ -125,6 +136,7 @@ pub(super) fn run(
             [] => vec![usual.blocks_in_flight],
             several => several.to_vec(),
         },
+        propose: args.propose.clone(),
         decoding: GenerateOptions {
             raw: args.raw,
             template_kwargs: template_kwargs(args.template_kwargs.as_deref())?,

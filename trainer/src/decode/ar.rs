@@ -44,7 +44,17 @@ impl Row for ArRow {
         }
         let (start, visible) = (self.cached, text.ids.len());
         let (kind, order, judged) = (PassKind::Block, Order::Full, vec![0]);
-        Some(RowPass { kind, start, len: 1, visible, order, judged, shift: 1, tail: 0 })
+        Some(RowPass {
+            kind,
+            start,
+            len: 1,
+            visible,
+            order,
+            judged,
+            shift: 1,
+            tail: 0,
+            groups: Vec::new(),
+        })
     }
 
     fn take(&mut self, pass: &RowPass, predictions: &[Prediction]) {

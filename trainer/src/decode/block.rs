@@ -151,7 +151,7 @@ impl BlockRow {
             _ => 0,
         };
         let visible = end.max(self.start + size);
-        RowPass { kind, start, len, visible, order, judged, shift, tail }
+        RowPass { kind, start, len, visible, order, judged, shift, tail, groups: Vec::new() }
     }
 
     /// Puts the next block behind the full current one, with the token shift where its first token

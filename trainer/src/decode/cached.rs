@@ -143,11 +143,11 @@ pub(crate) enum Order {
 /// times with other ids.
 #[derive(Debug, Clone)]
 pub(crate) struct Pass {
-    spans: Vec<Span>,
-    order: Order,
-    context: Context,
+    pub(super) spans: Vec<Span>,
+    pub(super) order: Order,
+    pub(super) context: Context,
     /// Rows of the cache and positions of each.
-    cache: (usize, usize),
+    pub(super) cache: (usize, usize),
 }
 
 impl Pass {

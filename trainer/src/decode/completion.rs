@@ -1,6 +1,6 @@
 //! The completion of a prompt, as it is handed to the caller.
 
-use super::{Decided, DecodedSequence, FinishReason, Passes};
+use super::{Decided, DecodedSequence, FinishReason, Passes, Proposals};
 
 /// The completion of one prompt.
 ///
@@ -35,6 +35,8 @@ pub struct Completion {
     pub seed: Option<u64>,
     /// Forward passes that this prompt took part in.
     pub passes: Passes,
+    /// Proposals that passes verified; `None` in a mode without proposals.
+    pub proposals: Option<Proposals>,
     /// Seconds from the first pass of this prompt to its last; prompts that were decoded together
     /// share them.
     pub seconds: f64,
@@ -48,7 +50,8 @@ impl Completion {
         seed: Option<u64>,
         seconds: f64,
     ) -> Self {
-        let DecodedSequence { ids: mut prompt_ids, prompt, decided, passes, .. } = sequence;
+        let DecodedSequence { ids: mut prompt_ids, prompt, decided, passes, proposals, .. } =
+            sequence;
         let (finish_reason, text_end) = (sequence.finish_reason, sequence.text_end);
         let ids = prompt_ids.split_off(prompt);
         let cut = |text: String| match text_end.and_then(|end| text.get(..end)) {
@@ -65,6 +68,7 @@ impl Completion {
             finish_reason,
             seed,
             passes,
+            proposals,
             seconds,
         }
     }

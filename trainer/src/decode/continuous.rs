@@ -13,12 +13,16 @@
 
 use super::block::BlockRow;
 use super::block_options::BlockOptions;
-use super::cached::{KvCache, Order, Span};
+use super::cached::{KvCache, Span};
+use super::distribution::Distribution;
 use super::engine::{Engine, Hidden, Prediction, not_finite};
 use super::multi_block::MultiBlockRow;
+use super::placed::Branches;
 use super::row::{PREFILL_TOKENS, PREFILL_TOKENS_BESIDE, PassKind, Row, RowPass, RowText};
 use super::sampling::Sampling;
 use super::text_stream::{StopStrings, TextStream};
+use super::verify::options::VerifyOptions;
+use super::verify::row::VerifyRow;
 use super::{Decided, DecodedSequence, ar::ArRow};
 use crate::error::{Error, Result};
 
@@ -32,6 +36,8 @@ pub(crate) enum RowMode {
     Block(BlockOptions),
     /// One token after another.
     Ar,
+    /// One token after another, several in a pass where proposals are right.
+    Verify(VerifyOptions),
 }
 
 /// One prompt with its own options.
@@ -58,7 +64,7 @@ impl Request {
     pub(crate) fn positions(&self) -> usize {
         let (prompt, new) = (self.prompt.len(), self.max_new_tokens);
         match &self.mode {
-            RowMode::Ar => prompt.saturating_add(new),
+            RowMode::Ar | RowMode::Verify(_) => prompt.saturating_add(new),
             RowMode::Block(options) => options.positions(prompt, new),
         }
     }
@@ -134,6 +140,15 @@ impl Continuous {
                 return Err(Error::Usage("decoding in blocks needs a mask token".into()));
             }
         }
+        if let RowMode::Verify(options) = &request.mode {
+            options.check()?;
+            if !engine.has_gate() {
+                return Err(Error::Usage(
+                    "verifying proposals (verify mode) needs adapters that act on mask tokens alone"
+                        .into(),
+                ));
+            }
+        }
         if request.positions() > self.longest {
             return Err(Error::Usage(format!(
                 "the prompt has {} tokens and up to {} follow, {} positions in all, but a row has {}; shorten the prompt or lower the limit of new tokens",
@@ -164,6 +179,10 @@ impl Continuous {
                 0 | 1 => Box::new(BlockRow::new(text, options, mask, max_new_tokens)),
                 _ => Box::new(MultiBlockRow::new(text, options, mask, max_new_tokens)),
             },
+            (RowMode::Verify(options), never) => {
+                let cost = engine.token_cost();
+                Box::new(VerifyRow::new(text, options, max_new_tokens, never, cost))
+            }
             _ => Box::new(ArRow::new(text, max_new_tokens, mask_id)),
         };
         let id = RowId(self.next_id);
@@ -211,9 +230,14 @@ impl Continuous {
         let mut budget = if passes.is_empty() { PREFILL_TOKENS } else { self.prefill_beside };
         // as wide as each other: in one pass
         while let Some((_, first)) = passes.first() {
-            let (len, order) = (first.len, first.order);
-            let (group, rest): (Vec<_>, Vec<_>) =
-                passes.into_iter().partition(|(_, pass)| pass.len == len && pass.order == order);
+            let first = first.clone();
+            let is_ragged = engine.takes_ragged_passes();
+            let together = |(_, pass): &(usize, RowPass)| {
+                let has_masks = !pass.groups.is_empty();
+                let fits = pass.len == first.len || (has_masks && is_ragged);
+                fits && pass.order == first.order && has_masks != first.groups.is_empty()
+            };
+            let (group, rest): (Vec<_>, Vec<_>) = passes.into_iter().partition(together);
             self.run(engine, &group)?;
             passes = rest;
         }
@@ -233,38 +257,76 @@ impl Continuous {
         Ok(events)
     }
 
-    /// Runs rows whose passes have one width and order.
+    /// Runs rows whose passes have one order, and one width unless they have groups of masks.
     fn run(&mut self, engine: &mut Engine, passes: &[(usize, RowPass)]) -> Result<()> {
-        let Some((_, RowPass { len, order, .. })) = passes.first() else { return Ok(()) };
-        let (len, order): (usize, Order) = (*len, *order);
-        let (mut ids, mut spans) = (Vec::new(), Vec::new());
-        let mut judged = Vec::new();
-        for (i, (at, pass)) in passes.iter().enumerate() {
+        let Some((_, first)) = passes.first() else { return Ok(()) };
+        let (mut ids, mut spans, mut branches) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut judged, mut to_draw) = (Vec::new(), Vec::new());
+        for (at, pass) in passes {
             let Some(Some(live)) = self.slots.get(*at) else { continue };
-            let (text, never) = (live.row.text(), live.row.never());
-            ids.extend(text.ids.iter().skip(pass.start).take(len));
-            spans.push(Span { row: *at, start: pass.start, visible: pass.visible });
+            let (text, never, before) = (live.row.text(), live.row.never(), ids.len());
+            ids.extend(live.row.ids_of(pass));
+            let (row, start, visible) = (*at, pass.start, pass.visible);
+            spans.push(Span { row, start, visible });
+            let (clean, groups) = (pass.clean(), pass.groups.clone());
+            branches.push(Branches { row, start, clean, groups });
+            if live.row.draws_from(pass, 0).is_some() {
+                to_draw.push((*at, pass, before));
+                continue;
+            }
             judged.extend(pass.judged.iter().map(|offset| {
                 let position = pass.start + offset + pass.shift;
                 let number = live.row.drawn_in(pass, *offset);
                 let draw = text.sampling.map(|how| (how, how.uniform(position, number)));
-                Judged { at: i * len + offset, never, draw }
+                Judged { at: before + offset, never, draw }
             }));
         }
         let (slots, longest) = (self.slots.len(), self.longest);
         let cache = self.cache.get_or_insert_with(|| engine.new_cache(slots, longest));
-        let hidden = engine.pass(&ids, &spans, order, cache)?;
+        let hidden = match first.groups.is_empty() {
+            true => engine.pass(&ids, &spans, first.order, cache)?,
+            false => engine.pass_branches(&ids, &branches, cache)?,
+        };
         let predictions = predict(engine, &hidden, &judged)?;
         let mut predictions = predictions.as_slice();
-        for (at, pass) in passes {
+        for (at, pass) in passes.iter().filter(|(at, _)| to_draw.iter().all(|(own, ..)| own != at))
+        {
             let (own, rest) = predictions.split_at(pass.judged.len().min(predictions.len()));
             predictions = rest;
             if let Some(Some(live)) = self.slots.get_mut(*at) {
                 live.row.take(pass, own);
             }
         }
+        // one row after the other: distributions are large
+        for (at, pass, before) in to_draw {
+            let Some(Some(live)) = self.slots.get_mut(at) else { continue };
+            let all = distributions(engine, &hidden, live.row.as_ref(), pass, before)?;
+            live.row.take_distributions(pass, all).ok_or_else(not_finite)?;
+        }
         Ok(())
     }
+}
+
+/// The distributions at the judged offsets of a row's pass, whose first token is row `before` of
+/// the hidden states.
+fn distributions(
+    engine: &mut Engine,
+    hidden: &Hidden,
+    row: &dyn Row,
+    pass: &RowPass,
+    before: usize,
+) -> Result<Vec<Distribution>> {
+    let mut all = Vec::with_capacity(pass.judged.len());
+    for part in pass.judged.chunks(LOGITS_ROWS) {
+        let at: Vec<usize> = part.iter().map(|offset| before + offset).collect();
+        let logits = engine.logits(hidden, &at)?;
+        for (offset, logits) in part.iter().zip(logits.chunks(engine.vocab_size())) {
+            let how = row.draws_from(pass, *offset);
+            let drawn = how.and_then(|how| how.distribution(logits, row.never()));
+            all.push(drawn.ok_or_else(not_finite)?);
+        }
+    }
+    Ok(all)
 }
 
 /// A position whose token is to be predicted.

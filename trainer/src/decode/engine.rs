@@ -6,12 +6,13 @@
 //! through the output head, and only two numbers per position are copied back to the host.
 
 use burn::prelude::*;
-use burn::tensor::DType;
 
 use crate::compute::tensor_io::download;
 use crate::compute::{ComputeDtype, ComputePlan, DeviceKind, EngineChoice, WeightFormat, memory};
 use crate::decode::cached::{CacheId, KvCache, Order, Pass, Span, placed};
+use crate::decode::column_major::column_major;
 use crate::decode::cpu::{self, CpuModel};
+use crate::decode::placed::{Branches, of_branches, of_spans};
 use crate::decode::{Decided, Passes};
 use crate::error::{Error, Result};
 use crate::kernels::cast::{cast_to, to_f32};
@@ -23,6 +24,9 @@ use crate::native::{Native, NativeOptions};
 /// Initial capacity of the cache in tokens per row. It doubles when it is full, so that a large
 /// limit on new tokens costs nothing until the text is that long.
 const INITIAL_POSITIONS: usize = 512;
+
+/// What a further token of a pass costs on Burn's tensors on the CPU (docs/decode.md).
+const BURN_TOKEN_COST: f64 = 0.1;
 
 /// The most probable token at one position.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -186,20 +190,11 @@ impl Engine {
     ) -> Result<Hidden> {
         let len = ids.len() / spans.len().max(1);
         let needed = spans.iter().map(|span| span.visible.max(span.start + len)).max().unwrap_or(0);
-        if needed > cache.positions() {
-            let positions = cache.next_size(needed);
-            self.check_room(cache.rows(), positions)?;
-            cache.grow(positions);
-            if let Backend::Native(native, Some(open)) = &mut self.backend
-                && *open == cache.id()
-            {
-                native.open_cache(cache.rows(), positions, true)?;
-            }
-        }
+        self.fit(needed, cache)?;
         let burn = match &mut self.backend {
             Backend::Burn(burn) => burn,
             Backend::Cpu(model) => {
-                model.pass(ids, spans, order, cache);
+                model.pass(ids, of_spans(spans, len, order), cache);
                 return Ok(Hidden::Cpu);
             }
             Backend::Native(native, open) => {
@@ -224,6 +219,73 @@ impl Engine {
         let hidden = self.decoder.forward_cached(&burn.weights, ids, &pass, cache);
         burn.last = Some(pass);
         Ok(Hidden::Burn(hidden))
+    }
+
+    /// Runs `ids` `[T]`, those of the `rows` one after the other, with adapters at the masks. All
+    /// rows have as many tokens, unless [`Engine::takes_ragged_passes`].
+    ///
+    /// # Errors
+    /// As for [`Engine::pass`]; [`Error::Model`] on the native engine, which has no such passes.
+    pub(super) fn pass_branches(
+        &mut self,
+        ids: &[i64],
+        rows: &[Branches],
+        cache: &mut KvCache,
+    ) -> Result<Hidden> {
+        self.fit(rows.iter().map(|row| row.start + row.len()).max().unwrap_or(0), cache)?;
+        match &mut self.backend {
+            Backend::Burn(burn) => {
+                let pass = Pass::of_branches(&self.decoder, rows, cache, &self.compute)?;
+                let ids = TensorData::new(ids.to_vec(), [ids.len()]);
+                let ids = Tensor::<1, Int>::from_data(ids, &self.compute.device.device);
+                let hidden = self.decoder.forward_cached(&burn.weights, ids, &pass, cache);
+                Ok(Hidden::Burn(hidden))
+            }
+            Backend::Cpu(model) => {
+                model.pass(ids, of_branches(rows), cache);
+                Ok(Hidden::Cpu)
+            }
+            Backend::Native(..) => {
+                Err(Error::Model("the native engine does not compute gated adapters".into()))
+            }
+        }
+    }
+
+    /// Whether the rows of a pass with masks may have different numbers of tokens.
+    pub(super) fn takes_ragged_passes(&self) -> bool {
+        matches!(self.backend, Backend::Cpu(_))
+    }
+
+    /// Whether the model has adapters that act on mask tokens alone.
+    pub(super) fn has_gate(&self) -> bool {
+        self.decoder.params.lora.as_ref().is_some_and(|lora| lora.shape.gated)
+    }
+
+    /// What a further token of a pass costs, as a share of a pass over one token.
+    pub(super) fn token_cost(&self) -> f64 {
+        match &self.backend {
+            Backend::Cpu(model) => model.token_cost(),
+            Backend::Burn(_) | Backend::Native(..) => match self.compute.device.kind {
+                DeviceKind::Cpu => BURN_TOKEN_COST,
+                DeviceKind::Cuda(_) | DeviceKind::Wgpu => 0.0,
+            },
+        }
+    }
+
+    /// Makes the cache hold `needed` tokens a row.
+    fn fit(&mut self, needed: usize, cache: &mut KvCache) -> Result<()> {
+        if needed <= cache.positions() {
+            return Ok(());
+        }
+        let positions = cache.next_size(needed);
+        self.check_room(cache.rows(), positions)?;
+        cache.grow(positions);
+        if let Backend::Native(native, Some(open)) = &mut self.backend
+            && *open == cache.id()
+        {
+            native.open_cache(cache.rows(), positions, true)?;
+        }
+        Ok(())
     }
 
     /// A new, empty cache for rows of at most `longest` tokens.
@@ -370,24 +432,4 @@ impl BurnBackend {
         let prediction = |MostProbable { token, probability }| Prediction { token, probability };
         Ok(best.map(prediction).collect())
     }
-}
-
-/// The same matrix with contiguous columns. A decoding pass has few rows, and in this form the
-/// CPU's matrix product does not pack the matrix anew for each of them.
-fn column_major(tensor: &Tensor<2>, device: &Device) -> Result<Tensor<2>> {
-    const TILE: usize = 32;
-    let [rows, columns] = tensor.dims();
-    let values = download(tensor)?;
-    let mut transposed = vec![0f32; values.len()];
-    for top in (0..rows).step_by(TILE) {
-        for left in (0..columns).step_by(TILE) {
-            for row in top..rows.min(top + TILE) {
-                for column in left..columns.min(left + TILE) {
-                    transposed[column * rows + row] = values[row * columns + column];
-                }
-            }
-        }
-    }
-    Ok(Tensor::from_data(TensorData::new(transposed, [columns, rows]), (device, DType::F32))
-        .transpose())
 }

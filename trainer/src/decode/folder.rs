@@ -13,22 +13,27 @@ use serde_json::Value;
 
 use crate::compute::{ComputePlan, EngineChoice, WeightFormat};
 use crate::error::{Error, Result};
-use crate::io::adapter::Adapter;
+use crate::io::adapter::{self, Adapter};
 use crate::io::conversion_record::ConversionRecord;
 use crate::io::json;
 use crate::io::load_model::{HostModel, LoadOptions, LoadedModel, load_model};
+use crate::io::source::content_hash;
 use crate::io::tokenizer_ids;
 use crate::model::{ModelConfig, SDAR, TokenIds};
 use crate::native;
 
+use super::gate::Gate;
 use super::generate_options::{DecodeMode, GenerateOptions};
-use super::{BlockOptions, Engine, Request, RowMode, Sampling};
+use super::{BlockOptions, Engine, Request, RowMode, Sampling, VerifyOptions};
 
 /// Tokens per block where the model folder does not say.
 const BLOCK_SIZE: usize = 32;
 
 /// The same of the published SDAR checkpoints.
 const SDAR_BLOCK_SIZE: usize = 4;
+
+/// Proposals and masks of a pass that verifies (docs/decode.md).
+const PROPOSE: usize = 12;
 
 /// Longest block: a pass over it attends from each of its tokens to each.
 const MOST_BLOCK_SIZE: usize = 1 << 16;
@@ -42,6 +47,8 @@ pub(crate) struct ModelFolder {
     dir: PathBuf,
     /// Folder of the adapter.
     adapter: Option<PathBuf>,
+    /// Where the adapter acts on mask tokens alone.
+    gate: Option<Gate>,
     pub config: ModelConfig,
     /// Tokens per diffusion block; `None` for a model that was not converted.
     pub block_size: Option<usize>,
@@ -63,29 +70,35 @@ impl ModelFolder {
         Self::read_files(dir, None)
     }
 
-    /// Reads the JSON files of a model folder and of the adapter beside it.
+    /// Reads the JSON files of a model folder and of the adapter beside it. With adapters that act
+    /// on mask tokens alone the vocabulary, and a mask token that is never produced, are those of
+    /// the model: its own answers are decoded.
     pub(crate) fn read_files(dir: &Path, adapter: Option<&Path>) -> Result<Self> {
         let mut config = ModelConfig::read(dir)?;
         let model_dir = dir;
+        let gate = match adapter {
+            Some(adapter) => Gate::read(adapter, dir, &config)?,
+            None => None,
+        };
         if let Some(adapter) = adapter {
             config.vocab_size = Adapter::read(adapter)?.vocabulary(config.vocab_size);
         }
-        if let Some(adapter) = adapter {
-            let record: Option<Value> =
-                json::read_if_present(&adapter.join("dlm_config.json"), "valid JSON")?;
-            if record.is_some_and(|record| record.get("gate").is_some_and(|gate| !gate.is_null())) {
-                return Err(Error::format(
-                    adapter,
-                    "its adapters act on mask tokens alone (gate in dlm_config.json, conversion.objective=lossless), and decoding that verifies their proposals is not there yet; expected an adapter that acts on all tokens",
-                ));
-            }
-        }
         let described = adapter.filter(|adapter| adapter.join("dlm_config.json").is_file());
         let dir = described.unwrap_or(dir);
-        let record = ConversionRecord::read(dir, &config)?;
+        let record = match described {
+            Some(adapter) => ConversionRecord::of_adapter(adapter, &config)?,
+            None => ConversionRecord::read(dir, &config)?,
+        };
         let token_shift = record.has_token_shift();
         let ConversionRecord { bd_size, mask_token_id, opening_ids, is_causal, .. } = record;
         let is_sdar = config.raw.get("model_type").and_then(Value::as_str) == Some(SDAR);
+        let (block_size, mask_id) = match &gate {
+            Some(gate) => {
+                config.vocab_size = gate.rows;
+                (None, gate.never)
+            }
+            None => (bd_size.or(is_sdar.then_some(SDAR_BLOCK_SIZE)), mask_token_id),
+        };
         let generation: Option<Value> =
             json::read_if_present(&dir.join("generation_config.json"), "valid JSON")?;
         let named = |file: &&Value| file.get("eos_token_id").is_some_and(|ids| !ids.is_null());
@@ -102,14 +115,20 @@ impl ModelFolder {
         Ok(ModelFolder {
             dir: model_dir.into(),
             adapter: adapter.map(PathBuf::from),
-            block_size: bd_size.or(is_sdar.then_some(SDAR_BLOCK_SIZE)),
-            mask_id: mask_token_id,
+            gate,
+            block_size,
+            mask_id,
             token_shift,
             stop_ids,
             opening_ids,
             is_causal,
             config,
         })
+    }
+
+    /// The same prompts and ends, decoded by the model without its adapter.
+    pub(crate) fn without_adapter(&self) -> Self {
+        ModelFolder { adapter: None, gate: None, ..self.clone() }
     }
 
     /// A prompt continued by the opening that the model was trained to answer behind.
@@ -120,6 +139,15 @@ impl ModelFolder {
         prompt
     }
 
+    /// Hash of configuration and weights, the adapter's among them; `None` where a file is missing.
+    pub(crate) fn identity(&self) -> Result<Option<String>> {
+        let own = content_hash(&self.dir)?;
+        match (own, &self.adapter) {
+            (Some(own), Some(adapter)) => Ok(Some(format!("{own} {}", adapter::hash(adapter)?))),
+            (own, _) => Ok(own),
+        }
+    }
+
     /// Loads the weights onto the device of a plan.
     pub(crate) fn load(
         &self,
@@ -128,8 +156,13 @@ impl ModelFolder {
         format: WeightFormat,
     ) -> Result<Engine> {
         // ternary weights cannot have an adapter added to them
-        let other = (self.adapter.is_some() && self.config.quantization.is_some())
-            .then_some("it does not compute adapters beside ternary weights");
+        let other = match (&self.gate, &self.adapter) {
+            (Some(_), _) => Some("it does not compute adapters that act on mask tokens alone"),
+            (None, Some(_)) if self.config.quantization.is_some() => {
+                Some("it does not compute adapters beside ternary weights")
+            }
+            _ => None,
+        };
         let compute = match native::is_chosen(engine, &compute, &self.config, other)? {
             true => compute.on_native_engine(),
             false => compute,
@@ -140,12 +173,43 @@ impl ModelFolder {
             Some(adapter) => {
                 let host = HostModel::read(&self.dir)?;
                 let adapter = Adapter::read(adapter)?;
-                // merged in fp32, and rounded after that
-                adapter.attach(host, self.mask_id, false, DType::F32, device)?.merged()
+                match &self.gate {
+                    Some(Gate { mask_id, rows, .. }) => {
+                        let mask = Some(*mask_id);
+                        let model = adapter.attach(host, mask, true, DType::F32, device)?;
+                        model.with_vocabulary(*rows)
+                    }
+                    // merged in fp32, and rounded after that
+                    None => adapter.attach(host, self.mask_id, false, DType::F32, device)?.merged(),
+                }
             }
         };
         Engine::open(decoder, weights, compute, engine, format)
     }
+
+    /// How prompts are completed where nothing else is asked for.
+    pub(crate) fn usual_mode(&self) -> DecodeMode {
+        match self.gate {
+            Some(_) => DecodeMode::Verify,
+            None => GenerateOptions::default().mode,
+        }
+    }
+
+    /// The settings of verify mode.
+    fn verify(&self, name: &str, options: &GenerateOptions) -> Result<RowMode> {
+        let Some(Gate { mask_id, most_masks, .. }) = self.gate else {
+            let found = match self.adapter {
+                Some(_) => "its adapters act on all tokens",
+                None => "there is none (--adapter DIR)",
+            };
+            return Err(Error::Usage(format!(
+                "verify mode needs {name} with adapters that propose tokens at mask tokens alone (conversion.objective=lossless), and {found}"
+            )));
+        };
+        let propose = options.propose.unwrap_or(PROPOSE);
+        Ok(RowMode::Verify(VerifyOptions { propose, most_masks, mask_id }))
+    }
+
     /// A request without its prompt: the options of the requested mode, with what the folder says
     /// where nothing was requested. `name` is how the user named the model.
     pub(crate) fn request(&self, name: &str, options: &GenerateOptions) -> Result<Request> {
@@ -178,6 +242,14 @@ impl ModelFolder {
                     "{name} was trained without the token shift (token_shift: false): its logits at a position predict the token there, so that nothing predicts the next token in autoregressive mode; use block mode (--mode block), with --block-size 1 for one token at a time"
                 )),
             };
+        }
+        if options.mode == DecodeMode::Verify {
+            return Ok(Request { mode: self.verify(name, options)?, ..request });
+        }
+        if self.gate.is_some() {
+            return wrong(format!(
+                "the adapters of {name} act on mask tokens alone and only propose what the model itself verifies (gate in dlm_config.json): nothing fills blocks; use --mode verify, or --mode ar for the model without them"
+            ));
         }
         if mask_id.is_none() {
             return wrong(format!(

@@ -10,6 +10,9 @@ pub enum DecodeMode {
     Block,
     /// Autoregressive: causal, one token per forward pass.
     Ar,
+    /// The tokens of [`DecodeMode::Ar`], several per forward pass: adapters propose them at mask
+    /// tokens and the model itself verifies them.
+    Verify,
 }
 
 /// How prompts are completed.
@@ -50,6 +53,9 @@ pub struct GenerateOptions {
     /// Block mode: most blocks that are decoded at a time. More than one takes fewer passes, and
     /// is approximate. Default: 1.
     pub blocks_in_flight: usize,
+    /// Verify mode: tokens of a pass beside the last decided one, at most: proposals that are
+    /// verified and masks that make new ones. Default: 12.
+    pub propose: Option<usize>,
     /// Length limit of a completion in tokens. Default: 256.
     pub max_new_tokens: usize,
     /// Prompts decoded together; each gets the tokens it would get alone. Default: 1.
@@ -88,6 +94,7 @@ impl Default for GenerateOptions {
             fuse_prefill: true,
             fuse_commit: false,
             blocks_in_flight: 1,
+            propose: None,
             max_new_tokens: 256,
             batch_size: 1,
             mask_token_id: None,
@@ -97,6 +104,17 @@ impl Default for GenerateOptions {
             top_p: 1.0,
             top_k: 0,
             seed: 0,
+        }
+    }
+}
+
+impl DecodeMode {
+    /// Its name in options, requests and reports.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            DecodeMode::Block => "block",
+            DecodeMode::Ar => "ar",
+            DecodeMode::Verify => "verify",
         }
     }
 }

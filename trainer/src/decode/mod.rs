@@ -6,28 +6,35 @@
 //! pass behind a cache of keys and values, `cpu/` the same without Burn, `engine.rs` runs one pass
 //! and predicts tokens, `row.rs` is a prompt that is being completed, `block.rs` (Fast-dLLM v2's
 //! `batch_sample`, arXiv:2509.26328; settings in `block_options.rs`), `multi_block.rs` (several
-//! blocks at a time) and `ar.rs` (causal decoding) are its kinds, `continuous.rs` runs rows of all
-//! of them together, `list.rs` a list of requests; `sampling.rs` draws tokens, `text_stream.rs` is
+//! blocks at a time), `verify/` (proposals that the source verifies; `placed.rs` says where their
+//! tokens stand) and `ar.rs` (causal decoding) are its kinds, `continuous.rs` runs rows of all of
+//! them together, `list.rs` a list of requests; `sampling.rs` draws tokens, `text_stream.rs` is
 //! the text as it becomes final, `cost.rs` measures passes. Rows are independent: each gets the
 //! tokens it would get alone.
 
 mod ar;
 mod block;
 mod block_options;
+mod branches;
 pub(crate) mod cached;
+mod column_major;
 pub(crate) mod completion;
 pub(crate) mod continuous;
 pub(crate) mod cost;
 mod cpu;
+mod distribution;
 mod engine;
 pub(crate) mod folder;
+mod gate;
 pub(crate) mod generate_options;
 mod list;
 pub(crate) mod multi_block;
+pub(crate) mod placed;
 pub(crate) mod prompt;
 mod row;
 pub(crate) mod sampling;
 pub(crate) mod text_stream;
+pub(crate) mod verify;
 
 pub(crate) use block_options::BlockOptions;
 pub(crate) use continuous::{Event, Request, RowMode};
@@ -35,6 +42,8 @@ pub(crate) use engine::Engine;
 pub(crate) use list::{Told, decode_list};
 pub(crate) use sampling::Sampling;
 pub(crate) use text_stream::{StopStrings, TextStream};
+pub use verify::options::Proposals;
+pub(crate) use verify::options::VerifyOptions;
 
 /// Forward passes of one row by kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
@@ -94,6 +103,8 @@ pub(crate) struct DecodedSequence {
     pub text_end: Option<usize>,
     /// Forward passes that the row took part in.
     pub passes: Passes,
+    /// Of a row whose passes verify proposals.
+    pub proposals: Option<Proposals>,
 }
 
 impl DecodedSequence {

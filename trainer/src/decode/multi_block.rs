@@ -212,6 +212,7 @@ impl Row for MultiBlockRow {
             judged,
             shift,
             tail: 0,
+            groups: Vec::new(),
         })
     }
 

@@ -2,7 +2,9 @@
 //! predictions. `block.rs` and `ar.rs` are the two kinds; `continuous.rs` runs rows of both.
 
 use super::cached::Order;
+use super::distribution::Distribution;
 use super::engine::Prediction;
+use super::placed::Group;
 use super::sampling::Sampling;
 use super::{Decided, DecodedSequence, FinishReason, Passes};
 
@@ -46,6 +48,8 @@ pub(super) struct RowPass {
     /// Tokens at the end that must not be left to a pass of their own: an open block that runs
     /// together with prompt tokens.
     pub tail: usize,
+    /// Groups of mask tokens at the end, whose masks see as [`Group`] says.
+    pub groups: Vec<Group>,
 }
 
 impl RowPass {
@@ -59,7 +63,13 @@ impl RowPass {
             false => Vec::new(),
         };
         let (visible, order) = (start + len, Order::Blocks(block));
-        RowPass { kind: PassKind::Prefill, start, len, visible, order, judged, shift: 1, tail: 0 }
+        let (kind, shift, tail, groups) = (PassKind::Prefill, 1, 0, Vec::new());
+        RowPass { kind, start, len, visible, order, judged, shift, tail, groups }
+    }
+
+    /// Tokens before the groups.
+    pub(super) fn clean(&self) -> usize {
+        self.len - self.groups.iter().map(|group| group.len).sum::<usize>()
     }
 
     /// The same pass over the first `most` tokens of it, and over whole blocks. The last block of
@@ -78,6 +88,7 @@ impl RowPass {
         self.len = len.min(self.len - kept);
         self.visible = self.visible.min(self.start + self.len);
         self.judged.retain(|offset| *offset < self.len);
+        self.groups.clear();
         self
     }
 }
@@ -136,8 +147,16 @@ impl RowText {
     pub(super) fn finish(self) -> DecodedSequence {
         let RowText { ids, prompt, decided, passes, stop_ids, .. } = self;
         let finish_reason = FinishReason::Length;
-        DecodedSequence { ids, prompt, decided, finish_reason, text_end: None, passes }
-            .cut(&stop_ids)
+        DecodedSequence {
+            ids,
+            prompt,
+            decided,
+            finish_reason,
+            text_end: None,
+            passes,
+            proposals: None,
+        }
+        .cut(&stop_ids)
     }
 }
 
@@ -155,6 +174,23 @@ pub(super) trait Row: Send {
     /// `offset` of `pass`, the last answer of [`Row::next_pass`]: tokens are drawn by its number.
     fn drawn_in(&self, _pass: &RowPass, _offset: usize) -> usize {
         self.text().passes.total() + 1
+    }
+
+    /// Token ids of `pass`, the last answer of [`Row::next_pass`], which may have been shortened.
+    fn ids_of(&self, pass: &RowPass) -> Vec<i64> {
+        self.text().ids.iter().skip(pass.start).take(pass.len).copied().collect()
+    }
+
+    /// How to draw behind `offset` of `pass`, where the row does so itself and takes the
+    /// distributions.
+    fn draws_from(&self, _pass: &RowPass, _offset: usize) -> Option<Sampling> {
+        None
+    }
+
+    /// Takes the distributions at the judged offsets of `pass`, as [`Row::draws_from`] says. `None`
+    /// where nothing can be drawn from them.
+    fn take_distributions(&mut self, _pass: &RowPass, _all: Vec<Distribution>) -> Option<()> {
+        None
     }
 
     /// Takes what `pass`, the last answer of [`Row::next_pass`], predicted at its judged offsets. A

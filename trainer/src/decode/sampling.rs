@@ -10,6 +10,7 @@ use std::cmp::Ordering;
 
 use dlm_datasets::rng;
 
+use super::distribution::Distribution;
 use super::engine::Prediction;
 
 /// Sets this use of the random numbers apart from others under the same seed.
@@ -17,6 +18,17 @@ const PURPOSE: u64 = 0x7361_6d70_6c65;
 
 /// Tokens that are brought into order first; more follow where these do not suffice.
 const FIRST_SORTED: usize = 64;
+
+/// What a random number of a token decides.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Purpose {
+    /// Which token it is.
+    Draw = 0,
+    /// Which one is proposed.
+    Propose = 1,
+    /// Whether the proposal is accepted.
+    Accept = 2,
+}
 
 /// How tokens are drawn.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
@@ -35,7 +47,24 @@ impl Sampling {
     /// The random number, uniform in [0, 1), that decides the token at `position` in forward pass
     /// `pass` of its row, counted from 1.
     pub(crate) fn uniform(&self, position: usize, pass: usize) -> f64 {
-        rng::uniform(rng::key(&[self.seed, PURPOSE, position as u64, pass as u64]), 0)
+        self.uniform_for(Purpose::Draw, position, pass)
+    }
+
+    /// The same for another use, independent of it.
+    pub(super) fn uniform_for(&self, purpose: Purpose, position: usize, pass: usize) -> f64 {
+        let key = rng::key(&[self.seed, PURPOSE, position as u64, pass as u64]);
+        rng::uniform(key, purpose as u64)
+    }
+
+    /// The distribution that [`Sampling::draw`] draws from. `None` as there.
+    pub(super) fn distribution(&self, logits: &[f32], never: Option<i64>) -> Option<Distribution> {
+        let mut tokens = ByWeight::new(logits, never, self.temperature)?;
+        let kept = self.kept(&mut tokens).0;
+        let weights = match kept == tokens.ids.len() {
+            true => tokens.ids.iter().map(|id| (*id, tokens.weight(*id))).collect(),
+            false => (0..kept).map(|rank| tokens.at(rank)).collect(),
+        };
+        Some(Distribution::new(weights))
     }
 
     /// Draws a token of `logits` `[vocab_size]` with the random number `uniform`; the token `never`
@@ -48,21 +77,7 @@ impl Sampling {
         uniform: f64,
     ) -> Option<Prediction> {
         let mut tokens = ByWeight::new(logits, never, self.temperature)?;
-        let count = tokens.ids.len();
-        let limit = if self.top_k == 0 { count } else { self.top_k.min(count) };
-        let all: f64 = match limit == count {
-            // in the order of the ids: nothing is sorted yet
-            true => tokens.ids.iter().map(|id| tokens.weight(*id)).sum(),
-            false => (0..limit).map(|rank| tokens.at(rank).1).sum(),
-        };
-        let (mut kept, mut sum) = (limit, all);
-        if self.top_p < 1.0 {
-            (kept, sum) = (0, 0.0);
-            while kept < limit && (kept == 0 || sum <= self.top_p * all) {
-                sum += tokens.at(kept).1;
-                kept += 1;
-            }
-        }
+        let (kept, sum) = self.kept(&mut tokens);
         let (mut drawn, mut below) = (tokens.at(0), 0.0);
         for rank in 0..kept {
             let token = tokens.at(rank);
@@ -78,6 +93,26 @@ impl Sampling {
         }
         let probability = (drawn.1 / sum).min(1.0) as f32;
         Some(Prediction { token: i64::from(drawn.0), probability })
+    }
+
+    /// How many tokens, by falling probability, are drawn from, and the sum of their weights.
+    fn kept(&self, tokens: &mut ByWeight<'_>) -> (usize, f64) {
+        let count = tokens.ids.len();
+        let limit = if self.top_k == 0 { count } else { self.top_k.min(count) };
+        let all: f64 = match limit == count {
+            // in the order of the ids: nothing is sorted yet
+            true => tokens.ids.iter().map(|id| tokens.weight(*id)).sum(),
+            false => (0..limit).map(|rank| tokens.at(rank).1).sum(),
+        };
+        let (mut kept, mut sum) = (limit, all);
+        if self.top_p < 1.0 {
+            (kept, sum) = (0, 0.0);
+            while kept < limit && (kept == 0 || sum <= self.top_p * all) {
+                sum += tokens.at(kept).1;
+                kept += 1;
+            }
+        }
+        (kept, sum)
     }
 }
 

@@ -151,6 +151,12 @@ pub(crate) struct Adapter {
     head_rows: Vec<usize>,
 }
 
+/// Hash of an adapter's configuration and tensors.
+pub(crate) fn hash(dir: &Path) -> Result<String> {
+    let of = |name: &str| Ok::<_, Error>(dlm_datasets::hash::sha256_file(&dir.join(name))?);
+    Ok(dlm_datasets::hash::sha256(format!("{} {}", of(CONFIG)?, of(WEIGHTS)?).as_bytes()))
+}
+
 /// Keys of `adapter_config.json` that change nothing in a forward pass, or are read.
 const READ: [&str; 16] = [
     "peft_type",

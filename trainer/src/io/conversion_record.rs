@@ -34,6 +34,13 @@ impl ConversionRecord {
         self.token_shift.unwrap_or(true)
     }
 
+    /// Reads the files of an adapter's folder, for a base model with the vocabulary of `base`. What
+    /// the base model was converted to itself does not count.
+    pub(crate) fn of_adapter(dir: &Path, base: &ModelConfig) -> Result<Self> {
+        let (bd_size, mask_token_id, token_shift) = (None, None, None);
+        Self::read(dir, &ModelConfig { bd_size, mask_token_id, token_shift, ..base.clone() })
+    }
+
     /// Reads the files of `dir`, whose `config.json` is `config`.
     pub(crate) fn read(dir: &Path, config: &ModelConfig) -> Result<Self> {
         let path = dir.join("dlm_config.json");

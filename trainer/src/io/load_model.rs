@@ -78,6 +78,23 @@ impl LoadedModel {
     }
 }
 
+impl LoadedModel {
+    /// The model with the first `rows` tokens of its vocabulary.
+    pub(crate) fn with_vocabulary(mut self, rows: usize) -> LoadedModel {
+        let params = &mut self.decoder.params;
+        for i in [params.embed_tokens, params.lm_head] {
+            let table = &mut self.weights.0[i];
+            let [has, width] = table.dims();
+            if rows < has {
+                *table = table.clone().slice([0..rows, 0..width]);
+                params.specs[i].shape = vec![rows, width];
+            }
+        }
+        self.decoder.cfg.vocab_size = rows;
+        self
+    }
+}
+
 impl HostModel {
     /// An architecture, without weights so far.
     pub(crate) fn new(config: ModelConfig) -> Self {

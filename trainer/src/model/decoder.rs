@@ -48,7 +48,8 @@ pub(crate) struct Context {
     pub mask: AttentionPlan,
     /// Compute dtype of activations and matmuls.
     pub dtype: DType,
-    /// Factors on the output of adapters, one for each token, `[T, 1]`; everywhere 1 without them.
+    /// Factors on the output of adapters, one for each token, `[T, 1]`. Without them adapters act
+    /// everywhere, and those that act on masks alone nowhere.
     pub gate: Option<Tensor<2>>,
 }
 
@@ -233,7 +234,7 @@ impl Decoder {
     /// A linear map with its adapter, which reads the input as it is, not quantised.
     fn project(&self, w: &Weights, l: &LinearIndex, x: Tensor<2>, cx: &Context) -> Tensor<2> {
         match (&self.params.lora, l.adapter) {
-            (Some(lora), Some(at)) => {
+            (Some(lora), Some(at)) if cx.gate.is_some() || !lora.shape.gated => {
                 let own = self.linear(w, l, x.clone());
                 own + lora::adapted(x, &w[at.a], &w[at.b], lora.scale(), cx.gate.as_ref())
             }

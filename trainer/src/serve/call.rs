@@ -110,10 +110,13 @@ impl Call {
             ignore_eos: fields.take_bool("ignore_eos")?.unwrap_or(false),
             logprobs: logprobs(&mut fields, endpoint)?,
             echo: fields.take_bool("echo")?.unwrap_or(false),
-            mode: fields.take("mode", "\"block\" or \"ar\"", |value| match value.as_str()? {
-                "block" => Some(DecodeMode::Block),
-                "ar" => Some(DecodeMode::Ar),
-                _ => None,
+            mode: fields.take("mode", "\"block\", \"ar\" or \"verify\"", |value| {
+                match value.as_str()? {
+                    "block" => Some(DecodeMode::Block),
+                    "ar" => Some(DecodeMode::Ar),
+                    "verify" => Some(DecodeMode::Verify),
+                    _ => None,
+                }
             })?,
             threshold: fields.take_number("threshold", 0.0, 1.0)?,
             sub_block_size: fields.take_count("sub_block_size", 1, usize::MAX)?,

@@ -119,10 +119,13 @@ fn options(server: &Server, call: &Call) -> Result<GenerateOptions, Refusal> {
         ("sub_block_size", call.sub_block_size.is_some()),
     ];
     let block_only = given.iter().find(|(_, given)| *given);
-    if let (DecodeMode::Ar, Some((name, _))) = (mode, block_only) {
-        return Err(Refusal::field(name, format!("{name} has no meaning in ar mode")));
+    if let (true, Some((name, _))) = (mode != DecodeMode::Block, block_only) {
+        let reason = format!("{name} has no meaning in {} mode", mode.name());
+        return Err(Refusal::field(name, reason));
     }
-    if mode == DecodeMode::Block && !server.files.is_converted(defaults) {
+    let has_blocks =
+        server.files.usual_mode() == DecodeMode::Verify || server.files.is_converted(defaults);
+    if mode == DecodeMode::Block && !has_blocks {
         return Err(Refusal::field(
             "mode",
             "the model was not converted, so that it has no block mode; use \"ar\"",
@@ -194,7 +197,7 @@ fn row_limit(mode: &RowMode, prompt: usize, max_tokens: usize) -> usize {
             let size = options.block_size.max(1);
             (prompt % size).saturating_add(max_tokens).div_ceil(size).saturating_mul(size)
         }
-        RowMode::Block(_) | RowMode::Ar => max_tokens,
+        RowMode::Block(_) | RowMode::Ar | RowMode::Verify(_) => max_tokens,
     }
 }
 

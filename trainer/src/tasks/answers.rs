@@ -145,6 +145,7 @@ mod tests {
             passes: 3,
             stopped: true,
             seconds: 0.25,
+            proposals: None,
         }
     }
 

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::score::Score;
+use crate::decode::Proposals;
 use crate::decode::completion::Completion;
 
 /// One completion.
@@ -17,6 +18,9 @@ pub(super) struct Answer {
     pub(super) stopped: bool,
     /// Its share of the seconds that its batch took.
     pub(super) seconds: f64,
+    /// Proposals that passes verified, in verify mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) proposals: Option<Proposals>,
 }
 
 impl Answer {
@@ -27,6 +31,7 @@ impl Answer {
             passes: completion.passes.total(),
             stopped: completion.stopped,
             seconds,
+            proposals: completion.proposals,
         }
     }
 }

@@ -22,10 +22,9 @@ use dlm_datasets::fs;
 use serde_json::json;
 
 use crate::compute::{ComputePlan, device};
-use crate::decode::generate_options::GenerateOptions;
+use crate::decode::generate_options::{DecodeMode, GenerateOptions};
 use crate::error::Result;
 use crate::generate::{ModelFiles, Prompt};
-use crate::io::source::content_hash;
 use crate::report::console::message;
 
 use answers::AnswerStore;
@@ -51,8 +50,12 @@ const WARM_UP: usize = 4;
 pub(crate) fn evaluate(options: &TaskOptions) -> Result<TaskReport> {
     let file = task_file::read(&options.tasks, options.limit)?;
     let scorer = Scorer::new(options.extract.as_deref(), file.is_gsm8k)?;
-    let model = ModelFiles::open(&options.model)?;
-    let source = match runs::baseline(&options.source, &options.model, &model)? {
+    let model = ModelFiles::open_adapted(&options.model, options.adapter.as_deref())?;
+    let source = match runs::baseline(options, &model)? {
+        // what an adapter acts on at mask tokens alone answers the same prompts without it
+        Some(path) if path == options.model && model.usual_mode() == DecodeMode::Verify => {
+            Some((model.without_adapter(), path))
+        }
         Some(path) => Some((ModelFiles::open(&path)?, path)),
         None => None,
     };
@@ -106,6 +109,7 @@ pub(crate) fn evaluate(options: &TaskOptions) -> Result<TaskReport> {
     }
     let report = TaskReport {
         model: options.model.display().to_string(),
+        adapter: options.adapter.as_ref().map(|adapter| adapter.display().to_string()),
         source: source_name,
         tasks_file: options.tasks.display().to_string(),
         tasks: file.tasks.len(),
@@ -170,7 +174,7 @@ impl Set {
     ) -> Result<Vec<(Run, Vec<Answer>)>> {
         let Set { path, files, runs, prompts, .. } = self;
         let identity = match store.is_kept() {
-            true => content_hash(files.dir())?.unwrap_or_else(|| path.display().to_string()),
+            true => files.identity()?.unwrap_or_else(|| path.display().to_string()),
             false => String::new(),
         };
         let mut keys: Vec<Vec<String>> = Vec::with_capacity(runs.len());

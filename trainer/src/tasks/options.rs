@@ -10,6 +10,8 @@ use crate::generate::ModelOptions;
 pub(crate) struct TaskOptions {
     /// Model folder or hub name.
     pub model: PathBuf,
+    /// Folder of an adapter beside it.
+    pub adapter: Option<PathBuf>,
     /// The model that it was converted from, as the baseline.
     pub source: Baseline,
     /// JSONL file of tasks.
@@ -26,6 +28,8 @@ pub(crate) struct TaskOptions {
     pub sub_block_sizes: Vec<usize>,
     /// Blocks in flight of block mode; each is combined with each of the others.
     pub blocks_in_flight: Vec<usize>,
+    /// Tokens of a pass of verify mode beside the last decided one; empty: the usual number.
+    pub propose: Vec<usize>,
     /// Everything else about decoding.
     pub decoding: GenerateOptions,
     pub place: ModelOptions,

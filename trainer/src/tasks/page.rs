@@ -81,7 +81,7 @@ fn series(runs: &[RunReport]) -> Vec<(String, Vec<&RunReport>)> {
     for run in runs {
         let name = match (run.of, run.sub_block_size) {
             (Whose::Source, _) => "source, ar".to_string(),
-            (Whose::Model, None) => "ar".to_string(),
+            (Whose::Model, None) => run.mode.to_string(),
             (Whose::Model, Some(size)) => match run.blocks_in_flight {
                 Some(n) if n > 1 => format!("block, sub-blocks of {size}, {n} blocks in flight"),
                 _ => format!("block, sub-blocks of {size}"),

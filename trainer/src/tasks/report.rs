@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::judged::Judged;
 use super::runs::{Run, Whose};
 use super::score::interval;
+use crate::decode::Proposals;
 use crate::decode::generate_options::DecodeMode;
 use crate::error::{Error, Result};
 
@@ -15,6 +16,7 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct TaskReport {
     pub(super) model: String,
+    pub(super) adapter: Option<String>,
     pub(super) source: Option<String>,
     pub(super) tasks_file: String,
     pub(super) tasks: usize,
@@ -39,6 +41,10 @@ pub(super) struct RunReport {
     pub(super) blocks_in_flight: Option<usize>,
     pub(super) fuse_prefill: bool,
     pub(super) fuse_commit: bool,
+    /// Of verify mode: tokens of a pass beside the last decided one, where they were asked for.
+    pub(super) propose: Option<usize>,
+    /// Of verify mode: proposals that were verified, and accepted.
+    pub(super) proposals: Option<Proposals>,
     pub(super) right: usize,
     /// `right` over the number of tasks.
     pub(super) exact_match: f64,
@@ -107,17 +113,24 @@ impl RunReport {
                 speed: tokens_per_second / baseline_report.map_or(1.0, |b| b.tokens_per_second),
             }
         });
+        let all = judged.iter().filter_map(|j| j.answer.proposals);
+        let proposals = all.fold(Proposals::default(), |sum, one| Proposals {
+            verified: sum.verified + one.verified,
+            accepted: sum.accepted + one.accepted,
+        });
         let is_block = run.options.mode == DecodeMode::Block;
         RunReport {
             name: run.name.clone(),
             of: run.whose,
-            mode: if is_block { "block" } else { "ar" },
+            mode: run.options.mode.name(),
             threshold: is_block.then_some(run.options.threshold),
             sub_block_size: run.sub_block_size,
             sub_block_cache: is_block && run.options.sub_block_cache,
             blocks_in_flight: is_block.then_some(run.options.blocks_in_flight),
             fuse_prefill: is_block && run.options.fuse_prefill,
             fuse_commit: is_block && run.options.fuse_commit,
+            propose: run.options.propose,
+            proposals: (run.options.mode == DecodeMode::Verify).then_some(proposals),
             right,
             exact_match: right as f64 / judged.len().max(1) as f64,
             interval: interval(right, judged.len()),
@@ -184,8 +197,12 @@ impl TaskReport {
             Some(source) => format!(", beside its source {source}"),
             None => String::new(),
         };
+        let adapter = match &self.adapter {
+            Some(adapter) => format!(" with the adapter {adapter}"),
+            None => String::new(),
+        };
         format!(
-            "{} on {} tasks of {}{source}; {}, {}, batch size {}, at most {} new tokens; {}",
+            "{}{adapter} on {} tasks of {}{source}; {}, {}, batch size {}, at most {} new tokens; {}",
             self.model,
             self.tasks,
             self.tasks_file,
@@ -201,6 +218,23 @@ impl TaskReport {
     pub(super) fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         for run in &self.runs {
+            if let Some(Proposals { verified, accepted }) = run.proposals {
+                let share = |n: usize, of: usize| 100.0 * n as f64 / of.max(1) as f64;
+                let equal = run.beside_baseline.as_ref().map(|beside| {
+                    let same = beside.same_completion;
+                    let share = share(same, self.tasks);
+                    format!(
+                        "{same} of {} completions ({share:.1} %) have the source's own tokens; ",
+                        self.tasks
+                    )
+                });
+                notes.push(format!(
+                    "{}: {}{accepted} of {verified} verified proposals ({:.1} %) were accepted",
+                    run.name,
+                    equal.unwrap_or_default(),
+                    share(accepted, verified)
+                ));
+            }
             if run.at_limit > 0 {
                 notes.push(format!(
                     "{}: {} of {} completions were cut at the limit of {} tokens",

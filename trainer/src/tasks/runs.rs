@@ -27,7 +27,7 @@ pub(super) enum Whose {
 #[derive(Debug, Clone)]
 pub(super) struct Run {
     /// Short name, for people: `source ar`, `ar`, `block 0.95/8`, with two
-    /// blocks in flight `block 0.95/8 x2`.
+    /// blocks in flight `block 0.95/8 x2`; `verify`, with another number of tokens `verify 4`.
     pub(super) name: String,
     pub(super) whose: Whose,
     pub(super) options: GenerateOptions,
@@ -47,6 +47,7 @@ pub(super) fn list(whose: Whose, files: &ModelFiles, options: &TaskOptions) -> V
         return vec![ar("source ar")];
     }
     let every = match files.is_converted(&options.decoding) {
+        _ if files.usual_mode() == DecodeMode::Verify => vec![DecodeMode::Verify],
         true if !files.has_token_shift() => vec![DecodeMode::Block],
         true => vec![DecodeMode::Ar, DecodeMode::Block],
         false => vec![DecodeMode::Ar],
@@ -59,6 +60,22 @@ pub(super) fn list(whose: Whose, files: &ModelFiles, options: &TaskOptions) -> V
     let mut runs = Vec::new();
     if modes.contains(&DecodeMode::Ar) {
         runs.push(ar("ar"));
+    }
+    if modes.contains(&DecodeMode::Verify) {
+        let propose: Vec<Option<usize>> = match options.propose.as_slice() {
+            [] => vec![None],
+            several => several.iter().copied().map(Some).collect(),
+        };
+        runs.extend(propose.into_iter().map(|propose| Run {
+            name: propose.map_or("verify".into(), |most| format!("verify {most}")),
+            whose,
+            options: GenerateOptions {
+                mode: DecodeMode::Verify,
+                propose,
+                ..options.decoding.clone()
+            },
+            sub_block_size: None,
+        }));
     }
     if modes.contains(&DecodeMode::Block) {
         let flights = options.blocks_in_flight.iter();
@@ -86,14 +103,12 @@ pub(super) fn list(whose: Whose, files: &ModelFiles, options: &TaskOptions) -> V
 }
 
 /// The folder or hub name of the baseline. Says so where a converted model has none.
-pub(super) fn baseline(
-    wanted: &Baseline,
-    model: &Path,
-    files: &ModelFiles,
-) -> Result<Option<PathBuf>> {
-    let recorded = match wanted {
+pub(super) fn baseline(options: &TaskOptions, files: &ModelFiles) -> Result<Option<PathBuf>> {
+    let recorded = match &options.source {
         Baseline::None => return Ok(None),
         Baseline::Named(path) => return Ok(Some(path.clone())),
+        // an adapter's source is the model beside it
+        Baseline::Recorded if options.adapter.is_some() => return Ok(Some(options.model.clone())),
         Baseline::Recorded => recorded_source(files.dir())?,
     };
     let missing = match recorded {
@@ -111,7 +126,7 @@ pub(super) fn baseline(
     };
     message(format_args!(
         "{} has no baseline: {missing}; name one with --source MODEL",
-        model.display()
+        options.model.display()
     ));
     Ok(None)
 }

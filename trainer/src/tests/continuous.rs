@@ -81,7 +81,7 @@ impl Random {
         // `None` and another id than the mask token's lead to several predictions in one pass
         let mask_id = match &mode {
             RowMode::Ar => self.of(&[None, Some(MASK)]),
-            RowMode::Block(_) => Some(MASK),
+            RowMode::Block(_) | RowMode::Verify(_) => Some(MASK),
         };
         let sampling = (self.below(2) == 0).then(|| Sampling {
             temperature: self.of(&[0.3, 0.8, 1.0, 1.5]),

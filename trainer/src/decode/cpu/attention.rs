@@ -5,7 +5,7 @@
 
 use std::sync::Mutex;
 
-use crate::decode::cached::{Order, Span};
+use crate::decode::placed::Placed;
 use crate::kernels::panels::{PANEL, Row, groups, product};
 use crate::kernels::team::Team;
 use crate::model::ModelConfig;
@@ -32,27 +32,6 @@ pub(super) struct Task {
     kv_head: usize,
     /// The queries, as tokens of the pass.
     queries: std::ops::Range<usize>,
-    /// Position of the row's first new token.
-    start: usize,
-    /// New tokens before the first query.
-    before: usize,
-    /// New tokens of the row.
-    len: usize,
-    visible: usize,
-    order: Order,
-}
-
-impl Task {
-    /// Keys that the `i`-th query of the task sees.
-    fn seen(&self, i: usize) -> usize {
-        match self.order {
-            Order::Full => self.visible,
-            Order::Blocks(size) => {
-                let size = size.max(1);
-                self.start + (((self.before + i) / size + 1) * size).min(self.len)
-            }
-        }
-    }
 }
 
 /// Queries and scores of a task.
@@ -89,23 +68,18 @@ impl Attention {
         groups(self.dim) * self.queries() * self.group() * PANEL
     }
 
-    /// The tasks of a pass over `len` new tokens in each of `spans`.
-    pub(super) fn tasks(&self, spans: &[Span], len: usize, order: Order) -> Vec<Task> {
+    /// The tasks of a pass over `tokens`, those of a row together.
+    pub(super) fn tasks(&self, tokens: &[Placed]) -> Vec<Task> {
         let mut tasks = Vec::new();
-        for (i, span) in spans.iter().enumerate() {
-            for before in (0..len).step_by(self.queries()) {
-                let first = i * len + before;
-                let queries = first..first + self.queries().min(len - before);
-                tasks.extend((0..self.kv_heads).map(|kv_head| Task {
-                    row: span.row,
-                    kv_head,
-                    queries: queries.clone(),
-                    start: span.start,
-                    before,
-                    len,
-                    visible: span.visible,
-                    order,
-                }));
+        let mut end = 0;
+        for of_row in tokens.chunk_by(|one, next| one.row == next.row) {
+            let first = end;
+            end += of_row.len();
+            for first in (first..end).step_by(self.queries()) {
+                let queries = first..end.min(first + self.queries());
+                let row = tokens[first].row;
+                let task = |kv_head| Task { row, kv_head, queries: queries.clone() };
+                tasks.extend((0..self.kv_heads).map(task));
             }
         }
         tasks
@@ -167,11 +141,12 @@ impl Attention {
             if let Some(weight) = &layer.q_norm {
                 pointwise::norm_head(head, weight, inputs.eps);
             }
-            inputs.rotary.rotate(inputs.positions[token], head);
+            inputs.rotary.rotate(inputs.tokens[token].position, head);
             head.iter_mut().for_each(|v| *v *= scale);
             pointwise::scatter(queries, rows, row, 0, head);
         }
-        let most = (0..task.queries.len()).map(|i| task.seen(i)).max().unwrap_or(0);
+        let tokens = &inputs.tokens[task.queries.clone()];
+        let most = tokens.iter().map(Placed::end).max().unwrap_or(0);
         let panels = groups(most);
         scores.resize(panels * rows * PANEL, 0.0);
         let by_row = as_rows(scores);
@@ -181,7 +156,12 @@ impl Attention {
         }
         sums.resize(rows, 0.0);
         for (row, sum) in sums.iter_mut().enumerate() {
-            pointwise::exponentials(by_row, row, rows, task.seen(row / group), sum);
+            let token = &tokens[row / group];
+            // between what a mask sees of the text and the first mask of its group
+            let gap = token.seen..token.own.unwrap_or(token.seen);
+            pointwise::set(by_row, row, rows, gap.clone(), f32::NEG_INFINITY);
+            pointwise::exponentials(by_row, row, rows, token.end(), sum);
+            pointwise::set(by_row, row, rows, gap, 0.0);
         }
         for (dim, out) in as_rows(out).chunks_exact_mut(rows).take(dims).enumerate() {
             let values = inputs.cache.values(task.row, task.kv_head, dim, panels);
@@ -198,7 +178,7 @@ pub(super) struct Inputs<'a> {
     pub qkv: &'a [f32],
     /// T.
     pub rows: usize,
-    pub positions: &'a [usize],
+    pub tokens: &'a [Placed],
     pub rotary: &'a Rotary,
     pub cache: &'a LayerCache,
     pub eps: f32,

@@ -1,12 +1,13 @@
 //! One decoder layer: norms, attention with the cache, gated MLP.
 
-use crate::decode::cached::Span;
+use crate::decode::placed::Placed;
 use crate::kernels::gate;
 use crate::kernels::panels::{PANEL, Row, groups, product};
 use crate::kernels::team::Team;
 
 use super::attention::{Attention, Inputs, Task};
 use super::cache::LayerCache;
+use super::low_rank::Masks;
 use super::pointwise::{self, Rotary, rms_norm, round_to_int8};
 use super::weights::{Layer, Linear};
 
@@ -33,8 +34,9 @@ pub(super) struct Buffers {
     pub mixed: Vec<f32>,
     /// Inside the MLP.
     pub gated: Vec<f32>,
-    /// Positions of the tokens.
-    pub positions: Vec<usize>,
+    /// Where the tokens stand.
+    pub tokens: Vec<Placed>,
+    pub masks: Masks,
 }
 
 /// What all layers of a pass share.
@@ -43,9 +45,6 @@ pub(super) struct Pass<'a> {
     pub eps: f32,
     pub attention: &'a Attention,
     pub rotary: &'a Rotary,
-    pub spans: &'a [Span],
-    /// S.
-    pub len: usize,
     pub tasks: &'a [Task],
 }
 
@@ -57,12 +56,12 @@ impl Pass<'_> {
         b.normed.resize(b.x.len(), 0.0);
         let hidden = layer.o.matrix.outputs();
         rms_norm(&b.x, &layer.input_norm, rows, hidden, self.eps, &mut b.normed);
-        self.project(&layer.qkv, &mut b.normed, rows, &mut b.qkv);
+        self.project(&layer.qkv, &mut b.normed, rows, &mut b.masks, &mut b.qkv);
         self.remember(layer, cache, b);
         let inputs = Inputs {
             qkv: &b.qkv,
             rows,
-            positions: &b.positions,
+            tokens: &b.tokens,
             rotary: self.rotary,
             cache,
             eps: self.eps,
@@ -72,21 +71,20 @@ impl Pass<'_> {
         if let Some(weight) = &layer.attention_norm {
             norm_in_place(&mut b.mixed, weight, rows, attended, self.eps, &mut b.qkv);
         }
-        self.add(&layer.o, &mut b.mixed, rows, &mut b.x);
+        self.add(&layer.o, &mut b.mixed, rows, &mut b.masks, &mut b.x);
         rms_norm(&b.x, &layer.mlp_norm, rows, hidden, self.eps, &mut b.normed);
-        self.gate(layer, &mut b.normed, rows, &mut b.gated);
+        self.gate(layer, &mut b.normed, rows, &mut b.masks, &mut b.gated);
         if let Some(weight) = &layer.down_norm {
             norm_in_place(&mut b.gated, weight, rows, layer.inner, self.eps, &mut b.qkv);
         }
-        self.add(&layer.down, &mut b.gated, rows, &mut b.x);
+        self.add(&layer.down, &mut b.gated, rows, &mut b.masks, &mut b.x);
     }
 
     /// Keys and values of the new tokens go into the cache.
     fn remember(&self, layer: &Layer, cache: &mut LayerCache, b: &Buffers) {
         let Attention { heads, kv_heads, dim, .. } = *self.attention;
         let (mut key, mut value) = (vec![0f32; dim], vec![0f32; dim]);
-        for (token, position) in b.positions.iter().enumerate() {
-            let row = self.spans[token / self.len].row;
+        for (token, placed) in b.tokens.iter().enumerate() {
             for head in 0..kv_heads {
                 pointwise::gather(&b.qkv, b.rows, token, (heads + head) * dim, &mut key);
                 let first = (heads + kv_heads + head) * dim;
@@ -94,8 +92,8 @@ impl Pass<'_> {
                 if let Some(weight) = &layer.k_norm {
                     pointwise::norm_head(&mut key, weight, self.eps);
                 }
-                self.rotary.rotate(*position, &mut key);
-                cache.write(row, head, *position, &key, &value);
+                self.rotary.rotate(placed.position, &mut key);
+                cache.write(placed.row, head, placed.slot, &key, &value);
             }
         }
     }
@@ -106,11 +104,19 @@ impl Pass<'_> {
     }
 
     /// `out = x Wᵀ + b`; `x` is rounded in place where the map is BitLinear.
-    fn project(&self, map: &Linear, x: &mut [f32], rows: usize, out: &mut Vec<f32>) {
+    fn project(
+        &self,
+        map: &Linear,
+        x: &mut [f32],
+        rows: usize,
+        masks: &mut Masks,
+        out: &mut Vec<f32>,
+    ) {
+        masks.read(self.team, map.adapter.as_ref(), x, rows);
         if map.rounds_input {
             round_to_int8(x, rows);
         }
-        let (x, panels) = (&*x, map.matrix.panels());
+        let (x, masks, panels) = (&*x, &*masks, map.matrix.panels());
         out.resize(panels * rows * PANEL, 0.0);
         let chunk = self.chunk(panels, rows);
         self.team.for_chunks(out, chunk, |_, task, out| {
@@ -118,16 +124,18 @@ impl Pass<'_> {
             for_blocks(as_rows(out), rows, |p, row, out| {
                 product(map.matrix.panel(first + p), x, rows, row, out);
                 add_bias(map, first + p, out);
+                masks.add(map.adapter.as_ref(), first + p, row, out);
             });
         });
     }
 
     /// `sum += x Wᵀ + b`.
-    fn add(&self, map: &Linear, x: &mut [f32], rows: usize, sum: &mut [f32]) {
+    fn add(&self, map: &Linear, x: &mut [f32], rows: usize, masks: &mut Masks, sum: &mut [f32]) {
+        masks.read(self.team, map.adapter.as_ref(), x, rows);
         if map.rounds_input {
             round_to_int8(x, rows);
         }
-        let x = &*x;
+        let (x, masks) = (&*x, &*masks);
         let chunk = self.chunk(map.matrix.panels(), rows);
         self.team.for_chunks(sum, chunk, |_, task, sum| {
             let first = task * (chunk / (rows * PANEL));
@@ -136,6 +144,7 @@ impl Pass<'_> {
                 let new = &mut new[..sum.len()];
                 product(map.matrix.panel(first + p), x, rows, row, new);
                 add_bias(map, first + p, new);
+                masks.add(map.adapter.as_ref(), first + p, row, new);
                 let each = sum.as_flattened_mut().iter_mut().zip(new.as_flattened());
                 each.for_each(|(sum, new)| *sum += new);
             });
@@ -143,12 +152,20 @@ impl Pass<'_> {
     }
 
     /// `out = activation(gate x) · (up x)`.
-    fn gate(&self, layer: &Layer, x: &mut [f32], rows: usize, out: &mut Vec<f32>) {
+    fn gate(
+        &self,
+        layer: &Layer,
+        x: &mut [f32],
+        rows: usize,
+        masks: &mut Masks,
+        out: &mut Vec<f32>,
+    ) {
         let map = &layer.gate_up;
+        masks.read(self.team, map.adapter.as_ref(), x, rows);
         if map.rounds_input {
             round_to_int8(x, rows);
         }
-        let (x, panels) = (&*x, groups(layer.inner));
+        let (x, masks, panels) = (&*x, &*masks, groups(layer.inner));
         out.resize(panels * rows * PANEL, 0.0);
         let chunk = self.chunk(panels, rows);
         self.team.for_chunks(out, chunk, |_, task, out| {
@@ -160,6 +177,7 @@ impl Pass<'_> {
                     let panel = 2 * (first + p) + half;
                     product(map.matrix.panel(panel), x, rows, row, new);
                     add_bias(map, panel, new);
+                    masks.add(map.adapter.as_ref(), panel, row, new);
                 }
                 gate::slice(
                     out.as_flattened_mut(),

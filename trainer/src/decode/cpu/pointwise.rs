@@ -1,6 +1,8 @@
 //! What happens between the products: norms, rounding of BitLinear's inputs, rotary embedding,
 //! softmax; all on activations in groups, `[n / PANEL, rows, PANEL]`.
 
+use std::ops::Range;
+
 use crate::kernels::panels::{PANEL, Row};
 use crate::kernels::simd::{exp, widest};
 use crate::model::ModelConfig;
@@ -71,6 +73,13 @@ widest! {
             sums.iter_mut().zip(scores).for_each(|(sum, v)| *sum += *v);
         }
         *sum = sums.iter().sum();
+    }
+}
+
+/// Sets some scores of a row.
+pub(super) fn set(scores: &mut [Row], row: usize, rows: usize, at: Range<usize>, value: f32) {
+    for i in at {
+        scores[i / PANEL * rows + row][i % PANEL] = value;
     }
 }
 

@@ -4,13 +4,14 @@ use serde_json::{Value, json};
 
 use crate::compute::{ComputePlan, EngineChoice, WeightFormat, device};
 use crate::decode::cached::{KvCache, Order, Pass, Span};
+use crate::decode::placed::of_spans;
 use crate::model::{Decoder, ModelConfig, Params, Weights, load};
 use burn::prelude::*;
 
 use super::CpuModel;
 
 /// Shapes that no panel divides, and every switch that a family has.
-fn configs() -> Vec<(&'static str, Value)> {
+pub(super) fn configs() -> Vec<(&'static str, Value)> {
     let base = json!({
         "vocab_size": 75, "hidden_size": 40, "intermediate_size": 52, "num_hidden_layers": 3,
         "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10, "rms_norm_eps": 1e-5,
@@ -54,7 +55,7 @@ fn configs() -> Vec<(&'static str, Value)> {
     ]
 }
 
-fn model(config: Value) -> (Decoder, Vec<Vec<f32>>, Params) {
+pub(super) fn model(config: Value) -> (Decoder, Vec<Vec<f32>>, Params) {
     let config = ModelConfig::from_json(config).unwrap();
     let params = Params::new(&config);
     let mut host = load::random_host(&config, &params, 3);
@@ -68,7 +69,7 @@ fn model(config: Value) -> (Decoder, Vec<Vec<f32>>, Params) {
     (Decoder::new(config), host, params)
 }
 
-fn upload(host: &[Vec<f32>], params: &Params) -> Weights {
+pub(super) fn upload(host: &[Vec<f32>], params: &Params) -> Weights {
     load::upload(host.to_vec(), params, &Device::flex())
 }
 
@@ -122,7 +123,7 @@ impl Passes {
                 cache.grow(96);
             }
             let ids = Self::ids(i, spans.len() * len);
-            model.pass(&ids, spans, *order, &mut cache);
+            model.pass(&ids, of_spans(spans, *len, *order), &mut cache);
             model.logits(&(0..ids.len()).collect::<Vec<_>>())
         };
         self.list.iter().enumerate().map(run).collect()
@@ -130,7 +131,7 @@ impl Passes {
 }
 
 /// Largest difference, relative to the largest logit.
-fn distance(ours: &[f32], theirs: &[f32]) -> f32 {
+pub(super) fn distance(ours: &[f32], theirs: &[f32]) -> f32 {
     assert_eq!(ours.len(), theirs.len());
     let size = theirs.iter().fold(1e-3f32, |m, v| m.max(v.abs()));
     ours.iter().zip(theirs).fold(0f32, |m, (a, b)| m.max((a - b).abs() / size))
@@ -197,7 +198,7 @@ fn predictions_are_those_of_the_logits() {
     let mut model = CpuModel::new(&decoder, upload(&host, &params), WeightFormat::Auto).unwrap();
     let ids = Passes::ids(1, 27);
     let spans: Vec<Span> = (0..3).map(|row| Span { row, start: 0, visible: 9 }).collect();
-    model.pass(&ids, &spans, Order::Blocks(3), &mut KvCache::new(3, 32, 32));
+    model.pass(&ids, of_spans(&spans, 9, Order::Blocks(3)), &mut KvCache::new(3, 32, 32));
     let at: Vec<usize> = (0..27).rev().collect();
     let logits = model.logits(&at);
     let plain = model.predict(&at, None);
@@ -217,7 +218,7 @@ fn predictions_are_those_of_the_logits() {
     }
     let mut alone = CpuModel::new(&decoder, upload(&host, &params), WeightFormat::Auto).unwrap();
     let mut cache = KvCache::new(1, 64, 64);
-    alone.pass(&ids[9..18], &spans[..1], Order::Blocks(3), &mut cache);
+    alone.pass(&ids[9..18], of_spans(&spans[..1], 9, Order::Blocks(3)), &mut cache);
     let same: Vec<usize> = (0..9).rev().collect();
     assert_eq!(alone.logits(&same), logits[9 * 75..18 * 75]);
     assert_eq!(alone.predict(&same, None), plain[9..18]);

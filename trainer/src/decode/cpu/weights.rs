@@ -10,6 +10,8 @@ use crate::kernels::panels::{Matrix, PANEL, groups};
 use crate::model::params::{LayerIndex, LinearIndex, ParamIndex};
 use crate::model::{Decoder, Weights};
 
+use super::low_rank::{Factors, LowRank};
+
 /// `x Wᵀ + b`, with `x` rounded to int8 before where the map is BitLinear.
 pub(super) struct Linear {
     pub matrix: Matrix,
@@ -17,6 +19,8 @@ pub(super) struct Linear {
     pub bias: Option<Vec<f32>>,
     /// Whether the map is BitLinear.
     pub rounds_input: bool,
+    /// Adapters that act on masks alone.
+    pub adapter: Option<LowRank>,
 }
 
 /// One decoder layer. Norm weights are padded with zeros to whole groups.
@@ -64,6 +68,8 @@ impl Embeddings {
 /// All of a model's weights.
 pub(super) struct Packed {
     pub embeddings: Embeddings,
+    /// Embedding of masks.
+    pub mask_row: Option<Vec<f32>>,
     pub layers: Vec<Layer>,
     pub norm: Vec<f32>,
     pub head: Linear,
@@ -74,7 +80,7 @@ pub(crate) fn unsupported(decoder: &Decoder) -> Option<String> {
     if decoder.cfg.quantization.is_some() && decoder.quant_lambda != 1.0 {
         return Some("its BitLinear quantisation is blended with full precision".into());
     }
-    if decoder.params.lora.is_some() {
+    if decoder.params.lora.as_ref().is_some_and(|lora| !lora.shape.gated) {
         return Some("it has adapters beside ternary weights".into());
     }
     let bitlinear = decoder.cfg.quantization.is_some();
@@ -107,7 +113,8 @@ impl Source<'_> {
     fn take(&mut self, i: ParamIndex) -> Result<Vec<f32>> {
         let tensor = self.tensors.get_mut(i).and_then(Option::take);
         let Some(mut tensor) = tensor else { return Ok(Vec::new()) };
-        if self.ternary && self.decoder.params.specs[i].may_quantize {
+        let spec = self.decoder.params.specs.get(i);
+        if self.ternary && spec.is_some_and(|spec| spec.may_quantize) {
             tensor = ternary_weight(tensor);
         }
         download(&tensor)
@@ -132,22 +139,25 @@ impl Source<'_> {
         step: Option<usize>,
     ) -> Result<Linear> {
         let mut parts = Vec::with_capacity(maps.len());
+        let mut factors = Vec::with_capacity(maps.len());
         for map in maps {
             let mut weights = self.take(map.weight)?;
             let outputs = (weights.len() / inputs).next_multiple_of(step.unwrap_or(1));
             let bias = map.bias.map(|b| self.take(b)).transpose()?;
             weights.resize(outputs * inputs, 0.0);
             parts.push((weights, bias, outputs));
+            factors.push(self.factors(map)?);
         }
         let has_bias = parts.iter().any(|(_, bias, _)| bias.is_some());
         let longest = parts.iter().map(|(_, _, outputs)| *outputs).max().unwrap_or(0);
-        let (mut weights, mut biases) = (Vec::new(), Vec::new());
+        let (mut weights, mut biases, mut rows) = (Vec::new(), Vec::new(), Vec::new());
         let step = step.unwrap_or(longest).max(1);
         for first in (0..longest).step_by(step) {
-            for (part, bias, outputs) in &parts {
+            for (map, (part, bias, outputs)) in parts.iter().enumerate() {
                 let range = first.min(*outputs)..(first + step).min(*outputs);
                 weights.extend_from_slice(&part[range.start * inputs..range.end * inputs]);
                 let bias = bias.as_deref().unwrap_or_default();
+                rows.extend(range.clone().map(|output| (map, output)));
                 biases.extend(range.map(|i| bias.get(i).copied().unwrap_or(0.0)));
             }
         }
@@ -158,7 +168,17 @@ impl Source<'_> {
             matrix: Matrix::pack(&weights, inputs, self.format),
             bias: has_bias.then_some(biases),
             rounds_input: bitlinear && maps.iter().any(|map| map.may_quantize),
+            adapter: self.decoder.params.lora.as_ref().and_then(|lora| {
+                let pack = || LowRank::pack(&factors, inputs, lora.shape.rank, &rows, lora.scale());
+                factors.iter().any(Option::is_some).then(pack)
+            }),
         })
+    }
+
+    /// A and B of a map's adapter.
+    fn factors(&mut self, map: &LinearIndex) -> Result<Option<Factors>> {
+        let Some(at) = map.adapter else { return Ok(None) };
+        Ok(Some(Factors { a: self.take(at.a)?, b: self.take(at.b)? }))
     }
 
     fn layer(&mut self, l: &LayerIndex) -> Result<Layer> {
@@ -193,6 +213,7 @@ pub(super) fn pack(decoder: &Decoder, weights: Weights, format: WeightFormat) ->
     };
     let layers = params.layers.iter().map(|l| source.layer(l)).collect::<Result<Vec<_>>>()?;
     let norm = source.norm(params.norm)?;
+    let mask_row = params.lora.as_ref().map(|lora| source.take(lora.mask_row)).transpose()?;
     let embeddings = match params.lm_head == params.embed_tokens {
         true => Embeddings::Tied,
         false => Embeddings::Table(source.take(params.embed_tokens)?),
@@ -200,5 +221,5 @@ pub(super) fn pack(decoder: &Decoder, weights: Weights, format: WeightFormat) ->
     let head =
         LinearIndex { weight: params.lm_head, bias: None, may_quantize: false, adapter: None };
     let head = source.linear(&[&head], decoder.cfg.hidden_size, None)?;
-    Ok(Packed { embeddings, layers, norm, head })
+    Ok(Packed { embeddings, mask_row, layers, norm, head })
 }

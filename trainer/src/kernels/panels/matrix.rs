@@ -50,6 +50,21 @@ impl Panel<'_> {
     }
 }
 
+impl<'a> Panel<'a> {
+    /// Some groups of the panel's inputs; of int8 weights from an even group on.
+    pub(crate) fn part(self, groups: std::ops::Range<usize>) -> Panel<'a> {
+        let (start, end) = (groups.start, groups.end);
+        match self {
+            Panel::Fp32(lines) => Panel::Fp32(&lines[start * 2 * PANEL..end * 2 * PANEL]),
+            Panel::Bf16(lines) => Panel::Bf16(&lines[start * PANEL..end * PANEL]),
+            Panel::Int8(lines, scales) => Panel::Int8(
+                &lines[start * PANEL / 2..end * PANEL / 2],
+                &scales[start / 2..end.div_ceil(2)],
+            ),
+        }
+    }
+}
+
 /// A weight matrix `[outputs, inputs]`.
 pub(crate) struct Matrix {
     outputs: usize,
@@ -126,7 +141,6 @@ impl Matrix {
     }
 
     /// The format that the weights are held in.
-    #[cfg(test)]
     pub(crate) fn format(&self) -> WeightFormat {
         match self.values {
             Values::Fp32(_) => WeightFormat::Fp32,

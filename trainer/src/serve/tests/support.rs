@@ -110,6 +110,7 @@ impl Rows for StandIn {
                     finish_reason: FinishReason::Length,
                     text_end: None,
                     passes,
+                    proposals: None,
                 };
                 events.push(Event::Finished { row: *id, sequence });
             }
