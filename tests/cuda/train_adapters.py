@@ -4,7 +4,7 @@
   NULLCUDA_DEVICES=2 tests/cuda/run --exec --no-ptxas NAME python3 tests/cuda/train_adapters.py --train BINARY --prep DLM_PREP --out FOLDER
 
 A tiny source on the packed sample, then 4 steps of adapters beside it, ordinary ones and those of the lossless objective: on the CPU, on one
-GPU, on two (--gpus 2), and 2 steps on the GPUs whose checkpoint one GPU continues. The exported adapters have the same tensors, and the frozen
+GPU, on two (--gpus 2), and 2 steps on the CPU or on two GPUs whose checkpoint one GPU continues. The exported adapters have the same tensors, and the frozen
 weights of a merged export are the source's, bit for bit. --gpus 1 on a machine with one.
 """
 
@@ -88,10 +88,11 @@ def main():
         cpu = train(f"{kind}-cpu", "cpu", keys)
         one = train(f"{kind}-one", "cuda:0", native)
         compare(f"{kind} adapters, one GPU against the CPU", one, cpu)
-        if a.gpus > 1:
+        if a.gpus > 1 and kind != "some":
             compare(f"{kind} adapters, {a.gpus} GPUs against one", train(f"{kind}-all", gpus, native), one)
-        train(f"{kind}-changed", gpus, native, 2)
-        compare(f"{kind} adapters, 2 steps on {gpus}, then on one", train(f"{kind}-changed", "cuda:0", native), one)
+        first = (gpus, native) if kind == "lossless" else ("cpu", keys)
+        train(f"{kind}-changed", *first, 2)
+        compare(f"{kind} adapters, 2 steps on {first[0]}, then on one GPU", train(f"{kind}-changed", "cuda:0", native), one)
         file = "model.safetensors" if kind == "ordinary" else "adapter_model.safetensors"
         ours, theirs = tensors(out / f"{kind}-one" / file), tensors(out / f"{kind}-cpu" / file)
         if ours.keys() != theirs.keys():
