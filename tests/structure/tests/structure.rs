@@ -86,6 +86,7 @@ const ROOMS: [(&str, &[&[&str]]); 4] = [
             &["model"],
             &["batch"],
             &["row_lists"],
+            &["streams"],
             &["cache"],
             &["arena"],
             &["blas"],

@@ -7,52 +7,7 @@ use crate::error::{Error, Result};
 use crate::grids::{ITEM_QUERIES, TILE_KEYS};
 use crate::row_lists::{Groups, picks};
 use crate::shape::Adapters;
-
-/// A run of queries that see the same keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tile {
-    /// First query.
-    pub query: usize,
-    /// Number of queries.
-    pub len: usize,
-    /// Start and number of the clean keys before them; the number may be 0.
-    pub prefix: (usize, usize),
-    /// Start and number of the keys of their own block.
-    pub own: (usize, usize),
-    /// Query i sees only the first i + 1 keys of its own block.
-    pub causal: bool,
-}
-
-/// The streams of one micro-batch, end to end.
-#[derive(Clone, Debug, Default)]
-pub struct Batch {
-    /// Token ids, `[T]`.
-    pub input_ids: Vec<i32>,
-    /// Position of each token in its document, `[T]`.
-    pub positions: Vec<i32>,
-    /// Together they hold every query once.
-    pub tiles: Vec<Tile>,
-    /// The stream position whose logits predict a target, `[N]`.
-    pub predicted_at: Vec<i32>,
-    /// The token that is predicted there, `[N]`.
-    pub targets: Vec<i32>,
-    /// The first so many tokens, whole tiles, are those that gated adapters act on; no other token
-    /// may see them. Not read without gated adapters.
-    pub adapted: usize,
-}
-
-/// The new tokens of one pass, rows end to end.
-#[derive(Clone, Debug, Default)]
-pub struct CachedPass {
-    /// Token ids, `[T]`.
-    pub input_ids: Vec<i32>,
-    /// Position of each token in its row, `[T]`.
-    pub positions: Vec<i32>,
-    /// Where its key and value go: row of the cache times its positions, plus the position.
-    pub slots: Vec<i32>,
-    /// Queries count over the new tokens, keys over the slots of the cache.
-    pub tiles: Vec<Tile>,
-}
+use crate::streams::{Batch, CachedPass, Tile};
 
 /// Where an array of 32-bit integers starts in the upload, and its length.
 #[derive(Clone, Copy, Debug, Default)]
@@ -192,12 +147,19 @@ impl Packed {
     }
 
     /// The arrays of a pass behind a cache of `slots` keys.
-    pub(crate) fn for_cache(pass: &CachedPass, vocab_size: usize, slots: usize) -> Result<Self> {
+    pub(crate) fn for_cache(
+        pass: &CachedPass,
+        vocab_size: usize,
+        slots: usize,
+        gated: bool,
+    ) -> Result<Self> {
         let tokens = pass.input_ids.len();
+        let adapted = if gated { pass.adapted } else { tokens };
         let inside = |id: &i32| *id >= 0 && (*id as usize) < vocab_size;
         if pass.positions.len() != tokens
             || !pass.input_ids.iter().all(inside)
             || pass.positions.iter().any(|p| *p < 0)
+            || adapted > tokens
         {
             return Err(Error::Unsupported(
                 "a pass with token ids outside the vocabulary or without positions".into(),
@@ -208,13 +170,14 @@ impl Packed {
             tokens,
             positions_end: pass.positions.iter().max().map_or(1, |last| *last as usize + 1),
             item_count: items.len(),
-            adapted: tokens,
+            adapted,
             ..Packed::default()
         };
         p.ids = p.add(&pass.input_ids);
         p.positions = p.add(&pass.positions);
         p.items = p.add(&flat(&items));
         p.slots = p.add(&pass.slots);
+        p.first_row = p.add(&vec![0; if gated { adapted } else { 0 }]);
         Ok(p)
     }
 

@@ -4,12 +4,13 @@
 //! Keys and values of the new tokens overwrite the cache at their slots.
 
 use crate::arena::Cursor;
-use crate::batch::{CachedPass, Packed};
+use crate::batch::Packed;
 use crate::cache::Cache;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::graphs::PassKey;
 use crate::program::launch;
+use crate::streams::CachedPass;
 
 /// Most bytes of logits of a prediction; training leaves them this much room.
 const LOGITS_BYTES: usize = 128 << 20;
@@ -54,10 +55,8 @@ impl Engine {
         {
             return Err(Error::Unsupported("a pass whose slots are outside the cache".into()));
         }
-        if self.model.is_gated() {
-            return Err(Error::Unsupported("cached passes of gated adapters".into()));
-        }
-        let packed = Packed::for_cache(pass, self.model.shape.vocab_size, slots)?;
+        let (vocab, gated) = (self.model.shape.vocab_size, self.model.is_gated());
+        let packed = Packed::for_cache(pass, vocab, slots, gated)?;
         self.model.device.enter()?;
         let places = self.prepare(&packed, false)?;
         let m = &self.model;
@@ -66,6 +65,7 @@ impl Engine {
         let key = PassKey {
             tokens,
             items: packed.item_count,
+            adapted: packed.adapted,
             slots,
             addresses: [places.input(0), places.indices, places.rope, at],
         };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::arena::Arena;
-use crate::batch::{Batch, Packed};
+use crate::batch::Packed;
 use crate::cache::Cache;
 use crate::error::Result;
 use crate::graphs::Graphs;
@@ -14,6 +14,7 @@ use crate::places::{Places, Sizes};
 use crate::profile::KernelTime;
 use crate::program::launch;
 use crate::shape::{Parameter, Role, Shape};
+use crate::streams::Batch;
 
 /// A decoder on a GPU.
 pub struct Engine {

@@ -18,12 +18,13 @@ use crate::error::{Named, Result};
 /// Most recorded passes; beyond that all are forgotten.
 const MOST: usize = 64;
 
-/// What two passes must have in common to be the same launches: numbers of tokens and of attention
-/// items, and addresses.
+/// What two passes must have in common to be the same launches: numbers of tokens, of attention
+/// items and of tokens with adapters, and addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PassKey {
     pub tokens: usize,
     pub items: usize,
+    pub adapted: usize,
     pub slots: usize,
     /// Of activations, index arrays, rotary tables and the cache.
     pub addresses: [u64; 4],

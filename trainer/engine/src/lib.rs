@@ -21,7 +21,7 @@
 //! | `model`, `frozen` | weights, gradients and moments on the GPU; weights that are not trained |
 //! | `frozen_values` | values of those to and from the GPU |
 //! | `adapters` | low-rank adapters and where their parameters stand |
-//! | `batch`, `row_lists`, `cache`, `arena` | index arrays of a batch, cached keys, memory for activations |
+//! | `streams`, `batch`, `row_lists`, `cache`, `arena` | what callers give, index arrays of a batch, cached keys, memory for activations |
 //! | `blas`, `program`, `profile` | cuBLAS, kernels by NVRTC, their times |
 //! | `graphs` | decoding passes recorded and replayed |
 //! | `grids`, `shape` | launch geometry; the model's sizes and where each parameter stands |
@@ -50,9 +50,9 @@ mod profile;
 mod program;
 mod row_lists;
 mod shape;
+mod streams;
 mod team;
 
-pub use batch::{Batch, CachedPass, Tile};
 pub use device::{device_count, free_memory, obstacle};
 pub use engine::Engine;
 pub use error::{Error, Result};
@@ -60,4 +60,5 @@ pub use options::{AdamwStep, Options, Precision, Share};
 pub use places::{MemoryNeed, memory_need};
 pub use profile::KernelTime;
 pub use shape::{Adapters, LayerRole, Parameter, Role, Shape};
+pub use streams::{Batch, CachedPass, Tile};
 pub use team::Peer;

@@ -126,7 +126,7 @@ pub struct Adapters {
     pub scale: f32,
     /// Matrices of a layer that have one: `Query`, `Key`, `Value`, `Output`, `Gate`, `Up`, `Down`.
     pub targets: Vec<LayerRole>,
-    /// The token whose row of the embedding table is trained.
+    /// The token whose row of the embedding table is trained; not read with `gated`.
     pub mask_token_id: usize,
     /// Adapters and the trained row act on the first tokens of a batch alone
     /// ([`Batch::adapted`](crate::Batch::adapted)), and the tables stay as they are. Without it
@@ -139,7 +139,8 @@ impl Adapters {
     pub(crate) fn check(&self, s: &Shape) -> Result<()> {
         let refuse = |text: String| Err(Error::Unsupported(text));
         let known = |role: &LayerRole| outputs(s, *role).is_some();
-        if self.rank == 0 || self.mask_token_id >= s.vocab_size || !self.scale.is_finite() {
+        let has_row = self.gated || self.mask_token_id < s.vocab_size;
+        if self.rank == 0 || !has_row || !self.scale.is_finite() {
             return refuse(format!(
                 "adapters of rank {} with a factor of {} and the mask token {} of {} tokens",
                 self.rank, self.scale, self.mask_token_id, s.vocab_size

@@ -57,6 +57,25 @@ impl Pass {
     }
 }
 
+/// Positions, slots of the cache, tiles, and which tokens are masks, for the native engine.
+pub(super) fn placed_branches(
+    rows: &[Branches],
+    positions: usize,
+) -> ((Vec<i32>, Vec<i32>, Vec<Tile>), Vec<bool>) {
+    let tokens: Vec<Placed> = of_branches(rows).collect();
+    let slot = |token: &Placed| (token.row * positions + token.slot) as i32;
+    let mut query = 0;
+    let tiles = rows.iter().flat_map(|row| {
+        let tiles = tiles_of(query, row, positions);
+        query += row.len();
+        tiles
+    });
+    let tiles = tiles.collect();
+    let at = tokens.iter().map(|token| token.position as i32).collect();
+    let masks = tokens.iter().map(|token| token.own.is_some()).collect();
+    ((at, tokens.iter().map(slot).collect(), tiles), masks)
+}
+
 /// The tiles of one row, whose queries begin at `query`.
 fn tiles_of(query: usize, row: &Branches, positions: usize) -> Vec<Tile> {
     let base = row.row * positions;

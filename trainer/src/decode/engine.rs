@@ -9,6 +9,7 @@ use burn::prelude::*;
 
 use crate::compute::tensor_io::download;
 use crate::compute::{ComputeDtype, ComputePlan, DeviceKind, EngineChoice, WeightFormat, memory};
+use crate::decode::branches::placed_branches;
 use crate::decode::cached::{CacheId, KvCache, Order, Pass, Span, placed};
 use crate::decode::column_major::column_major;
 use crate::decode::cpu::{self, CpuModel};
@@ -198,12 +199,7 @@ impl Engine {
                 return Ok(Hidden::Cpu);
             }
             Backend::Native(native, open) => {
-                if *open != Some(cache.id()) {
-                    cache.open_once()?;
-                    *open = None;
-                    native.open_cache(cache.rows(), cache.positions(), false)?;
-                    *open = Some(cache.id());
-                }
+                open_native(native, open, cache)?;
                 native.run_cached(ids, placed(spans, len, order, cache))?;
                 return Ok(Hidden::Native);
             }
@@ -225,7 +221,7 @@ impl Engine {
     /// rows have as many tokens, unless [`Engine::takes_ragged_passes`].
     ///
     /// # Errors
-    /// As for [`Engine::pass`]; [`Error::Model`] on the native engine, which has no such passes.
+    /// As for [`Engine::pass`].
     pub(super) fn pass_branches(
         &mut self,
         ids: &[i64],
@@ -245,15 +241,18 @@ impl Engine {
                 model.pass(ids, of_branches(rows), cache);
                 Ok(Hidden::Cpu)
             }
-            Backend::Native(..) => {
-                Err(Error::Model("the native engine does not compute gated adapters".into()))
+            Backend::Native(native, open) => {
+                open_native(native, open, cache)?;
+                let (placed, masks) = placed_branches(rows, cache.positions());
+                native.run_gated(ids, placed, &masks)?;
+                Ok(Hidden::Native)
             }
         }
     }
 
     /// Whether the rows of a pass with masks may have different numbers of tokens.
     pub(super) fn takes_ragged_passes(&self) -> bool {
-        matches!(self.backend, Backend::Cpu(_))
+        !matches!(self.backend, Backend::Burn(_))
     }
 
     /// Whether the model has adapters that act on mask tokens alone.
@@ -399,6 +398,18 @@ pub(super) fn not_finite() -> Error {
         "the model's logits hold NaN or inf; its weights are damaged or overflow in this precision"
             .into(),
     )
+}
+
+/// Makes room on the native engine for a cache, unless it has it already.
+fn open_native(native: &mut Native, open: &mut Option<CacheId>, cache: &mut KvCache) -> Result<()> {
+    if *open == Some(cache.id()) {
+        return Ok(());
+    }
+    cache.open_once()?;
+    *open = None;
+    native.open_cache(cache.rows(), cache.positions(), false)?;
+    *open = Some(cache.id());
+    Ok(())
 }
 
 impl BurnBackend {

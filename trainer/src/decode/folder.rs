@@ -155,15 +155,7 @@ impl ModelFolder {
         engine: EngineChoice,
         format: WeightFormat,
     ) -> Result<Engine> {
-        // ternary weights cannot have an adapter added to them
-        let other = match (&self.gate, &self.adapter) {
-            (Some(_), _) => Some("it does not compute adapters that act on mask tokens alone"),
-            (None, Some(_)) if self.config.quantization.is_some() => {
-                Some("it does not compute adapters beside ternary weights")
-            }
-            _ => None,
-        };
-        let compute = match native::is_chosen(engine, &compute, &self.config, other)? {
+        let compute = match native::is_chosen(engine, &compute, &self.config, None)? {
             true => compute.on_native_engine(),
             false => compute,
         };

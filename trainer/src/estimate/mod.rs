@@ -5,6 +5,7 @@
 //! that are alike (`measured.rs`), or "not measured"; prices are the caller's.
 
 mod measured;
+mod words;
 
 use std::path::Path;
 
@@ -12,11 +13,15 @@ use serde::Serialize;
 
 use crate::bench::presets;
 use crate::compute::{ComputeDtype, DeviceKind};
-use crate::config::{ActivationCheckpointing, BitLinear, Config, Dtype, Engine, Init, OptimName};
+use crate::config::{
+    ActivationCheckpointing, BitLinear, Config, Dtype, Engine, Init, LoraExport, Objective,
+    OptimName,
+};
 use crate::error::{Error, Result};
 use crate::model::{Decoder, ModelConfig, json_text};
 use crate::native;
 use crate::train::micro_batch::{Passes, for_workers, native_fits};
+use crate::train::prepare_model::lora_shape;
 use crate::train::trainer::objective_of;
 
 use measured::{Measured, Wanted};
@@ -27,7 +32,7 @@ pub(crate) const SEQ_LEN: usize = 512;
 /// What an idle card has free, GiB, by SkyPilot's name: a little less than its memory.
 const CARDS: [(&str, usize); 2] = [("H100", 78), ("H200", 139)];
 
-/// Bytes that a checkpoint stores for each parameter: fp32 weights and two moments.
+/// Bytes that a checkpoint stores for each trained parameter: fp32 weights and two moments.
 const CHECKPOINT_BYTES: usize = 12;
 
 /// The machine that is asked about.
@@ -66,6 +71,8 @@ pub(crate) struct Estimate {
     /// Where the shapes come from.
     pub shapes: String,
     pub parameters: usize,
+    /// Those that are trained: all, or those of adapters.
+    pub trained_parameters: usize,
     pub gpu: String,
     pub gpus: usize,
     /// GPUs that the run computes on.
@@ -84,6 +91,9 @@ pub(crate) struct Estimate {
     pub fixed_bytes: Option<usize>,
     /// Activations of a micro-batch, bytes; with the native engine.
     pub activation_bytes: Option<usize>,
+    /// Bytes that training all parameters would take with as many rows a pass, where adapters are
+    /// trained; with the native engine.
+    pub full_bytes: Option<usize>,
     /// `native` or `burn`.
     pub engine: &'static str,
     pub total_tokens: u64,
@@ -142,11 +152,19 @@ pub(crate) fn estimate(
         BitLinear::On => config.set_bitlinear(true),
         BitLinear::Off => config.set_bitlinear(false),
     }
-    let decoder = Decoder::new(config);
+    let full = Decoder::new(config);
+    let mut decoder = full.clone();
     let parameters = decoder.params.numel();
+    let lora = cfg.conversion.lora.as_ref();
+    if let Some(lora) = lora {
+        // which token the mask is changes no size
+        let gated = cfg.conversion.objective == Objective::Lossless;
+        let shape = lora_shape(lora, decoder.cfg.vocab_size.saturating_sub(1), gated);
+        decoder.params = decoder.params.with_lora(shape)?;
+    }
+    let trained = decoder.params.trained_numel();
     let dtype = cfg.train.dtype.map_or(ComputeDtype::Bf16, Into::into);
     let burn = cfg.optim.name == OptimName::Muon
-        || cfg.conversion.lora.is_some()
         || cfg.train.engine == Engine::Burn
         || native::unsupported(&decoder.cfg).is_some();
     let native = !burn && cfg!(feature = "native");
@@ -161,6 +179,8 @@ pub(crate) fn estimate(
         .or(free.map(|free| passes.rows_in(DeviceKind::Cuda(0), Some(free))))
         .map(|rows| for_workers(rows, cfg.train.batch_rows.max(1), used));
     let need = rows.filter(|_| native).map(|rows| passes.native_need(rows));
+    let all = Passes { decoder: &full, ..passes };
+    let of_all = rows.filter(|_| native && lora.is_some()).map(|rows| all.native_need(rows));
     let fits = free.zip(need).map(|(free, need)| need.0.saturating_add(need.1) <= free);
     let narrowly = free.zip(need).is_some_and(|(free, need)| !native_fits(free, need));
     let measured = Measured::read()?;
@@ -170,7 +190,8 @@ pub(crate) fn estimate(
         config.is_ok_and(|config| Decoder::new(config).params.numel() == parameters)
     });
     let checkpointing = cfg.train.activation_checkpointing == ActivationCheckpointing::Layer;
-    let run = preset.filter(|_| native && fits != Some(false)).and_then(|preset| {
+    let alike = native && lora.is_none() && fits != Some(false);
+    let run = preset.filter(|_| alike).and_then(|preset| {
         measured.closest(Wanted {
             preset,
             gpu: &gpus.name,
@@ -206,11 +227,17 @@ pub(crate) fn estimate(
     };
     // the newest, the one with the lowest evaluation loss, and one that is being written
     let checkpoints = cfg.train.keep_checkpoints + 2;
-    let checkpoint_bytes = CHECKPOINT_BYTES * parameters;
+    let checkpoint_bytes = CHECKPOINT_BYTES * trained;
+    let exported = match cfg.export.lora {
+        LoraExport::Merged => exported * parameters,
+        // always in fp32
+        LoraExport::Adapter => 4 * trained,
+    };
     Ok(Estimate {
         model: cfg.model.name.clone(),
         shapes: from,
         parameters,
+        trained_parameters: trained,
         gpu: gpus.name.clone(),
         gpus: gpus.count,
         gpus_used: used,
@@ -222,6 +249,7 @@ pub(crate) fn estimate(
         gpu_bytes: free,
         fixed_bytes: need.map(|need| need.0),
         activation_bytes: need.map(|need| need.1),
+        full_bytes: of_all.map(|(fixed, activations)| fixed.saturating_add(activations)),
         engine: if native { "native" } else { "burn" },
         total_tokens,
         tokens_per_s: run.map(|run| run.tokens_per_s),
@@ -229,7 +257,7 @@ pub(crate) fn estimate(
         hours: run.filter(|_| used == 1).map(|run| total_tokens as f64 / run.tokens_per_s / 3600.0),
         checkpoint_bytes,
         checkpoints,
-        disk_bytes: checkpoints * checkpoint_bytes + (2 + exported) * parameters,
+        disk_bytes: checkpoints * checkpoint_bytes + 2 * parameters + exported,
     })
 }
 
@@ -257,93 +285,6 @@ pub(crate) fn for_launch(
     };
     let gpus = Gpus { name: gpu.into(), count: gpus, gib: None };
     estimate(cfg, shapes, &gpus, seq_len.unwrap_or(SEQ_LEN)).ok()
-}
-
-impl Estimate {
-    /// The estimate for people, a line for each subject; `price` is that of the machine per hour.
-    pub(crate) fn lines(&self, price: Option<f64>) -> Vec<String> {
-        let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
-        let mut lines = vec![format!(
-            "{}: {:.2} M parameters ({}), rows of {} tokens, {} a step",
-            self.model,
-            self.parameters as f64 / 1e6,
-            self.shapes,
-            self.seq_len,
-            self.batch_rows
-        )];
-        lines.push(match (self.fits, self.micro_batch_rows, self.gpu_bytes) {
-            (Some(fits), Some(rows), Some(free)) => format!(
-                "memory: {} {} ({:.0} GiB free): {:.1} GiB for weights, gradients, optimizer and libraries, {:.1} GiB at most for activations of {rows} rows a pass",
-                match (fits, self.narrowly) {
-                    (true, false) => "fits",
-                    (true, true) => "fits narrowly",
-                    (false, _) => "does NOT fit",
-                },
-                self.gpu,
-                gib(free),
-                gib(self.fixed_bytes.unwrap_or_default()),
-                gib(self.activation_bytes.unwrap_or_default())
-            ),
-            (None, Some(rows), Some(free)) => format!(
-                "memory: not counted where Burn computes; {rows} rows a pass are expected to fit {} ({:.0} GiB free)",
-                self.gpu,
-                gib(free)
-            ),
-            _ => format!(
-                "memory: that of {} is not known here; --gpu-memory GIB says it",
-                self.gpu
-            ),
-        });
-        lines.push(match self.tokens_per_s {
-            Some(rate) => format!("speed: {rate:.0} source tokens/s, {}", self.measured),
-            None => format!("speed: {}", self.measured),
-        });
-        if let Some(hours) = self.hours {
-            let cost = price.map_or_else(
-                || "; --price-per-hour gives the price".to_string(),
-                |price| format!(", {:.2} at {price} an hour for the machine", hours * price),
-            );
-            lines.push(format!(
-                "time: {hours:.1} hours for {} tokens, without setting up, evaluations and checkpoints{cost}",
-                self.total_tokens
-            ));
-        }
-        if self.gpus > self.gpus_used {
-            lines.push(format!(
-                "GPUs: {} of {} are used (adapters, Muon and train.engine=burn take one, and each needs a row of train.batch_rows)",
-                self.gpus_used, self.gpus
-            ));
-        }
-        lines.push(format!(
-            "disk: {:.0} GB ({} checkpoints of {:.1} GB at most, source and exported folder), and the dataset",
-            self.disk_bytes as f64 / 1e9,
-            self.checkpoints,
-            self.checkpoint_bytes as f64 / 1e9
-        ));
-        lines
-    }
-
-    /// Why a run would fail, where that is certain.
-    pub(crate) fn obstacle(&self) -> Option<String> {
-        let advice = match self.gpu.as_str() {
-            "H100" => "take --gpu H200, train.activation_checkpointing=layer, or a smaller model",
-            _ => "take train.activation_checkpointing=layer or a smaller model",
-        };
-        (self.fits == Some(false)).then(|| {
-            format!(
-                "{} does not fit {} with {} rows a pass: {advice}",
-                self.model,
-                self.gpu,
-                self.micro_batch_rows.unwrap_or(1)
-            )
-        })
-    }
-
-    /// Disk of a machine for this run, GB: with room for the system and a dataset, in steps of 50.
-    pub(crate) fn disk_gb(&self) -> u64 {
-        let gb = (self.disk_bytes as f64 / 1e9).ceil() as u64 + 40;
-        gb.next_multiple_of(50)
-    }
 }
 
 #[cfg(test)]
@@ -442,5 +383,61 @@ mod tests {
         assert_eq!(plan.checkpoints, 5);
         assert!(plan.disk_gb() * 1_000_000_000 > (5 * 12 * plan.parameters) as u64);
         assert_eq!(plan.disk_gb() % 50, 0);
+    }
+
+    /// Peaks that the stand-in driver recorded (docs/perf.md), GiB, without CUDA's own memory:
+    /// `bench train --dtype bf16 --batch ROWS --lora-rank 16 ...`.
+    #[test]
+    fn adapters_take_what_was_recorded() {
+        let layer = "train.activation_checkpointing=layer";
+        let lossless = ["conversion.objective=lossless", "export.lora=adapter", layer];
+        let recorded: [(&str, usize, &[&str], f64); 8] = [
+            ("qwen3_4b", 8, &[layer], 13.00),
+            ("qwen3_4b", 20, &[layer], 20.32),
+            ("qwen3_4b", 40, &[layer], 30.31),
+            ("qwen3_4b", 2, &[], 18.56),
+            ("qwen3_4b", 6, &[], 39.86),
+            ("qwen3_4b", 8, &lossless, 13.98),
+            ("qwen3_0_6b", 8, &[], 15.63),
+            ("qwen2_5_0_5b", 8, &[layer], 3.30),
+        ];
+        for (model, rows, more, peak) in recorded {
+            let model = format!("model={model}");
+            let rows = format!("train.micro_batch_rows={rows}");
+            let kept = "train.activation_checkpointing=none";
+            let common =
+                [&model, &rows, kept, "conversion.lora={rank: 16}", "train.batch_rows=240"];
+            let plan = planned(&[&common[..], more].concat(), "H100");
+            let counted = plan.fixed_bytes.unwrap() + plan.activation_bytes.unwrap();
+            let gib = counted as f64 / (1u64 << 30) as f64;
+            assert!(gib > 0.9 * peak && gib < 1.5 * peak, "{model} {rows} {more:?}: {gib}, {peak}");
+            assert_eq!((plan.engine, plan.tokens_per_s), ("native", None));
+        }
+    }
+
+    #[test]
+    fn adapters_are_planned_beside_full_fine_tuning() {
+        let lora = ["model=qwen3_4b", "conversion.lora={rank: 16}", "train.micro_batch_rows=8"];
+        let plan = planned(&lora, "H100");
+        let whole = planned(&["model=qwen3_4b", "train.micro_batch_rows=8"], "H100");
+        let of_whole = whole.fixed_bytes.unwrap() + whole.activation_bytes.unwrap();
+        assert_eq!((plan.full_bytes, whole.full_bytes), (Some(of_whole), None));
+        // every layer: q and o 4096 x 2560, k and v 1024 x 2560, the MLP's 9728 x 2560; the row
+        let layer = 2 * (4096 + 2560) + 2 * (1024 + 2560) + 3 * (9728 + 2560);
+        assert_eq!(plan.trained_parameters, 36 * 16 * layer + 2560);
+        assert_eq!(plan.checkpoint_bytes, 12 * plan.trained_parameters);
+        assert!(plan.disk_bytes < whole.disk_bytes / 5, "{plan:?}");
+        let lines = plan.lines(None).join("\n");
+        let share = 100.0 * (plan.fixed_bytes.unwrap() + plan.activation_bytes.unwrap()) as f64
+            / of_whole as f64;
+        assert!(lines.contains(&format!("that is {share:.0} %")), "{lines}");
+        // several cards share it as they share the rest
+        assert_eq!(planned(&lora, "H100:4").gpus_used, 4);
+        // a rank that no matrix has room for is refused as in training
+        let cfg = ["model=qwen3_4b".to_string(), "conversion.lora={rank: 2000}".into()];
+        let cfg = Config::load(None, &cfg).unwrap();
+        let shapes = Shapes::built_in(&cfg).unwrap().unwrap();
+        let refused = estimate(&cfg, shapes, &Gpus::parse("H100").unwrap(), SEQ_LEN);
+        assert!(refused.unwrap_err().to_string().contains("at most 1024"));
     }
 }

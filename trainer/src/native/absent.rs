@@ -97,6 +97,15 @@ impl Native {
         match *self {}
     }
 
+    pub(crate) fn run_gated(
+        &mut self,
+        _ids: &[i64],
+        _placed: (Vec<i32>, Vec<i32>, Vec<Tile>),
+        _masks: &[bool],
+    ) -> Result<()> {
+        match *self {}
+    }
+
     pub(crate) fn predict(
         &mut self,
         _at: &[usize],

@@ -147,59 +147,84 @@ pub(super) fn convert(batch: &Batch) -> dlm_engine::Batch {
     }
 }
 
+/// Tokens with some of them first, tiles staying whole.
+pub(super) struct Reordered {
+    /// In their new order, with queries at their new places and keys as before.
+    pub tiles: Vec<Tile>,
+    /// The new place of each token.
+    pub place: Vec<usize>,
+    /// Tokens that came first.
+    pub first: usize,
+}
+
+/// Brings the tokens that `is_first` names to the front.
+///
+/// # Errors
+/// [`Error::Device`] where a tile has tokens of both kinds.
+pub(super) fn reordered(tiles: &[Tile], is_first: &[bool]) -> Result<Reordered> {
+    let mut tiles = tiles.to_vec();
+    // (a stable sort)
+    tiles.sort_by_key(|tile| !is_first[tile.query]);
+    let mut place = vec![usize::MAX; is_first.len()];
+    let (mut end, mut first) = (0, 0);
+    for tile in &mut tiles {
+        let queries = tile.query..tile.query + tile.len;
+        let leads = is_first[tile.query];
+        if is_first[queries.clone()].iter().any(|is| *is != leads) {
+            return Err(wrong("clean and noised tokens in", tile));
+        }
+        tile.query = end;
+        for query in queries {
+            place[query] = end;
+            end += 1;
+        }
+        if leads {
+            first = end;
+        }
+    }
+    Ok(Reordered { tiles, place, first })
+}
+
+fn wrong(what: &str, tile: &Tile) -> Error {
+    Error::Device(format!("a batch that gated adapters cannot be computed on: {what} {tile:?}"))
+}
+
+/// The values of tokens at their new places.
+pub(super) fn moved<T: Copy + Default>(values: &[T], place: &[usize]) -> Vec<T> {
+    let mut all = vec![T::default(); values.len()];
+    for (value, at) in values.iter().zip(place) {
+        all[*at] = *value;
+    }
+    all
+}
+
 /// The batch with its noised tokens first, as gated adapters need it, and the new place of each
-/// token. Tiles stay whole.
+/// token.
 ///
 /// # Errors
 /// [`Error::Device`] where a tile has tokens of both kinds, or keys that do not stay together.
 pub(super) fn noised_first(batch: &Batch) -> Result<(dlm_engine::Batch, Vec<usize>)> {
     let plain = convert(batch);
     let noised: Vec<bool> = batch.noised().into_iter().map(|gate| gate > 0.0).collect();
-    let wrong = |what: &str, tile: &Tile| {
-        Error::Device(format!("a batch that gated adapters cannot be computed on: {what} {tile:?}"))
-    };
-    let mut order: Vec<&Tile> = plain.tiles.iter().collect();
-    // (a stable sort)
-    order.sort_by_key(|tile| !noised[tile.query]);
-    let mut place = vec![usize::MAX; noised.len()];
-    let (mut end, mut adapted) = (0, 0);
-    for tile in &order {
-        let queries = tile.query..tile.query + tile.len;
-        if noised[queries.clone()].iter().any(|is| *is != noised[tile.query]) {
-            return Err(wrong("clean and noised tokens in", tile));
-        }
-        for query in queries {
-            place[query] = end;
-            end += 1;
-        }
-        if noised[tile.query] {
-            adapted = end;
-        }
-    }
-    let mut tiles = Vec::with_capacity(order.len());
-    for tile in &order {
-        let moved = |(start, len): (usize, usize)| {
+    let Reordered { mut tiles, place, first } = reordered(&plain.tiles, &noised)?;
+    for tile in &mut tiles {
+        let keys = |(start, len): (usize, usize)| {
             let there = place.get(start).copied().unwrap_or(0);
             let together = (0..len).all(|i| place.get(start + i) == Some(&(there + i)));
             let range = (if len == 0 { 0 } else { there }, len);
             together.then_some(range).ok_or_else(|| wrong("keys apart for", tile))
         };
-        let (prefix, own) = (moved(tile.prefix)?, moved(tile.own)?);
-        tiles.push(Tile { query: place[tile.query], prefix, own, ..**tile });
+        (tile.prefix, tile.own) = (keys(tile.prefix)?, keys(tile.own)?);
     }
-    let mut moved = dlm_engine::Batch {
-        input_ids: vec![0; noised.len()],
-        positions: vec![0; noised.len()],
+    let batch = dlm_engine::Batch {
+        input_ids: moved(&plain.input_ids, &place),
+        positions: moved(&plain.positions, &place),
         tiles,
         predicted_at: plain.predicted_at.iter().map(|at| place[*at as usize] as i32).collect(),
         targets: plain.targets,
-        adapted,
+        adapted: first,
     };
-    for (old, new) in place.iter().enumerate() {
-        moved.input_ids[*new] = plain.input_ids[old];
-        moved.positions[*new] = plain.positions[old];
-    }
-    Ok((moved, place))
+    Ok((batch, place))
 }
 
 #[cfg(test)]

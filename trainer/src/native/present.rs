@@ -6,7 +6,9 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use dlm_engine::{CachedPass, Engine, KernelTime, Options, Role};
 
-use super::convert::{convert, convert_tile, engine_options, noised_first, roles, shape};
+use super::convert::{
+    Reordered, convert, convert_tile, engine_options, moved, noised_first, reordered, roles, shape,
+};
 use super::followers::{Answer, Followers, device_error};
 use super::{KernelMs, NativeOptions};
 use crate::attention;
@@ -31,6 +33,8 @@ pub(crate) struct Native {
     params: Params,
     /// In the order of the parameters.
     roles: Vec<Role>,
+    /// Where the tokens of the last cached pass are, if they were put in another order.
+    place: Option<Vec<usize>>,
 }
 
 impl Native {
@@ -40,7 +44,15 @@ impl Native {
         let options = Options { share: dlm_engine::Share::WHOLE, ..options };
         let engine = Engine::new(index, shape(decoder), options).map_err(device_error)?;
         let (params, roles) = (decoder.params.clone(), roles(&decoder.params));
-        Ok(Native { engine, followers: None, running: Vec::new(), given: 0, params, roles })
+        Ok(Native {
+            engine,
+            followers: None,
+            running: Vec::new(),
+            given: 0,
+            params,
+            roles,
+            place: None,
+        })
     }
 
     /// Engines with zero weights on several GPUs, that train one model together: micro-batches of a
@@ -63,7 +75,7 @@ impl Native {
         let engine = Engine::new(*first, shape.clone(), own).map_err(device_error)?;
         let followers = Some(Followers::start(&engine, others, (&shape, options))?);
         let params = decoder.params.clone();
-        Ok(Native { engine, followers, running: Vec::new(), given: 0, params, roles })
+        Ok(Native { engine, followers, running: Vec::new(), given: 0, params, roles, place: None })
     }
 
     /// Lets every engine do the same, and waits for all.
@@ -287,19 +299,45 @@ impl Native {
         ids: &[i64],
         (positions, slots, tiles): (Vec<i32>, Vec<i32>, Vec<attention::Tile>),
     ) -> Result<()> {
+        let masks = vec![false; ids.len()];
+        self.run_gated(ids, (positions, slots, tiles), &masks)?;
+        self.place = None;
+        Ok(())
+    }
+
+    /// The same with adapters at the masks alone; without gated adapters `masks` changes nothing.
+    pub(crate) fn run_gated(
+        &mut self,
+        ids: &[i64],
+        (positions, slots, tiles): (Vec<i32>, Vec<i32>, Vec<attention::Tile>),
+        masks: &[bool],
+    ) -> Result<()> {
+        let tiles = tiles.iter().filter(|tile| !tile.is_empty()).map(convert_tile);
+        let Reordered { tiles, place, first } = reordered(&tiles.collect::<Vec<_>>(), masks)?;
+        // the trained row is a mask's input, whatever row its id has
+        let ids: Vec<i32> =
+            ids.iter().zip(masks).map(|(id, mask)| if *mask { 0 } else { *id as i32 }).collect();
         let pass = CachedPass {
-            input_ids: ids.iter().map(|id| *id as i32).collect(),
-            positions,
-            slots,
-            tiles: tiles.iter().map(convert_tile).collect(),
+            input_ids: moved(&ids, &place),
+            positions: moved(&positions, &place),
+            slots: moved(&slots, &place),
+            tiles,
+            adapted: first,
         };
+        self.place = Some(place);
         self.engine.run_cached(&pass).map_err(device_error)
+    }
+
+    /// Where the engine has the tokens `at` of the last cached pass.
+    fn places(&self, at: &[usize]) -> Vec<i32> {
+        let place = |at: &usize| self.place.as_ref().map_or(*at, |place| place[*at]) as i32;
+        at.iter().map(place).collect()
     }
 
     /// The most probable tokens after the tokens `at` of the last pass, without `never`, and their
     /// probabilities.
     pub(crate) fn predict(&mut self, at: &[usize], never: Option<i64>) -> Result<Vec<(i64, f32)>> {
-        let at: Vec<i32> = at.iter().map(|row| *row as i32).collect();
+        let at = self.places(at);
         let never = never.and_then(|id| i32::try_from(id).ok());
         let best = self.engine.predict(&at, never).map_err(device_error)?;
         Ok(best.into_iter().map(|(token, p)| (i64::from(token), p)).collect())
@@ -307,7 +345,7 @@ impl Native {
 
     /// Logits after the tokens `at` of the last pass, `[at.len(), vocab_size]`.
     pub(crate) fn cached_logits(&mut self, at: &[usize]) -> Result<Vec<f32>> {
-        let at: Vec<i32> = at.iter().map(|row| *row as i32).collect();
+        let at = self.places(at);
         self.engine.cached_logits(&at).map_err(device_error)
     }
 

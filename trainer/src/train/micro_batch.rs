@@ -52,6 +52,14 @@ fn processed_at_most(objective: Objective, seq_len: usize) -> usize {
     }
 }
 
+/// Most predictions of a row that count.
+fn targets_at_most(objective: Objective, seq_len: usize) -> usize {
+    match objective {
+        Objective::Lossless { offsets, .. } => offsets * seq_len,
+        Objective::Sft | Objective::BlockDiffusion(_) => seq_len,
+    }
+}
+
 /// The largest divisor of `batch_rows`, at most [`GPU_CAP`], for which `need` (fixed bytes, bytes
 /// of activations) leaves a thirtieth of the free memory alone; 1 where none does.
 fn native_rows(free: usize, batch_rows: usize, need: impl Fn(usize) -> (usize, usize)) -> usize {
@@ -74,6 +82,7 @@ fn choose(batch_rows: usize, row_bytes: usize, available: usize, cap: usize) -> 
 }
 
 /// What decides how many rows fit: the run's settings and the device that it computes on.
+#[derive(Clone, Copy)]
 pub(crate) struct Passes<'a> {
     pub(crate) cfg: &'a Config,
     pub(crate) decoder: &'a Decoder,
@@ -101,7 +110,8 @@ impl Passes<'_> {
             gpus: self.gpus,
         };
         let tokens = processed_at_most(self.objective, self.seq_len);
-        native::memory_need(self.decoder, options, rows * tokens, rows * self.seq_len)
+        let targets = targets_at_most(self.objective, self.seq_len);
+        native::memory_need(self.decoder, options, rows * tokens, rows * targets)
     }
 
     /// The largest divisor of `train.batch_rows` that fits into `free` bytes of the device, where

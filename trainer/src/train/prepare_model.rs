@@ -108,7 +108,7 @@ pub(super) fn prepare(
     }
     if let Some(lora) = lora {
         let gated = cfg.conversion.objective == Objective::Lossless;
-        let shape = lora_shape(lora, manifest, gated);
+        let shape = lora_shape(lora, manifest.mask_token_id as usize, gated);
         let first =
             |params: &Params, table: &[f32]| Ok(params.first_adapters(table, cfg.train.seed));
         let LoadedModel { decoder, weights } = model.adapted(shape, first, dtype, device)?;
@@ -190,13 +190,13 @@ fn place_of_prediction(token_shift: bool) -> &'static str {
     }
 }
 
-/// The adapters of a configuration for a dataset with its mask token.
-fn lora_shape(lora: &Lora, manifest: &Manifest, gated: bool) -> LoraShape {
+/// The adapters of a configuration for a dataset with this mask token.
+pub(crate) fn lora_shape(lora: &Lora, mask_token_id: usize, gated: bool) -> LoraShape {
     LoraShape {
         rank: lora.rank,
         alpha: lora.alpha.unwrap_or(2.0 * lora.rank as f64),
         targets: lora.targets.clone().unwrap_or_else(|| ALL_TARGETS.to_vec()),
-        mask_token_id: manifest.mask_token_id as usize,
+        mask_token_id,
         gated,
     }
 }

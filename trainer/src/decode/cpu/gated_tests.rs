@@ -1,9 +1,11 @@
 //! Passes with masks: clean tokens have the bits that the source alone gives them one at a time,
 //! masks what Burn computes, whatever the form of the weights.
+#![allow(clippy::print_stdout, reason = "what a test measured")]
 
 use super::tests::{configs, distance, model, upload};
 use super::*;
-use crate::compute::{ComputePlan, device};
+use crate::compute::{ComputeDtype, ComputePlan, EngineChoice, device};
+use crate::decode::Engine;
 use crate::decode::cached::{Order, Pass, Span};
 use crate::decode::placed::{Branches, Group, of_branches, of_spans};
 use crate::model::lora::ALL_TARGETS;
@@ -154,6 +156,47 @@ fn clean_tokens_have_the_bits_of_the_source_alone() {
                 }
                 first += row.len();
             }
+        }
+    }
+}
+
+/// The native engine in fp32 computes the same, on a card or on the stand-in driver:
+/// `tests/cuda/run --exec` in front of the test. Rows may have different numbers of tokens there.
+#[test]
+fn the_native_engine_computes_the_same() {
+    let compute = match device::choose("cuda") {
+        Ok(device) => ComputePlan::new(device, Some(ComputeDtype::Fp32)).on_native_engine(),
+        Err(error) => return dlm_test_support::skip(&format!("native engine: {error}")),
+    };
+    let mut ragged = rows();
+    ragged[1].groups.truncate(0);
+    for (name, mut config) in configs() {
+        for (key, size) in [("hidden_size", 96), ("intermediate_size", 64), ("head_dim", 16)] {
+            config[key] = size.into();
+        }
+        (config["num_attention_heads"], config["num_key_value_heads"]) = (6.into(), 2.into());
+        config["mlp_bias"] = false.into();
+        config["attention_bias"] = false.into();
+        let (decoder, host) = gated(config, 7);
+        let source = weights(&decoder, &host);
+        let mut cpu = CpuModel::new(&decoder, source.clone(), WeightFormat::Auto).unwrap();
+        let (choice, format) = (EngineChoice::Native, WeightFormat::Auto);
+        let mut engine = Engine::open(decoder, source, compute.clone(), choice, format).unwrap();
+        for rows in [&rows()[..], &ragged] {
+            let theirs = by_us(&mut cpu, rows, 0);
+            let mut cache = engine.new_cache(2, 64);
+            for span in BEFORE {
+                let prompt = ids(span.row, 0..span.visible);
+                engine.pass(&prompt, &[span], Order::Blocks(1), &mut cache).unwrap();
+            }
+            let hidden = engine.pass_branches(&pass_ids(rows, 3), rows, &mut cache).unwrap();
+            let all: Vec<usize> = (0..rows.iter().map(Branches::len).sum()).collect();
+            let ours = engine.logits(&hidden, &all).unwrap();
+            let far = ours.chunks(75).zip(theirs.chunks(75)).map(|(a, b)| distance(a, b));
+            let worst = far.fold(0f32, f32::max);
+            let bound = if name == "bitnet" { 0.05 } else { 1e-4 };
+            println!("{name}: differs by at most {worst:e}");
+            assert!(worst < bound, "{name}: {worst}");
         }
     }
 }
