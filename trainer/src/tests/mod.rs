@@ -14,3 +14,4 @@ mod packed_ternary;
 mod quantisers;
 mod sampled;
 mod text_stream;
+mod verify;

@@ -12,9 +12,12 @@ use super::pointwise::{gather, scatter};
 /// Rows that are multiplied at once.
 const TOGETHER: usize = 8;
 
+/// Panels times masks times inputs of a product that is not worth dividing among threads.
+const SMALL: usize = 1 << 16;
+
 /// The adapters of maps over the same input, which are packed as one.
 pub(super) struct LowRank {
-    /// The A of every map one below the other, each with its rank padded to whole panels.
+    /// The A of every map one below the other.
     down: Matrix,
     /// For the outputs of the packed map: B in the columns of its own A, zeros in the others.
     up: Matrix,
@@ -40,25 +43,24 @@ impl LowRank {
         rows: &[(usize, usize)],
         scale: f64,
     ) -> Self {
-        let padded = groups(rank) * PANEL;
-        let width = maps.len() * padded;
+        let width = maps.len() * rank;
         let mut down = vec![0f32; width * inputs];
         for (map, factors) in maps.iter().enumerate() {
             let Some(Factors { a, .. }) = factors else { continue };
-            down[map * padded * inputs..][..a.len()].copy_from_slice(a);
+            down[map * rank * inputs..][..a.len()].copy_from_slice(a);
         }
         let mut up = vec![0f32; rows.len() * width];
         for ((map, output), line) in rows.iter().zip(up.chunks_exact_mut(width)) {
             let Some(Factors { b, .. }) = &maps[*map] else { continue };
             if let Some(b) = b.get(output * rank..(output + 1) * rank) {
-                line[map * padded..][..rank].copy_from_slice(b);
+                line[map * rank..][..rank].copy_from_slice(b);
             }
         }
         let of_panel = |rows: &[(usize, usize)]| {
             let with = rows.iter().map(|(map, _)| *map).filter(|map| maps[*map].is_some());
             let first = with.clone().min().unwrap_or(0);
             let end = with.max().map_or(first, |last| last + 1);
-            first * groups(rank)..end * groups(rank)
+            first * rank / PANEL..groups(end * rank)
         };
         LowRank {
             down: Matrix::pack(&down, inputs, WeightFormat::Fp32),
@@ -102,10 +104,14 @@ impl Masks {
         let panels = adapter.down.panels();
         self.low.resize(panels * count * PANEL, 0.0);
         let chosen = &self.chosen;
-        team.for_chunks(&mut self.low, count * PANEL, |_, panel, low| {
+        let run = |panel: usize, low: &mut [f32]| {
             product(adapter.down.panel(panel), chosen, count, 0, low.as_chunks_mut().0);
             low.iter_mut().for_each(|v| *v *= adapter.scale);
-        });
+        };
+        match panels * count * width < SMALL {
+            true => self.low.chunks_mut(count * PANEL).enumerate().for_each(|(i, low)| run(i, low)),
+            false => team.for_chunks(&mut self.low, count * PANEL, |_, i, low| run(i, low)),
+        }
     }
 
     /// Adds the adapter's part of a panel to `out`, rows of the pass from `first` on.

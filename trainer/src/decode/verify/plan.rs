@@ -20,6 +20,10 @@ const USUAL: f64 = 0.75;
 /// Share of the newest proposals in what is known of a row.
 const NEWEST: f64 = 0.2;
 
+/// Share of the newest proposal in what is known of how sure the proposals say they are, and of how
+/// many of them are accepted.
+const NEWEST_JUDGED: f64 = 0.05;
+
 /// The tokens of a pass.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Plan {
@@ -37,12 +41,28 @@ pub(super) struct Experience {
     /// Tokens that a pass gives, and what it costs, in passes over one token.
     gain: f64,
     cost: f64,
+    /// How sure proposals said they were, and the share of them that was accepted.
+    said: f64,
+    held: f64,
 }
 
 impl Experience {
     pub(super) fn new(options: &VerifyOptions) -> Self {
         let survival = (1..=options.most_masks).map(|i| USUAL.powi(i as i32)).collect();
-        Experience { survival, gain: 1.0, cost: 1.0 }
+        Experience { survival, gain: 1.0, cost: 1.0, said: USUAL, held: USUAL }
+    }
+
+    /// How probable it is that a proposal which says that it is `sure` is accepted. Models may
+    /// say too much or too little: a power of what they say that is right on the whole.
+    pub(super) fn accepted(&self, sure: f64) -> f64 {
+        let [said, held] = [self.said, self.held].map(|share| share.clamp(0.001, 0.999).ln());
+        sure.clamp(0.0, 1.0).powf(held / said)
+    }
+
+    /// Takes into account that a proposal which said it was `sure` was accepted or not.
+    pub(super) fn judge(&mut self, sure: f64, is_accepted: bool) {
+        self.said += NEWEST_JUDGED * (sure - self.said);
+        self.held += NEWEST_JUDGED * (f64::from(u8::from(is_accepted)) - self.held);
     }
 
     /// Takes the proposals of a group into account, and a pass that gave `tokens` and cost `cost`.

@@ -63,7 +63,8 @@ impl VerifyRow {
 
     fn make_plan(&mut self) {
         let left = self.left();
-        let sure: Vec<f64> = self.proposals.iter().map(|proposal| proposal.sure).collect();
+        let sure = self.proposals.iter().map(|proposal| self.experience.accepted(proposal.sure));
+        let sure: Vec<f64> = sure.collect();
         // no place behind the last position that the row may come to need
         let room = (self.options.propose + 1).min(left + 1);
         let (options, cost) = (&self.options, self.token_cost);
@@ -96,14 +97,19 @@ impl VerifyRow {
         }
         self.counts.verified += verified;
         self.counts.accepted += accepted;
+        // what stands behind a refused proposal was not judged
+        for (i, proposal) in self.proposals.iter().take(verified.min(accepted + 1)).enumerate() {
+            self.experience.judge(proposal.sure, i < accepted);
+        }
         self.proposals = masks.into_iter().nth(accepted).unwrap_or_default();
         let mask_id = self.options.mask_id;
         let usable = self.proposals.iter().take_while(|p| p.token != mask_id).count();
         self.proposals.truncate(usable);
         if kind != PassKind::Prefill {
             let cost = 1.0 + self.token_cost * (pass.len - 1) as f64;
-            let sure = self.proposals.iter().map(|proposal| proposal.sure);
-            self.experience.learn(sure, tokens.len(), cost);
+            let sure = self.proposals.iter().map(|p| self.experience.accepted(p.sure));
+            let sure: Vec<f64> = sure.collect();
+            self.experience.learn(sure.into_iter(), tokens.len(), cost);
         }
         self.make_plan();
     }

@@ -1,0 +1,249 @@
+//! Decoding that verifies the proposals of gated adapters, as a program: `generate`, `eval --tasks`
+//! and `serve` beside an untouched source.
+#![cfg(unix)]
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use common::{ok, refused, train};
+use dlm_prep::Prepare;
+use dlm_test_support::{on_the_cpu, sample};
+use serde_json::{Value, json};
+
+/// Held-out prompts of the sample.
+const TASKS: usize = 6;
+
+/// A folder with a model trained for a moment on the sample (`ar`), adapters that propose for it
+/// (`proposals`), adapters for all tokens (`adapter`), and `tasks.jsonl`.
+fn models(dir: &Path) {
+    let rows = fs::read_to_string(sample("heldout.jsonl")).unwrap();
+    let rows: Vec<Value> =
+        rows.lines().take(48).map(|line| serde_json::from_str(line).unwrap()).collect();
+    let trained: Vec<String> = rows
+        .iter()
+        .map(|row| {
+            let mut messages = row["messages"].as_array().unwrap().clone();
+            messages.push(json!({"role": "assistant", "content": row["expected"]}));
+            json!({"messages": messages}).to_string()
+        })
+        .collect();
+    fs::write(dir.join("rows.jsonl"), trained.join("\n")).unwrap();
+    let tasks: Vec<String> = rows.iter().take(TASKS).map(Value::to_string).collect();
+    fs::write(dir.join("tasks.jsonl"), tasks.join("\n")).unwrap();
+    let prepare = Prepare::new(sample("tokenizer")).input(dir.join("rows.jsonl"));
+    prepare.seq_len(128).bd_size(8).run(dir.join("data")).unwrap();
+    let config = fs::read(sample("../../configs/model/sample.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
+    for (key, value) in [("hidden_size", 64), ("intermediate_size", 128), ("num_hidden_layers", 1)]
+    {
+        config[key] = json!(value);
+    }
+    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let budget = "conversion.total_tokens=40000";
+    ok(&mut train(dir, "ar", &["conversion.objective=sft", budget]));
+    let adapters = ["source.init=pretrained", "source.path=ar", "export.lora=adapter"];
+    let adapters = [&adapters[..], &["conversion.lora={rank: 8}", "optim.lr=1e-2"]].concat();
+    let lossless = ["conversion.objective=lossless", "conversion.total_tokens=20000"];
+    ok(&mut train(dir, "proposals", &[&adapters[..], &lossless].concat()));
+    let budget = ["conversion.total_tokens=2000"];
+    ok(&mut train(dir, "adapter", &[&adapters[..], &budget].concat()));
+}
+
+fn dlm_train(dir: &Path, command: &str, more: &[&str]) -> Command {
+    let mut program = on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));
+    program.current_dir(dir).args([command, "--model", "ar", "--device", "cpu"]).args(more);
+    program
+}
+
+/// The objects that `generate --json` prints for the tasks.
+fn generated(dir: &Path, more: &[&str]) -> Vec<Value> {
+    let usual = ["--input", "tasks.jsonl", "--max-new-tokens", "40", "--json"];
+    let out = ok(&mut dlm_train(dir, "generate", &[&usual, more].concat())).stdout;
+    let lines = String::from_utf8(out).unwrap();
+    lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn check_generate(dir: &Path) {
+    const ADAPTER: [&str; 2] = ["--adapter", "proposals"];
+    let source = generated(dir, &["--mode", "ar"]);
+    let beside = generated(dir, &[&ADAPTER[..], &["--mode", "ar"]].concat());
+    let found = [
+        generated(dir, &ADAPTER),
+        generated(dir, &[&ADAPTER[..], &["--mode", "verify", "--batch-size", "4"]].concat()),
+        generated(dir, &[&ADAPTER[..], &["--propose", "3", "--engine", "burn"]].concat()),
+    ];
+    for (i, source) in source.iter().enumerate() {
+        assert_eq!(beside[i]["mode"], "ar");
+        assert_eq!(beside[i]["completion_ids"], source["completion_ids"], "task {i}");
+        assert!(beside[i].get("proposals").is_none() && source["mode"] == "ar");
+        for found in &found {
+            let found = &found[i];
+            assert_eq!(found["mode"], "verify", "{found}");
+            for key in ["prompt_ids", "completion_ids", "text", "finish_reason"] {
+                assert_eq!(found[key], source[key], "task {i}, {key}");
+            }
+            let tokens = found["completion_ids"].as_array().unwrap().len() as u64;
+            let passes = found["passes"]["total"].as_u64().unwrap();
+            let accepted = found["proposals"]["accepted"].as_u64().unwrap();
+            assert!(found["proposals"]["verified"].as_u64().unwrap() >= accepted);
+            // every pass decides its accepted proposals and one token more, the last one up to its
+            // end
+            assert!(passes + accepted >= tokens && passes <= tokens, "{found}");
+        }
+        assert_eq!(found[0][i]["token_logprobs"], source["token_logprobs"], "task {i}");
+        assert_eq!(found[0][i]["passes"], found[1][i]["passes"], "a batch changes nothing");
+    }
+    let passes = |found: &[Value]| -> u64 {
+        found.iter().map(|found| found["passes"]["total"].as_u64().unwrap()).sum()
+    };
+    assert!(passes(&found[0]) < passes(&source), "{} of {}", passes(&found[0]), passes(&source));
+    // drawn: a seed fixes the tokens, in any batch
+    let warm = ["--temperature", "0.9", "--top-p", "0.95", "--seed", "5"];
+    let alone = generated(dir, &[&ADAPTER[..], &warm].concat());
+    let batch = generated(dir, &[&ADAPTER[..], &warm, &["--batch-size", "6"]].concat());
+    for (i, (alone, batch)) in alone.iter().zip(&batch).enumerate() {
+        assert_eq!(alone["completion_ids"], batch["completion_ids"], "task {i}");
+        assert_eq!(alone["seed"], json!(5 + i));
+    }
+    // a text that is streamed, and one that is shown pass by pass
+    let text = |more: &[&str]| {
+        let usual = ["--prompt", "a name", "--raw", "--max-new-tokens", "24"];
+        let out = ok(&mut dlm_train(dir, "generate", &[&usual, more].concat())).stdout;
+        String::from_utf8(out).unwrap()
+    };
+    let whole = text(&["--mode", "ar"]);
+    assert_eq!(text(&[&ADAPTER[..], &["--stream"]].concat()), whole);
+    let shown = text(&[&ADAPTER[..], &["--show-passes"]].concat());
+    assert!(shown.ends_with(&whole) && shown.trim_start().starts_with("1 ["), "{shown}");
+
+    let prompt = ["--prompt", "x"];
+    for (more, words) in [
+        (&["--adapter", "proposals", "--mode", "block"][..], &["--mode verify", "block"][..]),
+        (&["--adapter", "proposals", "--threshold", "0.9"], &["--threshold", "verify"]),
+        (&["--adapter", "proposals", "--mode", "ar", "--propose", "4"], &["--propose", "ar"]),
+        (&["--adapter", "proposals", "--propose", "0"], &["--propose", "1 to"]),
+        (&["--mode", "verify"], &["--adapter", "lossless"]),
+        (&["--adapter", "adapter", "--mode", "verify"], &["act on all tokens"]),
+    ] {
+        refused(&mut dlm_train(dir, "generate", &[&prompt, more].concat()), 2, words);
+    }
+}
+
+fn check_eval(dir: &Path) {
+    let usual = ["--tasks", "tasks.jsonl", "--max-new-tokens", "40"];
+    let eval = |more: &[&str]| dlm_train(dir, "eval", &[&usual, more].concat());
+    let report = |more: &[&str]| -> Value {
+        serde_json::from_slice(&ok(&mut eval(&[more, &["--json"]].concat())).stdout).unwrap()
+    };
+    let whole = report(&["--adapter", "proposals", "--propose", "2,9", "--out", "kept"]);
+    let runs = whole["runs"].as_array().unwrap();
+    let names: Vec<&str> = runs.iter().map(|run| run["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["source ar", "verify 2", "verify 9"]);
+    for run in &runs[1..] {
+        assert_eq!(run["beside_baseline"]["same_completion"], TASKS, "{run}");
+        assert_eq!((&run["right"], &run["mode"]), (&runs[0]["right"], &json!("verify")));
+        assert!(run["passes"].as_u64() < runs[0]["passes"].as_u64(), "{run}");
+        assert!(run["proposals"]["accepted"].as_u64().unwrap() > 0, "{run}");
+    }
+    // other adapters are other answers
+    let text = ok(&mut eval(&["--adapter", "proposals", "--batch-size", "6", "--out", "kept"]));
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("6 of 6 completions (100.0 %) have the source's own tokens"), "{text}");
+    assert!(text.contains("ar with the adapter proposals"), "{text}");
+    // adapters for all tokens are merged
+    let whole = report(&["--adapter", "adapter", "--out", "kept"]);
+    let runs = whole["runs"].as_array().unwrap();
+    let names: Vec<&str> = runs.iter().map(|run| run["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["source ar", "ar", "block 0.95/8"]);
+    let by_hand = generated(dir, &["--adapter", "adapter"]);
+    let tokens = |found: &Value| found["completion_ids"].as_array().unwrap().len() as u64;
+    assert_eq!(runs[2]["tokens"], json!(by_hand.iter().map(tokens).sum::<u64>()));
+    refused(&mut eval(&["--mode", "verify"]), 2, &["--adapter", "lossless"]);
+    refused(&mut eval(&["--mode", "ar", "--propose", "4"]), 2, &["--propose", "ar"]);
+}
+
+/// A running server; killed at its end.
+struct Server {
+    child: Child,
+    address: String,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+impl Server {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim_end().strip_prefix("listening on http://").unwrap().to_string();
+        Server { child, address }
+    }
+
+    fn send(&self, body: &Value) -> TcpStream {
+        let (mut stream, body) = (TcpStream::connect(&self.address).unwrap(), body.to_string());
+        let length = body.len();
+        let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n";
+        let kind = "content-type: application/json\r\n";
+        write!(stream, "{head}{kind}content-length: {length}\r\n\r\n{body}").unwrap();
+        stream
+    }
+}
+
+fn answer(mut stream: TcpStream) -> Value {
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    serde_json::from_str(text.split("\r\n\r\n").nth(1).unwrap()).unwrap()
+}
+
+fn check_serve(dir: &Path) {
+    let mut command = dlm_train(dir, "serve", &["--port", "0", "--slots", "3"]);
+    let server = Server::start(command.env_remove("DLM_API_KEY").args(["--adapter", "proposals"]));
+    let tasks = fs::read_to_string(dir.join("tasks.jsonl")).unwrap();
+    let tasks: Vec<Value> = tasks.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let ask = |i: usize, mode: Option<&str>| {
+        let messages = &tasks[i % 5]["messages"];
+        let mut body = json!({"messages": messages, "max_tokens": 20 + 3 * (i % 5)});
+        if let Some(mode) = mode {
+            body["mode"] = json!(mode);
+        }
+        server.send(&body)
+    };
+    let expected: Vec<Value> = (0..5).map(|i| answer(ask(i, Some("ar")))).collect();
+    // more at once than there are slots, some of which hang up
+    let waiting: Vec<TcpStream> = (0..20).map(|i| ask(i, [None, Some("verify")][i % 2])).collect();
+    let mut fewer = 0;
+    for (i, stream) in waiting.into_iter().enumerate() {
+        if i % 6 == 4 {
+            drop(stream);
+            continue;
+        }
+        let (found, expected) = (answer(stream), &expected[i % 5]);
+        let text = |reply: &Value| reply["choices"][0]["message"]["content"].clone();
+        assert_eq!(text(&found), text(expected), "{found}");
+        let passes = |reply: &Value| reply["usage"]["forward_passes"].as_u64().unwrap();
+        fewer += u64::from(passes(&found) < passes(expected));
+    }
+    assert!(fewer > 8, "{fewer} answers took fewer passes");
+    let refusal = answer(ask(0, Some("block")));
+    let message = refusal["error"]["message"].as_str().unwrap();
+    assert!(message.contains("verify"), "{message}");
+}
+
+#[test]
+fn the_source_s_own_answers_in_fewer_passes() {
+    let folder = tempfile::tempdir().unwrap();
+    models(folder.path());
+    check_generate(folder.path());
+    check_eval(folder.path());
+    check_serve(folder.path());
+}
