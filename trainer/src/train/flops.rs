@@ -5,7 +5,8 @@
 //! (weights of the head) per counted target, and for attention 12 · head_dim · heads · layers per
 //! visible (query, key) pair (QKᵀ and PV, forward and twice that backward). Norms, activations and
 //! the embedding lookup are not counted, as is usual. With adapters the weights have no gradient: 4
-//! instead of 6 for each, and 6 · (adapters) per processed token.
+//! instead of 6 for each, and 6 · (adapters) per processed token; the source's own logits, which
+//! distillation reads, are not counted.
 
 use crate::diffusion::Batch;
 use crate::model::{Decoder, ParamKind, ParamSpec};
