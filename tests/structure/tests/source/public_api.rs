@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use syn::{Fields, ImplItem, Item, ItemImpl, TraitItem, Type, Visibility};
 
-use crate::tree::{ModulePath, Target, Tree, item_name};
+use crate::source::tree::{ModulePath, Target, Tree, item_name};
 
 /// One line per public item.
 pub fn public_items(tree: &Tree) -> BTreeSet<String> {

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use proc_macro2::{TokenStream, TokenTree};
 use quote::ToTokens;
 
-use crate::tree::{Module, ModulePath, Target, Tree};
+use crate::source::tree::{Module, ModulePath, Target, Tree};
 
 /// A path in one file to an item of another.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

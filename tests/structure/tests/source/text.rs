@@ -13,7 +13,7 @@ use syn::{
     TraitItemFn, Variant,
 };
 
-use crate::tree::{attributes, item_name};
+use crate::source::tree::{attributes, item_name};
 
 /// Folders that hold build output, data or version control.
 const SKIPPED: [&str; 6] = ["target", ".git", "output", "packed", "__pycache__", "node_modules"];
