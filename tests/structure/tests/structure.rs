@@ -44,7 +44,7 @@ const ROOMS: [(&str, &[&[&str]]); 4] = [
             &["buckets"],
             &["config"],
             &["progress"],
-            &["panics", "runtime", "manual"],
+            &["panics", "runtime", "manual", "model_names"],
             &["error"],
         ],
     ),

@@ -11,7 +11,7 @@ use syn::{Fields, ImplItem, Item, ItemImpl, TraitItem, Type, Visibility};
 use crate::source::tree::{ModulePath, Target, Tree, item_name};
 
 /// One line per public item.
-pub fn public_items(tree: &Tree) -> BTreeSet<String> {
+pub(crate) fn public_items(tree: &Tree) -> BTreeSet<String> {
     let mut lines = BTreeSet::new();
     module(tree, &Vec::new(), &tree.name, &mut lines, 0);
     lines
