@@ -10,7 +10,7 @@
 //!
 //! Rooms, from the top; imports point downwards only: cli, publish (to a hub), dataset (finished
 //! datasets), prepare, pack, run, label, template, tokenize, parse, input, buckets, config,
-//! progress, panics, runtime, manual, error.
+//! progress, panics, runtime, manual, model_names, error.
 //! docs/format.md describes the output.
 
 mod buckets;
@@ -21,6 +21,7 @@ mod error;
 mod input;
 mod label;
 mod manual;
+mod model_names;
 mod pack;
 mod panics;
 mod parse;
@@ -68,6 +69,7 @@ pub mod hub {
     pub use crate::input::hub::model::{ResolvedModel, resolve_model};
     pub use crate::input::hub::model_files::ModelPart;
     pub use crate::input::hub::name::HubName;
+    pub use crate::model_names::{NAMED_TEMPLATES, TOKENIZER_FILES};
     pub use crate::publish::card::{Card, MARK, plain};
     pub use crate::publish::dataset::{licence_names, push_dataset, write_card};
     pub use crate::publish::push::{Push, Pushed, check_push, push};

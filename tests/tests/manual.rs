@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use dlm_test_support::{capture, command, repository};
 
-const PROGRAMS: [&str; 2] = ["dlm-prep", "dlm-train"];
+const PROGRAMS: [&str; 3] = ["dlm-prep", "dlm-train", "wf"];
 
 fn said(program: &str, arguments: &[&str]) -> Result<String> {
     Ok(capture(command(program, &repository())?.args(arguments))?.ok()?.stdout)

@@ -110,3 +110,50 @@ fn an_export_says_how_many_ternary_values_are_not_those_that_were_trained() {
     let refused = capture(command.args([text("packed"), text("packed")])).unwrap();
     assert!(refused.stderr.contains("is U8; the conversion reads"), "{}", refused.stderr);
 }
+
+/// What microsoft/BitNet's direct conversion (`convert-hf-to-gguf-bitnet.py --outtype i2_s`,
+/// written anew in Python) makes of a packed folder is what was trained. An own output matrix,
+/// which that conversion would quantise, and a divisor in place of a scale are found.
+#[test]
+fn a_packed_folder_is_what_the_direct_conversion_reads() {
+    let Some(python) = python::with(&["numpy"]) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let text = |name: &str| path(name).to_str().unwrap().to_string();
+    let data = families::dataset(&path("data"), families::MASK, 8);
+    let train = |name: &str, tied: bool| {
+        let mut config = families::own_config("BitNet");
+        for (key, size) in [("hidden_size", 128), ("intermediate_size", 256), ("head_dim", 32)] {
+            config[key] = size.into();
+        }
+        config["tie_word_embeddings"] = tied.into();
+        config["quantization_config"] = serde_json::json!({"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"});
+        let file = format!("{name}.json");
+        std::fs::write(path(&file), config.to_string()).unwrap();
+        let source = format!("source.config={}", text(&file));
+        families::train(&data, &path(name), &["source.init=random", &source]).ok().unwrap();
+        let packed = format!("{name}-packed");
+        let arguments = ["export", &text(name), "--format", "packed-ternary", "--out"];
+        families::dlm_train(&[&arguments[..], &[&text(&packed)]].concat()).ok().unwrap();
+    };
+    let check = |name: &str| {
+        let mut command = std::process::Command::new(&python);
+        command.arg(repository().join("tests/python/check_bitnet_packed.py"));
+        capture(command.args([text(&format!("{name}-packed")), text(name)])).unwrap()
+    };
+    train("tied", true);
+    let found = check("tied").ok().unwrap().json().unwrap();
+    let all = 2 * (2 * 128 * 128 + 2 * 64 * 128 + 3 * 128 * 256);
+    assert_eq!((&found["values"], &found["matrices"]), (&all.into(), &14.into()), "{found}");
+    // besides the matrices the embeddings, the last norm, and four norms in each of two layers
+    assert_eq!(found["tensors"], 24, "{found}");
+
+    train("untied", false);
+    let refused = check("untied").stderr;
+    assert!(refused.contains("lm_head.weight: the conversion would quantise it"), "{refused}");
+    let config = path("tied-packed/config.json");
+    let written = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, written.replace("autobitlinear", "bitlinear")).unwrap();
+    let refused = check("tied").stderr;
+    assert!(refused.contains("would take the divisor for the scale"), "{refused}");
+}

@@ -9,33 +9,13 @@ use super::address::BucketAddress;
 use super::cache::CacheFolder;
 use super::folder::{BucketFolder, BucketObject};
 use crate::error::{Error, Result};
+use crate::model_names::{
+    CONFIG_FILES, INDEX, NAMED_TEMPLATES, SINGLE, SMALL_BYTES, TOKENIZER_FILES, shards,
+};
 use crate::progress::Progress;
 use dlm_datasets::hash::sha256;
-use serde_json::Value;
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-/// Files besides weights.
-const SMALL: [&str; 12] = [
-    "config.json",
-    "generation_config.json",
-    "dlm_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    INDEX,
-];
-/// Folder of the templates besides the default one.
-const TEMPLATES: &str = "additional_chat_templates/";
-/// The longest file besides weights, which is read whole.
-const SMALL_BYTES: u64 = 256 << 20;
 /// Letters of a version.
 const VERSION: usize = 16;
 
@@ -64,8 +44,12 @@ pub(crate) fn fetch_model(
         return Err(refuse("there is no such folder in the bucket, or it is empty".to_string()));
     }
     let is_small = |o: &&BucketObject| {
-        SMALL.contains(&o.name.as_str())
-            || (o.name.starts_with(TEMPLATES) && o.name.ends_with(".jinja"))
+        let template = |path: &str| path.starts_with('/') && path.ends_with(".jinja");
+        let name = o.name.as_str();
+        TOKENIZER_FILES.contains(&name)
+            || CONFIG_FILES.contains(&name)
+            || [INDEX, "tokenizer.model"].contains(&name)
+            || name.strip_prefix(NAMED_TEMPLATES).is_some_and(template)
     };
     let is_weights = |o: &&BucketObject| {
         !o.name.contains('/') && o.name.starts_with("model") && o.name.ends_with(".safetensors")
@@ -100,9 +84,14 @@ pub(crate) fn fetch_model(
     let small: Vec<&BucketObject> = of_model.iter().copied().filter(|o| is_small(o)).collect();
     cache.fetch(&bucket, &small, |_| None)?;
     if weights {
-        let names = match listed.iter().any(|o| o.name == SINGLE) {
-            true => BTreeSet::from([SINGLE.to_string()]),
-            false => shards(&cache),
+        let has = |name: &str| listed.iter().any(|o| o.name == name);
+        let names = if has(SINGLE) {
+            vec![SINGLE.to_string()]
+        } else if has(INDEX) {
+            shards(&cache.dir.join(INDEX))
+                .ok_or_else(|| refuse(format!("its {INDEX} names no weights (weight_map)")))?
+        } else {
+            Vec::new()
         };
         let files: Vec<&BucketObject> =
             of_model.iter().copied().filter(|o| names.contains(&o.name)).collect();
@@ -112,14 +101,6 @@ pub(crate) fn fetch_model(
         cache.fetch(&bucket, &files, |_| None)?;
     }
     Ok((cache.dir.clone(), format!("{address}@{version}")))
-}
-
-/// The weight files that the index names; none without an index.
-fn shards(cache: &CacheFolder) -> BTreeSet<String> {
-    let text = std::fs::read(cache.dir.join(INDEX)).unwrap_or_default();
-    let json: Value = serde_json::from_slice(&text).unwrap_or_default();
-    let map = json.get("weight_map").and_then(Value::as_object);
-    map.into_iter().flatten().filter_map(|(_, file)| file.as_str().map(String::from)).collect()
 }
 
 /// Some names of a listing.

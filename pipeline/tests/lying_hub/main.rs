@@ -5,6 +5,7 @@
 mod answers;
 mod bodies;
 mod cases;
+mod hf_hub;
 mod listings;
 mod models;
 mod transport;

@@ -5,7 +5,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use dlm_prep::program_manual::{CompletionsArgs, ManArgs};
 
 use super::plan::positive;
 use crate::error::Result;
@@ -49,6 +50,10 @@ enum Command {
     },
     /// Try every step on 64 rows: prepare, train, export, decode; here, or with --cloud there.
     Smoke(Box<SmokeArgs>),
+    /// Print the script that completes this program's command line in a shell.
+    Completions(CompletionsArgs),
+    /// Write the manual pages.
+    Man(ManArgs),
 }
 
 /// Options of everything that rents a machine.
@@ -232,6 +237,8 @@ fn run(command: Command) -> Result<bool> {
             let Some(cloud) = args.cloud else { return launch::smoke(&options) };
             launch::smoke_there(&options, &args.gpu, &args.machine.options(cloud, false))?;
         }
+        Command::Completions(args) => return super::print_completions(Wf::command(), &args),
+        Command::Man(args) => return super::write_manual(Wf::command(), &args),
     }
     Ok(true)
 }

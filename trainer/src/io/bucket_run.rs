@@ -18,11 +18,11 @@ use std::time::Duration;
 
 use dlm_prep::Progress;
 use dlm_prep::bucket::{BucketAddress, BucketFolder, BucketObject};
+use dlm_prep::hub::{NAMED_TEMPLATES, TOKENIZER_FILES};
 
 use crate::error::{Error, Result};
 use crate::io::checkpoint;
 use crate::io::file_list::{FORMAT_VERSION, FileList, files_below, list_of, text_of};
-use crate::io::source::{NAMED_TEMPLATES, TOKENIZER_FILES};
 use crate::report::console::message;
 
 /// Name of the newest whole checkpoint.

@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use dlm_datasets::fs;
+use dlm_prep::hub::NAMED_TEMPLATES;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
@@ -14,7 +15,7 @@ use crate::config::ExportFormat;
 use crate::error::{Error, Result};
 use crate::io::engine_formats::config_keys;
 use crate::io::json as json_file;
-use crate::io::source::{NAMED_TEMPLATES, missing_tokenizer, tokenizer_files};
+use crate::io::source::{missing_tokenizer, tokenizer_files};
 use crate::model::{Decoder, ParamKind};
 
 /// Everything in an export besides the tensors.

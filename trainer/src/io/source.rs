@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use dlm_datasets::hash;
 use dlm_prep::ConsoleProgress;
-use dlm_prep::hub::{HubName, ModelPart, resolve_model};
+use dlm_prep::hub::{HubName, ModelPart, TOKENIZER_FILES, resolve_model};
 
 use crate::config::{Config, Init};
 use crate::error::{Error, Result};
@@ -81,20 +81,6 @@ pub(crate) fn content_hash(folder: &Path) -> Result<Option<String>> {
     }
     Ok(Some(hash::sha256(lines.as_bytes())))
 }
-
-/// Names of the tokenizer files that a model folder can have.
-pub(crate) const TOKENIZER_FILES: [&str; 7] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-];
-
-/// Folder of the chat templates besides the default one.
-pub(crate) const NAMED_TEMPLATES: &str = "additional_chat_templates";
 
 /// The tokenizer files of a folder, those that exist.
 pub(crate) fn tokenizer_files(dir: &Path) -> Vec<PathBuf> {

@@ -4,12 +4,11 @@ use std::path::Path;
 
 use dlm_prep::ConsoleProgress;
 use dlm_prep::Progress;
-use dlm_prep::hub::{Push, Pushed};
+use dlm_prep::hub::{NAMED_TEMPLATES, Push, Pushed};
 
 use super::card;
 use super::facts::Facts;
 use crate::error::{Error, Result};
-use crate::io::source::NAMED_TEMPLATES;
 use crate::report::console::message;
 
 /// Writes the card of `folder`; says so.

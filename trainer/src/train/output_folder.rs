@@ -14,9 +14,9 @@ use crate::io::checkpoint::Identity;
 use crate::io::engine_formats;
 use crate::io::export::UNFINISHED;
 use crate::io::json;
-use crate::io::source::{NAMED_TEMPLATES, TOKENIZER_FILES};
 use dlm_datasets::fs;
 use dlm_prep::bucket::BucketAddress;
+use dlm_prep::hub::{NAMED_TEMPLATES, TOKENIZER_FILES};
 
 /// What is about to be written.
 #[derive(Clone, Copy, Debug)]

@@ -8,6 +8,7 @@ use super::client::HubClient;
 use super::fetch::HubSource;
 use super::tree::Listing;
 use crate::error::{Error, Result};
+use crate::model_names::{CONFIG_FILES, INDEX, SINGLE, SMALL_BYTES, TOKENIZER_FILES, shards};
 use crate::progress::{DownloadCounters, Progress, report_while};
 use std::collections::HashSet;
 use std::path::Path;
@@ -24,21 +25,6 @@ pub enum ModelPart {
     Whole,
 }
 
-/// The longest file other than weights, which is read whole: ten times the largest tokenizer.
-const SMALL_BYTES: u64 = 256 << 20;
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-const TOKENIZER: [&str; 7] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-];
-const CONFIG: [&str; 3] = ["config.json", "generation_config.json", "dlm_config.json"];
-
 /// Whether the folder of a commit holds all files of `part`. A file appears in it only when it is
 /// complete.
 pub(crate) fn is_complete(folder: &Path, part: ModelPart) -> bool {
@@ -52,21 +38,6 @@ pub(crate) fn is_complete(folder: &Path, part: ModelPart) -> bool {
             has("config.json") && weights
         }
     }
-}
-
-/// The weight files that an index names; none if there is no index, or it names none.
-fn shards(index: &Path) -> Option<Vec<String>> {
-    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(index).ok()?).ok()?;
-    let mut names: Vec<String> = json
-        .get("weight_map")?
-        .as_object()?
-        .values()
-        .filter_map(|v| v.as_str().map(String::from))
-        .collect();
-    names.sort_unstable();
-    names.dedup();
-    let plain = |n: &String| !n.is_empty() && !n.contains(['/', '\\']) && n != "..";
-    (!names.is_empty() && names.iter().all(plain)).then_some(names)
 }
 
 /// Downloads the files of `part` into the cache.
@@ -111,8 +82,8 @@ pub(crate) fn download(
     }
     let sharded = part == ModelPart::Whole && !has(SINGLE);
     let small = |p: &str| {
-        TOKENIZER.contains(&p)
-            || (part != ModelPart::Tokenizer && CONFIG.contains(&p))
+        TOKENIZER_FILES.contains(&p)
+            || (part != ModelPart::Tokenizer && CONFIG_FILES.contains(&p))
             || (sharded && p == INDEX)
     };
     let index_of = |pick: &dyn Fn(&str) -> bool| -> Vec<usize> {

@@ -8,10 +8,10 @@ use std::collections::BTreeSet;
 
 use syn::{Fields, ImplItem, Item, ItemImpl, TraitItem, Type, Visibility};
 
-use crate::tree::{ModulePath, Target, Tree, item_name};
+use crate::source::tree::{ModulePath, Target, Tree, item_name};
 
 /// One line per public item.
-pub fn public_items(tree: &Tree) -> BTreeSet<String> {
+pub(crate) fn public_items(tree: &Tree) -> BTreeSet<String> {
     let mut lines = BTreeSet::new();
     module(tree, &Vec::new(), &tree.name, &mut lines, 0);
     lines

@@ -13,14 +13,14 @@ use syn::{
     TraitItemFn, Variant,
 };
 
-use crate::tree::{attributes, item_name};
+use crate::source::tree::{attributes, item_name};
 
 /// Folders that hold build output, data or version control.
 const SKIPPED: [&str; 6] = ["target", ".git", "output", "packed", "__pycache__", "node_modules"];
 
 /// Every file, relative to the repository, whose extension is one of `extensions` ("" for none),
 /// sorted.
-pub fn files(root: &Path, extensions: &[&str]) -> Vec<PathBuf> {
+pub(crate) fn files(root: &Path, extensions: &[&str]) -> Vec<PathBuf> {
     let mut all = Vec::new();
     let mut folders = vec![PathBuf::new()];
     while let Some(folder) = folders.pop() {
@@ -44,13 +44,13 @@ pub fn files(root: &Path, extensions: &[&str]) -> Vec<PathBuf> {
 }
 
 /// The text of a file; empty where it is not UTF-8.
-pub fn read(root: &Path, file: &Path) -> String {
+pub(crate) fn read(root: &Path, file: &Path) -> String {
     std::fs::read_to_string(root.join(file)).unwrap_or_default()
 }
 
 /// A documented item.
 #[derive(Debug)]
-pub struct Documented {
+pub(crate) struct Documented {
     /// Its name; for a field, variant or method, with the name of what it belongs to before it.
     pub name: String,
     /// Its doc comment.
@@ -60,7 +60,7 @@ pub struct Documented {
 }
 
 /// The documented items of a Rust file, test code included.
-pub fn documented(text: &str) -> Result<Vec<Documented>, String> {
+pub(crate) fn documented(text: &str) -> Result<Vec<Documented>, String> {
     let file = syn::parse_file(text).map_err(|e| e.to_string())?;
     let mut reader = Reader { owner: String::new(), all: Vec::new() };
     reader.visit_file(&file);

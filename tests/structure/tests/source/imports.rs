@@ -11,11 +11,11 @@ use std::path::PathBuf;
 use proc_macro2::{TokenStream, TokenTree};
 use quote::ToTokens;
 
-use crate::tree::{Module, ModulePath, Target, Tree};
+use crate::source::tree::{Module, ModulePath, Target, Tree};
 
 /// A path in one file to an item of another.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Import {
+pub(crate) struct Import {
     /// The importing file, relative to the repository.
     pub from: PathBuf,
     /// The file that defines the item.
@@ -27,7 +27,7 @@ pub struct Import {
 }
 
 /// All imports between files of the crate.
-pub fn imports(tree: &Tree) -> Vec<Import> {
+pub(crate) fn imports(tree: &Tree) -> Vec<Import> {
     let mut all = BTreeSet::new();
     for (at, module) in &tree.modules {
         let mut paths = Vec::new();
@@ -106,7 +106,7 @@ fn scan(tokens: TokenStream, paths: &mut Vec<(Vec<String>, usize)>, names: &mut 
 }
 
 /// A shortest circle of imports through each file that is on one, each circle once.
-pub fn circles(imports: &[Import]) -> Vec<Vec<Import>> {
+pub(crate) fn circles(imports: &[Import]) -> Vec<Vec<Import>> {
     let mut edges: BTreeMap<&PathBuf, BTreeMap<&PathBuf, &Import>> = BTreeMap::new();
     for import in imports {
         edges.entry(&import.from).or_default().entry(&import.to).or_insert(import);

@@ -11,10 +11,10 @@ use quote::ToTokens;
 use syn::{Attribute, ImplItem, Item, ItemUse, UseTree, Visibility};
 
 /// Names from the crate's root to a module; empty for the root.
-pub type ModulePath = Vec<String>;
+pub(crate) type ModulePath = Vec<String>;
 
 /// A module of the crate.
-pub struct Module {
+pub(crate) struct Module {
     /// Its source file, relative to the repository.
     pub file: PathBuf,
     /// Its items, without test code, without `use` and `mod` declarations.
@@ -27,7 +27,7 @@ pub struct Module {
 
 /// One name that a `use` declaration brings in.
 #[derive(Debug, Clone)]
-pub struct Use {
+pub(crate) struct Use {
     /// The path as written, for example `crate`, `model`, `Decoder`; `*` at the end of a glob.
     pub path: Vec<String>,
     /// The name it has here.
@@ -42,7 +42,7 @@ pub struct Use {
 
 /// What a path leads to.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Target {
+pub(crate) enum Target {
     /// A module of the crate.
     Module(ModulePath),
     /// An item (the name) in the module that defines it.
@@ -50,7 +50,7 @@ pub enum Target {
 }
 
 /// A parsed crate.
-pub struct Tree {
+pub(crate) struct Tree {
     /// Its name in paths, for example `dlm_prep`.
     pub name: String,
     /// Every module by its path, the crate's root under the empty one.
@@ -59,7 +59,7 @@ pub struct Tree {
 
 impl Tree {
     /// Parses the crate in `folder` (relative to the repository); the error names file and line.
-    pub fn read(root: &Path, folder: &str, name: &str) -> Result<Tree, String> {
+    pub(crate) fn read(root: &Path, folder: &str, name: &str) -> Result<Tree, String> {
         let mut tree = Tree { name: name.to_string(), modules: BTreeMap::new() };
         let source = Path::new(folder).join("src");
         tree.read_file(root, source.join("lib.rs"), &source, Vec::new())?;
@@ -138,7 +138,7 @@ impl Tree {
 
     /// Where `path`, written in module `from`, leads to; `None` for other crates and for names that
     /// are neither modules nor imported.
-    pub fn resolve(&self, from: &[String], path: &[String]) -> Option<Target> {
+    pub(crate) fn resolve(&self, from: &[String], path: &[String]) -> Option<Target> {
         self.resolve_within(from, path, 0)
     }
 
@@ -224,7 +224,7 @@ impl Tree {
 }
 
 /// The attributes of an item.
-pub fn attributes(item: &Item) -> &[Attribute] {
+pub(crate) fn attributes(item: &Item) -> &[Attribute] {
     match item {
         Item::Const(i) => &i.attrs,
         Item::Enum(i) => &i.attrs,
@@ -246,7 +246,7 @@ pub fn attributes(item: &Item) -> &[Attribute] {
 }
 
 /// The name of an item that has one.
-pub fn item_name(item: &Item) -> Option<String> {
+pub(crate) fn item_name(item: &Item) -> Option<String> {
     let name = match item {
         Item::Const(i) => &i.ident,
         Item::Enum(i) => &i.ident,
@@ -263,7 +263,7 @@ pub fn item_name(item: &Item) -> Option<String> {
 }
 
 /// Whether an attribute restricts the item to tests: `#[cfg(test)]`, `#[cfg(all(test, …))]`.
-pub fn is_test(attributes: &[Attribute]) -> bool {
+pub(crate) fn is_test(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|a| {
         let tokens = a.meta.to_token_stream().to_string().replace(' ', "");
         a.path().is_ident("test")
