@@ -252,9 +252,7 @@ fn dataset(text: &str, here: &Path, obstacles: &mut Vec<String>) -> Location {
 
 /// Whether the native engine cannot compute this run.
 fn needs_burn(config: &Config) -> bool {
-    config.optim.name == OptimName::Muon
-        || config.train.engine == Engine::Burn
-        || config.conversion.lora.is_some()
+    config.optim.name == OptimName::Muon || config.train.engine == Engine::Burn
 }
 
 /// Of so many GPUs those that the run computes on: only the native engine takes several, and each
@@ -266,6 +264,18 @@ fn used_gpus(config: &Config, gpus: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn adapters_train_on_every_gpu_and_muon_on_one() {
+        let used = |key: &str| {
+            let keys = ["model=qwen3_4b".to_string(), key.into(), "train.batch_rows=6".into()];
+            let config = Config::load(None, &keys).unwrap();
+            (needs_burn(&config), used_gpus(&config, 4), used_gpus(&config, 8))
+        };
+        assert_eq!(used("conversion.lora={rank: 16}"), (false, 4, 6));
+        assert_eq!(used("optim=muon"), (true, 1, 1));
+        assert_eq!(used("train.engine=burn"), (true, 1, 1));
+    }
 
     #[test]
     fn jobs_are_named_after_model_and_run() {

@@ -42,7 +42,7 @@ impl Scale {
         let gpus = self.gpus();
         (gpus > used).then(|| {
             format!(
-                "--scale {} rents {gpus} {gpu}, and this run computes on {used} of them: {} would be paid for and idle (adapters, Muon and train.engine=burn take one GPU, and every GPU needs a row of train.batch_rows); take a smaller --scale (with --gpu H200 for more memory), or --allow-idle",
+                "--scale {} rents {gpus} {gpu}, and this run computes on {used} of them: {} would be paid for and idle (Muon and train.engine=burn take one GPU, and every GPU needs a row of train.batch_rows); take a smaller --scale (with --gpu H200 for more memory), or --allow-idle",
                 self.to_possible_value().map_or_else(String::new, |v| v.get_name().to_string()),
                 gpus - used
             )
