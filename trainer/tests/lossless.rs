@@ -149,9 +149,15 @@ fn a_run_trains_resumes_and_exports_its_proposals() {
     refused(&mut run("pieces", &other), 1, &["conversion.distill: was 1, is 0.25"]);
     let merged = ["export", "whole", "--lora", "merged", "--out", "merged"];
     refused(&mut dlm_train(dir.path(), &merged), 2, &["mask tokens alone", "adapter"]);
-    // not an adapter for all tokens
-    let call = ["generate", "--model", "source", "--adapter", "whole", "--ids", "2,3"];
-    refused(&mut dlm_train(dir.path(), &call), 1, &["mask tokens alone", "lossless"]);
+    // not an adapter for all tokens: the source's own answers, and no blocks
+    let generate = |more: &[&str]| {
+        let call = ["generate", "--model", "source", "--ids", "2,3", "--max-new-tokens", "20"];
+        dlm_train(dir.path(), &[&call, more].concat())
+    };
+    let proposed = ok(&mut generate(&["--adapter", "whole"])).stdout;
+    assert_eq!(proposed, ok(&mut generate(&["--mode", "ar"])).stdout);
+    let blocks = ["--adapter", "whole", "--mode", "block"];
+    refused(&mut generate(&blocks), 2, &["mask tokens alone", "--mode verify"]);
 }
 
 /// Workers share the steps of a run with distillation; without it nothing is said about the source

@@ -72,7 +72,7 @@ pub(super) struct GenerateArgs {
     #[arg(long, value_name = "N")]
     pub blocks_in_flight: Option<usize>,
     /// Verify mode: tokens of a pass beside the last decided one, at most; proposals that are
-    /// verified and masks that make new ones [default: 12].
+    /// verified and masks that make new ones [default: 7].
     #[arg(long, value_name = "N")]
     pub propose: Option<usize>,
     /// Length limit of a completion in tokens [default: 256].

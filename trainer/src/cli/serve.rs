@@ -97,7 +97,7 @@ pub(super) struct ServeArgs {
     /// large batches, approximate.
     #[arg(long)]
     pub sub_block_cache: bool,
-    /// Verify mode: tokens of a pass beside the last decided one, at most [default: 12].
+    /// Verify mode: tokens of a pass beside the last decided one, at most [default: 7].
     #[arg(long, value_name = "N")]
     pub propose: Option<usize>,
     /// Variables of the chat template as a JSON object; a request's own ones come first.

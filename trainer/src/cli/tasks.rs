@@ -58,7 +58,7 @@ pub(super) struct TaskArgs {
     #[arg(long, value_name = "N", value_delimiter = ',', conflicts_with = "data")]
     pub blocks_in_flight: Vec<usize>,
     /// Verify mode: tokens of a pass beside the last decided one, at most; several numbers
-    /// separated by commas [default: 12].
+    /// separated by commas [default: 7].
     #[arg(long, value_name = "N", value_delimiter = ',', conflicts_with = "data")]
     pub propose: Vec<usize>,
     /// Tokens per block [default: the model folder's bd_size, else 32].

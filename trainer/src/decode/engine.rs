@@ -14,6 +14,7 @@ use crate::decode::cached::{CacheId, KvCache, Order, Pass, Span, placed};
 use crate::decode::column_major::column_major;
 use crate::decode::cpu::{self, CpuModel};
 use crate::decode::placed::{Branches, of_branches, of_spans};
+use crate::decode::verify::options::TokenCost;
 use crate::decode::{Decided, Passes};
 use crate::error::{Error, Result};
 use crate::kernels::cast::{cast_to, to_f32};
@@ -260,13 +261,14 @@ impl Engine {
         self.decoder.params.lora.as_ref().is_some_and(|lora| lora.shape.gated)
     }
 
-    /// What a further token of a pass costs, as a share of a pass over one token.
-    pub(super) fn token_cost(&self) -> f64 {
+    /// What a further token of a pass costs.
+    pub(super) fn token_cost(&self) -> TokenCost {
+        let of_burn = |share| TokenCost { share, together: 1 };
         match &self.backend {
             Backend::Cpu(model) => model.token_cost(),
             Backend::Burn(_) | Backend::Native(..) => match self.compute.device.kind {
-                DeviceKind::Cpu => BURN_TOKEN_COST,
-                DeviceKind::Cuda(_) | DeviceKind::Wgpu => 0.0,
+                DeviceKind::Cpu => of_burn(BURN_TOKEN_COST),
+                DeviceKind::Cuda(_) | DeviceKind::Wgpu => of_burn(0.0),
             },
         }
     }

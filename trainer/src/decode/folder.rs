@@ -33,7 +33,7 @@ const BLOCK_SIZE: usize = 32;
 const SDAR_BLOCK_SIZE: usize = 4;
 
 /// Proposals and masks of a pass that verifies (docs/decode.md).
-const PROPOSE: usize = 12;
+const PROPOSE: usize = 7;
 
 /// Longest block: a pass over it attends from each of its tokens to each.
 const MOST_BLOCK_SIZE: usize = 1 << 16;

@@ -10,7 +10,7 @@ pub enum DecodeMode {
     Block,
     /// Autoregressive: causal, one token per forward pass.
     Ar,
-    /// The tokens of [`DecodeMode::Ar`], several per forward pass: adapters propose them at mask
+    /// The tokens of autoregressive mode, several per forward pass: adapters propose them at mask
     /// tokens and the model itself verifies them.
     Verify,
 }
@@ -54,7 +54,7 @@ pub struct GenerateOptions {
     /// is approximate. Default: 1.
     pub blocks_in_flight: usize,
     /// Verify mode: tokens of a pass beside the last decided one, at most: proposals that are
-    /// verified and masks that make new ones. Default: 12.
+    /// verified and masks that make new ones. Default: 7.
     pub propose: Option<usize>,
     /// Length limit of a completion in tokens. Default: 256.
     pub max_new_tokens: usize,

@@ -13,7 +13,7 @@ use super::weights::{Layer, Linear};
 
 /// Rows that go through all panels of a task together: their inputs stay in the first cache, the
 /// weights of the task in the second.
-const TOGETHER: usize = 8;
+pub(super) const TOGETHER: usize = 8;
 /// Tasks of a product for each thread: enough to even out what other programs take.
 const TASKS: usize = 12;
 

@@ -27,6 +27,7 @@ mod weights;
 use crate::compute::WeightFormat;
 use crate::decode::cached::KvCache;
 use crate::decode::placed::Placed;
+use crate::decode::verify::options::TokenCost;
 use crate::error::Result;
 use crate::kernels::panels::{PANEL, groups};
 use crate::kernels::team::Team;
@@ -82,14 +83,15 @@ impl CpuModel {
         })
     }
 
-    /// What a further token of a pass costs, as a share of a pass over one token: the fewer bytes
-    /// the weights have, the more it is (docs/decode.md).
-    pub(super) fn token_cost(&self) -> f64 {
-        match self.layers.first().map(|layer| layer.down.matrix.format()) {
+    /// What a further token of a pass costs: the fewer bytes the weights have, the more it is
+    /// (docs/decode.md).
+    pub(super) fn token_cost(&self) -> TokenCost {
+        let share = match self.layers.first().map(|layer| layer.down.matrix.format()) {
             Some(WeightFormat::Bf16) => 0.08,
             Some(WeightFormat::Int8) => 0.19,
             _ => 0.03,
-        }
+        };
+        TokenCost { share, together: layer::TOGETHER }
     }
 
     /// Runs `ids` `[T]`, which stand as `tokens` say, those of a row together; their keys and

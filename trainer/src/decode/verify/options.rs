@@ -29,6 +29,15 @@ impl VerifyOptions {
     }
 }
 
+/// What a further token of a pass costs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct TokenCost {
+    /// As a share of a pass over one token.
+    pub share: f64,
+    /// Tokens that cost no more than one more than a multiple of this: those computed together.
+    pub together: usize,
+}
+
 /// Proposals of a row.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Proposals {

@@ -11,7 +11,7 @@
 //! they add most, as long as they add more than they cost: their own place in this pass, and that
 //! of the proposal in the next.
 
-use super::options::VerifyOptions;
+use super::options::{TokenCost, VerifyOptions};
 
 /// How far proposals reach before anything is known of a row: of a group, proposal i is accepted
 /// with this to the power of i.
@@ -95,10 +95,10 @@ pub(super) fn plan(
     sure: &[f64],
     room: usize,
     left: usize,
-    token_cost: f64,
+    cost: TokenCost,
 ) -> Plan {
     let most = sure.len().min(room.saturating_sub(1)).min(left.saturating_sub(1));
-    let price = experience.threshold(token_cost);
+    let price = experience.threshold(cost.share);
     let (mut best, mut best_value) = (Plan { verified: 0, masks: vec![0] }, f64::NEG_INFINITY);
     let (mut reached, mut accepted) = (1.0, 0.0);
     let mut exactly: Vec<f64> = Vec::with_capacity(most + 1);
@@ -112,8 +112,9 @@ pub(super) fn plan(
         exactly.push(reached);
         let mut masks = vec![0usize; verified + 1];
         let mut value = accepted - price * verified as f64;
-        for _ in verified + 1..room {
-            // a mask behind j accepted proposals speaks of what follows the token behind them
+        let mut tokens = verified + 1;
+        // a mask behind j accepted proposals speaks of what follows the token behind them
+        let best_mask = |masks: &[usize], price: f64| {
             let gain = |j: usize| {
                 let mask = masks[j];
                 let useful = left.saturating_sub(j + 2).min(options.most_masks);
@@ -121,12 +122,26 @@ pub(super) fn plan(
                 Some(exactly[j] * (survives - price) - price)
             };
             let gains = (0..=verified).filter_map(|j| Some((j, gain(j)?)));
-            let Some((j, gain)) = gains.max_by(|a, b| a.1.total_cmp(&b.1)) else { break };
+            gains.max_by(|a, b| a.1.total_cmp(&b.1))
+        };
+        while tokens < room
+            && let Some((j, gain)) = best_mask(&masks, price)
+        {
             // without any mask nothing would be proposed again
             if gain <= 0.0 && masks.iter().any(|masks| *masks > 0) {
                 break;
             }
             masks[j] += 1;
+            tokens += 1;
+            value += gain;
+        }
+        // what is computed together costs nothing more
+        let together = tokens.next_multiple_of(cost.together.max(1)).min(room);
+        while tokens < together
+            && let Some((j, gain)) = best_mask(&masks, 0.0)
+        {
+            masks[j] += 1;
+            tokens += 1;
             value += gain;
         }
         if value > best_value {

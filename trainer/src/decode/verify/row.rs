@@ -1,6 +1,6 @@
 //! A row whose passes verify proposals and make new ones.
 
-use super::options::{Proposals, VerifyOptions};
+use super::options::{Proposals, TokenCost, VerifyOptions};
 use super::plan::{Experience, Plan, plan};
 use super::settle::{self, Proposal, Uniforms};
 use crate::decode::DecodedSequence;
@@ -20,8 +20,7 @@ pub(in crate::decode) struct VerifyRow {
     max_new_tokens: usize,
     /// A token that the source never produces.
     never: Option<i64>,
-    /// What a token of a pass costs, as a share of a pass over one.
-    token_cost: f64,
+    token_cost: TokenCost,
     /// Positions whose keys and values are cached for good.
     cached: usize,
     proposals: Vec<Proposal>,
@@ -37,7 +36,7 @@ impl VerifyRow {
         options: VerifyOptions,
         max_new_tokens: usize,
         never: Option<i64>,
-        token_cost: f64,
+        token_cost: TokenCost,
     ) -> Self {
         let mut row = VerifyRow {
             text,
@@ -106,7 +105,7 @@ impl VerifyRow {
         let usable = self.proposals.iter().take_while(|p| p.token != mask_id).count();
         self.proposals.truncate(usable);
         if kind != PassKind::Prefill {
-            let cost = 1.0 + self.token_cost * (pass.len - 1) as f64;
+            let cost = 1.0 + self.token_cost.share * (pass.len - 1) as f64;
             let sure = self.proposals.iter().map(|p| self.experience.accepted(p.sure));
             let sure: Vec<f64> = sure.collect();
             self.experience.learn(sure.into_iter(), tokens.len(), cost);

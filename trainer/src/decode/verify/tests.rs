@@ -2,7 +2,7 @@
 
 use dlm_datasets::rng;
 
-use super::options::VerifyOptions;
+use super::options::{TokenCost, VerifyOptions};
 use super::plan::{Experience, Plan, plan};
 use super::row::VerifyRow;
 use super::settle::{Proposal, Uniforms, drawn};
@@ -85,7 +85,8 @@ fn tokens_are_the_source_s_whatever_is_proposed() {
             let expected = one_at_a_time(&prompt, new, &stops);
             let text = RowText::new(prompt.clone(), stops, None);
             let propose = 1 + case as usize % 9;
-            let row = VerifyRow::new(text, options(propose, 5), new, None, 0.02);
+            let cost = TokenCost { share: 0.02, together: 1 + case as usize % 8 };
+            let row = VerifyRow::new(text, options(propose, 5), new, None, cost);
             let found = run(row, right, key);
             assert_eq!(found.ids, expected, "{right}, case {case}");
             assert_eq!(found.decided.len(), found.generated().len());
@@ -196,7 +197,13 @@ fn a_plan_is_the_best_of_all() {
     for (case, cost) in (0..200u64).zip([0.0, 0.02, 0.1, 0.2].into_iter().cycle()) {
         let key = rng::key(&[case]);
         let sure: Vec<f64> = (0..3).map(|i| rng::uniform(key, i)).collect();
-        let found = plan(&options, &experience, &sure, 6, 40, cost);
+        let token = TokenCost { share: cost, together: 1 };
+        let found = plan(&options, &experience, &sure, 6, 40, token);
+        let filled = TokenCost { share: cost, together: 6 };
+        let filled = plan(&options, &experience, &sure, 6, 40, filled);
+        let tokens = 1 + filled.verified + filled.masks.iter().sum::<usize>();
+        let is_full = tokens == 6 || filled.masks.iter().all(|masks| *masks == 3);
+        assert!(is_full, "{case}: {filled:?} leaves places that cost nothing");
         let mut best = f64::NEG_INFINITY;
         for verified in 0..=3usize {
             for code in 0..4usize.pow(verified as u32 + 1) {
