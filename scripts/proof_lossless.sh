@@ -3,7 +3,7 @@
 #   scripts/proof_lossless.sh sample  OUT [BIN] [DEVICE]          the sample model, every number of docs/results.md, "Lossless"
 #   scripts/proof_lossless.sh smollm2 MODEL OUT [BIN] [DEVICE]    SmolLM2-135M-Instruct or another chat model, on the narrow tasks
 # OUT     receives data, models, evaluations and LOSSLESS.txt. What is there already is used: give the OUT of scripts/proof_sample.sh, or of
-#         `scripts/proof_smollm2.sh narrow`, and its data and AR models are the sources
+#         `scripts/proof_smollm2.sh narrow`, and its tasks and AR models are taken
 # MODEL   a Hugging Face folder (or ORG/NAME of the hub)
 # BIN     has dlm-prep, dlm-train and make-tasks (default target/release); DEVICE is cpu (default) or cuda
 # Every step is skipped once it has succeeded; a training that was cut off goes on where it stopped. TOKENS (400000; smollm2 120000) is the

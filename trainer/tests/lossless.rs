@@ -169,10 +169,20 @@ fn workers_distil_alike_and_none_at_all_is_cross_entropy() {
     ok(&mut train(dir.path(), "source", &first));
     let run = |out: &str, more: &[&str]| {
         let steps = ["train.max_steps=4", "train.micro_batch_rows=1"];
-        ok(&mut train(dir.path(), out, &[&LOSSLESS[..], &steps, more].concat()));
+        let said = ok(&mut train(dir.path(), out, &[&LOSSLESS[..], &steps, more].concat()));
+        let said = String::from_utf8_lossy(&said.stderr).into_owned();
+        let evaluated = more.contains(&"train.eval_every=4");
+        assert_eq!(said.contains("tok/pass"), evaluated, "{said}");
         records(&dir.path().join(out))
     };
-    let one = run("one", &["conversion.distill=0.7"]);
+    let one =
+        run("one", &["conversion.distill=0.7", "report.tensorboard=true", "train.eval_every=4"]);
+    let events = fs::read_dir(dir.path().join("one/tensorboard")).unwrap();
+    let events: Vec<u8> = events.flat_map(|file| fs::read(file.unwrap().path()).unwrap()).collect();
+    for tag in ["train/cross_entropy", "train/divergence", "train/accepted", "eval/tokens_per_pass"]
+    {
+        assert!(events.windows(tag.len()).any(|bytes| bytes == tag.as_bytes()), "no {tag}");
+    }
     let two = run("two", &["conversion.distill=0.7", "--devices", "2"]);
     assert_eq!(one.len(), 4);
     for (a, b) in one.iter().zip(&two) {
