@@ -264,7 +264,7 @@ impl Continuous {
         let (mut judged, mut to_draw) = (Vec::new(), Vec::new());
         for (at, pass) in passes {
             let Some(Some(live)) = self.slots.get(*at) else { continue };
-            let (text, never, before) = (live.row.text(), live.row.never(), ids.len());
+            let (text, before) = (live.row.text(), ids.len());
             ids.extend(live.row.ids_of(pass));
             let (row, start, visible) = (*at, pass.start, pass.visible);
             spans.push(Span { row, start, visible });
@@ -278,6 +278,7 @@ impl Continuous {
                 let position = pass.start + offset + pass.shift;
                 let number = live.row.drawn_in(pass, *offset);
                 let draw = text.sampling.map(|how| (how, how.uniform(position, number)));
+                let never = live.row.never_at(pass, *offset);
                 Judged { at: before + offset, never, draw }
             }));
         }
@@ -322,7 +323,8 @@ fn distributions(
         let logits = engine.logits(hidden, &at)?;
         for (offset, logits) in part.iter().zip(logits.chunks(engine.vocab_size())) {
             let how = row.draws_from(pass, *offset);
-            let drawn = how.and_then(|how| how.distribution(logits, row.never()));
+            let never = row.never_at(pass, *offset);
+            let drawn = how.and_then(|how| how.distribution(logits, never));
             all.push(drawn.ok_or_else(not_finite)?);
         }
     }

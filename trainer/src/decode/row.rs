@@ -167,6 +167,11 @@ pub(super) trait Row: Send {
     /// A token that is never predicted.
     fn never(&self) -> Option<i64>;
 
+    /// A token that is never predicted at an offset of a pass.
+    fn never_at(&self, _pass: &RowPass, _offset: usize) -> Option<i64> {
+        self.never()
+    }
+
     /// The pass that the row needs next; `None` if it is finished.
     fn next_pass(&self) -> Option<RowPass>;
 

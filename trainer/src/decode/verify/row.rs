@@ -101,9 +101,6 @@ impl VerifyRow {
             self.experience.judge(proposal.sure, i < accepted);
         }
         self.proposals = masks.into_iter().nth(accepted).unwrap_or_default();
-        let mask_id = self.options.mask_id;
-        let usable = self.proposals.iter().take_while(|p| p.token != mask_id).count();
-        self.proposals.truncate(usable);
         if kind != PassKind::Prefill {
             let cost = 1.0 + self.token_cost.share * (pass.len - 1) as f64;
             let sure = self.proposals.iter().map(|p| self.experience.accepted(p.sure));
@@ -137,6 +134,12 @@ impl Row for VerifyRow {
 
     fn never(&self) -> Option<i64> {
         self.never
+    }
+
+    /// A mask token cannot be proposed, since it could not run as a clean token. It is left out
+    /// before anything is drawn: a proposal that is given up afterwards would bias what is drawn.
+    fn never_at(&self, pass: &RowPass, offset: usize) -> Option<i64> {
+        if offset < pass.clean() { self.never } else { Some(self.options.mask_id) }
     }
 
     fn next_pass(&self) -> Option<RowPass> {
