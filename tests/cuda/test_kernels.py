@@ -1,4 +1,4 @@
-"""Tests (and times) the kernels of common.cu, layers.cu and update.cu through the CUDA driver API.
+"""Tests (and times) the kernels of common.cu, layers.cu, distill.cu and update.cu through the CUDA driver API.
 
     test_kernels.py                 compares every kernel with numpy in float64, for several sizes of model
     test_kernels.py --only NAME     only the kernels whose name contains NAME
@@ -67,7 +67,7 @@ class Shape:
         self.head_lanes = 8 if D == 96 else D // 16
 
     def compile(self):
-        names = ["common.cu", "layers.cu", "update.cu"] + [x for x in args.extra.split(",") if x]
+        names = ["common.cu", "layers.cu", "distill.cu", "update.cu"] + [x for x in args.extra.split(",") if x]
         source = "".join(open(n if "/" in n else f"{HERE}/{n}").read() for n in names)
         # The sizes stand in front of the source, not among the options: the stand-in's cache knows the source only.
         sizes = dict(HIDDEN=self.E, FFN=self.F, HEADS=self.H, KV_HEADS=self.K, HEAD_DIM=self.D, VOCAB=self.V,
@@ -440,6 +440,48 @@ def test_cross_entropy(s):
             compare("unchanged", np.full(1, np.nan), np.zeros(1), 0)
 
 
+def test_mixed_losses(s):
+    N, V, S = 11, s.V, s.S
+    scale = 0.037
+    for spread, share, gradient in ((3.0, 1.0, 1), (30.0, 0.3, 1), (1.0, 0.0, 1), (2.0, 0.5, 0)):
+        rows = [to_act(rng.standard_normal((N, S), np.float32) * spread) for _ in range(2)]
+        rows[0][2:4] = rows[1][2:4]  # these two diverge by nothing
+        for bits in rows:
+            bits[:, V:] = np.nan if FP32 else 0x7FC1
+        x, t = (from_act(bits[:, :V]).astype(np.float64) for bits in rows)
+        # The mask token: the best column of some row of each; -1 is none.
+        for never in (-1, int(x[0].argmax()), int(t[2].argmax())):
+            targets = rng.integers(0, V, N)
+            targets[0], targets[1] = V - 1, 0
+            logits, judged = Buffer(rows[0].copy()), poison(N, 3, kind=np.float32)
+            launch(s, "mixed_losses", N, 512,
+                   [logits, Buffer(rows[1]), ints(targets), judged, never, float(share), scale, N, gradient])  # fmt: skip
+            log_s, log_q = (v - v.max(1)[:, None] - np.log(np.exp(v - v.max(1)[:, None]).sum(1))[:, None] for v in (x, t))
+            own, q = np.exp(log_s), np.exp(log_q)
+            best = [np.where(np.arange(V) == never, -np.inf, v).argmax(1) for v in (x, t)]
+            got = judged.get()
+            size = 1e-6 if FP32 else 2e-6 * spread
+            label = f"mixed_losses spread={spread} share={share} never={never}"
+            compare(f"{label}: cross-entropy", got[:, 0], -log_s[np.arange(N), targets], size)
+            compare(f"{label}: divergence", got[:, 1], (q * (log_q - log_s)).sum(1), 4 * size, 1 + np.abs(x - t).max(1))
+            compare(f"{label}: same", got[:, 2], (best[0] == best[1]).astype(np.float64), 0)
+            if not gradient:
+                if logits.get().tobytes() != rows[0].tobytes():
+                    compare("unchanged", np.full(1, np.nan), np.zeros(1), 0)
+                continue
+            want = np.zeros((N, S))
+            want[:, :V] = own - share * q
+            want[np.arange(N), targets] -= 1 - share
+            # A difference has the rounding error of what is subtracted; exp(-d) has d times that.
+            most = np.full((N, S), 1e-7)
+            most[:, :V] += own + share * q
+            most[np.arange(N), targets] += 1 - share
+            got = logits.get()
+            compare(f"{label}: gradient", got, want * scale, 4e-6 if FP32 else BF, most * scale)
+            if (got[:, V:] != 0).any():
+                compare("padding", got[:, V:], 0 * got[:, V:], 0)
+
+
 def groups(destinations):
     """Like RowGroups in trainer/src/kernels/add_rows: order, pieces, firsts, rows."""
     order = np.argsort(destinations, kind="stable")
@@ -520,7 +562,7 @@ def test_update(s):
             ((z / 0.02) ** 4).mean() / 3]), np.ones(3), 0.06)
 
 
-TESTS = [test_copy_rows, test_rms_norm, test_rms_norm_backward, test_qkv, test_swiglu, test_cross_entropy, test_rows,
+TESTS = [test_copy_rows, test_rms_norm, test_rms_norm_backward, test_qkv, test_swiglu, test_cross_entropy, test_mixed_losses, test_rows,
          test_update]
 SHAPES = [
     Shape(64, 128, 4, 2, 32, 203, norm=True),

@@ -3,9 +3,10 @@
 
   NULLCUDA_DEVICES=2 tests/cuda/run --exec --no-ptxas NAME python3 tests/cuda/train_adapters.py --train BINARY --prep DLM_PREP --out FOLDER
 
-A tiny source on the packed sample, then 4 steps of adapters beside it, ordinary ones and those of the lossless objective: on the CPU, on one
-GPU, on two (--gpus 2), and 2 steps on the CPU or on two GPUs whose checkpoint one GPU continues. The exported adapters have the same tensors, and the frozen
-weights of a merged export are the source's, bit for bit. --gpus 1 on a machine with one.
+A tiny source on the packed sample, then 4 steps of adapters beside it, ordinary ones and those of the lossless objective, without and with
+distillation: on the CPU, on one GPU, on two (--gpus 2), and 2 steps on the CPU or on two GPUs whose checkpoint one GPU continues. The lossless
+ones evaluate too, and say the same of proposals. The exported adapters have the same tensors, and the frozen weights of a merged export are the
+source's, bit for bit. --gpus 1 on a machine with one.
 """
 
 import argparse
@@ -53,7 +54,7 @@ def main():
             sys.exit(f"{command}: exit {done.returncode}\n{done.stdout[-1500:]}{done.stderr[-3000:]}")
 
     run([a.prep, *f"--input datasets/sample/train.parquet --tokenizer datasets/sample/tokenizer --out {out}/data".split(),
-         *"--seq-len 64 --bd-size 16 --max-rows 400 --overwrite".split()])  # fmt: skip
+         *"--seq-len 64 --bd-size 16 --max-rows 400 --eval-fraction 0.05 --overwrite".split()])  # fmt: skip
 
     def train(name, device, keys, steps=STEPS):
         run([
@@ -63,34 +64,47 @@ def main():
             "optim.lr=3e-3", "export.dtype=fp32", f"output.dir={out}/{name}", *keys,
         ])  # fmt: skip
         lines = (out / name / "metrics.jsonl").read_text().splitlines()
-        return [(r["loss"], r["grad_norm"], r["tokens"]) for r in map(json.loads, lines)]
+        return list(map(json.loads, lines))
 
     failed = False
 
     def compare(name, steps, one, most=1e-5):
         nonlocal failed
-        worst = max(abs(x - y) / max(1, abs(y)) for a, b in zip(steps, one) for x, y in zip(a, b))
-        good = len(steps) == len(one) == STEPS and worst <= most
+        numbers = ["loss", "grad_norm", "tokens", "cross_entropy", "divergence", "eval_loss", "eval_cross_entropy", "eval_divergence"]
+        pairs = [(a.get(key), b.get(key)) for a, b in zip(steps, one) for key in numbers]
+        said = [pair for pair in pairs if pair != (None, None)]
+        worst = max(abs(x - y) / max(1, abs(y)) if None not in (x, y) else float("inf") for x, y in said)
+        counts = [(a.get(key), b.get(key)) for a, b in zip(steps, one) for key in ("proposals", "eval_proposals")]
+        same = all(x == y for x, y in counts)
+        counted = sum(x is not None for x, _ in counts)
+        good = len(steps) == len(one) == STEPS and worst <= most and same
         failed |= not good
-        print(f"loss: {name}: {len(steps)} steps, differs by at most {worst:.1e}{'' if good else ' FAILED'}")
+        print(f"loss: {name}: {len(steps)} steps, {len(said)} numbers differ by at most {worst:.1e}, {counted} counts of proposals"
+              f" {'are equal' if same else 'DIFFER'}{'' if good else ' FAILED'}")  # fmt: skip
+        return counted
 
     random = ["source.init=random", "source.path=null", f"source.config={out}/config.json"]
     train("source", "cpu", random)
     beside = ["source.init=pretrained", f"source.path={out}/source", "conversion.lora={rank: 4}"]
     gpus = "cuda:" + ",".join(map(str, range(a.gpus)))
+    lossless = ["export.lora=adapter", "conversion.objective=lossless", "train.eval_every=2", "train.eval_rows=4"]
     for kind, more in (
         ("ordinary", ["export.lora=merged"]),
         ("some", ["export.lora=adapter", "conversion.lora.targets=[v_proj, gate_proj]"]),
-        ("lossless", ["export.lora=adapter", "conversion.objective=lossless", "train.activation_checkpointing=layer"]),
+        ("lossless", [*lossless, "conversion.distill=0", "train.activation_checkpointing=layer"]),
+        # 0.75 is exact in fp32; few rows of logits at a time, so that there are several chunks
+        ("distilled", [*lossless, "conversion.distill=0.75", "train.loss_chunk=48"]),
     ):  # fmt: skip
         keys = [*beside, *more]
         native = [*keys, "train.engine=native"]
         cpu = train(f"{kind}-cpu", "cpu", keys)
         one = train(f"{kind}-one", "cuda:0", native)
-        compare(f"{kind} adapters, one GPU against the CPU", one, cpu)
+        counted = compare(f"{kind} adapters, one GPU against the CPU", one, cpu)
+        # evaluations count proposals, and steps where they learn from the source
+        failed |= counted != {"lossless": 2, "distilled": 2 + STEPS}.get(kind, 0)
         if a.gpus > 1 and kind != "some":
             compare(f"{kind} adapters, {a.gpus} GPUs against one", train(f"{kind}-all", gpus, native), one)
-        first = (gpus, native) if kind == "lossless" else ("cpu", keys)
+        first = (gpus, native) if kind in ("lossless", "distilled") else ("cpu", keys)
         train(f"{kind}-changed", *first, 2)
         compare(f"{kind} adapters, 2 steps on {first[0]}, then on one GPU", train(f"{kind}-changed", "cuda:0", native), one)
         file = "model.safetensors" if kind == "ordinary" else "adapter_model.safetensors"

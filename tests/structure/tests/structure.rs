@@ -82,6 +82,7 @@ const ROOMS: [(&str, &[&[&str]]); 4] = [
             &["engine"],
             &["backward"],
             &["forward"],
+            &["distill"],
             &["beside"],
             &["places"],
             &["frozen_values"],

@@ -44,6 +44,10 @@ pub(crate) struct Packed {
     /// As many zeros as gated adapters have tokens.
     pub first_row: Span,
     pub predicted_at: Span,
+    /// One for each target, or none.
+    pub teachers: Span,
+    /// Share of the divergence from them in the loss.
+    pub distill: f32,
     pub targets: Span,
     /// Where the picks of each token start, `[T + 1]`.
     pub pick_start: Span,
@@ -80,15 +84,22 @@ impl Packed {
     ) -> Result<Self> {
         let tokens = batch.input_ids.len();
         let inside = |id: &i32| *id >= 0 && (*id as usize) < vocab_size;
+        let is_outside = |at: &i32| *at < 0 || *at as usize >= tokens;
         let wrong = |what: &str| Err(Error::Unsupported(format!("a batch with {what}")));
         if batch.positions.len() != tokens || batch.predicted_at.len() != batch.targets.len() {
             return wrong("arrays of different lengths");
+        }
+        if !batch.teachers.is_empty() && batch.teachers.len() != batch.targets.len() {
+            return wrong("teachers for some of its targets");
+        }
+        if !(0.0..=1.0).contains(&batch.distill) {
+            return wrong("a share of its teachers that is not between 0 and 1");
         }
         if !batch.input_ids.iter().chain(&batch.targets).all(inside) {
             return wrong("token ids outside the vocabulary");
         }
         if batch.positions.iter().any(|p| *p < 0)
-            || batch.predicted_at.iter().any(|at| *at < 0 || *at as usize >= tokens)
+            || batch.predicted_at.iter().chain(&batch.teachers).any(is_outside)
         {
             return wrong("positions outside its streams");
         }
@@ -113,6 +124,7 @@ impl Packed {
             back_item_count: back_items.len(),
             key_tile_count: key_tiles.len() / 4,
             adapted,
+            distill: batch.distill,
             ..Packed::default()
         };
         p.ids = p.add(&batch.input_ids);
@@ -122,6 +134,7 @@ impl Packed {
         p.key_tiles = p.add(&key_tiles);
         p.item_list = p.add(&item_list);
         p.predicted_at = p.add(&batch.predicted_at);
+        p.teachers = p.add(&batch.teachers);
         p.targets = p.add(&batch.targets);
         let (start, picks) = picks(&batch.predicted_at, tokens);
         p.pick_start = p.add(&start);
@@ -144,6 +157,17 @@ impl Packed {
         p.firsts = p.add(&groups.firsts);
         p.rows = p.add(&groups.rows);
         Ok(p)
+    }
+
+    /// Whether targets are compared with teachers.
+    pub(crate) fn is_taught(&self) -> bool {
+        self.teachers.len > 0
+    }
+
+    /// Numbers that the loss writes for each target: its cross-entropy, with teachers also the
+    /// divergence from the teacher and whether both have the same best token.
+    pub(crate) fn numbers(&self) -> usize {
+        if self.is_taught() { 3 } else { 1 }
     }
 
     /// The arrays of a pass behind a cache of `slots` keys.
@@ -365,7 +389,7 @@ mod tests {
             tiles,
             predicted_at: vec![1, 5, 1],
             targets: vec![7, 8, 9],
-            adapted: 0,
+            ..Batch::default()
         };
         assert!(Packed::new(&good, 10, None).is_ok());
         assert!(Packed::new(&good, 9, None).is_err());
@@ -374,6 +398,15 @@ mod tests {
             Packed::new(&Batch { predicted_at: vec![1, 5, 443], ..good.clone() }, 10, None)
                 .is_err()
         );
+        let taught = |teachers: &[i32], distill| {
+            let batch = Batch { teachers: teachers.to_vec(), distill, ..good.clone() };
+            Packed::new(&batch, 10, None).map(|packed| packed.numbers())
+        };
+        assert_eq!((taught(&[], 0.0).unwrap(), taught(&[442, 0, 3], 1.0).unwrap()), (1, 3));
+        for wrong in [&[4][..], &[1, 2, 443], &[1, 2, -1]] {
+            assert!(taught(wrong, 1.0).is_err(), "{wrong:?}");
+        }
+        assert!(taught(&[1, 2, 3], 1.5).is_err() && taught(&[1, 2, 3], f32::NAN).is_err());
         let mut twice = good.clone();
         twice.tiles.push(twice.tiles[0]);
         assert!(Packed::new(&twice, 10, None).is_err());
@@ -395,6 +428,7 @@ mod tests {
             predicted_at: vec![5, 5, 47],
             targets: vec![7, 8, 9],
             adapted: 48,
+            ..Batch::default()
         };
         let targets = vec![crate::LayerRole::Query];
         let adapters = Adapters { rank: 2, scale: 1.0, targets, mask_token_id: 3, gated: true };

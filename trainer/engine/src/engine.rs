@@ -24,7 +24,8 @@ pub struct Engine {
     /// Cosines, then sines, of each position, `[positions, D]` fp32.
     rope: Arena,
     rope_positions: usize,
-    /// Losses of the micro-batches since the last [`Engine::finish`], one per target.
+    /// Losses of the micro-batches since the last [`Engine::finish`], one number per target, or
+    /// three with teachers.
     losses: Arena,
     losses_len: usize,
     /// Whether gradients were added since they were last cleared.
@@ -182,7 +183,8 @@ impl Engine {
     }
 
     /// Forward and backward pass of a micro-batch: adds `scale` times the gradient of the summed
-    /// cross-entropy to the gradients. Returns before the GPU is done; [`Engine::finish`] waits.
+    /// losses to the gradients; teachers get none. Returns before the GPU is done;
+    /// [`Engine::finish`] waits.
     ///
     /// # Errors
     /// [`Error::Unsupported`](crate::Error::Unsupported) for a batch that contradicts itself,
@@ -197,7 +199,7 @@ impl Engine {
         // the memory of an earlier pass's hidden states is used again
         self.hidden = None;
         let mut places = self.prepare(&packed, true)?;
-        places.losses = self.room_for_losses(packed.targets_len)?;
+        places.losses = self.room_for_losses(packed.targets_len * packed.numbers())?;
         self.dirty = true;
         let m = &self.model;
         m.forward(&packed, &places, |_| None)?;
@@ -205,28 +207,30 @@ impl Engine {
         m.backward(&packed, &places)
     }
 
-    /// Sum of the cross-entropies of a batch. [`Engine::predict`] reads the tokens of this pass.
+    /// The cross-entropies of a batch, or three numbers per target as [`Engine::finish`] has them.
+    /// [`Engine::predict`] reads the tokens of this pass.
     ///
     /// # Errors
     /// As for [`Engine::pass`].
-    pub fn loss_sum(&mut self, batch: &Batch) -> Result<f64> {
+    pub fn losses(&mut self, batch: &Batch) -> Result<Vec<f32>> {
         let packed = self.packed(batch)?;
         self.hidden = None;
         if packed.targets_len == 0 {
-            return Ok(0.0);
+            return Ok(Vec::new());
         }
+        let numbers = packed.targets_len * packed.numbers();
         self.model.device.enter()?;
         let mut places = self.prepare(&packed, false)?;
         let before = self.losses_len;
-        places.losses = self.room_for_losses(packed.targets_len)?;
+        places.losses = self.room_for_losses(numbers)?;
         self.losses_len = before;
         let m = &self.model;
         m.forward(&packed, &places, |_| None)?;
         m.loss(&packed, &places, None)?;
-        let mut losses = vec![0f32; packed.targets_len];
+        let mut losses = vec![0f32; numbers];
         m.device.download(places.losses, &mut losses)?;
         self.hidden = Some((places.input(m.shape.num_hidden_layers), packed.tokens));
-        Ok(losses.into_iter().map(f64::from).sum())
+        Ok(losses)
     }
 
     /// Logits of every token of a batch, `[T, vocab_size]`.
@@ -236,7 +240,8 @@ impl Engine {
     pub fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>> {
         let all: Vec<i32> = (0..batch.input_ids.len() as i32).collect();
         let targets = vec![0; all.len()];
-        let batch = Batch { predicted_at: all, targets, ..batch.clone() };
+        let teachers = Vec::new();
+        let batch = Batch { predicted_at: all, targets, teachers, ..batch.clone() };
         let packed = self.packed(&batch)?;
         self.hidden = None;
         self.model.device.enter()?;
@@ -246,7 +251,9 @@ impl Engine {
     }
 
     /// Waits for the passes since [`Engine::clear_gradients`]: the cross-entropies of their targets
-    /// in order, and the L2 norm of all gradients.
+    /// in order, and the L2 norm of all gradients. A target with a teacher has three numbers: its
+    /// cross-entropy, the divergence KL(teacher ‖ prediction), and 1 where both have the same most
+    /// probable token, that of the mask left out, else 0.
     ///
     /// # Errors
     /// When a kernel failed.
@@ -374,6 +381,7 @@ impl Engine {
         let sizes = Sizes {
             tokens: packed.tokens,
             targets: packed.targets_len,
+            taught: packed.is_taught(),
             pieces: packed.pieces.len,
             parts: m.grids.parts(),
         };

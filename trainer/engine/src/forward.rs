@@ -295,19 +295,24 @@ impl Model {
             let rows = places.chunk.min(n - first);
             let states = places.normed + (self.element() * first * e) as u64;
             self.logits_of(states, places, rows)?;
-            let grid = self.grids.cross_entropy(rows, scale.is_some());
-            launch!(
-                self.program,
-                "cross_entropy",
-                grid,
-                places.logits,
-                places.index(packed.targets) + 4 * first as u64,
-                places.losses + 4 * first as u64,
-                scale.unwrap_or(0.0),
-                rows,
-                // the bytes of shared memory, or 0 where no gradient is wanted
-                grid.shared
-            )?;
+            match packed.is_taught() {
+                true => self.judge(packed, places, first..first + rows, scale)?,
+                false => {
+                    let grid = self.grids.cross_entropy(rows, scale.is_some());
+                    launch!(
+                        self.program,
+                        "cross_entropy",
+                        grid,
+                        places.logits,
+                        places.index(packed.targets) + 4 * first as u64,
+                        places.losses + 4 * first as u64,
+                        scale.unwrap_or(0.0),
+                        rows,
+                        // the bytes of shared memory, or 0 where no gradient is wanted
+                        grid.shared
+                    )?;
+                }
+            }
             if scale.is_some() {
                 let profile = &mut self.program.profile.borrow_mut();
                 let head = self.layout.head;

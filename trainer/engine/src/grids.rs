@@ -117,6 +117,11 @@ impl Grids {
         Grid { blocks: (rows, 1), threads: LOSS_THREADS, shared }
     }
 
+    /// `mixed_losses`: one block per row.
+    pub(crate) fn mixed_losses(&self, rows: usize) -> Grid {
+        Grid::new(rows, LOSS_THREADS)
+    }
+
     /// `best_token`: one block per row.
     pub(crate) fn best_token(&self, rows: usize) -> Grid {
         Grid::new(rows, 512)

@@ -17,6 +17,7 @@
 //! | `engine`, `decode` | the calls: training, and passes behind a cache of keys and values |
 //! | `team` | several engines that train one model, each on its GPU |
 //! | `backward`, `forward`, `beside` | the passes, kernel by kernel; what adapters add to them |
+//! | `distill` | losses beside what the source predicts |
 //! | `places` | where a pass puts its activations |
 //! | `model`, `frozen` | weights, gradients and moments on the GPU; weights that are not trained |
 //! | `frozen_values` | values of those to and from the GPU |
@@ -36,6 +37,7 @@ mod blas;
 mod cache;
 mod decode;
 mod device;
+mod distill;
 mod engine;
 mod error;
 mod forward;

@@ -62,12 +62,24 @@ pub(crate) struct Places {
     /// Some rows of logits, `[chunk, padded vocabulary]`; their gradients in the end.
     pub logits: u64,
     pub chunk: usize,
-    /// One loss per target, fp32.
+    /// The same of a chunk's teachers; their hidden states, `[chunk, E]`: as they are, and after
+    /// the final norm. 0 without teachers.
+    pub teacher: TeacherPlaces,
+    /// What the loss says of each target, fp32.
     pub losses: u64,
     pub indices: u64,
     pub rope: u64,
     /// Bytes in all.
     pub bytes: usize,
+}
+
+/// Addresses of what is computed of the teachers of a chunk of targets.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct TeacherPlaces {
+    pub picked: u64,
+    pub normed: u64,
+    pub rstd: u64,
+    pub logits: u64,
 }
 
 /// Addresses of gradients of activations.
@@ -99,6 +111,8 @@ pub(crate) struct GradientPlaces {
 pub(crate) struct Sizes {
     pub tokens: usize,
     pub targets: usize,
+    /// Whether targets have teachers.
+    pub taught: bool,
     /// Sums of pieces for the embedding table's gradient.
     pub pieces: usize,
     /// Elements that blocks leave for a second kernel.
@@ -190,8 +204,18 @@ impl Places {
         let rounded = if frozen && s.bit_linear { c.act(t, widest) } else { 0 };
         let (picked, normed, rstd) = (c.act(n, e), c.act(n, e), c.fp32(n, 1));
         let vocabulary = s.padded_vocab();
-        let chunk = (options.logits_bytes / (element * vocabulary)).clamp(1, n.max(1));
+        let row = element * vocabulary * if sizes.taught { 2 } else { 1 };
+        let chunk = (options.logits_bytes / row).clamp(1, n.max(1));
         let logits = c.act(chunk, vocabulary);
+        let teacher = match sizes.taught {
+            true => TeacherPlaces {
+                picked: c.act(chunk, e),
+                normed: c.act(chunk, e),
+                rstd: c.fp32(chunk, 1),
+                logits: c.act(chunk, vocabulary),
+            },
+            false => TeacherPlaces::default(),
+        };
         let gradients = if training {
             GradientPlaces {
                 x: c.act(t, e),
@@ -221,6 +245,7 @@ impl Places {
             rstd,
             logits,
             chunk,
+            teacher,
             losses: 0,
             indices: 0,
             rope: 0,
@@ -261,8 +286,14 @@ pub struct MemoryNeed {
 /// What CUDA, the kernels and cuBLAS take besides our own arrays: about this much on an H100.
 const LIBRARIES: usize = 1 << 30;
 
-/// The memory for a model and passes over `tokens` tokens with `targets` targets; an upper bound.
-pub fn memory_need(shape: &Shape, options: &Options, tokens: usize, targets: usize) -> MemoryNeed {
+/// The memory for a model and passes over `tokens` tokens with `targets` targets, that have
+/// teachers where `taught` says so; an upper bound.
+pub fn memory_need(
+    shape: &Shape,
+    options: &Options,
+    (tokens, targets): (usize, usize),
+    taught: bool,
+) -> MemoryNeed {
     let element = options.precision.element();
     let layout = Layout::new(shape);
     let adapters = shape.adapters.as_ref().map(|adapters| AdapterLayout::new(shape, adapters));
@@ -276,7 +307,7 @@ pub fn memory_need(shape: &Shape, options: &Options, tokens: usize, targets: usi
     // every token could be another row of the table, unless the mask token's alone is trained;
     // blocks leave a few MiB of sums
     let pieces = if adapters.is_some() { tokens.div_ceil(PIECE) } else { tokens };
-    let sizes = Sizes { tokens, targets, pieces: pieces + 1, parts: 1 << 20 };
+    let sizes = Sizes { tokens, targets, taught, pieces: pieces + 1, parts: 1 << 20 };
     MemoryNeed {
         fixed: frozen + per_weight * total + moments + staging + LIBRARIES,
         activations: Places::new(shape, options, sizes, 0, options.training).bytes,

@@ -15,9 +15,10 @@ use crate::options::Precision;
 use crate::profile::Profile;
 
 /// All kernels in one translation unit; later files use what earlier ones define.
-const SOURCES: [&str; 5] = [
+const SOURCES: [&str; 6] = [
     include_str!("kernels/common.cu"),
     include_str!("kernels/layers.cu"),
+    include_str!("kernels/distill.cu"),
     include_str!("kernels/update.cu"),
     include_str!("kernels/quantize.cu"),
     include_str!("kernels/decode.cu"),

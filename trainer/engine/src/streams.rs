@@ -28,6 +28,11 @@ pub struct Batch {
     pub predicted_at: Vec<i32>,
     /// The token that is predicted there, `[N]`.
     pub targets: Vec<i32>,
+    /// For each target the token, with hidden states of the source, whose logits say what the
+    /// source predicts there, `[N]`; empty where the loss is cross-entropy alone.
+    pub teachers: Vec<i32>,
+    /// Share of the divergence from the teachers in the loss, 0 to 1; cross-entropy has the rest.
+    pub distill: f32,
     /// The first so many tokens, whole tiles, are those that gated adapters act on; no other token
     /// may see them. Not read without gated adapters.
     pub adapted: usize,

@@ -407,6 +407,7 @@ fn training_state(
         training: true,
         dtype: compute.dtype,
         gpus: 1,
+        distill: 0.0,
     };
     let mut decoder = Decoder::new(host.config);
     if let Some(shape) = lora {

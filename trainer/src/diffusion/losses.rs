@@ -76,7 +76,7 @@ impl Taught {
 
 impl Losses {
     /// Of three values of each target ([`Source::judge`]) and its distance in the run.
-    pub(super) fn of_judged(values: &[f32], distances: &[usize], distill: f64) -> Self {
+    pub(crate) fn of_judged(values: &[f32], distances: &[usize], distill: f64) -> Self {
         let column = |i: usize| values.iter().skip(i).step_by(3).copied();
         let sum = |i: usize| column(i).map(f64::from).sum::<f64>();
         let (cross_entropy, divergence) = (sum(0), sum(1));

@@ -81,6 +81,10 @@ impl Native {
         match *self {}
     }
 
+    pub(crate) fn losses(&mut self, _batch: &Batch) -> Result<Losses> {
+        match *self {}
+    }
+
     pub(crate) fn scored(&mut self, _batch: &Batch, _never: i64) -> Result<Scored> {
         match *self {}
     }

@@ -143,6 +143,8 @@ pub(super) fn convert(batch: &Batch) -> dlm_engine::Batch {
         tiles: tiles.collect(),
         predicted_at: batch.targets.iter().map(|t| t.at as i32).collect(),
         targets: batch.targets.iter().map(|t| t.id).collect(),
+        teachers: batch.teachers.iter().map(|at| *at as i32).collect(),
+        distill: 0.0,
         adapted: batch.tokens.len(),
     }
 }
@@ -216,13 +218,15 @@ pub(super) fn noised_first(batch: &Batch) -> Result<(dlm_engine::Batch, Vec<usiz
         };
         (tile.prefix, tile.own) = (keys(tile.prefix)?, keys(tile.own)?);
     }
+    let there = |at: &i32| place[*at as usize] as i32;
     let batch = dlm_engine::Batch {
         input_ids: moved(&plain.input_ids, &place),
         positions: moved(&plain.positions, &place),
         tiles,
-        predicted_at: plain.predicted_at.iter().map(|at| place[*at as usize] as i32).collect(),
-        targets: plain.targets,
+        predicted_at: plain.predicted_at.iter().map(there).collect(),
+        teachers: plain.teachers.iter().map(there).collect(),
         adapted: first,
+        ..plain
     };
     Ok((batch, place))
 }
@@ -268,7 +272,7 @@ mod tests {
             token_shift: true,
         };
         for layout in [Layout::Saving, Layout::Reference] {
-            let objective = Objective::Lossless { layout, offsets: 2, taught: false };
+            let objective = Objective::Lossless { layout, offsets: 2, taught: true };
             let taken = vec![vec![true, false, true, false]; 2];
             let rows = [row(5), row(12)];
             let mut batch = build_batch(objective, &rows, &taken, &spec, StreamShape::Flat);
@@ -287,8 +291,11 @@ mod tests {
                 assert_eq!(noised[old] > 0.0, *new < first);
             }
             let named = |batch: &dlm_engine::Batch| -> Vec<i32> {
-                batch.predicted_at.iter().map(|at| batch.input_ids[*at as usize]).collect()
+                let at = batch.predicted_at.iter().chain(&batch.teachers);
+                at.map(|at| batch.input_ids[*at as usize]).collect()
             };
+            assert_eq!(moved.teachers.len(), moved.targets.len());
+            assert!(moved.teachers.iter().all(|at| *at as usize >= first));
             assert_eq!((named(&plain), plain.targets), (named(&moved), moved.targets));
         }
     }

@@ -12,6 +12,8 @@ mod convert;
 #[cfg(feature = "native")]
 mod followers;
 #[cfg(feature = "native")]
+mod given;
+#[cfg(feature = "native")]
 mod present;
 
 #[cfg(not(feature = "native"))]
@@ -39,6 +41,8 @@ pub(crate) struct NativeOptions {
     pub dtype: ComputeDtype,
     /// GPUs that train together, each of which holds a part of the optimizer's state.
     pub gpus: usize,
+    /// Share of the divergence from the source in the loss, 0 to 1, where a batch has teachers.
+    pub distill: f64,
 }
 
 impl NativeOptions {
@@ -50,6 +54,7 @@ impl NativeOptions {
             training: false,
             dtype,
             gpus: 1,
+            distill: 0.0,
         }
     }
 }

@@ -10,6 +10,7 @@ use super::convert::{
     Reordered, convert, convert_tile, engine_options, moved, noised_first, reordered, roles, shape,
 };
 use super::followers::{Answer, Followers, device_error};
+use super::given::{Given, losses_of};
 use super::{KernelMs, NativeOptions};
 use crate::attention;
 use crate::compute::tensor_io::download;
@@ -29,7 +30,9 @@ pub(crate) struct Native {
     /// Passes of a step that the followers have not answered yet.
     running: Vec<Answer<()>>,
     /// Micro-batches of the step so far.
-    given: usize,
+    given: Given,
+    /// Share of the divergence from the source in the loss, where a batch has teachers.
+    distill: f64,
     params: Params,
     /// In the order of the parameters.
     roles: Vec<Role>,
@@ -40,6 +43,7 @@ pub(crate) struct Native {
 impl Native {
     /// An engine with zero weights on the GPU with this CUDA index.
     pub(crate) fn open(index: usize, decoder: &Decoder, options: NativeOptions) -> Result<Self> {
+        let distill = options.distill;
         let options = engine_options(&decoder.cfg, options);
         let options = Options { share: dlm_engine::Share::WHOLE, ..options };
         let engine = Engine::new(index, shape(decoder), options).map_err(device_error)?;
@@ -48,7 +52,8 @@ impl Native {
             engine,
             followers: None,
             running: Vec::new(),
-            given: 0,
+            given: Given::default(),
+            distill,
             params,
             roles,
             place: None,
@@ -69,13 +74,14 @@ impl Native {
             return Native::open(*first, decoder, options);
         }
         let (shape, roles) = (shape(decoder), roles(&decoder.params));
+        let distill = options.distill;
         let options = engine_options(&decoder.cfg, options);
         let of = indices.len();
         let own = Options { share: dlm_engine::Share { rank: 0, of }, ..options };
         let engine = Engine::new(*first, shape.clone(), own).map_err(device_error)?;
         let followers = Some(Followers::start(&engine, others, (&shape, options))?);
-        let params = decoder.params.clone();
-        Ok(Native { engine, followers, running: Vec::new(), given: 0, params, roles, place: None })
+        let (running, given, params) = (Vec::new(), Given::default(), decoder.params.clone());
+        Ok(Native { engine, followers, running, given, distill, params, roles, place: None })
     }
 
     /// Lets every engine do the same, and waits for all.
@@ -198,10 +204,11 @@ impl Native {
     }
 
     fn convert(&self, batch: &Batch) -> Result<dlm_engine::Batch> {
-        match self.is_gated() {
-            true => Ok(noised_first(batch)?.0),
-            false => Ok(convert(batch)),
-        }
+        let converted = match self.is_gated() {
+            true => noised_first(batch)?.0,
+            false => convert(batch),
+        };
+        Ok(dlm_engine::Batch { distill: self.distill as f32, ..converted })
     }
 
     /// How far BitLinear rounds from now on, 0 to 1.
@@ -218,17 +225,20 @@ impl Native {
     pub(crate) fn clear_gradients(&mut self) -> Result<()> {
         // passes of a step that was given up
         self.running.drain(..).for_each(|answer| drop(answer.wait()));
-        self.given = 0;
+        self.given.clear();
         self.on_all(Engine::clear_gradients)
+    }
+
+    fn engines(&self) -> usize {
+        1 + self.followers.as_ref().map_or(0, Followers::count)
     }
 
     /// Queues a forward and a backward pass, on each GPU in turn; `scale` is 1 / counted targets of
     /// the step.
     pub(crate) fn pass(&mut self, batch: &Batch, scale: f64) -> Result<()> {
+        let turn = self.given.count() % self.engines();
+        self.given.push(batch);
         let (batch, scale) = (self.convert(batch)?, scale as f32);
-        let engines = 1 + self.followers.as_ref().map_or(0, Followers::count);
-        let turn = self.given % engines;
-        self.given += 1;
         match &self.followers {
             Some(followers) if turn > 0 => {
                 let answer = followers.ask(turn - 1, move |engine| engine.pass(&batch, scale));
@@ -243,7 +253,7 @@ impl Native {
     pub(crate) fn finish(&mut self) -> Result<(Losses, f64)> {
         let Some(followers) = &self.followers else {
             let (losses, norm) = self.engine.finish().map_err(device_error)?;
-            return Ok((Losses::of(&losses), norm));
+            return Ok((self.given.losses((0, 1), &losses, self.distill), norm));
         };
         self.running.drain(..).try_for_each(Answer::wait)?;
         let waiting = followers.ask_all(|engine| engine.wait());
@@ -257,26 +267,32 @@ impl Native {
         let mut found = Losses::default();
         let mut squares = 0.0;
         let shares = std::iter::once(own).chain(adding.into_iter().map(Answer::wait));
-        for share in shares.collect::<Vec<_>>() {
+        for (rank, share) in shares.collect::<Vec<_>>().into_iter().enumerate() {
             let (losses, norm) = share?;
-            let losses = Losses::of(&losses);
-            found.sum += losses.sum;
-            found.sure += losses.sure;
+            found.add(&self.given.losses((rank, self.engines()), &losses, self.distill));
             squares += norm * norm;
         }
         Ok((found, squares.sqrt()))
     }
 
-    /// Sum of the cross-entropies, without gradients.
+    /// Sum of the losses, without gradients.
     pub(crate) fn loss_sum(&mut self, batch: &Batch) -> Result<f64> {
-        let batch = self.convert(batch)?;
-        self.engine.loss_sum(&batch).map_err(device_error)
+        Ok(self.losses(batch)?.sum)
+    }
+
+    /// The losses, without gradients.
+    pub(crate) fn losses(&mut self, batch: &Batch) -> Result<Losses> {
+        let converted = self.convert(batch)?;
+        let values = self.engine.losses(&converted).map_err(device_error)?;
+        Ok(losses_of(batch, &values, self.distill))
     }
 
     /// The same, and the most probable token for each target; `never` is not predicted.
     pub(crate) fn scored(&mut self, batch: &Batch, never: i64) -> Result<Scored> {
-        let batch = self.convert(batch)?;
-        let loss_sum = self.engine.loss_sum(&batch).map_err(device_error)?;
+        let distill = self.distill;
+        let converted = self.convert(batch)?;
+        let values = self.engine.losses(&converted).map_err(device_error)?;
+        let (loss_sum, batch) = (losses_of(batch, &values, distill).sum, converted);
         let never = i32::try_from(never).ok();
         let best = match batch.predicted_at.is_empty() {
             true => Vec::new(),
@@ -424,7 +440,8 @@ pub(crate) fn memory_need(
     tokens: usize,
     targets: usize,
 ) -> (usize, usize) {
+    let taught = options.distill > 0.0;
     let options = engine_options(&decoder.cfg, options);
-    let need = dlm_engine::memory_need(&shape(decoder), &options, tokens, targets);
+    let need = dlm_engine::memory_need(&shape(decoder), &options, (tokens, targets), taught);
     (need.fixed, need.activations)
 }

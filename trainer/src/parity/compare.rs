@@ -308,6 +308,7 @@ impl Computed {
             training: true,
             dtype: compute.dtype,
             gpus: 1,
+            distill,
         };
         let mut native = Native::open(compute.cuda_index(), &model.decoder, native)?;
         native.set_weights(&model.weights)?;

@@ -6,12 +6,14 @@ use dlm_test_support::families;
 use super::adapters::adapted;
 use crate::compute::tensor_io::download;
 use crate::compute::{AttentionChoice, ComputePlan, device};
+use crate::config::Config;
 use crate::diffusion::distill::losses;
 use crate::diffusion::objective::{all_logits, interruptible, loss_sum};
 use crate::diffusion::{
     Batch, DeviceBatch, DocumentMask, IGNORE, Layout, Losses, Objective, ObjectiveSpec, PackedRow,
     PassOptions, build_batch,
 };
+use crate::estimate::{Gpus, Shapes, estimate};
 use crate::io::load_model::LoadedModel;
 use crate::model::Gradients;
 use crate::model::lora::ALL_TARGETS;
@@ -181,4 +183,27 @@ fn gradients_do_not_depend_on_layout_or_micro_batches() {
             }
         }
     }
+}
+
+/// The native engine holds the logits of the source beside those of the proposals.
+#[test]
+fn plans_count_what_the_source_says() {
+    let of = |distill: &str| {
+        let keys = ["model=qwen3_4b", "conversion.objective=lossless", "export.lora=adapter"];
+        let more = ["conversion.lora={rank: 16}", "train.micro_batch_rows=1", distill];
+        let all: Vec<String> = keys.iter().chain(&more).map(|key| key.to_string()).collect();
+        let cfg = Config::load(None, &all).unwrap();
+        let shapes = Shapes::built_in(&cfg).unwrap().unwrap();
+        estimate(&cfg, shapes, &Gpus::parse("H100").unwrap(), 512).unwrap()
+    };
+    let (plain, taught) = (of("conversion.distill=0"), of("conversion.distill=null"));
+    if !cfg!(feature = "native") {
+        assert_eq!(taught.engine, "burn");
+        return;
+    }
+    assert_eq!((plain.engine, taught.engine), ("native", "native"));
+    // in bf16 for two offsets of 512 positions: logits, hidden states and those behind the norm
+    let source = 2 * 512 * 2 * (151_936 + 2 * 2560);
+    let more = taught.activation_bytes.unwrap() - plain.activation_bytes.unwrap();
+    assert!((source..source + (1 << 20)).contains(&more), "{more}, not {source}");
 }

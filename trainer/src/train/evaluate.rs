@@ -58,7 +58,7 @@ pub(crate) enum Scorer<'a> {
 }
 
 impl Scorer<'_> {
-    /// Sum of the cross-entropies of a batch.
+    /// Sum of the losses of a batch.
     pub(crate) fn loss_sum(&mut self, batch: &Batch) -> Result<f64> {
         match self {
             Scorer::Burn { decoder, weights, pass, compute } => {
@@ -69,16 +69,14 @@ impl Scorer<'_> {
         }
     }
 
-    /// Losses of a batch with teachers; the native engine gives the cross-entropy alone.
+    /// Losses of a batch with teachers.
     fn taught(&mut self, batch: &Batch) -> Result<Losses> {
         match self {
             Scorer::Burn { decoder, weights, pass, compute } => {
                 let inputs = DeviceBatch::upload(decoder, batch, compute)?;
                 distill::losses(decoder, weights, &inputs, pass)
             }
-            Scorer::Native(native) => {
-                Ok(Losses { sum: native.loss_sum(batch)?, ..Losses::default() })
-            }
+            Scorer::Native(native) => native.losses(batch),
         }
     }
 

@@ -10,6 +10,7 @@ use crate::diffusion::{Layout, Objective};
 use crate::model::Decoder;
 use crate::native::{self, NativeOptions};
 use crate::report::console::message;
+use crate::train::identity::distilled_share;
 
 /// On a CPU more rows per pass are not faster.
 const CPU_CAP: usize = 8;
@@ -108,6 +109,7 @@ impl Passes<'_> {
             training: true,
             dtype: self.dtype,
             gpus: self.gpus,
+            distill: distilled_share(self.cfg),
         };
         let tokens = processed_at_most(self.objective, self.seq_len);
         let targets = targets_at_most(self.objective, self.seq_len);

@@ -180,6 +180,7 @@ impl<'a> Trainer<'a> {
             training: true,
             dtype: self.compute.dtype,
             gpus: self.workers.count(),
+            distill: self.pass.distill,
         };
         let mut native = Native::open_team(&self.gpus, &self.decoder, options)?;
         native.set_weights(&self.weights)?;
@@ -310,10 +311,7 @@ fn compute_plan(cfg: &Config, device: &ComputeDevice, source: &ModelSource) -> R
     let compute = ComputePlan::new(device.clone(), cfg.train.dtype.map(Into::into));
     let model = prepare_model::described_model(cfg, source)?;
     let muon = cfg.optim.name == config::OptimName::Muon;
-    let distilled = distilled_share(cfg) > 0.0;
-    let other = muon.then_some("it updates by AdamW, not by Muon").or(distilled.then_some(
-        "it has no loss against the source's own distribution (conversion.distill above 0)",
-    ));
+    let other = muon.then_some("it updates by AdamW, not by Muon");
     let chosen = native::is_chosen(engine_choice(cfg.train.engine), &compute, &model, other)?;
     Ok(if chosen { compute.on_native_engine() } else { compute })
 }
