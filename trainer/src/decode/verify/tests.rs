@@ -177,6 +177,22 @@ fn drawn_tokens_are_distributed_as_the_source_s() {
     }
 }
 
+/// A model may have rows that it never uses in its table, and one of them be the mask token's. A
+/// mask leaves it out, of what is drawn too; where the source decides, it is a token like another.
+#[test]
+fn the_mask_token_is_not_proposed() {
+    let text = RowText::new(vec![3, 1, 4], Vec::new(), None);
+    let cost = TokenCost { share: 0.02, together: 8 };
+    let row: Box<dyn Row> = Box::new(VerifyRow::new(text, options(7, 5), 20, None, cost));
+    let pass = row.next_pass().unwrap();
+    let never = |offset: &usize| row.never_at(&pass, *offset);
+    let (clean, masks): (Vec<usize>, Vec<usize>) =
+        pass.judged.iter().partition(|offset| **offset < pass.clean());
+    assert!(!clean.is_empty() && !masks.is_empty());
+    assert!(clean.iter().all(|offset| never(offset).is_none()));
+    assert!(masks.iter().all(|offset| never(offset) == Some(99)));
+}
+
 /// The best plan by trying all of them.
 #[test]
 fn a_plan_is_the_best_of_all() {
