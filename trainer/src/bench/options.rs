@@ -14,7 +14,8 @@ pub(crate) enum BenchLayout {
     Reference,
     /// Plain causal loss on responses.
     Sft,
-    /// Proposals by adapters at mask tokens, two starting offsets of blocks (needs a LoRA rank).
+    /// Proposals by adapters at mask tokens, two starting offsets of blocks, learnt from the source
+    /// alone, as a run does unless it says otherwise (needs a LoRA rank).
     Lossless,
 }
 

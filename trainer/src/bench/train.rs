@@ -41,6 +41,9 @@ const NOISE_EPS: f64 = 1e-3;
 /// Starting offsets of blocks in a row of the lossless objective.
 const BLOCK_OFFSETS: usize = 2;
 
+/// Share of the divergence from the source in the loss, there: as in training.
+const DISTILL: f64 = 1.0;
+
 /// Result of a measurement; times are of counted steps only.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct TrainBenchReport {
@@ -203,11 +206,9 @@ impl<'a> Bench<'a> {
             BenchLayout::Saving => Objective::BlockDiffusion(Layout::Saving),
             BenchLayout::Reference => Objective::BlockDiffusion(Layout::Reference),
             BenchLayout::Sft => Objective::Sft,
-            BenchLayout::Lossless => Objective::Lossless {
-                layout: Layout::Saving,
-                offsets: BLOCK_OFFSETS,
-                taught: false,
-            },
+            BenchLayout::Lossless => {
+                Objective::Lossless { layout: Layout::Saving, offsets: BLOCK_OFFSETS, taught: true }
+            }
         };
         let spec = ObjectiveSpec {
             bd_size,
@@ -219,7 +220,7 @@ impl<'a> Bench<'a> {
         let pass = PassOptions {
             activation_checkpointing: options.activation_checkpointing,
             loss_chunk: options.loss_chunk.unwrap_or(LOSS_CHUNK),
-            distill: 0.0,
+            distill: DISTILL,
         };
         let micro = options.micro.unwrap_or(batch).clamp(1, batch);
         Ok(Bench { options, compute, decoder, state, optim, objective, spec, pass, micro })
@@ -407,7 +408,7 @@ fn training_state(
         training: true,
         dtype: compute.dtype,
         gpus: 1,
-        distill: 0.0,
+        distill: DISTILL,
     };
     let mut decoder = Decoder::new(host.config);
     if let Some(shape) = lora {
