@@ -25,14 +25,7 @@ out=$(cd "$out" && pwd) bin=$(cd "$bin" && pwd)
 [ "$part" = smollm2 ] && [ -d "$model" ] && model=$(cd "$model" && pwd)
 cd "$here"
 
-say() { echo "[$(date +%H:%M:%S)] $*" >&2; }
-once() { # NAME COMMAND…: not repeated once it has succeeded
-    local name=$1; shift
-    [ -e "$out/log/$name.done" ] && return
-    say "$name"
-    "$@" >"$out/log/$name.log" 2>&1 || { tail -5 "$out/log/$name.log" >&2; say "$name failed: $out/log/$name.log"; exit 1; }
-    : >"$out/log/$name.done"
-}
+. scripts/once.sh
 train() { # NAME DATA SETTINGS…
     local name=$1 data=$2; shift 2
     once "$name" "$bin/dlm-train" --data "$out/$data" --device "$device" output.dir="$out/$name" train.log_every=100 "$@"

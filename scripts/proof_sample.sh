@@ -14,14 +14,7 @@ mkdir -p "$out/log"
 out=$(cd "$out" && pwd) bin=$(cd "$bin" && pwd)
 cd "$here"
 
-say() { echo "[$(date +%H:%M:%S)] $*" >&2; }
-once() { # NAME COMMAND…: not repeated once it has succeeded
-    local name=$1; shift
-    [ -e "$out/log/$name.done" ] && return
-    say "$name"
-    "$@" >"$out/log/$name.log" 2>&1 || { tail -5 "$out/log/$name.log" >&2; say "$name failed: $out/log/$name.log"; exit 1; }
-    : >"$out/log/$name.done"
-}
+. scripts/once.sh
 prep() { # NAME [ARGUMENTS]
     local name=$1; shift
     once "$name" "$bin/dlm-prep" --input datasets/sample/train.parquet --tokenizer datasets/sample/tokenizer --out "$out/$name" --seq-len 256 \

@@ -13,10 +13,9 @@ import argparse
 import json
 import pathlib
 import struct
-import subprocess
 import sys
 
-from train_steps import ROOT, SHAPES
+from train_steps import packed_sample, run
 
 STEPS = 4
 
@@ -43,18 +42,7 @@ def main():
     parser.add_argument("--out", required=True, type=pathlib.Path)
     parser.add_argument("--gpus", type=int, default=2)
     a = parser.parse_args()
-    out = a.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    shapes = json.loads((ROOT / "configs/model/sample.json").read_text()) | SHAPES
-    (out / "config.json").write_text(json.dumps(shapes))
-
-    def run(command):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"{command}: exit {done.returncode}\n{done.stdout[-1500:]}{done.stderr[-3000:]}")
-
-    run([a.prep, *f"--input datasets/sample/train.parquet --tokenizer datasets/sample/tokenizer --out {out}/data".split(),
-         *"--seq-len 64 --bd-size 16 --max-rows 400 --eval-fraction 0.05 --overwrite".split()])  # fmt: skip
+    out = packed_sample(a, ["--eval-fraction", "0.05"])
 
     def train(name, device, keys, steps=STEPS):
         run([
@@ -62,7 +50,7 @@ def main():
             "train.batch_rows=6", "train.micro_batch_rows=1", "train.dtype=fp32", f"train.max_steps={steps}", "train.log_every=1",
             "train.eval_every=0", "train.save_every=2", "optim.schedule=constant_with_warmup", "optim.warmup_ratio=0",
             "optim.lr=3e-3", "export.dtype=fp32", f"output.dir={out}/{name}", *keys,
-        ])  # fmt: skip
+        ], name)  # fmt: skip
         lines = (out / name / "metrics.jsonl").read_text().splitlines()
         return list(map(json.loads, lines))
 

@@ -37,6 +37,17 @@ def run(command, what):
         sys.exit(f"{what}: exit {done.returncode}\n{done.stdout[-1500:]}{done.stderr[-3000:]}")
 
 
+def packed_sample(a, more=()):
+    """The folder a.out with `data`, the packed sample, and `config.json` of the tiny model; its path."""
+    out = a.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    shapes = json.loads((ROOT / "configs/model/sample.json").read_text()) | SHAPES
+    (out / "config.json").write_text(json.dumps(shapes))
+    run([a.prep, *f"--input datasets/sample/train.parquet --tokenizer datasets/sample/tokenizer --out {out}/data".split(),
+         *"--seq-len 64 --bd-size 16 --max-rows 400 --overwrite".split(), *more], "dlm-prep")  # fmt: skip
+    return out
+
+
 def evaluations_agree(exact, rounded, cuda):
     """Whether the evaluation after the last step counts what the CPU's does: the same tokens, and right ones
     that differ by no more than rounding may turn."""

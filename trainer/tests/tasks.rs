@@ -7,10 +7,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use common::sample_tasks::sample_tasks;
 use common::{ok, refused, train};
-use dlm_prep::Prepare;
-use dlm_test_support::{on_the_cpu, sample};
-use serde_json::{Value, json};
+use dlm_test_support::on_the_cpu;
+use serde_json::Value;
 
 /// Held-out prompts of the sample that are evaluated.
 const TASKS: usize = 12;
@@ -18,33 +18,7 @@ const TASKS: usize = 12;
 /// A folder with a model trained for a moment on the sample (`ar`), its conversion (`out`), and
 /// `tasks.jsonl`.
 fn models(dir: &Path) {
-    let rows = fs::read_to_string(sample("heldout.jsonl")).unwrap();
-    let rows: Vec<Value> =
-        rows.lines().take(64).map(|line| serde_json::from_str(line).unwrap()).collect();
-    let trained: Vec<String> = rows
-        .iter()
-        .map(|row| {
-            let mut messages = row["messages"].as_array().unwrap().clone();
-            messages.push(json!({"role": "assistant", "content": row["expected"]}));
-            json!({"messages": messages}).to_string()
-        })
-        .collect();
-    fs::write(dir.join("rows.jsonl"), trained.join("\n")).unwrap();
-    let tasks: Vec<String> = rows.iter().take(TASKS).map(Value::to_string).collect();
-    fs::write(dir.join("tasks.jsonl"), tasks.join("\n")).unwrap();
-    Prepare::new(sample("tokenizer"))
-        .input(dir.join("rows.jsonl"))
-        .seq_len(128)
-        .bd_size(16)
-        .run(dir.join("data"))
-        .unwrap();
-    let config = fs::read(sample("../../configs/model/sample.json")).unwrap();
-    let mut config: Value = serde_json::from_slice(&config).unwrap();
-    for (key, value) in [("hidden_size", 64), ("intermediate_size", 128), ("num_hidden_layers", 1)]
-    {
-        config[key] = json!(value);
-    }
-    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    sample_tasks(dir, 64, TASKS, 16);
     let budget = "conversion.total_tokens=12000";
     ok(&mut train(dir, "ar", &["conversion.objective=sft", budget]));
     let mut convert = on_the_cpu(env!("CARGO_BIN_EXE_dlm-train"));

@@ -10,9 +10,9 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use common::sample_tasks::sample_tasks;
 use common::{ok, refused, train};
-use dlm_prep::Prepare;
-use dlm_test_support::{on_the_cpu, sample};
+use dlm_test_support::on_the_cpu;
 use serde_json::{Value, json};
 
 /// Held-out prompts of the sample.
@@ -21,29 +21,7 @@ const TASKS: usize = 6;
 /// A folder with a model trained for a moment on the sample (`ar`), adapters that propose for it
 /// (`proposals`), adapters for all tokens (`adapter`), and `tasks.jsonl`.
 fn models(dir: &Path) {
-    let rows = fs::read_to_string(sample("heldout.jsonl")).unwrap();
-    let rows: Vec<Value> =
-        rows.lines().take(48).map(|line| serde_json::from_str(line).unwrap()).collect();
-    let trained: Vec<String> = rows
-        .iter()
-        .map(|row| {
-            let mut messages = row["messages"].as_array().unwrap().clone();
-            messages.push(json!({"role": "assistant", "content": row["expected"]}));
-            json!({"messages": messages}).to_string()
-        })
-        .collect();
-    fs::write(dir.join("rows.jsonl"), trained.join("\n")).unwrap();
-    let tasks: Vec<String> = rows.iter().take(TASKS).map(Value::to_string).collect();
-    fs::write(dir.join("tasks.jsonl"), tasks.join("\n")).unwrap();
-    let prepare = Prepare::new(sample("tokenizer")).input(dir.join("rows.jsonl"));
-    prepare.seq_len(128).bd_size(8).run(dir.join("data")).unwrap();
-    let config = fs::read(sample("../../configs/model/sample.json")).unwrap();
-    let mut config: Value = serde_json::from_slice(&config).unwrap();
-    for (key, value) in [("hidden_size", 64), ("intermediate_size", 128), ("num_hidden_layers", 1)]
-    {
-        config[key] = json!(value);
-    }
-    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    sample_tasks(dir, 48, TASKS, 8);
     let budget = "conversion.total_tokens=40000";
     ok(&mut train(dir, "ar", &["conversion.objective=sft", budget]));
     let adapters = ["source.init=pretrained", "source.path=ar", "export.lora=adapter"];

@@ -4,6 +4,7 @@
 
 #[cfg(unix)]
 pub(crate) mod damage;
+pub(crate) mod sample_tasks;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
