@@ -215,6 +215,23 @@ impl ModelFiles {
         self.folder.usual_mode()
     }
 
+    /// What to say where an adapter was trained beside other weights; reads them all.
+    pub(crate) fn other_source(&self) -> Option<String> {
+        self.folder.other_source()
+    }
+
+    /// The modes that the model has.
+    pub(crate) fn modes(&self, options: &GenerateOptions) -> Vec<DecodeMode> {
+        match self.is_converted(options) {
+            _ if self.usual_mode() == DecodeMode::Verify => {
+                vec![DecodeMode::Ar, DecodeMode::Verify]
+            }
+            true if !self.has_token_shift() => vec![DecodeMode::Block],
+            true => vec![DecodeMode::Ar, DecodeMode::Block],
+            false => vec![DecodeMode::Ar],
+        }
+    }
+
     /// The same prompts, decoded by the model without its adapter.
     pub(crate) fn without_adapter(&self) -> Self {
         let (name, dir, codec) = (self.name.clone(), self.dir.clone(), self.codec.clone());

@@ -142,7 +142,32 @@ fn check_eval(dir: &Path) {
     let tokens = |found: &Value| found["completion_ids"].as_array().unwrap().len() as u64;
     assert_eq!(runs[2]["tokens"], json!(by_hand.iter().map(tokens).sum::<u64>()));
     refused(&mut eval(&["--mode", "verify"]), 2, &["--adapter", "lossless"]);
-    refused(&mut eval(&["--mode", "ar", "--propose", "4"]), 2, &["--propose", "ar"]);
+    // what no mode reads that is decoded in, typed or usual
+    for (more, words) in [
+        (&["--mode", "ar", "--propose", "4"][..], ["--propose", "--mode ar"]),
+        (&["--adapter", "proposals", "--threshold", "0.3"], ["--threshold", "--mode verify"]),
+        (&["--adapter", "adapter", "--propose", "4"], ["--propose", "--mode ar,block"]),
+        (&["--propose", "4"], ["--propose", "--mode ar,block"]),
+    ] {
+        refused(&mut eval(more), 2, &words);
+    }
+}
+
+/// Beside other weights than those it was trained with an adapter works, and it is said.
+fn check_another_source(dir: &Path) {
+    let said = || {
+        let call = ["--adapter", "proposals", "--prompt", "x", "--max-new-tokens", "4"];
+        String::from_utf8(ok(&mut dlm_train(dir, "generate", &call)).stderr).unwrap()
+    };
+    assert!(!said().contains("warning"), "{}", said());
+    let weights = dir.join("ar/model.safetensors");
+    let own = fs::read(&weights).unwrap();
+    let mut other = own.clone();
+    *other.last_mut().unwrap() ^= 1;
+    fs::write(&weights, other).unwrap();
+    let words = ["warning: the adapter was trained beside a model", "source_sha256"];
+    assert!(words.iter().all(|word| said().contains(word)), "{}", said());
+    fs::write(&weights, own).unwrap();
 }
 
 /// A running server; killed at its end.
@@ -215,6 +240,15 @@ fn check_serve(dir: &Path) {
     let refusal = answer(ask(0, Some("block")));
     let message = refusal["error"]["message"].as_str().unwrap();
     assert!(message.contains("verify"), "{message}");
+    for (more, words) in [
+        (&["--adapter", "proposals", "--threshold", "0.4"][..], ["--threshold", "ar,verify"]),
+        (&["--adapter", "proposals", "--block-size", "8"], ["--block-size", "ar,verify"]),
+        (&["--propose", "4"], ["--propose", "--mode ar,block"]),
+        (&["--adapter", "adapter", "--propose", "4"], ["--propose", "--mode ar,block"]),
+    ] {
+        let more = [&["--port", "0"], more].concat();
+        refused(&mut dlm_train(dir, "serve", &more), 2, &words);
+    }
 }
 
 #[test]
@@ -223,5 +257,6 @@ fn the_source_s_own_answers_in_fewer_passes() {
     models(folder.path());
     check_generate(folder.path());
     check_eval(folder.path());
+    check_another_source(folder.path());
     check_serve(folder.path());
 }

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use super::place::PlaceArgs;
 use super::printer::{Form, Printer};
+use crate::decode::generate_options::ModeOptions;
 use crate::decode::prompt;
 use crate::error::{Error, Result};
 use crate::generate::{DecodeMode, GenerateOptions, ModelFiles, Prompt};
@@ -124,7 +125,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<bool> {
     let mut options = options(args)?;
     let files = ModelFiles::open_adapted(&args.model, args.adapter.as_deref())?;
     options.mode = args.mode.unwrap_or(files.usual_mode());
-    check_mode(args, options.mode)?;
+    mode_options(args).check(&[options.mode])?;
     let prompts = files.encode(&prompts, &options)?;
     let stops = files.request(&options)?.stop.map(|stop| stop.strings).unwrap_or_default();
     let codec = files.codec().ok().cloned();
@@ -132,7 +133,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<bool> {
         DecodeMode::Block => files.block_size(&options),
         DecodeMode::Ar | DecodeMode::Verify => 1,
     };
-    for warning in files.warnings(&prompts, &options) {
+    for warning in files.warnings(&prompts, &options).into_iter().chain(files.other_source()) {
         console::message(format_args!("warning: {warning}"));
     }
     let started = Instant::now();
@@ -167,9 +168,9 @@ pub(super) fn run(args: &GenerateArgs) -> Result<bool> {
     Ok(true)
 }
 
-/// Refuses options of another mode.
-fn check_mode(args: &GenerateArgs, mode: DecodeMode) -> Result<()> {
-    let block_only = [
+/// The options that one mode alone reads.
+fn mode_options(args: &GenerateArgs) -> ModeOptions {
+    let of_blocks = [
         ("--threshold", args.threshold.is_some()),
         ("--block-size", args.block_size.is_some()),
         ("--sub-block-size", args.sub_block_size.is_some()),
@@ -178,14 +179,9 @@ fn check_mode(args: &GenerateArgs, mode: DecodeMode) -> Result<()> {
         ("--fuse-commit", args.fuse_commit),
         ("--blocks-in-flight", args.blocks_in_flight.is_some()),
     ];
-    let typed = block_only.iter().find(|(_, typed)| *typed && mode != DecodeMode::Block);
-    let verify_only = ("--propose", args.propose.is_some());
-    match typed.or(Some(&verify_only).filter(|(_, typed)| *typed && mode != DecodeMode::Verify)) {
-        Some((flag, _)) => {
-            Err(Error::Usage(format!("{flag} has no meaning with --mode {}", mode.name())))
-        }
-        None => Ok(()),
-    }
+    ModeOptions::default()
+        .of(DecodeMode::Block, &of_blocks)
+        .of(DecodeMode::Verify, &[("--propose", args.propose.is_some())])
 }
 
 /// The settings of a call.
@@ -193,7 +189,7 @@ fn options(args: &GenerateArgs) -> Result<GenerateOptions> {
     let usual = GenerateOptions::default();
     let mode = args.mode.unwrap_or(usual.mode);
     if let Some(mode) = args.mode {
-        check_mode(args, mode)?;
+        mode_options(args).check(&[mode])?;
     }
     let drawing = [
         ("--top-p", args.top_p.is_some()),

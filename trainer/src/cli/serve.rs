@@ -12,6 +12,7 @@ use clap::Args;
 
 use super::generate::{stop_token_ids, template_kwargs};
 use super::place::PlaceArgs;
+use crate::decode::generate_options::ModeOptions;
 use crate::error::{Error, Result};
 use crate::generate::{DecodeMode, GenerateOptions, ModelFiles};
 use crate::report::console;
@@ -145,8 +146,9 @@ pub(super) fn run(args: &ServeArgs) -> Result<bool> {
     }
     let files = ModelFiles::open_adapted(&args.model, args.adapter.as_deref())?;
     decoding.mode = args.mode.unwrap_or(files.usual_mode());
+    mode_options(args).check(&files.modes(&decoding))?;
     let positions = positions(args.positions, files.positions())?;
-    for warning in files.warnings(&[], &decoding) {
+    for warning in files.warnings(&[], &decoding).into_iter().chain(files.other_source()) {
         console::message(format_args!("warning: {warning}"));
     }
     let settings = Settings {
@@ -211,6 +213,19 @@ fn decoding(args: &ServeArgs) -> Result<GenerateOptions> {
         temperature: args.temperature,
         ..usual
     })
+}
+
+/// The options that one mode alone reads.
+fn mode_options(args: &ServeArgs) -> ModeOptions {
+    let of_blocks = [
+        ("--threshold", args.threshold.is_some()),
+        ("--block-size", args.block_size.is_some()),
+        ("--sub-block-size", args.sub_block_size.is_some()),
+        ("--sub-block-cache", args.sub_block_cache),
+    ];
+    ModeOptions::default()
+        .of(DecodeMode::Block, &of_blocks)
+        .of(DecodeMode::Verify, &[("--propose", args.propose.is_some())])
 }
 
 fn limits(args: &ServeArgs) -> Result<Limits> {

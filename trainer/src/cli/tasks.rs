@@ -9,8 +9,8 @@ use clap::Args;
 
 use super::generate::{stop_token_ids, template_kwargs};
 use crate::compute::WeightFormat;
-use crate::decode::generate_options::{DecodeMode, GenerateOptions};
-use crate::error::{Error, Result};
+use crate::decode::generate_options::{DecodeMode, GenerateOptions, ModeOptions};
+use crate::error::Result;
 use crate::generate::ModelOptions;
 use crate::report::console;
 use crate::tasks::{Baseline, TaskOptions, evaluate};
@@ -100,7 +100,6 @@ pub(super) fn run(
     let usual = GenerateOptions::default();
     let thresholds =
         if args.threshold.is_empty() { vec![usual.threshold] } else { args.threshold.clone() };
-    let has_no = |mode| !args.mode.is_empty() && !args.mode.contains(&mode);
     let of_blocks = [
         ("--threshold", !args.threshold.is_empty()),
         ("--sub-block-size", !args.sub_block_size.is_empty()),
@@ -110,13 +109,11 @@ pub(super) fn run(
         ("--blocks-in-flight", !args.blocks_in_flight.is_empty()),
         ("--block-size", args.block_size.is_some()),
     ];
-    let of_blocks = of_blocks.iter().filter(|_| has_no(DecodeMode::Block));
-    let of_verify = [("--propose", !args.propose.is_empty())];
-    let of_verify = of_verify.iter().filter(|_| has_no(DecodeMode::Verify));
-    if let Some((flag, _)) = of_blocks.chain(of_verify).find(|(_, typed)| *typed) {
-        let modes: Vec<&str> = args.mode.iter().map(|mode| mode.name()).collect();
-        let modes = modes.join(",");
-        return Err(Error::Usage(format!("{flag} has no meaning with --mode {modes}")));
+    let mode_options = ModeOptions::default()
+        .of(DecodeMode::Block, &of_blocks)
+        .of(DecodeMode::Verify, &[("--propose", !args.propose.is_empty())]);
+    if !args.mode.is_empty() {
+        mode_options.check(&args.mode)?;
     }
     let options = TaskOptions {
         model,
@@ -130,6 +127,7 @@ pub(super) fn run(
         limit: args.limit,
         extract: args.extract.clone(),
         modes: args.mode.clone(),
+        mode_options,
         thresholds,
         sub_block_sizes: args.sub_block_size.clone(),
         blocks_in_flight: match args.blocks_in_flight.as_slice() {

@@ -148,6 +148,21 @@ impl ModelFolder {
         }
     }
 
+    /// What to say where an adapter names another source than the model beside it: hashes are of
+    /// config.json and weights. Nothing where a file is missing, which loading says.
+    pub(crate) fn other_source(&self) -> Option<String> {
+        let record = self.adapter.as_ref()?.join("dlm_config.json");
+        let record: Value = json::read_if_present(&record, "valid JSON").ok()??;
+        let trained = record.get("source_sha256")?.as_str()?;
+        let beside = content_hash(&self.dir).ok()??;
+        (trained != beside).then(|| {
+            format!(
+                "the adapter was trained beside a model whose config.json and weights have sha256 {trained} (source_sha256 in its dlm_config.json), and those of {} have {beside}: with other weights, unless they are the same in another dtype, it does not do what it was trained for",
+                self.dir.display()
+            )
+        })
+    }
+
     /// Loads the weights onto the device of a plan.
     pub(crate) fn load(
         &self,

@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use crate::error::{Error, Result};
+
 /// How tokens are decoded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum DecodeMode {
@@ -123,5 +125,33 @@ impl GenerateOptions {
     /// Whether the variables of the template say how the assistant's turn opens.
     pub(crate) fn opens_the_turn(&self) -> bool {
         self.template_kwargs.keys().any(|name| name.contains("think"))
+    }
+}
+
+/// Options as they are typed that one mode alone reads.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ModeOptions(Vec<(&'static str, DecodeMode)>);
+
+impl ModeOptions {
+    /// Adds those of `options` that were given, all of them of `mode`.
+    pub(crate) fn of(mut self, mode: DecodeMode, options: &[(&'static str, bool)]) -> Self {
+        let given = options.iter().filter(|(_, is_given)| *is_given);
+        self.0.extend(given.map(|(flag, _)| (*flag, mode)));
+        self
+    }
+
+    /// Refuses an option that no mode of `modes` reads.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] with its name.
+    pub(crate) fn check(&self, modes: &[DecodeMode]) -> Result<()> {
+        match self.0.iter().find(|(_, mode)| !modes.contains(mode)) {
+            None => Ok(()),
+            Some((flag, _)) => {
+                let names: Vec<&str> = modes.iter().map(|mode| mode.name()).collect();
+                let names = names.join(",");
+                Err(Error::Usage(format!("{flag} has no meaning with --mode {names}")))
+            }
+        }
     }
 }

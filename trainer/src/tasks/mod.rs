@@ -146,7 +146,7 @@ impl Set {
         options: &TaskOptions,
         tasks: &[Task],
     ) -> Result<Self> {
-        let runs = runs::list(whose, &files, options);
+        let runs = runs::list(whose, &files, options)?;
         let prompts: Vec<Prompt> = tasks.iter().map(|task| task.prompt.clone()).collect();
         let prompts = files.encode(&prompts, &options.decoding)?;
         // answers are compared as text
@@ -155,7 +155,8 @@ impl Set {
             files.request(&run.options)?;
         }
         let mut said: Vec<String> = Vec::new();
-        for warning in runs.iter().flat_map(|run| files.warnings(&prompts, &run.options)) {
+        let of_runs = runs.iter().flat_map(|run| files.warnings(&prompts, &run.options));
+        for warning in of_runs.chain(files.other_source()) {
             if !said.contains(&warning) {
                 message(format_args!("warning: {}: {warning}", path.display()));
                 said.push(warning);

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::decode::generate_options::{DecodeMode, GenerateOptions};
+use crate::decode::generate_options::{DecodeMode, GenerateOptions, ModeOptions};
 use crate::generate::ModelOptions;
 
 /// What is evaluated, and how.
@@ -22,6 +22,8 @@ pub(crate) struct TaskOptions {
     pub extract: Option<String>,
     /// How to decode; empty: every way that the model has.
     pub modes: Vec<DecodeMode>,
+    /// What was given that one mode alone reads.
+    pub mode_options: ModeOptions,
     /// Thresholds of block mode; each is combined with each sub-block size.
     pub thresholds: Vec<f64>,
     /// Sub-block sizes of block mode; empty: the usual one.

@@ -36,7 +36,10 @@ pub(super) struct Run {
 }
 
 /// The runs of a model.
-pub(super) fn list(whose: Whose, files: &ModelFiles, options: &TaskOptions) -> Vec<Run> {
+///
+/// # Errors
+/// [`Error::Usage`] for an option that none of its modes reads.
+pub(super) fn list(whose: Whose, files: &ModelFiles, options: &TaskOptions) -> Result<Vec<Run>> {
     let ar = |name: &str| Run {
         name: name.into(),
         whose,
@@ -44,15 +47,15 @@ pub(super) fn list(whose: Whose, files: &ModelFiles, options: &TaskOptions) -> V
         sub_block_size: None,
     };
     if whose == Whose::Source {
-        return vec![ar("source ar")];
+        return Ok(vec![ar("source ar")]);
     }
-    let every = match files.is_converted(&options.decoding) {
-        _ if files.usual_mode() == DecodeMode::Verify => vec![DecodeMode::Verify],
-        true if !files.has_token_shift() => vec![DecodeMode::Block],
-        true => vec![DecodeMode::Ar, DecodeMode::Block],
-        false => vec![DecodeMode::Ar],
-    };
+    let mut every = files.modes(&options.decoding);
+    if every.contains(&DecodeMode::Verify) {
+        // its ar mode is that of the model beside the adapter, the baseline
+        every.retain(|mode| *mode == DecodeMode::Verify);
+    }
     let modes = if options.modes.is_empty() { &every } else { &options.modes };
+    options.mode_options.check(modes)?;
     let sub_block_sizes: Vec<Option<usize>> = match options.sub_block_sizes.as_slice() {
         [] => vec![None],
         sizes => sizes.iter().copied().map(Some).collect(),
@@ -99,7 +102,7 @@ pub(super) fn list(whose: Whose, files: &ModelFiles, options: &TaskOptions) -> V
             }
         }
     }
-    runs
+    Ok(runs)
 }
 
 /// The folder or hub name of the baseline. Says so where a converted model has none.
